@@ -1,0 +1,32 @@
+"""The one error a user's mistake ends in: a stable code, where, what was found, what to do.
+
+The families of codes (``DCM_``, ``SER_``, ``PET_``, ``PAIR_``, ``NII_``, ``IMG_``, ``SPLIT_``, ``SET_``, ``STORE_``,
+``CFG_``, ``CKPT_``, ``DISK_``) are listed in docs/errors.md.  Nothing that identifies a patient may be put in any
+argument: files are named by their last path component, header fields by tag and keyword, never by a patient's value.
+"""
+
+
+class InputError(ValueError):
+    """A user's mistake, told in one line.
+
+    Args:
+        code: stable upper-case code with its family prefix, for instance ``NII_TRUNCATED``.
+        where: the file (last path component), header field or config field at fault.
+        found: what was there.
+        remedy: what the user can do about it.
+    """
+
+    def __init__(self, code: str, *, where: str, found: str, remedy: str) -> None:
+        self.code = code
+        self.where = where
+        self.found = found
+        self.remedy = remedy
+        super().__init__(f"{code} {where}: {found}; {remedy}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Let the error cross process borders (Ray, multiprocessing) whole."""
+        return (_rebuild, (self.code, self.where, self.found, self.remedy))
+
+
+def _rebuild(code: str, where: str, found: str, remedy: str) -> InputError:
+    return InputError(code, where=where, found=found, remedy=remedy)

@@ -1,0 +1,82 @@
+"""What every image is before it is stored: a grid, a unit, facts about its origin, and slabs on demand.
+
+A DICOM series, a NIfTI file, the phantom, a simulated low-dose scan and a resampled CT are all sources, so that ingest
+knows one thing only and never needs a whole volume in memory.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+SUV, BQML, HU, LABEL = "SUVbw", "Bq/mL", "HU", "label"  # the units an image may be in
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Where the voxels of an image lie in the patient.
+
+    Args:
+        shape: number of voxels along (z, y, x); arrays are indexed in this order everywhere.
+        affine: (4, 4) float64, maps the voxel index written as (x, y, z, 1) to RAS+ millimetres, as NIfTI does.
+    """
+
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel edge lengths along (z, y, x) in mm."""
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(z), float(y), float(x)
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of one voxel in mL."""
+        return float(abs(np.linalg.det(self.affine[:3, :3])) / 1000.0)
+
+    def matches(self, other: "Grid", tolerance_mm: float = 0.05) -> bool:
+        """Whether both grids have one shape and every corner voxel agrees within ``tolerance_mm``."""
+        if self.shape != other.shape:
+            return False
+        z, y, x = (n - 1 for n in self.shape)
+        corners = np.array([(i, j, k, 1) for i in (0, x) for j in (0, y) for k in (0, z)], dtype=np.float64)
+        gap = corners @ (self.affine - other.affine).T
+        return bool(np.abs(gap).max() <= tolerance_mm)
+
+
+class ImageSource(Protocol):
+    """An image that is read slab by slab.
+
+    ``provenance`` holds allow-listed, JSON-able facts only: no name, identifier, UID, date, time, free text or path.
+    ``read(z0, z1)`` returns C-contiguous float32 of shape (z1 - z0, y, x) in ``units`` (labels as float32 integers),
+    is pure (same slab, same values, whatever was read before) and may be called from several threads.
+    """
+
+    @property
+    def grid(self) -> Grid: ...
+    @property
+    def units(self) -> str: ...
+    @property
+    def provenance(self) -> Mapping[str, object]: ...
+    def read(self, z0: int, z1: int) -> NDArray[np.float32]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class ArraySource:
+    """A volume already in memory, as a source.
+
+    Args:
+        voxels: (z, y, x) float32.
+    """
+
+    voxels: NDArray[np.float32]
+    grid: Grid
+    units: str
+    provenance: Mapping[str, object] = field(default_factory=dict)
+
+    def read(self, z0: int, z1: int) -> NDArray[np.float32]:
+        """Return the slab ``z0 <= z < z1``."""
+        return np.ascontiguousarray(self.voxels[z0:z1], dtype=np.float32)
