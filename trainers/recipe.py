@@ -1,0 +1,178 @@
+"""What the loop may ask of a paper, and what a paper may ask of the loop.  No network, loss or phase is named here."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from jaxtyping import Float
+from torch import Tensor, nn, optim
+
+Metrics = dict[str, Tensor]  # scalar tensors, detached; the loop averages them over ranks and checks that they are finite
+State = dict[str, dict[str, Tensor]]  # engine name -> tensors, complete and independent of ranks and ZeRO stage
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What one step of a recipe asks of the feed; a pure function of the step.
+
+    Args:
+        patch: edge lengths (z, y, x) in voxels of the patches the losses see.
+        halo: extra voxels read around the low-dose patch on every side, zero beyond the volume.
+        patches_per_case: patches that one group holds, all of one case.
+        sampler: weights of the location laws of ``storage.patches.SAMPLERS``, summing to 1.
+        rois: names of the organs whose masks are read; empty for none.
+        overview: edge length of the resized whole low-dose volume, 0 for none.
+    """
+
+    patch: tuple[int, int, int]
+    halo: int
+    patches_per_case: int
+    sampler: Mapping[str, float]
+    rois: tuple[str, ...] = ()
+    overview: int = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Groups of patches; the ``n`` patches of one case are neighbours, so b = cases * n.
+
+    Args:
+        low: (b, 1, z + 2 halo, y + 2 halo, x + 2 halo) low-dose PET on the run's intensity scale.
+        full: (b, 1, z, y, x) full-dose PET on the same scale.
+        masks: (b, k, z, y, x) 0 or 1, one channel per ROI asked for; k may be 0.
+        overview: (cases, 1, o, o, o) the whole low-dose volume resized, on the same scale.
+        cases: number of groups.
+        places: for every patch, "case image z,y,x": what an error message may name.
+    """
+
+    low: Float[Tensor, "b 1 zh yh xh"]
+    full: Float[Tensor, "b 1 z y x"]
+    masks: Float[Tensor, "b k z y x"]
+    overview: Float[Tensor, "cases 1 o o o"]
+    cases: int
+    places: tuple[str, ...]
+
+
+class Engine(Protocol):
+    """One network with its own optimizer, wherever and however it is trained."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The bare network, for train() / eval() and for reading weights; never call it in a training step."""
+        ...
+
+    def __call__(self, *inputs: Tensor, **options: Any) -> Tensor:
+        """Run the network forward for its own update."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate this network's gradients; once per step."""
+        ...
+
+    def step(self) -> None:
+        """Update this network and forget its gradients."""
+        ...
+
+    def clip_weights(self, bound: float) -> None:
+        """Clamp every weight to [-bound, bound], on the copy that the next step really uses."""
+        ...
+
+    def frozen(self) -> AbstractContextManager[Callable[..., Tensor]]:
+        """Give the network's forward as a function through which gradients pass without touching its own weights."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Whole fp32 weights and optimizer state by name, equal on all ranks (collective)."""
+        ...
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what ``state`` returned, at any world size and ZeRO stage (collective)."""
+        ...
+
+
+OptimizerFactory = Callable[[Iterator[nn.Parameter]], optim.Optimizer]
+EngineFactory = Callable[[nn.Module, OptimizerFactory], Engine]
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a synthesizer wants a volume to be cut.
+
+    Args:
+        tile: output edge lengths (z, y, x) in voxels.
+        halo: voxels of context around a tile that the network needs and crops, zero beyond the volume.
+        overlap: voxels by which neighbouring output tiles overlap and are blended; 0 where tiles equal the whole.
+    """
+
+    tile: tuple[int, int, int]
+    halo: int
+    overlap: int
+
+
+class Synthesizer(Protocol):
+    """A trained recipe at inference: one context per case, then any number of tiles in any order."""
+
+    @property
+    def tiling(self) -> Tiling: ...
+    @property
+    def context_needs(self) -> Needs | None:
+        """Patches to draw for the context of a case (rois and full dose are not read), or None when it needs none."""
+        ...
+
+    def context(self, overview: Float[Tensor, "1 1 o o o"], low: Float[Tensor, "n 1 zh yh xh"]) -> Mapping[str, Tensor]:
+        """Compute once per case whatever every tile of it must share."""
+        ...
+
+    def __call__(
+        self, low: Float[Tensor, "b 1 zh yh xh"], context: Mapping[str, Tensor]
+    ) -> Float[Tensor, "b 1 z y x"]:
+        """Synthesize tiles; the halo is cropped from the result."""
+        ...
+
+
+class Recipe(Protocol):
+    """A published system while it is trained."""
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of all phases together."""
+        ...
+
+    def phase(self, step: int) -> str:
+        """Return the name of the phase that ``step`` belongs to."""
+        ...
+
+    def needs(self, step: int) -> Needs:
+        """Return what ``step`` asks of the feed."""
+        ...
+
+    def step(self, batch: Batch, step: int) -> Metrics:
+        """Make every optimizer update of one iteration, in the paper's order."""
+        ...
+
+    def synthesizer(self) -> Synthesizer:
+        """Return what inference and validation use, sharing the current weights."""
+        ...
+
+    def state(self) -> State:
+        """Return the engines' states by name."""
+        ...
+
+    def load(self, state: State) -> None:
+        """Continue from ``state``."""
+        ...
+
+
+class RecipeSpec(Protocol):
+    """One line of the registry: a paper's module seen from outside."""
+
+    Config: type[Any]
+
+    def build(self, config: Any, *, make_engine: EngineFactory, patches_per_step: int) -> Recipe:
+        """Build networks and engines; ``patches_per_step`` counts the patches of all ranks."""
+        ...
+
+    def weights_to_synthesizer(self, config: Any, weights: Mapping[str, Tensor]) -> Synthesizer:
+        """Build the inference side alone from the exported weights of a run."""
+        ...
