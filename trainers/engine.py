@@ -40,10 +40,11 @@ class PlainEngine:
 
     def __call__(self, *inputs: Tensor, **options: Any) -> Tensor:
         with _autocast(self.module, self.precision):
-            return self.module(*inputs, **options).float()
+            output: Tensor = self.module(*inputs, **options)
+        return output.float()
 
     def backward(self, loss: Tensor) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
     def step(self) -> None:
         self.optimizer.step()
@@ -80,7 +81,8 @@ def _autocast(module: nn.Module, precision: str) -> torch.autocast:
 def _frozen(module: nn.Module, precision: str) -> Iterator[Callable[..., Tensor]]:
     def forward(*inputs: Tensor, **options: Any) -> Tensor:
         with _autocast(module, precision):
-            return module(*inputs, **options).float()
+            output: Tensor = module(*inputs, **options)
+        return output.float()
 
     module.requires_grad_(False)
     try:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from jaxtyping import Float
 from torch import Tensor, nn, optim
 
-Metrics = dict[str, Tensor]  # scalar tensors, detached; the loop averages them over ranks and checks that they are finite
+Metrics = dict[str, Tensor]  # detached scalars; the loop averages them over ranks and checks that they are finite
 State = dict[str, dict[str, Tensor]]  # engine name -> tensors, complete and independent of ranks and ZeRO stage
 
 
@@ -124,9 +124,7 @@ class Synthesizer(Protocol):
         """Compute once per case whatever every tile of it must share."""
         ...
 
-    def __call__(
-        self, low: Float[Tensor, "b 1 zh yh xh"], context: Mapping[str, Tensor]
-    ) -> Float[Tensor, "b 1 z y x"]:
+    def __call__(self, low: Float[Tensor, "b 1 zh yh xh"], context: Mapping[str, Tensor]) -> Float[Tensor, "b 1 z y x"]:
         """Synthesize tiles; the halo is cropped from the result."""
         ...
 

@@ -1,0 +1,141 @@
+"""Grids against each other: CT onto the PET grid, area-exact shrinking, the body's outline.  Knows no file format."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from storage.errors import InputError
+from storage.source import Grid, ImageSource
+
+AIR_HU = -1024.0
+BODY_SUV = 0.08  # smoothed uptake above this is body: air and table lie below it at every dose level
+BODY_HU = -400.0  # between air and fat
+
+
+def _index_map(source: Grid, target: Grid) -> NDArray[np.float64]:
+    """4x4 matrix from the target's (z, y, x, 1) voxel index to the source's."""
+    flip = np.eye(4)[[2, 1, 0, 3]]
+    return flip @ np.linalg.inv(source.affine) @ target.affine @ flip
+
+
+@dataclass(frozen=True, eq=False)
+class Resampled:
+    """An image on another grid, linear, with the finer grid smoothed first so that nothing aliases.
+
+    Args:
+        source: the image as it was read.
+        grid: the grid to put it on, usually the PET's.
+        outside: value beyond the source, in its units.
+    """
+
+    source: ImageSource
+    grid: Grid
+    outside: float = AIR_HU
+
+    def __post_init__(self) -> None:
+        z, y, x = self.grid.shape
+        corners = np.array([(i, j, k, 1.0) for i in (0, z - 1) for j in (0, y - 1) for k in (0, x - 1)])
+        found = (corners @ _index_map(self.source.grid, self.grid).T)[:, :3]
+        if np.any(found.max(0) < 0) or np.any(found.min(0) > np.array(self.source.grid.shape) - 1):
+            raise InputError(
+                "PAIR_NO_OVERLAP",
+                where="CT and PET",
+                found="the two images share no volume in the patient",
+                remedy="check that both belong to one examination and keep their geometry",
+            )
+
+    @property
+    def units(self) -> str:
+        """Those of the source."""
+        return self.source.units
+
+    @property
+    def provenance(self) -> Mapping[str, object]:
+        """Facts of the source, and that it was resampled from which spacing."""
+        spacing = [round(v, 4) for v in self.source.grid.spacing_mm]
+        return {**self.source.provenance, "resampled": "linear onto the PET grid", "native_spacing_mm": spacing}
+
+    def read(self, z0: int, z1: int) -> NDArray[np.float32]:
+        """Return the slab ``z0 <= z < z1`` of the target grid."""
+        whole = _index_map(self.source.grid, self.grid)
+        _, y, x = self.grid.shape
+        corners = np.array([(i, j, k, 1.0) for i in (z0, z1 - 1) for j in (0, y - 1) for k in (0, x - 1)])
+        depth = (corners @ whole.T)[:, 0]
+        # The ratio of spacings decides the smoothing; its support decides how many more slices are read.
+        ratio = np.abs(whole[:3, :3]).sum(1)
+        sigma = np.sqrt(np.maximum(ratio**2 - 1.0, 0.0)) / 2.355
+        margin = int(np.ceil(4 * sigma[0])) + 2
+        first = max(0, int(np.floor(depth.min())) - margin)
+        last = min(self.source.grid.shape[0], int(np.ceil(depth.max())) + margin + 1)
+        if first >= last:
+            return np.full((z1 - z0, y, x), self.outside, dtype=np.float32)
+        slab = self.source.read(first, last)
+        if sigma.any():
+            slab = ndimage.gaussian_filter(slab, sigma, mode="nearest")
+        offset = (whole @ np.array([z0, 0, 0, 1.0]))[:3] - np.array([first, 0, 0])
+        result: NDArray[np.float32] = ndimage.affine_transform(
+            slab, whole[:3, :3], offset, (z1 - z0, y, x), np.float32, order=1, mode="constant", cval=self.outside
+        )
+        return result
+
+
+def area_weights(length: int, size: int) -> NDArray[np.float32]:
+    """Matrix (size, length) whose rows average the voxels that a coarser cell covers, by the length they share."""
+    edges = np.arange(size + 1) * (length / size)
+    voxel = np.arange(length)
+    shared = np.minimum(edges[1:, None], voxel + 1) - np.maximum(edges[:-1, None], voxel)
+    weights = np.clip(shared, 0.0, None)
+    result: NDArray[np.float32] = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    return result
+
+
+def shrink_slab(slab: NDArray[np.float32], z0: int, shape: tuple[int, int, int], size: int) -> NDArray[np.float32]:
+    """One slab's share of a whole volume resized to size^3 by area; the shares of all slabs add up to it.
+
+    Args:
+        slab: (dz, y, x), the voxels from ``z0`` on of a volume of ``shape``.
+    """
+    wz, wy, wx = (area_weights(n, size) for n in shape)
+    plane = np.einsum("bx,zax->zab", wx, np.einsum("ay,zyx->zax", wy, slab, optimize=True), optimize=True)
+    result: NDArray[np.float32] = np.einsum("oz,zab->oab", wz[:, z0 : z0 + len(slab)], plane, optimize=True)
+    return result
+
+
+def block_means(slab: NDArray[np.float32], edges: tuple[int, int, int]) -> NDArray[np.float32]:
+    """Mean of each block of ``edges`` voxels (z, y, x); blocks cut off by the border average what they have."""
+    sums: NDArray[np.float32] = slab
+    for axis, edge in enumerate(edges):
+        starts = np.arange(0, sums.shape[axis], edge)
+        counts = np.diff([*starts, sums.shape[axis]]).astype(np.float32)
+        sums = np.add.reduceat(sums, starts, axis=axis)
+        sums /= counts.reshape([-1 if a == axis else 1 for a in range(3)])
+    return sums
+
+
+def body_mask(image: NDArray[np.float32], units: str, spacing_mm: tuple[float, float, float]) -> NDArray[np.bool_]:
+    """Outline the body on a coarse PET (SUVbw) or CT (HU): the largest piece above air, holes filled slice by slice.
+
+    Args:
+        image: (z, y, x), voxels of a few mm.
+        units: ``HU`` or ``SUVbw``.
+    """
+    if units == "HU":
+        # A CT is sharp, so the table is taken off by an opening of about 8 mm; lungs come back with the holes.
+        inside = ndimage.binary_opening(image > BODY_HU, _ball(8.0, spacing_mm))
+    else:
+        inside = ndimage.gaussian_filter(image, [6.0 / mm for mm in spacing_mm]) > BODY_SUV
+    pieces, count = ndimage.label(inside)
+    if count == 0:
+        return np.ones(image.shape, dtype=bool)
+    largest = pieces == 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))
+    largest = ndimage.binary_closing(np.pad(largest, 4), _ball(10.0, spacing_mm))[4:-4, 4:-4, 4:-4]
+    return np.stack([ndimage.binary_fill_holes(plane) for plane in largest])
+
+
+def _ball(radius_mm: float, spacing_mm: tuple[float, float, float]) -> NDArray[np.bool_]:
+    reach = [max(1, int(radius_mm / mm)) for mm in spacing_mm]
+    axes = np.ogrid[tuple(slice(-n, n + 1) for n in reach)]
+    return sum((axis / n) ** 2 for axis, n in zip(axes, reach, strict=True)) <= 1.0  # type: ignore[return-value]

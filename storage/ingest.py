@@ -1,0 +1,447 @@
+"""The Dask graph that turns one case's sources into one committed case: a task per shard, the aids, the rename.
+
+Nothing is written where readers look until everything is: a killed ingest leaves a staging folder that the next one
+removes, and committed cases are never written again.
+"""
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dask
+import numpy as np
+import zarr
+from dask.callbacks import Callback
+from dask.delayed import Delayed, delayed
+from numpy.typing import NDArray
+
+from storage import geometry, integrity, layout
+from storage.errors import InputError
+from storage.patches import CELL
+from storage.reader import Case, open_cohort
+from storage.source import HU, LABEL, SUV, Grid, ImageSource
+
+
+@dataclass(frozen=True, eq=False)
+class CasePlan:
+    """What one case is to hold.  All images share one grid: the caller puts a CT on it by ``geometry.Resampled``.
+
+    Args:
+        images: image name -> source; at least one in SUVbw.
+        subject: keyed hash of the patient (``subject_hash``), equal for all of the patient's cases.
+        labels: value in the image ``labels`` -> name; empty when there is none.
+        fingerprint: digest of the inputs and options; equal fingerprints mean the committed case may stay.
+    """
+
+    images: Mapping[str, ImageSource]
+    subject: str
+    fingerprint: str
+    labels: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass
+class Outcome:
+    """What became of the cases of one ingest."""
+
+    committed: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    refused: dict[str, InputError] = field(default_factory=dict)
+
+
+Progress = Callable[[str, int, int], None]  # case, tasks done, tasks in all
+
+
+def site_key() -> bytes:
+    """The site's secret for hashing patients, kept outside every store; made on first use, readable by its owner only.
+
+    ``PETSCALE_SITE_KEY`` names the file when several machines must agree.
+    """
+    default = Path.home() / ".config" / "petscale" / "site.key"
+    path = Path(os.environ.get("PETSCALE_SITE_KEY", default))
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(secrets.token_bytes(32))
+    return path.read_bytes()
+
+
+def subject_hash(patient: str, key: bytes) -> str:
+    """Pseudonym of a patient: HMAC-SHA256 under the site key, because a plain hash of a short ID can be searched."""
+    return hmac.new(key, patient.encode(), hashlib.sha256).hexdigest()[:16]
+
+
+def create_cohort(folder: Path) -> None:
+    """Make an empty cohort, or leave an existing one as it is.
+
+    Raises:
+        InputError: STORE_NOT_EMPTY when the folder holds something else.
+    """
+    if not (folder / "zarr.json").exists():
+        strangers = [p.name for p in folder.iterdir() if not p.name.startswith(".")] if folder.exists() else []
+        if strangers:
+            raise InputError(
+                "STORE_NOT_EMPTY",
+                where=folder.name,
+                found="the folder holds files that are not a cohort",
+                remedy="choose a new or empty folder",
+            )
+        with integrity.disk_errors(folder):
+            layout.create_group(folder, {"petscale": {"schema": layout.SCHEMA, "kind": "cohort"}})
+            layout.create_group(folder / layout.CASES, {})
+    open_cohort(folder)
+
+
+def ingest(
+    cohort: Path,
+    plans: Mapping[str, Callable[[Path], CasePlan]],
+    *,
+    strict: bool = False,
+    scheduler: str = "threads",
+    workers: int | None = None,
+    progress: Progress = lambda case, done, total: None,
+) -> Outcome:
+    """Commit every planned case, going on when one is refused.
+
+    Args:
+        cohort: folder of the cohort, made if it does not exist.
+        plans: case name -> function that opens the sources, given a scratch folder that is removed afterwards.
+        strict: raise on the first refused case.
+        scheduler: Dask's local scheduler, ``threads`` or ``processes``.
+        workers: tasks at a time; memory grows with them by a few shards each.  Default: the CPUs, 4 at most.
+
+    Raises:
+        InputError: STORE_BUSY, STORE_NOT_EMPTY, DISK_FULL; the first refusal when ``strict``.
+    """
+    outcome = Outcome()
+    for name in plans:
+        layout.check_name(name, "case name")
+    with integrity.exclusive(cohort, purpose="ingest"):
+        create_cohort(cohort)
+        staging = cohort / layout.STAGING
+        shutil.rmtree(staging, ignore_errors=True)  # we hold the lock: whoever staged there is dead
+        for name, plan in plans.items():
+            try:
+                _ingest_case(cohort, name, plan, outcome, scheduler, workers, progress)
+            except InputError as error:
+                if strict or error.code.startswith(("DISK_", "STORE_BUSY")):
+                    raise
+                outcome.refused[name] = error
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+        _write_catalog(cohort)
+    return outcome
+
+
+def _write_catalog(cohort: Path) -> None:
+    opened = open_cohort(cohort)
+    roots = {name: integrity.manifest(cohort / layout.CASES / name)["root"] for name in opened.cases}
+    integrity.write_json(cohort / layout.CATALOG, roots)
+
+
+def _ingest_case(
+    cohort: Path,
+    name: str,
+    open_plan: Callable[[Path], CasePlan],
+    outcome: Outcome,
+    scheduler: str,
+    workers: int | None,
+    progress: Progress,
+) -> None:
+    staged = cohort / layout.STAGING / uuid.uuid4().hex / name
+    scratch = staged.parent / "scratch"
+    with integrity.disk_errors(cohort):
+        scratch.mkdir(parents=True)
+        plan = open_plan(scratch)
+        final = cohort / layout.CASES / name
+        if (final / integrity.MANIFEST).is_file():
+            if Case(name, final).fingerprint != plan.fingerprint:
+                raise InputError(
+                    "SET_CASE_EXISTS",
+                    where=f"case {name}",
+                    found="committed before from other inputs or options",
+                    remedy="give this one another --case name, or ingest into another cohort",
+                )
+            outcome.kept.append(name)
+            return
+        reference = _check(name, plan)
+        integrity.require_space(cohort, int(1.5 * len(plan.images) * 4 * np.prod(reference.shape)))
+        with _Counter(name, progress):
+            dask.compute(
+                case_graph(staged, name, plan),
+                scheduler=scheduler,
+                num_workers=workers or min(4, os.cpu_count() or 1),
+            )
+        integrity.commit(staged, {"case": name, "schema": layout.SCHEMA})
+        os.replace(staged, final)
+        integrity.fsync_folder(final.parent)
+    outcome.committed.append(name)
+
+
+def _check(name: str, plan: CasePlan) -> Grid:
+    """Return the case's grid.
+
+    Raises:
+        InputError: PAIR_GRID_MISMATCH, SET_NO_PET.
+    """
+    pets = [image for image, source in plan.images.items() if source.units == SUV]
+    if not pets:
+        raise InputError(
+            "SET_NO_PET", where=f"case {name}", found="no PET image in SUVbw", remedy="name the PET with --pet"
+        )
+    grid = plan.images[pets[0]].grid
+    for image, source in plan.images.items():
+        layout.check_name(image, "image name")
+        if not source.grid.matches(grid):
+            raise InputError(
+                "PAIR_GRID_MISMATCH",
+                where=f"case {name}, image {image}",
+                found=f"{source.grid.shape} voxels (z, y, x) at {_mm(source.grid)} mm, but {pets[0]} has "
+                f"{grid.shape} at {_mm(grid)} mm or lies elsewhere",
+                remedy="give images of one reconstruction grid (a CT is resampled, a PET or a mask never)",
+            )
+    return grid
+
+
+def _mm(grid: Grid) -> str:
+    return "x".join(f"{v:.3f}" for v in grid.spacing_mm)
+
+
+class _Counter(Callback):  # type: ignore[misc]
+    """Count finished Dask tasks."""
+
+    def __init__(self, case: str, progress: Progress) -> None:
+        self.case, self.progress, self.done = case, progress, 0
+        super().__init__(start=self._begin, posttask=self._advance)
+
+    def _begin(self, dsk: Mapping[object, object]) -> None:
+        self.total = len(dsk)
+
+    def _advance(self, *_: object) -> None:
+        self.done += 1
+        self.progress(self.case, self.done, self.total)
+
+
+@dataclass(frozen=True, eq=False)
+class _Slab:
+    """What one pass over a slab leaves behind for the aids; all of it small."""
+
+    low: float
+    high: float
+    total: float
+    coarse: NDArray[np.float32]
+    cells: NDArray[np.float32]
+    overview: NDArray[np.float32] | None
+
+
+def case_graph(folder: Path, name: str, plan: CasePlan) -> Delayed:
+    """Build the graph of one case; computing it leaves ``folder`` complete but uncommitted."""
+    grid = next(iter(plan.images.values())).grid
+    layout.create_group(folder, {})
+    layout.create_group(folder / "aids", {})
+    spans: dict[str, list[Delayed]] = {}
+    for image, source in plan.images.items():
+        _prepare_image(folder / image, image, grid, source.units)
+        dtype = layout.storage_dtype(source.units)
+        spans[image] = [
+            delayed(_store_slab)(folder / image, image, source, z0, z1, tuple(plan.labels))
+            for z0, z1 in layout.slabs(grid.shape, dtype.itemsize)
+        ]
+    outline = delayed(_outline)(
+        {image: source.units for image, source in plan.images.items()}, grid, spans, dict(plan.labels)
+    )
+    _prepare_image(folder / "body", "body", grid, LABEL)
+    body = [
+        delayed(_store_body)(folder / "body", outline, grid, z0, z1)
+        for z0, z1 in layout.slabs(grid.shape, layout.storage_dtype(LABEL).itemsize)
+    ]
+    viewing = [
+        delayed(_store_levels)(folder / image, grid, units == LABEL, after)
+        for image, units, after in [
+            *((image, source.units, spans[image]) for image, source in plan.images.items()),
+            ("body", LABEL, body),
+        ]
+    ]
+    facts = {
+        "subject": plan.subject,
+        "fingerprint": plan.fingerprint,
+        "labels": {str(value): label for value, label in plan.labels.items()},
+        "images": [*plan.images, "body"],
+    }
+    sources = {image: (source.units, dict(source.provenance)) for image, source in plan.images.items()}
+    return delayed(_finish)(folder, name, grid, facts, sources, spans, body, viewing)
+
+
+def _prepare_image(path: Path, name: str, grid: Grid, units: str) -> None:
+    layout.create_group(path, layout.ome_attributes(name, grid))
+    dtype = layout.storage_dtype(units)
+    layout.create_array(path / "0", grid.shape, dtype, depth=layout.shard_depth(grid.shape, dtype.itemsize))
+
+
+def _coarse_edges(grid: Grid) -> tuple[int, int, int]:
+    """Blocks of 1, 2 or 4 voxels that come nearest to 5 mm: enough for an outline, and they divide every shard."""
+    z, y, x = (max(f for f in (1, 2, 4) if f == 1 or f * mm <= 5.5) for mm in grid.spacing_mm)
+    return z, y, x
+
+
+def _store_slab(path: Path, image: str, source: ImageSource, z0: int, z1: int, values: tuple[int, ...]) -> _Slab:
+    slab = source.read(z0, z1)
+    bad = int(slab.size - np.count_nonzero(np.isfinite(slab)))
+    if bad:
+        raise InputError(
+            "IMG_NONFINITE",
+            where=f"image {image}, slices {z0} to {z1 - 1}",
+            found=f"{bad} voxels are NaN or infinite",
+            remedy="repair the image at its source; petscale does not invent values",
+        )
+    layout.write_shard(path / "0", z0, slab.astype(layout.storage_dtype(source.units)))
+    cells = geometry.block_means(slab, (CELL, CELL, CELL))[None]
+    if source.units == LABEL:
+        cells = np.stack([geometry.block_means((slab == v).astype(np.float32), (CELL,) * 3) for v in values])
+    return _Slab(
+        low=float(slab.min()),
+        high=float(slab.max()),
+        total=float(slab.sum(dtype=np.float64)),
+        coarse=geometry.block_means(slab, _coarse_edges(source.grid)),
+        cells=cells,
+        overview=geometry.shrink_slab(slab, z0, source.grid.shape, layout.OVERVIEW) if source.units == SUV else None,
+    )
+
+
+def _outline(
+    units: Mapping[str, str], grid: Grid, spans: Mapping[str, list[_Slab]], labels: Mapping[int, str]
+) -> NDArray[np.bool_]:
+    """Body mask on the coarse grid: from the CT when there is one, else from the PET of the highest dose."""
+    pets = sorted((i for i, unit in units.items() if unit == SUV), key=lambda i: (layout.drf_of(i) or 0.0, i))
+    image = next((i for i, unit in units.items() if unit == HU), pets[0])
+    coarse = np.concatenate([slab.coarse for slab in spans[image]])
+    edges = _coarse_edges(grid)
+    z, y, x = (mm * edge for mm, edge in zip(grid.spacing_mm, edges, strict=True))
+    mask = geometry.body_mask(coarse, units[image], (z, y, x))
+    if labels:  # an organ is body wherever it lies
+        mask |= np.concatenate([slab.coarse for slab in spans["labels"]]) > 0
+    return mask
+
+
+def _store_body(path: Path, outline: NDArray[np.bool_], grid: Grid, z0: int, z1: int) -> NDArray[np.float32]:
+    edges = _coarse_edges(grid)
+    slab = outline[z0 // edges[0] : -(-z1 // edges[0])]
+    for axis, edge in enumerate(edges):
+        slab = slab.repeat(edge, axis)
+    slab = slab[: z1 - z0, : grid.shape[1], : grid.shape[2]]
+    layout.write_shard(path / "0", z0, slab.astype(layout.storage_dtype(LABEL)))
+    return geometry.block_means(slab.astype(np.float32), (CELL, CELL, CELL))
+
+
+def _store_levels(path: Path, grid: Grid, labels: bool, after: list[object]) -> None:
+    """Write the coarser levels, each from the one before, slab by slab: means, and for labels the corner voxel."""
+    del after  # ordering only
+    for level in range(1, layout.num_levels(grid.shape)):
+        finer = zarr.open_array(path / str(level - 1), mode="r")
+        shape = layout.level_shape(grid.shape, level)
+        depth = layout.shard_depth(shape, finer.dtype.itemsize)
+        layout.create_array(path / str(level), shape, finer.dtype, depth=depth)
+        for z0 in range(0, shape[0], depth):
+            fine = np.asarray(finer[2 * z0 : 2 * (z0 + depth)])
+            slab = fine[::2, ::2, ::2] if labels else geometry.block_means(fine, (2, 2, 2))
+            layout.write_shard(path / str(level), z0, slab.astype(finer.dtype))
+
+
+def _finish(
+    folder: Path,
+    name: str,
+    grid: Grid,
+    facts: Mapping[str, Any],
+    sources: Mapping[str, tuple[str, Mapping[str, object]]],
+    spans: Mapping[str, list[_Slab]],
+    body: list[NDArray[np.float32]],
+    viewing: list[None],
+) -> None:
+    """Write aids and attributes once every shard is there."""
+    del viewing  # ordering only
+    size = float(np.prod(grid.shape))
+    for image, (units, provenance) in sources.items():
+        parts = spans[image]
+        statistics = {
+            "min": min(p.low for p in parts),
+            "max": max(p.high for p in parts),
+            "mean": sum(p.total for p in parts) / size,
+        }
+        if statistics["min"] == statistics["max"] and units != LABEL:
+            raise InputError(
+                "IMG_CONSTANT",
+                where=f"case {name}, image {image}",
+                found=f"every voxel is {statistics['min']:g}",
+                remedy="check the file: a scan is never constant",
+            )
+        _describe(folder / image, units, grid, provenance, statistics)
+        if units == SUV:
+            overview = np.stack([p.overview for p in parts if p.overview is not None]).sum(0)
+            layout.write_array(folder / "aids" / f"overview_{image}", overview)
+    _describe(folder / "body", LABEL, grid, {}, {"min": 0.0, "max": 1.0})
+    pets = sorted((i for i, (units, _) in sources.items() if units == SUV), key=lambda i: (layout.drf_of(i) or 0, i))
+    uptake = np.concatenate([p.cells[0] for p in spans[pets[0]]])
+    layout.write_array(folder / "aids" / "uptake", np.clip(uptake, 0, None).astype(np.float32))
+    layout.write_array(folder / "aids" / "body", np.concatenate(body).astype(np.float32))
+    if facts["labels"]:
+        order = np.argsort([int(v) for v in facts["labels"]])
+        cells = np.concatenate([p.cells for p in spans["labels"]], axis=1)[order]
+        layout.write_array(folder / "aids" / "rois", np.ceil(cells * 255).astype(np.uint8))
+    layout.create_group(folder, {"petscale": dict(facts)})
+
+
+def _describe(
+    path: Path, units: str, grid: Grid, provenance: Mapping[str, object], statistics: Mapping[str, float]
+) -> None:
+    layout.create_group(
+        path,
+        {
+            "petscale": {
+                "units": units,
+                "affine_ras_mm": grid.affine.tolist(),
+                "provenance": dict(provenance),
+                "statistics": dict(statistics),
+            }
+        },
+    )
+
+
+def verify(cohort: Path) -> dict[str, list[integrity.Damage]]:
+    """Read every byte of a cohort; returns what is wrong by case, empty when it is whole."""
+    open_cohort(cohort)
+    folders = {path.name: path for path in (cohort / layout.CASES).iterdir() if path.is_dir()}
+    found = {name: integrity.verify(folder) for name, folder in folders.items()}
+    roots = {}
+    for name, folder in folders.items():
+        if not found[name]:
+            content = integrity.manifest(folder)
+            roots[name] = content["root"]
+            if content["facts"].get("case") != name:
+                found[name].append(integrity.Damage(integrity.MANIFEST, "belongs to another case"))
+    try:
+        catalog: dict[str, str] = _catalog(cohort)
+    except ValueError:
+        found[layout.CATALOG] = [integrity.Damage(layout.CATALOG, "missing or not readable")]
+        catalog = {}
+    for name, root in catalog.items():
+        if name not in folders:
+            found[name] = [integrity.Damage("", "the whole case is missing")]
+        elif name in roots and roots[name] != root:
+            found[name].append(integrity.Damage(integrity.MANIFEST, "is not the one that was committed"))
+    return {name: damage for name, damage in sorted(found.items()) if damage}
+
+
+def _catalog(cohort: Path) -> dict[str, str]:
+    try:
+        content: dict[str, str] = json.loads((cohort / layout.CATALOG).read_bytes())
+    except OSError as error:
+        raise ValueError from error
+    return content

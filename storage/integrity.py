@@ -1,0 +1,237 @@
+"""Writes that are whole or absent, manifests that prove it, one writer at a time.
+
+A directory exists for petscale when its ``MANIFEST.json`` does; the rename that puts it there is the only commit point.
+Codec checksums catch a flipped bit in a chunk that is read; the manifest also catches what they cannot see: a missing,
+emptied, truncated, swapped or stale file, and tells its name.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from storage.errors import InputError
+
+MANIFEST = "MANIFEST.json"
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace ``path`` by ``content`` so that a crash leaves the old file or the new one, durable when this returns."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with disk_errors(path), partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+    fsync_folder(path.parent)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write ``content`` as ``write_bytes`` does."""
+    write_bytes(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Tell a full disk or a read-only folder in one line.
+
+    Raises:
+        InputError: DISK_FULL or DISK_DENIED.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            free_mib = shutil.disk_usage(_existing(path)).free / 2**20
+            raise InputError(
+                "DISK_FULL",
+                where=path.name,
+                found=f"no space left while writing ({free_mib:.0f} MiB free)",
+                remedy="free space or choose another folder, then run the same command again: committed work is kept",
+            ) from None
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise InputError(
+                "DISK_DENIED", where=path.name, found="not writable", remedy="choose a folder you may write to"
+            ) from None
+        raise
+
+
+def require_space(folder: Path, needed_bytes: int) -> None:
+    """Refuse before the work starts when ``folder``'s disk cannot hold ``needed_bytes``.
+
+    Raises:
+        InputError: DISK_FULL.
+    """
+    free = shutil.disk_usage(_existing(folder)).free
+    if free < needed_bytes:
+        raise InputError(
+            "DISK_FULL",
+            where=folder.name,
+            found=f"{free / 2**20:.0f} MiB free, about {needed_bytes / 2**20:.0f} MiB needed",
+            remedy="free space or choose another folder",
+        )
+
+
+def _existing(path: Path) -> Path:
+    return next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+
+
+@contextmanager
+def exclusive(folder: Path, *, purpose: str) -> Iterator[None]:
+    """Hold ``folder`` for writing; the kernel frees it when the process dies, so no stale lock can block anyone.
+
+    Raises:
+        InputError: STORE_BUSY when another process writes there.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                "STORE_BUSY",
+                where=folder.name,
+                found=f"another process is writing here ({purpose} must wait)",
+                remedy="wait for it to end, or stop it, then run the same command again",
+            ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One thing that ``verify`` found wrong: ``key`` is the file below the committed folder."""
+
+    key: str
+    problem: str
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST
+    )
+
+
+def root_digest(entries: Mapping[str, Mapping[str, object]], facts: Mapping[str, object]) -> str:
+    """Digest of a whole folder: every key, size and digest, and the manifest's own facts."""
+    return hashlib.sha256(json.dumps([entries, facts], sort_keys=True).encode()).hexdigest()
+
+
+def commit(folder: Path, facts: Mapping[str, object]) -> str:
+    """Make every file below ``folder`` durable, list it with size and digest, and write the manifest last.
+
+    Args:
+        facts: what else the manifest vouches for, for instance the case name.
+
+    Returns:
+        The root digest.
+    """
+    entries: dict[str, dict[str, object]] = {}
+    for key in _files(folder):
+        path = folder / key
+        with path.open("rb") as file:
+            entries[key] = {
+                "size": os.fstat(file.fileno()).st_size,
+                "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+            }
+            os.fsync(file.fileno())
+    for parent in sorted({(folder / key).parent for key in entries}):
+        fsync_folder(parent)
+    root = root_digest(entries, facts)
+    write_json(folder / MANIFEST, {"facts": facts, "files": entries, "root": root})
+    return root
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    """Read a manifest and prove it against its own root digest.
+
+    Raises:
+        InputError: STORE_UNCOMMITTED when there is none, STORE_DAMAGED when it does not agree with itself.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise InputError(
+            "STORE_UNCOMMITTED", where=folder.name, found="no manifest", remedy="run the command that makes it again"
+        )
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+        whole = content["root"] == root_digest(content["files"], content["facts"])
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise InputError(
+            "STORE_DAMAGED",
+            where=f"{folder.name}/{MANIFEST}",
+            found="the manifest does not agree with its own digest",
+            remedy="restore the folder from a copy or make it again",
+        )
+    return content
+
+
+def check_presence(folder: Path) -> dict[str, Any]:
+    """Cheap proof at opening: every file of the manifest is there in its full size.
+
+    A missing shard would otherwise read as zeros, silently.
+
+    Raises:
+        InputError: STORE_DAMAGED naming the file.
+    """
+    content = manifest(folder)
+    for key, entry in content["files"].items():
+        path = folder / key
+        size = path.stat().st_size if path.is_file() else -1
+        if size != entry["size"]:
+            raise InputError(
+                "STORE_DAMAGED",
+                where=f"{folder.name}/{key}",
+                found="missing" if size < 0 else f"{size} bytes instead of {entry['size']}",
+                remedy="run `petscale verify`, then restore the case from a copy or ingest it again",
+            )
+    return content
+
+
+def verify(folder: Path) -> list[Damage]:
+    """Full proof: read every byte below ``folder`` and name whatever differs from its manifest."""
+    try:
+        content = manifest(folder)
+    except InputError as error:
+        return [Damage(MANIFEST, error.found)]
+    damage = []
+    present = set(_files(folder))
+    for key, entry in content["files"].items():
+        path = folder / key
+        if key not in present:
+            damage.append(Damage(key, "missing"))
+        elif path.stat().st_size != entry["size"]:
+            damage.append(Damage(key, f"{path.stat().st_size} bytes instead of {entry['size']}"))
+        elif _digest(path) != entry["sha256"]:
+            damage.append(Damage(key, "content differs from what was committed (flipped, swapped or stale)"))
+    damage.extend(Damage(key, "was never committed") for key in sorted(present - content["files"].keys()))
+    return damage

@@ -1,0 +1,157 @@
+"""The on-disk contract of a cohort: names, axes, chunks, shards and attributes.  It outlives the code that wrote it.
+
+    <cohort>/zarr.json                          one Zarr v3 group; ``petscale`` attributes: schema version
+    <cohort>/CATALOG.json                       case -> root digest of every committed case
+    <cohort>/cases/<case>/MANIFEST.json         the commit point: every file with size and sha256
+    <cohort>/cases/<case>/zarr.json             ``petscale``: subject (keyed hash), label names, fingerprint
+    <cohort>/cases/<case>/<image>/zarr.json     OME-Zarr 0.5 multiscale; ``petscale``: affine, units, provenance
+    <cohort>/cases/<case>/<image>/0             native voxels (z, y, x); 1, 2, ... are coarser and for viewing only
+    <cohort>/cases/<case>/aids/...              what samplers and recipes need without reading voxels
+
+<image> is ``full``, ``low_drf<N>`` (N = dose reduction factor), ``truth``, ``ct``, ``labels``, ``body`` or a
+user's own.  Shards are whole z slabs of at least 64 MiB (or the volume), so that one task writes one
+shard, and hold 32^3 chunks, blosc-lz4 with byte shuffle and a crc32c that catches a flipped bit.
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec, Crc32cCodec
+
+from storage.errors import InputError
+from storage.source import LABEL, Grid
+
+SCHEMA = 1
+CHUNK = 32
+SHARD_BYTES = 64 * 2**20
+OVERVIEW = 64  # edge of the stored overview of every PET, SGSGAN's published input size
+CASES, CATALOG, STAGING = "cases", "CATALOG.json", ".staging"
+NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+
+
+def check_name(name: str, what: str) -> str:
+    """Return ``name`` if it may stand in a store.
+
+    Raises:
+        InputError: CFG_NAME.
+    """
+    if not NAME.fullmatch(name):
+        raise InputError(
+            "CFG_NAME",
+            where=what,
+            found="a name that is not lower-case letters, digits, '_', '.', '-' (64 at most, letter or digit first)",
+            remedy="choose another name; it is written into the store, so it must not identify a patient",
+        )
+    return name
+
+
+def low_name(drf: float, realisation: int = 0) -> str:
+    """Name of a low-dose image: ``low_drf20``, ``low_drf20_r1`` for its second noise realisation."""
+    return f"low_drf{drf:g}" + (f"_r{realisation}" if realisation else "")
+
+
+def drf_of(image: str) -> float | None:
+    """Dose reduction factor in a low-dose image's name, None for any other image."""
+    match = re.fullmatch(r"low_drf([0-9.]+)(_r\d+)?", image)
+    return float(match.group(1)) if match else None
+
+
+def _padded(length: int) -> int:
+    return -(-length // CHUNK) * CHUNK
+
+
+def shard_depth(shape: tuple[int, int, int], itemsize: int) -> int:
+    """Slices of one shard: the fewest multiple of 32 that makes 64 MiB, or the whole padded volume."""
+    layer = _padded(shape[1]) * _padded(shape[2]) * CHUNK * itemsize
+    return min(_padded(shape[0]), CHUNK * -(-SHARD_BYTES // layer))
+
+
+def slabs(shape: tuple[int, int, int], itemsize: int) -> list[tuple[int, int]]:
+    """The (z0, z1) of every shard of a volume."""
+    depth = shard_depth(shape, itemsize)
+    return [(z, min(z + depth, shape[0])) for z in range(0, shape[0], depth)]
+
+
+def storage_dtype(units: str) -> np.dtype[np.generic]:
+    """uint16 for labels (uint8 masks are labels too: lz4 makes the second byte free), float32 for the rest."""
+    return np.dtype(np.uint16 if units == LABEL else np.float32)
+
+
+def create_group(path: Path, attributes: Mapping[str, Any]) -> None:
+    """Make a Zarr v3 group with ``attributes``."""
+    zarr.open_group(path, mode="a", zarr_format=3).attrs.update(dict(attributes))
+
+
+def create_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[np.generic], *, depth: int | None = None) -> None:
+    """Make one array in the cohort's codecs; ``depth`` slices per shard, None for a single shard."""
+    padded = tuple(_padded(n) for n in shape)
+    zarr.create_array(
+        path,
+        shape=shape,
+        dtype=dtype,
+        chunks=tuple(CHUNK for _ in shape),
+        shards=(depth or padded[0], *padded[1:]),
+        compressors=[BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"), Crc32cCodec()],
+        fill_value=0,
+        dimension_names=("roi", "z", "y", "x")[-len(shape) :],
+        config={"write_empty_chunks": True},  # so that an absent shard is always a loss, never background
+    )
+
+
+def write_array(path: Path, values: NDArray[np.generic]) -> None:
+    """Write a small array whole, as one shard."""
+    create_array(path, values.shape, values.dtype)
+    zarr.open_array(path, mode="r+")[...] = values
+
+
+def write_shard(path: Path, z0: int, slab: NDArray[np.generic]) -> None:
+    """Write one whole shard; anything else would be a read-modify-write in which two writers lose data."""
+    array = zarr.open_array(path, mode="r+")
+    depth = (array.shards or array.shape)[0]
+    last = z0 + len(slab)
+    assert z0 % depth == 0, "one task writes one whole shard"
+    assert len(slab) == depth or last == array.shape[0], "one task writes one whole shard"
+    array[z0:last] = slab
+
+
+def num_levels(shape: tuple[int, int, int]) -> int:
+    """Resolution levels: halve until no axis is longer than 128."""
+    levels = 1
+    while max(shape) > 128:
+        shape = level_shape(shape, 1)
+        levels += 1
+    return levels
+
+
+def level_shape(shape: tuple[int, int, int], level: int) -> tuple[int, int, int]:
+    """Voxels (z, y, x) of a coarser level."""
+    z, y, x = (-(-n // 2**level) for n in shape)
+    return z, y, x
+
+
+def ome_attributes(name: str, grid: Grid) -> dict[str, Any]:
+    """OME-Zarr 0.5 metadata of a multiscale image; positions are those of voxel centres, in mm.
+
+    NGFF 0.5 knows scale and translation only; the full affine stands in our own namespace beside it.
+    """
+    datasets = []
+    for level in range(num_levels(grid.shape)):
+        factor = 2.0**level
+        scale = [mm * factor for mm in grid.spacing_mm]
+        shift = [mm * (factor - 1) / 2 for mm in grid.spacing_mm]  # a coarse voxel's centre lies between its children's
+        datasets.append(
+            {
+                "path": str(level),
+                "coordinateTransformations": [
+                    {"type": "scale", "scale": scale},
+                    {"type": "translation", "translation": shift},
+                ],
+            }
+        )
+    axes = [{"name": axis, "type": "space", "unit": "millimeter"} for axis in "zyx"]
+    return {"ome": {"version": "0.5", "multiscales": [{"name": name, "axes": axes, "datasets": datasets}]}}

@@ -1,0 +1,155 @@
+"""Where patches lie: index arithmetic and seeded draws, no voxel is read and no tensor made here.
+
+Every draw is a pure function of integers (seed, purpose, index), so the order of samples does not depend on the number
+of workers, on a resume or on how far a loader reads ahead.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.errors import InputError
+
+Shape = tuple[int, int, int]
+CELL = 8  # edge length in voxels of the cells that the sampling aids describe
+
+
+@dataclass(frozen=True)
+class PatchLocation:
+    """A box of voxels; ``start`` may be negative and the end may pass the volume where a halo is read.
+
+    Args:
+        start: first voxel (z, y, x).
+        shape: edge lengths (z, y, x).
+    """
+
+    start: Shape
+    shape: Shape
+
+    @property
+    def stop(self) -> Shape:
+        """One past the last voxel (z, y, x)."""
+        z, y, x = (a + n for a, n in zip(self.start, self.shape, strict=True))
+        return z, y, x
+
+    def grown(self, halo: int) -> "PatchLocation":
+        """Return the box with ``halo`` more voxels on every side."""
+        z, y, x = self.start
+        d, h, w = self.shape
+        return PatchLocation((z - halo, y - halo, x - halo), (d + 2 * halo, h + 2 * halo, w + 2 * halo))
+
+    def __str__(self) -> str:
+        return ",".join(f"{a}:{b}" for a, b in zip(self.start, self.stop, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Aids:
+    """What is known of a case without reading its voxels, on cells of ``CELL`` voxels edge.
+
+    Args:
+        shape: voxels (z, y, x).
+        body: (gz, gy, gx) fraction of each cell inside the body mask, 0 to 1.
+        uptake: (gz, gy, gx) mean SUV of each cell, at least 0.
+        rois: name -> (gz, gy, gx) fraction of each cell inside that organ or lesion.
+    """
+
+    shape: Shape
+    body: NDArray[np.float32]
+    uptake: NDArray[np.float32]
+    rois: Mapping[str, NDArray[np.float32]]
+
+
+def generator(*key: int) -> np.random.Generator:
+    """Counter-based random numbers for one purpose; the same integers give the same numbers anywhere."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+
+
+def grid(shape: Shape, tile: Shape, overlap: int) -> Iterator[PatchLocation]:
+    """Cover a volume with equal tiles, z slowest; the last tile of an axis is moved back inside.
+
+    Args:
+        shape: voxels (z, y, x) of the volume; a tile longer than an axis starts at 0 and passes the end.
+        overlap: voxels shared by neighbours, less than every tile edge.
+    """
+    starts = [_starts(n, edge, overlap) for n, edge in zip(shape, tile, strict=True)]
+    for z, y, x in product(*starts):
+        yield PatchLocation((z, y, x), tile)
+
+
+def _starts(length: int, edge: int, overlap: int) -> list[int]:
+    if edge >= length:
+        return [0]
+    return [*range(0, length - edge, edge - overlap), length - edge]
+
+
+def _centred(aids: Aids, shape: Shape, weight: NDArray[np.float32], rng: np.random.Generator) -> PatchLocation:
+    """Draw a cell by its weight, a voxel uniformly in it, and centre the patch there as far as the volume allows."""
+    total = np.cumsum(weight, dtype=np.float64)
+    if total[-1] <= 0:
+        return uniform(aids, shape, rng)
+    flat = int(np.searchsorted(total, rng.random() * total[-1], side="right"))
+    cell = np.unravel_index(min(flat, weight.size - 1), weight.shape)
+    centre = [int(c) * CELL + int(rng.integers(CELL)) for c in cell]
+    z, y, x = (
+        int(np.clip(c - n // 2, 0, max(0, size - n))) for c, n, size in zip(centre, shape, aids.shape, strict=True)
+    )
+    return PatchLocation((z, y, x), shape)
+
+
+def uniform(aids: Aids, shape: Shape, rng: np.random.Generator) -> PatchLocation:
+    """Every start with equal probability."""
+    z, y, x = (int(rng.integers(max(0, size - n) + 1)) for n, size in zip(shape, aids.shape, strict=True))
+    return PatchLocation((z, y, x), shape)
+
+
+def body(aids: Aids, shape: Shape, rng: np.random.Generator) -> PatchLocation:
+    """Centre in the body, every part of it alike."""
+    return _centred(aids, shape, aids.body, rng)
+
+
+def uptake(aids: Aids, shape: Shape, rng: np.random.Generator) -> PatchLocation:
+    """Centre in the body, in proportion to the square root of the SUV: bladder and brain do not take everything."""
+    return _centred(aids, shape, aids.body * np.sqrt(aids.uptake), rng)
+
+
+def roi(aids: Aids, shape: Shape, rng: np.random.Generator) -> PatchLocation:
+    """Centre in an organ, organs with equal probability; in the body where the case has no organ labels."""
+    names = sorted(name for name, cells in aids.rois.items() if not name.startswith("lesion") and cells.any())
+    return _in_roi(aids, shape, names, rng)
+
+
+def lesion(aids: Aids, shape: Shape, rng: np.random.Generator) -> PatchLocation:
+    """Centre in a lesion, lesions with equal probability; in the body where the case has none."""
+    names = sorted(name for name, cells in aids.rois.items() if name.startswith("lesion") and cells.any())
+    return _in_roi(aids, shape, names, rng)
+
+
+def _in_roi(aids: Aids, shape: Shape, names: Sequence[str], rng: np.random.Generator) -> PatchLocation:
+    if not names:
+        return body(aids, shape, rng)
+    return _centred(aids, shape, aids.rois[names[int(rng.integers(len(names)))]], rng)
+
+
+Sampler = Callable[[Aids, Shape, np.random.Generator], PatchLocation]
+SAMPLERS: dict[str, Sampler] = {"uniform": uniform, "body": body, "uptake": uptake, "roi": roi, "lesion": lesion}
+
+
+def draw(aids: Aids, shape: Shape, laws: Mapping[str, float], rng: np.random.Generator) -> PatchLocation:
+    """Draw one patch by one of ``laws`` (names of ``SAMPLERS`` with their probabilities).
+
+    Raises:
+        InputError: IMG_TOO_SMALL when the patch is longer than the volume along any axis.
+    """
+    if any(n > size for n, size in zip(shape, aids.shape, strict=True)):
+        raise InputError(
+            "IMG_TOO_SMALL",
+            where="patch",
+            found=f"patch {shape} (z, y, x) does not fit a volume of {aids.shape} voxels",
+            remedy="choose a smaller patch (--set recipe.patch=...)",
+        )
+    names = sorted(laws)
+    law = names[int(rng.choice(len(names), p=np.array([laws[name] for name in names]) / sum(laws.values())))]
+    return SAMPLERS[law](aids, shape, rng)

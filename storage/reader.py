@@ -1,0 +1,256 @@
+"""Committed cases and their voxels, read through tensorstore.  What is not committed cannot be seen from here."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+from numpy.typing import NDArray
+
+from storage import integrity, layout
+from storage.errors import InputError
+from storage.patches import Aids, PatchLocation
+from storage.source import Grid
+
+# One pool for all readers of a process: decoded chunks are kept, so that neighbouring patches share their halos.
+_CONTEXT = ts.Context({"cache_pool": {"total_bytes_limit": 256 * 2**20}, "data_copy_concurrency": {"limit": 2}})
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """One image of a committed case; an ``ImageSource``.
+
+    Args:
+        case: case name.
+        name: image name.
+        folder: the image's group.
+    """
+
+    case: str
+    name: str
+    folder: Path
+
+    @cached_property
+    def _facts(self) -> dict[str, Any]:
+        facts: dict[str, Any] = _attributes(self.folder)["petscale"]
+        return facts
+
+    @cached_property
+    def grid(self) -> Grid:
+        """Where the voxels lie."""
+        z, y, x = self._array.shape
+        return Grid((z, y, x), np.array(self._facts["affine_ras_mm"], dtype=np.float64))
+
+    @property
+    def units(self) -> str:
+        """SUVbw, HU or label."""
+        return str(self._facts["units"])
+
+    @property
+    def provenance(self) -> Mapping[str, object]:
+        """Allow-listed facts of the image's origin."""
+        facts: Mapping[str, object] = self._facts["provenance"]
+        return facts
+
+    @property
+    def statistics(self) -> Mapping[str, float]:
+        """Minimum, maximum and mean of the voxels, in units."""
+        facts: Mapping[str, float] = self._facts["statistics"]
+        return facts
+
+    @cached_property
+    def _array(self) -> Any:
+        return _open(self.folder / "0")
+
+    def read(self, z0: int, z1: int) -> NDArray[np.float32]:
+        """Return the slab ``z0 <= z < z1``."""
+        return np.ascontiguousarray(self._read((slice(z0, z1), slice(None), slice(None))), dtype=np.float32)
+
+    def patch(self, location: PatchLocation) -> NDArray[np.float32]:
+        """Read one box, zeros where it passes the volume.
+
+        Raises:
+            InputError: STORE_DAMAGED naming case, image and chunk.
+        """
+        inside = tuple(
+            slice(max(0, a), min(n, b)) for a, b, n in zip(location.start, location.stop, self.grid.shape, strict=True)
+        )
+        if all(s.stop - s.start == n for s, n in zip(inside, location.shape, strict=True)):
+            return np.ascontiguousarray(self._read(inside), dtype=np.float32)
+        result = np.zeros(location.shape, dtype=np.float32)
+        if all(s.start < s.stop for s in inside):
+            place = tuple(slice(s.start - a, s.stop - a) for s, a in zip(inside, location.start, strict=True))
+            result[place] = self._read(inside)
+        return result
+
+    def _read(self, where: tuple[slice, ...]) -> NDArray[np.generic]:
+        try:
+            voxels: NDArray[np.generic] = self._array[where].read().result()
+        except (ValueError, OSError) as error:
+            entry = re.search(r"shard entry \{([0-9, ]+)\}", str(error))
+            raise InputError(
+                "STORE_DAMAGED",
+                where=f"case {self.case}, image {self.name}, chunk {entry.group(1) if entry else '?'}",
+                found="stored voxels fail their checksum or cannot be read",
+                remedy="run `petscale verify`, then restore the case from a copy or ingest it again",
+            ) from None
+        return voxels
+
+
+@dataclass(frozen=True)
+class Case:
+    """One committed examination."""
+
+    name: str
+    folder: Path
+
+    @cached_property
+    def _facts(self) -> dict[str, Any]:
+        facts: dict[str, Any] = _attributes(self.folder)["petscale"]
+        return facts
+
+    @property
+    def subject(self) -> str:
+        """Keyed hash of the patient, equal for all of the patient's cases."""
+        return str(self._facts["subject"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of what the case was made from."""
+        return str(self._facts["fingerprint"])
+
+    @cached_property
+    def labels(self) -> dict[int, str]:
+        """Value in the ``labels`` image -> name."""
+        return {int(value): name for value, name in self._facts["labels"].items()}
+
+    @cached_property
+    def images(self) -> tuple[str, ...]:
+        """Names of the images, sorted."""
+        return tuple(sorted(self._facts["images"]))
+
+    def image(self, name: str) -> StoredImage:
+        """Return one image.
+
+        Raises:
+            InputError: SET_NO_IMAGE, listing what there is.
+        """
+        if name not in self.images:
+            raise InputError(
+                "SET_NO_IMAGE",
+                where=f"case {self.name}",
+                found=f"no image '{name}' (there are {', '.join(self.images)})",
+                remedy="name one of these, or make it: low doses by `petscale simulate`, others by `petscale ingest`",
+            )
+        return StoredImage(self.name, name, self.folder / name)
+
+    @cached_property
+    def aids(self) -> Aids:
+        """Sampling aids, read once."""
+        folder = self.folder / "aids"
+        names = [name for _, name in sorted(self.labels.items())]
+        rois = _open(folder / "rois").read().result() / np.float32(255) if names else np.zeros((0, 1, 1, 1), np.float32)
+        return Aids(
+            shape=self.image("body").grid.shape,
+            body=_open(folder / "body").read().result(),
+            uptake=_open(folder / "uptake").read().result(),
+            rois={name: rois[channel] for channel, name in enumerate(names)},
+        )
+
+    def overview(self, image: str) -> NDArray[np.float32]:
+        """Return the whole PET ``image`` resized to 64^3 by area, in SUV."""
+        self.image(image)
+        result: NDArray[np.float32] = _open(self.folder / "aids" / f"overview_{image}").read().result()
+        return result
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Committed cases under one folder."""
+
+    folder: Path
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        """Names of the committed cases, sorted."""
+        parents = (self.folder / layout.CASES).glob(f"*/{integrity.MANIFEST}")
+        return tuple(sorted(path.parent.name for path in parents))
+
+    def case(self, name: str) -> Case:
+        """Open one case; every file of its manifest is there in full size, or this refuses.
+
+        Raises:
+            InputError: SET_NO_CASE, STORE_DAMAGED.
+        """
+        folder = self.folder / layout.CASES / name
+        if not (folder / integrity.MANIFEST).is_file():
+            raise InputError(
+                "SET_NO_CASE",
+                where=f"case {name}",
+                found=f"not in the cohort ({len(self.cases)} cases)",
+                remedy="list the cases with `petscale verify`",
+            )
+        content = integrity.check_presence(folder)
+        if content["facts"].get("case") != name:
+            raise InputError(
+                "STORE_DAMAGED",
+                where=f"case {name}",
+                found="the folder holds another case's files",
+                remedy="run `petscale verify`, then put the folders back or ingest again",
+            )
+        return Case(name, folder)
+
+
+def open_cohort(folder: Path) -> Cohort:
+    """Open a cohort for reading.
+
+    Raises:
+        InputError: STORE_NONE when there is none, STORE_SCHEMA when a newer petscale wrote it.
+    """
+    attributes = _attributes(folder).get("petscale", {}) if (folder / "zarr.json").is_file() else {}
+    if "schema" not in attributes:
+        raise InputError(
+            "STORE_NONE",
+            where=folder.name or str(folder),
+            found="no petscale cohort in this folder" if folder.exists() else "no such folder",
+            remedy="make one with `petscale ingest`, `petscale phantom` or `petscale simulate`",
+        )
+    if int(attributes["schema"]) > layout.SCHEMA:
+        raise InputError(
+            "STORE_SCHEMA",
+            where=folder.name,
+            found=f"schema {attributes['schema']}, this petscale reads up to {layout.SCHEMA}",
+            remedy="install a newer petscale",
+        )
+    return Cohort(folder)
+
+
+def _attributes(folder: Path) -> dict[str, Any]:
+    try:
+        attributes: dict[str, Any] = json.loads((folder / "zarr.json").read_bytes())["attributes"]
+    except (OSError, ValueError, KeyError):
+        raise InputError(
+            "STORE_DAMAGED",
+            where=f"{folder.name}/zarr.json",
+            found="missing or not readable",
+            remedy="run `petscale verify`, then restore the case from a copy or ingest it again",
+        ) from None
+    return attributes
+
+
+def _open(folder: Path) -> Any:
+    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder.absolute())}}
+    try:
+        return ts.open(spec, read=True, context=_CONTEXT, recheck_cached=False).result()
+    except (ValueError, OSError):
+        raise InputError(
+            "STORE_DAMAGED",
+            where=f"{folder.parent.parent.name}/{folder.parent.name}/{folder.name}",
+            found="the array's metadata cannot be read",
+            remedy="run `petscale verify`, then restore the case from a copy or ingest it again",
+        ) from None

@@ -1,0 +1,70 @@
+"""Tiles become a volume again, slab by slab: a separable window, divided by what it sums to.
+
+The weight that every voxel collects is a product of three vectors, so no count volume is kept; only the slab that tiles
+still touch is in memory.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.patches import PatchLocation, Shape, grid
+
+
+def window(edge: int, overlap: int) -> NDArray[np.float32]:
+    """Weights along one axis of a tile: 1 inside, a linear ramp over the overlap, never 0."""
+    ramp = np.minimum(np.arange(edge) + 1, np.arange(edge, 0, -1)) / (overlap + 1)
+    return np.minimum(ramp, 1.0).astype(np.float32)
+
+
+def _axis_weight(length: int, edge: int, overlap: int) -> NDArray[np.float32]:
+    """What the windows of all tiles along one axis sum to, per voxel."""
+    total = np.zeros(max(length, edge), dtype=np.float32)
+    for tile in grid((1, 1, length), (1, 1, edge), overlap):
+        total[tile.start[2] : tile.stop[2]] += window(edge, overlap)
+    return total[:length]
+
+
+def stitch(
+    shape: Shape,
+    tile: Shape,
+    overlap: int,
+    synthesize: Callable[[list[PatchLocation]], Iterable[NDArray[np.float32]]],
+    write: Callable[[int, NDArray[np.float32]], Any],
+    *,
+    batch: int = 1,
+) -> None:
+    """Cover a volume with tiles and hand finished slabs on, in order, each exactly once.
+
+    Args:
+        shape: voxels (z, y, x) of the volume.
+        tile: edge lengths (z, y, x) of the tiles.
+        overlap: voxels that neighbouring tiles share.
+        synthesize: gets up to ``batch`` locations, yields their tiles (z, y, x) in the same order.
+        write: gets z0 and a finished slab (dz, y, x) float32.
+    """
+    depth, height, width = tile
+    wz, wy, wx = (window(n, overlap) for n in tile)
+    weight = [_axis_weight(n, edge, overlap) for n, edge in zip(shape, tile, strict=True)]
+    plane = weight[1][:, None] * weight[2]
+    open_slab = np.zeros((depth, *shape[1:]), dtype=np.float32)
+    rows: dict[int, list[PatchLocation]] = {}
+    for location in grid(shape, tile, overlap):
+        rows.setdefault(location.start[0], []).append(location)
+    starts = sorted(rows)
+    for row, following in zip(starts, [*starts[1:], shape[0]], strict=True):
+        for first in range(0, len(rows[row]), batch):
+            group = rows[row][first : first + batch]
+            for location, values in zip(group, synthesize(group), strict=True):
+                _, y, x = location.start
+                weighted = values * (wz[:, None, None] * wy[:, None] * wx)
+                target = open_slab[:, y : y + height, x : x + width]
+                target += weighted[:, : target.shape[1], : target.shape[2]]
+        done = min(following, shape[0]) - row
+        collected = weight[0][row : row + done, None, None] * plane
+        write(row, np.divide(open_slab[:done], collected, dtype=np.float32))
+        kept = open_slab[done:].copy()
+        open_slab[: len(kept)] = kept
+        open_slab[len(kept) :] = 0
