@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,28 +97,43 @@ def _existing(path: Path) -> Path:
 
 
 @contextmanager
-def exclusive(folder: Path, *, purpose: str) -> Iterator[None]:
+def exclusive(folder: Path, *, purpose: str, wait_s: float = 0.0) -> Iterator[None]:
     """Hold ``folder`` for writing; the kernel frees it when the process dies, so no stale lock can block anyone.
 
+    Args:
+        folder: made if it does not exist.
+        purpose: what has to wait, for the message.
+        wait_s: how long to wait for another writer that is about to end.
+
     Raises:
-        InputError: STORE_BUSY when another process writes there.
+        InputError: STORE_BUSY when another process still writes there.
     """
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o600)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        deadline = time.monotonic() + wait_s
+        while not _try_lock(handle):
+            if time.monotonic() < deadline:
+                time.sleep(0.2)
+                continue
             raise InputError(
                 "STORE_BUSY",
                 where=folder.name,
                 found=f"another process is writing here ({purpose} must wait)",
                 remedy="wait for it to end, or stop it, then run the same command again",
-            ) from None
+            )
         yield
     finally:
         os.close(handle)
+
+
+def _try_lock(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)

@@ -116,9 +116,8 @@ def uptake(aids: Aids, shape: Shape, rng: np.random.Generator) -> PatchLocation:
 
 
 def roi(aids: Aids, shape: Shape, rng: np.random.Generator) -> PatchLocation:
-    """Centre in an organ, organs with equal probability; in the body where the case has no organ labels."""
-    names = sorted(name for name, cells in aids.rois.items() if not name.startswith("lesion") and cells.any())
-    return _in_roi(aids, shape, names, rng)
+    """Centre in a labelled region, regions with equal probability; in the body where the case has none."""
+    return _in_roi(aids, shape, sorted(name for name, cells in aids.rois.items() if cells.any()), rng)
 
 
 def lesion(aids: Aids, shape: Shape, rng: np.random.Generator) -> PatchLocation:

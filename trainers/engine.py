@@ -1,9 +1,13 @@
 """A network and its optimizer become an engine.  The only file that knows DeepSpeed.
 
 Precision ``bf16`` means bf16 autocast over fp32 weights: the optimizer, WGAN's weight clipping and the checkpoint see
-the exact numbers, and no second copy of the weights can drift away from them.
+the exact numbers, and there is no second copy of the weights that could drift away from them.
+
+An engine's state is its whole fp32 weights and optimizer moments by parameter name, whatever the ZeRO stage and the
+number of ranks, so that one safetensors file replaces DeepSpeed's pickles and a run may go on at another world size.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from trainers.recipe import Engine, OptimizerFactory
+from trainers.recipe import Engine, EngineFactory, OptimizerFactory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,18 +34,41 @@ class EngineConfig:
     gradient_clipping: float = 0.0
 
 
-@dataclass(frozen=True)
-class PlainEngine:
-    """PyTorch alone, one process: the reference that the DeepSpeed engine is tested and measured against."""
+class _InPrecision(nn.Module):
+    """A network run under autocast, its output back in fp32."""
 
-    module: nn.Module
+    def __init__(self, net: nn.Module, precision: str) -> None:
+        super().__init__()
+        self.net, self.precision = net, precision
+
+    def forward(self, *inputs: Tensor, **options: Any) -> Tensor:
+        device = inputs[0].device.type
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            output: Tensor = self.net(*inputs, **options)
+        return output.float()
+
+
+@contextmanager
+def _frozen(runner: _InPrecision) -> Iterator[Callable[..., Tensor]]:
+    runner.requires_grad_(False)
+    try:
+        yield runner
+    finally:
+        runner.requires_grad_(True)
+
+
+@dataclass(frozen=True)
+class _Plain:
+    runner: _InPrecision
     optimizer: torch.optim.Optimizer
-    precision: Literal["fp32", "bf16"] = "fp32"
+
+    @property
+    def module(self) -> nn.Module:
+        return self.runner.net
 
     def __call__(self, *inputs: Tensor, **options: Any) -> Tensor:
-        with _autocast(self.module, self.precision):
-            output: Tensor = self.module(*inputs, **options)
-        return output.float()
+        output: Tensor = self.runner(*inputs, **options)
+        return output
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
@@ -52,61 +79,154 @@ class PlainEngine:
 
     @torch.no_grad()
     def clip_weights(self, bound: float) -> None:
-        for weight in self.module.parameters():
+        for weight in self.runner.parameters():
             weight.clamp_(-bound, bound)
 
-    @contextmanager
-    def frozen(self) -> Iterator[Callable[..., Tensor]]:
-        with _frozen(self.module, self.precision) as forward:
-            yield forward
+    def frozen(self) -> Any:
+        return _frozen(self.runner)
 
     def state(self) -> dict[str, Tensor]:
-        return _export(self.module, self.optimizer)
+        return _export(self.runner.net, self.optimizer)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        _restore(self.module, self.optimizer, state)
+        _restore(self.runner.net, self.optimizer, state)
 
 
 def plain_engine(net: nn.Module, optimizer: OptimizerFactory) -> Engine:
-    """Return ``net`` trained by PyTorch alone."""
-    return PlainEngine(net, optimizer(net.parameters()))
+    """Return ``net`` trained by PyTorch alone in one process: what DeepSpeed is tested and measured against."""
+    return _Plain(_InPrecision(net, "fp32"), optimizer(net.parameters()))
 
 
-def _autocast(module: nn.Module, precision: str) -> torch.autocast:
-    device = next(module.parameters()).device.type
-    return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16")
+@dataclass(frozen=True)
+class _DeepSpeed:
+    runner: _InPrecision
+    engine: Any
+    stage: int
+
+    @property
+    def module(self) -> nn.Module:
+        return self.runner.net
+
+    def __call__(self, *inputs: Tensor, **options: Any) -> Tensor:
+        output: Tensor = self.engine(*inputs, **options)
+        return output
+
+    def backward(self, loss: Tensor) -> None:
+        self.engine.backward(loss)
+
+    def step(self) -> None:
+        self.engine.step()
+
+    @torch.no_grad()
+    def clip_weights(self, bound: float) -> None:
+        # Stages 1 and 2 step on an fp32 master partition and copy it over the weights, so both must be clipped;
+        # clamping is elementwise: every rank does its own part and no communication is needed.
+        if self.stage:
+            for master in self.engine.optimizer.single_partition_of_fp32_groups:
+                master.data.clamp_(-bound, bound)
+        for weight in self.runner.parameters():
+            weight.clamp_(-bound, bound)
+
+    def frozen(self) -> Any:
+        # The bare network, never the engine: its hooks would fire inside the other network's backward.
+        return _frozen(self.runner)
+
+    def state(self) -> dict[str, Tensor]:
+        if self.stage == 0:
+            return _export(self.runner.net, self.engine.basic_optimizer)
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        state = {f"weight/{k}": v.detach().clone() for k, v in self.runner.net.state_dict().items()}
+        moments = self._partitions()[0][1]
+        for name, parameter in self.runner.net.named_parameters():
+            state[f"weight/{name}"] = safe_get_full_fp32_param(parameter)
+            for key, value in moments.items():
+                whole = safe_get_full_optimizer_state(parameter, key) if value.ndim else value.clone()
+                state[f"{key}/{name}"] = whole
+        return state
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        if self.stage == 0:
+            _restore(self.runner.net, self.engine.basic_optimizer, state)
+            return
+        _load_weights(self.runner.net, state)
+        zero = self.engine.optimizer
+        for group, (flat, moments) in zip(zero.bit16_groups, self._partitions(), strict=True):
+            moments.clear()
+            named = {id(p): name for name, p in self.runner.net.named_parameters()}
+            for parameter in group:
+                mapping = parameter._hp_mapping
+                if mapping is None:
+                    continue  # this parameter lies in another rank's partition
+                here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
+                for key, value in _moments(named[id(parameter)], state).items():
+                    if not value.ndim:
+                        moments[key] = value.clone()
+                        continue
+                    whole = moments.setdefault(key, torch.zeros_like(flat))
+                    part = value.to(flat.device).flatten()[here.start : here.start + here.numel]
+                    whole[there.start : there.start + there.numel] = part
+                fp32 = parameter.detach().flatten()[here.start : here.start + here.numel]
+                flat.data[there.start : there.start + there.numel] = fp32
+        if any(moments for _, moments in self._partitions()):
+            zero._hp_optimizer_states_linked = False
+            zero._lazy_init_hp_params_optimizer_state()
+
+    def _partitions(self) -> list[tuple[Tensor, dict[str, Tensor]]]:
+        """This rank's flat fp32 masters, each with its optimizer state."""
+        zero = self.engine.optimizer
+        return [(flat, zero.optimizer.state[flat]) for flat in zero.single_partition_of_fp32_groups]
 
 
-@contextmanager
-def _frozen(module: nn.Module, precision: str) -> Iterator[Callable[..., Tensor]]:
-    def forward(*inputs: Tensor, **options: Any) -> Tensor:
-        with _autocast(module, precision):
-            output: Tensor = module(*inputs, **options)
-        return output.float()
+def deepspeed_engines(config: EngineConfig, *, device: torch.device) -> EngineFactory:
+    """Return the factory a recipe builds its engines with; the process group must be up (Ray Train or the caller)."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if device.type == "cuda" else "cpu")
+    import deepspeed
 
-    module.requires_grad_(False)
-    try:
-        yield forward
-    finally:
-        module.requires_grad_(True)
+    deepspeed.utils.logger.setLevel("WARNING")
+    # A C++ operator for inference only, which DeepSpeed would compile at start-up on a CPU; petscale needs no compiler.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    settings = {
+        "train_micro_batch_size_per_gpu": 1,  # unused: recipes form their own batches
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.gradient_clipping,
+        "zero_optimization": {"stage": config.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+
+    def make(net: nn.Module, optimizer: OptimizerFactory) -> Engine:
+        runner = _InPrecision(net.to(device), config.precision)
+        # A client torch optimizer: needs no compilation, and "Adam" in DeepSpeed's own config would mean AdamW.
+        engine, *_ = deepspeed.initialize(model=runner, optimizer=optimizer(net.parameters()), config=settings)
+        return _DeepSpeed(runner, engine, config.zero_stage)
+
+    return make
 
 
-def _export(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Name every weight, buffer and optimizer tensor: ``weight/<name>`` and ``<optimizer key>/<name>``."""
-    state = {f"weight/{name}": value.detach().clone() for name, value in module.state_dict().items()}
-    for name, parameter in module.named_parameters():
+def _export(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state = {f"weight/{name}": value.detach().clone() for name, value in net.state_dict().items()}
+    for name, parameter in net.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             state[f"{key}/{name}"] = torch.as_tensor(value).detach().clone()
     return state
 
 
+def _moments(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Optimizer tensors of the parameter ``name``: keys are ``<moment>/<name>``, and no name holds a slash."""
+    pairs = ((key.split("/", 1), value) for key, value in state.items())
+    return {moment: value for (moment, owner), value in pairs if owner == name and moment != "weight"}
+
+
+def _load_weights(net: nn.Module, state: Mapping[str, Tensor]) -> None:
+    net.load_state_dict({k.removeprefix("weight/"): v for k, v in state.items() if k.startswith("weight/")})
+
+
 @torch.no_grad()
-def _restore(module: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
-    module.load_state_dict({k.removeprefix("weight/"): v for k, v in state.items() if k.startswith("weight/")})
-    for name, parameter in module.named_parameters():
-        moments = {k.rsplit("/", 1)[0]: v for k, v in state.items() if k.endswith(f"/{name}") and k != f"weight/{name}"}
-        optimizer.state[parameter] = {
-            key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
-            for key, value in moments.items()
-            if key + "/" + name in state
-        }
+def _restore(net: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
+    _load_weights(net, state)
+    for name, parameter in net.named_parameters():
+        moments = _moments(name, state)
+        if moments:  # torch keeps step counts on the CPU whatever the parameter's device
+            optimizer.state[parameter] = {k: v.clone() if k == "step" else v.to(parameter) for k, v in moments.items()}

@@ -149,6 +149,10 @@ class Recipe(Protocol):
         """Make every optimizer update of one iteration, in the paper's order."""
         ...
 
+    def weights(self) -> dict[str, Tensor]:
+        """Return what ``RecipeSpec.weights_to_synthesizer`` needs, whole on every rank (collective)."""
+        ...
+
     def synthesizer(self) -> Synthesizer:
         """Return what inference and validation use, sharing the current weights."""
         ...

@@ -1,0 +1,1 @@
+"""Command line, runs and reports: everything that knows Ray."""

@@ -1,0 +1,242 @@
+"""A run's whole configuration: the rooms' own configs composed, to JSON and back, fields set by name."""
+
+import ast
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from storage import patches
+from storage.errors import InputError
+from storage.reader import Cohort
+from trainers import RECIPES
+from trainers.engine import EngineConfig
+from trainers.feed import FeedConfig
+from trainers.loop import LoopConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitConfig:
+    """Which patients are kept for testing; always whole patients, never scans or slices.
+
+    Args:
+        test: names of test cases; every other case of their patients is left out of training too.
+        test_fraction: part of the patients drawn for testing when ``test`` is empty.
+        seed: of that draw.
+    """
+
+    test: tuple[str, ...] = ()
+    test_fraction: float = 0.25
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """What a run may use.
+
+    Args:
+        workers: training processes.
+        cpus_per_worker: cores each may use; fixes the number of threads, and with it the last bits of a result.
+        device: cpu or cuda.
+        address: an existing Ray cluster's address, empty for a private one on this machine.
+        max_failures: times that crashed workers are started again from the last checkpoint.
+    """
+
+    workers: int = 1
+    cpus_per_worker: int = 1
+    device: Literal["cpu", "cuda"] = "cpu"
+    address: str = ""
+    max_failures: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides a run's result, but the cohort's voxels."""
+
+    recipe: str = "sgsgan"
+    model: Any = None
+    feed: FeedConfig = field(default_factory=FeedConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+    def __post_init__(self) -> None:
+        if self.recipe not in RECIPES:
+            raise _unknown("CFG_RECIPE", "recipe", self.recipe, list(RECIPES))
+        if self.model is None:
+            object.__setattr__(self, "model", RECIPES[self.recipe].Config())
+
+    @property
+    def patches_per_step(self) -> int:
+        """Patches that all ranks together see in one step."""
+        return self.feed.cases_per_step * int(self.model.patches_per_case)
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must agree on: all but where the run is computed and how often it logs."""
+        whole = to_json(self)
+        return {key: whole[key] for key in ("recipe", "model", "feed", "engine", "split")} | {
+            "seed": self.loop.seed,
+        }
+
+
+def to_json(config: RunConfig) -> dict[str, Any]:
+    """Return the configuration as plain JSON values."""
+    content: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
+    return content
+
+
+def from_json(content: Mapping[str, Any]) -> RunConfig:
+    """Inverse of ``to_json``.
+
+    Raises:
+        InputError: CFG_RECIPE, CFG_FIELD, CFG_VALUE.
+    """
+    recipe = content.get("recipe", "sgsgan")
+    if recipe not in RECIPES:
+        raise _unknown("CFG_RECIPE", "recipe", str(recipe), list(RECIPES))
+    rooms: dict[str, Any] = {"model": RECIPES[recipe].Config}
+    rooms |= {"feed": FeedConfig, "loop": LoopConfig, "engine": EngineConfig}
+    rooms |= {"split": SplitConfig, "cluster": ClusterConfig}
+    for key in content:
+        if key not in {*rooms, "recipe"}:
+            raise _unknown("CFG_FIELD", "configuration", key, [*rooms, "recipe"])
+    parts = {name: _build(name, room, content.get(name, {})) for name, room in rooms.items()}
+    return RunConfig(recipe=recipe, **parts)
+
+
+def read(path: Path) -> RunConfig:
+    """Read a configuration file.
+
+    Raises:
+        InputError: IMG_NO_FILE, CFG_JSON, and those of ``from_json``.
+    """
+    if not path.is_file():
+        raise InputError("CFG_NO_FILE", where=path.name, found="no such file", remedy="name an existing configuration")
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError:
+        raise InputError("CFG_JSON", where=path.name, found="not JSON", remedy="correct the file") from None
+    return from_json(content.get("config", content))
+
+
+def override(config: RunConfig, settings: Sequence[str]) -> RunConfig:
+    """Apply ``room.field=value`` settings; the rooms are recipe, feed, loop, engine, split and cluster.
+
+    Raises:
+        InputError: CFG_SET, CFG_FIELD with the nearest name, CFG_VALUE.
+    """
+    content = to_json(config)
+    rooms = ["recipe", "feed", "loop", "engine", "split", "cluster"]
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        room, dot, key = name.partition(".")
+        if not equals or not dot:
+            raise InputError(
+                "CFG_SET", where="--set", found=f"'{setting}'", remedy="write room.field=value, as in loop.log_every=20"
+            )
+        if room not in rooms:
+            raise _unknown("CFG_FIELD", "--set", room, rooms)
+        part = content["model" if room == "recipe" else room]
+        if key not in part:
+            raise _unknown("CFG_FIELD", f"--set {room}", key, list(part))
+        try:
+            part[key] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            part[key] = [ast_word(word) for word in text.split(",")] if "," in text else text
+    return from_json(content)
+
+
+def ast_word(word: str) -> Any:
+    """Read one element of a comma list: a number when it is one, else the word."""
+    try:
+        return ast.literal_eval(word)
+    except (ValueError, SyntaxError):
+        return word.strip()
+
+
+def _unknown(code: str, where: str, found: str, known: list[str]) -> InputError:
+    near = difflib.get_close_matches(found, known, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(sorted(known))}"
+    return InputError(code, where=where, found=f"unknown '{found}'", remedy=hint)
+
+
+def _build(name: str, room: Any, content: Mapping[str, Any]) -> Any:
+    hints = typing.get_type_hints(room)
+    fields = [f.name for f in dataclasses.fields(room)]
+    for key in content:
+        if key not in fields:
+            raise _unknown("CFG_FIELD", name, key, fields)
+    return room(**{key: _coerce(f"{name}.{key}", hints[key], value) for key, value in content.items()})
+
+
+def _coerce(where: str, hint: Any, value: Any) -> Any:
+    """Bring a JSON value to a field's type: lists to tuples, integers to floats, nothing else."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _coerce(where, next(a for a in args if a is not type(None)), value)
+    if origin is Literal:
+        if value not in args:
+            raise _unknown("CFG_VALUE", where, str(value), [str(a) for a in args])
+        return value
+    if origin is tuple:
+        values = [value] if isinstance(value, str) or not isinstance(value, list | tuple) else list(value)
+        variadic = len(args) == 2 and args[1] is Ellipsis
+        if not variadic and len(values) != len(args):
+            raise _bad_value(where, value, f"{len(args)} values")
+        return tuple(_coerce(where, args[0] if variadic else a, v) for a, v in _paired(args, values, variadic))
+    if origin is not None:  # mappings
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint in (int, float) and isinstance(value, bool)):
+        raise _bad_value(where, value, hint.__name__)
+    if isinstance(value, float) and not np.isfinite(value):
+        raise _bad_value(where, value, "a finite number")
+    return value
+
+
+def _paired(args: tuple[Any, ...], values: list[Any], variadic: bool) -> list[tuple[Any, Any]]:
+    return [(args[0], v) for v in values] if variadic else list(zip(args, values, strict=True))
+
+
+def _bad_value(where: str, value: Any, wanted: str) -> InputError:
+    return InputError("CFG_VALUE", where=where, found=repr(value), remedy=f"give {wanted}")
+
+
+def split_cases(cohort: Cohort, config: SplitConfig) -> tuple[list[str], list[str]]:
+    """Return (training cases, test cases), no patient in both.
+
+    Raises:
+        InputError: SET_NO_CASE, SET_TOO_SMALL.
+    """
+    subjects = {name: cohort.case(name).subject for name in cohort.cases}
+    if config.test:
+        for name in config.test:
+            cohort.case(name)
+        held = {subjects[name] for name in config.test}
+        test = sorted(config.test)
+    else:
+        people = sorted(set(subjects.values()))
+        count = max(1, round(config.test_fraction * len(people))) if config.test_fraction > 0 else 0
+        order = patches.generator(config.seed, 5).permutation(len(people))
+        held = {people[int(i)] for i in order[:count]}
+        test = [name for name, subject in subjects.items() if subject in held]
+    train = [name for name, subject in subjects.items() if subject not in held]
+    if not train:
+        raise InputError(
+            "SET_TOO_SMALL",
+            where="split",
+            found=f"{len(subjects)} cases of {len(set(subjects.values()))} patients leave none to train on",
+            remedy="ingest more patients or keep fewer for testing (--set split.test_fraction=...)",
+        )
+    return train, test

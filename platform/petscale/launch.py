@@ -1,0 +1,260 @@
+"""The only door to Ray Train: a run folder and a configuration in, trained weights out; the same command resumes."""
+
+import json
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+import uuid
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from petscale import config as configs
+from petscale.config import RunConfig
+from petscale.progress import Reporter, Watch, picture
+from storage import integrity
+from storage.errors import InputError
+from storage.reader import open_cohort
+from trainers import RECIPES, checkpoint, feed, loop
+from trainers.engine import deepspeed_engines, plain_engine
+
+CHECKPOINTS, WEIGHTS, CONFIG = "checkpoints", "weights.safetensors", "config.json"
+
+
+def worker_environment(config: RunConfig) -> dict[str, str]:
+    """Environment of the workers: threads and accelerator fixed, no telemetry."""
+    threads = str(config.cluster.cpus_per_worker)
+    return {
+        "DS_ACCELERATOR": config.cluster.device,
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+    }
+
+
+def runtime_env(config: RunConfig) -> dict[str, Any]:
+    """What a worker needs; the only place that ships code.
+
+    A private cluster runs from this very installation.  Another one gets all four rooms together: shipping the working
+    folder alone would leave a node's older ``petscale`` in place.
+    """
+    environment: dict[str, Any] = {"env_vars": worker_environment(config)}
+    if config.cluster.address:
+        root = Path(__file__).parents[2]
+        environment |= {"working_dir": str(root), "py_modules": [str(root / "platform" / "petscale")]}
+        environment["excludes"] = [".git", ".venv", "runs", "demo"]
+    return environment
+
+
+def train(cohort: Path, run: Path, config: RunConfig, *, command: str) -> Path:
+    """Train, or go on training, and return the exported weights.
+
+    Args:
+        cohort: a committed cohort.
+        run: the run's folder; made if it does not exist, continued if it does.
+        command: what the user typed, for the record.
+
+    Raises:
+        InputError: any mistake, before the cluster starts where it can be seen then; TRAIN_FAILED when workers keep
+            dying.
+    """
+    cohort, run = cohort.absolute(), run.absolute()
+    opened = open_cohort(cohort)
+    train_cases, test_cases = configs.split_cases(opened, config.split)
+    with integrity.exclusive(run, purpose="train"):
+        _check_run(run, config)
+        recipe = _dry(config)
+        ends = {recipe.phase(s): s for s in range(recipe.num_steps)} if recipe.num_steps < 10**6 else {"": 0}
+        feed.check_cases(opened, train_cases, config.feed, [recipe.needs(s) for s in ends.values()])
+        digest = {name: integrity.manifest(opened.case(name).folder)["root"] for name in (*train_cases, *test_cases)}
+        integrity.write_json(
+            run / CONFIG,
+            {
+                "config": configs.to_json(config),
+                "command": command,
+                "cohort": cohort.name,
+                "train": train_cases,
+                "test": test_cases,
+                "cases": digest,
+            },
+        )
+        (run / "error.json").unlink(missing_ok=True)
+        with Watch(run, recipe.num_steps):
+            _run_ray(cohort, run, config, train_cases, test_cases)
+    return run / WEIGHTS
+
+
+def _dry(config: RunConfig) -> Any:
+    """The recipe with networks nobody trains: its phases and needs can be asked for before a cluster exists."""
+    with torch.device("meta"):
+        return RECIPES[config.recipe].build(
+            config.model, make_engine=plain_engine, patches_per_step=config.patches_per_step
+        )
+
+
+def _check_run(run: Path, config: RunConfig) -> None:
+    """Refuse to continue a run under other settings, before anything starts."""
+    if (run / CONFIG).is_file():
+        found = configs.read(run / CONFIG)
+        checkpoint.check_same_run(found.identity(), config.identity())
+    elif any(path.name != ".lock" for path in run.iterdir()):
+        raise InputError(
+            "CFG_RUN_FOLDER",
+            where=run.name,
+            found="the folder holds files that are not a run",
+            remedy="choose a new or empty folder for --run",
+        )
+
+
+def _run_ray(cohort: Path, run: Path, config: RunConfig, train_cases: list[str], test_cases: list[str]) -> None:
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    if not config.cluster.address:
+        # A private cluster of one secret that is never written down; an existing one brings its own token.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    import ray
+    from ray.train import FailureConfig, ScalingConfig
+    from ray.train import RunConfig as RayRunConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    cluster = config.cluster
+    session = tempfile.mkdtemp(prefix="petscale-")
+    ray.init(
+        address=cluster.address or "local",
+        runtime_env=runtime_env(config),
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        **(
+            {}
+            if cluster.address
+            else {
+                "num_cpus": cluster.workers * cluster.cpus_per_worker,
+                "include_dashboard": False,
+                "object_store_memory": 100 * 2**20,
+                "_temp_dir": session,
+            }
+        ),
+    )
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    try:
+        _require_resources(ray.cluster_resources(), config)
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={
+                "cohort": str(cohort),
+                "run": str(run),
+                "config": configs.to_json(config),
+                "train": train_cases,
+                "test": test_cases,
+            },
+            scaling_config=ScalingConfig(
+                num_workers=cluster.workers,
+                use_gpu=cluster.device == "cuda",
+                resources_per_worker={"CPU": cluster.cpus_per_worker}
+                | ({"GPU": 1} if cluster.device == "cuda" else {}),
+            ),
+            torch_config=TorchConfig(timeout_s=300),
+            run_config=RayRunConfig(
+                # A fresh name: Ray's own notion of a latest checkpoint is never asked, our manifests are.
+                name=f"attempt-{uuid.uuid4().hex[:8]}",
+                storage_path=str(run / "ray"),
+                failure_config=FailureConfig(max_failures=cluster.max_failures),
+            ),
+        )
+        failure = _fit(trainer, ray.train.TrainingFailedError)
+    finally:
+        ray.shutdown()
+        shutil.rmtree(run / "ray", ignore_errors=True)
+    if (run / "error.json").is_file():
+        shutil.rmtree(session, ignore_errors=True)
+        raise InputError(**json.loads((run / "error.json").read_bytes()))
+    if failure:
+        (run / "failure.log").write_text(failure)
+        raise InputError(
+            "TRAIN_FAILED",
+            where=run.name,
+            found=f"workers died {cluster.max_failures + 1} times; the first error is in failure.log",
+            remedy="run the same command again to continue from the last checkpoint",
+        )
+    shutil.rmtree(session, ignore_errors=True)
+
+
+def _fit(trainer: Any, failed: type[Exception]) -> str:
+    """Run to the end; returns what went wrong, empty when nothing did."""
+    try:
+        trainer.fit()
+    except failed as error:
+        return str(error)
+    return ""
+
+
+def _require_resources(found: Mapping[str, float], config: RunConfig) -> None:
+    """Ray would wait for ever for cores that do not exist."""
+    cluster = config.cluster
+    wanted = {"CPU": cluster.workers * cluster.cpus_per_worker}
+    if cluster.device == "cuda":
+        wanted["GPU"] = cluster.workers
+    for name, amount in wanted.items():
+        if found.get(name, 0) < amount:
+            raise InputError(
+                "CFG_RESOURCES",
+                where="cluster.workers",
+                found=f"{amount} {name} wanted, the cluster has {found.get(name, 0):g}",
+                remedy="ask for fewer workers or a bigger cluster",
+            )
+
+
+def train_worker(settings: dict[str, Any]) -> None:
+    """One Ray Train worker: the process group is up; everything else is built here from plain JSON."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    config, run = configs.from_json(settings["config"]), Path(settings["run"])
+    rank, world = dist.get_rank(), dist.get_world_size()
+    device = (
+        torch.device("cuda", torch.cuda.current_device()) if config.cluster.device == "cuda" else torch.device("cpu")
+    )
+    torch.set_num_threads(config.cluster.cpus_per_worker)
+    torch.manual_seed(config.loop.seed)  # the networks' first weights
+    # An attempt that is still dying must have let go of the checkpoints before this one touches them.
+    fence = nullcontext() if rank else integrity.exclusive(run / CHECKPOINTS, purpose="this attempt", wait_s=60)
+    try:
+        with fence:
+            cohort = open_cohort(Path(settings["cohort"]))
+            recipe = RECIPES[config.recipe].build(
+                config.model,
+                make_engine=deepspeed_engines(config.engine, device=device),
+                patches_per_step=config.patches_per_step,
+            )
+            source = feed.Feed(
+                cohort, settings["train"], config.feed, recipe.needs, rank=rank, world=world, device=device
+            )
+            shown = cohort.case((settings["test"] or settings["train"])[0])
+            loop.fit(
+                recipe,
+                source,
+                config.loop,
+                folder=run / CHECKPOINTS,
+                meta=config.identity(),
+                report=Reporter(run) if rank == 0 else lambda record: None,
+                picture=picture(run / "pictures", shown, config.feed.low[0], config.feed.full, config.feed.suv_scale),
+                patches_per_step=config.patches_per_step,
+            )
+            weights = recipe.weights()
+            if rank == 0:
+                facts = {"recipe": config.recipe, "config": json.dumps(configs.to_json(config))}
+                checkpoint.write_weights(run / WEIGHTS, weights, facts)
+    except InputError as error:
+        # Told to the user once by the driver, not retried: it would fail again.
+        if rank == 0 or not (run / "error.json").exists():
+            facts = {"code": error.code, "where": error.where, "found": error.found, "remedy": error.remedy}
+            integrity.write_json(run / "error.json", facts)

@@ -1,0 +1,157 @@
+"""What a run shows while it works: bars on a terminal, lines elsewhere; JSON lines, TensorBoard events and pictures."""
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from storage import integrity
+from storage.patches import draw, generator
+from storage.reader import Case
+from trainers.recipe import Synthesizer
+from trainers.synthesize import case_context
+
+console = Console(stderr=True, highlight=False)
+Advance = Callable[[int, str], None]  # done so far, what is going on
+
+
+@contextmanager
+def bar(title: str, total: int) -> Iterator[Advance]:
+    """Show one stage's progress: a bar on a terminal, elsewhere a line now and then."""
+    if console.is_terminal:
+        columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as progress:
+            task = progress.add_task(title, total=total, note="")
+            yield lambda done, note: progress.update(task, completed=done, note=note)
+            return
+    begin = said = time.monotonic()
+    state = {"done": 0, "note": ""}
+
+    def advance(done: int, note: str) -> None:
+        nonlocal said
+        state.update(done=done, note=note)
+        if time.monotonic() - said > 10:
+            said = time.monotonic()
+            console.print(f"{title}: {done}/{total} {note}", soft_wrap=True)
+
+    console.print(f"{title}: 0/{total}", soft_wrap=True)
+    yield advance
+    spent = time.monotonic() - begin
+    console.print(f"{title}: {state['done']}/{total} in {spent:.0f} s {state['note']}", soft_wrap=True)
+
+
+class Reporter:
+    """Rank 0's records: one JSON line each, and TensorBoard events.  A full disk here never stops the training."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._path = folder / "metrics.jsonl"
+        self._open: Callable[[int], Any] = lambda step: SummaryWriter(str(folder / "tb"), purge_step=step)
+        self._events: Any = None
+
+    def __call__(self, record: dict[str, Any]) -> None:
+        """Write one record of the loop."""
+        try:
+            if record["event"] == "start":
+                self._forget_after(int(record["step"]))
+                self._events = self._open(int(record["step"]))
+            with self._path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+            for name, value in record.items():
+                if isinstance(value, float):
+                    self._events.add_scalar(name, value, record["step"])
+        except OSError as error:
+            print(f"petscale: metrics not written ({error.strerror})", file=sys.stderr)
+
+    def _forget_after(self, step: int) -> None:
+        """Drop what a crashed attempt logged beyond its last checkpoint, so that every step is recorded once."""
+        if self._path.exists():
+            kept = [r for r in read_metrics(self._path) if r["event"] == "start" or int(r["step"]) <= step]
+            integrity.write_bytes(self._path, "".join(json.dumps(r) + "\n" for r in kept).encode())
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read the records so far; a line that is still being written is left out."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
+
+
+class Watch:
+    """Follow a run's records from the driver and show them as one bar."""
+
+    def __init__(self, folder: Path, total: int) -> None:
+        self._path, self._total = folder / "metrics.jsonl", total
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _follow(self) -> None:
+        warned: set[str] = set()
+        with bar("train", self._total) as advance:
+            while True:
+                ended = self._stop.wait(0.5)
+                records = read_metrics(self._path)
+                for warning in (w for r in records for w in r.get("warnings", ())):
+                    if warning not in warned:
+                        warned.add(warning)
+                        console.print(f"warning: {warning}")
+                last = next((r for r in reversed(records) if r["event"] == "log"), None)
+                if last:
+                    losses = "  ".join(f"{k.removeprefix('loss/')} {v:.3g}" for k, v in last.items() if "loss/" in k)
+                    note = f"{last['phase']}  {last['patches_per_s']:.1f} patches/s  waiting {last['wait_share']:.0%}"
+                    advance(int(last["step"]), f"{note}  {losses}")
+                if ended:
+                    return
+
+
+def picture(folder: Path, case: Case, low: str, full: str, suv_scale: float, window_suv: float = 7.0) -> Any:
+    """Return the loop's picture function: low | synthesized | full of one held-out patch, in one fixed SUV window."""
+
+    def draw_picture(step: int, synthesizer: Synthesizer) -> None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        z, y, x = (min(e, s) for e, s in zip(synthesizer.tiling.tile, case.aids.shape, strict=True))
+        box = draw(case.aids, (z, y, x), {"uptake": 1.0}, generator(0, 6))
+        with torch.no_grad():
+            context = case_context(synthesizer, case, low, suv_scale=suv_scale, device=device)
+            source = torch.from_numpy(case.image(low).patch(box.grown(synthesizer.tiling.halo)))[None, None]
+            output = synthesizer(source.to(device) / suv_scale, context)[0, 0].cpu().numpy() * suv_scale
+        panels: dict[str, NDArray[np.float32]] = {
+            "low": case.image(low).patch(box),
+            "synthesized": output,
+            "full": case.image(full).patch(box),
+        }
+        figure = Figure(figsize=(9, 3.2), layout="constrained")
+        for axes, (title, voxels) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+            axes.imshow(voxels[len(voxels) // 2], cmap="gray_r", vmin=0, vmax=window_suv)
+            axes.set_title(title, fontsize=9)
+            axes.set_axis_off()
+        figure.suptitle(f"step {step}, case {case.name}, SUV 0 to {window_suv:g}", fontsize=9)
+        folder.mkdir(exist_ok=True)
+        FigureCanvasAgg(figure).print_png(folder / f"step-{step:07d}.png")
+
+    return draw_picture

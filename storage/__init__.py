@@ -1,0 +1,1 @@
+"""Voxels, millimetres and SUV: files in, checked cohorts out; no tensor, no network, no cluster."""

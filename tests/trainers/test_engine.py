@@ -1,0 +1,216 @@
+"""Engines: DeepSpeed at every stage against plain PyTorch, the traps of several networks in one graph, portable state."""
+
+import os
+import socket
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from trainers.engine import EngineConfig, deepspeed_engines, plain_engine
+from trainers.recipe import Engine, EngineFactory
+
+STEPS, CLIP = 4, 0.05
+
+
+def generator() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.LeakyReLU(0.2), nn.Conv3d(4, 1, 3, padding=1))
+
+
+def critic() -> nn.Module:
+    torch.manual_seed(2)
+    return nn.Sequential(nn.Conv3d(1, 5, 3), nn.LeakyReLU(0.2), nn.Conv3d(5, 1, 3))
+
+
+def rmsprop(parameters: object) -> torch.optim.Optimizer:
+    return torch.optim.RMSprop(parameters, lr=1e-3)  # type: ignore[arg-type]
+
+
+def sgd(parameters: object) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=1e-2)  # type: ignore[arg-type]
+
+
+def batch(step: int, rank: int) -> tuple[Tensor, Tensor]:
+    rng = torch.Generator().manual_seed(1000 * step + rank)
+    x = torch.rand(2, 1, 8, 8, 8, generator=rng)
+    return x, 2 * x + 1
+
+
+def gan_step(G: Engine, D: Engine, x: Tensor, y: Tensor) -> None:
+    """One WGAN iteration in SGSGAN's order: critic on the detached fake, clip, generator through the frozen critic."""
+    fake = G(x)
+    D.backward(D(fake.detach()).mean() - D(y).mean())
+    D.step()
+    D.clip_weights(CLIP)
+    with D.frozen() as score:
+        G.backward(10 * (y - fake).abs().mean() - score(fake).mean())
+    G.step()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def spawn(body: Callable[..., None], world: int, *args: object) -> None:
+    mp.spawn(_rank, (world, free_port(), body, args), nprocs=world)  # type: ignore[no-untyped-call]
+
+
+def _rank(rank: int, world: int, port: int, body: Callable[..., None], args: tuple[object, ...]) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "LOCAL_RANK": str(rank),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+    }
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+    try:
+        body(rank, world, *args)
+    finally:
+        dist.destroy_process_group()
+
+
+def engines(make: EngineFactory, optimizer: Callable[[object], torch.optim.Optimizer]) -> tuple[Engine, Engine]:
+    return make(generator(), optimizer), make(critic(), optimizer)
+
+
+def reference(world: int, optimizer: Callable[[object], torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """Single process on the joint batch of all ranks: the mean over ranks of equal shares is the joint mean."""
+    G, D = engines(plain_engine, optimizer)
+    for step in range(STEPS):
+        shares = [batch(step, rank) for rank in range(world)]
+        gan_step(G, D, torch.cat([x for x, _ in shares]), torch.cat([y for _, y in shares]))
+    return {f"G/{k}": v for k, v in G.state().items()} | {f"D/{k}": v for k, v in D.state().items()}
+
+
+def _matches_plain(rank: int, world: int, stage: int) -> None:
+    G, D = engines(deepspeed_engines(EngineConfig(zero_stage=stage), device=torch.device("cpu")), sgd)  # type: ignore[arg-type]
+    for step in range(STEPS):
+        before = D.state()
+        x, y = batch(step, rank)
+        fake = G(x)
+        D.backward(D(fake.detach()).mean() - D(y).mean())
+        frozen_g = G.state()
+        D.step()
+        D.clip_weights(CLIP)
+        after = D.state()
+        # Bitwise: the critic's update does not touch the generator, the generator's does not touch the critic.
+        assert all(torch.equal(v, G.state()[k]) for k, v in frozen_g.items())
+        assert any(not torch.equal(v, after[k]) for k, v in before.items())
+        with D.frozen() as score:
+            G.backward(10 * (y - fake).abs().mean() - score(fake).mean())
+        G.step()
+        assert all(torch.equal(v, D.state()[k]) for k, v in after.items())
+        assert all(p.grad is None or not p.grad.any() for p in D.module.parameters())
+        # The weights that the next step uses, masters included, obey the bound.
+        assert all(v.abs().max() <= CLIP for k, v in after.items() if k.startswith("weight/"))
+        assert all(p.abs().max() <= CLIP for p in D.module.parameters())
+    found = {f"G/{k}": v for k, v in G.state().items()} | {f"D/{k}": v for k, v in D.state().items()}
+    for key, value in reference(world, sgd).items():
+        torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-6, msg=key)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_two_ranks_train_a_gan_as_one_process_would(stage: int) -> None:
+    spawn(_matches_plain, 2, stage)
+
+
+def _continue(rank: int, world: int, stage: int, folder: str) -> None:
+    make = deepspeed_engines(EngineConfig(zero_stage=stage), device=torch.device("cpu"))  # type: ignore[arg-type]
+    G, D = engines(make, rmsprop)
+    for step in range(2):
+        gan_step(G, D, *batch(step, rank))
+    saved = G.state(), D.state()
+    if rank == 0:
+        torch.save(saved, f"{folder}/saved-{stage}.pt")
+    for step in range(2, STEPS):
+        gan_step(G, D, *batch(step, rank))
+    straight = G.state(), D.state()
+    G, D = engines(make, rmsprop)
+    gan_step(G, D, *batch(99, rank))  # whatever happened before a load must not matter
+    G.load(saved[0])
+    D.load(saved[1])
+    for old, new in zip(saved, (G.state(), D.state()), strict=True):
+        assert old.keys() == new.keys()
+        assert all(torch.equal(old[k], new[k]) for k in old)
+    for step in range(2, STEPS):
+        gan_step(G, D, *batch(step, rank))
+    for old, new in zip(straight, (G.state(), D.state()), strict=True):
+        assert all(torch.equal(old[k], new[k]) for k in old), "resume is not bit-equal"
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_resume_is_bit_equal(stage: int, tmp_path: object) -> None:
+    spawn(_continue, 2, stage, str(tmp_path))
+
+
+def _reload(rank: int, world: int, stage: int, folder: str) -> None:
+    make = deepspeed_engines(EngineConfig(zero_stage=stage), device=torch.device("cpu"))  # type: ignore[arg-type]
+    saved = torch.load(f"{folder}/saved-2.pt", weights_only=True)
+    G, D = engines(make, rmsprop)
+    G.load(saved[0])
+    D.load(saved[1])
+    for old, new in zip(saved, (G.state(), D.state()), strict=True):
+        assert all(torch.equal(old[k], new[k]) for k in old)
+    gan_step(G, D, *batch(7, rank))
+
+
+def test_state_moves_to_another_world_size_and_stage(tmp_path: object) -> None:
+    spawn(_continue, 2, 2, str(tmp_path))
+    for stage in (0, 1):
+        spawn(_reload, 1, stage, str(tmp_path))
+
+
+def _gradient_clipping(rank: int, world: int) -> None:
+    # DeepSpeed clips gradients to norm 1 unless told otherwise: a large gradient must arrive whole.
+    make = deepspeed_engines(EngineConfig(), device=torch.device("cpu"))
+    net = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(net.weight)
+    engine = make(net, lambda p: torch.optim.SGD(p, lr=1.0))
+    engine.backward(100 * engine(torch.ones(1, 1)).sum())
+    engine.step()
+    assert net.weight.item() == pytest.approx(1 - 100)
+
+
+def test_gradients_are_not_clipped_unless_asked() -> None:
+    spawn(_gradient_clipping, 1)
+
+
+def _bf16(rank: int, world: int, stage: int) -> None:
+    make = deepspeed_engines(EngineConfig(zero_stage=stage, precision="bf16"), device=torch.device("cpu"))  # type: ignore[arg-type]
+    G, D = engines(make, rmsprop)
+    seen: list[torch.dtype] = []
+    G.module[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))  # type: ignore[index, operator]
+    for step in range(2):
+        gan_step(G, D, *batch(step, rank))
+    assert seen[0] == torch.bfloat16
+    assert all(v.dtype == torch.float32 for v in G.state().values())
+    assert all(v.abs().max() <= CLIP for k, v in D.state().items() if k.startswith("weight/"))
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_bf16_computes_low_and_keeps_fp32_weights(stage: int) -> None:
+    spawn(_bf16, 1, stage)
+
+
+def test_plain_state_round_trip_is_bit_equal() -> None:
+    G, D = engines(plain_engine, rmsprop)
+    gan_step(G, D, *batch(0, 0))
+    saved = G.state(), D.state()
+    gan_step(G, D, *batch(1, 0))
+    straight = G.state(), D.state()
+    G, D = engines(plain_engine, rmsprop)
+    G.load(saved[0])
+    D.load(saved[1])
+    gan_step(G, D, *batch(1, 0))
+    for old, new in zip(straight, (G.state(), D.state()), strict=True):
+        assert all(torch.equal(old[k], new[k]) for k in old)

@@ -1,0 +1,151 @@
+"""Checkpoints by the manifest protocol: an attempt's own folder, safetensors and JSON, the manifest's rename commits.
+
+Nothing is unpickled: a state is tensors by name, complete on rank 0, and is checked against its digests before a byte
+of it is believed.  Ray's and DeepSpeed's own notions of a "latest" checkpoint are not used.
+"""
+
+import json
+import shutil
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from storage import integrity
+from storage.errors import InputError
+from trainers.recipe import State
+
+STATE, META = "state.safetensors", "meta.json"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A committed checkpoint, verified and in memory."""
+
+    step: int
+    state: State
+    meta: dict[str, Any]
+
+
+def flatten(state: State) -> dict[str, Tensor]:
+    """``engine|tensor`` -> tensor on the CPU; safetensors refuses shared or strided memory, so each is its own."""
+    return {
+        f"{engine}|{key}": value.detach().cpu().contiguous().clone()
+        for engine, tensors in state.items()
+        for key, value in tensors.items()
+    }
+
+
+def unflatten(flat: Mapping[str, Tensor]) -> State:
+    """Inverse of ``flatten``."""
+    state: State = {}
+    for name, value in flat.items():
+        engine, key = name.split("|", 1)
+        state.setdefault(engine, {})[key] = value
+    return state
+
+
+def save(folder: Path, step: int, state: State, meta: Mapping[str, Any], *, keep: int) -> Path:
+    """Commit the state after ``step`` steps and forget all but the newest ``keep``; rank 0 only.
+
+    Raises:
+        InputError: DISK_FULL; the earlier checkpoints stay whole.
+    """
+    attempt = folder / f"{step:09d}.{uuid.uuid4().hex[:8]}"
+    with integrity.disk_errors(attempt):
+        attempt.mkdir(parents=True)
+        try:
+            integrity.write_bytes(attempt / STATE, save_safetensors(flatten(state)))
+            integrity.write_json(attempt / META, {"step": step, **meta})
+            integrity.commit(attempt, {"step": step})
+        except BaseException:
+            shutil.rmtree(attempt, ignore_errors=True)
+            raise
+    integrity.fsync_folder(folder)
+    for old in _attempts(folder)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return attempt
+
+
+def _attempts(folder: Path) -> list[Path]:
+    """Committed attempts, newest first."""
+    return sorted((m.parent for m in folder.glob(f"*.*/{integrity.MANIFEST}")), key=lambda p: p.name, reverse=True)
+
+
+def newest(folder: Path) -> tuple[Saved | None, list[str]]:
+    """Return the newest checkpoint that proves whole, and one line for each newer one that does not."""
+    warnings = []
+    for attempt in _attempts(folder):
+        damage = integrity.verify(attempt)
+        if damage:
+            warnings.append(f"CKPT_DAMAGED {attempt.name}/{damage[0].key}: {damage[0].problem}; an older one is used")
+            continue
+        meta = json.loads((attempt / META).read_bytes())
+        state = unflatten(load_safetensors((attempt / STATE).read_bytes()))
+        return Saved(int(meta["step"]), state, meta), warnings
+    return None, warnings
+
+
+def check_same_run(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse to continue a checkpoint under another recipe, configuration or set of cases.
+
+    Raises:
+        InputError: CKPT_RECIPE, CKPT_DRIFT naming the fields that differ.
+    """
+    if found.get("recipe") != wanted.get("recipe"):
+        raise InputError(
+            "CKPT_RECIPE",
+            where="checkpoint",
+            found=f"made by recipe '{found.get('recipe')}', this run is '{wanted.get('recipe')}'",
+            remedy="continue with the recipe that made it, or choose a new run folder",
+        )
+    changed = sorted(_differences("", found, wanted))
+    if changed:
+        raise InputError(
+            "CKPT_DRIFT",
+            where="checkpoint",
+            found=f"the run was started with other settings: {', '.join(changed)}",
+            remedy="use the settings of the run's config.json, or choose a new run folder",
+        )
+
+
+def _differences(prefix: str, a: Any, b: Any) -> list[str]:
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        keys = {*a, *b}
+        return [line for k in keys for line in _differences(f"{prefix}.{k}".lstrip("."), a.get(k), b.get(k))]
+    return [] if a == b else [f"{prefix} {a} -> {b}"]
+
+
+def write_weights(path: Path, weights: Mapping[str, Tensor], meta: Mapping[str, str]) -> None:
+    """Export the synthesizer's weights as one safetensors file with what is needed to use them."""
+    flat = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
+    integrity.write_bytes(path, save_safetensors(flat, metadata=dict(meta)))
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read what ``write_weights`` wrote.
+
+    Raises:
+        InputError: CKPT_NONE, CKPT_DAMAGED.
+    """
+    if not path.is_file():
+        raise InputError(
+            "CKPT_NONE", where=path.name, found="the run has no weights yet", remedy="finish `petscale train` first"
+        )
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError):
+        raise InputError(
+            "CKPT_DAMAGED",
+            where=path.name,
+            found="not a whole safetensors file",
+            remedy="run the same `petscale train` again",
+        ) from None

@@ -1,0 +1,196 @@
+"""Patches become torch batches: which case and box a step sees is pure arithmetic, reading ahead is only speed.
+
+The order of samples is a function of (seed, step) alone, so it is the same on any number of workers, after any resume
+and with any read-ahead.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from storage.errors import InputError
+from storage.layout import OVERVIEW
+from storage.patches import Aids, PatchLocation, draw, generator
+from storage.reader import Case, Cohort
+from trainers.recipe import Batch, Needs
+
+_ORDER, _PLACE = 1, 2  # purposes of random draws: two draws of one seed and index never share numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeedConfig:
+    """Which voxels a run sees.
+
+    Args:
+        low: names of the low-dose images; every (case, low image) pair is one sample of an epoch.
+        full: name of the full-dose image.
+        suv_scale: SUV that becomes 1 for the networks; fixed, invertible, the same for low and full dose.
+        seed: of the sample order.
+        cases_per_step: groups of patches that all ranks together see in one step; a multiple of the number of ranks.
+        read_ahead: steps read in advance; changes speed and memory, never the samples.
+    """
+
+    low: tuple[str, ...] = ("low_drf20",)
+    full: str = "full"
+    suv_scale: float = 10.0
+    seed: int = 0
+    cases_per_step: int = 2
+    read_ahead: int = 2
+
+
+def channel_values(labels: dict[int, str], roi: str) -> list[int]:
+    """Label values that make up an ROI: the name itself and its parts ("lesion" covers "lesion 1", "lesion 2")."""
+    return [value for value, name in labels.items() if name == roi or name.startswith((f"{roi} ", f"{roi}_"))]
+
+
+def check_cases(cohort: Cohort, cases: Sequence[str], config: FeedConfig, needs: Sequence[Needs]) -> None:
+    """Refuse before anything is started what would fail in the middle.
+
+    Raises:
+        InputError: SET_TOO_SMALL, SET_NO_IMAGE, SET_NO_LABELS, IMG_TOO_SMALL, STORE_DAMAGED.
+    """
+    if not cases:
+        raise InputError(
+            "SET_TOO_SMALL", where="train", found="no case to train on", remedy="ingest more cases or change the split"
+        )
+    for name in cases:
+        case = cohort.case(name)
+        for image in (*config.low, config.full):
+            case.image(image)
+        for need in needs:
+            for roi in need.rois:
+                if not channel_values(case.labels, roi):
+                    raise InputError(
+                        "SET_NO_LABELS",
+                        where=f"case {name}",
+                        found=f"no ROI '{roi}' (there are: {', '.join(case.labels.values()) or 'none'})",
+                        remedy="ingest labels, or train without guidance: --set recipe.rois=()",
+                    )
+            if any(edge > size for edge, size in zip(need.patch, case.image(config.full).grid.shape, strict=True)):
+                raise InputError(
+                    "IMG_TOO_SMALL",
+                    where=f"case {name}",
+                    found=f"the patch {need.patch} (z, y, x) is larger than its {case.aids.shape} voxels",
+                    remedy="choose a smaller patch (--set recipe.patch=...) or leave the case out",
+                )
+
+
+class Feed:
+    """Batches of one rank, by step."""
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        cases: Sequence[str],
+        config: FeedConfig,
+        needs: Callable[[int], Needs],
+        *,
+        rank: int,
+        world: int,
+        device: torch.device,
+    ) -> None:
+        if config.cases_per_step % world:
+            raise InputError(
+                "CFG_WORKERS",
+                where="feed.cases_per_step",
+                found=f"{config.cases_per_step} groups per step cannot be shared evenly by {world} workers",
+                remedy="choose a number of workers that divides it, or change it for a new run",
+            )
+        self._config, self._needs, self._device = config, needs, device
+        self._samples = [(case, low) for case in sorted(cases) for low in config.low]
+        self._cases = {name: cohort.case(name) for name in cases}
+        share = config.cases_per_step // world
+        self._mine = range(rank * share, (rank + 1) * share)
+        self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="feed")
+        self._ahead: dict[int, Future[Batch]] = {}
+        self.waited_s = 0.0
+
+    def plan(self, step: int) -> list[tuple[str, str, list[PatchLocation]]]:
+        """Say which (case, low image, boxes) this rank reads for ``step``; a pure function."""
+        need = self._needs(step)
+        groups = []
+        for group in (step * self._config.cases_per_step + i for i in self._mine):
+            epoch, turn = divmod(group, len(self._samples))
+            order = generator(self._config.seed, _ORDER, epoch).permutation(len(self._samples))
+            case, low = self._samples[int(order[turn])]
+            aids = _guided(self._cases[case], need.rois)
+            rng = generator(self._config.seed, _PLACE, group)
+            boxes = [draw(aids, need.patch, need.sampler, rng) for _ in range(need.patches_per_case)]
+            groups.append((case, low, boxes))
+        return groups
+
+    def batch(self, step: int, last: int) -> Batch:
+        """Return the batch of ``step``, having asked for the next ones (below ``last``) to be read."""
+        for ahead in range(step, min(step + 1 + self._config.read_ahead, last)):
+            if ahead not in self._ahead:
+                self._ahead[ahead] = self._pool.submit(self._read, ahead)
+        begin = perf_counter()
+        batch = self._ahead.pop(step).result()
+        self.waited_s += perf_counter() - begin
+        if self._device.type == "cpu":
+            return batch
+        low, full, masks, overview = (
+            t.pin_memory().to(self._device, non_blocking=True)
+            for t in (batch.low, batch.full, batch.masks, batch.overview)
+        )
+        return replace(batch, low=low, full=full, masks=masks, overview=overview)
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _read(self, step: int) -> Batch:
+        need = self._needs(step)
+        low, full, masks, overview, places = [], [], [], [], []
+        for name, image, boxes in self.plan(step):
+            case = self._cases[name]
+            wanted = [channel_values(case.labels, roi) for roi in need.rois]
+            for box in boxes:
+                low.append(case.image(image).patch(box.grown(need.halo))[None])
+                full.append(case.image(self._config.full).patch(box)[None])
+                if wanted:
+                    labels = case.image("labels").patch(box)
+                    masks.append(np.stack([np.isin(labels, values) for values in wanted]).astype(np.float32))
+                else:
+                    masks.append(np.zeros((0, *box.shape), dtype=np.float32))
+                places.append(f"{name} {image} {box}")
+            if need.overview:
+                _check_overview(need.overview)
+                overview.append(case.overview(image)[None])
+        scale = 1.0 / self._config.suv_scale
+        empty = torch.zeros(len(self._mine), 1, 0, 0, 0)
+        return Batch(
+            low=_tensor(low) * scale,
+            full=_tensor(full) * scale,
+            masks=_tensor(masks),
+            overview=_tensor(overview) * scale if overview else empty,
+            cases=len(self._mine),
+            places=tuple(places),
+        )
+
+
+def _tensor(arrays: list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]) -> Tensor:
+    return torch.from_numpy(np.stack(arrays))
+
+
+def _check_overview(size: int) -> None:
+    if size != OVERVIEW:
+        raise InputError(
+            "CFG_OVERVIEW",
+            where="recipe.overview",
+            found=f"{size}; cohorts store overviews of {OVERVIEW}^3",
+            remedy=f"use {OVERVIEW}",
+        )
+
+
+def _guided(case: Case, rois: Sequence[str]) -> Aids:
+    """Aids of a case, their regions narrowed to the guided ones when there are any."""
+    if not rois:
+        return case.aids
+    names = {case.labels[value] for roi in rois for value in channel_values(case.labels, roi)}
+    return replace(case.aids, rois={name: cells for name, cells in case.aids.rois.items() if name in names})

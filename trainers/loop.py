@@ -1,0 +1,156 @@
+"""The one loop.  It knows steps, ranks, checkpoints and finite numbers; no paper, no network, no cluster."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from storage.errors import InputError
+from trainers import checkpoint
+from trainers.feed import Feed
+from trainers.recipe import Metrics, Recipe, Synthesizer
+
+_NOISE = 3  # purpose of the per-step torch seed, beside the feed's
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How often the loop does what.
+
+    Args:
+        log_every: steps between log records.
+        save_every: steps between checkpoints; what a crash can cost.
+        picture_every: steps between validation pictures, 0 for none.
+        keep: newest checkpoints that stay.
+        seed: of everything random inside a step (SGSGAN's noise).
+    """
+
+    log_every: int = 10
+    save_every: int = 200
+    picture_every: int = 200
+    keep: int = 2
+    seed: int = 0
+
+
+Report = Callable[[dict[str, Any]], None]
+Picture = Callable[[int, Synthesizer], None]
+
+
+def fit(
+    recipe: Recipe,
+    feed: Feed,
+    config: LoopConfig,
+    *,
+    folder: Path,
+    meta: Mapping[str, Any],
+    report: Report,
+    picture: Picture,
+    patches_per_step: int,
+) -> int:
+    """Train ``recipe`` to its last step, from the newest whole checkpoint in ``folder`` on.
+
+    Args:
+        meta: recipe name, configuration and cases; a checkpoint made under others is refused.
+        report: gets one record per log interval and per checkpoint, on rank 0.
+        picture: gets (step, synthesizer) now and then, on rank 0.
+
+    Returns:
+        The step that training continued from.
+
+    Raises:
+        InputError: the same on every rank: TRAIN_NONFINITE naming the patches, STORE_DAMAGED, CKPT_RECIPE, CKPT_DRIFT.
+    """
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    saved, warnings = checkpoint.newest(folder)
+    if saved:
+        checkpoint.check_same_run(saved.meta["run"], meta)
+        recipe.load(saved.state)
+    step = start = saved.step if saved else 0
+    last = recipe.num_steps
+    if rank == 0:
+        report({"event": "start", "step": start, "steps": last, "world": world, "warnings": warnings})
+    totals: dict[str, torch.Tensor] = {}
+    count, begin, failure = 0, perf_counter(), None
+    places: tuple[str, ...] = ()
+    while step < last:
+        try:
+            batch = feed.batch(step, last)
+            places = batch.places
+        except InputError as error:
+            failure = error
+        _agree(failure, world)
+        # Keyed by step and rank: a resumed run draws the same noise without any generator state in the checkpoint.
+        key = np.random.SeedSequence((config.seed, _NOISE, step, rank)).generate_state(1, np.uint64)[0]
+        torch.manual_seed(int(key))
+        metrics = recipe.step(batch, step)
+        failure = _finite(metrics, step, places)
+        for name, value in metrics.items():
+            totals[name] = totals[name] + value if name in totals else value
+        count += 1
+        step += 1
+        phase_ends = step == last or recipe.phase(step) != recipe.phase(step - 1)
+        if step % config.log_every == 0 or phase_ends:
+            _agree(failure, world)
+            means = _mean_over_ranks(totals, count, world)
+            now = perf_counter()
+            if rank == 0:
+                speed = patches_per_step * count / (now - begin)
+                timing = {"patches_per_s": speed, "wait_share": feed.waited_s / (now - begin), "time_s": now - begin}
+                report({"event": "log", "step": step, "phase": recipe.phase(step - 1), **timing, **means})
+            totals, count, begin, feed.waited_s = {}, 0, perf_counter(), 0.0
+        if step % config.save_every == 0 or step == last:
+            _agree(failure, world)  # weights behind a non-finite loss are never committed
+            state = recipe.state()
+            if rank == 0:
+                try:
+                    checkpoint.save(folder, step, state, {"run": dict(meta), "world": world}, keep=config.keep)
+                    report({"event": "checkpoint", "step": step})
+                except InputError as error:
+                    failure = error
+            _agree(failure, world)  # a barrier too: nobody runs ahead of an uncommitted checkpoint
+        if config.picture_every and step % config.picture_every == 0 and rank == 0:
+            picture(step, recipe.synthesizer())
+    feed.close()
+    return start
+
+
+def _finite(metrics: Metrics, step: int, places: tuple[str, ...]) -> InputError | None:
+    if bool(torch.isfinite(torch.stack([value.float() for value in metrics.values()])).all()):
+        return None
+    bad = ", ".join(name for name, value in metrics.items() if not torch.isfinite(value))
+    return InputError(
+        "TRAIN_NONFINITE",
+        where=f"step {step}, patches {'; '.join(places)}",
+        found=f"{bad} is not finite",
+        remedy="look at these patches; a smaller learning rate or another intensity scale may help",
+    )
+
+
+def _agree(failure: InputError | None, world: int) -> None:
+    """Raise on every rank what went wrong on any, so that none waits for another for ever."""
+    if world == 1:
+        if failure:
+            raise failure
+        return
+    flag = torch.tensor([1 if failure else 0])
+    if dist.get_backend() == "nccl":
+        flag = flag.cuda()
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    if int(flag):
+        found: list[InputError | None] = [None] * world
+        dist.all_gather_object(found, failure)
+        raise next(error for error in found if error)
+
+
+def _mean_over_ranks(totals: Mapping[str, torch.Tensor], count: int, world: int) -> dict[str, float]:
+    names = sorted(totals)
+    values = torch.stack([totals[name].detach().float() for name in names]) / count
+    if world > 1:
+        dist.all_reduce(values)
+        values = values / world
+    return {f"loss/{name}": float(value) for name, value in zip(names, values.tolist(), strict=True)}
