@@ -137,6 +137,11 @@ class Recipe(Protocol):
         """Steps of all phases together."""
         ...
 
+    @property
+    def phase_starts(self) -> Mapping[str, int]:
+        """First step of every phase, in order."""
+        ...
+
     def phase(self, step: int) -> str:
         """Return the name of the phase that ``step`` belongs to."""
         ...

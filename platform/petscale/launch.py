@@ -23,6 +23,7 @@ from storage.errors import InputError
 from storage.reader import open_cohort
 from trainers import RECIPES, checkpoint, feed, loop
 from trainers.engine import deepspeed_engines, plain_engine
+from trainers.recipe import Recipe
 
 CHECKPOINTS, WEIGHTS, CONFIG = "checkpoints", "weights.safetensors", "config.json"
 
@@ -74,8 +75,7 @@ def train(cohort: Path, run: Path, config: RunConfig, *, command: str) -> Path:
     with integrity.exclusive(run, purpose="train"):
         _check_run(run, config)
         recipe = _dry(config)
-        ends = {recipe.phase(s): s for s in range(recipe.num_steps)} if recipe.num_steps < 10**6 else {"": 0}
-        feed.check_cases(opened, train_cases, config.feed, [recipe.needs(s) for s in ends.values()])
+        feed.check_cases(opened, train_cases, config.feed, [recipe.needs(s) for s in recipe.phase_starts.values()])
         digest = {name: integrity.manifest(opened.case(name).folder)["root"] for name in (*train_cases, *test_cases)}
         integrity.write_json(
             run / CONFIG,
@@ -94,7 +94,7 @@ def train(cohort: Path, run: Path, config: RunConfig, *, command: str) -> Path:
     return run / WEIGHTS
 
 
-def _dry(config: RunConfig) -> Any:
+def _dry(config: RunConfig) -> Recipe:
     """The recipe with networks nobody trains: its phases and needs can be asked for before a cluster exists."""
     with torch.device("meta"):
         return RECIPES[config.recipe].build(

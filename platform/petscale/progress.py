@@ -139,10 +139,10 @@ def picture(folder: Path, case: Case, low: str, full: str, suv_scale: float, win
         with torch.no_grad():
             context = case_context(synthesizer, case, low, suv_scale=suv_scale, device=device)
             source = torch.from_numpy(case.image(low).patch(box.grown(synthesizer.tiling.halo)))[None, None]
-            output = synthesizer(source.to(device) / suv_scale, context)[0, 0].cpu().numpy() * suv_scale
+            output = synthesizer(source.to(device) / suv_scale, context)[0, 0].cpu() * suv_scale
         panels: dict[str, NDArray[np.float32]] = {
             "low": case.image(low).patch(box),
-            "synthesized": output,
+            "synthesized": output.numpy(),
             "full": case.image(full).patch(box),
         }
         figure = Figure(figsize=(9, 3.2), layout="constrained")

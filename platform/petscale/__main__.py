@@ -1,0 +1,5 @@
+"""``python -m petscale``."""
+
+from petscale.cli import main
+
+main()

@@ -1,0 +1,181 @@
+"""A finished run against its test cases: synthesize, score beside input and Gaussian, write tables and the report."""
+
+import json
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from petscale import config as configs
+from petscale.config import RunConfig
+from petscale.evaluate import Evaluation, GaussianChoice, best_gaussian, score_case
+from petscale.launch import CONFIG
+from petscale.progress import bar, console, read_metrics
+from petscale.report import CaseImages, ReportData, write_report
+from petscale.synthesize import SYNTHESIS, open_run, synthesize_case
+from storage import integrity
+from storage.errors import InputError
+from storage.reader import Case, open_cohort
+from storage.source import ImageSource
+
+EVALUATION, REPORT = "evaluation", "report.html"
+
+
+def _facts(run: Path) -> tuple[RunConfig, dict[str, Any]]:
+    config = configs.read(run / CONFIG)
+    facts: dict[str, Any] = json.loads((run / CONFIG).read_bytes())
+    return config, facts
+
+
+def _candidates(case: Case, low: str, gaussian: GaussianChoice, synthesized: ImageSource) -> dict[str, ImageSource]:
+    return {
+        "low-dose input": case.image(low),
+        f"Gaussian {gaussian.fwhm_mm:g} mm": gaussian.applied_to(case.image(low)),
+        "synthesized": synthesized,
+    }
+
+
+def _gaussian(run: Path, cohort: Path, low: str) -> GaussianChoice:
+    """The best Gaussian of the run's training cases, found once per run and dose."""
+    config, facts = _facts(run)
+    path = run / EVALUATION / low / "gaussian.json"
+    if path.is_file():
+        found = json.loads(path.read_bytes())
+        psnr = {float(width): value for width, value in found["psnr_db"].items()}
+        return GaussianChoice(found["fwhm_mm"], psnr, found["num_cases"])
+    opened = open_cohort(cohort)
+    cases = [opened.case(name) for name in facts["train"] if name in opened.cases]
+    with bar("gaussian", len(cases)) as advance:
+
+        def pairs() -> Any:
+            for number, case in enumerate(cases):
+                advance(number, case.name)
+                yield case.image(low), case.image(config.feed.full), case.image("body")
+            advance(len(cases), "")
+
+        choice = best_gaussian(pairs())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    means = {f"{width:g}": value for width, value in choice.psnr_db.items()}
+    integrity.write_json(path, {"fwhm_mm": choice.fwhm_mm, "psnr_db": means, "num_cases": choice.num_cases})
+    return choice
+
+
+def evaluate_run(run: Path, cohort: Path) -> dict[str, Evaluation]:
+    """Score every test case at every low dose of the run; tables to the terminal, CSV and JSON to the run's folder.
+
+    Raises:
+        InputError: SET_NO_TEST, CKPT_NONE, STORE_DAMAGED and their kin.
+    """
+    config, facts = _facts(run)
+    trained = open_run(run)
+    opened = open_cohort(cohort)
+    tests = [name for name in facts["test"] if name in opened.cases]
+    if not tests:
+        raise InputError(
+            "SET_NO_TEST",
+            where=cohort.name,
+            found="none of the run's test cases is in this cohort",
+            remedy="evaluate on the cohort of the run, or train with --set split.test_fraction=0.25",
+        )
+    results = {}
+    for low in config.feed.low:
+        gaussian = _gaussian(run, cohort, low)
+        rows = []
+        images: tuple[str, ...] = ()
+        for name in tests:
+            case = opened.case(name)
+            candidates = _candidates(case, low, gaussian, synthesize_case(trained, run, case, low))
+            images = tuple(candidates)
+            with bar("evaluate", 1) as advance:
+                advance(0, f"{name} {low}")
+                rows += score_case(
+                    name,
+                    case.image(config.feed.full),
+                    candidates,
+                    body=case.image("body"),
+                    labels=case.image("labels") if case.labels else None,
+                    label_names=case.labels,
+                    lesions=[label for label in case.labels.values() if label.startswith("lesion")],
+                    presets=("native", "sgsgan"),
+                )
+                advance(1, f"{name} {low}")
+        results[low] = Evaluation(tuple(rows), images, tuple(tests), {"low": low, "gaussian": gaussian.rule})
+        results[low].write(run / EVALUATION / low)
+        console.print(results[low].table())
+    return results
+
+
+def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation]) -> Path:
+    """Write the run's reports, one page per low dose; returns the first one's path.
+
+    Args:
+        evaluations: what ``evaluate_run`` returned.
+
+    Raises:
+        InputError: as ``evaluate_run``.
+    """
+    config, facts = _facts(run)
+    opened = open_cohort(cohort)
+    paths = []
+    with bar("report", len(evaluations)) as advance:
+        for number, (low, evaluation) in enumerate(evaluations.items()):
+            gaussian = _gaussian(run, cohort, low)
+            pictured = {}
+            rules = {}
+            for name in evaluation.cases:
+                case = opened.case(name)
+                result = open_cohort(run / SYNTHESIS / low).case(name).image(f"synth_{low}")
+                pictured[name] = CaseImages(
+                    case.image(config.feed.full), _candidates(case, low, gaussian, result), case.image("body")
+                )
+                rules[name] = suv_rule(case.image(config.feed.full).provenance)
+            path = run / (REPORT if number == 0 else f"report-{low}.html")
+            write_report(
+                path,
+                ReportData(
+                    title=f"{config.recipe}: {low} to full dose",
+                    evaluation=evaluation,
+                    images=pictured,
+                    command=str(facts["command"]),
+                    config=facts["config"],
+                    metrics=[r for r in read_metrics(run / "metrics.jsonl") if r["event"] == "log"],
+                    environment=environment(),
+                    cohort_digest=integrity.root_digest(facts["cases"], {}),
+                    suv_rules={name: rule for name, rule in rules.items() if rule},
+                    notes=_notes(opened.case(evaluation.cases[0]), low),
+                ),
+            )
+            paths.append(path)
+            advance(number + 1, path.name)
+    return paths[0]
+
+
+def suv_rule(provenance: Mapping[str, object]) -> str:
+    """The reference-time rule an image's SUV rests on, empty when it was not read from DICOM."""
+    truth = provenance.get("truth")
+    facts = truth if isinstance(truth, Mapping) else provenance
+    return str(facts.get("reference_time", "")) or ""
+
+
+def _notes(case: Case, low: str) -> list[str]:
+    facts = case.image(low).provenance
+    if facts.get("kind") != "simulated low dose":
+        return []
+    truth = facts.get("truth")
+    of = "a phantom" if isinstance(truth, Mapping) and truth.get("kind") == "phantom" else "a given scan"
+    return [f"The low dose is simulated from {of} (2D slices, no time of flight); its noise is not a scanner's."]
+
+
+def environment() -> dict[str, str]:
+    """Versions and hardware, nothing that names the machine or its user."""
+    packages = ("petscale", "torch", "deepspeed", "ray", "zarr", "tensorstore")
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+        "processor": platform.machine(),
+        "cores": str(psutil.cpu_count()),
+        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+    }

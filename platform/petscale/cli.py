@@ -1,0 +1,291 @@
+"""The command line: one function per command, its signature the arguments.  Mistakes end in one coded line, exit 2."""
+
+import os
+import shlex
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from tyro.conf import Positional
+
+from petscale.progress import console
+from storage import nifti, suv
+from storage.errors import InputError
+from storage.ingest import CasePlan
+from storage.lowdose import LowDoseConfig
+from storage.phantom import PhantomConfig
+
+
+def _command() -> str:
+    return "petscale " + shlex.join(sys.argv[1:])
+
+
+def demo(folder: Path = Path("demo"), seed: int = 0) -> None:
+    """Phantom cohort, simulated low dose, training, synthesis, evaluation, report: the whole job in minutes.
+
+    Args:
+        folder: where everything goes; run again to continue.
+        seed: of patients, scans and training.
+    """
+    from petscale import experiments, launch, prepare
+    from petscale.assess import evaluate_run, report_run
+
+    plans = prepare.phantom_plans(
+        experiments.DEMO_PATIENTS, experiments.demo_phantom(seed), experiments.demo_scan(seed), experiments.DEMO_DRFS
+    )
+    cohort, run = folder / "cohort", folder / "run"
+    prepare.run("phantoms", cohort, plans, strict=True, workers=None)
+    launch.train(cohort, run, experiments.demo(seed), command=_command())
+    print(report_run(run, cohort, evaluate_run(run, cohort)).absolute())
+
+
+def phantom(
+    cohort: Positional[Path],
+    cases: int = 6,
+    body: PhantomConfig = PhantomConfig(),  # noqa: B008
+    scan: LowDoseConfig = LowDoseConfig(),  # noqa: B008
+    drf: tuple[float, ...] = (4.0, 20.0, 100.0),
+    realisations: int = 1,
+    workers: int | None = None,
+) -> None:
+    """Make a cohort of phantom patients with simulated full-dose and low-dose scans.
+
+    Args:
+        cohort: folder of the cohort; made or added to.
+        cases: patients; their seeds count up from body.seed.
+        body: the phantom.
+        scan: the scanner and its counts; scan.drf is replaced by the values of drf.
+        drf: dose reduction factors.
+        realisations: noise realisations of each.
+        workers: parallel tasks.
+    """
+    from petscale import prepare
+
+    prepare.run(
+        "phantoms", cohort, prepare.phantom_plans(cases, body, scan, drf, realisations), strict=True, workers=workers
+    )
+
+
+def simulate(
+    source: Positional[Path],
+    cohort: Positional[Path],
+    drf: tuple[float, ...] = (4.0, 20.0, 100.0),
+    truth: str = "full",
+    scan: LowDoseConfig = LowDoseConfig(),  # noqa: B008
+    realisations: int = 1,
+    workers: int | None = None,
+) -> None:
+    """Make a cohort of simulated scans whose truth is an image of another cohort.
+
+    Args:
+        source: the cohort with the real or phantom scans.
+        cohort: the new cohort.
+        drf: dose reduction factors.
+        truth: image of the source that is taken as the true activity.
+        scan: the scanner and its counts.
+        realisations: noise realisations of each dose.
+        workers: parallel tasks.
+    """
+    from petscale import prepare
+
+    plans = prepare.simulation_plans(source, truth, scan, drf, realisations)
+    prepare.run("simulate", cohort, plans, strict=False, workers=workers)
+
+
+def ingest(
+    source: Positional[Path],
+    cohort: Positional[Path],
+    case: str | None = None,
+    pet: str = "",
+    ct: str = "",
+    mask: str = "",
+    units: nifti.Units = "SUVbw",
+    names: Literal["hash", "folder"] = "hash",
+    weight_kg: float | None = None,
+    dose_mbq: float | None = None,
+    injection_time: str | None = None,
+    strict: bool = False,
+    workers: int | None = None,
+) -> None:
+    """Read DICOM or NIfTI examinations into a cohort, in SUV, at their native resolution.
+
+    One examination: SOURCE is its PET (a DICOM folder or a NIfTI file), --ct and --mask are paths.
+    Many: SOURCE is a folder with one sub-folder per examination; --pet, --ct and --mask are names inside each.
+
+    Args:
+        source: a DICOM series' folder, a NIfTI file, or a folder of examinations.
+        cohort: folder of the cohort; made or added to.
+        case: name of a single case; without it a keyed hash is used.
+        pet: name of the PET inside each sub-folder; says that SOURCE holds many examinations.
+        ct: the CT; it is resampled onto the PET grid.
+        mask: a mask on the PET grid, value 1 a lesion.
+        units: unit of a NIfTI PET; DICOM says its own.
+        names: what many cases are called: a keyed hash, or their folders' names where these identify nobody.
+        weight_kg: stands instead of the header's; recorded.
+        dose_mbq: stands instead of the header's; recorded.
+        injection_time: stands instead of the header's, HH:MM[:SS] or ISO date-time; recorded.
+        strict: stop at the first refused case.
+        workers: parallel tasks.
+    """
+    from petscale import prepare
+
+    overrides = suv.Overrides(weight_kg=weight_kg, dose_mbq=dose_mbq, injection_time=injection_time)
+    if pet:
+        found = prepare.find_cases(source, pet, ct, mask)
+        plans: dict[str, Callable[[Path], CasePlan]] = {}
+        for folder, (pet_path, ct_path, mask_path) in found.items():
+            files = prepare.Files(pet=pet_path, ct=ct_path, mask=mask_path, units=units, overrides=overrides)
+            plans[prepare.alias(folder, names)] = partial(prepare.open_case, files, subject=folder)
+    else:
+        files = prepare.Files(
+            pet=source,
+            ct=Path(ct) if ct else None,
+            mask=Path(mask) if mask else None,
+            units=units,
+            overrides=overrides,
+        )
+        name = case or prepare.alias(source.name, "hash")
+        plans = {name: partial(prepare.open_case, files)}
+    prepare.run("ingest", cohort, plans, strict=strict, workers=workers)
+
+
+def verify(cohort: Positional[Path]) -> None:
+    """Read every byte of a cohort and name whatever is flipped, missing, truncated, swapped or foreign.
+
+    Args:
+        cohort: folder of the cohort.
+    """
+    from storage.ingest import verify as prove
+    from storage.reader import open_cohort
+
+    names = open_cohort(cohort).cases
+    damage = prove(cohort)
+    for case, found in damage.items():
+        for one in found:
+            console.print(f"damaged: {case}/{one.key}: {one.problem}", markup=False, soft_wrap=True)
+    if damage:
+        raise InputError(
+            "STORE_DAMAGED",
+            where=cohort.name,
+            found=f"{len(damage)} of {len(names)} cases are damaged: {', '.join(damage)}",
+            remedy="restore them from a copy, or remove their folders and ingest them again",
+        )
+    for name in names:
+        print(name)
+    print(f"{cohort}: {len(names)} cases, whole")
+
+
+def train(
+    cohort: Positional[Path],
+    run: Path,
+    recipe: str = "sgsgan",
+    config: Path | None = None,
+    set: tuple[str, ...] = (),  # noqa: A002
+    workers: int | None = None,
+    device: Literal["cpu", "cuda"] | None = None,
+) -> None:
+    """Train a published system on a cohort; the same command continues an interrupted run.
+
+    Args:
+        cohort: folder of the cohort.
+        run: folder of the run; made, or continued.
+        recipe: name of the published system.
+        config: a configuration file, or the config.json of another run, to start from.
+        set: settings of the form room.field=value; rooms are recipe, feed, loop, engine, split and cluster.
+        workers: training processes.
+        device: cpu or cuda.
+    """
+    from petscale import config as configs
+    from petscale import launch
+
+    base = configs.read(config) if config else configs.from_json({"recipe": recipe})
+    settings = [*set]
+    settings += [f"cluster.workers={workers}"] if workers is not None else []
+    settings += [f"cluster.device={device}"] if device is not None else []
+    print(launch.train(cohort, run, configs.override(base, settings), command=_command()))
+
+
+def synthesize(
+    run: Positional[Path],
+    source: Positional[Path],
+    output: Path | None = None,
+    case: str | None = None,
+    image: str | None = None,
+    units: nifti.Units = "SUVbw",
+    weight_kg: float | None = None,
+    dose_mbq: float | None = None,
+    injection_time: str | None = None,
+) -> None:
+    """Estimate the full-dose volume of a NIfTI file, a DICOM series or a cohort's case.
+
+    Args:
+        run: a finished run.
+        source: a NIfTI file, a DICOM series' folder, or a cohort's folder together with --case.
+        output: where a NIfTI file or a DICOM folder goes: the same kind as the input; --case writes into the run.
+        case: name of a case when SOURCE is a cohort.
+        image: the case's low-dose image; default: the one the run was trained on.
+        units: unit of a NIfTI PET; the result is in the same.
+        weight_kg: stands instead of the header's.
+        dose_mbq: stands instead of the header's.
+        injection_time: stands instead of the header's.
+    """
+    from petscale import prepare
+    from petscale.synthesize import open_run, synthesize_case, synthesize_file
+    from storage.reader import open_cohort
+
+    trained = open_run(run)
+    if case is not None:
+        stored = synthesize_case(trained, run, open_cohort(source).case(case), image or trained.config.feed.low[0])
+        print(stored.folder)
+        return
+    if output is None:
+        raise InputError("CFG_OUTPUT", where="--output", found="missing", remedy="name a new .nii.gz file or folder")
+    overrides = suv.Overrides(weight_kg=weight_kg, dose_mbq=dose_mbq, injection_time=injection_time)
+    synthesize_file(trained, prepare.Files(pet=source, units=units, overrides=overrides), output)
+    print(output)
+
+
+def evaluate(run: Positional[Path], cohort: Positional[Path]) -> None:
+    """Synthesize a run's test cases and score them beside the untreated input and the best Gaussian filter.
+
+    Args:
+        run: a finished run.
+        cohort: the cohort it was trained on, or another one that holds its test cases.
+    """
+    from petscale.assess import evaluate_run
+
+    evaluate_run(run, cohort)
+
+
+def report(run: Positional[Path], cohort: Positional[Path]) -> None:
+    """Evaluate a run and write its report: one HTML file that needs no network.
+
+    Args:
+        run: an evaluated run.
+        cohort: the cohort it was evaluated on.
+    """
+    from petscale.assess import evaluate_run, report_run
+
+    print(report_run(run, cohort, evaluate_run(run, cohort)))
+
+
+COMMANDS = {f.__name__: f for f in (demo, phantom, ingest, simulate, verify, train, synthesize, evaluate, report)}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # libraries' notes are for developers; python -W shows them
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="petscale", args=argv, description=__doc__)
+    except InputError as error:
+        print(f"petscale: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("petscale: stopped; the same command continues", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,408 @@
+"""Scores of test cases beside the untreated input and a Gaussian filter: rows, summaries, paired tests, files.
+
+What it knows: which images stand beside each other, and how cases are summed up.  What it refuses to know: how a score
+is computed (``trainers.metrics``) and how an image was made.
+"""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+from scipy.ndimage import gaussian_filter1d
+from scipy.stats import wilcoxon
+
+from storage.errors import InputError
+from storage.integrity import write_bytes, write_json
+from storage.source import Grid, ImageSource
+from trainers.metrics.clinical import separate, uptake_scores
+from trainers.metrics.image import Region, Rule, Score, read_reflected, stream_scores
+from trainers.metrics.presets import BODY_PSNR, PRESETS
+
+INPUT, SYNTHESIZED, REFERENCE = "low-dose input", "synthesized", "full dose"
+FWHMS_MM = (2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0)
+FEWEST_FOR_A_TEST = 6  # two-sided Wilcoxon cannot fall below 0.05 with five pairs (smallest p is 2 / 2**n)
+_SIGMA_PER_FWHM = 1 / math.sqrt(8 * math.log(2))
+_TRUNCATE = 4.0  # standard deviations
+
+
+# ---- the Gaussian baseline ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class GaussianSource:
+    """A source smoothed with an isotropic Gaussian, edges reflected; slabs carry the halo they need.
+
+    Args:
+        source: what is smoothed.
+        fwhm_mm: full width at half maximum in mm, the same along z, y and x.
+        chosen: how the width was chosen, copied into every score's ``image_rule``.
+    """
+
+    source: ImageSource
+    fwhm_mm: float
+    chosen: str = "width given"
+
+    @property
+    def grid(self) -> Grid:
+        """The grid of the source."""
+        return self.source.grid
+
+    @property
+    def units(self) -> str:
+        """The unit of the source."""
+        return self.source.units
+
+    @property
+    def provenance(self) -> Mapping[str, object]:
+        """The source's facts, the width, and how it was chosen."""
+        rule = f"Gaussian, FWHM {self.fwhm_mm:g} mm, {self.chosen}"
+        return {**self.source.provenance, "gaussian_fwhm_mm": self.fwhm_mm, "rule": rule}
+
+    @property
+    def name(self) -> str:
+        """What tables and pictures call it."""
+        return f"Gaussian {self.fwhm_mm:g} mm"
+
+    def read(self, z0: int, z1: int) -> NDArray[np.float32]:
+        """Return the smoothed slab ``z0 <= z < z1``."""
+        z, y, x = (self.fwhm_mm * _SIGMA_PER_FWHM / step for step in self.grid.spacing_mm)
+        halo = int(_TRUNCATE * z + 0.5)
+        slab = read_reflected(self.source, z0, z1, halo)
+        slab = gaussian_filter1d(slab, z, axis=0, radius=halo)[halo : halo + z1 - z0]
+        slab = gaussian_filter1d(gaussian_filter1d(slab, y, axis=1, truncate=_TRUNCATE), x, axis=2, truncate=_TRUNCATE)
+        return np.ascontiguousarray(slab, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class GaussianChoice:
+    """The width that restored the training cases best.
+
+    Args:
+        fwhm_mm: the width.
+        psnr_db: mean PSNR inside the body per width tried.
+        num_cases: how many training cases were asked.
+    """
+
+    fwhm_mm: float
+    psnr_db: Mapping[float, float]
+    num_cases: int
+
+    @property
+    def rule(self) -> str:
+        """How the width was chosen, in words."""
+        tried = ", ".join(f"{width:g}" for width in self.psnr_db)
+        return f"best mean PSNR inside the body of {self.num_cases} training case(s) among FWHM {tried} mm"
+
+    def applied_to(self, source: ImageSource) -> GaussianSource:
+        """Return ``source`` smoothed with the chosen width."""
+        return GaussianSource(source, self.fwhm_mm, self.rule)
+
+
+def best_gaussian(
+    pairs: Iterable[tuple[ImageSource, ImageSource, ImageSource]], fwhms_mm: Sequence[float] = FWHMS_MM
+) -> GaussianChoice:
+    """Choose the Gaussian width on training cases, so that the baseline is tuned as fairly as the network.
+
+    Args:
+        pairs: (low dose, full dose, body mask) of TRAINING cases; test cases would flatter the baseline.
+        fwhms_mm: widths to try, in mm.
+
+    Raises:
+        InputError: ``SET_EMPTY`` without a training case, or as ``stream_scores`` does.
+    """
+    found: dict[float, list[float]] = {width: [] for width in fwhms_mm}
+    for low, full, body in pairs:
+        widths = {f"{width:g}": GaussianSource(low, width) for width in fwhms_mm}
+        regions = [Region("body", "body")]
+        for width, score in zip(
+            fwhms_mm, stream_scores("train", full, widths, [BODY_PSNR], regions, body=body), strict=True
+        ):
+            found[width].append(score.value)
+    num_cases = len(found[fwhms_mm[0]])
+    if num_cases == 0:
+        raise InputError("SET_EMPTY", where="training cases", found="none", remedy="give at least one pair")
+    means = {width: float(np.mean(values)) for width, values in found.items()}
+    return GaussianChoice(max(means, key=lambda width: means[width]), means, num_cases)
+
+
+# ---- scoring --------------------------------------------------------------------------------------------------------
+
+
+def score_case(
+    case: str,
+    reference: ImageSource,
+    candidates: Mapping[str, ImageSource],
+    *,
+    body: ImageSource,
+    labels: ImageSource | None = None,
+    label_names: Mapping[int, str] | None = None,
+    lesions: Collection[str] = ("lesion",),
+    presets: Sequence[str] = ("native",),
+) -> list[Score]:
+    """Score one case: image quality by every preset, and uptake in organs and lesions.
+
+    Args:
+        case: alias of the case.
+        reference: the full-dose image in SUVbw.
+        candidates: name to image, in the order low-dose input, Gaussian, synthesized.
+        body: greater than 0.5 inside the patient.
+        labels: integers naming organs and lesions, on the reference's grid.
+        label_names: what each label is; labels without a name, and those named ``body``, are no region.
+        lesions: names whose label holds lesions; each connected one becomes a region of its own, the largest first.
+        presets: keys of ``trainers.metrics.presets.PRESETS``.
+
+    Raises:
+        InputError: as ``stream_scores`` and ``stream_uptake`` do.
+    """
+    rules = [rule for preset in presets for rule in PRESETS[preset]]
+    regions = [Region("whole volume", "whole"), Region("body", "body")]
+    names = dict(label_names or {})
+    if labels is not None:
+        regions += [Region(name, "organ", n) for n, name in names.items() if name not in lesions and name != "body"]
+        for label, name in names.items():
+            if name in lesions:
+                labels = separated = separate(labels, label)
+                numbers = np.unique(separated.numbers).tolist()
+                regions += [Region(f"{name} {i + 1}", "lesion", number) for i, number in enumerate(numbers)]
+    scores = stream_scores(case, reference, candidates, rules, regions, body=body, labels=labels)
+    if labels is not None:
+        scores += uptake_scores(case, reference, candidates, regions, labels=labels, reference_name=REFERENCE)
+    return scores
+
+
+# ---- summing up -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One score over all cases.
+
+    Args:
+        image: which image.
+        region: region's name, or ``lesions`` for all lesions together (mean over a case's lesions first).
+        kind: what sort of region.
+        rule: how each value was computed.
+        mean: mean over cases; sd is over cases too (ddof 1; NaN for one case).
+        num_cases: how many cases have the score.
+    """
+
+    image: str
+    region: str
+    kind: str
+    rule: Rule
+    mean: float
+    sd: float
+    num_cases: int
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How much better one image is than another, case by case.
+
+    Args:
+        over: name of the image it is compared with.
+        mean: mean over cases of the difference of scores; sd over cases.
+        num_better: cases in which the score is higher.
+        p_value: two-sided Wilcoxon signed-rank test, None with fewer than ``FEWEST_FOR_A_TEST`` cases.
+    """
+
+    over: str
+    mean: float
+    sd: float
+    num_better: int
+    num_cases: int
+    p_value: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Every score of a run's test cases.
+
+    Args:
+        rows: the scores.
+        images: scored images in order: the untreated input first, the network's last, filters between.
+        cases: aliases of the test cases, in order.
+        metadata: JSON-able facts about the run.
+    """
+
+    rows: tuple[Score, ...]
+    images: tuple[str, ...]
+    cases: tuple[str, ...]
+    metadata: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def synthesized(self) -> str:
+        """Name of the image under test."""
+        return self.images[-1]
+
+    def values(self, image: str, rule: Rule, region: str) -> dict[str, float]:
+        """Return case -> value of one score; ``lesions`` stands for the mean over a case's lesions."""
+        return {case: float(np.mean(values)) for case, values in self._index.get((image, rule, region), {}).items()}
+
+    @cached_property
+    def _index(self) -> dict[tuple[str, Rule, str], dict[str, list[float]]]:
+        found: dict[tuple[str, Rule, str], dict[str, list[float]]] = {}
+        for row in self.rows:
+            if not math.isnan(row.value):
+                cases = found.setdefault((row.image, row.rule, region_group(row)), {})
+                cases.setdefault(row.case, []).append(row.value)
+        return found
+
+    def summary(self) -> list[Summary]:
+        """Return mean and sd over cases of every score, in order of appearance."""
+        keys = dict.fromkeys((row.image, region_group(row), row.kind, row.rule) for row in self.rows)
+        found = []
+        for image, region, kind, rule in keys:
+            values = np.array(list(self.values(image, rule, region).values()))
+            if values.size:
+                mean, sd = _mean_sd(values)
+                found.append(Summary(image, region, kind, rule, mean, sd, values.size))
+        return found
+
+    def gain(self, over: str, rule: Rule = BODY_PSNR, region: str = "body") -> Gain | None:
+        """Return the network's gain over another image in one score; None when no case has both."""
+        ours, theirs = self.values(self.synthesized, rule, region), self.values(over, rule, region)
+        shared = [case for case in ours if case in theirs]
+        if not shared:
+            return None
+        gains = np.array([ours[case] - theirs[case] for case in shared])
+        test = len(gains) >= FEWEST_FOR_A_TEST and bool(np.isfinite(gains).all()) and bool(gains.any())
+        p_value = float(wilcoxon(gains).pvalue) if test else None
+        mean, sd = _mean_sd(gains)
+        return Gain(over, mean, sd, int((gains > 0).sum()), len(gains), p_value)
+
+    def write(self, folder: Path) -> None:
+        """Write ``scores.csv`` and ``scores.json`` into an existing folder, each whole or not at all."""
+        write_bytes(folder / "scores.csv", self.csv().encode())
+        write_json(folder / "scores.json", self.json())
+
+    def csv(self) -> str:
+        """Return every score as one line of CSV, the rule's fields in columns of their own."""
+        lines = [_flat(row) for row in self.rows]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(lines[0]) if lines else ["case"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+        return text.getvalue()
+
+    def json(self) -> dict[str, object]:
+        """Return everything as JSON-able values, each rule once; numbers that are not finite become null."""
+        rules = list(dict.fromkeys(row.rule for row in self.rows))
+        number = {rule: index for index, rule in enumerate(rules)}
+        gains = [gain for name in self.images[:-1] if (gain := self.gain(name)) is not None]
+        content = {
+            "metadata": dict(self.metadata),
+            "cases": list(self.cases),
+            "images": list(self.images),
+            "gain_in_psnr_inside_the_body_db": [asdict(gain) for gain in gains],
+            "rules": [asdict(rule) for rule in rules],
+            "summary": [{**vars(line), "rule": number[line.rule]} for line in self.summary()],
+            "scores": [{**vars(row), "rule": number[row.rule]} for row in self.rows],
+        }
+        finite = _finite(content)
+        assert isinstance(finite, dict)
+        return finite
+
+    def table(self) -> Table:
+        """Return case means ± sd of the project's own rules in the whole volume, the body and the lesions."""
+        table = Table(title=f"{len(self.cases)} test case(s): mean ± sd over cases", title_justify="left")
+        table.add_column("region")
+        table.add_column("image")
+        summaries = [s for s in self.summary() if s.rule.preset == "native" and s.kind != "organ"]
+        metrics = list(dict.fromkeys(s.rule.metric for s in summaries))
+        for metric in metrics:
+            units = next(s.rule.units for s in summaries if s.rule.metric == metric)
+            table.add_column(metric if units == "1" else f"{metric} [{units}]".replace("[", r"\["), justify="right")
+        table.add_column(r"gain \[dB]", justify="right")
+        for region in dict.fromkeys(s.region for s in summaries):
+            for image in self.images:
+                cells = {s.rule.metric: s for s in summaries if (s.region, s.image) == (region, image)}
+                psnr = next((s.rule for s in cells.values() if s.rule.metric == "PSNR"), None)
+                shown = [plus_minus(cells[m].mean, cells[m].sd, m) if m in cells else "" for m in metrics]
+                table.add_row(region, image, *shown, self._gain_cell(image, psnr, region))
+            table.add_section()
+        return table
+
+    def _gain_cell(self, image: str, psnr: Rule | None, region: str) -> str:
+        """The gain over the untreated input of any image, so that the filter is judged as the network is."""
+        if psnr is None or image == self.images[0]:
+            return ""
+        ours, theirs = self.values(image, psnr, region), self.values(self.images[0], psnr, region)
+        return f"{np.mean([ours[case] - theirs[case] for case in ours if case in theirs]):+.2f}"
+
+
+def read_evaluation(folder: Path) -> Evaluation:
+    """Read back what ``Evaluation.write`` wrote; values that were not finite come back as NaN.
+
+    Raises:
+        InputError: ``SET_EVALUATION`` if ``scores.json`` is missing or is not one.
+    """
+    try:
+        content = json.loads((folder / "scores.json").read_text("utf-8"))
+        rules = [Rule(**rule) for rule in content["rules"]]
+        rows = [
+            Score(**{**row, "rule": rules[row["rule"]], "value": math.nan if row["value"] is None else row["value"]})
+            for row in content["scores"]
+        ]
+        return Evaluation(tuple(rows), tuple(content["images"]), tuple(content["cases"]), content["metadata"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            "SET_EVALUATION", where="scores.json", found=type(error).__name__, remedy="run petscale evaluate first"
+        ) from None
+
+
+def region_group(row: Score) -> str:
+    """What a score is summed up under: its region, or ``lesions``, for no two patients share a lesion."""
+    return "lesions" if row.kind == "lesion" else row.region
+
+
+DECIMALS = {"PSNR": 2, "SSIM": 4, "MAE": 4, "NRMSE": 3}
+
+
+def plus_minus(mean: float, sd: float, metric: str) -> str:
+    """Return ``mean ± sd`` with the digits a metric deserves."""
+    places = DECIMALS.get(metric, 1)
+    return f"{mean:.{places}f}" if math.isnan(sd) else f"{mean:.{places}f} ± {sd:.{places}f}"
+
+
+def _mean_sd(values: NDArray[np.float64]) -> tuple[float, float]:
+    if not np.isfinite(values).all():
+        return float(values.mean()), float("nan")
+    return float(values.mean()), float(values.std(ddof=1)) if values.size > 1 else float("nan")
+
+
+def _flat(row: Score) -> dict[str, object]:
+    content = asdict(row)
+    rule = content.pop("rule")
+    assert isinstance(rule, dict)
+    rule["rule_region"] = rule.pop("region")
+    return {
+        **{name: content[name] for name in ("case", "image", "region", "kind")},
+        "metric": rule.pop("metric"),
+        "value": content["value"],
+        "units": rule.pop("units"),
+        "range_value": content["range_value"],
+        **rule,
+        "image_rule": content["image_rule"],
+    }
+
+
+def _finite(content: object) -> object:
+    """JSON has no infinity and no NaN."""
+    match content:
+        case float() if not math.isfinite(content):
+            return None
+        case dict():
+            return {key: _finite(value) for key, value in content.items()}
+        case list() | tuple():
+            return [_finite(value) for value in content]
+        case _:
+            return content

@@ -1,0 +1,261 @@
+"""Cohorts: phantoms drawn, scans simulated, files ingested; each runs storage's Dask graph on this machine."""
+
+import hashlib
+import hmac
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from petscale.progress import bar, console
+from storage import dicom, geometry, layout, nifti, phantom, suv
+from storage.errors import InputError
+from storage.ingest import CasePlan, Outcome, ingest, site_key, subject_hash
+from storage.lowdose import LowDoseConfig, LowDoseSource
+from storage.reader import open_cohort
+from storage.source import BQML, ImageSource
+
+Plans = Mapping[str, Callable[[Path], CasePlan]]
+
+
+def run(title: str, cohort: Path, plans: Plans, *, strict: bool, workers: int | None) -> Outcome:
+    """Ingest with a bar over all tasks, then say what was committed, kept and refused.
+
+    Raises:
+        InputError: the only refusal when nothing was committed or kept, so that a single mistake is told as itself.
+    """
+    finished = 0
+    with bar(title, len(plans)) as advance:
+
+        def progress(case: str, done: int, total: int) -> None:
+            nonlocal finished
+            finished = list(plans).index(case) + (done == total)
+            advance(finished, f"{case} {done}/{total} tasks")
+
+        outcome = ingest(cohort, plans, strict=strict, workers=workers, progress=progress)
+        advance(len(plans), "")
+    for case, error in outcome.refused.items():
+        console.print(f"refused {case}: {error}", soft_wrap=True, markup=False)
+    if outcome.refused and not (outcome.committed or outcome.kept):
+        raise next(iter(outcome.refused.values()))
+    console.print(f"{cohort}: {len(outcome.committed)} committed, {len(outcome.kept)} already there")
+    return outcome
+
+
+def low_doses(
+    truth: ImageSource, ct: ImageSource | None, config: LowDoseConfig, drfs: Sequence[float], realisations: int
+) -> dict[str, ImageSource]:
+    """A full-dose scan of ``truth`` and its low-dose scans, all reconstructed alike."""
+    images: dict[str, ImageSource] = {"full": LowDoseSource(truth, ct, replace(config, drf=1.0, realisation=0))}
+    for drf in drfs:
+        for number in range(realisations):
+            images[layout.low_name(drf, number)] = LowDoseSource(
+                truth, ct, replace(config, drf=drf, realisation=number)
+            )
+    return images
+
+
+def phantom_plans(
+    count: int,
+    config: phantom.PhantomConfig,
+    scan: LowDoseConfig,
+    drfs: Sequence[float],
+    realisations: int = 1,
+) -> Plans:
+    """Plan ``count`` phantom patients with their simulated scans."""
+
+    def plan(seed: int) -> Callable[[Path], CasePlan]:
+        def open_plan(scratch: Path) -> CasePlan:
+            person = replace(config, seed=config.seed + seed)
+            body = phantom.phantom(person)
+            scans = low_doses(body.activity, body.ct, replace(scan, seed=scan.seed + seed), drfs, realisations)
+            return CasePlan(
+                images={**scans, "truth": body.activity, "ct": body.ct, "labels": body.labels},
+                subject=subject_hash(f"phantom {person.seed}", b"phantoms are nobody"),
+                fingerprint=_fingerprint(b"", asdict(person), asdict(scan), list(drfs), realisations),
+                labels=phantom.LABEL_NAMES,
+            )
+
+        return open_plan
+
+    return {f"phantom-{config.seed + seed:03d}": plan(seed) for seed in range(count)}
+
+
+def simulation_plans(source: Path, truth: str, scan: LowDoseConfig, drfs: Sequence[float], realisations: int) -> Plans:
+    """Plan a cohort of simulated scans whose truth is an image of another cohort; CT and labels come along."""
+    cohort = open_cohort(source)
+
+    def plan(name: str, number: int) -> Callable[[Path], CasePlan]:
+        def open_plan(scratch: Path) -> CasePlan:
+            case = cohort.case(name)
+            image = case.image(truth)
+            along: dict[str, ImageSource] = {
+                other: case.image(other) for other in ("ct", "labels") if other in case.images
+            }
+            scans = low_doses(image, along.get("ct"), replace(scan, seed=scan.seed + number), drfs, realisations)
+            return CasePlan(
+                images={**scans, "truth": image, **along},
+                subject=case.subject,
+                fingerprint=_fingerprint(b"", case.fingerprint, truth, asdict(scan), number, list(drfs), realisations),
+                labels=case.labels,
+            )
+
+        return open_plan
+
+    return {name: plan(name, number) for number, name in enumerate(cohort.cases)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """Where the images of one examination are; each is a DICOM folder or file, or a NIfTI file.
+
+    Args:
+        pet: the PET that becomes image ``full``.
+        ct: CT, resampled onto the PET grid.
+        mask: lesion or organ mask on the PET grid, a NIfTI file of whole numbers.
+        units: unit of a NIfTI PET; a DICOM series says its own.
+        overrides: weight, dose and injection time that stand instead of a DICOM header's.
+        labels: value in the mask -> name.
+    """
+
+    pet: Path
+    ct: Path | None = None
+    mask: Path | None = None
+    units: nifti.Units = "SUVbw"
+    overrides: suv.Overrides = field(default_factory=suv.Overrides)
+    labels: Mapping[int, str] | None = None
+
+
+def find_cases(root: Path, pet: str, ct: str, mask: str) -> dict[str, tuple[Path, Path | None, Path | None]]:
+    """Find examinations in a plain folder tree: one case per sub-folder that holds ``pet``.
+
+    Args:
+        root: the tree.
+        pet: name of the PET below a case's folder.
+        ct: name of the CT there; a case may lack it.
+        mask: name of the mask there; a case may lack it.
+
+    Raises:
+        InputError: IMG_NO_FILE, SET_NO_PET.
+    """
+    if not root.is_dir():
+        raise InputError("IMG_NO_FILE", where=root.name, found="no such folder", remedy="name an existing folder")
+    found = {}
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        if (folder / pet).exists():
+            others = (folder / name if name and (folder / name).exists() else None for name in (ct, mask))
+            found[folder.name] = (folder / pet, *others)
+    if not found:
+        raise InputError(
+            "SET_NO_PET", where=root.name, found=f"no sub-folder holds '{pet}'", remedy="name the PET with --pet"
+        )
+    return found  # type: ignore[return-value]
+
+
+def open_case(files: Files, scratch: Path, *, subject: str | None = None) -> CasePlan:
+    """Open one examination's files as a plan.
+
+    Args:
+        subject: who the patient is when the files do not say it (NIfTI); hashed before it is stored.
+
+    Raises:
+        InputError: whatever is wrong with the files.
+    """
+    key = site_key()
+    pet, patient = open_pet(files, scratch)
+    images: dict[str, ImageSource] = {"full": pet}
+    if files.ct is not None:
+        images["ct"] = geometry.Resampled(_open_ct(files.ct, scratch, pet), pet.grid)
+    if files.mask is not None:
+        images["labels"] = nifti.open_nifti(files.mask, units="label", workdir=scratch)
+    labels = dict(files.labels or {1: "lesion"}) if files.mask is not None else {}
+    return CasePlan(
+        images=images,
+        subject=subject_hash(subject or patient or str(files.pet.resolve()), key),
+        fingerprint=_fingerprint(
+            key,
+            *(_content(path) for path in (files.pet, files.ct, files.mask) if path is not None),
+            files.units,
+            asdict(files.overrides),
+            {str(k): v for k, v in labels.items()},
+        ),
+        labels=labels,
+    )
+
+
+def open_pet(files: Files, scratch: Path) -> tuple[ImageSource, str]:
+    """Open the PET in SUVbw; returns it with the patient's ID, empty where the format has none.
+
+    Raises:
+        InputError: PET_WEIGHT, PET_DOSE, and whatever is wrong with the file.
+    """
+    if is_nifti(files.pet):
+        return nifti.open_nifti(files.pet, units=files.units, workdir=scratch, scale=suv_factor(files)), ""
+    series = dicom.open_series(files.pet, modality="PT", overrides=files.overrides)
+    return series, series.patient_id
+
+
+def suv_factor(files: Files) -> float:
+    """What turns a NIfTI PET's unit into SUVbw; 1 for every other input.
+
+    Raises:
+        InputError: PET_WEIGHT, PET_DOSE: neither is ever guessed.
+    """
+    if files.units != BQML or not is_nifti(files.pet):
+        return 1.0
+    weight, dose = files.overrides.weight_kg, files.overrides.dose_mbq
+    if not weight or not dose:
+        raise InputError(
+            "PET_DOSE" if weight else "PET_WEIGHT",
+            where=files.pet.name,
+            found="a NIfTI file in Bq/mL says neither weight nor dose",
+            remedy="give --weight-kg and --dose-mbq (the dose decay-corrected to the scan's reference time)",
+        )
+    return suv.suv_factor_decay_corrected(weight, dose * 1e6)
+
+
+def _open_ct(path: Path, scratch: Path, pet: ImageSource) -> ImageSource:
+    if is_nifti(path):
+        return nifti.open_nifti(path, units="HU", workdir=scratch)
+    ct = dicom.open_series(path, modality="CT")
+    if isinstance(pet, dicom.DicomSource):
+        dicom.check_pair(pet, ct)
+    return ct
+
+
+def is_nifti(path: Path) -> bool:
+    """Whether a path is to be read as NIfTI."""
+    return path.name.endswith((".nii", ".nii.gz"))
+
+
+def alias(name: str, naming: str) -> str:
+    """Case name for a folder: its own name where the user says that it identifies nobody, else a keyed hash.
+
+    Args:
+        naming: ``hash`` or ``folder``.
+    """
+    if naming == "folder":
+        return layout.check_name(name.lower(), "case name")
+    return "case-" + subject_hash(f"case {name}", site_key())[:10]
+
+
+def _content(path: Path) -> str:
+    """Digest of a file or of every file below a folder, whatever their order and place."""
+    if not path.exists():
+        raise InputError("IMG_NO_FILE", where=path.name, found="no such file or folder", remedy="name an existing one")
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    digests = []
+    for file in files:
+        with file.open("rb") as stream:
+            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
+
+
+def _fingerprint(key: bytes, *parts: object) -> str:
+    """Keyed, so that a public file's digest does not tell which patient it is."""
+    return hmac.new(key or b"petscale", json.dumps(parts, sort_keys=True).encode(), hashlib.sha256).hexdigest()
+
+
+def one_image_plan(source: ImageSource, name: str, subject: str) -> CasePlan:
+    """Plan a case of one PET that is to be synthesized."""
+    return CasePlan(images={name: source}, subject=subject, fingerprint="one")

@@ -1,0 +1,343 @@
+"""Pictures in the manner of nuclear medicine: projections and slices of sources, one fixed window, true millimetres.
+
+What it knows: how an affine turns an array into an anterior or lateral view, and how values become pixels and PNG text.
+What it refuses to know: which image is which, and any window chosen from an image's own values.
+"""
+
+import base64
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from nibabel.orientations import io_orientation
+from numpy.typing import NDArray
+from PIL import Image
+from skimage.transform import resize
+
+from storage.source import Grid, ImageSource
+from trainers.metrics.image import slabs
+
+Picture = NDArray[np.float32]
+Slabs = Callable[[], Iterator[NDArray[np.float32]]]
+
+GREY, DIVERGING = "gray_r", "RdBu_r"  # white background; blue-white-red is told apart by colour-blind readers
+MAX_PIXELS_HIGH = 440
+COLORS = ("#7a7a7a", "#e69f00", "#0072b2", "#009e73", "#cc79a7", "#d55e00")  # Okabe and Ito, grey for the input
+INK, FAINT = "#22303c", "#c9d1d8"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Which array axis is which anatomical axis, and which way it runs.
+
+    Args:
+        axes: array axes nearest to (left-right, posterior-anterior, inferior-superior).
+        positive: whether the index grows towards right, anterior, superior.
+    """
+
+    axes: tuple[int, int, int]
+    positive: tuple[bool, bool, bool]
+
+    @classmethod
+    def of(cls, grid: Grid) -> "Frame":
+        """Read the frame off an affine; oblique grids take the nearest axes."""
+        codes = io_orientation(grid.affine)  # row v: anatomical axis of voxel axis v of (x, y, z), and its direction
+        voxel_axis = [int(np.flatnonzero(codes[:, 0] == anatomical)[0]) for anatomical in range(3)]
+        lr, pa, si = (2 - v for v in voxel_axis)
+        right, front, up = (bool(codes[v, 1] > 0) for v in voxel_axis)
+        return cls((lr, pa, si), (right, front, up))
+
+    def upright(self, plane: Picture, across: int, columns: int) -> Picture:
+        """Turn a picture made across one array axis head up, patient's right (or front) on the left.
+
+        Args:
+            plane: (the two other array axes, ascending).
+            across: anatomical axis looked along: 0 left-right, 1 posterior-anterior.
+            columns: anatomical axis that becomes the columns.
+        """
+        rest = [axis for axis in range(3) if axis != self.axes[across]]
+        picture = plane if rest[0] == self.axes[2] else plane.T
+        picture = picture[::-1] if self.positive[2] else picture
+        return np.ascontiguousarray(picture[:, ::-1] if self.positive[columns] else picture)
+
+
+def mip(source: ImageSource, axis: int) -> Picture:
+    """Maximum along array axis ``axis`` of a source, reading one slab at a time; the two other axes in order."""
+    return _reduce(lambda: _read(source), axis, np.maximum)
+
+
+def signed_extreme(image: ImageSource, reference: ImageSource, axis: int) -> Picture:
+    """Along ``axis``, the value of ``image - reference`` that is farthest from zero, with its sign."""
+    low, high = (_reduce(lambda: _differences(image, reference), axis, ufunc) for ufunc in (np.minimum, np.maximum))
+    return np.asarray(np.where(high >= -low, high, low))
+
+
+def plane(source: ImageSource, axis: int, index: int) -> Picture:
+    """The slice at ``index`` of array axis ``axis``, reading one slab at a time."""
+    if axis == 0:
+        return np.asarray(source.read(index, index + 1)[0])
+    return np.concatenate([slab.take(index, axis=axis) for slab in _read(source)])
+
+
+def middle(body: ImageSource, axis: int) -> int:
+    """Index along ``axis`` of the centre of mass of a body mask."""
+    weights = np.zeros(body.grid.shape[axis])
+    z0 = 0
+    for slab in _read(body):
+        counts = (slab > 0.5).sum(axis=tuple(a for a in range(3) if a != axis))
+        if axis == 0:
+            weights[z0 : z0 + len(slab)] += counts
+        else:
+            weights += counts
+        z0 += len(slab)
+    if not weights.any():
+        return len(weights) // 2
+    return int(np.rint(np.average(np.arange(len(weights)), weights=weights)))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of pictures: what it shows, the marks at its left and right edge, and a PNG per column as data URI."""
+
+    title: str
+    left: str
+    right: str
+    images: Mapping[str, str]
+    width_px: int
+    height_px: int
+    width_mm: float
+
+
+def case_rows(
+    images: Mapping[str, ImageSource],
+    body: ImageSource,
+    *,
+    image: str,
+    reference: str,
+    window: tuple[float, float],
+    difference_window: float,
+) -> list[Row]:
+    """Draw anterior and lateral MIP and the central coronal slice of every image, and the signed difference.
+
+    Args:
+        images: column title to source, all on one grid.
+        body: mask, used to crop air and to find the central slice, the same for all columns.
+        image: title of the image whose difference from ``reference`` is drawn in the column ``difference``.
+        reference: title of the full-dose image.
+        window: SUV drawn white and black in every panel.
+        difference_window: SUV drawn in the strongest colours, symmetric about zero.
+    """
+    frame = Frame.of(body.grid)
+    spacing = body.grid.spacing_mm
+    centre = middle(body, frame.axes[1])
+    rows = []
+    for title, across, columns, sliced in (
+        ("Anterior MIP", 1, 0, False),
+        ("Lateral MIP", 0, 1, False),
+        ("Central coronal slice", 1, 0, True),
+    ):
+        axis = frame.axes[across]
+        mm = (spacing[frame.axes[2]], spacing[frame.axes[columns]])
+        drawn = {name: plane(source, axis, centre) if sliced else mip(source, axis) for name, source in images.items()}
+        if sliced:
+            difference = drawn[image] - drawn[reference]
+        else:
+            difference = signed_extreme(images[image], images[reference], axis)
+        crop = _crop(frame.upright(mip(body, axis), across, columns), mm)
+
+        def shown(picture: Picture) -> Picture:
+            return _to_pixels(frame.upright(picture, across, columns)[crop], mm)  # noqa: B023  (called in this turn only)
+
+        urls = {name: png(shown(picture), window, GREY) for name, picture in drawn.items()}
+        urls["difference"] = png(shown(difference), (-difference_window, difference_window), DIVERGING)
+        height, width = shown(difference).shape
+        width_mm = frame.upright(difference, across, columns)[crop].shape[1] * mm[1]
+        marks = ("R", "L") if columns == 0 else ("A", "P")
+        rows.append(Row(title, *marks, urls, width, height, width_mm))
+    return rows
+
+
+def png(picture: Picture, window: tuple[float, float], colormap: str) -> str:
+    """Return a picture as a data URI: 8-bit PNG with the colormap as its palette, values outside the window clipped."""
+    low, high = window
+    pixels = np.rint(255 * np.clip((picture - low) / (high - low), 0, 1)).astype(np.uint8)
+    image = Image.fromarray(pixels)
+    palette = np.rint(255 * colormaps[colormap](np.arange(256))[:, :3]).astype(np.uint8)
+    image.putpalette(palette.tobytes())
+    return _data_uri(image)
+
+
+def colour_bar(colormap: str) -> str:
+    """Return the 256 colours of a colormap as a data URI, one pixel high."""
+    return png(np.arange(256, dtype=np.float32)[None], (0, 255), colormap)
+
+
+# ---- charts ---------------------------------------------------------------------------------------------------------
+
+
+def joint_histogram(
+    images: Mapping[str, ImageSource], reference: ImageSource, body: ImageSource, top: float
+) -> dict[str, NDArray[np.float64]]:
+    """Count voxels inside the body by (full-dose SUV, image SUV) in 100 x 100 bins from 0 to ``top``."""
+    edges = np.linspace(0, top, 101)
+    counts = {name: np.zeros((100, 100)) for name in images}
+    for z0, z1 in slabs(reference.grid.shape):
+        inside = body.read(z0, z1) > 0.5
+        truth = reference.read(z0, z1)[inside]
+        for name, source in images.items():
+            counts[name] += np.histogram2d(truth, source.read(z0, z1)[inside], bins=(edges, edges))[0]
+    return counts
+
+
+def draw_histograms(counts: Mapping[str, NDArray[np.float64]], top: float) -> str:
+    """Draw joint histograms side by side on one logarithmic count scale, with the line of identity."""
+    figure = _figure(3.1 * len(counts) + 0.9, 3.1)
+    panels = figure.subplots(1, len(counts), squeeze=False, sharey=True)[0]
+    most = max(2.0, max(float(count.max()) for count in counts.values()))
+    mesh = None
+    for axes, (name, count) in zip(panels, counts.items(), strict=True):
+        edges = np.linspace(0, top, 101)
+        mesh = axes.pcolormesh(edges, edges, np.ma.masked_equal(count.T, 0), cmap="cividis_r", norm=LogNorm(1, most))
+        axes.plot([0, top], [0, top], color=INK, linewidth=0.8)
+        axes.set_aspect("equal")
+        _dress(axes, name, "full-dose SUV", "SUV" if axes is panels[0] else "")
+    if mesh is not None:
+        bar = figure.colorbar(mesh, ax=list(panels), shrink=0.8, pad=0.02)
+        bar.set_label("voxels", fontsize=8, color=INK)
+        bar.ax.tick_params(labelsize=7)
+    return figure_png(figure)
+
+
+def draw_bland_altman(points: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]], quantity: str) -> str:
+    """Draw (image - full) / full in % against the full-dose value, mean and 1.96 sd limits, one panel per image.
+
+    Args:
+        points: image -> (full-dose values, percent differences), regions of all cases.
+        quantity: for instance ``SUVmean``.
+    """
+    figure = _figure(3.1 * len(points), 2.7)
+    panels = figure.subplots(1, len(points), squeeze=False, sharey=True)[0]
+    for axes, (name, (truth, percent)), color in zip(panels, points.items(), COLORS, strict=False):
+        axes.axhline(0, color=INK, linewidth=0.7)
+        axes.plot(truth, percent, "o", markersize=3.5, alpha=0.75, color=color, markeredgewidth=0)
+        mean, spread = float(percent.mean()), float(percent.std(ddof=1)) if percent.size > 1 else 0.0
+        for level, style in ((mean, "-"), (mean - 1.96 * spread, "--"), (mean + 1.96 * spread, "--")):
+            axes.axhline(level, color=color, linewidth=1, linestyle=style)
+        axes.set_xlim(left=0)
+        limits = f"limits {mean - 1.96 * spread:+.1f} to {mean + 1.96 * spread:+.1f}"
+        title = f"{name}\n" + f"{mean:+.1f} % ({limits})".replace("-", "−")
+        _dress(axes, title, f"full-dose {quantity}", "difference [%]" if axes is panels[0] else "")
+    return figure_png(figure)
+
+
+def draw_noise_bias(points: Mapping[str, tuple[float, float]], organ: str) -> str:
+    """Draw image -> (bias of lesion SUVmax in %, noise of ``organ`` in %) as one named point each."""
+    figure = _figure(4.2, 3.0)
+    axes = figure.subplots()
+    axes.axvline(0, color=FAINT, linewidth=0.8)
+    for (name, (bias, noise)), color in zip(points.items(), COLORS, strict=False):
+        axes.plot(bias, noise, "o", markersize=6, color=color)
+        axes.annotate(name, (bias, noise), xytext=(6, 4), textcoords="offset points", fontsize=7.5, color=INK)
+    axes.margins(0.25)
+    _dress(axes, "", "bias of lesion SUVmax [%]", f"CoV of {organ} [%]")
+    return figure_png(figure)
+
+
+def draw_curves(panels: Sequence[tuple[str, Sequence[tuple[str, Sequence[float], Sequence[float]]]]]) -> str:
+    """Draw small line charts over the training step.
+
+    Args:
+        panels: (title, curves), a curve being (label, steps, values); labels are phases and keep their colour.
+    """
+    columns = min(3, len(panels))
+    num_rows = -(-len(panels) // columns)
+    figure = _figure(3.3 * columns, 2.0 * num_rows)
+    grid = figure.subplots(num_rows, columns, squeeze=False)
+    phases = list(dict.fromkeys(label for _, curves in panels for label, _, _ in curves))
+    for axes, (title, curves) in zip(grid.flat, panels, strict=False):
+        for label, steps, values in curves:
+            color = COLORS[(2 + phases.index(label)) % len(COLORS)]
+            marker = "o" if len(steps) == 1 else None
+            axes.plot(steps, values, color=color, linewidth=1.1, label=label, marker=marker, markersize=3)
+        _dress(axes, title, "step", "")
+    for axes in list(grid.flat)[len(panels) :]:
+        axes.set_visible(False)
+    if len(phases) > 1:
+        grid[0][0].legend(fontsize=7, frameon=False)
+    return figure_png(figure)
+
+
+def figure_png(figure: Figure) -> str:
+    """Return a figure as a PNG data URI; no global state, so any thread may call it."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    rgba = np.asarray(canvas.buffer_rgba())
+    return _data_uri(Image.fromarray(rgba[..., :3]).quantize(128))
+
+
+def _figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), dpi=170, layout="constrained", facecolor="white")
+
+
+def _dress(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title, fontsize=8.5, color=INK, loc="left")
+    axes.set_xlabel(x, fontsize=8, color=INK)
+    axes.set_ylabel(y, fontsize=8, color=INK)
+    axes.tick_params(labelsize=7, color=FAINT, labelcolor=INK)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(FAINT)
+
+
+# ---- pixels ---------------------------------------------------------------------------------------------------------
+
+
+def _read(source: ImageSource) -> Iterator[NDArray[np.float32]]:
+    for z0, z1 in slabs(source.grid.shape):
+        yield source.read(z0, z1)
+
+
+def _differences(image: ImageSource, reference: ImageSource) -> Iterator[NDArray[np.float32]]:
+    for ours, theirs in zip(_read(image), _read(reference), strict=True):
+        yield ours - theirs
+
+
+def _reduce(read: Slabs, axis: int, ufunc: np.ufunc) -> Picture:
+    parts = [ufunc.reduce(slab, axis=axis) for slab in read()]  # one plane, or a strip of it, per slab
+    return np.asarray(ufunc.reduce(parts, axis=0) if axis == 0 else np.concatenate(parts), dtype=np.float32)
+
+
+def _crop(mask: Picture, mm: tuple[float, float], margin_mm: float = 15.0) -> tuple[slice, slice]:
+    """The rows and columns that hold the body and a margin; everything where there is no body."""
+    found = []
+    for axis, step in enumerate(mm):
+        filled = np.flatnonzero((mask > 0.5).any(axis=1 - axis))
+        margin = int(margin_mm / step)
+        if filled.size:
+            found.append(slice(max(int(filled[0]) - margin, 0), int(filled[-1]) + 1 + margin))
+        else:
+            found.append(slice(None))
+    return found[0], found[1]
+
+
+def _to_pixels(picture: Picture, mm: tuple[float, float]) -> Picture:
+    """Resample to square pixels, as many as the data hold but no more than a page shows."""
+    extent = picture.shape[0] * mm[0], picture.shape[1] * mm[1]
+    step = max(min(mm), extent[0] / MAX_PIXELS_HIGH)
+    shape = max(1, round(extent[0] / step)), max(1, round(extent[1] / step))
+    if shape == picture.shape:
+        return picture
+    shrinks = any(new < old for new, old in zip(shape, picture.shape, strict=True))
+    return np.asarray(resize(picture, shape, order=1, anti_aliasing=shrinks, preserve_range=True), dtype=np.float32)
+
+
+def _data_uri(image: Image.Image) -> str:
+    content = io.BytesIO()
+    image.save(content, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()

@@ -1,0 +1,164 @@
+"""``petscale synthesize``: a run and a scan in, its full-dose estimate out, in the same kind of file and unit."""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from petscale import config as configs
+from petscale import prepare
+from petscale.config import RunConfig
+from petscale.launch import WEIGHTS
+from petscale.progress import bar
+from storage import dicom, dicom_write, layout, nifti
+from storage.errors import InputError
+from storage.ingest import CasePlan, ingest
+from storage.patches import grid as tile_grid
+from storage.reader import Case, StoredImage, open_cohort
+from storage.source import SUV, Grid
+from trainers import RECIPES, checkpoint
+from trainers.recipe import Synthesizer
+from trainers.synthesize import synthesize
+
+SYNTHESIS = "synthesis"  # the run's own cohort of synthesized volumes
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run, ready for inference."""
+
+    config: RunConfig
+    synthesizer: Synthesizer
+    device: torch.device
+
+
+def open_run(run: Path) -> Trained:
+    """Load a run's weights.
+
+    Raises:
+        InputError: CKPT_NONE, CKPT_DAMAGED, CFG_NO_FILE.
+    """
+    weights, facts = checkpoint.read_weights(run / WEIGHTS)
+    config = configs.from_json(json.loads(facts["config"]))
+    device = torch.device("cuda" if config.cluster.device == "cuda" and torch.cuda.is_available() else "cpu")
+    synthesizer = RECIPES[config.recipe].weights_to_synthesizer(
+        config.model, {name: value.to(device) for name, value in weights.items()}
+    )
+    return Trained(config, synthesizer, device)
+
+
+def run_case(trained: Trained, case: Case, image: str, write: Callable[[int, NDArray[np.float32]], object]) -> None:
+    """Synthesize one stored low-dose image with a bar; ``write`` gets finished slabs in SUV."""
+    tiling = trained.synthesizer.tiling
+    shape = case.image(image).grid.shape
+    done = 0
+    with bar("synthesize", sum(1 for _ in tile_grid(shape, tiling.tile, tiling.overlap))) as advance:
+
+        def progress(tiles: int) -> None:
+            nonlocal done
+            done += tiles
+            advance(done, f"{case.name} {image}")
+
+        synthesize(
+            trained.synthesizer,
+            case,
+            image,
+            write,
+            suv_scale=trained.config.feed.suv_scale,
+            device=trained.device,
+            progress=progress,
+        )
+
+
+class _Spool:
+    """A volume on disk between the network and a writer: slabs go in in order, any slab comes out."""
+
+    def __init__(self, path: Path, grid: Grid) -> None:
+        self.grid, self.units, self.provenance = grid, SUV, {"kind": "synthesized"}
+        self._voxels = np.memmap(path, dtype=np.float32, mode="w+", shape=grid.shape)
+
+    def put(self, z0: int, slab: NDArray[np.float32]) -> None:
+        # Uptake is never negative: clipped on export only, never in training or scoring of patches.
+        self._voxels[z0 : z0 + len(slab)] = np.maximum(slab, 0)
+
+    def read(self, z0: int, z1: int) -> NDArray[np.float32]:
+        return np.array(self._voxels[z0:z1])
+
+
+def synthesize_case(trained: Trained, run: Path, case: Case, image: str) -> StoredImage:
+    """Synthesize a cohort's case into the run's own cohort of results, unless it is there already.
+
+    Returns:
+        The stored result, image ``synth_<image>``.
+    """
+    name = f"synth_{image}"
+    store = run / SYNTHESIS / image
+    digest = hashlib.sha256((run / WEIGHTS).read_bytes()).hexdigest()
+    with tempfile.TemporaryDirectory(dir=run, prefix=".spool-") as scratch:
+
+        def plan(_: Path) -> CasePlan:
+            # Slabs are asked for only when they are stored: a case that is there already costs no synthesis.
+            result = _Lazy(Path(scratch) / "spool.f32", trained, case, image)
+            return CasePlan({name: result}, case.subject, f"{case.fingerprint} {digest}")
+
+        ingest(store, {case.name: plan}, strict=True, workers=1)
+    return open_cohort(store).case(case.name).image(name)
+
+
+class _Lazy:
+    """A synthesized volume that is computed when its first slab is asked for."""
+
+    def __init__(self, path: Path, trained: Trained, case: Case, image: str) -> None:
+        self.grid, self.units = case.image(image).grid, SUV
+        self.provenance = {"kind": "synthesized", "recipe": trained.config.recipe, "from": image}
+        self._path, self._trained, self._case, self._image = path, trained, case, image
+        self._spool: _Spool | None = None
+
+    def read(self, z0: int, z1: int) -> NDArray[np.float32]:
+        if self._spool is None:
+            self._spool = _Spool(self._path, self.grid)
+            run_case(self._trained, self._case, self._image, self._spool.put)
+        return self._spool.read(z0, z1)
+
+
+def synthesize_file(trained: Trained, files: prepare.Files, output: Path) -> None:
+    """Synthesize a NIfTI file or a DICOM series into the same kind of file, in the input's units and geometry.
+
+    Args:
+        files: the PET; its CT and mask are not used.
+        output: a new ``.nii`` or ``.nii.gz`` for NIfTI, a new folder for DICOM.
+
+    Raises:
+        InputError: IMG_FORMAT, DISK_EXISTS, and whatever is wrong with the input.
+    """
+    if output.exists():
+        raise InputError("DISK_EXISTS", where=output.name, found="exists already", remedy="choose another --output")
+    if prepare.is_nifti(files.pet) != prepare.is_nifti(output):
+        raise InputError(
+            "IMG_FORMAT",
+            where=output.name,
+            found="input and output are of different kinds",
+            remedy="give a .nii.gz for NIfTI input and a folder for DICOM input",
+        )
+    output.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=".petscale-") as folder:
+        scratch = Path(folder)
+        source, _ = prepare.open_pet(files, scratch)
+        factor = prepare.suv_factor(files)
+        image = layout.low_name(1)
+        plan = CasePlan({image: source}, subject="scan", fingerprint="scan")
+        ingest(scratch / "cohort", {"scan": lambda _: plan}, strict=True, workers=1)
+        case = open_cohort(scratch / "cohort").case("scan")
+        spool = _Spool(scratch / "spool.f32", source.grid)
+        run_case(trained, case, image, spool.put)
+        if isinstance(source, dicom.DicomSource):
+            what = f"{trained.config.recipe} full-dose estimate"
+            dicom_write.write_derived_series(output, source, spool.read, description=what)
+            return
+        nifti.write_nifti(output, source.grid, lambda z0, z1: spool.read(z0, z1) / np.float32(factor))

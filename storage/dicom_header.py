@@ -1,0 +1,163 @@
+"""Fields of one DICOM header, taken as raw bytes: text, numbers, times on one clock.
+
+A damaged value is found here and is never printed by a library; an error names the field, never its content.  This file
+knows encodings of values; it refuses to know what a field means.
+"""
+
+import datetime
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.tag import Tag
+
+from storage.errors import InputError
+from storage.suv import DAY_S
+
+PRIVATE_CREATORS = {0x0009: "GEMS_PETD_01", 0x7053: "Philips PET Private Group"}
+
+
+def _raw(ds: Dataset, tag: int) -> object:
+    element = ds.get_item(tag)
+    return None if element is None else element.value
+
+
+def has_value(ds: Dataset, keyword: str) -> bool:
+    """Return whether a field is there and not empty."""
+    return bool(_raw(ds, Tag(keyword)))
+
+
+def text_of(ds: Dataset, keyword: str) -> str:
+    """Return a field as text without padding, empty if absent; several values stay joined by a backslash."""
+    return _decode(_raw(ds, Tag(keyword)))
+
+
+def private_text(ds: Dataset, tag: int) -> str:
+    """Return a private field of block 10, if its creator is the one whose field we know, else nothing."""
+    group = tag >> 16
+    creator = _decode(_raw(ds, group << 16 | 0x0010))
+    return _decode(_raw(ds, tag)) if creator == PRIVATE_CREATORS[group] else ""
+
+
+def _decode(value: object) -> str:
+    if value is None:
+        return ""
+    return (value.decode("latin-1") if isinstance(value, bytes) else str(value)).strip(" \0")
+
+
+def number_of(ds: Dataset, keyword: str, file: Path) -> float | None:
+    """Return a decimal field, ``None`` if absent or empty."""
+    return parse_number(text_of(ds, keyword), file, tag_name(keyword))
+
+
+def parse_number(text: str, file: Path, name: str) -> float | None:
+    """Return a decimal string as a finite number, ``None`` if empty.
+
+    Raises:
+        InputError: ``DCM_BAD_NUMBER``.
+    """
+    if not text:
+        return None
+    # float() would also take "nan", "inf", "1_0": not DICOM decimal strings
+    decimal = re.fullmatch(r" *[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)? *", text)
+    if not decimal or not math.isfinite(float(text)):
+        raise file_error("DCM_BAD_NUMBER", file, f"{name} is no finite number")
+    return float(text)
+
+
+def vector_of(ds: Dataset, keyword: str, n: int, file: Path) -> NDArray[np.float64]:
+    """Return ``n`` decimal values of a field that a slice cannot be placed without.
+
+    Raises:
+        InputError: ``DCM_BAD_NUMBER``, ``SER_NO_GEOMETRY``.
+    """
+    text = text_of(ds, keyword)
+    parts = [parse_number(part, file, tag_name(keyword)) for part in text.split("\\")]
+    values = [part for part in parts if part is not None]
+    if len(values) != n or len(parts) != n:
+        raise file_error("SER_NO_GEOMETRY", file, f"{tag_name(keyword)} is missing or incomplete")
+    return np.array(values, dtype=np.float64)
+
+
+def integer_of(ds: Dataset, keyword: str, default: int = -1) -> int:
+    """Return an unsigned short field."""
+    element = ds.get_item(Tag(keyword))
+    if element is None or not element.value:
+        return default
+    if isinstance(element, RawDataElement) and isinstance(element.value, bytes):
+        return int.from_bytes(element.value[:2], "little" if element.is_little_endian else "big")
+    return int(element.value)
+
+
+def tag_name(keyword: str) -> str:
+    """Return a field's name as errors give it: ``(0028,1053) RescaleSlope``."""
+    tag = tag_for_keyword(keyword)
+    assert tag is not None
+    return f"({tag >> 16:04X},{tag & 0xFFFF:04X}) {keyword}"
+
+
+def file_error(code: str, file: Path, found: str, remedy: str = "export or copy the series again") -> InputError:
+    """Return the error that names one file."""
+    return InputError(code, where=file.name, found=found, remedy=remedy)
+
+
+def items_of(ds: Dataset, keyword: str) -> Sequence[Dataset]:
+    """Return the items of a sequence, none if it is absent."""
+    tag = Tag(keyword)
+    if not _raw(ds, tag):
+        return ()
+    value = ds[tag].value
+    return value if isinstance(value, pydicom.Sequence) else ()
+
+
+def date_and_clock(date: str, clock: str, file: Path) -> float | None:
+    """Return DA and TM values as s on the series' clock, ``None`` if either is empty.
+
+    Raises:
+        InputError: ``DCM_BAD_TIME``.
+    """
+    seconds = clock_s(clock, file)
+    digits = date.replace(".", "")
+    if seconds is None or not digits:
+        return None
+    try:
+        return datetime.datetime.strptime(digits, "%Y%m%d").toordinal() * DAY_S + seconds
+    except ValueError:
+        raise file_error("DCM_BAD_TIME", file, "a date that cannot be read") from None
+
+
+def clock_s(text: str, file: Path) -> float | None:
+    """Return a TM value in s after midnight; parts on the right may be absent."""
+    if not text:
+        return None
+    match = re.fullmatch(r"(\d\d):?(\d\d)?:?(\d\d)?(\.\d{1,6})?", text)
+    if match:
+        h, m, s, fraction = (float(part or 0) for part in match.groups())
+        if h < 24 and m < 60 and s <= 60:
+            return h * 3600 + m * 60 + s + fraction
+    raise file_error("DCM_BAD_TIME", file, "a time of day that cannot be read")
+
+
+def moment_s(text: str, zone: str, file: Path) -> float | None:
+    """Return a DT value on the series' clock; its own offset from UTC counts only if the series states one too."""
+    if len(text) < 10:  # a bare date says nothing of the hour
+        return None
+    match = re.fullmatch(r"(\d{8})(\d{2,6}(?:\.\d{1,6})?)([+-]\d{4})?", text)
+    if not match:
+        raise file_error("DCM_BAD_TIME", file, "a date-time that cannot be read")
+    date, clock, offset = match.groups()
+    seconds = date_and_clock(date, clock, file)
+    if seconds is not None and offset and re.fullmatch(r"[+-]\d{4}", zone):
+        seconds += _offset_s(zone) - _offset_s(offset)
+    return seconds
+
+
+def _offset_s(text: str) -> float:
+    return (-1 if text[0] == "-" else 1) * (int(text[1:3]) * 3600.0 + int(text[3:5]) * 60.0)

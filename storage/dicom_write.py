@@ -1,0 +1,277 @@
+"""DICOM series out: a synthesised PET as a derived series of its template, and a phantom as a series of its own.
+
+A series is written slice by slice into a hidden sibling folder that is renamed when it is whole.  This file knows which
+fields make a PET or CT slice; it refuses to know how voxels were made.
+"""
+
+import datetime
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.config import disable_value_validation
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
+from pydicom.valuerep import format_number_as_ds
+
+from storage.dicom import GE_SCAN_TIME, PHILIPS_BQML, PHILIPS_SUV, STORAGE, DicomSource
+from storage.dicom_header import PRIVATE_CREATORS
+from storage.errors import InputError
+from storage.source import HU, SUV, ImageSource
+from storage.suv import DAY_S, NUCLIDES, decay, mean_count_delay_s, suv_factor_decay_corrected
+
+SLAB = 16  # slices held in memory
+INT16_MAX = 32767
+
+# fmt: off
+# What a derived slice keeps: patient, study, equipment, frame of reference, geometry, and all that SUV depends on.
+KEPT = (
+    "SpecificCharacterSet", "StudyDate", "SeriesDate", "AcquisitionDate", "StudyTime", "SeriesTime", "AcquisitionTime",
+    "TimezoneOffsetFromUTC", "AccessionNumber", "Modality", "Manufacturer", "ReferringPhysicianName",
+    "StudyDescription", "ManufacturerModelName", "PatientName", "PatientID", "PatientBirthDate", "PatientSex",
+    "PatientAge", "PatientSize", "PatientWeight", "PatientIdentityRemoved", "DeidentificationMethod",
+    "DeidentificationMethodCodeSequence", "BodyPartExamined", "SliceThickness", "ActualFrameDuration",
+    "PatientPosition", "StudyInstanceUID", "StudyID", "ImagePositionPatient", "ImageOrientationPatient",
+    "FrameOfReferenceUID", "PositionReferenceIndicator", "SliceLocation", "PixelSpacing", "CorrectedImage",
+    "RadiopharmaceuticalInformationSequence", "PatientOrientationCodeSequence", "PatientGantryRelationshipCodeSequence",
+    "SeriesType", "Units", "SUVType", "CountsSource", "RandomsCorrectionMethod", "AttenuationCorrectionMethod",
+    "DecayCorrection", "ReconstructionMethod", "ScatterCorrectionMethod", "FrameReferenceTime", "DecayFactor",
+    "DoseCalibrationFactor",
+)
+# fmt: on
+
+
+def write_derived_series(
+    folder: Path, template: DicomSource, read_slab: Callable[[int, int], NDArray[np.float32]], *, description: str
+) -> None:
+    """Write a PET volume as a derived series of the one it was made from.
+
+    Patient, study, geometry and every field that SUV depends on are the template's, overrides included; series and
+    instance UIDs are new.  The values go back to the template's stored unit, as int16 with one slope per slice.
+
+    Args:
+        folder: to be created; it appears only when the series is whole.
+        template: the PET series whose grid the volume has.
+        read_slab: ``read_slab(z0, z1)`` returns (z1 - z0, y, x) in SUVbw, in the template's slice order.
+        description: how the volume was made, a few words; goes into the header.
+
+    Raises:
+        InputError: ``DISK_EXISTS``, ``IMG_NONFINITE``.
+        ValueError: the template is not PET, or a slab has another shape.
+    """
+    if template.conversion is None:
+        raise ValueError("a derived series needs a PET template")
+    series_uid = generate_uid()
+    n = template.grid.shape[0]
+    with _whole_folder(folder) as partial:
+        for z, suv in _slices(read_slab, template.grid.shape, folder.name):
+            ds = _derived(template, z)
+            ds.SeriesInstanceUID, ds.SOPInstanceUID = series_uid, generate_uid()
+            ds.SeriesDescription = f"petscale {description}"[:39] + " (not for clinical use)"
+            ds.DerivationDescription = f"petscale: {description}. Research only, not for clinical use."[:1024]
+            ds.InstanceNumber, ds.ImageIndex, ds.NumberOfSlices = z + 1, z + 1, n
+            _put_pixels(ds, suv / np.float32(template.factors[z]))
+            _save(ds, partial / f"{z + 1:05d}.dcm")
+
+
+def write_series(
+    folder: Path,
+    source: ImageSource,
+    *,
+    patient_id: str = "PHANTOM",
+    series_number: int = 1,
+    weight_kg: float = 70.0,
+    dose_mbq: float = 370.0,
+    uptake_s: float = 3600.0,
+    edit: Callable[[int, Dataset], None] | None = None,
+) -> None:
+    """Write any source as a standard series of a made-up patient: SUVbw as PT in BQML (F-18, START), HU as CT.
+
+    Equal arguments give equal files.  Series of one ``patient_id`` share study and frame of reference.  A grid whose z
+    axis runs against the slice normal (left-handed in LPS) is read back with its slices in the opposite order.
+
+    Args:
+        folder: to be created; it appears only when the series is whole.
+        edit: called with the slice index and its data set before it is saved, to make a header something else.
+
+    Raises:
+        InputError: ``DISK_EXISTS``, ``IMG_NONFINITE``, ``PET_WEIGHT``, ``PET_DOSE``.
+        ValueError: the source is neither SUVbw nor HU.
+    """
+    modality = {SUV: "PT", HU: "CT"}.get(source.units)
+    if modality is None:
+        raise ValueError(f"no DICOM series is written in {source.units}")
+    half_life_s = NUCLIDES["F-18"][0]
+    factor = suv_factor_decay_corrected(weight_kg, dose_mbq * 1e6 * decay(uptake_s, half_life_s))
+    with _whole_folder(folder) as partial:
+        for z, values in _slices(source.read, source.grid.shape, folder.name):
+            ds = _phantom_slice(source, z, modality, patient_id, series_number)
+            if modality == "PT":
+                _add_pet(ds, weight_kg, dose_mbq, uptake_s, half_life_s)
+                _put_pixels(ds, values / np.float32(factor))
+            else:
+                ds.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
+                ds.KVP, ds.RescaleType = "120", "HU"
+                _put_pixels(ds, values, slope=1.0)
+            if edit is not None:
+                edit(z, ds)
+            _save(ds, partial / f"{z + 1:05d}.dcm")
+
+
+def _slices(
+    read_slab: Callable[[int, int], NDArray[np.float32]], shape: tuple[int, int, int], where: str
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    for z0 in range(0, shape[0], SLAB):
+        z1 = min(z0 + SLAB, shape[0])
+        slab = read_slab(z0, z1)
+        if slab.shape != (z1 - z0, *shape[1:]):
+            raise ValueError(f"a slab of shape {slab.shape} for slices {z0} to {z1} of {shape}")
+        bad = slab.size - int(np.isfinite(slab).sum())
+        if bad:
+            raise InputError(
+                "IMG_NONFINITE",
+                where=where,
+                found=f"{bad} voxels are NaN or Inf in slices {z0} to {z1 - 1}",
+                remedy="nothing was written; find where the volume was made",
+            )
+        yield from enumerate(slab, start=z0)
+
+
+def _derived(template: DicomSource, z: int) -> Dataset:
+    """The header of the template's slice, reduced to what is kept, with the values that SUV was computed from."""
+    conversion = template.conversion
+    assert conversion is not None
+    ds = Dataset()
+    with disable_value_validation():  # a scanner's own sloppy value is copied as it is
+        original = pydicom.dcmread(template.slices[z].file, stop_before_pixels=True)
+        for keyword in KEPT:
+            if keyword in original:
+                ds[keyword] = original[keyword]
+        for tag in (GE_SCAN_TIME, PHILIPS_SUV, PHILIPS_BQML):
+            creator = tag >> 16 << 16 | 0x0010
+            if tag in original and str(original[creator].value) == PRIVATE_CREATORS[tag >> 16]:
+                ds[creator], ds[tag] = original[creator], original[tag]
+    ds.SOPClassUID = STORAGE["PT"]
+    ds.ImageType = ["DERIVED", "SECONDARY"]
+    ds.BurnedInAnnotation = "NO"
+    ds.SeriesNumber = 9000
+    reference = Dataset()
+    reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = original.SOPClassUID, original.SOPInstanceUID
+    ds.SourceImageSequence = [reference]
+
+    if "weight_kg" in conversion.overridden:
+        ds.PatientWeight = _ds(conversion.weight_kg or 0.0)
+    if {"dose_mbq", "injection_time"} & set(conversion.overridden):
+        if not ds.get("RadiopharmaceuticalInformationSequence"):
+            ds.RadiopharmaceuticalInformationSequence = [Dataset()]
+        drug = ds.RadiopharmaceuticalInformationSequence[0]
+        if "dose_mbq" in conversion.overridden and conversion.dose_bq is not None:
+            drug.RadionuclideTotalDose = _ds(conversion.dose_bq)
+        if "injection_time" in conversion.overridden and conversion.injection_s is not None:
+            days, seconds = divmod(conversion.injection_s, DAY_S)
+            moment = datetime.datetime.fromordinal(int(days)) + datetime.timedelta(seconds=seconds)
+            drug.RadiopharmaceuticalStartDateTime = moment.strftime("%Y%m%d%H%M%S.%f")
+            drug.RadiopharmaceuticalStartTime = moment.strftime("%H%M%S.%f")
+    return ds
+
+
+def _phantom_slice(source: ImageSource, z: int, modality: str, patient_id: str, series_number: int) -> Dataset:
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ source.grid.affine
+    dz, dy, dx = source.grid.spacing_mm
+    entropy = [patient_id, modality, str(series_number)]
+    ds = Dataset()
+    ds.SOPClassUID = STORAGE[modality]
+    ds.SOPInstanceUID = generate_uid(entropy_srcs=[*entropy, str(z)])
+    ds.SeriesInstanceUID = generate_uid(entropy_srcs=entropy)
+    ds.StudyInstanceUID = generate_uid(entropy_srcs=[patient_id, "study"])
+    ds.FrameOfReferenceUID = generate_uid(entropy_srcs=[patient_id, "frame of reference"])
+    ds.PatientName, ds.PatientID, ds.PatientBirthDate, ds.PatientSex = "PHANTOM^PETSCALE", patient_id, "", "O"
+    ds.StudyDate = ds.SeriesDate = ds.AcquisitionDate = ds.ContentDate = "20200101"
+    ds.StudyTime, ds.SeriesTime, ds.AcquisitionTime, ds.ContentTime = "120000", "120000", "120000", "120000"
+    ds.StudyID, ds.AccessionNumber, ds.ReferringPhysicianName, ds.Manufacturer = "", "", "", "petscale"
+    ds.Modality, ds.SeriesNumber, ds.InstanceNumber = modality, series_number, z + 1
+    ds.SeriesDescription = "petscale phantom"
+    ds.PatientPosition, ds.PositionReferenceIndicator = "HFS", ""
+    ds.ImagePositionPatient = [_ds(v) for v in (lps @ [0, 0, z, 1])[:3]]
+    ds.ImageOrientationPatient = [_ds(v) for v in (*(lps[:3, 0] / dx), *(lps[:3, 1] / dy))]
+    ds.PixelSpacing, ds.SliceThickness = [_ds(dy), _ds(dx)], _ds(dz)
+    return ds
+
+
+def _add_pet(ds: Dataset, weight_kg: float, dose_mbq: float, uptake_s: float, half_life_s: float) -> None:
+    """Add the PET modules: one bed whose voxels are corrected to the series time."""
+    frame_s = 180.0
+    mean_s = mean_count_delay_s(frame_s, half_life_s)
+    injection = datetime.datetime(2020, 1, 1, 12) - datetime.timedelta(seconds=uptake_s)
+    nuclide = Dataset()
+    nuclide.CodeValue, nuclide.CodingSchemeDesignator, nuclide.CodeMeaning = "C-111A1", "SRT", "^18^Fluorine"
+    drug = Dataset()
+    drug.Radiopharmaceutical = "Fluorodeoxyglucose F^18^"
+    drug.RadiopharmaceuticalStartDateTime = injection.strftime("%Y%m%d%H%M%S.%f")
+    drug.RadiopharmaceuticalStartTime = injection.strftime("%H%M%S.%f")
+    drug.RadionuclideTotalDose, drug.RadionuclideHalfLife = _ds(dose_mbq * 1e6), _ds(half_life_s)
+    drug.RadionuclideCodeSequence = [nuclide]
+    ds.RadiopharmaceuticalInformationSequence = [drug]
+    ds.ImageType = ["ORIGINAL", "PRIMARY"]
+    ds.PatientWeight = _ds(weight_kg)
+    ds.CorrectedImage = ["DECY", "ATTN", "SCAT", "DTIM", "RAN", "NORM"]
+    ds.SeriesType, ds.Units, ds.CountsSource, ds.DecayCorrection = ["WHOLE BODY", "IMAGE"], "BQML", "EMISSION", "START"
+    ds.ActualFrameDuration, ds.FrameReferenceTime = int(frame_s * 1000), _ds(mean_s * 1000)
+    ds.DecayFactor = _ds(1.0 / decay(mean_s, half_life_s))
+    ds.ImageIndex = ds.InstanceNumber
+
+
+def _put_pixels(ds: Dataset, values: NDArray[np.float32], slope: float | None = None) -> None:
+    """Store (rows, columns) as int16; the slope spans the slice's own range unless it is given."""
+    if slope is None:
+        slope = float(np.abs(values).max()) / INT16_MAX
+        slope = float(_ds(slope)) or 1.0  # quantise with the slope as it will be read
+    stored = np.clip(np.rint(values / slope), -INT16_MAX, INT16_MAX).astype("<i2")
+    ds.Rows, ds.Columns = values.shape
+    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
+    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 1
+    ds.RescaleIntercept, ds.RescaleSlope = "0", _ds(slope)
+    ds.PixelData = stored.tobytes()
+
+
+def _ds(value: float) -> str:
+    """A decimal string of at most 16 characters."""
+    return format_number_as_ds(float(value)) if math.isfinite(value) else ""
+
+
+def _save(ds: Dataset, path: Path) -> None:
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.MediaStorageSOPClassUID = UID(ds.SOPClassUID)
+    ds.file_meta.MediaStorageSOPInstanceUID = UID(ds.SOPInstanceUID)
+    ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    with path.open("wb") as stream, disable_value_validation():
+        pydicom.dcmwrite(stream, ds, enforce_file_format=True)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+@contextmanager
+def _whole_folder(folder: Path) -> Iterator[Path]:
+    """Give a hidden folder beside ``folder`` that takes its name when the block ends well, and is gone when not."""
+    if folder.exists():
+        raise InputError("DISK_EXISTS", where=folder.name, found="it exists already", remedy="give a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield partial
+        os.rename(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    parent = os.open(folder.parent, os.O_RDONLY)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)

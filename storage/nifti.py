@@ -1,0 +1,396 @@
+"""NIfTI files in and out: a memory-mapped source, and a writer that goes slab by slab.
+
+The affine is taken by nibabel's rule (sform if its code > 0, else qform) and kept; a volume is never reoriented.  This
+file knows the NIfTI-1 and -2 single-file formats; it refuses to know how a unit was made, and it believes no header
+before the file has been checked against it.
+"""
+
+import gzip
+import io
+import os
+import shutil
+import struct
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import nibabel
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.errors import InputError
+from storage.source import BQML, LABEL, SUV, Grid
+
+Units = Literal["SUVbw", "Bq/mL", "HU", "label"]
+
+GZIP_MAGIC = b"\x1f\x8b"
+MAX_DEFLATE_RATIO = 1032  # no gzip stream inflates by more
+MAX_BYTES = 64 << 30  # of voxels in one file
+SLACK_BYTES = 1 << 20  # what may follow the voxels
+CHUNK_BYTES = 1 << 20
+SLAB_BYTES = 32 << 20
+AFFINE_TOLERANCE_MM = 0.1  # between sform and qform at the corners: their rounding is below it, an L/R flip is not
+MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: unknown (read as mm), metre, mm, micron
+READABLE = frozenset(["u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where the voxels of a checked header lie in its file, and what they mean."""
+
+    grid: Grid
+    dtype: str
+    offset: int
+    slope: float
+    intercept: float
+    notes: tuple[str, ...]
+
+    @property
+    def end(self) -> int:
+        z, y, x = self.grid.shape
+        return self.offset + z * y * x * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True, eq=False)
+class NiftiSource:
+    """A NIfTI volume as an ``ImageSource``; array axes (z, y, x) are the file's (k, j, i).
+
+    ``voxels`` is the file itself, or the inflated copy below the caller's work folder, who removes it.
+    """
+
+    grid: Grid
+    units: str
+    provenance: Mapping[str, object]
+    name: str
+    voxels: Path = field(repr=False)
+    dtype: str
+    offset: int = field(repr=False)
+    slope: float
+    intercept: float
+
+    def read(self, z0: int, z1: int) -> NDArray[np.float32]:
+        """Return the slab ``z0 <= z < z1`` as (z, y, x) in ``units``.
+
+        Raises:
+            InputError: ``IMG_NONFINITE``; ``NII_BAD_LABEL`` if a label is no integer from 0 to 65535.
+        """
+        stored = np.memmap(self.voxels, dtype=self.dtype, mode="r", offset=self.offset, shape=self.grid.shape)[z0:z1]
+        with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes Inf and is refused below
+            if (self.slope, self.intercept) == (1.0, 0.0):
+                slab = np.array(stored, dtype=np.float32, order="C")
+            else:
+                slab = (stored.astype(np.float64) * self.slope + self.intercept).astype(np.float32)
+        bad = slab.size - int(np.count_nonzero(np.isfinite(slab)))
+        if bad:
+            raise InputError(
+                "IMG_NONFINITE",
+                where=self.name,
+                found=f"{bad} voxels are NaN or Inf in slices {z0} to {z1 - 1}",
+                remedy="export the image again",
+            )
+        if self.units == LABEL and (np.any(slab != np.rint(slab)) or slab.min() < 0 or slab.max() > 65535):
+            raise InputError(
+                "NII_BAD_LABEL",
+                where=self.name,
+                found=f"values that are no integers from 0 to 65535 in slices {z0} to {z1 - 1}",
+                remedy="give a label map, not an image",
+            )
+        return slab
+
+
+def open_nifti(path: Path, *, units: Units, workdir: Path, scale: float = 1.0) -> NiftiSource:
+    """Open a 3D ``.nii`` or ``.nii.gz`` file, its header checked against its bytes.
+
+    A ``.nii.gz`` is inflated once, as a stream, to a file below ``workdir`` with its checksum tested to the end.
+
+    Args:
+        units: what the values are; NIfTI does not say.
+        workdir: takes the inflated copy; the caller removes it when the source is no longer read.
+        scale: SUVbw per Bq/mL (``storage.suv.suv_factor_decay_corrected``); if not 1 the source is in SUVbw.
+
+    Returns:
+        a thread-safe source; memory is bounded by a slab.
+
+    Raises:
+        InputError: ``IMG_NO_FILE``, ``IMG_UNREADABLE``, ``NII_EMPTY``, ``NII_TRUNCATED``, ``NII_NOT_NIFTI``,
+            ``NII_NOT_GZIP``, ``NII_GZIP_CRC``, ``NII_SIZE_LIE``, ``NII_BOMB``, ``NII_BAD_DIM``, ``NII_4D``,
+            ``NII_BAD_TYPE``, ``NII_BAD_SPACING``, ``NII_NO_ORIENTATION``, ``NII_AMBIGUOUS_AFFINE``,
+            ``NII_BAD_AFFINE``, ``NII_BAD_SCALE``, ``DISK_FULL``.
+        ValueError: a scale that is not positive, or on values that are not Bq/mL.
+    """
+    path = Path(path)
+    if not (np.isfinite(scale) and scale > 0) or (scale != 1.0 and units != BQML):
+        raise ValueError(f"scale {scale} on values in {units}")
+    if not path.is_file():
+        raise _error("IMG_NO_FILE", path, "no such file", "check the path")
+    size = path.stat().st_size
+    if size == 0:
+        raise _error("NII_EMPTY", path, "an empty file")
+    if not os.access(path, os.R_OK):
+        raise _error("IMG_UNREADABLE", path, "a file that may not be read", "check its permissions")
+    with path.open("rb") as stream:
+        zipped = stream.read(2) == GZIP_MAGIC
+        stream.seek(0)
+        if path.name.lower().endswith(".gz") != zipped:
+            code, found = ("NII_NOT_NIFTI", "gzip data under another name") if zipped else ("NII_NOT_GZIP", "no gzip")
+            raise _error(code, path, found, "name it .nii.gz if it is gzip, .nii if not")
+        if zipped:
+            layout, voxels = _inflate(stream, path, size, workdir)
+        else:
+            layout, voxels = _layout(stream.read(540), path), path
+            if layout.end > size:
+                code = "NII_SIZE_LIE" if _is_lie(layout, size) else "NII_TRUNCATED"
+                raise _error(code, path, f"{size} of {layout.end} bytes")
+    notes = layout.notes
+    if scale != 1.0:
+        notes += ("activity_scaled_to_suv",)
+    return NiftiSource(
+        grid=layout.grid,
+        units=SUV if scale != 1.0 else units,
+        provenance={"format": "nifti", "stored_units": units, "stored_type": layout.dtype[1:], "notes": list(notes)},
+        name=path.name,
+        voxels=voxels,
+        dtype=layout.dtype,
+        offset=layout.offset,
+        slope=layout.slope * scale,
+        intercept=layout.intercept * scale,
+    )
+
+
+def write_nifti(path: Path, grid: Grid, read_slab: Callable[[int, int], NDArray[np.float32]]) -> None:
+    """Write a volume as float32 NIfTI-1, slab by slab; the file appears only when it is whole.
+
+    sform and qform both carry the affine with code 1 (the qform is left out if the affine is sheared), units are mm.
+
+    Args:
+        path: ``.nii`` or ``.nii.gz``; a file that is there is replaced.
+        read_slab: ``read_slab(z0, z1)`` returns (z1 - z0, y, x).
+
+    Raises:
+        InputError: ``IMG_NONFINITE``; ``NII_BAD_DIM`` beyond 32767 voxels along an axis.
+        ValueError: another suffix, or a slab of another shape.
+    """
+    path = Path(path)
+    name = path.name.lower()
+    if not name.endswith((".nii", ".nii.gz")):
+        raise ValueError("a NIfTI file is named .nii or .nii.gz")
+    if max(grid.shape) > 32767:
+        raise _error("NII_BAD_DIM", path, "more than 32767 voxels along an axis", "NIfTI-1 cannot hold it")
+    header = nibabel.Nifti1Header()
+    header.set_data_dtype("<f4")
+    header.set_data_shape(grid.shape[::-1])
+    header.set_zooms(grid.spacing_mm[::-1])
+    header.set_qform(grid.affine, code=1)
+    if _gap_mm(header.get_qform(), grid.affine, grid.shape) > AFFINE_TOLERANCE_MM / 2:
+        header.set_qform(None, code=0)
+    header.set_sform(grid.affine, code=1)
+    header.set_xyzt_units("mm")
+    header["vox_offset"] = 352
+    rows = max(1, SLAB_BYTES // (4 * grid.shape[1] * grid.shape[2]))
+    with _replacing(path) as raw, _packed(raw) if name.endswith(".gz") else nullcontext(raw) as stream:
+        stream.write(header.binaryblock + bytes(4))
+        for z0 in range(0, grid.shape[0], rows):
+            z1 = min(z0 + rows, grid.shape[0])
+            slab = np.ascontiguousarray(read_slab(z0, z1), dtype="<f4")
+            if slab.shape != (z1 - z0, *grid.shape[1:]):
+                raise ValueError(f"a slab of shape {slab.shape} for slices {z0} to {z1} of {grid.shape}")
+            if not np.isfinite(slab).all():
+                found = f"voxels that are NaN or Inf in slices {z0} to {z1 - 1}"
+                raise _error("IMG_NONFINITE", path, found, "nothing was written; find where the volume was made")
+            stream.write(slab.data)
+
+
+# -- bytes ------------------------------------------------------------------------------------------------------------
+
+
+def _inflate(stream: BinaryIO, path: Path, size: int, workdir: Path) -> tuple[_Layout, Path]:
+    """Inflate to a file below ``workdir``; the header is judged before anything large is written."""
+    pieces = _inflated(stream, path)
+    head = bytearray()
+    for piece in pieces:
+        head += piece
+        if len(head) >= 540:
+            break
+    layout = _layout(bytes(head[:540]), path)
+    if layout.end > size * MAX_DEFLATE_RATIO + SLACK_BYTES:
+        raise _error("NII_SIZE_LIE", path, f"{layout.end} bytes declared, more than {size} gzip bytes can hold")
+    workdir.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(workdir).free < layout.end + SLACK_BYTES:
+        raise _error("DISK_FULL", path, f"no room for {layout.end} inflated bytes", "free some space")
+    handle, name = tempfile.mkstemp(suffix=".nii", dir=workdir)
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(head)
+            for piece in pieces:
+                if out.tell() + len(piece) > layout.end + SLACK_BYTES:
+                    raise _error("NII_BOMB", path, f"gzip data beyond the {layout.end} bytes that the header declares")
+                out.write(piece)
+            if out.tell() < layout.end:
+                code = "NII_SIZE_LIE" if _is_lie(layout, out.tell()) else "NII_TRUNCATED"
+                raise _error(code, path, f"{out.tell()} of {layout.end} bytes after inflating")
+    except BaseException:
+        os.unlink(name)
+        raise
+    return layout, Path(name)
+
+
+def _inflated(stream: BinaryIO, path: Path) -> Iterator[bytes]:
+    """The inflated bytes, never more than a chunk at a time, checksums tested; several gzip members are one stream."""
+    while True:
+        engine = zlib.decompressobj(wbits=31)
+        pending = stream.read(CHUNK_BYTES)
+        if not pending.lstrip(b"\0"):  # the end, or the zero padding of a tape
+            return
+        while not engine.eof:
+            try:
+                piece = engine.decompress(pending, CHUNK_BYTES)
+            except zlib.error:
+                raise _error("NII_GZIP_CRC", path, "damaged gzip data, or a checksum that does not fit") from None
+            if piece:
+                yield piece
+            pending = engine.unconsumed_tail
+            if not pending and not piece and not engine.eof:
+                pending = stream.read(CHUNK_BYTES)
+                if not pending:
+                    raise _error("NII_TRUNCATED", path, "gzip data that stop before their end")
+        stream.seek(-len(engine.unused_data), io.SEEK_CUR)
+
+
+def _is_lie(layout: _Layout, size: int) -> bool:
+    """Whether the header declares absurdly more than there is, rather than a copy that was cut off."""
+    voxels = size - layout.offset
+    return layout.end > MAX_BYTES or (voxels > 0 and layout.end - layout.offset > 100 * voxels)
+
+
+def _packed(raw: BinaryIO) -> gzip.GzipFile:
+    """A gzip stream without name and time in its header, so that equal volumes give equal files."""
+    return gzip.GzipFile(filename="", mode="wb", fileobj=raw, compresslevel=4, mtime=0)
+
+
+# -- header -----------------------------------------------------------------------------------------------------------
+
+
+def _layout(head: bytes, path: Path) -> _Layout:
+    """Check a header field by field."""
+    if len(head) < 4:
+        raise _error("NII_TRUNCATED", path, "a header that stops before its end")
+    order = next((o for o in "<>" if struct.unpack(o + "i", head[:4])[0] in (348, 540)), None)
+    if order is None:
+        raise _error("NII_NOT_NIFTI", path, "no NIfTI header")
+    length = struct.unpack(order + "i", head[:4])[0]
+    if len(head) < length:
+        raise _error("NII_TRUNCATED", path, "a header that stops before its end")
+    magic = head[344:348] if length == 348 else head[4:8]
+    if magic != (b"n+1\0" if length == 348 else b"n+2\0"):
+        raise _error("NII_NOT_NIFTI", path, "no single-file NIfTI (n+1 or n+2)", "save it as one .nii file")
+    kind = nibabel.Nifti1Header if length == 348 else nibabel.Nifti2Header
+    header = kind(head[:length], endianness=order, check=False)
+
+    dim = [int(n) for n in header["dim"]]
+    if not 3 <= dim[0] <= 7 or min(dim[1 : dim[0] + 1]) < 1:
+        raise _error("NII_BAD_DIM", path, f"dim {dim[: max(1, min(dim[0], 7)) + 1]}", "give a 3D volume")
+    if max(dim[4 : dim[0] + 1], default=1) > 1:
+        raise _error("NII_4D", path, f"{dim[4 : dim[0] + 1]} volumes", "save one 3D volume per file")
+    shape = (dim[3], dim[2], dim[1])
+    try:
+        dtype = header.get_data_dtype().newbyteorder(order).str
+    except Exception:  # nibabel has an error of its own for unknown codes
+        dtype = ""
+    if dtype[1:] not in READABLE:
+        raise _error("NII_BAD_TYPE", path, f"datatype {int(header['datatype'])}", "save it as float32 or int16")
+    offset = float(header["vox_offset"])
+    if not np.isfinite(offset) or offset != int(offset) or (0 < offset < length) or offset < 0:
+        raise _error("NII_NOT_NIFTI", path, "a voxel offset inside the header or not a whole number")
+    slope, intercept, notes = _scaling(header, path)
+    affine, affine_notes = _affine(header, shape, path)
+    layout = _Layout(
+        grid=Grid(shape, affine),
+        dtype=dtype if dtype[0] != "|" else "<" + dtype[1:],
+        offset=int(offset) or length + 4,
+        slope=slope,
+        intercept=intercept,
+        notes=notes + affine_notes,
+    )
+    if layout.end > MAX_BYTES:
+        raise _error("NII_SIZE_LIE", path, f"{layout.end} bytes declared", "split the volume if it is real")
+    return layout
+
+
+def _scaling(header: nibabel.Nifti1Header, path: Path) -> tuple[float, float, tuple[str, ...]]:
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if slope == 0 or np.isnan(slope):  # the standard's "no scaling"
+        return 1.0, 0.0, ()
+    if not np.isfinite(slope) or not np.isfinite(intercept):
+        raise _error("NII_BAD_SCALE", path, "scl_slope or scl_inter is not finite")
+    return slope, intercept, () if (slope, intercept) == (1.0, 0.0) else ("scaled_by_scl_slope",)
+
+
+def _affine(
+    header: nibabel.Nifti1Header, shape: tuple[int, int, int], path: Path
+) -> tuple[NDArray[np.float64], tuple[str, ...]]:
+    spacing = np.asarray(header["pixdim"][1:4], dtype=np.float64)
+    if not (np.isfinite(spacing).all() and (spacing > 0).all()):
+        raise _error("NII_BAD_SPACING", path, "a pixdim that is not above 0")
+    sform_code, qform_code = int(header["sform_code"]), int(header["qform_code"])
+    if sform_code <= 0 and qform_code <= 0:
+        raise _error("NII_NO_ORIENTATION", path, "neither sform nor qform", "save it with its orientation")
+    affine, qform = None, None
+    if sform_code > 0:
+        affine = np.asarray(header.get_sform(), dtype=np.float64)
+        if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
+            raise _error("NII_BAD_AFFINE", path, "an sform that is singular or not finite")
+    if qform_code > 0:
+        try:
+            qform = np.asarray(header.get_qform(), dtype=np.float64)
+        except Exception:  # nibabel has errors of its own for impossible quaternions
+            qform = np.full((4, 4), np.nan)
+        if not np.isfinite(qform).all():
+            raise _error("NII_BAD_AFFINE", path, "a qform that is no rotation")
+    if affine is not None and qform is not None and _gap_mm(affine, qform, shape) > AFFINE_TOLERANCE_MM:
+        raise _error(
+            "NII_AMBIGUOUS_AFFINE", path, "sform and qform place the volume differently", "set the code of one to 0"
+        )
+    chosen = affine if affine is not None else qform
+    assert chosen is not None
+    unit = int(header["xyzt_units"]) & 0x07
+    if unit not in MM_PER_UNIT:
+        raise _error("NII_BAD_SPACING", path, f"spatial unit {unit}", "save it in mm")
+    chosen[:3] *= MM_PER_UNIT[unit]
+    notes = {0: ("spatial_unit_missing_read_as_mm",), 2: ()}.get(unit, ("spatial_unit_converted_to_mm",))
+    return chosen, notes
+
+
+def _gap_mm(a: NDArray[np.float64], b: NDArray[np.float64], shape: tuple[int, int, int]) -> float:
+    """Largest distance along an axis between the places of one corner voxel."""
+    z, y, x = (n - 1 for n in shape)
+    corners = np.array([(i, j, k, 1) for i in (0, x) for j in (0, y) for k in (0, z)], dtype=np.float64)
+    return float(np.abs(corners @ (a - b).T).max())
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """Give a hidden file beside ``path`` that takes its name when the block ends well, and is gone when not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        os.unlink(partial)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _error(code: str, path: Path, found: str, remedy: str = "copy or save the file again") -> InputError:
+    return InputError(code, where=path.name, found=found, remedy=remedy)

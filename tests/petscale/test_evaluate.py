@@ -1,0 +1,175 @@
+"""The Gaussian baseline, scoring of a case, summaries, paired tests and files."""
+
+import csv
+import io
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from rich.console import Console
+from scipy.ndimage import gaussian_filter
+from scipy.stats import wilcoxon
+
+from petscale.evaluate import (
+    INPUT,
+    SYNTHESIZED,
+    Evaluation,
+    GaussianSource,
+    best_gaussian,
+    read_evaluation,
+    score_case,
+)
+from storage.errors import InputError
+from storage.source import LABEL, SUV, ArraySource, Grid
+from trainers.metrics.image import Region, Score
+from trainers.metrics.presets import BODY_PSNR, PRESETS
+
+GRID = Grid((40, 24, 28), np.diag([-4.0, -4.0, 3.0, 1.0]))
+NAMES = {1: "body", 2: "liver", 3: "lesion"}
+
+
+def truth():
+    z, y, x = np.indices(GRID.shape)
+    inside = ((y - 12) / 10) ** 2 + ((x - 14) / 12) ** 2 < 1
+    labels = inside.astype(np.float32)
+    labels[10:20, 8:16, 6:14] = 2
+    for centre in ((30, 12, 10), (30, 12, 20)):
+        labels[sum((a - b) ** 2 for a, b in zip((z, y, x), centre, strict=True)) < 9] = 3
+    return labels, np.choose(labels.astype(int), (0.0, 1.0, 3.0, 8.0))
+
+
+def noisy(activity, sd, seed):
+    rng = np.random.Generator(np.random.Philox(seed))
+    return source(np.clip(activity + rng.normal(0, sd, activity.shape), 0, None))
+
+
+def source(voxels, units=SUV):
+    return ArraySource(np.asarray(voxels, np.float32), GRID, units)
+
+
+def rows(seed=0):
+    labels, activity = truth()
+    full, low = noisy(activity, 0.05, seed), noisy(activity, 0.6, seed + 100)
+    body, marks = source(labels > 0, LABEL), source(labels, LABEL)
+    choice = best_gaussian([(low, full, body)], (3.0, 6.0, 12.0))
+    smooth = choice.applied_to(low)
+    better = source(0.7 * activity + 0.3 * low.voxels)
+    candidates = {INPUT: low, smooth.name: smooth, SYNTHESIZED: better}
+    return score_case(f"case-{seed:06d}", full, candidates, body=body, labels=marks, label_names=NAMES), tuple(
+        candidates
+    )
+
+
+def test_gaussian_is_scipys_whatever_the_slabs():
+    volume = noisy(truth()[1], 0.6, 1)
+    smooth = GaussianSource(volume, 7.0)
+    sigma = [7.0 / math.sqrt(8 * math.log(2)) / step for step in GRID.spacing_mm]
+    whole = smooth.read(0, 40)
+    np.testing.assert_allclose(whole, gaussian_filter(volume.voxels.astype(np.float64), sigma), atol=1e-5)
+    np.testing.assert_array_equal(np.concatenate([smooth.read(z, z + 1) for z in range(40)]), whole)
+    assert whole.dtype == np.float32
+
+
+def test_best_gaussian_maximises_psnr_inside_the_body_and_says_so():
+    labels, activity = truth()
+    low, full, body = noisy(activity, 0.6, 2), source(activity), source(labels > 0, LABEL)
+    choice = best_gaussian([(low, full, body)] * 2, (2.0, 6.0, 20.0))
+    inside = labels > 0
+
+    def error(width):
+        return np.square(GaussianSource(low, width).read(0, 40) - activity)[inside].mean()
+
+    assert choice.fwhm_mm == min((2.0, 6.0, 20.0), key=error)
+    assert choice.num_cases == 2
+    told = str(choice.applied_to(low).provenance["rule"])
+    assert f"{choice.fwhm_mm:g} mm" in told
+    assert "2 training case(s)" in told
+    with pytest.raises(InputError, match="SET_EMPTY"):
+        best_gaussian([])
+
+
+def test_a_case_is_scored_in_volume_body_organs_and_each_lesion():
+    scores, images = rows()
+    assert {(s.region, s.kind) for s in scores} == {
+        ("whole volume", "whole"),
+        ("body", "body"),
+        ("liver", "organ"),
+        ("lesion 1", "lesion"),
+        ("lesion 2", "lesion"),
+    }
+    assert tuple(dict.fromkeys(s.image for s in scores if s.rule in PRESETS["native"])) == images
+    assert all(("training case" in s.image_rule) == s.image.startswith("Gaussian") for s in scores)
+
+
+def made_up(gains, name="Gaussian 5 mm"):
+    """An evaluation whose PSNR gains over the input are given."""
+    score = Score("", "", "body", "body", BODY_PSNR, 0.0, 8.0)
+    scores = []
+    for index, gain in enumerate(gains):
+        for image, value in ((INPUT, 30.0), (name, 30.5), (SYNTHESIZED, 30.0 + gain)):
+            scores.append(replace(score, case=f"case-{index}", image=image, value=value))
+    return Evaluation(tuple(scores), (INPUT, name, SYNTHESIZED), tuple(f"case-{i}" for i in range(len(gains))))
+
+
+def test_gain_is_paired_and_tested_from_six_cases_on():
+    gains = [0.5, 1.0, 0.8, -0.2, 1.4, 0.9, 1.1]
+    gain = made_up(gains).gain(INPUT)
+    assert gain.mean == pytest.approx(np.mean(gains))
+    assert gain.sd == pytest.approx(np.std(gains, ddof=1))
+    assert (gain.num_better, gain.num_cases) == (6, 7)
+    assert gain.p_value == pytest.approx(wilcoxon(gains).pvalue)
+    assert made_up(gains[:5]).gain(INPUT).p_value is None
+    assert made_up(gains).gain("no such image") is None
+
+
+def test_lesions_are_summed_up_per_case_first():
+    score = Score("a", INPUT, "lesion 1", "lesion", PRESETS["native"][8], 10.0)
+    scores = (score, replace(score, region="lesion 2", value=20.0), replace(score, case="b", value=30.0))
+    (line,) = Evaluation(scores, (INPUT, SYNTHESIZED), ("a", "b")).summary()
+    assert (line.region, line.mean, line.num_cases) == ("lesions", 22.5, 2)
+
+
+def test_files_hold_every_row_with_its_rule_and_no_infinity(tmp_path):
+    scores, images = rows()
+    infinite = replace(scores[0], value=math.inf)
+    evaluation = Evaluation((infinite, *scores[1:]), images, ("case-000000",), {"drf": 20})
+    evaluation.write(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["scores.csv", "scores.json"]
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "scores.csv").read_text())))
+    assert len(lines) == len(scores)
+    assert float(lines[1]["value"]) == scores[1].value
+    for column in ("metric", "units", "data_range", "mask", "clip", "dimensionality", "aggregation", "preset"):
+        assert column in lines[0]
+    content = json.loads((tmp_path / "scores.json").read_text(), parse_constant=pytest.fail)
+    assert content["scores"][0]["value"] is None
+    assert content["metadata"] == {"drf": 20}
+
+
+def test_scores_are_read_back(tmp_path):
+    scores, images = rows()
+    written = Evaluation(tuple(scores), images, ("case-000000",), {"drf": 20})
+    written.write(tmp_path)
+    read = read_evaluation(tmp_path)
+    assert (read.rows, read.images, read.cases, read.metadata) == (tuple(scores), images, written.cases, {"drf": 20})
+    (tmp_path / "scores.json").write_text("{}")
+    with pytest.raises(InputError, match="SET_EVALUATION"):
+        read_evaluation(tmp_path)
+
+
+def test_table_shows_every_image_beside_the_input():
+    scores, images = rows()
+    console = Console(width=200, file=io.StringIO())
+    console.print(Evaluation(tuple(scores), images, ("case-000000",)).table())
+    text = console.file.getvalue()
+    for word in (*images, "PSNR [dB]", "MAE [SUVbw]", "gain [dB]", "body", "lesions"):
+        assert word in text
+
+
+def test_regions_need_no_labels():
+    labels, activity = truth()
+    full = source(activity)
+    scores = score_case("c", full, {SYNTHESIZED: full}, body=source(labels > 0, LABEL))
+    assert {s.kind for s in scores} == {"whole", "body"}
+    assert Region("body", "body").obeys(scores[-1].rule)

@@ -1,0 +1,225 @@
+"""The report: self-contained, complete, honest in words, safe with strings; pictures in the right orientation."""
+
+import base64
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from petscale.evaluate import INPUT, SYNTHESIZED, Evaluation, GaussianSource, score_case
+from petscale.report import CaseImages, ReportData, write_report
+from petscale.report.page import read_metrics, verdict
+from petscale.report.pictures import GREY, Frame, case_rows, middle, mip, plane, png, signed_extreme
+from storage.source import LABEL, SUV, ArraySource, Grid
+from trainers.metrics.image import Score
+from trainers.metrics.presets import BODY_PSNR
+
+SHAPE = (20, 16, 18)
+GRID = Grid(SHAPE, np.diag([-4.0, -4.0, 6.0, 1.0]))  # x to the left, y to posterior, z to superior
+HOSTILE = "</script><script>alert(1)</script> & <img src=x>"
+
+
+def source(voxels, units=SUV, grid=GRID):
+    return ArraySource(np.asarray(voxels, np.float32), grid, units)
+
+
+def uri_pixels(uri):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",", 1)[1]))).convert("L"))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    rng = np.random.Generator(np.random.Philox(5))
+    labels = np.zeros(SHAPE)
+    labels[2:18, 3:13, 3:15] = 1
+    labels[5:9, 5:9, 5:9] = 2
+    labels[12:15, 6:9, 9:12] = 3
+    activity = np.choose(labels.astype(int), (0.0, 1.0, 3.0, 8.0))
+    full = source(activity)
+    low = source(np.abs(activity + rng.normal(0, 0.5, SHAPE)))
+    body, marks = source(labels > 0, LABEL), source(labels, LABEL)
+    candidates = {INPUT: low, "Gaussian 5 mm": GaussianSource(low, 5.0), SYNTHESIZED: source(activity * 0.98)}
+    names = {1: "body", 2: f"liver {HOSTILE}", 3: "lesion"}
+    scores = score_case(
+        "case-000001", full, candidates, body=body, labels=marks, label_names=names, presets=("native", "sgsgan")
+    )
+    evaluation = Evaluation(tuple(scores), tuple(candidates), ("case-000001",), {"note": HOSTILE})
+    metrics = [
+        {"step": s, "phase": "gan", "patches_per_s": 3.0, "wait_share": 0.1, "loss/content": 1 / (s + 1)}
+        for s in range(5)
+    ]
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write_report(
+        path,
+        ReportData(
+            title=f"Run {HOSTILE}",
+            evaluation=evaluation,
+            images={"case-000001": CaseImages(full, candidates, body)},
+            command=f"petscale train {HOSTILE}",
+            config={"weight": 100, "text": HOSTILE},
+            metrics=metrics,
+            environment={"torch": "2.13"},
+            cohort_digest="0123abcd",
+            suv_rules={"case-000001": "SeriesTime"},
+        ),
+    )
+    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+    return path.read_text("utf-8")
+
+
+def test_the_page_loads_nothing(page):
+    loads = re.findall(r"""(?:src|href|srcset|action|data)\s*=\s*["']([^"']*)""", page) + re.findall(
+        r"url\(([^)]*)", page
+    )
+    assert loads
+    assert all(load.startswith(("data:", "#")) for load in loads)
+    assert not re.search(r"@import|https?://|<link|<iframe", page)
+    assert len(page) < 10e6
+
+
+def test_user_strings_cannot_become_markup(page):
+    assert "alert(1)" in page
+    assert "<script>alert" not in page
+    assert "<img src=x>" not in page
+    assert page.count("<script") == 2
+    assert page.count("</script>") == 2
+
+
+def test_numbers_are_embedded_whole(page):
+    embedded = re.search(r'<script type="application/json" id="scores-json">(.*?)</script>', page, re.S).group(1)
+    content = json.loads(embedded)
+    assert content["metadata"]["note"] == HOSTILE
+    csv = base64.b64decode(re.search(r'href="data:text/csv;base64,([^"]*)"', page).group(1)).decode()
+    rows = content["scores"]["rows"]
+    assert len(csv.splitlines()) == len(rows) + 1
+    assert all(len(row) == len(content["scores"]["columns"]) for row in rows)
+    assert {row[4] for row in rows} == set(range(len(content["rules"])))
+
+
+def test_sections_and_statements_are_there(page):
+    for anchor in ("pictures", "scores", "uptake", "training", "run", "claims"):
+        assert f'id="{anchor}"' in page
+    for text in (
+        "Research use only. Not a medical device.",
+        "technical or promise only",
+        "Anterior MIP",
+        "Lateral MIP",
+        "Central coronal slice",
+        "synthesized − full dose",
+        "SUVbw 0 to 7",
+        "Joint histogram",
+        "Lesions",
+        "Resolved configuration",
+        "0123abcd",
+        "SeriesTime",
+        "by the rules of preset sgsgan",
+        "maximum of the full-dose image inside the body",
+        "no significance test is made",
+    ):
+        assert text in page, text
+
+
+def evaluation_of(gains, filtered=0.5):
+    scores = [
+        Score(f"c{i}", image, "body", "body", BODY_PSNR, value, 8.0)
+        for i, gain in enumerate(gains)
+        for image, value in ((INPUT, 30.0), ("Gaussian 5 mm", 30.0 + filtered), (SYNTHESIZED, 30.0 + gain))
+    ]
+    return Evaluation(tuple(scores), (INPUT, "Gaussian 5 mm", SYNTHESIZED), tuple(f"c{i}" for i in range(len(gains))))
+
+
+@pytest.mark.parametrize(
+    ("gains", "state", "words"),
+    [
+        ([1.0, 2.0], "better", "Better than the low-dose input and Gaussian 5 mm"),
+        ([0.2, 0.3], "mixed", "Better than the low-dose input, but not than Gaussian 5 mm"),
+        ([-0.2, 0.1], "worse", "Not better than the low-dose input"),
+        ([0.0, 0.0], "worse", "Not better than the low-dose input"),
+        ([9.0, -1.0, 2.0, -0.5, 3.0, -0.7], "mixed", "Better than the low-dose input and Gaussian 5 mm"),
+        ([1.0, 1.1, 1.2, 1.3, 1.4, 1.5], "better", "Better than the low-dose input and Gaussian 5 mm"),
+    ],
+)
+def test_the_verdict_says_what_the_scores_allow(gains, state, words):
+    told = verdict(evaluation_of(gains))
+    assert told.state == state
+    assert told.headline.startswith(words)
+    assert f"{abs(np.mean(gains)):.2f}" in told.sentences[0]
+    insignificant = any("not statistically significant" in sentence for sentence in told.sentences)
+    assert insignificant == (gains[0] == 9.0)
+
+
+def test_projections_equal_numpy_on_every_axis():
+    rng = np.random.Generator(np.random.Philox(6))
+    a, b = rng.random(SHAPE), rng.random(SHAPE)
+    for axis in range(3):
+        np.testing.assert_allclose(mip(source(a), axis), a.max(axis=axis), rtol=1e-6)
+        np.testing.assert_allclose(plane(source(a), axis, 3), a.take(3, axis=axis), rtol=1e-6)
+        difference = (a - b).transpose(axis, *(k for k in range(3) if k != axis))
+        farthest = np.take_along_axis(difference, np.abs(difference).argmax(axis=0)[None], 0)[0]
+        np.testing.assert_allclose(signed_extreme(source(a), source(b), axis), farthest, atol=1e-6)
+
+
+def test_middle_is_the_centre_of_mass():
+    body = np.zeros(SHAPE)
+    body[4:9, 2:5, 10:17] = 1
+    assert [middle(source(body, LABEL), axis) for axis in range(3)] == [6, 3, 13]
+    assert middle(source(np.zeros(SHAPE), LABEL), 1) == 8
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (0, 2, 1), (2, 1, 0), (1, 2, 0)])
+@pytest.mark.parametrize("signs", [(1, 1, 1), (-1, 1, 1), (-1, -1, 1), (1, -1, -1)])
+def test_views_are_radiological_whatever_the_storage_order(axes, signs):
+    """A spot at the patient's right, front and top is drawn at the upper left of both views."""
+    affine = np.zeros((4, 4))
+    for voxel_axis, anatomical in enumerate(axes):
+        affine[anatomical, voxel_axis] = 4.0 * signs[voxel_axis]
+    affine[3, 3] = 1
+    grid = Grid((20, 20, 20), affine)
+    at = []
+    for array_axis in range(3):
+        sign = signs[2 - array_axis]
+        at.append(17 if sign > 0 else 2)  # far along right, anterior and superior in RAS+
+    voxels = np.zeros(grid.shape)
+    voxels[tuple(at)] = 5.0
+    frame = Frame.of(grid)
+    for across, columns in ((1, 0), (0, 1)):
+        picture = frame.upright(mip(source(voxels, grid=grid), frame.axes[across]), across, columns)
+        assert np.argwhere(picture == 5.0).tolist() == [[2, 2]]
+
+
+def test_panels_have_one_window_and_the_shape_of_the_patient():
+    body, image = np.zeros(SHAPE), np.zeros(SHAPE)
+    body[:] = 1
+    image[9:13, 6:10, 7:11] = 7.0
+    images = {"a": source(image), "b": source(image * 0.5), "full dose": source(image)}
+    rows = case_rows(images, source(body, LABEL), image="b", reference="full dose", window=(0, 7), difference_window=2)
+    assert [row.title for row in rows] == ["Anterior MIP", "Lateral MIP", "Central coronal slice"]
+    assert (rows[0].left, rows[0].right) == ("R", "L")
+    for row in rows[:2]:
+        dark = [int(uri_pixels(row.images[name]).min()) for name in ("a", "b")]
+        assert dark[0] < 10
+        assert 100 < dark[1] < 160
+    assert rows[0].height_px / rows[0].width_px == pytest.approx(20 * 6 / (18 * 4), rel=0.05)
+    assert rows[1].width_mm == 16 * 4
+
+
+def test_values_outside_the_window_are_clipped():
+    pixels = uri_pixels(png(np.array([[-5.0, 0.0, 7.0, 99.0]], np.float32), (0, 7), GREY))
+    assert pixels.tolist() == [[255, 255, 0, 0]]
+
+
+def test_a_training_log_cut_off_by_a_crash_is_read(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "loss/g": 0.5}\n{"step": 2, "lo')
+    assert read_metrics(path) == [{"step": 1, "loss/g": 0.5}]
+    assert read_metrics(tmp_path / "absent.jsonl") == []
+
+
+def test_a_run_without_images_labels_or_log_still_has_a_page(tmp_path):
+    write_report(tmp_path / "r.html", ReportData("bare", evaluation_of([1.0]), {}, "petscale evaluate", {}))
+    page = (tmp_path / "r.html").read_text("utf-8")
+    assert "No training log was given" in page
+    assert "No images were given" in page

@@ -1,0 +1,160 @@
+"""What is written opens elsewhere with the same geometry, and comes back with the same SUV."""
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK
+
+from storage.dicom import open_series
+from storage.dicom_write import write_derived_series, write_series
+from storage.errors import InputError
+from storage.source import HU, LABEL, SUV, ArraySource, Grid
+from storage.suv import Overrides
+
+SHAPE = (20, 6, 5)  # more slices than one slab of the writer
+AFFINE = np.array([[-4.0, 0, 0, 30], [0, -5.0, 0, 20], [0, 0, 3.0, -100], [0, 0, 0, 1]])
+
+
+@pytest.fixture
+def pet():
+    rng = np.random.Generator(np.random.Philox(11))
+    return ArraySource(10 * rng.random(SHAPE, dtype=np.float32), Grid(SHAPE, AFFINE), SUV)
+
+
+@pytest.fixture
+def template(tmp_path, pet):
+    write_series(tmp_path / "template", pet)
+    return open_series(tmp_path / "template", modality="PT")
+
+
+def restored(template):
+    """A volume with negative values, an empty slice and a hot one."""
+    suv = template.read(0, SHAPE[0]) * 0.7 - 0.5
+    suv[3] = 0
+    suv[4] *= 100
+    return suv
+
+
+def read_with_itk(folder):
+    image = SimpleITK.ReadImage(SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder)))
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
+    affine[:3, 3] = image.GetOrigin()
+    voxels = SimpleITK.GetArrayFromImage(image)
+    return voxels, Grid(voxels.shape, np.diag([-1.0, -1, 1, 1]) @ affine)
+
+
+def test_derived_series_comes_back(tmp_path, template):
+    suv = restored(template)
+    write_derived_series(tmp_path / "out", template, lambda a, b: suv[a:b], description="low dose restored")
+    back = open_series(tmp_path / "out", modality="PT")
+    error = np.abs(back.read(0, SHAPE[0]) - suv).max(axis=(1, 2))
+    assert np.all(error <= 1e-3 * np.abs(suv).max(axis=(1, 2)) + 1e-12)
+    assert back.grid.matches(template.grid, 1e-6)
+    assert back.factors == template.factors
+    assert back.patient_id == template.patient_id
+    assert back.frame_of_reference == template.frame_of_reference
+
+
+def test_simpleitk_reads_the_same_volume(tmp_path, template):
+    suv = restored(template)
+    write_derived_series(tmp_path / "out", template, lambda a, b: suv[a:b], description="x")
+    bqml, grid = read_with_itk(tmp_path / "out")
+    assert grid.matches(template.grid, 1e-3)
+    assert np.allclose(bqml * template.factors[0], suv, atol=1e-3 * np.abs(suv).max(axis=(1, 2), keepdims=True))
+
+
+def test_derived_series_says_what_it_is(tmp_path, template):
+    write_derived_series(tmp_path / "out", template, template.read, description="y" * 100)
+    written = [pydicom.dcmread(f) for f in sorted((tmp_path / "out").iterdir())]
+    source = pydicom.dcmread(template.slices[0].file)
+    assert len({ds.SOPInstanceUID for ds in written}) == SHAPE[0]
+    assert {ds.SeriesInstanceUID for ds in written}.isdisjoint({source.SeriesInstanceUID})
+    for ds in written:
+        assert list(ds.ImageType) == ["DERIVED", "SECONDARY"]
+        assert "petscale" in ds.SeriesDescription
+        assert "not for clinical use" in ds.SeriesDescription
+        assert len(ds.SeriesDescription) <= 64
+        assert ds.StudyInstanceUID == source.StudyInstanceUID
+        assert ds.PatientName == "PHANTOM^PETSCALE"
+        assert ds.file_meta.MediaStorageSOPInstanceUID == ds.SOPInstanceUID
+
+
+def test_overrides_are_written_down(tmp_path, pet):
+    def bare(z, ds):
+        del ds.PatientWeight
+        del ds.RadiopharmaceuticalInformationSequence[0].RadionuclideTotalDose
+        del ds.RadiopharmaceuticalInformationSequence[0].RadiopharmaceuticalStartDateTime
+        del ds.RadiopharmaceuticalInformationSequence[0].RadiopharmaceuticalStartTime
+
+    write_series(tmp_path / "bare", pet, edit=bare)
+    template = open_series(
+        tmp_path / "bare", modality="PT", overrides=Overrides(weight_kg=81.5, dose_mbq=222.0, injection_time="11:15")
+    )
+    write_derived_series(tmp_path / "out", template, template.read, description="x")
+    assert open_series(tmp_path / "out", modality="PT").factors == pytest.approx(template.factors, rel=1e-9)
+
+
+def test_private_fields_that_suv_needs_survive(tmp_path, pet):
+    def counts(z, ds):
+        ds.Units = "CNTS"
+        block = ds.private_block(0x7053, "Philips PET Private Group", create=True)
+        block.add_new(0x00, "DS", "0.25")
+        block.add_new(0x33, "LO", "some other secret")
+
+    write_series(tmp_path / "counts", pet, edit=counts)
+    template = open_series(tmp_path / "counts", modality="PT")
+    write_derived_series(tmp_path / "out", template, template.read, description="x")
+    assert open_series(tmp_path / "out", modality="PT").factors == template.factors
+    assert b"some other secret" not in next((tmp_path / "out").iterdir()).read_bytes()
+
+
+def test_nothing_is_left_of_a_write_that_fails(tmp_path, template):
+    def fails(z0, z1):
+        if z0:
+            raise RuntimeError("device lost")
+        return template.read(z0, z1)
+
+    with pytest.raises(RuntimeError, match="device lost"):
+        write_derived_series(tmp_path / "out", template, fails, description="x")
+    with pytest.raises(InputError, match="IMG_NONFINITE"):
+        write_derived_series(tmp_path / "out", template, lambda a, b: template.read(a, b) * math.nan, description="x")
+    with pytest.raises(InputError, match="DISK_EXISTS"):
+        write_derived_series(tmp_path / "template", template, template.read, description="x")
+    assert [p.name for p in tmp_path.iterdir()] == ["template"]
+
+
+def test_phantom_series_are_repeatable_and_open_in_simpleitk(tmp_path, pet):
+    write_series(tmp_path / "a", pet)
+    write_series(tmp_path / "b", pet)
+    for a, b in zip(sorted((tmp_path / "a").iterdir()), sorted((tmp_path / "b").iterdir()), strict=True):
+        assert a.read_bytes() == b.read_bytes()
+    assert read_with_itk(tmp_path / "a")[1].matches(pet.grid, 1e-3)
+
+
+def test_phantom_ct_and_pet_share_their_frame(tmp_path, pet):
+    write_series(tmp_path / "pt", pet)
+    write_series(tmp_path / "ct", ArraySource(np.rint(pet.voxels * 100), pet.grid, HU))
+    pt, ct = open_series(tmp_path / "pt", modality="PT"), open_series(tmp_path / "ct", modality="CT")
+    assert pt.frame_of_reference == ct.frame_of_reference
+    assert pt.patient_id == ct.patient_id
+
+
+def test_labels_are_no_dicom_image(tmp_path, pet):
+    with pytest.raises(ValueError, match="label"):
+        write_series(tmp_path / "x", ArraySource(pet.voxels, pet.grid, LABEL))
+
+
+@pytest.mark.skipif("PETSCALE_REAL_DATA" not in os.environ, reason="PETSCALE_REAL_DATA names no data folder")
+def test_real_series_as_template(tmp_path):
+    template = open_series(Path(os.environ["PETSCALE_REAL_DATA"], "mirp/sts_001_wholebody_pet/image"), modality="PT")
+    write_derived_series(tmp_path / "out", template, template.read, description="copy")
+    back = open_series(tmp_path / "out", modality="PT")
+    assert back.factors == template.factors
+    assert back.provenance["reference_candidates_s"] == template.provenance["reference_candidates_s"]
+    a, b = template.read(0, 267), back.read(0, 267)
+    assert np.all(np.abs(a - b).max(axis=(1, 2)) <= 1e-4 * a.max(axis=(1, 2)))

@@ -1,0 +1,311 @@
+"""NIfTI volumes keep their values and their place, and no damaged file passes."""
+
+import gzip
+import os
+import struct
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from storage.errors import InputError
+from storage.nifti import open_nifti, write_nifti
+from storage.source import BQML, HU, LABEL, SUV, Grid
+
+SHAPE = (7, 6, 5)
+AFFINE = np.array([[-3.9, 0.2, 0.1, 300.3], [0.2, 4.1, -0.3, -881.29999], [-0.1, 0.3, 3.27, 12.5], [0, 0, 0, 1]])
+
+
+def rigid(affine):
+    """The affine with orthogonal axes, so that a qform can hold it."""
+    u, _, v = np.linalg.svd(affine[:3, :3])
+    out = affine.copy()
+    out[:3, :3] = u @ v @ np.diag([4.0, 4.1, 3.27])
+    return out
+
+
+@pytest.fixture
+def voxels():
+    rng = np.random.Generator(np.random.Philox(3))
+    return rng.standard_normal(SHAPE, dtype=np.float32)
+
+
+def save(path, voxels, affine=None, *, dtype=np.float32, sform=1, qform=1, fields=None):
+    """Write with nibabel, then overwrite header fields ``{offset: bytes}``."""
+    affine = rigid(AFFINE) if affine is None else affine
+    image = nibabel.Nifti1Image(np.ascontiguousarray(voxels.T).astype(dtype), affine)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(affine, code=sform)
+    image.set_qform(affine, code=qform)
+    data = bytearray(image.to_bytes())
+    for offset, value in (fields or {}).items():
+        data[offset : offset + len(value)] = value
+    path.write_bytes(gzip.compress(bytes(data)) if path.suffix == ".gz" else bytes(data))
+    return path
+
+
+def opened(path, **options):
+    return open_nifti(path, units=options.pop("units", SUV), workdir=path.parent / "work", **options)
+
+
+def refused(path, **options):
+    def use():
+        source = opened(path, **options)
+        source.read(0, source.grid.shape[0])
+
+    with pytest.raises(InputError) as error:
+        use()
+    assert "\n" not in str(error.value)
+    assert not list((path.parent / "work").glob("*")) or error.value.code in ("IMG_NONFINITE", "NII_BAD_LABEL")
+    return error.value.code
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_round_trip(tmp_path, voxels, name):
+    grid = Grid(SHAPE, rigid(AFFINE))
+    write_nifti(tmp_path / name, grid, lambda a, b: voxels[a:b])
+    source = opened(tmp_path / name)
+    assert np.array_equal(source.read(0, 7), voxels)
+    assert source.grid.affine == pytest.approx(grid.affine, rel=1e-6, abs=1e-6)
+    image = nibabel.load(tmp_path / name)
+    assert np.array_equal(image.get_fdata(dtype=np.float32).T, voxels)
+    assert int(image.header["sform_code"]) == int(image.header["qform_code"]) == 1
+    assert image.header.get_qform() == pytest.approx(grid.affine, abs=1e-3)
+    assert image.header.get_xyzt_units()[0] == "mm"
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == [name]
+
+
+def test_a_sheared_affine_keeps_its_sform_only(tmp_path, voxels):
+    sheared = AFFINE.copy()
+    sheared[0, 2] += 1.0
+    write_nifti(tmp_path / "a.nii", Grid(SHAPE, sheared), lambda a, b: voxels[a:b])
+    assert opened(tmp_path / "a.nii").grid.affine == pytest.approx(sheared, rel=1e-6)
+
+
+def test_equal_volumes_give_equal_files(tmp_path, voxels):
+    for name in ("a.nii.gz", "b.nii.gz"):
+        write_nifti(tmp_path / name, Grid(SHAPE, AFFINE), lambda a, b: voxels[a:b])
+    assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path, voxels):
+    path = tmp_path / "a.nii.gz"
+    write_nifti(path, Grid(SHAPE, AFFINE), lambda a, b: voxels[a:b])
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="IMG_NONFINITE"):
+        write_nifti(path, Grid(SHAPE, AFFINE), lambda a, b: voxels[a:b] * np.nan)
+    with pytest.raises(ValueError, match="slab of shape"):
+        write_nifti(path, Grid(SHAPE, AFFINE), lambda a, b: voxels[a:b, :1])
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a.nii.gz"]
+
+
+def test_slabs_are_pure_and_threads_agree(tmp_path, voxels):
+    source = opened(save(tmp_path / "a.nii.gz", voxels))
+    with ThreadPoolExecutor(4) as pool:
+        slabs = list(pool.map(lambda z: source.read(z, z + 1), list(range(7)) * 5))
+    assert np.array_equal(np.concatenate(slabs[:7]), voxels)
+    assert all(s.dtype == np.float32 and s.flags.c_contiguous for s in slabs)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i2", "u2", "i4", "f4", "f8", ">i2", ">f4"])
+def test_stored_types(tmp_path, dtype):
+    voxels = np.arange(np.prod(SHAPE)).reshape(SHAPE) % 200
+    header = nibabel.Nifti1Header(endianness=">" if dtype[0] == ">" else "<")
+    image = nibabel.Nifti1Image(voxels.T.astype(dtype), np.eye(4), header)
+    image.header.set_data_dtype(dtype)
+    image.set_qform(np.eye(4), 1)
+    (tmp_path / "a.nii").write_bytes(image.to_bytes())
+    assert np.array_equal(opened(tmp_path / "a.nii").read(0, 7), voxels)
+
+
+def test_nifti_2(tmp_path, voxels):
+    nibabel.save(nibabel.Nifti2Image(voxels.T, rigid(AFFINE)), tmp_path / "a.nii.gz")
+    assert np.array_equal(opened(tmp_path / "a.nii.gz").read(2, 5), voxels[2:5])
+
+
+@pytest.mark.parametrize(
+    ("slope", "inter", "expected"), [(0.5, 3.0, (0.5, 3.0)), (0.0, 9.0, (1, 0)), (np.nan, np.nan, (1, 0))]
+)
+def test_scaling(tmp_path, voxels, slope, inter, expected):
+    stored = np.rint(voxels * 100)
+    path = save(tmp_path / "a.nii", stored, dtype=np.int16, fields={112: struct.pack("<ff", slope, inter)})
+    assert np.array_equal(opened(path).read(0, 7), (stored * expected[0] + expected[1]).astype(np.float32))
+
+
+@pytest.mark.parametrize(("sform", "qform"), [(1, 0), (0, 1), (2, 1), (2, 0)])
+def test_either_form_places_the_volume(tmp_path, voxels, sform, qform):
+    source = opened(save(tmp_path / "a.nii", voxels, sform=sform, qform=qform))
+    assert source.grid.affine == pytest.approx(rigid(AFFINE), abs=1e-3)
+    assert source.grid.affine == pytest.approx(nibabel.load(tmp_path / "a.nii").affine)
+
+
+def test_units_of_length(tmp_path, voxels):
+    path = save(tmp_path / "a.nii", voxels, fields={123: b"\x01"})
+    assert opened(path).grid.affine[:3] == pytest.approx(1000 * rigid(AFFINE)[:3], rel=1e-4)
+
+
+def test_activity_is_scaled_to_suv(tmp_path, voxels):
+    path = save(tmp_path / "a.nii", voxels)
+    source = opened(path, units=BQML, scale=2.5e-4)
+    assert source.units == SUV
+    assert source.provenance["stored_units"] == BQML
+    assert source.read(0, 7) == pytest.approx(voxels * 2.5e-4)
+    assert opened(path, units=BQML).units == BQML
+    with pytest.raises(ValueError, match="scale"):
+        opened(path, units=HU, scale=2.0)
+
+
+def test_trailing_axes_of_one_are_no_fourth_axis(tmp_path, voxels):
+    image = nibabel.Nifti1Image(voxels.T[..., None, None], rigid(AFFINE))
+    nibabel.save(image, tmp_path / "a.nii")
+    assert np.array_equal(opened(tmp_path / "a.nii").read(0, 7), voxels)
+    nibabel.save(nibabel.Nifti1Image(np.stack([voxels.T] * 5, -1), rigid(AFFINE)), tmp_path / "b.nii")
+    assert refused(tmp_path / "b.nii") == "NII_4D"
+
+
+def test_labels(tmp_path, voxels):
+    whole = np.arange(np.prod(SHAPE)).reshape(SHAPE)
+    assert np.array_equal(opened(save(tmp_path / "a.nii", whole, dtype=np.int32), units=LABEL).read(0, 7), whole)
+    assert refused(save(tmp_path / "b.nii", voxels), units=LABEL) == "NII_BAD_LABEL"
+
+
+# -- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def test_no_file(tmp_path):
+    assert refused(tmp_path / "nothing.nii") == "IMG_NO_FILE"
+
+
+def test_files_that_are_something_else(tmp_path, voxels):
+    good = save(tmp_path / "good.nii", voxels).read_bytes()
+    pair = bytearray(good)
+    pair[344:348] = b"ni1\0"
+    for name, data, code in [
+        ("empty.nii", b"", "NII_EMPTY"),
+        ("empty.nii.gz", b"", "NII_EMPTY"),
+        ("dicom.nii", bytes(128) + b"DICM" + bytes(400), "NII_NOT_NIFTI"),
+        ("plain.nii.gz", good, "NII_NOT_GZIP"),
+        ("zipped.nii", gzip.compress(good), "NII_NOT_NIFTI"),
+        ("text.nii.gz", gzip.compress(b"hello world" * 99), "NII_NOT_NIFTI"),
+        ("pair.nii", bytes(pair), "NII_NOT_NIFTI"),
+        ("three.nii", b"abc", "NII_TRUNCATED"),
+        ("header.nii", good[:352], "NII_TRUNCATED"),
+        ("half_header.nii", good[:200], "NII_TRUNCATED"),
+        ("half.nii", good[:-400], "NII_TRUNCATED"),
+        ("half.nii.gz", gzip.compress(good[:-400]), "NII_TRUNCATED"),
+    ]:
+        (tmp_path / name).write_bytes(data)
+        assert refused(tmp_path / name) == code, name
+
+
+def test_every_cut_of_a_gzip_file_is_found(tmp_path, voxels):
+    data = save(tmp_path / "a.nii.gz", voxels).read_bytes()
+    for length in (2, 5, 12, 100, len(data) // 2, len(data) - 9, len(data) - 4, len(data) - 1):
+        (tmp_path / "a.nii.gz").write_bytes(data[:length])
+        assert refused(tmp_path / "a.nii.gz") == "NII_TRUNCATED", length
+
+
+def test_every_flipped_byte_of_a_gzip_body_is_found(tmp_path, voxels):
+    data = save(tmp_path / "a.nii.gz", voxels).read_bytes()
+    for at in range(10, len(data), 37):
+        flipped = bytearray(data)
+        flipped[at] ^= 0x10
+        (tmp_path / "a.nii.gz").write_bytes(flipped)
+        assert refused(tmp_path / "a.nii.gz").startswith("NII_"), at
+    flipped = bytearray(data)
+    flipped[-6] ^= 1
+    (tmp_path / "a.nii.gz").write_bytes(flipped)
+    assert refused(tmp_path / "a.nii.gz") == "NII_GZIP_CRC"
+
+
+def test_gzip_in_several_members_and_padding(tmp_path, voxels):
+    raw = save(tmp_path / "a.nii", voxels).read_bytes()
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(raw[:500]) + gzip.compress(raw[500:]) + bytes(512))
+    assert np.array_equal(opened(tmp_path / "a.nii.gz").read(0, 7), voxels)
+
+
+def test_lies_about_size_cost_nothing(tmp_path, voxels):
+    huge = {40: struct.pack("<4h", 3, 32767, 32767, 32767)}
+    big = {40: struct.pack("<4h", 3, 1024, 1024, 1024)}
+    started = time.perf_counter()
+    assert refused(save(tmp_path / "a.nii", voxels, fields=huge)) == "NII_SIZE_LIE"
+    assert refused(save(tmp_path / "a.nii.gz", voxels, fields=huge)) == "NII_SIZE_LIE"
+    assert refused(save(tmp_path / "b.nii", voxels, fields=big)) == "NII_SIZE_LIE"
+    assert refused(save(tmp_path / "b.nii.gz", voxels, fields=big)) == "NII_SIZE_LIE"
+    assert time.perf_counter() - started < 1
+
+
+def test_gzip_bomb(tmp_path, voxels):
+    raw = save(tmp_path / "a.nii", voxels).read_bytes()
+    (tmp_path / "a.nii.gz").write_bytes(gzip.compress(raw + bytes(200 << 20), compresslevel=1))
+    assert refused(tmp_path / "a.nii.gz") == "NII_BOMB"
+
+
+def f32(*values):
+    return struct.pack(f"<{len(values)}f", *values)
+
+
+@pytest.mark.parametrize(
+    ("code", "fields"),
+    [
+        ("NII_BAD_DIM", {42: struct.pack("<h", -5)}),
+        ("NII_BAD_DIM", {42: struct.pack("<h", 0)}),
+        ("NII_BAD_DIM", {40: struct.pack("<h", 2)}),
+        ("NII_BAD_DIM", {40: struct.pack("<h", 99)}),
+        ("NII_BAD_TYPE", {70: struct.pack("<h", 32)}),  # complex64
+        ("NII_BAD_TYPE", {70: struct.pack("<h", 128)}),  # RGB
+        ("NII_BAD_TYPE", {70: struct.pack("<h", 12345)}),
+        ("NII_BAD_SPACING", {80: f32(np.nan)}),
+        ("NII_BAD_SPACING", {80: f32(0.0)}),
+        ("NII_BAD_SPACING", {84: f32(-2.0)}),
+        ("NII_NO_ORIENTATION", {252: struct.pack("<hh", 0, 0)}),
+        ("NII_AMBIGUOUS_AFFINE", {280: f32(4.0)}),
+        ("NII_BAD_AFFINE", {280: f32(np.nan)}),
+        ("NII_BAD_AFFINE", {280: f32(0, 0, 0, 0)}),
+        ("NII_BAD_AFFINE", {252: struct.pack("<hh", 1, 0), 256: f32(5.0, 5.0, 5.0)}),
+        ("NII_BAD_SCALE", {112: f32(np.inf)}),
+        ("NII_BAD_SCALE", {112: f32(1.0, np.nan)}),
+        ("NII_NOT_NIFTI", {108: f32(np.nan)}),
+        ("NII_NOT_NIFTI", {108: f32(100.0)}),
+        ("NII_TRUNCATED", {108: f32(1e6)}),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_bad_headers(tmp_path, voxels, name, code, fields):
+    assert refused(save(tmp_path / name, voxels, fields=fields)) == code
+
+
+def test_a_flip_between_sform_and_qform_is_no_choice_of_ours(tmp_path, voxels):
+    path = save(tmp_path / "a.nii", voxels)
+    image = nibabel.load(path)
+    image = nibabel.Nifti1Image(np.asarray(image.dataobj), None, image.header)
+    image.set_sform(rigid(AFFINE) @ np.diag([-1, 1, 1, 1]), 1)
+    path.write_bytes(image.to_bytes())
+    assert refused(path) == "NII_AMBIGUOUS_AFFINE"
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
+def test_nonfinite_voxels_are_counted_and_placed(tmp_path, voxels, bad):
+    broken = voxels.astype(np.float64)
+    broken[4, 2, 1:3] = bad
+    source = opened(save(tmp_path / "a.nii", broken, dtype=np.float64))
+    assert np.array_equal(source.read(0, 4), voxels[:4])
+    with pytest.raises(InputError) as error:
+        source.read(4, 6)
+    assert error.value.code == "IMG_NONFINITE"
+    assert error.value.found == "2 voxels are NaN or Inf in slices 4 to 5"
+
+
+@pytest.mark.skipif("PETSCALE_REAL_DATA" not in os.environ, reason="PETSCALE_REAL_DATA names no data folder")
+def test_real_files_read_as_nibabel_reads_them(tmp_path):
+    found = sorted(Path(os.environ["PETSCALE_REAL_DATA"]).rglob("*.nii.gz"))
+    assert len(found) > 80
+    for file in found[::5]:
+        source = open_nifti(file, units=HU, workdir=tmp_path)
+        image = nibabel.load(file)
+        assert source.grid.affine == pytest.approx(image.affine)
+        assert np.array_equal(source.read(0, source.grid.shape[0]), image.get_fdata(dtype=np.float32).T)

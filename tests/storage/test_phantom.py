@@ -1,0 +1,157 @@
+"""The phantom: one patient per seed, the same in any slab, with organs, densities and lesions where they should be."""
+
+import itertools
+import tracemalloc
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from storage.errors import InputError
+from storage.phantom import LABEL_NAMES, NEMA_DIAMETERS_MM, PhantomConfig, phantom
+
+LABELS = {name: number for number, name in LABEL_NAMES.items()}
+SMALL = PhantomConfig(shape=(48, 48, 48), spacing_mm=(8.0, 8.0, 8.0))
+
+
+def volumes(config):
+    p = phantom(config)
+    return [image.read(0, config.shape[0]) for image in (p.activity, p.ct, p.labels)]
+
+
+def centroid_ras(config, labels, name):
+    index = np.argwhere(labels == LABELS[name]).mean(axis=0)[::-1]
+    return (phantom(config).activity.grid.affine @ [*index, 1])[:3]
+
+
+def test_one_seed_is_one_patient_and_two_seeds_are_two():
+    for first, again, other in zip(volumes(SMALL), volumes(SMALL), volumes(replace(SMALL, seed=1)), strict=True):
+        assert first.tobytes() == again.tobytes()
+        assert (first != other).any()
+
+
+@pytest.mark.parametrize("arms", ["none", "up", "down"])
+def test_a_slab_is_a_cut_of_the_volume(arms):
+    config = replace(SMALL, shape=(40, 48, 64), arms=arms, seed=4)
+    p = phantom(config)
+    for image in (p.activity, p.ct, p.labels):
+        whole = image.read(0, 40)
+        assert whole.dtype == np.float32
+        assert whole.flags.c_contiguous
+        for cuts in ((0, 1, 3, 40), (0, 17, 23, 24, 40)):
+            parts = [image.read(a, b) for a, b in itertools.pairwise(cuts)]
+            assert np.concatenate(parts).tobytes() == whole.tobytes()
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize(
+    ("shape", "spacing"), [((48, 48, 48), (8, 8, 8)), ((32, 32, 32), (8, 8, 8)), ((128, 96, 96), (4, 4, 4))]
+)
+def test_every_organ_is_there(shape, spacing, seed):
+    config = PhantomConfig(shape=shape, spacing_mm=spacing, seed=seed)
+    labels = phantom(config).labels.read(0, shape[0])
+    assert set(np.unique(labels)) == {0, *LABEL_NAMES}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_labels_agree_with_activity_and_ct(seed):
+    config = PhantomConfig(shape=(160, 96, 96), spacing_mm=(6, 4, 4), seed=seed)
+    activity, ct, labels = volumes(config)
+
+    def suv(name):
+        return activity[labels == LABELS[name]].mean()
+
+    def hu(name):
+        return np.median(ct[labels == LABELS[name]])
+
+    assert -820 < hu("lungs") < -700
+    assert hu("spine") > 150
+    assert all(-20 < hu(name) < 120 for name in ("liver", "heart", "kidneys", "brain", "bladder", "spleen"))
+    assert suv("bladder") > suv("brain") > suv("kidneys") > suv("liver") > suv("body") > suv("lungs") > 0.2
+    assert 1.7 < suv("liver") < 2.7
+    assert 4 < suv("brain") < 10
+    assert 0.7 < activity[labels > 0].mean() < 1.5
+    assert activity.min() >= 0
+    air = labels == 0
+    assert np.median(ct[air]) < -990
+    assert np.median(activity[air]) == 0
+    assert ct[air].max() < 0  # at least half of a voxel outside the body is air
+
+
+def test_the_patient_lies_as_the_affine_says():
+    _, _, labels = volumes(SMALL)
+    at = {name: centroid_ras(SMALL, labels, name) for name in LABELS}
+    assert at["liver"][0] > at["spleen"][0]  # RAS+: x grows to the patient's right
+    assert at["heart"][1] > at["spine"][1]
+    assert at["brain"][2] > at["heart"][2] > at["liver"][2] > at["bladder"][2]
+
+
+def test_tissue_is_not_plastic_and_edges_are_soft():
+    activity, _, labels = volumes(PhantomConfig(shape=(128, 96, 96), spacing_mm=(8, 4, 4)))
+    liver = activity[labels == LABELS["liver"]]
+    assert 0.04 < liver.std() / liver.mean() < 0.3
+    skin = activity[(activity > 0) & (labels == 0)]
+    assert skin.size > 1000
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_lesions_are_spheres_of_known_size_and_uptake(seed):
+    config = PhantomConfig(shape=(240, 120, 120), spacing_mm=(3, 3, 3), seed=seed, num_lesions=8)
+    p = phantom(config)
+    activity, labels = p.activity.read(0, 240), p.labels.read(0, 240)
+    assert len(p.lesions) == 8
+    volume_ml = sum(np.pi / 6 * lesion.diameter_mm**3 / 1000 for lesion in p.lesions)
+    assert (labels == LABELS["lesion"]).sum() * p.labels.grid.voxel_ml == pytest.approx(volume_ml, rel=0.04)
+    for lesion in p.lesions:
+        assert lesion.diameter_mm in NEMA_DIAMETERS_MM
+        assert 2 <= lesion.contrast <= 8.001
+        z, y, x = (round(c / d) for c, d in zip(lesion.centre_mm, config.spacing_mm, strict=True))
+        assert activity[z, y, x] == pytest.approx(lesion.suv, rel=1e-5)
+        assert labels[z, y, x] == LABELS["lesion"]
+
+
+def test_a_lesion_smaller_than_a_voxel_keeps_its_activity_and_its_label():
+    config = replace(SMALL, num_lesions=10)
+    p, without = phantom(config), phantom(replace(config, num_lesions=0))
+    assert without.lesions == ()
+    labels = p.labels.read(0, 48)
+    for lesion in p.lesions:
+        z, y, x = (round(c / 8) for c in lesion.centre_mm)
+        assert (labels[z - 1 : z + 2, y - 1 : y + 2, x - 1 : x + 2] == LABELS["lesion"]).any()
+
+
+def test_coverage_cuts_the_body_and_long_scans_show_legs():
+    head = PhantomConfig(shape=(40, 64, 64), spacing_mm=(5, 5, 5), axial_coverage=(0.8, 1.0))
+    seen = set(np.unique(volumes(head)[2]))
+    assert LABELS["brain"] in seen
+    assert not {LABELS["liver"], LABELS["bladder"]} & seen
+    long = PhantomConfig(shape=(200, 64, 64), spacing_mm=(9, 6, 6))
+    labels = volumes(long)[2]
+    assert (labels[5] > 0).any()
+    assert np.argwhere(labels == LABELS["bladder"])[:, 0].mean() > 60
+
+
+def test_memory_follows_the_slab_and_not_the_volume():
+    config = PhantomConfig(shape=(644, 256, 256), spacing_mm=(1.65, 1.65, 1.65))
+    tracemalloc.start()
+    slab = phantom(config).activity.read(300, 364)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * slab.nbytes
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("shape", (4, 48, 48)),
+        ("spacing_mm", (0.0, 1.0, 1.0)),
+        ("seed", -1),
+        ("num_lesions", 101),
+        ("axial_coverage", (0.5, 0.5)),
+        ("arms", "crossed"),
+    ],
+)
+def test_a_wrong_field_is_named(field, value):
+    with pytest.raises(InputError, match=field) as error:
+        replace(SMALL, **{field: value})
+    assert error.value.code == "CFG_RANGE"

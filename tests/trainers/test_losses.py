@@ -1,0 +1,76 @@
+import pytest
+import torch
+from torch import Tensor
+
+from trainers.losses import critic_loss, generator_loss, gradient_difference, sobel_magnitude, soft_dice_loss
+
+
+def volume(values: list[float]) -> Tensor:
+    return torch.tensor(values).view(1, 1, 1, 1, -1)
+
+
+def test_critic_loss_and_its_gradients() -> None:
+    real = torch.tensor([0.4, 0.2], requires_grad=True)
+    fake = torch.tensor([0.1, -0.3], requires_grad=True)
+    loss = critic_loss(real, fake)
+    loss.backward()
+    assert loss.item() == pytest.approx(-0.4)
+    assert real.grad.tolist() == [-0.5, -0.5]
+    assert fake.grad.tolist() == [0.5, 0.5]
+
+
+def test_generator_loss_and_its_gradient() -> None:
+    fake = torch.tensor([0.1, -0.3], requires_grad=True)
+    loss = generator_loss(fake)
+    loss.backward()
+    assert loss.item() == pytest.approx(0.1)
+    assert fake.grad.tolist() == [-0.5, -0.5]
+
+
+def test_dice_has_the_plain_denominator() -> None:
+    p, m = volume([0.9, 0.2, 0.6, 0.1]), volume([1, 0, 1, 0])
+    assert soft_dice_loss(p, m).item() == pytest.approx(1 - 3 / 3.8, abs=1e-6)
+
+
+@pytest.mark.parametrize(("p", "expected"), [([1, 0, 1, 0], 0.0), ([0, 1, 0, 1], 1.0)])
+def test_dice_ranges_from_0_to_1(p: list[float], expected: float) -> None:
+    assert soft_dice_loss(volume(p), volume([1, 0, 1, 0])).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_absent_organs_give_no_dice_and_no_gradient() -> None:
+    masks = torch.zeros(2, 3, 4, 4, 4)
+    masks[0, 1, :2] = 1
+    p = torch.rand(2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    loss = soft_dice_loss(p, masks)
+    loss.backward()
+    assert loss.item() == pytest.approx(soft_dice_loss(p[:1, 1:2], masks[:1, 1:2]).item())
+    moved = p.grad.abs().sum((2, 3, 4)) > 0
+    assert moved.nonzero().tolist() == [[0, 1]]
+
+
+def test_without_any_organ_dice_is_zero_and_differentiable() -> None:
+    p = torch.full((1, 2, 3, 3, 3), 0.5, requires_grad=True)
+    loss = soft_dice_loss(p, torch.zeros(1, 2, 3, 3, 3))
+    loss.backward()
+    assert loss.item() == 0
+    assert torch.all(p.grad == 0)
+
+
+@pytest.mark.parametrize("axis", [2, 3, 4])
+def test_sobel_of_a_unit_ramp_is_1_along_every_axis(axis: int) -> None:
+    shape = [1, 1, 1, 1, 1]
+    shape[axis] = 6
+    ramp = torch.arange(6.0).view(shape).expand(1, 1, 6, 6, 6)
+    torch.testing.assert_close(sobel_magnitude(ramp), torch.ones(1, 1, 4, 4, 4))
+
+
+def test_gradient_difference_sees_edges_and_not_levels() -> None:
+    image = torch.rand(1, 1, 6, 6, 6, generator=torch.Generator().manual_seed(0))
+    assert gradient_difference(image + 3, image).item() == pytest.approx(0, abs=1e-6)
+    assert gradient_difference(2 * image, image).item() == pytest.approx(sobel_magnitude(image).mean().item(), rel=1e-5)
+
+
+def test_gradient_difference_has_finite_gradients_in_flat_air() -> None:
+    air = torch.zeros(1, 1, 5, 5, 5, requires_grad=True)
+    gradient_difference(air, torch.rand(1, 1, 5, 5, 5)).backward()
+    assert torch.isfinite(air.grad).all()

@@ -1,0 +1,456 @@
+"""PSNR, SSIM, MAE and NRMSE in three dimensions, on arrays and on volumes that are read slab by slab.
+
+What it knows: how an error is averaged, over which voxels, and against which data range; every score says so in its
+``Rule``.  What it refuses to know: which image is a network's, how many cases there are, what a good score is.
+
+SSIM is Wang et al. 2004 (doi 10.1109/TIP.2003.819861) with a three-dimensional Gaussian window of 11 voxels, sigma 1.5,
+K1 = 0.01, K2 = 0.03 and population covariance; edges are reflected, as in scikit-image, and a score is the mean of the
+SSIM map over every voxel of its region.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import correlate1d, find_objects
+
+from storage.errors import InputError
+from storage.source import ImageSource
+
+Real = NDArray[np.floating[Any]]
+Mask = NDArray[np.bool_]
+Box = tuple[slice, slice, slice]
+
+K1, K2 = 0.01, 0.03
+WINDOW_RADIUS = 5
+_TAPS = np.exp(-0.5 * (np.arange(-WINDOW_RADIUS, WINDOW_RADIUS + 1) / 1.5) ** 2)
+WINDOW = _TAPS / _TAPS.sum()
+SLAB_VOXELS = 3_000_000  # ~24 MB per float64 working array
+
+MAX_REFERENCE = "maximum of the full-dose volume"
+MAX_REFERENCE_BODY = "maximum of the full-dose image inside the body"
+MAX_REFERENCE_REGION = "maximum of the full-dose image inside the region"
+NO_MASK, INSIDE, MASK_BOTH = "none", "voxels inside the region", "both images multiplied by the region, full grid"
+RMS_REFERENCE = "root mean square of the full-dose image in the region"
+SSIM_WINDOW = "Gaussian, sigma 1.5, 11 x 11 x 11 voxels, K1 0.01, K2 0.03, edges reflected"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a score was computed: two scores may be compared only where their rules are equal.
+
+    Args:
+        metric: name of the score, for instance ``PSNR``.
+        region: what the rule applies to: ``whole``, ``body`` or ``ROI`` (organs and lesions).
+        mask: which voxels enter, and how.
+        units: of the value.
+        data_range: what the peak of PSNR and SSIM is; empty where none enters.
+        normalisation: what an error is divided by; empty where nothing is.
+        window: the SSIM window; empty for other metrics.
+        clip: intensity clipping applied before scoring.
+        dimensionality: ``3D``, or how slices were combined.
+        aggregation: what one row is.
+        preset: whose convention this is, a key of ``presets.PRESETS``, or ``clinical``.
+    """
+
+    metric: str
+    region: Literal["whole", "body", "ROI"]
+    mask: str
+    units: str
+    data_range: str = ""
+    normalisation: str = ""
+    window: str = ""
+    clip: str = "none"
+    dimensionality: str = "3D"
+    aggregation: str = "one value per case and region"
+    preset: str = "native"
+
+    def text(self) -> str:
+        """Return the rule as one readable line."""
+        facts = {
+            "mask": self.mask,
+            "data range": self.data_range,
+            "normalised by": self.normalisation,
+            "window": self.window,
+            "clip": self.clip,
+            "unit": self.units,
+        }
+        told = "; ".join(f"{name}: {fact}" for name, fact in facts.items() if fact)
+        return f"{self.metric}, {self.dimensionality}, preset {self.preset}; {told}; {self.aggregation}"
+
+
+@dataclass(frozen=True)
+class Region:
+    """A set of voxels with a name: the whole volume, the body, or a value of the label image."""
+
+    name: str
+    kind: Literal["whole", "body", "organ", "lesion"]
+    label: int = 0
+
+    def obeys(self, rule: Rule) -> bool:
+        """Whether ``rule`` is meant for this kind of region."""
+        return rule.region == (self.kind if self.kind in ("whole", "body") else "ROI")
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number and everything needed to read it.
+
+    Args:
+        case: the case's alias.
+        image: which image was scored, for instance ``low-dose input``.
+        region: name of the region; ``kind`` is what sort of region it is.
+        rule: how the value was computed.
+        value: in ``rule.units``; infinite where PSNR meets no error, NaN where it is not defined.
+        range_value: the data range used, in the image's units; None where the rule has none.
+        image_rule: how the image itself was made or chosen, where it has parameters.
+    """
+
+    case: str
+    image: str
+    region: str
+    kind: str
+    rule: Rule
+    value: float
+    range_value: float | None = None
+    image_rule: str = ""
+
+
+# ---- on arrays ------------------------------------------------------------------------------------------------------
+
+
+def mae(reference: Real, image: Real, mask: Mask | None = None) -> float:
+    """Mean absolute error over ``mask`` (all voxels if None), in the units of the images; arrays of one shape."""
+    return float(np.abs(_error(reference, image, mask)).mean())
+
+
+def mse(reference: Real, image: Real, mask: Mask | None = None) -> float:
+    """Mean squared error over ``mask`` (all voxels if None), in squared units of the images."""
+    return float(np.square(_error(reference, image, mask)).mean())
+
+
+def psnr(reference: Real, image: Real, *, data_range: float, mask: Mask | None = None) -> float:
+    """Peak signal-to-noise ratio, 10 log10(data_range^2 / MSE), in dB; infinite for equal images."""
+    return _psnr(mse(reference, image, mask), data_range)
+
+
+def nrmse(reference: Real, image: Real, mask: Mask | None = None) -> float:
+    """Root mean square error divided by the root mean square of the reference over the same voxels (a fraction)."""
+    power = float(np.square(reference if mask is None else reference[mask], dtype=np.float64).mean())
+    return float(np.sqrt(mse(reference, image, mask) / power)) if power > 0 else float("nan")
+
+
+def ssim(reference: Real, image: Real, *, data_range: float, mask: Mask | None = None) -> float:
+    """Mean of the SSIM map over ``mask`` (all voxels if None); ``data_range`` in the units of the images."""
+    similarity = ssim_map(reference, image, data_range=data_range)
+    return float((similarity if mask is None else similarity[mask]).mean())
+
+
+def ssim_map(reference: Real, image: Real, *, data_range: float) -> NDArray[np.float64]:
+    """SSIM at every voxel of two (z, y, x) volumes, edges reflected (Wang et al. 2004, eq. 13)."""
+    pad = ((WINDOW_RADIUS, WINDOW_RADIUS), (0, 0), (0, 0))
+    x = np.pad(reference.astype(np.float64), pad, mode="symmetric")
+    y = np.pad(image.astype(np.float64), pad, mode="symmetric")
+    return _ssim(_Moments.of(_blur(x), _blur(x * x), x, y), data_range)
+
+
+# ---- on sources -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Survey:
+    """What one reading of the reference tells about a region: size, extremes, power and bounding box."""
+
+    voxels: int = 0
+    maximum: float = -np.inf
+    sum_squares: float = 0.0
+    box: Box | None = None
+
+    def add(self, values: NDArray[np.float64], box: Box) -> None:
+        """Take in a region's voxels of one slab; ``box`` is their bounding box in the volume."""
+        self.voxels += values.size
+        self.maximum = max(self.maximum, float(values.max()))
+        self.sum_squares += float(np.square(values).sum())
+        self.box = box if self.box is None else _hull(self.box, box)
+
+
+@dataclass
+class _Errors:
+    absolute: float = 0.0
+    squared: float = 0.0
+
+
+def stream_scores(
+    case: str,
+    reference: ImageSource,
+    candidates: Mapping[str, ImageSource],
+    rules: Sequence[Rule],
+    regions: Sequence[Region],
+    *,
+    body: ImageSource,
+    labels: ImageSource | None = None,
+    slab_voxels: int = SLAB_VOXELS,
+) -> list[Score]:
+    """Score every candidate by every rule in every region the rule is meant for, holding a few slabs at a time.
+
+    Args:
+        case: the case's alias, copied into every score.
+        reference: the full-dose image; candidates, body and labels lie on its grid.
+        candidates: name to image, in the order wanted.
+        rules: which scores, see ``presets.PRESETS``.
+        regions: where; the whole volume and the body among them; regions without a voxel give no score.
+        body: greater than 0.5 inside the patient.
+        labels: integers; needed when a region is an organ or a lesion.
+        slab_voxels: size of the slabs; the scores do not depend on it beyond rounding.
+
+    Raises:
+        InputError: ``IMG_GRID`` if an image lies on another grid than the reference; ``IMG_NAN`` if one is not finite;
+            ``IMG_EMPTY`` if the body holds no uptake.
+    """
+    for name, source in {**candidates, "body": body, **({"labels": labels} if labels else {})}.items():
+        if not reference.grid.matches(source.grid):
+            raise InputError(
+                "IMG_GRID",
+                where=name,
+                found=f"shape {source.grid.shape} against the reference's {reference.grid.shape}, or another affine",
+                remedy="score images on one grid: resample none of them silently",
+            )
+    surveys = survey(reference, regions, body=body, labels=labels, slab_voxels=slab_voxels)
+    if any(region.kind == "body" and seen.maximum <= 0 for region, seen in surveys.items()):
+        raise InputError(
+            "IMG_EMPTY", where="body", found="no uptake inside the body mask", remedy="check the mask and the image"
+        )
+    regions = [region for region in regions if surveys[region].voxels]
+    jobs = [(region, rule) for region in regions for rule in rules if region.obeys(rule)]
+    ranges = {job: _range_of(job[1], surveys[job[0]], surveys) for job in jobs}
+
+    errors = {(name, region): _Errors() for name in candidates for region in regions}
+    similar: dict[tuple[str, Region, Rule], float] = {}
+    local = [(region, rule) for region, rule in jobs if rule.metric == "SSIM" and rule.mask != MASK_BOTH]
+    halo = WINDOW_RADIUS if local else 0
+    for z0, z1 in slabs(reference.grid.shape, slab_voxels):
+        x = read_reflected(reference, z0, z1, halo)
+        inside, mark = _region_slabs(body, labels, z0, z1)
+        mean_x, mean_xx = (_blur(x), _blur(x * x)) if local else (x, x)
+        for name, candidate in candidates.items():
+            y = read_reflected(candidate, z0, z1, halo)
+            if not np.isfinite(y).all():
+                raise InputError(
+                    "IMG_NAN", where=name, found="values that are not finite", remedy="repair the image before scoring"
+                )
+            difference = (y - x)[halo : halo + z1 - z0]
+            moments = _Moments.of(mean_x, mean_xx, x, y) if local else None
+            for region in regions:
+                box = _cut(surveys[region].box, z0, z1)
+                if box is None:
+                    continue
+                where = region_mask(region, inside[box], mark[box] if mark is not None else None)
+                part = difference[box][where]
+                errors[name, region].absolute += float(np.abs(part).sum())
+                errors[name, region].squared += float(np.square(part).sum())
+                for rule in (rule for owner, rule in local if owner == region):
+                    assert moments is not None
+                    got = float(_ssim(moments.at(box, where), ranges[region, rule]).sum())
+                    similar[name, region, rule] = similar.get((name, region, rule), 0.0) + got
+
+    everything = int(np.prod(reference.grid.shape))
+    scores = []
+    for name, candidate in candidates.items():
+        how = str(candidate.provenance.get("rule", ""))
+        for region, rule in jobs:
+            seen, error, peak = surveys[region], errors[name, region], ranges[region, rule]
+            voxels = everything if rule.mask == MASK_BOTH else seen.voxels
+            match rule.metric:
+                case "PSNR":
+                    value = _psnr(error.squared / voxels, peak)
+                case "MAE":
+                    value = error.absolute / voxels
+                case "NRMSE":
+                    value = float(np.sqrt(error.squared / seen.sum_squares)) if seen.sum_squares > 0 else float("nan")
+                case "SSIM" if rule.mask == MASK_BOTH:
+                    assert labels is not None
+                    assert seen.box is not None
+                    value = _ssim_masked(reference, candidate, labels, region, seen.box, peak, slab_voxels)
+                case "SSIM":
+                    value = similar[name, region, rule] / seen.voxels
+                case unknown:
+                    raise AssertionError(f"no such metric: {unknown}")
+            used = peak if rule.data_range else None
+            scores.append(Score(case, name, region.name, region.kind, rule, value, used, how))
+    return scores
+
+
+def survey(
+    reference: ImageSource,
+    regions: Collection[Region],
+    *,
+    body: ImageSource,
+    labels: ImageSource | None,
+    slab_voxels: int = SLAB_VOXELS,
+) -> dict[Region, Survey]:
+    """Read the reference once and return, per region, its size, maximum, power and bounding box."""
+    surveys = {region: Survey() for region in regions}
+    for z0, z1 in slabs(reference.grid.shape, slab_voxels):
+        x = reference.read(z0, z1).astype(np.float64)
+        if not np.isfinite(x).all():
+            raise InputError(
+                "IMG_NAN", where="reference", found="values that are not finite", remedy="repair the image first"
+            )
+        inside, mark = _region_slabs(body, labels, z0, z1)
+        organs = find_objects(mark) if mark is not None else []
+        full = (slice(0, z1 - z0), slice(0, x.shape[1]), slice(0, x.shape[2]))
+        for region, seen in surveys.items():
+            match region.kind:
+                case "whole":
+                    box: Box | None = full
+                case "body":
+                    box = _box_of(find_objects(inside.astype(np.uint8)), 1)
+                case _:
+                    box = _box_of(organs, region.label)
+            if box is not None:
+                where = region_mask(region, inside[box], mark[box] if mark is not None else None)
+                seen.add(x[box][where], (slice(box[0].start + z0, box[0].stop + z0), box[1], box[2]))
+    return surveys
+
+
+def slabs(shape: tuple[int, int, int], voxels: int = SLAB_VOXELS) -> Iterator[tuple[int, int]]:
+    """Cut a (z, y, x) shape into ranges ``z0 <= z < z1`` of at most ``voxels`` voxels (one slice at least)."""
+    depth = max(1, voxels // (shape[1] * shape[2]))
+    for z0 in range(0, shape[0], depth):
+        yield z0, min(z0 + depth, shape[0])
+
+
+def read_reflected(source: ImageSource, z0: int, z1: int, halo: int) -> NDArray[np.float64]:
+    """Read ``z0 - halo <= z < z1 + halo`` as float64, slices beyond the volume reflected about its faces."""
+    depth = source.grid.shape[0]
+    index = np.arange(z0 - halo, z1 + halo)
+    index %= 2 * depth  # the reflected image has period 2 * depth
+    index = np.where(index < depth, index, 2 * depth - 1 - index)
+    low, high = int(index.min()), int(index.max()) + 1
+    slab = source.read(low, high).astype(np.float64)
+    return slab if high - low == z1 - z0 + 2 * halo else np.ascontiguousarray(slab[index - low])
+
+
+def region_mask(region: Region, inside: Mask, mark: NDArray[np.int32] | None) -> Mask:
+    """Which voxels of a slab (or of a box of it) belong to ``region``."""
+    if region.kind == "whole":
+        return np.ones_like(inside)
+    if region.kind == "body":
+        return inside
+    assert mark is not None, "an organ or a lesion needs a label image"
+    return np.equal(mark, region.label)
+
+
+@dataclass(frozen=True, eq=False)
+class _Moments:
+    """Windowed means, variances and covariance of two images."""
+
+    mean_x: NDArray[np.float64]
+    mean_y: NDArray[np.float64]
+    variance_sum: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+
+    @classmethod
+    def of(
+        cls, mean_x: NDArray[np.float64], mean_xx: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]
+    ) -> "_Moments":
+        mean_y = _blur(y)
+        variance_sum = mean_xx + _blur(y * y) - mean_x**2 - mean_y**2
+        return cls(mean_x, mean_y, variance_sum, _blur(x * y) - mean_x * mean_y)
+
+    def at(self, box: Box, where: Mask) -> "_Moments":
+        return _Moments(
+            self.mean_x[box][where], self.mean_y[box][where], self.variance_sum[box][where], self.covariance[box][where]
+        )
+
+
+def _ssim(m: _Moments, data_range: float) -> NDArray[np.float64]:
+    c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
+    top = (2 * m.mean_x * m.mean_y + c1) * (2 * m.covariance + c2)
+    return top / ((m.mean_x**2 + m.mean_y**2 + c1) * (m.variance_sum + c2))
+
+
+def _blur(padded: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Window means; the z halo of ``WINDOW_RADIUS`` slices on either side is used up, y and x are reflected."""
+    z = correlate1d(padded, WINDOW, axis=0)[WINDOW_RADIUS : padded.shape[0] - WINDOW_RADIUS]
+    return np.asarray(correlate1d(correlate1d(z, WINDOW, axis=1, mode="reflect"), WINDOW, axis=2, mode="reflect"))
+
+
+def _ssim_masked(
+    reference: ImageSource,
+    candidate: ImageSource,
+    labels: ImageSource,
+    region: Region,
+    box: Box,
+    peak: float,
+    slab_voxels: int,
+) -> float:
+    """SSIM over the full grid of both images multiplied by a region.
+
+    Away from the region both images are zero and SSIM is exactly 1, so only its box and a window's radius are computed.
+    """
+    shape = reference.grid.shape
+    _, y_box, x_box = grown = tuple(
+        slice(max(s.start - WINDOW_RADIUS, 0), min(s.stop + WINDOW_RADIUS, n)) for s, n in zip(box, shape, strict=True)
+    )
+    # A cut face must keep zeros beyond it: the reflection there mirrors voxels that are already outside the region.
+    total, voxels = 0.0, 0
+    for z0, z1 in slabs((grown[0].stop - grown[0].start, shape[1], shape[2]), slab_voxels):
+        z0, z1 = z0 + grown[0].start, z1 + grown[0].start
+        mark = read_reflected(labels, z0, z1, WINDOW_RADIUS)[:, y_box, x_box] == region.label
+        x = read_reflected(reference, z0, z1, WINDOW_RADIUS)[:, y_box, x_box] * mark
+        y = read_reflected(candidate, z0, z1, WINDOW_RADIUS)[:, y_box, x_box] * mark
+        similarity = _ssim(_Moments.of(_blur(x), _blur(x * x), x, y), peak)
+        total, voxels = total + float(similarity.sum()), voxels + similarity.size
+    everything = int(np.prod(shape))
+    return (total + (everything - voxels)) / everything
+
+
+def _range_of(rule: Rule, seen: Survey, surveys: Mapping[Region, Survey]) -> float:
+    match rule.data_range:
+        case "":
+            return float("nan")
+        case text if text == MAX_REFERENCE_REGION:
+            return seen.maximum
+        case text if text in (MAX_REFERENCE, MAX_REFERENCE_BODY):
+            kind = "whole" if text == MAX_REFERENCE else "body"
+            return next(seen.maximum for region, seen in surveys.items() if region.kind == kind)
+        case unknown:
+            raise AssertionError(f"no such range rule: {unknown}")
+
+
+def _psnr(mean_square: float, data_range: float) -> float:
+    return float(10 * np.log10(data_range**2 / mean_square)) if mean_square > 0 else float("inf")
+
+
+def _error(reference: Real, image: Real, mask: Mask | None) -> NDArray[np.float64]:
+    difference = image.astype(np.float64) - reference
+    return difference if mask is None else difference[mask]
+
+
+def _region_slabs(
+    body: ImageSource, labels: ImageSource | None, z0: int, z1: int
+) -> tuple[Mask, NDArray[np.int32] | None]:
+    mark = None if labels is None else np.rint(labels.read(z0, z1)).astype(np.int32)
+    return body.read(z0, z1) > 0.5, mark
+
+
+def _box_of(found: Sequence[tuple[slice, ...] | None], label: int) -> Box | None:
+    if not 1 <= label <= len(found):
+        return None
+    box = found[label - 1]
+    return None if box is None else (box[0], box[1], box[2])
+
+
+def _hull(a: Box, b: Box) -> Box:
+    z, y, x = (slice(min(s.start, t.start), max(s.stop, t.stop)) for s, t in zip(a, b, strict=True))
+    return z, y, x
+
+
+def _cut(box: Box | None, z0: int, z1: int) -> Box | None:
+    """The part of a volume's ``box`` that lies in a slab, in the slab's own indices."""
+    if box is None or box[0].stop <= z0 or box[0].start >= z1:
+        return None
+    return slice(max(box[0].start, z0) - z0, min(box[0].stop, z1) - z0), box[1], box[2]

@@ -1,0 +1,473 @@
+"""SGSGAN: 3D segmentation guided style-based generative adversarial networks for PET synthesis.
+
+Zhou, Yang, Zhang, Chang, Fan, Xu, IEEE Transactions on Medical Imaging 2022, arXiv 2205.08887.  No code was published;
+this is written from the text.  Capital letters are the paper's: G generator, D critic, S segmenter, x low dose
+(``low``), y full dose (``full``), W style vector (``style``), P noise scales, A affine maps.
+
+This file knows the system: configuration, losses, the four phases and their order of updates; ``networks`` holds G, D
+and S.  Neither knows a file, a cohort or a machine.  Random numbers (initial weights, noise) come from torch's default
+generator: the loop seeds it from (seed, step, rank) before each step, so that a resumed run draws what an uninterrupted
+one would have drawn.
+
+Errors of the print, corrected:
+    Eq. 8   one formula for D and G would make G's images *more* fake: D minimises mean D(G(x)) - mean D(y), G minimises
+            -mean D(G(x)), as WGAN does.
+    Eq. 5   lacks its minus sign.
+    Eq. 5, 9  sums over voxels would outweigh the adversarial term 10^5-fold; every loss is a mean, as pix2pix's L1.
+
+Readings where the text is silent:
+    Fig. 3  stem of 2k channels, k = 8, four dense units, AdaIN on those four: the only natural layout that gives both
+            published counts, 0.03 M and 0.59 M.  Modulating every layer would give 0.61 M.
+    3D-UNet widths 48...512, style on encoder levels 0-2: one of many layouts of 49.40 M and 50.28 M (low confidence).
+    Mapping "the input is normalized first": divided by its root mean square over the whole overview.
+    LeakyReLU 0.2 after AdaIN, linear output, no global residual, P starts at 1, biased variance with eps 1e-5.
+    D       instance norm without affine, since a gain clipped to 0.01 would switch the adversarial term off.
+    Weights at the start are Kaiming's, D's N(0, 0.02) as pix2pix; DCITN starts near the identity, with which 100 steps
+            reach a content loss that the random start needs many times as long for.
+    S       the 3D U-Net (arXiv 1606.06650) with instance norm and one sigmoid channel per organ.
+    Phase 4 resumes S ("restart the training"); it has no effect on G.
+
+Deviations, because the paper shrinks whole bodies to 64^3 and this trains on patches at native resolution:
+    W comes from an overview, the whole low-dose volume resized: the paper's input, one W per volume, hence no seams.
+    Statistics of AdaIN (and of the 3D-UNet's batch norm, equal in parameters) are joint over the patches of one case in
+    training, and frozen per case at inference: tiles with a halo of the receptive field then equal the whole volume.
+    The low-dose patch is read with that halo: zero padding inside the body would leave a rim that D learns at once.
+    Dice leaves absent organs out; half of the patches of phases 2-4 are centred in an organ.  The case statistics of
+    phase 3 therefore see more organ voxels than those at inference, which are drawn in the body alone.
+With ``patch`` (64, 64, 64), ``patches_per_case`` 1, ``context_patches`` 1 and ``halo`` 0, fed with whole volumes
+resized to 64^3, all of this reduces to the published system.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from storage.errors import InputError
+from trainers import losses
+from trainers.recipe import Batch, Engine, EngineFactory, Metrics, Needs, State, Tiling
+from trainers.sgsgan.networks import (
+    DCITN,
+    Critic,
+    FixedFactors,
+    Generator,
+    MappingNetwork,
+    Modulation,
+    Noise,
+    Segmenter,
+    UNet3D,
+    kaiming,
+)
+
+PHASES = ("gan", "segmenter", "guided gan", "final segmenter")  # Sec. III-C (1) to (4)
+CONTENT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "l1": F.l1_loss,
+    "l2": F.mse_loss,
+    "gde": losses.gradient_difference,
+}  # Table VIII
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The published system at native resolution; every ablation of the paper's tables is a field.
+
+    Args:
+        synthesis: synthesis network (Table I).
+        growth: k, channels that a dense unit of DCITN adds (Fig. 3).
+        units: dense units of DCITN (fixed by the published count).
+        stem_channels: channels of DCITN's first convolution, None for 2 * growth (DCSRN's rule; fixed by the count).
+        concat_input: DCITN's input joins the dense concatenation too (a reading that the published count excludes).
+        unet_channels: channels of 3D-UNet's level 0; they double per level up to 512 (48 gives the published count).
+        modulated: layers with noise and AdaIN; DCITN: 0 the stem, i unit i; 3D-UNet: encoder levels.  None for the
+            layers that the published counts single out: all units, and levels 0 to 2.
+        style_dim: length of W (Sec. III-A.1).
+        use_noise: noise module (Sec. III-A.2, Table III).
+        use_adain: mapping network and AdaIN (Sec. III-A.1 and 3, Table III).
+        noise_std: standard deviation of Z on the run's intensity scale (Sec. IV-C.2).
+        critic_channels: channels of D's first layer (pix2pix).
+        segmenter_channels: b of S; its levels have 2b, 4b, 8b, 16b channels (16, half of the 3D U-Net's 32).
+        rois: organs that guide G (Sec. IV-A.2, Table IV); () for no guidance, which leaves phase 1 alone.
+        lambda_content: weight of the content loss (Sec. IV-C.3).
+        lambda_seg: weight of the segmentation loss in phase 3 (Sec. IV-C.3).
+        content: content loss (Table VIII).
+        seg_loss: segmentation loss (Table IX).
+        lr: RMSprop's learning rate for all networks, fixed (Sec. IV-C.3).
+        clip: bound c of D's weights (Sec. IV-C.3).
+        phase_samples: patches that each phase sees: 1200, 100, 300, 100 epochs of 200 image tuples (Sec. IV-C.1).
+        overview: edge length of the resized whole volume that the mapping network sees (64, Sec. IV-A.3).
+        patch: edge lengths (z, y, x) in voxels; multiples of 8, at least 24, of 32 for the 3D-UNet.
+        patches_per_case: patches over which AdaIN's statistics are joint in training.
+        context_patches: patches that freeze a case's statistics at inference.
+        halo: voxels read around a low-dose patch, None for DCITN's receptive radius units + 2 (0 for the 3D-UNet).
+            Less is faster, zero padded inside the body, and blended over overlapping tiles.
+        roi_fraction: share of the patches of phases 2-4 that are centred in a guiding organ.
+        lesion_fraction: share of all training patches that are centred in a lesion.
+    """
+
+    synthesis: Literal["dcitn", "unet3d"] = "dcitn"
+    growth: int = 8
+    units: int = 4
+    stem_channels: int | None = None
+    concat_input: bool = False
+    unet_channels: int = 48
+    modulated: tuple[int, ...] | None = None
+    style_dim: int = 512
+    use_noise: bool = True
+    use_adain: bool = True
+    noise_std: float = 0.01
+    critic_channels: int = 64
+    segmenter_channels: int = 16
+    rois: tuple[str, ...] = ("liver", "brain", "kidneys", "bladder")
+    lambda_content: float = 100.0
+    lambda_seg: float = 1.0
+    content: Literal["l1", "l2", "gde", "l1+gde"] = "l1"
+    seg_loss: Literal["bce", "dice", "bce+dice"] = "bce+dice"
+    lr: float = 1e-4
+    clip: float = 0.01
+    phase_samples: tuple[int, int, int, int] = (240_000, 20_000, 60_000, 20_000)
+    overview: int = 64
+    patch: tuple[int, int, int] = (64, 64, 64)
+    patches_per_case: int = 4
+    context_patches: int = 16
+    halo: int | None = None
+    roi_fraction: float = 0.5
+    lesion_fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        def require(valid: bool, code: str, field: str, remedy: str) -> None:
+            if not valid:
+                raise InputError(code, where=f"sgsgan.{field}", found=repr(getattr(self, field)), remedy=remedy)
+
+        for field, choices in (
+            ("synthesis", ("dcitn", "unet3d")),
+            ("content", ("l1", "l2", "gde", "l1+gde")),
+            ("seg_loss", ("bce", "dice", "bce+dice")),
+        ):
+            require(getattr(self, field) in choices, "CFG_CHOICE", field, f"use one of {', '.join(choices)}")
+        for field in ("growth", "units", "unet_channels", "style_dim", "critic_channels", "segmenter_channels"):
+            require(getattr(self, field) >= 1, "CFG_RANGE", field, "use 1 or more")
+        for field in ("lr", "clip"):
+            require(getattr(self, field) > 0, "CFG_RANGE", field, "use a number above 0")
+        for field in ("noise_std", "lambda_content", "lambda_seg"):
+            require(getattr(self, field) >= 0, "CFG_RANGE", field, "use 0 or more")
+        for field in ("patches_per_case", "context_patches"):
+            require(getattr(self, field) >= 1, "CFG_RANGE", field, "use 1 or more")
+        require(self.stem_channels is None or self.stem_channels >= 1, "CFG_RANGE", "stem_channels", "use 1 or more")
+        edge = 8 if self.synthesis == "dcitn" else 32  # S halves three times, the 3D-UNet five times
+        require(
+            all(e % edge == 0 and e >= 24 for e in self.patch),
+            "CFG_PATCH_SIZE",
+            "patch",
+            f"use multiples of {edge} of at least 24 voxels (D's smallest input)",
+        )
+        require(
+            self.overview >= 16 and self.overview % 16 == 0,
+            "CFG_RANGE",
+            "overview",
+            "use a multiple of 16: the mapping network halves it four times",
+        )
+        require(self.margin >= 0, "CFG_RANGE", "halo", "use 0 or more")
+        require(self.synthesis == "dcitn" or self.margin == 0, "CFG_RANGE", "halo", "use 0 with the 3D-UNet")
+        top = self.units if self.synthesis == "dcitn" else 5
+        require(
+            all(0 <= layer <= top for layer in self.layers)
+            and len(set(self.layers)) == len(self.layers)
+            and bool(self.layers or not (self.use_noise or self.use_adain)),
+            "CFG_RANGE",
+            "modulated",
+            f"name different layers from 0 to {top}, or switch use_noise and use_adain off",
+        )
+        require(
+            len(self.phase_samples) == 4 and min(self.phase_samples) >= 0 < self.phase_samples[0],
+            "CFG_RANGE",
+            "phase_samples",
+            "give four numbers of patches, the first above 0",
+        )
+        require(len(set(self.rois)) == len(self.rois), "CFG_ROI", "rois", "name every organ once")
+        require(
+            min(self.roi_fraction, self.lesion_fraction) >= 0 and self.roi_fraction + self.lesion_fraction <= 1,
+            "CFG_RANGE",
+            "roi_fraction",
+            "use shares of at least 0 that make at most 1 with lesion_fraction",
+        )
+
+    @property
+    def radius(self) -> int:
+        """Receptive radius of the synthesis network in voxels; 0 where it exceeds any window (3D-UNet)."""
+        return self.units + 2 if self.synthesis == "dcitn" else 0
+
+    @property
+    def margin(self) -> int:
+        """Voxels read around a low-dose patch."""
+        return self.radius if self.halo is None else self.halo
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers with noise and AdaIN."""
+        if self.modulated is not None:
+            return self.modulated
+        return tuple(range(1, self.units + 1)) if self.synthesis == "dcitn" else (0, 1, 2)
+
+
+# Sec. III-A  Style-based generator
+
+
+def generator(config: Config) -> Generator:
+    """Build G with fresh weights: Kaiming, biases 0, P = 1, A(W) around gamma = 1 and beta = 0; DCITN near identity."""
+
+    def factors(channels: int) -> nn.Module | None:
+        if not config.use_adain:
+            return None if config.synthesis == "dcitn" else FixedFactors(channels)
+        affine = nn.Linear(config.style_dim, 2 * channels)
+        with torch.no_grad():
+            affine.bias.copy_(torch.cat([torch.ones(channels), torch.zeros(channels)]))
+        return affine
+
+    def modulation(name: str, channels: int) -> Modulation:
+        return Modulation(name, Noise(channels, config.noise_std) if config.use_noise else None, factors(channels))
+
+    modulated = config.layers if config.use_noise or config.use_adain else ()
+    synthesis: nn.Module
+    if config.synthesis == "dcitn":
+        synthesis = DCITN(
+            growth=config.growth,
+            units=config.units,
+            stem_channels=2 * config.growth if config.stem_channels is None else config.stem_channels,
+            concat_input=config.concat_input,
+            halo=config.margin,
+            modulated=modulated,
+            modulation=modulation,
+        )
+    else:
+        synthesis = UNet3D(channels=config.unet_channels, modulated=modulated, modulation=modulation)
+    G = Generator(synthesis, MappingNetwork(config.overview, config.style_dim) if config.use_adain else None)
+    G.apply(kaiming)
+    if isinstance(synthesis, DCITN):
+        synthesis.start_near_identity()
+    return G
+
+
+# Eq. 5 to 7  Losses of S
+
+
+def segmentation_losses(
+    logits: Float[Tensor, "b k z y x"], masks: Float[Tensor, "b k z y x"], names: str
+) -> dict[str, Tensor]:
+    """Return the terms of Eq. 7 that ``names`` ("bce", "dice", "bce+dice") asks for; L_Seg is their sum."""
+    terms = {}
+    if "bce" in names:
+        terms["bce"] = F.binary_cross_entropy_with_logits(logits, masks)  # Eq. 5
+    if "dice" in names:
+        terms["dice"] = losses.soft_dice_loss(torch.sigmoid(logits), masks)  # Eq. 6
+    return terms
+
+
+# Sec. III-C and IV-C  Alternate training
+
+
+class SGSGAN:
+    """The system in training: ``trainers.recipe.Recipe``."""
+
+    def __init__(self, config: Config, G: Engine, D: Engine, S: Engine | None, patches_per_step: int) -> None:
+        self.config = config
+        self.G = G
+        self.D = D
+        self.S = S
+        samples = config.phase_samples if config.rois else config.phase_samples[:1]
+        self._ends = list(accumulate(math.ceil(n / patches_per_step) for n in samples))
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of all phases together."""
+        return self._ends[-1]
+
+    @property
+    def phase_starts(self) -> dict[str, int]:
+        """First step of every phase that has steps, in order."""
+        starts = zip(PHASES, [0, *self._ends], self._ends, strict=False)
+        return {name: start for name, start, end in starts if start < end}
+
+    def phase(self, step: int) -> str:
+        """Return the phase of ``step``, one of ``PHASES``."""
+        if not 0 <= step < self.num_steps:
+            raise ValueError(f"step {step} is not one of {self.num_steps}")
+        return PHASES[bisect_right(self._ends, step)]
+
+    def needs(self, step: int) -> Needs:
+        """Return what ``step`` asks of the feed: body patches, and from phase 2 on organs with their masks."""
+        c = self.config
+        guided = self.phase(step) != "gan"
+        roi = c.roi_fraction if guided else 0.0
+        laws = {"body": 1 - roi - c.lesion_fraction, "roi": roi, "lesion": c.lesion_fraction}
+        return Needs(
+            patch=c.patch,
+            halo=c.margin,
+            patches_per_case=c.patches_per_case,
+            sampler={law: weight for law, weight in laws.items() if weight > 0},
+            rois=c.rois if guided else (),
+            overview=c.overview if c.use_adain else 0,
+        )
+
+    def step(self, batch: Batch, step: int) -> Metrics:
+        """Update D and then G (phases 1 and 3), or S (phases 2 and 4)."""
+        phase = self.phase(step)
+        if phase in ("gan", "guided gan"):
+            return self._gan_step(batch, guide=self.S if phase == "guided gan" else None)
+        return self._segmenter_step(batch)
+
+    def _gan_step(self, batch: Batch, guide: Engine | None) -> Metrics:
+        c = self.config
+        self.G.module.train()
+        self.D.module.train()
+        yh = self.G(batch.low, batch.overview, cases=batch.cases)
+
+        # Eq. 8 for D.  One forward for both, since a network may run forward for its own update once per step.
+        real, fake = self.D(torch.cat([batch.full, yh.detach()])).chunk(2)
+        critic = losses.critic_loss(real, fake)
+        self.D.backward(critic)
+        self.D.step()
+        self.D.clip_weights(c.clip)
+
+        # Eq. 10 for G, against the updated D.  A view of yh for every loss keeps the gradients apart, at no cost.
+        to_critic, to_content = yh.view_as(yh), yh.view_as(yh)
+        to_critic.retain_grad()
+        to_content.retain_grad()
+        terms = {name: CONTENT[name](to_content, batch.full) for name in c.content.split("+")}
+        content = torch.stack(list(terms.values())).sum()  # Eq. 9
+        with self.D.frozen() as D:
+            adversarial = losses.generator_loss(D(to_critic))
+            loss = adversarial + c.lambda_content * content
+            if guide is not None:
+                guide.module.eval()
+                with guide.frozen() as S:
+                    seg = segmentation_losses(S(yh), batch.masks, c.seg_loss)
+                loss = loss + c.lambda_seg * torch.stack(list(seg.values())).sum()
+                terms |= seg
+            self.G.backward(loss)
+        self.G.step()
+        assert to_critic.grad is not None
+        assert to_content.grad is not None
+        metrics = {
+            "critic": critic,
+            "wasserstein": -critic,
+            "adversarial": adversarial,
+            "content": content,
+            "generator": loss,
+            "adversarial_to_content_gradient": to_critic.grad.norm() / to_content.grad.norm().clamp(min=1e-30),
+            **terms,
+        }
+        return {name: value.detach() for name, value in metrics.items()}
+
+    def _segmenter_step(self, batch: Batch) -> Metrics:
+        assert self.S is not None
+        self.G.module.eval()  # S must see what inference produces: no noise
+        self.S.module.train()
+        with torch.no_grad(), self.G.frozen() as G:
+            yh = G(batch.low, batch.overview, cases=batch.cases)
+        terms = segmentation_losses(self.S(yh), batch.masks, self.config.seg_loss)
+        loss = torch.stack(list(terms.values())).sum()  # Eq. 7
+        self.S.backward(loss)
+        self.S.step()
+        return {name: value.detach() for name, value in {"segmentation": loss, **terms}.items()}
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return G's weights, as ``weights_to_synthesizer`` takes them."""
+        return {key.removeprefix("weight/"): v for key, v in self.G.state().items() if key.startswith("weight/")}
+
+    def synthesizer(self) -> "StyleSynthesizer":
+        """Return G at inference, sharing its current weights."""
+        module = self.G.module
+        assert isinstance(module, Generator)
+        return _synthesizer(self.config, module)
+
+    def state(self) -> State:
+        """Return the states of G, D and, where organs guide, S."""
+        return {name: engine.state() for name, engine in self._engines().items()}
+
+    def load(self, state: State) -> None:
+        """Continue from ``state``."""
+        for name, engine in self._engines().items():
+            engine.load(state[name])
+
+    def _engines(self) -> dict[str, Engine]:
+        engines = {"G": self.G, "D": self.D}
+        return engines if self.S is None else engines | {"S": self.S}
+
+
+@dataclass(frozen=True)
+class StyleSynthesizer:
+    """G at inference, noise off: ``trainers.recipe.Synthesizer``.
+
+    A context holds W and the statistics of every normalised layer, each (1, channels).
+    """
+
+    generator: Generator
+    tiling: Tiling
+    context_needs: Needs | None
+
+    @torch.no_grad()
+    def context(
+        self, overview: Float[Tensor, "1 1 o o o"], low: Float[Tensor, "n 1 zh yh xh"]
+    ) -> dict[str, Float[Tensor, "1 channels"]]:
+        """Freeze W and the statistics of a case from its overview and its context patches."""
+        return self.generator.eval().context(low, overview)
+
+    @torch.no_grad()
+    def __call__(self, low: Float[Tensor, "b 1 zh yh xh"], context: Mapping[str, Tensor]) -> Float[Tensor, "b 1 z y x"]:
+        """Synthesize tiles of any size; negatives are left in, to be clipped on export."""
+        return self.generator.eval().synthesize(low, context)
+
+
+def _synthesizer(config: Config, G: Generator) -> StyleSynthesizer:
+    normed = config.use_adain or config.synthesis == "unet3d"
+    return StyleSynthesizer(
+        generator=G,
+        tiling=Tiling(
+            tile=config.patch,
+            halo=config.margin,
+            # With its whole receptive field a tile equals the volume; without, half of it is blended.
+            overlap=0 if 0 < config.radius <= config.margin else min(config.patch) // 2,
+        ),
+        context_needs=Needs(
+            patch=config.patch,
+            halo=config.margin,
+            patches_per_case=config.context_patches,
+            sampler={"body": 1.0},
+            overview=config.overview if config.use_adain else 0,
+        )
+        if normed
+        else None,
+    )
+
+
+def build(config: Config, *, make_engine: EngineFactory, patches_per_step: int) -> SGSGAN:
+    """Build networks and engines, one RMSprop each; ``patches_per_step`` counts the patches of all ranks."""
+    optimizer = partial(torch.optim.RMSprop, lr=config.lr)  # Sec. IV-C.3; alpha 0.99 and eps 1e-8 are PyTorch's
+    G = make_engine(generator(config), optimizer)
+    D = make_engine(Critic(config.critic_channels), optimizer)
+    S = make_engine(Segmenter(config.segmenter_channels, len(config.rois)), optimizer) if config.rois else None
+    return SGSGAN(config, G, D, S, patches_per_step)
+
+
+def weights_to_synthesizer(config: Config, weights: Mapping[str, Tensor]) -> StyleSynthesizer:
+    """Build the inference side from G's weights, named as in ``state()["G"]`` without the prefix ``weight/``."""
+    with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
+        G = generator(config)
+    wanted = {name: value.shape for name, value in G.state_dict().items()}
+    if wanted != {name: value.shape for name, value in weights.items()}:
+        raise InputError(
+            "CKPT_CONFIG",
+            where="weights of G",
+            found="names or shapes of another configuration",
+            remedy="use the configuration saved with the run",
+        )
+    G.load_state_dict(dict(weights), assign=True)
+    return _synthesizer(config, G)
