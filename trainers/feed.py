@@ -29,7 +29,8 @@ class FeedConfig:
     Args:
         low: names of the low-dose images; every (case, low image) pair is one sample of an epoch.
         full: name of the full-dose image.
-        suv_scale: SUV that becomes 1 for the networks; fixed, invertible, the same for low and full dose.
+        suv_scale: SUV that becomes 1 for the networks; fixed, invertible, the same for low and full dose.  1 keeps
+            losses in SUV; at 10 the gradient of SGSGAN's critic, blind to scale, outweighs that of 100 x L1 (measured).
         seed: of the sample order.
         cases_per_step: groups of patches that all ranks together see in one step; a multiple of the number of ranks.
         read_ahead: steps read in advance; changes speed and memory, never the samples.
@@ -37,7 +38,7 @@ class FeedConfig:
 
     low: tuple[str, ...] = ("low_drf20",)
     full: str = "full"
-    suv_scale: float = 10.0
+    suv_scale: float = 1.0
     seed: int = 0
     cases_per_step: int = 2
     read_ahead: int = 2

@@ -11,8 +11,8 @@ import psutil
 
 from petscale import config as configs
 from petscale.config import RunConfig
-from petscale.evaluate import Evaluation, GaussianChoice, best_gaussian, score_case
-from petscale.launch import CONFIG
+from petscale.evaluate import Evaluation, GaussianChoice, best_gaussian, read_evaluation, score_case
+from petscale.launch import CONFIG, WEIGHTS
 from petscale.progress import bar, console, read_metrics
 from petscale.report import CaseImages, ReportData, write_report
 from petscale.synthesize import SYNTHESIS, open_run, synthesize_case
@@ -106,6 +106,17 @@ def evaluate_run(run: Path, cohort: Path) -> dict[str, Evaluation]:
         results[low].write(run / EVALUATION / low)
         console.print(results[low].table())
     return results
+
+
+def read_evaluations(run: Path, cohort: Path) -> dict[str, Evaluation]:
+    """Read what ``evaluate_run`` wrote for the run's present weights, or evaluate it now."""
+    config, _ = _facts(run)
+    folders = {low: run / EVALUATION / low for low in config.feed.low}
+    weights = (run / WEIGHTS).stat().st_mtime if (run / WEIGHTS).exists() else float("inf")
+    scores = [folder / "scores.json" for folder in folders.values()]
+    if all(path.is_file() and path.stat().st_mtime > weights for path in scores):
+        return {low: read_evaluation(folder) for low, folder in folders.items()}
+    return evaluate_run(run, cohort)
 
 
 def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation]) -> Path:

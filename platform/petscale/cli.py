@@ -262,15 +262,15 @@ def evaluate(run: Positional[Path], cohort: Positional[Path]) -> None:
 
 
 def report(run: Positional[Path], cohort: Positional[Path]) -> None:
-    """Evaluate a run and write its report: one HTML file that needs no network.
+    """Write a run's report from its scores (evaluating it first if need be): one HTML file that needs no network.
 
     Args:
         run: an evaluated run.
         cohort: the cohort it was evaluated on.
     """
-    from petscale.assess import evaluate_run, report_run
+    from petscale.assess import read_evaluations, report_run
 
-    print(report_run(run, cohort, evaluate_run(run, cohort)))
+    print(report_run(run, cohort, read_evaluations(run, cohort)))
 
 
 COMMANDS = {f.__name__: f for f in (demo, phantom, ingest, simulate, verify, train, synthesize, evaluate, report)}

@@ -22,8 +22,8 @@ Readings where the text is silent:
     Mapping "the input is normalized first": divided by its root mean square over the whole overview.
     LeakyReLU 0.2 after AdaIN, linear output, no global residual, P starts at 1, biased variance with eps 1e-5.
     D       instance norm without affine, since a gain clipped to 0.01 would switch the adversarial term off.
-    Weights at the start are Kaiming's, D's N(0, 0.02) as pix2pix; DCITN starts near the identity, with which 100 steps
-            reach a content loss that the random start needs many times as long for.
+    Weights at the start are Kaiming's, D's N(0, 0.02) as pix2pix.  DCITN starts near the identity: on two synthetic
+            patches, 108 steps at lr 1e-4 lowered L1 from the input's 0.15 to 0.03; a Kaiming start got to 0.07.
     S       the 3D U-Net (arXiv 1606.06650) with instance norm and one sigmoid channel per organ.
     Phase 4 resumes S ("restart the training"); it has no effect on G.
 

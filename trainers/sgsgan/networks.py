@@ -158,7 +158,7 @@ class DCITN(nn.Module):
 
     A dense unit reads all earlier maps.  Here each map, once made, is convolved at once for all its later readers and
     the results are summed: the same weights and the same function as concatenating, without keeping a concatenation per
-    unit (a third of the activations, and faster).  Convolutions use up the halo before they pad with zeros.
+    unit (48 channels to keep for backward in place of 160).  Convolutions use up the halo before they pad with zeros.
 
     Args:
         growth: channels that a unit adds.

@@ -1,0 +1,33 @@
+"""Fixtures shared by all rooms: everything is generated, nothing touches the home folder or the network."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+PHANTOM_SHAPE = (48, 40, 40)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def site_key(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A throw-away site key: tests must not read or make the user's."""
+    os.environ["PETSCALE_SITE_KEY"] = str(tmp_path_factory.mktemp("site") / "site.key")
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four small phantom patients with a full-dose scan, two low doses, CT and labels; read only."""
+    from petscale import prepare
+    from storage.ingest import ingest
+    from storage.lowdose import LowDoseConfig
+    from storage.phantom import PhantomConfig
+
+    body = PhantomConfig(shape=PHANTOM_SHAPE, spacing_mm=(20.0, 11.0, 11.0), num_lesions=2)
+    scan = replace(LowDoseConfig(million_prompts_per_bed=20.0), iterations=1)
+    folder = tmp_path_factory.mktemp("cohort")
+    ingest(folder, prepare.phantom_plans(4, body, scan, [4.0, 20.0]), strict=True)
+    return folder

@@ -1,0 +1,114 @@
+"""The feed: sample order as pure arithmetic, whatever the workers, the read-ahead and the resumes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from storage.errors import InputError
+from storage.reader import open_cohort
+from trainers.feed import Feed, FeedConfig, channel_values, check_cases
+from trainers.recipe import Needs
+
+NEEDS = Needs(patch=(24, 24, 24), halo=2, patches_per_case=2, sampler={"body": 0.5, "lesion": 0.5}, overview=64)
+GUIDED = Needs(
+    patch=(24, 24, 24), halo=0, patches_per_case=2, sampler={"roi": 1.0}, rois=("liver", "lesion"), overview=0
+)
+
+
+def feed(cohort: Path, *, rank: int = 0, world: int = 1, needs: Needs = NEEDS, **settings: object) -> Feed:
+    config = FeedConfig(**{"low": ("low_drf4", "low_drf20"), "cases_per_step": 12, **settings})  # type: ignore[arg-type]
+    cases = open_cohort(cohort).cases
+    return Feed(
+        open_cohort(cohort), cases, config, lambda step: needs, rank=rank, world=world, device=torch.device("cpu")
+    )
+
+
+def test_order_is_the_same_for_every_number_of_workers(cohort: Path) -> None:
+    for step in (0, 1, 7):
+        whole = feed(cohort).plan(step)
+        for world in (2, 3, 4, 6, 12):
+            shared = [group for rank in range(world) for group in feed(cohort, rank=rank, world=world).plan(step)]
+            assert shared == whole
+
+
+def test_an_epoch_holds_every_sample_once(cohort: Path) -> None:
+    single = feed(cohort, cases_per_step=1)
+    for epoch in range(3):
+        seen = [single.plan(epoch * 8 + i)[0][:2] for i in range(8)]
+        assert len(set(seen)) == len(seen) == 8  # 4 cases x 2 doses
+    assert [single.plan(i)[0] for i in range(8)] != [single.plan(8 + i)[0] for i in range(8)]
+
+
+def test_seed_decides_the_order(cohort: Path) -> None:
+    assert feed(cohort, seed=1).plan(0) == feed(cohort, seed=1).plan(0)
+    assert feed(cohort, seed=1).plan(0) != feed(cohort, seed=2).plan(0)
+
+
+def test_workers_that_do_not_divide_the_step_are_refused(cohort: Path) -> None:
+    with pytest.raises(InputError, match="CFG_WORKERS"):
+        feed(cohort, world=5)
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 5])
+def test_batches_do_not_depend_on_reading_ahead_or_on_where_a_run_resumes(cohort: Path, ahead: int) -> None:
+    straight = feed(cohort, cases_per_step=2, read_ahead=ahead)
+    batches = [straight.batch(step, 4) for step in range(4)]
+    straight.close()
+    resumed = feed(cohort, cases_per_step=2, read_ahead=2)
+    for step in (2, 3):
+        again = resumed.batch(step, 4)
+        assert again.places == batches[step].places
+        assert torch.equal(again.low, batches[step].low)
+        assert torch.equal(again.full, batches[step].full)
+    resumed.close()
+
+
+def test_batch_holds_what_the_plan_says(cohort: Path) -> None:
+    source = feed(cohort, cases_per_step=2, suv_scale=5.0)
+    batch = source.batch(3, 4)
+    opened = open_cohort(cohort)
+    assert batch.low.shape == (4, 1, 28, 28, 28)
+    assert batch.full.shape == (4, 1, 24, 24, 24)
+    assert batch.overview.shape == (2, 1, 64, 64, 64)
+    assert batch.masks.shape == (4, 0, 24, 24, 24)
+    for group, (name, low, boxes) in enumerate(source.plan(3)):
+        case = opened.case(name)
+        torch.testing.assert_close(batch.overview[group, 0], torch.from_numpy(case.overview(low)) / 5)
+        for place, box in enumerate(boxes):
+            index = 2 * group + place
+            assert batch.places[index] == f"{name} {low} {box}"
+            torch.testing.assert_close(batch.full[index, 0], torch.from_numpy(case.image("full").patch(box)) / 5)
+            torch.testing.assert_close(batch.low[index, 0], torch.from_numpy(case.image(low).patch(box.grown(2))) / 5)
+    source.close()
+
+
+def test_masks_are_the_labels_one_channel_per_roi(cohort: Path) -> None:
+    source = feed(cohort, cases_per_step=2, needs=GUIDED)
+    batch = source.batch(0, 1)
+    opened = open_cohort(cohort)
+    for group, (name, _, boxes) in enumerate(source.plan(0)):
+        case = opened.case(name)
+        for place, box in enumerate(boxes):
+            labels = case.image("labels").patch(box)
+            for channel, roi in enumerate(GUIDED.rois):
+                expected = sum((labels == value) for value in channel_values(case.labels, roi))
+                assert torch.equal(batch.masks[2 * group + place, channel], torch.from_numpy(expected).float())
+            assert batch.masks[2 * group + place].any(), "a patch centred in a guided organ holds none of it"
+    source.close()
+
+
+def test_check_cases_names_what_is_missing(cohort: Path) -> None:
+    opened = open_cohort(cohort)
+    good = FeedConfig(low=("low_drf4",))
+    check_cases(opened, opened.cases, good, [NEEDS, GUIDED])
+    with pytest.raises(InputError, match="SET_NO_IMAGE.*low_drf7.*low_drf4"):
+        check_cases(opened, opened.cases, FeedConfig(low=("low_drf7",)), [NEEDS])
+    with pytest.raises(InputError, match="SET_TOO_SMALL"):
+        check_cases(opened, [], good, [NEEDS])
+    thyroid = Needs(patch=(24, 24, 24), halo=0, patches_per_case=1, sampler={"roi": 1.0}, rois=("thyroid",))
+    with pytest.raises(InputError, match="SET_NO_LABELS.*thyroid"):
+        check_cases(opened, opened.cases, good, [thyroid])
+    huge = Needs(patch=(24, 24, 64), halo=0, patches_per_case=1, sampler={"body": 1.0})
+    with pytest.raises(InputError, match="IMG_TOO_SMALL"):
+        check_cases(opened, opened.cases, good, [huge])

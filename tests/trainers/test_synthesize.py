@@ -1,0 +1,110 @@
+"""Whole volumes: an identity returns its input, tiles of SGSGAN equal the whole volume, memory stays within a slab."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from storage.reader import Case, open_cohort
+from trainers import sgsgan
+from trainers.engine import plain_engine
+from trainers.recipe import Needs, Tiling
+from trainers.synthesize import case_context, synthesize
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A network that returns its input."""
+
+    tiling: Tiling
+    context_needs: Needs | None = None
+
+    def context(self, overview: Tensor, low: Tensor) -> Mapping[str, Tensor]:
+        raise AssertionError("asks for no context")
+
+    def __call__(self, low: Tensor, context: Mapping[str, Tensor]) -> Tensor:
+        h = self.tiling.halo
+        return low[:, :, h : low.shape[2] - h, h : low.shape[3] - h, h : low.shape[4] - h]
+
+
+def volume(synthesizer: object, case: Case, **options: object) -> np.ndarray:  # type: ignore[type-arg]
+    grid = case.image("low_drf4").grid
+    result = np.full(grid.shape, np.nan, dtype=np.float32)
+
+    def write(z0: int, slab: np.ndarray) -> None:  # type: ignore[type-arg]
+        assert np.isnan(result[z0 : z0 + len(slab)]).all(), "a voxel was written twice"
+        result[z0 : z0 + len(slab)] = slab
+
+    synthesize(synthesizer, case, "low_drf4", write, suv_scale=7.0, device=CPU, **options)  # type: ignore[arg-type]
+    assert not np.isnan(result).any(), "a voxel was not written"
+    return result
+
+
+@pytest.fixture(scope="module")
+def case(cohort: Path) -> Case:
+    return open_cohort(cohort).case("phantom-001")
+
+
+@pytest.mark.parametrize(
+    "tiling",
+    [
+        Tiling((24, 24, 24), halo=3, overlap=0),
+        Tiling((16, 24, 32), halo=0, overlap=8),
+        Tiling((64, 64, 64), halo=1, overlap=0),  # larger than the volume
+        Tiling((17, 13, 11), halo=2, overlap=5),
+    ],
+)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_an_identity_network_returns_the_input(case: Case, tiling: Tiling, batch: int) -> None:
+    low = case.image("low_drf4").read(0, case.image("low_drf4").grid.shape[0])
+    np.testing.assert_allclose(volume(Identity(tiling), case, batch=batch), low, rtol=1e-6, atol=1e-6)
+
+
+def small(**settings: object) -> sgsgan.Config:
+    return sgsgan.Config(rois=(), critic_channels=2, context_patches=4, **settings)  # type: ignore[arg-type]
+
+
+def test_sgsgan_tiles_equal_the_whole_volume_without_seams(case: Case) -> None:
+    torch.manual_seed(0)
+    results = []
+    for patch in ((24, 24, 24), (32, 40, 24), (48, 40, 40)):
+        config = small(patch=patch)
+        if not results:
+            weights = sgsgan.build(config, make_engine=plain_engine, patches_per_step=1).weights()
+            context = case_context(
+                sgsgan.weights_to_synthesizer(config, weights), case, "low_drf4", suv_scale=7.0, device=CPU
+            )
+        synthesizer = sgsgan.weights_to_synthesizer(config, weights)
+
+        @dataclass(frozen=True)
+        class Shared:
+            """The same context whatever the tile."""
+
+            tiling = synthesizer.tiling
+            context_needs = None
+
+            def __call__(self, low: Tensor, _: Mapping[str, Tensor]) -> Tensor:
+                return synthesizer(low, context)  # noqa: B023
+
+        results.append(volume(Shared(), case))
+    scale = np.abs(results[-1]).max()
+    for tiled in results[:-1]:
+        assert np.abs(tiled - results[-1]).max() / scale < 1e-5
+
+
+def test_context_depends_on_the_low_dose_image_alone_and_on_its_seed(case: Case) -> None:
+    torch.manual_seed(0)
+    config = small(patch=(24, 24, 24))
+    weights = sgsgan.build(config, make_engine=plain_engine, patches_per_step=1).weights()
+    synthesizer = sgsgan.weights_to_synthesizer(config, weights)
+    one, same, other = (
+        case_context(synthesizer, case, "low_drf4", suv_scale=1.0, device=CPU, seed=seed) for seed in (0, 0, 1)
+    )
+    assert all(torch.equal(one[k], same[k]) for k in one)
+    assert any(not torch.equal(one[k], other[k]) for k in one)
