@@ -12,6 +12,7 @@ import secrets
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from storage import geometry, integrity, layout
 from storage.errors import InputError
 from storage.patches import CELL
-from storage.reader import Case, open_cohort
+from storage.reader import open_cohort
 from storage.source import HU, LABEL, SUV, Grid, ImageSource
 
 
@@ -63,15 +64,27 @@ def site_key() -> bytes:
     """The site's secret for hashing patients, kept outside every store; made on first use, readable by its owner only.
 
     ``PETSCALE_SITE_KEY`` names the file when several machines must agree.
+
+    Raises:
+        InputError: CFG_SITE_KEY when the key is too short to keep a secret.
     """
     default = Path.home() / ".config" / "petscale" / "site.key"
     path = Path(os.environ.get("PETSCALE_SITE_KEY", default))
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        handle = os.open(partial, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
         with os.fdopen(handle, "wb") as file:
             file.write(secrets.token_bytes(32))
-    return path.read_bytes()
+        with suppress(FileExistsError):  # of two processes that make it at once, the first one's key holds for both
+            os.link(partial, path)
+        partial.unlink()
+    key = path.read_bytes()
+    if len(key) < 16:
+        raise InputError(
+            "CFG_SITE_KEY", where=path.name, found=f"{len(key)} bytes", remedy="restore the site key, 16 bytes at least"
+        )
+    return key
 
 
 def subject_hash(patient: str, key: bytes) -> str:
@@ -96,6 +109,8 @@ def create_cohort(folder: Path) -> None:
             )
         with integrity.disk_errors(folder):
             layout.create_group(folder, {"petscale": {"schema": layout.SCHEMA, "kind": "cohort"}})
+    if not (folder / layout.CASES / "zarr.json").exists():  # also when a first ingest was killed between the two
+        with integrity.disk_errors(folder):
             layout.create_group(folder / layout.CASES, {})
     open_cohort(folder)
 
@@ -128,6 +143,8 @@ def ingest(
         create_cohort(cohort)
         staging = cohort / layout.STAGING
         shutil.rmtree(staging, ignore_errors=True)  # we hold the lock: whoever staged there is dead
+        for partial in cohort.glob(".*.partial"):
+            partial.unlink()
         for name, plan in plans.items():
             try:
                 _ingest_case(cohort, name, plan, outcome, scheduler, workers, progress)
@@ -137,14 +154,22 @@ def ingest(
                 outcome.refused[name] = error
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
-        _write_catalog(cohort)
+        _write_catalog(cohort, outcome.committed)
     return outcome
 
 
-def _write_catalog(cohort: Path) -> None:
-    opened = open_cohort(cohort)
-    roots = {name: integrity.manifest(cohort / layout.CASES / name)["root"] for name in opened.cases}
-    integrity.write_json(cohort / layout.CATALOG, roots)
+def _write_catalog(cohort: Path, committed: list[str]) -> None:
+    """Add what is new.  A case that was lost or exchanged since keeps its entry, so that ``verify`` still tells."""
+    try:
+        before: dict[str, str] | None = _catalog(cohort)
+    except ValueError:
+        before = None
+    after = dict(before or {})
+    for name in open_cohort(cohort).cases:
+        if name in committed or name not in after:
+            after[name] = integrity.manifest(cohort / layout.CASES / name)["root"]
+    if after != before:
+        integrity.write_json(cohort / layout.CATALOG, after)
 
 
 def _ingest_case(
@@ -162,8 +187,8 @@ def _ingest_case(
         scratch.mkdir(parents=True)
         plan = open_plan(scratch)
         final = cohort / layout.CASES / name
-        if (final / integrity.MANIFEST).is_file():
-            if Case(name, final).fingerprint != plan.fingerprint:
+        if final.exists():
+            if open_cohort(cohort).case(name).fingerprint != plan.fingerprint:
                 raise InputError(
                     "SET_CASE_EXISTS",
                     where=f"case {name}",
@@ -302,9 +327,9 @@ def _store_slab(path: Path, image: str, source: ImageSource, z0: int, z1: int, v
             found=f"{bad} voxels are NaN or infinite",
             remedy="repair the image at its source; petscale does not invent values",
         )
-    layout.write_shard(path / "0", z0, slab.astype(layout.storage_dtype(source.units)))
+    layout.write_shard(path / "0", z0, slab.astype(layout.storage_dtype(source.units), copy=False))
     cells = geometry.block_means(slab, (CELL, CELL, CELL))[None]
-    if source.units == LABEL:
+    if image == "labels" and values:
         cells = np.stack([geometry.block_means((slab == v).astype(np.float32), (CELL,) * 3) for v in values])
     return _Slab(
         low=float(slab.min()),
@@ -350,9 +375,13 @@ def _store_levels(path: Path, grid: Grid, labels: bool, after: list[object]) -> 
         depth = layout.shard_depth(shape, finer.dtype.itemsize)
         layout.create_array(path / str(level), shape, finer.dtype, depth=depth)
         for z0 in range(0, shape[0], depth):
-            fine = np.asarray(finer[2 * z0 : 2 * (z0 + depth)])
-            slab = fine[::2, ::2, ::2] if labels else geometry.block_means(fine, (2, 2, 2))
-            layout.write_shard(path / str(level), z0, slab.astype(finer.dtype))
+            z1 = min(z0 + depth, shape[0])
+            slab = np.empty((z1 - z0, *shape[1:]), dtype=finer.dtype)
+            for z in range(z0, z1, layout.CHUNK):  # a whole shard's parents would be eight times its memory
+                fine = np.asarray(finer[2 * z : 2 * min(z + layout.CHUNK, z1)])
+                part = fine[::2, ::2, ::2] if labels else geometry.block_means(fine, (2, 2, 2))
+                slab[z - z0 : z - z0 + len(part)] = part
+            layout.write_shard(path / str(level), z0, slab)
 
 
 def _finish(
@@ -417,7 +446,7 @@ def _describe(
 def verify(cohort: Path) -> dict[str, list[integrity.Damage]]:
     """Read every byte of a cohort; returns what is wrong by case, empty when it is whole."""
     open_cohort(cohort)
-    folders = {path.name: path for path in (cohort / layout.CASES).iterdir() if path.is_dir()}
+    folders = {path.name: path for path in (cohort / layout.CASES).glob("*") if path.is_dir()}
     found = {name: integrity.verify(folder) for name, folder in folders.items()}
     roots = {}
     for name, folder in folders.items():

@@ -36,14 +36,15 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Replace ``path`` by ``content`` so that a crash leaves the old file or the new one, durable when this returns."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with disk_errors(path), partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        with disk_errors(path):
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+            fsync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
-    fsync_folder(path.parent)
 
 
 def write_json(path: Path, content: object) -> None:
@@ -150,9 +151,8 @@ def _digest(path: Path) -> str:
 
 
 def _files(folder: Path) -> list[str]:
-    return sorted(
-        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST
-    )
+    keys = (str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    return sorted(key for key in keys if key != MANIFEST)
 
 
 def root_digest(entries: Mapping[str, Mapping[str, object]], facts: Mapping[str, object]) -> str:
@@ -194,7 +194,10 @@ def manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         raise InputError(
-            "STORE_UNCOMMITTED", where=folder.name, found="no manifest", remedy="run the command that makes it again"
+            "STORE_UNCOMMITTED",
+            where=folder.name,
+            found="no manifest",
+            remedy="restore it from a copy, or remove the folder and run the command that makes it again",
         )
     try:
         content: dict[str, Any] = json.loads(path.read_bytes())
@@ -212,9 +215,10 @@ def manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_presence(folder: Path) -> dict[str, Any]:
-    """Cheap proof at opening: every file of the manifest is there in its full size.
+    """Cheap proof at opening: every file of the manifest is there in its full size, and metadata is as committed.
 
-    A missing shard would otherwise read as zeros, silently.
+    A missing shard would otherwise read as zeros, and a flipped bit in a shape, a unit or an affine would pass: only
+    chunks carry checksums of their own.
 
     Raises:
         InputError: STORE_DAMAGED naming the file.
@@ -228,7 +232,14 @@ def check_presence(folder: Path) -> dict[str, Any]:
                 "STORE_DAMAGED",
                 where=f"{folder.name}/{key}",
                 found="missing" if size < 0 else f"{size} bytes instead of {entry['size']}",
-                remedy="run `petscale verify`, then restore the case from a copy or ingest it again",
+                remedy="run `petscale verify`, then restore the case from a copy, or remove its folder and ingest it again",
+            )
+        if path.name == "zarr.json" and _digest(path) != entry["sha256"]:
+            raise InputError(
+                "STORE_DAMAGED",
+                where=f"{folder.name}/{key}",
+                found="content differs from what was committed",
+                remedy="run `petscale verify`, then restore the case from a copy, or remove its folder and ingest it again",
             )
     return content
 

@@ -13,6 +13,7 @@ user's own.  Shards are whole z slabs of at least 64 MiB (or the volume), so tha
 shard, and hold 32^3 chunks, blosc-lz4 with byte shuffle and a crc32c that catches a flipped bit.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ import zarr
 from numpy.typing import NDArray
 from zarr.codecs import BloscCodec, Crc32cCodec
 
+from storage import integrity
 from storage.errors import InputError
 from storage.source import LABEL, Grid
 
@@ -32,6 +34,7 @@ SHARD_BYTES = 64 * 2**20
 OVERVIEW = 64  # edge of the stored overview of every PET, SGSGAN's published input size
 CASES, CATALOG, STAGING = "cases", "CATALOG.json", ".staging"
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+TAKEN = ("aids", "body", "zarr.json")  # names that petscale itself writes
 
 
 def check_name(name: str, what: str) -> str:
@@ -40,6 +43,8 @@ def check_name(name: str, what: str) -> str:
     Raises:
         InputError: CFG_NAME.
     """
+    if name in TAKEN:
+        raise InputError("CFG_NAME", where=what, found=f"'{name}' is petscale's own", remedy="choose another name")
     if not NAME.fullmatch(name):
         raise InputError(
             "CFG_NAME",
@@ -83,8 +88,12 @@ def storage_dtype(units: str) -> np.dtype[np.generic]:
 
 
 def create_group(path: Path, attributes: Mapping[str, Any]) -> None:
-    """Make a Zarr v3 group with ``attributes``."""
-    zarr.open_group(path, mode="a", zarr_format=3).attrs.update(dict(attributes))
+    """Make a Zarr v3 group with ``attributes``, or add them to one; in a crash the old metadata stays or the new."""
+    path.mkdir(parents=True, exist_ok=True)
+    metadata = path / "zarr.json"
+    held = json.loads(metadata.read_bytes())["attributes"] if metadata.exists() else {}
+    group = {"zarr_format": 3, "node_type": "group", "attributes": {**held, **attributes}}
+    integrity.write_json(metadata, group)
 
 
 def create_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[np.generic], *, depth: int | None = None) -> None:
@@ -99,23 +108,27 @@ def create_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[np.generic]
         compressors=[BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"), Crc32cCodec()],
         fill_value=0,
         dimension_names=("roi", "z", "y", "x")[-len(shape) :],
-        config={"write_empty_chunks": True},  # so that an absent shard is always a loss, never background
     )
 
 
 def write_array(path: Path, values: NDArray[np.generic]) -> None:
     """Write a small array whole, as one shard."""
     create_array(path, values.shape, values.dtype)
-    zarr.open_array(path, mode="r+")[...] = values
+    _writable(path)[...] = values
+
+
+def _writable(path: Path) -> zarr.Array[Any]:
+    # Empty chunks are written, so that an absent one is always a loss, never background.
+    return zarr.open_array(path, mode="r+", config={"write_empty_chunks": True})
 
 
 def write_shard(path: Path, z0: int, slab: NDArray[np.generic]) -> None:
     """Write one whole shard; anything else would be a read-modify-write in which two writers lose data."""
-    array = zarr.open_array(path, mode="r+")
+    array = _writable(path)
     depth = (array.shards or array.shape)[0]
-    last = z0 + len(slab)
+    last = min(z0 + depth, array.shape[0])
     assert z0 % depth == 0, "one task writes one whole shard"
-    assert len(slab) == depth or last == array.shape[0], "one task writes one whole shard"
+    assert len(slab) == last - z0, "one task writes one whole shard"
     array[z0:last] = slab
 
 

@@ -92,12 +92,13 @@ class StoredImage:
         try:
             voxels: NDArray[np.generic] = self._array[where].read().result()
         except (ValueError, OSError) as error:
-            entry = re.search(r"shard entry \{([0-9, ]+)\}", str(error))
+            found = re.search(r"shard entry \{([0-9, ]+)\}.*/c/([0-9/]+)", str(error))
+            place = f"shard {found.group(2)}, chunk {found.group(1)}" if found else "chunk ?"
             raise InputError(
                 "STORE_DAMAGED",
-                where=f"case {self.case}, image {self.name}, chunk {entry.group(1) if entry else '?'}",
-                found="stored voxels fail their checksum or cannot be read",
-                remedy="run `petscale verify`, then restore the case from a copy or ingest it again",
+                where=f"case {self.case}, image {self.name}, {place}",
+                found="stored voxels are missing or fail their checksum",
+                remedy="run `petscale verify`, then restore the case from a copy, or remove its folder and ingest it again",
             ) from None
         return voxels
 
@@ -185,10 +186,10 @@ class Cohort:
         """Open one case; every file of its manifest is there in full size, or this refuses.
 
         Raises:
-            InputError: SET_NO_CASE, STORE_DAMAGED.
+            InputError: SET_NO_CASE, STORE_DAMAGED, STORE_UNCOMMITTED.
         """
         folder = self.folder / layout.CASES / name
-        if not (folder / integrity.MANIFEST).is_file():
+        if not folder.is_dir():
             raise InputError(
                 "SET_NO_CASE",
                 where=f"case {name}",
@@ -238,13 +239,17 @@ def _attributes(folder: Path) -> dict[str, Any]:
             "STORE_DAMAGED",
             where=f"{folder.name}/zarr.json",
             found="missing or not readable",
-            remedy="run `petscale verify`, then restore the case from a copy or ingest it again",
+            remedy="run `petscale verify`, then restore the case from a copy, or remove its folder and ingest it again",
         ) from None
     return attributes
 
 
 def _open(folder: Path) -> Any:
-    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(folder.absolute())}}
+    spec = {
+        "driver": "zarr3",
+        "kvstore": {"driver": "file", "path": str(folder.absolute())},
+        "fill_missing_data_reads": False,  # a shard that vanishes while we read is an error, never background
+    }
     try:
         return ts.open(spec, read=True, context=_CONTEXT, recheck_cached=False).result()
     except (ValueError, OSError):
@@ -252,5 +257,5 @@ def _open(folder: Path) -> Any:
             "STORE_DAMAGED",
             where=f"{folder.parent.parent.name}/{folder.parent.name}/{folder.name}",
             found="the array's metadata cannot be read",
-            remedy="run `petscale verify`, then restore the case from a copy or ingest it again",
+            remedy="run `petscale verify`, then restore the case from a copy, or remove its folder and ingest it again",
         ) from None
