@@ -124,7 +124,8 @@ def _differences(prefix: str, a: Any, b: Any) -> list[str]:
 def write_weights(path: Path, weights: Mapping[str, Tensor], meta: Mapping[str, str]) -> None:
     """Export the synthesizer's weights as one safetensors file with what is needed to use them."""
     flat = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
-    integrity.write_bytes(path, save_safetensors(flat, metadata=dict(meta)))
+    # One entry: safetensors writes several in random order, and equal runs must give equal files.
+    integrity.write_bytes(path, save_safetensors(flat, metadata={"petscale": json.dumps(meta, sort_keys=True)}))
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -141,8 +142,8 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except (SafetensorError, OSError):
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["petscale"])  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
         raise InputError(
             "CKPT_DAMAGED",
             where=path.name,

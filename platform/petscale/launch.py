@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -72,10 +73,10 @@ def train(cohort: Path, run: Path, config: RunConfig, *, command: str) -> Path:
     cohort, run = cohort.absolute(), run.absolute()
     opened = open_cohort(cohort)
     train_cases, test_cases = configs.split_cases(opened, config.split)
+    _check_run(run, config)
+    recipe = _dry(config)
+    feed.check_cases(opened, train_cases, config.feed, [recipe.needs(s) for s in recipe.phase_starts.values()])
     with integrity.exclusive(run, purpose="train"):
-        _check_run(run, config)
-        recipe = _dry(config)
-        feed.check_cases(opened, train_cases, config.feed, [recipe.needs(s) for s in recipe.phase_starts.values()])
         digest = {name: integrity.manifest(opened.case(name).folder)["root"] for name in (*train_cases, *test_cases)}
         integrity.write_json(
             run / CONFIG,
@@ -107,7 +108,7 @@ def _check_run(run: Path, config: RunConfig) -> None:
     if (run / CONFIG).is_file():
         found = configs.read(run / CONFIG)
         checkpoint.check_same_run(found.identity(), config.identity())
-    elif any(path.name != ".lock" for path in run.iterdir()):
+    elif run.exists() and any(path.name != ".lock" for path in run.iterdir()):
         raise InputError(
             "CFG_RUN_FOLDER",
             where=run.name,
@@ -129,7 +130,7 @@ def _run_ray(cohort: Path, run: Path, config: RunConfig, train_cases: list[str],
     from ray.train.torch import TorchConfig, TorchTrainer
 
     cluster = config.cluster
-    session = tempfile.mkdtemp(prefix="petscale-")
+    session = _session_folder()
     ray.init(
         address=cluster.address or "local",
         runtime_env=runtime_env(config),
@@ -188,6 +189,14 @@ def _run_ray(cohort: Path, run: Path, config: RunConfig, train_cases: list[str],
             remedy="run the same command again to continue from the last checkpoint",
         )
     shutil.rmtree(session, ignore_errors=True)
+
+
+def _session_folder() -> str:
+    """A short path (Ray's sockets lie below it) that names its owner, so that a killed driver's can be removed."""
+    for folder in Path(tempfile.gettempdir()).glob("petscale-ray-*"):
+        if not psutil.pid_exists(int(folder.name.split("-")[2])):
+            shutil.rmtree(folder, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"petscale-ray-{os.getpid()}-")
 
 
 def _fit(trainer: Any, failed: type[Exception]) -> str:

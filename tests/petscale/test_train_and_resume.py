@@ -1,0 +1,152 @@
+"""Training through Ray Train with DeepSpeed engines: whole, killed and resumed, moved to another number of workers.
+
+One uninterrupted run is the reference; everything else must end with its losses and its weights, bit for bit.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from safetensors.numpy import load_file
+
+SETTINGS = [
+    "recipe.patch=24,24,24",
+    "recipe.patches_per_case=1",
+    "recipe.critic_channels=2",
+    "recipe.segmenter_channels=2",
+    "recipe.context_patches=2",
+    "recipe.phase_samples=12,8,8,4",
+    "loop.log_every=1",
+    "loop.save_every=4",
+    "loop.picture_every=8",
+    "feed.low=low_drf4",
+]
+
+pytestmark = pytest.mark.slow
+
+
+def command(cohort: Path, run: Path, workers: int = 2, *settings: str) -> list[str]:
+    chosen = ["--workers", str(workers), "--set", *SETTINGS, *settings]
+    return [sys.executable, "-m", "petscale", "train", str(cohort), "--run", str(run), *chosen]
+
+
+def start(words: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert out.strip().endswith("weights.safetensors")
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def losses(run: Path) -> list[dict[str, Any]]:
+    return [
+        {key: value for key, value in record.items() if key == "step" or key.startswith("loss/")}
+        for record in records(run)
+        if record["event"] == "log"
+    ]
+
+
+def starts(run: Path) -> list[int]:
+    return [record["step"] for record in records(run) if record["event"] == "start"]
+
+
+def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
+    deadline = time.monotonic() + 200
+    while not any(record["step"] >= step for record in losses(run)):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "the run does not get on"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def reference(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "reference"
+    finish(start(command(cohort, run)))
+    return run
+
+
+def assert_same_end(run: Path, reference: Path) -> None:
+    assert losses(run) == losses(reference)
+    assert (run / "weights.safetensors").read_bytes() == (reference / "weights.safetensors").read_bytes()
+
+
+def test_an_uninterrupted_run_leaves_what_it_promises(reference: Path) -> None:
+    assert [record["step"] for record in losses(reference)] == list(range(1, 17))
+    assert starts(reference) == [0]
+    phases = {record["phase"] for record in records(reference) if record["event"] == "log"}
+    assert phases == {"gan", "segmenter", "guided gan", "final segmenter"}
+    assert [path.name for path in sorted((reference / "pictures").iterdir())] == [
+        "step-0000008.png",
+        "step-0000016.png",
+    ]
+    assert list((reference / "tb").glob("events.out.tfevents.*"))
+    assert not (reference / "ray").exists()
+
+
+def test_a_killed_worker_is_replaced_and_the_run_ends_bit_equal(cohort: Path, reference: Path, tmp_path: Path) -> None:
+    process = start(command(cohort, tmp_path / "run"))
+    wait_for_step(process, tmp_path / "run", 6)
+    family = psutil.Process(process.pid).children(recursive=True)
+    workers = [p for p in family if p.cmdline() and "RayTrainWorker" in p.cmdline()[0]]
+    assert len(workers) == 2
+    os.kill(workers[1].pid, signal.SIGKILL)
+    finish(process)
+    assert len(starts(tmp_path / "run")) == 2
+    assert_same_end(tmp_path / "run", reference)
+
+
+def test_a_killed_driver_resumes_by_the_same_command_bit_equal(cohort: Path, reference: Path, tmp_path: Path) -> None:
+    process = start(command(cohort, tmp_path / "run"))
+    wait_for_step(process, tmp_path / "run", 9)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate()
+    finish(start(command(cohort, tmp_path / "run")))
+    assert starts(tmp_path / "run")[-1] >= 8
+    assert_same_end(tmp_path / "run", reference)
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert not alive, "the killed driver left processes behind"
+
+
+def test_a_run_goes_on_with_another_number_of_workers_in_the_same_order(
+    cohort: Path, reference: Path, tmp_path: Path
+) -> None:
+    """The order of samples does not depend on the ranks, so losses differ by rounding and by the noise drawn only."""
+    run = tmp_path / "run"
+    process = start(command(cohort, run, 2, "recipe.use_noise=False"))
+    wait_for_step(process, run, 5)
+    process.kill()
+    process.communicate()
+    finish(start(command(cohort, run, 1, "recipe.use_noise=False")))
+    whole = tmp_path / "whole"
+    finish(start(command(cohort, whole, 1, "recipe.use_noise=False")))
+    for moved, straight in zip(losses(run), losses(whole), strict=True):
+        assert moved["step"] == straight["step"]
+        # A ratio of small gradients and the critic's estimate near 0 amplify rounding: absolute bounds fit better.
+        for name, value in straight.items():
+            assert moved[name] == pytest.approx(value, rel=2e-2, abs=2e-2), (moved["step"], name)
+    a, b = (load_file(folder / "weights.safetensors") for folder in (run, whole))
+    assert a.keys() == b.keys()
+
+
+def test_another_setting_in_a_run_folder_is_refused(cohort: Path, reference: Path) -> None:
+    process = start([*command(cohort, reference), "recipe.lambda_content=10"])
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "CKPT_DRIFT" in err
+    assert "lambda_content" in err
