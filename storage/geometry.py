@@ -1,6 +1,6 @@
 """Grids against each other: CT onto the PET grid, area-exact shrinking, the body's outline.  Knows no file format."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from storage.errors import InputError
 from storage.source import Grid, ImageSource
 
 AIR_HU = -1024.0
-BODY_SUV = 0.08  # smoothed uptake above this is body: air and table lie below it at every dose level
+BODY_SUV = 0.1  # smoothed uptake above this is body: air and table lie below it at every dose level
 BODY_HU = -400.0  # between air and fat
 
 
@@ -75,7 +75,9 @@ class Resampled:
         slab = self.source.read(first, last)
         if sigma.any():
             slab = ndimage.gaussian_filter(slab, sigma, mode="nearest")
-        offset = (whole @ np.array([z0, 0, 0, 1.0]))[:3] - np.array([first, 0, 0])
+        # The outermost voxels reach half a voxel beyond their centres, and rounding must not make a border slice air.
+        slab = np.pad(slab, 1, mode="edge")
+        offset = (whole @ np.array([z0, 0, 0, 1.0]))[:3] - np.array([first, 0, 0]) + 1.0
         result: NDArray[np.float32] = ndimage.affine_transform(
             slab, whole[:3, :3], offset, (z1 - z0, y, x), np.float32, order=1, mode="constant", cval=self.outside
         )
@@ -124,15 +126,28 @@ def body_mask(image: NDArray[np.float32], units: str, spacing_mm: tuple[float, f
     """
     if units == "HU":
         # A CT is sharp, so the table is taken off by an opening of about 8 mm; lungs come back with the holes.
-        inside = ndimage.binary_opening(image > BODY_HU, _ball(8.0, spacing_mm))
+        inside = _within_borders(ndimage.binary_opening, image > BODY_HU, 8.0, spacing_mm)
     else:
-        inside = ndimage.gaussian_filter(image, [6.0 / mm for mm in spacing_mm]) > BODY_SUV
+        inside = ndimage.gaussian_filter(image, [4.0 / mm for mm in spacing_mm]) > BODY_SUV
     pieces, count = ndimage.label(inside)
     if count == 0:
         return np.ones(image.shape, dtype=bool)
     largest = pieces == 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))
-    largest = ndimage.binary_closing(np.pad(largest, 4), _ball(10.0, spacing_mm))[4:-4, 4:-4, 4:-4]
+    largest = _within_borders(ndimage.binary_closing, largest, 10.0, spacing_mm)
     return np.stack([ndimage.binary_fill_holes(plane) for plane in largest])
+
+
+def _within_borders(
+    operation: Callable[[NDArray[np.bool_], NDArray[np.bool_]], NDArray[np.bool_]],
+    mask: NDArray[np.bool_],
+    radius_mm: float,
+    spacing_mm: tuple[float, float, float],
+) -> NDArray[np.bool_]:
+    """Open or close with the border repeated: a body that leaves the field of view is not rounded off there."""
+    ball = _ball(radius_mm, spacing_mm)
+    reach = [n // 2 for n in ball.shape]
+    padded = np.pad(mask, [(n, n) for n in reach], mode="edge")
+    return operation(padded, ball)[tuple(slice(n, -n) for n in reach)]
 
 
 def _ball(radius_mm: float, spacing_mm: tuple[float, float, float]) -> NDArray[np.bool_]:

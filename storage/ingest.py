@@ -12,7 +12,8 @@ import secrets
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -199,12 +200,12 @@ def _ingest_case(
             return
         reference = _check(name, plan)
         integrity.require_space(cohort, int(1.5 * len(plan.images) * 4 * np.prod(reference.shape)))
-        with _Counter(name, progress):
-            dask.compute(
-                case_graph(staged, name, plan),
-                scheduler=scheduler,
-                num_workers=workers or min(4, os.cpu_count() or 1),
-            )
+        count = workers or min(4, os.cpu_count() or 1)
+        # Our own pool, because leaving it waits: when one task fails, Dask's lets the others write on into the staging
+        # folder while it is being removed.
+        threads = ThreadPoolExecutor(count) if scheduler == "threads" else nullcontext()
+        with _Counter(name, progress), threads as pool:
+            dask.compute(case_graph(staged, name, plan), scheduler=scheduler, num_workers=count, pool=pool)
         integrity.commit(staged, {"case": name, "schema": layout.SCHEMA})
         os.replace(staged, final)
         integrity.fsync_folder(final.parent)

@@ -232,14 +232,14 @@ def check_presence(folder: Path) -> dict[str, Any]:
                 "STORE_DAMAGED",
                 where=f"{folder.name}/{key}",
                 found="missing" if size < 0 else f"{size} bytes instead of {entry['size']}",
-                remedy="run `petscale verify`, then restore the case from a copy, or remove its folder and ingest it again",
+                remedy="run `petscale verify`, then restore the case from a copy, or remove and ingest it again",
             )
         if path.name == "zarr.json" and _digest(path) != entry["sha256"]:
             raise InputError(
                 "STORE_DAMAGED",
                 where=f"{folder.name}/{key}",
                 found="content differs from what was committed",
-                remedy="run `petscale verify`, then restore the case from a copy, or remove its folder and ingest it again",
+                remedy="run `petscale verify`, then restore the case from a copy, or remove and ingest it again",
             )
     return content
 

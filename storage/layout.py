@@ -119,7 +119,7 @@ def write_array(path: Path, values: NDArray[np.generic]) -> None:
 
 def _writable(path: Path) -> zarr.Array[Any]:
     # Empty chunks are written, so that an absent one is always a loss, never background.
-    return zarr.open_array(path, mode="r+", config={"write_empty_chunks": True})
+    return zarr.open_array(path, mode="r+").with_config({"write_empty_chunks": True})
 
 
 def write_shard(path: Path, z0: int, slab: NDArray[np.generic]) -> None:

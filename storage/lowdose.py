@@ -54,6 +54,8 @@ class LowDoseConfig:
         seed: base of all random numbers.
         realisation: number of the full-dose scan.  In ``thinning`` every drf of one realisation holds a part of the
             same prompts; another realisation is an independent scan of the same patient.
+        draw: number of the low-dose scan of one realisation: independent parts of the same prompts, as the two low-dose
+            images per patient of SGSGAN.
         million_prompts_per_bed: prompts at drf 1 of the reference patient (70 kg water cylinder of SUV 1 and
             114.5 mm radius) in a 200 mm bed, in millions; it fixes the sensitivity, so that the counts depend on the
             patient and not on the matrix or a crop.
@@ -73,6 +75,7 @@ class LowDoseConfig:
     mode: Literal["thinning", "activity"] = "thinning"
     seed: int = 0
     realisation: int = 0
+    draw: int = 0
     million_prompts_per_bed: float = 370.0
     iterations: int = 3
     subsets: int = 12
@@ -89,6 +92,7 @@ class LowDoseConfig:
             ("mode", self.mode in ("thinning", "activity"), "thinning or activity"),
             ("seed", self.seed >= 0, "an integer of at least 0"),
             ("realisation", self.realisation >= 0, "an integer of at least 0"),
+            ("draw", self.draw >= 0, "an integer of at least 0"),
             ("million_prompts_per_bed", 0 < self.million_prompts_per_bed <= 1e6, "a positive number of at most 1e6"),
             ("iterations", 1 <= self.iterations <= 1000, "1 to 1000"),
             ("subsets", 1 <= self.subsets <= 100, "1 to 100"),
@@ -256,8 +260,8 @@ def osem(
 class LowDoseSource:
     """A simulated scan of ``truth``, reconstructed slab by slab.
 
-    The random numbers of a slice depend on (seed, realisation, drf, mode, z) only, so any partition into slabs gives
-    the same image.  A slab costs a halo of a few slices on either side: read at least 32 slices at once.
+    The random numbers of a slice depend on (seed, realisation, draw, drf, mode, z) only, so any partition into slabs
+    gives the same image.  A slab costs a halo of a few slices on either side: read at least 32 slices at once.
 
     Args:
         truth: activity in SUVbw.
@@ -407,11 +411,11 @@ class LowDoseSource:
         drf = round(config.drf * 1000)
         if config.mode == "activity":
             expected = trues_and_scatter.astype(np.float64) / config.drf + randoms / config.drf**2
-            return _generator(config.seed, config.realisation, z, 2, drf).poisson(expected)
+            return _generator(config.seed, config.realisation, z, 2, drf, config.draw).poisson(expected)
         full = _generator(config.seed, config.realisation, z, 0).poisson(trues_and_scatter.astype(np.float64) + randoms)
         if config.drf == 1:
             return full
-        return _generator(config.seed, config.realisation, z, 1, drf).binomial(full, 1 / config.drf)
+        return _generator(config.seed, config.realisation, z, 1, drf, config.draw).binomial(full, 1 / config.drf)
 
 
 def _generator(*key: int) -> np.random.Generator:

@@ -89,18 +89,7 @@ class StoredImage:
         return result
 
     def _read(self, where: tuple[slice, ...]) -> NDArray[np.generic]:
-        try:
-            voxels: NDArray[np.generic] = self._array[where].read().result()
-        except (ValueError, OSError) as error:
-            found = re.search(r"shard entry \{([0-9, ]+)\}.*/c/([0-9/]+)", str(error))
-            place = f"shard {found.group(2)}, chunk {found.group(1)}" if found else "chunk ?"
-            raise InputError(
-                "STORE_DAMAGED",
-                where=f"case {self.case}, image {self.name}, {place}",
-                found="stored voxels are missing or fail their checksum",
-                remedy="run `petscale verify`, then restore the case from a copy, or remove its folder and ingest it again",
-            ) from None
-        return voxels
+        return _values(self._array, f"case {self.case}, image {self.name}", where)
 
 
 @dataclass(frozen=True)
@@ -153,21 +142,22 @@ class Case:
     @cached_property
     def aids(self) -> Aids:
         """Sampling aids, read once."""
-        folder = self.folder / "aids"
         names = [name for _, name in sorted(self.labels.items())]
-        rois = _open(folder / "rois").read().result() / np.float32(255) if names else np.zeros((0, 1, 1, 1), np.float32)
+        rois = self._aid("rois") / np.float32(255) if names else ()
         return Aids(
             shape=self.image("body").grid.shape,
-            body=_open(folder / "body").read().result(),
-            uptake=_open(folder / "uptake").read().result(),
-            rois={name: rois[channel] for channel, name in enumerate(names)},
+            body=self._aid("body"),
+            uptake=self._aid("uptake"),
+            rois=dict(zip(names, rois, strict=True)),
         )
 
     def overview(self, image: str) -> NDArray[np.float32]:
         """Return the whole PET ``image`` resized to 64^3 by area, in SUV."""
         self.image(image)
-        result: NDArray[np.float32] = _open(self.folder / "aids" / f"overview_{image}").read().result()
-        return result
+        return self._aid(f"overview_{image}")
+
+    def _aid(self, name: str) -> NDArray[np.float32]:
+        return _values(_open(self.folder / "aids" / name), f"case {self.name}, aid {name}")
 
 
 @dataclass(frozen=True)
@@ -211,7 +201,7 @@ def open_cohort(folder: Path) -> Cohort:
     """Open a cohort for reading.
 
     Raises:
-        InputError: STORE_NONE when there is none, STORE_SCHEMA when a newer petscale wrote it.
+        InputError: STORE_NONE when there is none, STORE_DAMAGED when it cannot be read, STORE_SCHEMA when it is newer.
     """
     attributes = _attributes(folder).get("petscale", {}) if (folder / "zarr.json").is_file() else {}
     if "schema" not in attributes:
@@ -221,7 +211,9 @@ def open_cohort(folder: Path) -> Cohort:
             found="no petscale cohort in this folder" if folder.exists() else "no such folder",
             remedy="make one with `petscale ingest`, `petscale phantom` or `petscale simulate`",
         )
-    if int(attributes["schema"]) > layout.SCHEMA:
+    if not isinstance(attributes["schema"], int):
+        raise _no_metadata(folder)
+    if attributes["schema"] > layout.SCHEMA:
         raise InputError(
             "STORE_SCHEMA",
             where=folder.name,
@@ -235,13 +227,17 @@ def _attributes(folder: Path) -> dict[str, Any]:
     try:
         attributes: dict[str, Any] = json.loads((folder / "zarr.json").read_bytes())["attributes"]
     except (OSError, ValueError, KeyError):
-        raise InputError(
-            "STORE_DAMAGED",
-            where=f"{folder.name}/zarr.json",
-            found="missing or not readable",
-            remedy="run `petscale verify`, then restore the case from a copy, or remove its folder and ingest it again",
-        ) from None
+        raise _no_metadata(folder) from None
     return attributes
+
+
+def _no_metadata(folder: Path) -> InputError:
+    return InputError(
+        "STORE_DAMAGED",
+        where=f"{folder.name}/zarr.json",
+        found="missing or not readable",
+        remedy="run `petscale verify`, then restore the case from a copy, or remove and ingest it again",
+    )
 
 
 def _open(folder: Path) -> Any:
@@ -257,5 +253,21 @@ def _open(folder: Path) -> Any:
             "STORE_DAMAGED",
             where=f"{folder.parent.parent.name}/{folder.parent.name}/{folder.name}",
             found="the array's metadata cannot be read",
-            remedy="run `petscale verify`, then restore the case from a copy, or remove its folder and ingest it again",
+            remedy="run `petscale verify`, then restore the case from a copy, or remove and ingest it again",
         ) from None
+
+
+def _values(array: Any, what: str, where: Any = ...) -> NDArray[Any]:
+    """Read a part of an array opened by ``_open``; ``what`` names it in an error."""
+    try:
+        values: NDArray[Any] = array[where].read().result()
+    except (ValueError, OSError) as error:
+        found = re.search(r"shard entry \{([0-9, ]+)\}.*/c/([0-9/]+)", str(error))
+        place = f"shard {found.group(2)}, chunk {found.group(1)}" if found else "chunk ?"
+        raise InputError(
+            "STORE_DAMAGED",
+            where=f"{what}, {place}",
+            found="stored voxels are missing or fail their checksum",
+            remedy="run `petscale verify`, then restore the case from a copy, or remove and ingest it again",
+        ) from None
+    return values

@@ -27,6 +27,13 @@ EVALUATION, REPORT = "evaluation", "report.html"
 def _facts(run: Path) -> tuple[RunConfig, dict[str, Any]]:
     config = configs.read(run / CONFIG)
     facts: dict[str, Any] = json.loads((run / CONFIG).read_bytes())
+    if not {"config", "command", "train", "test", "cases"} <= facts.keys():
+        raise InputError(
+            "CFG_RUN_FOLDER",
+            where=CONFIG,
+            found="a configuration that no run has written",
+            remedy="name the folder of a run of `petscale train`",
+        )
     return config, facts
 
 
@@ -87,6 +94,7 @@ def evaluate_run(run: Path, cohort: Path) -> dict[str, Evaluation]:
         images: tuple[str, ...] = ()
         for name in tests:
             case = opened.case(name)
+            _check_unchanged(case, facts["cases"])
             candidates = _candidates(case, low, gaussian, synthesize_case(trained, run, case, low))
             images = tuple(candidates)
             with bar("evaluate", 1) as advance:
@@ -106,6 +114,16 @@ def evaluate_run(run: Path, cohort: Path) -> dict[str, Evaluation]:
         results[low].write(run / EVALUATION / low)
         console.print(results[low].table())
     return results
+
+
+def _check_unchanged(case: Case, digests: Mapping[str, str]) -> None:
+    if integrity.manifest(case.folder)["root"] != digests[case.name]:
+        raise InputError(
+            "SET_CASE_CHANGED",
+            where=f"case {case.name}",
+            found="its voxels are not those that the run's split was made with",
+            remedy="evaluate on the run's own cohort, or train anew on this one",
+        )
 
 
 def read_evaluations(run: Path, cohort: Path) -> dict[str, Evaluation]:
@@ -168,7 +186,7 @@ def suv_rule(provenance: Mapping[str, object]) -> str:
     """The reference-time rule an image's SUV rests on, empty when it was not read from DICOM."""
     truth = provenance.get("truth")
     facts = truth if isinstance(truth, Mapping) else provenance
-    return str(facts.get("reference_time", "")) or ""
+    return str(facts.get("reference_rule", ""))
 
 
 def _notes(case: Case, low: str) -> list[str]:

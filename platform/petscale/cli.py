@@ -21,7 +21,15 @@ from storage.phantom import PhantomConfig
 
 
 def _command() -> str:
-    return "petscale " + shlex.join(sys.argv[1:])
+    """What was typed, for the record: paths by their last component, since folders above may name a patient."""
+    return "petscale " + shlex.join(_without_folders(word) for word in sys.argv[1:])
+
+
+def _without_folders(word: str) -> str:
+    before = word.partition(os.sep)[0]
+    option = before[: before.rfind("=") + 1]  # --run=... and room.field=...
+    value = word.removeprefix(option)
+    return word if "://" in value else option + (Path(value).name or value)
 
 
 def demo(folder: Path = Path("demo"), seed: int = 0) -> None:
@@ -139,7 +147,15 @@ def ingest(
         plans: dict[str, Callable[[Path], CasePlan]] = {}
         for folder, (pet_path, ct_path, mask_path) in found.items():
             files = prepare.Files(pet=pet_path, ct=ct_path, mask=mask_path, units=units, overrides=overrides)
-            plans[prepare.alias(folder, names)] = partial(prepare.open_case, files, subject=folder)
+            name = prepare.alias(folder, names)
+            if name in plans:
+                raise InputError(
+                    "SET_CASE_COLLISION",
+                    where=f"case {name}",
+                    found="two folders whose names differ in case only",
+                    remedy="rename one, or use --names hash",
+                )
+            plans[name] = partial(prepare.open_case, files, subject=folder)
     else:
         files = prepare.Files(
             pet=source,
@@ -184,7 +200,7 @@ def train(
     run: Path,
     recipe: str = "sgsgan",
     config: Path | None = None,
-    set: tuple[str, ...] = (),  # noqa: A002
+    set: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = (),  # noqa: A002
     workers: int | None = None,
     device: Literal["cpu", "cuda"] | None = None,
 ) -> None:
@@ -203,7 +219,7 @@ def train(
     from petscale import launch
 
     base = configs.read(config) if config else configs.from_json({"recipe": recipe})
-    settings = [*set]
+    settings = [setting for group in set for setting in group]
     settings += [f"cluster.workers={workers}"] if workers is not None else []
     settings += [f"cluster.device={device}"] if device is not None else []
     print(launch.train(cohort, run, configs.override(base, settings), command=_command()))
@@ -239,6 +255,10 @@ def synthesize(
 
     trained = open_run(run)
     if case is not None:
+        if output is not None:
+            raise InputError(
+                "CFG_OUTPUT", where="--output", found="given with --case", remedy="a case's result goes into the run"
+            )
         stored = synthesize_case(trained, run, open_cohort(source).case(case), image or trained.config.feed.low[0])
         print(stored.folder)
         return
@@ -285,6 +305,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="petscale", args=argv, description=__doc__)
     except InputError as error:
         print(f"petscale: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.filename is None:  # not about a file
+            raise
+        where = Path(str(error.filename)).name
+        told = InputError("DISK_ERROR", where=where, found=str(error.strerror), remedy="check the path and its folder")
+        print(f"petscale: {told}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("petscale: stopped; the same command continues", file=sys.stderr)

@@ -73,6 +73,7 @@ class RunConfig:
             raise _unknown("CFG_RECIPE", "recipe", self.recipe, list(RECIPES))
         if self.model is None:
             object.__setattr__(self, "model", RECIPES[self.recipe].Config())
+        _check_ranges(self)
 
     @property
     def patches_per_step(self) -> int:
@@ -87,6 +88,43 @@ class RunConfig:
         }
 
 
+def _check_ranges(config: RunConfig) -> None:
+    """Refuse when it is composed what would fail in a worker."""
+    feed, loop, split, cluster = config.feed, config.loop, config.split, config.cluster
+    for where, found, good, wanted in (
+        ("feed.low", feed.low, len(feed.low) > 0, "one low-dose image at least"),
+        ("feed.suv_scale", feed.suv_scale, feed.suv_scale > 0, "a number above 0"),
+        ("feed.seed", feed.seed, feed.seed >= 0, "0 or more"),
+        ("feed.cases_per_step", feed.cases_per_step, feed.cases_per_step >= 1, "1 or more"),
+        ("feed.read_ahead", feed.read_ahead, feed.read_ahead >= 0, "0 or more"),
+        ("loop.log_every", loop.log_every, loop.log_every >= 1, "1 or more"),
+        ("loop.save_every", loop.save_every, loop.save_every >= 1, "1 or more"),
+        ("loop.picture_every", loop.picture_every, loop.picture_every >= 0, "0 or more"),
+        ("loop.keep", loop.keep, loop.keep >= 1, "1 or more"),
+        ("loop.seed", loop.seed, loop.seed >= 0, "0 or more"),
+        (
+            "engine.gradient_clipping",
+            config.engine.gradient_clipping,
+            config.engine.gradient_clipping >= 0,
+            "0 or more",
+        ),
+        ("split.test_fraction", split.test_fraction, 0 <= split.test_fraction < 1, "a fraction from 0 to below 1"),
+        ("split.seed", split.seed, split.seed >= 0, "0 or more"),
+        ("cluster.workers", cluster.workers, cluster.workers >= 1, "1 or more"),
+        ("cluster.cpus_per_worker", cluster.cpus_per_worker, cluster.cpus_per_worker >= 1, "1 or more"),
+        ("cluster.max_failures", cluster.max_failures, cluster.max_failures >= 0, "0 or more"),
+    ):
+        if not good:
+            raise InputError("CFG_RANGE", where=where, found=repr(found), remedy=f"give {wanted}")
+    if feed.cases_per_step % cluster.workers:
+        raise InputError(
+            "CFG_WORKERS",
+            where="cluster.workers",
+            found=f"{feed.cases_per_step} groups per step cannot be shared evenly by {cluster.workers} workers",
+            remedy="choose a number of workers that divides feed.cases_per_step",
+        )
+
+
 def to_json(config: RunConfig) -> dict[str, Any]:
     """Return the configuration as plain JSON values."""
     content: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
@@ -99,8 +137,10 @@ def from_json(content: Mapping[str, Any]) -> RunConfig:
     Raises:
         InputError: CFG_RECIPE, CFG_FIELD, CFG_VALUE.
     """
+    if not isinstance(content, Mapping):
+        raise _bad_value("configuration", content, "an object of rooms")
     recipe = content.get("recipe", "sgsgan")
-    if recipe not in RECIPES:
+    if not isinstance(recipe, str) or recipe not in RECIPES:
         raise _unknown("CFG_RECIPE", "recipe", str(recipe), list(RECIPES))
     rooms: dict[str, Any] = {"model": RECIPES[recipe].Config}
     rooms |= {"feed": FeedConfig, "loop": LoopConfig, "engine": EngineConfig}
@@ -122,9 +162,12 @@ def read(path: Path) -> RunConfig:
         raise InputError("CFG_NO_FILE", where=path.name, found="no such file", remedy="name an existing configuration")
     try:
         content = json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError("CFG_JSON", where=path.name, found="not JSON", remedy="correct the file") from None
-    return from_json(content.get("config", content))
+    return from_json(content.get("config", content) if isinstance(content, dict) else content)
+
+
+_NOT_A_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)  # all that literal_eval may raise
 
 
 def override(config: RunConfig, settings: Sequence[str]) -> RunConfig:
@@ -149,7 +192,7 @@ def override(config: RunConfig, settings: Sequence[str]) -> RunConfig:
             raise _unknown("CFG_FIELD", f"--set {room}", key, list(part))
         try:
             part[key] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
+        except _NOT_A_LITERAL:
             part[key] = [ast_word(word) for word in text.split(",")] if "," in text else text
     return from_json(content)
 
@@ -158,7 +201,7 @@ def ast_word(word: str) -> Any:
     """Read one element of a comma list: a number when it is one, else the word."""
     try:
         return ast.literal_eval(word)
-    except (ValueError, SyntaxError):
+    except _NOT_A_LITERAL:
         return word.strip()
 
 
@@ -169,6 +212,8 @@ def _unknown(code: str, where: str, found: str, known: list[str]) -> InputError:
 
 
 def _build(name: str, room: Any, content: Mapping[str, Any]) -> Any:
+    if not isinstance(content, Mapping):
+        raise _bad_value(name, content, "an object of fields")
     hints = typing.get_type_hints(room)
     fields = [f.name for f in dataclasses.fields(room)]
     for key in content:
@@ -187,7 +232,7 @@ def _coerce(where: str, hint: Any, value: Any) -> Any:
     if origin is Literal:
         if value not in args:
             raise _unknown("CFG_VALUE", where, str(value), [str(a) for a in args])
-        return value
+        return args[args.index(value)]  # True is no ZeRO stage 1
     if origin is tuple:
         values = [value] if isinstance(value, str) or not isinstance(value, list | tuple) else list(value)
         variadic = len(args) == 2 and args[1] is Ellipsis
@@ -196,7 +241,7 @@ def _coerce(where: str, hint: Any, value: Any) -> Any:
         return tuple(_coerce(where, args[0] if variadic else a, v) for a, v in _paired(args, values, variadic))
     if origin is not None:  # mappings
         return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
         return float(value)
     if not isinstance(value, hint) or (hint in (int, float) and isinstance(value, bool)):
         raise _bad_value(where, value, hint.__name__)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -73,11 +74,13 @@ def train(cohort: Path, run: Path, config: RunConfig, *, command: str) -> Path:
     cohort, run = cohort.absolute(), run.absolute()
     opened = open_cohort(cohort)
     train_cases, test_cases = configs.split_cases(opened, config.split)
-    _check_run(run, config)
+    digests = {name: integrity.manifest(opened.case(name).folder)["root"] for name in (*train_cases, *test_cases)}
+    _check_run(run, config, digests)
+    if not config.cluster.address:  # a private cluster has the GPUs of this machine, and as many workers as asked for
+        _require_resources({"CPU": math.inf, "GPU": torch.cuda.device_count()}, config)
     recipe = _dry(config)
     feed.check_cases(opened, train_cases, config.feed, [recipe.needs(s) for s in recipe.phase_starts.values()])
     with integrity.exclusive(run, purpose="train"):
-        digest = {name: integrity.manifest(opened.case(name).folder)["root"] for name in (*train_cases, *test_cases)}
         integrity.write_json(
             run / CONFIG,
             {
@@ -86,12 +89,12 @@ def train(cohort: Path, run: Path, config: RunConfig, *, command: str) -> Path:
                 "cohort": cohort.name,
                 "train": train_cases,
                 "test": test_cases,
-                "cases": digest,
+                "cases": digests,
             },
         )
         (run / "error.json").unlink(missing_ok=True)
         with Watch(run, recipe.num_steps):
-            _run_ray(cohort, run, config, train_cases, test_cases)
+            _run_ray(cohort, run, config, train_cases, test_cases, digests)
     return run / WEIGHTS
 
 
@@ -103,11 +106,12 @@ def _dry(config: RunConfig) -> Recipe:
         )
 
 
-def _check_run(run: Path, config: RunConfig) -> None:
-    """Refuse to continue a run under other settings, before anything starts."""
+def _check_run(run: Path, config: RunConfig, digests: Mapping[str, str]) -> None:
+    """Refuse to continue a run under other settings or on other voxels, before anything starts."""
     if (run / CONFIG).is_file():
-        found = configs.read(run / CONFIG)
-        checkpoint.check_same_run(found.identity(), config.identity())
+        found = configs.read(run / CONFIG).identity()
+        cases = json.loads((run / CONFIG).read_bytes()).get("cases", {})
+        checkpoint.check_same_run({**found, "cases": cases}, {**config.identity(), "cases": digests})
     elif run.exists() and any(path.name != ".lock" for path in run.iterdir()):
         raise InputError(
             "CFG_RUN_FOLDER",
@@ -117,7 +121,14 @@ def _check_run(run: Path, config: RunConfig) -> None:
         )
 
 
-def _run_ray(cohort: Path, run: Path, config: RunConfig, train_cases: list[str], test_cases: list[str]) -> None:
+def _run_ray(
+    cohort: Path,
+    run: Path,
+    config: RunConfig,
+    train_cases: list[str],
+    test_cases: list[str],
+    digests: Mapping[str, str],
+) -> None:
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -158,6 +169,7 @@ def _run_ray(cohort: Path, run: Path, config: RunConfig, train_cases: list[str],
                 "config": configs.to_json(config),
                 "train": train_cases,
                 "test": test_cases,
+                "cases": digests,
             },
             scaling_config=ScalingConfig(
                 num_workers=cluster.workers,
@@ -253,9 +265,9 @@ def train_worker(settings: dict[str, Any]) -> None:
                 source,
                 config.loop,
                 folder=run / CHECKPOINTS,
-                meta=config.identity(),
+                meta={**config.identity(), "cases": settings["cases"]},
                 report=Reporter(run) if rank == 0 else lambda record: None,
-                picture=picture(run / "pictures", shown, config.feed.low[0], config.feed.full, config.feed.suv_scale),
+                picture=picture(run / "pictures", shown, config.feed, device),
                 patches_per_step=config.patches_per_step,
             )
             weights = recipe.weights()

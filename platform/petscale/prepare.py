@@ -3,12 +3,14 @@
 import hashlib
 import hmac
 import json
-from collections.abc import Callable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from petscale.progress import bar, console
-from storage import dicom, geometry, layout, nifti, phantom, suv
+from storage import dicom, geometry, integrity, layout, nifti, phantom, suv
 from storage.errors import InputError
 from storage.ingest import CasePlan, Outcome, ingest, site_key, subject_hash
 from storage.lowdose import LowDoseConfig, LowDoseSource
@@ -22,8 +24,14 @@ def run(title: str, cohort: Path, plans: Plans, *, strict: bool, workers: int | 
     """Ingest with a bar over all tasks, then say what was committed, kept and refused.
 
     Raises:
-        InputError: the only refusal when nothing was committed or kept, so that a single mistake is told as itself.
+        InputError: the first refusal when nothing was committed or kept, so that a single mistake is told as itself;
+            the cohort's folder is then as it was before.
     """
+    with _restored_when_empty(cohort):
+        return _run(title, cohort, plans, strict=strict, workers=workers)
+
+
+def _run(title: str, cohort: Path, plans: Plans, *, strict: bool, workers: int | None) -> Outcome:
     finished = 0
     with bar(title, len(plans)) as advance:
 
@@ -33,13 +41,60 @@ def run(title: str, cohort: Path, plans: Plans, *, strict: bool, workers: int | 
             advance(finished, f"{case} {done}/{total} tasks")
 
         outcome = ingest(cohort, plans, strict=strict, workers=workers, progress=progress)
-        advance(len(plans), "")
+        if outcome.committed or outcome.kept:
+            advance(len(plans), "")
+    told = None if outcome.committed or outcome.kept else next(iter(outcome.refused.values()), None)
     for case, error in outcome.refused.items():
-        console.print(f"refused {case}: {error}", soft_wrap=True, markup=False)
-    if outcome.refused and not (outcome.committed or outcome.kept):
-        raise next(iter(outcome.refused.values()))
-    console.print(f"{cohort}: {len(outcome.committed)} committed, {len(outcome.kept)} already there")
+        if error is not told:
+            console.print(f"refused {case}: {error}", soft_wrap=True, markup=False)
+    if told:
+        raise told
+    summary = f"{cohort}: {len(outcome.committed)} committed, {len(outcome.kept)} already there"
+    console.print(summary, soft_wrap=True, markup=False)
     return outcome
+
+
+@contextmanager
+def _restored_when_empty(cohort: Path) -> Iterator[None]:
+    """When the block fails and has committed nothing to a new cohort, take away what it made."""
+    held = {path.name for path in cohort.iterdir()} if cohort.is_dir() else None
+    try:
+        yield
+    except BaseException:
+        if cohort.is_dir() and "zarr.json" not in (held or ()):
+            _take_away(cohort, held)
+        raise
+
+
+def _take_away(cohort: Path, held: set[str] | None) -> None:
+    try:
+        with integrity.exclusive(cohort, purpose="clean-up"):
+            if any(cohort.glob(f"{layout.CASES}/*/{integrity.MANIFEST}")):
+                return
+            for path in cohort.iterdir():
+                if path.name not in (held or ()):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if held is None:
+                cohort.rmdir()
+    except InputError:
+        return  # someone else is filling it
+
+
+def _check_doses(scan: LowDoseConfig, drfs: Sequence[float], realisations: int) -> None:
+    """Refuse before anything is opened.
+
+    Raises:
+        InputError: CFG_RANGE, CFG_NAME.
+    """
+    for drf in drfs:
+        layout.check_name(layout.low_name(replace(scan, drf=drf).drf), "--drf")
+    if not drfs or realisations < 1:
+        raise InputError(
+            "CFG_RANGE",
+            where="--realisations" if drfs else "--drf",
+            found=str(realisations) if drfs else "none",
+            remedy="give 1 or more",
+        )
 
 
 def low_doses(
@@ -49,9 +104,7 @@ def low_doses(
     images: dict[str, ImageSource] = {"full": LowDoseSource(truth, ct, replace(config, drf=1.0, realisation=0))}
     for drf in drfs:
         for number in range(realisations):
-            images[layout.low_name(drf, number)] = LowDoseSource(
-                truth, ct, replace(config, drf=drf, realisation=number)
-            )
+            images[layout.low_name(drf, number)] = LowDoseSource(truth, ct, replace(config, drf=drf, draw=number))
     return images
 
 
@@ -62,7 +115,14 @@ def phantom_plans(
     drfs: Sequence[float],
     realisations: int = 1,
 ) -> Plans:
-    """Plan ``count`` phantom patients with their simulated scans."""
+    """Plan ``count`` phantom patients with their simulated scans.
+
+    Raises:
+        InputError: CFG_RANGE.
+    """
+    _check_doses(scan, drfs, realisations)
+    if count < 1:
+        raise InputError("CFG_RANGE", where="--cases", found=str(count), remedy="give 1 or more")
 
     def plan(seed: int) -> Callable[[Path], CasePlan]:
         def open_plan(scratch: Path) -> CasePlan:
@@ -82,8 +142,15 @@ def phantom_plans(
 
 
 def simulation_plans(source: Path, truth: str, scan: LowDoseConfig, drfs: Sequence[float], realisations: int) -> Plans:
-    """Plan a cohort of simulated scans whose truth is an image of another cohort; CT and labels come along."""
+    """Plan a cohort of simulated scans whose truth is an image of another cohort; CT and labels come along.
+
+    Raises:
+        InputError: STORE_NONE, SET_TOO_SMALL, CFG_RANGE.
+    """
     cohort = open_cohort(source)
+    _check_doses(scan, drfs, realisations)
+    if not cohort.cases:
+        raise InputError("SET_TOO_SMALL", where=source.name, found="an empty cohort", remedy="ingest cases into it")
 
     def plan(name: str, number: int) -> Callable[[Path], CasePlan]:
         def open_plan(scratch: Path) -> CasePlan:
@@ -145,10 +212,14 @@ def find_cases(root: Path, pet: str, ct: str, mask: str) -> dict[str, tuple[Path
         if (folder / pet).exists():
             others = (folder / name if name and (folder / name).exists() else None for name in (ct, mask))
             found[folder.name] = (folder / pet, *others)
-    if not found:
-        raise InputError(
-            "SET_NO_PET", where=root.name, found=f"no sub-folder holds '{pet}'", remedy="name the PET with --pet"
-        )
+    for option, name, place in (("pet", pet, 0), ("ct", ct, 1), ("mask", mask, 2)):
+        if name and not any(paths[place] for paths in found.values()):
+            raise InputError(
+                f"SET_NO_{option.upper()}",
+                where=root.name,
+                found=f"no sub-folder holds what --{option} names",
+                remedy=f"give --{option} the name that it has inside each sub-folder",
+            )
     return found  # type: ignore[return-value]
 
 
@@ -171,7 +242,7 @@ def open_case(files: Files, scratch: Path, *, subject: str | None = None) -> Cas
     labels = dict(files.labels or {1: "lesion"}) if files.mask is not None else {}
     return CasePlan(
         images=images,
-        subject=subject_hash(subject or patient or str(files.pet.resolve()), key),
+        subject=subject_hash(patient or subject or str(files.pet.resolve()), key),
         fingerprint=_fingerprint(
             key,
             *(_content(path) for path in (files.pet, files.ct, files.mask) if path is not None),
@@ -225,7 +296,7 @@ def _open_ct(path: Path, scratch: Path, pet: ImageSource) -> ImageSource:
 
 def is_nifti(path: Path) -> bool:
     """Whether a path is to be read as NIfTI."""
-    return path.name.endswith((".nii", ".nii.gz"))
+    return path.name.lower().endswith((".nii", ".nii.gz"))
 
 
 def alias(name: str, naming: str) -> str:

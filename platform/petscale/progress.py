@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from storage import integrity
 from storage.patches import draw, generator
 from storage.reader import Case
+from trainers.feed import FeedConfig
 from trainers.recipe import Synthesizer
 from trainers.synthesize import case_context
 
@@ -38,17 +39,20 @@ def bar(title: str, total: int) -> Iterator[Advance]:
             yield lambda done, note: progress.update(task, completed=done, note=note)
             return
     begin = said = time.monotonic()
-    state = {"done": 0, "note": ""}
+    state = {"done": -1, "note": ""}
 
     def advance(done: int, note: str) -> None:
         nonlocal said
+        if state["done"] == -1:  # not before: a refusal at the door is then the only line
+            console.print(f"{title}: {done}/{total}", soft_wrap=True)
         state.update(done=done, note=note)
         if time.monotonic() - said > 10:
             said = time.monotonic()
             console.print(f"{title}: {done}/{total} {note}", soft_wrap=True)
 
-    console.print(f"{title}: 0/{total}", soft_wrap=True)
     yield advance
+    if state["done"] == -1:
+        return
     spent = time.monotonic() - begin
     console.print(f"{title}: {state['done']}/{total} in {spent:.0f} s {state['note']}", soft_wrap=True)
 
@@ -113,13 +117,14 @@ class Watch:
     def _follow(self) -> None:
         warned: set[str] = set()
         with bar("train", self._total) as advance:
+            advance(0, "")
             while True:
                 ended = self._stop.wait(0.5)
                 records = read_metrics(self._path)
                 for warning in (w for r in records for w in r.get("warnings", ())):
                     if warning not in warned:
                         warned.add(warning)
-                        console.print(f"warning: {warning}")
+                        console.print(f"warning: {warning}", soft_wrap=True, markup=False)
                 last = next((r for r in reversed(records) if r["event"] == "log"), None)
                 if last:
                     losses = "  ".join(f"{k.removeprefix('loss/')} {v:.3g}" for k, v in last.items() if "loss/" in k)
@@ -129,11 +134,14 @@ class Watch:
                     return
 
 
-def picture(folder: Path, case: Case, low: str, full: str, suv_scale: float, window_suv: float = 7.0) -> Any:
+def picture(
+    folder: Path, case: Case, feed: FeedConfig, device: torch.device, window_suv: float = 7.0
+) -> Callable[[int, Synthesizer], None]:
     """Return the loop's picture function: low | synthesized | full of one held-out patch, in one fixed SUV window."""
 
+    low, full, suv_scale = feed.low[0], feed.full, feed.suv_scale
+
     def draw_picture(step: int, synthesizer: Synthesizer) -> None:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         z, y, x = (min(e, s) for e, s in zip(synthesizer.tiling.tile, case.aids.shape, strict=True))
         box = draw(case.aids, (z, y, x), {"uptake": 1.0}, generator(0, 6))
         with torch.no_grad():

@@ -16,7 +16,7 @@ from petscale import prepare
 from petscale.config import RunConfig
 from petscale.launch import WEIGHTS
 from petscale.progress import bar
-from storage import dicom, dicom_write, layout, nifti
+from storage import dicom, dicom_write, integrity, layout, nifti
 from storage.errors import InputError
 from storage.ingest import CasePlan, ingest
 from storage.patches import grid as tile_grid
@@ -42,9 +42,16 @@ def open_run(run: Path) -> Trained:
     """Load a run's weights.
 
     Raises:
-        InputError: CKPT_NONE, CKPT_DAMAGED, CFG_NO_FILE.
+        InputError: CKPT_NONE, CKPT_DAMAGED, CKPT_CONFIG.
     """
     weights, facts = checkpoint.read_weights(run / WEIGHTS)
+    if "config" not in facts:
+        raise InputError(
+            "CKPT_CONFIG",
+            where=WEIGHTS,
+            found="weights without their configuration",
+            remedy="use the file that `petscale train` wrote",
+        )
     config = configs.from_json(json.loads(facts["config"]))
     device = torch.device("cuda" if config.cluster.device == "cuda" and torch.cuda.is_available() else "cpu")
     synthesizer = RECIPES[config.recipe].weights_to_synthesizer(
@@ -77,18 +84,25 @@ def run_case(trained: Trained, case: Case, image: str, write: Callable[[int, NDA
 
 
 class _Spool:
-    """A volume on disk between the network and a writer: slabs go in in order, any slab comes out."""
+    """A volume on disk between the network and a writer: slabs go in in order, any slab comes out.
+
+    Plain writes, no memory map: on a full disk a map ends the process by a signal, a write by an error.
+    """
 
     def __init__(self, path: Path, grid: Grid) -> None:
-        self.grid, self.units, self.provenance = grid, SUV, {"kind": "synthesized"}
-        self._voxels = np.memmap(path, dtype=np.float32, mode="w+", shape=grid.shape)
+        self._path, self._shape = path, grid.shape
+        self._layer = grid.shape[1] * grid.shape[2]
+        path.write_bytes(b"")
 
     def put(self, z0: int, slab: NDArray[np.float32]) -> None:
         # Uptake is never negative: clipped on export only, never in training or scoring of patches.
-        self._voxels[z0 : z0 + len(slab)] = np.maximum(slab, 0)
+        with integrity.disk_errors(self._path), self._path.open("r+b") as file:
+            file.seek(z0 * self._layer * 4)
+            file.write(np.maximum(slab, 0).astype(np.float32).tobytes())
 
     def read(self, z0: int, z1: int) -> NDArray[np.float32]:
-        return np.array(self._voxels[z0:z1])
+        count, offset = (z1 - z0) * self._layer, z0 * self._layer * 4
+        return np.fromfile(self._path, np.float32, count, offset=offset).reshape(z1 - z0, *self._shape[1:])
 
 
 def synthesize_case(trained: Trained, run: Path, case: Case, image: str) -> StoredImage:
@@ -97,6 +111,7 @@ def synthesize_case(trained: Trained, run: Path, case: Case, image: str) -> Stor
     Returns:
         The stored result, image ``synth_<image>``.
     """
+    case.image(image)  # refused here, before anything is made under its name
     name = f"synth_{image}"
     store = run / SYNTHESIS / image
     digest = hashlib.sha256((run / WEIGHTS).read_bytes()).hexdigest()
@@ -146,8 +161,12 @@ def synthesize_file(trained: Trained, files: prepare.Files, output: Path) -> Non
             found="input and output are of different kinds",
             remedy="give a .nii.gz for NIfTI input and a folder for DICOM input",
         )
-    output.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.absolute().parent, prefix=".petscale-") as folder:
+    # On the output's disk, in a folder that is there: a refused input leaves no empty folders behind.
+    place = next(parent for parent in output.absolute().parents if parent.exists())
+    with (
+        integrity.disk_errors(output),
+        tempfile.TemporaryDirectory(dir=place, prefix=".petscale-") as folder,
+    ):
         scratch = Path(folder)
         source, _ = prepare.open_pet(files, scratch)
         factor = prepare.suv_factor(files)

@@ -1,0 +1,175 @@
+"""The command line as it is typed: what is recorded, printed and returned; mistakes are in test_wrong_input."""
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from petscale import cli, launch
+from petscale import config as configs
+from petscale.cli import COMMANDS, main
+from petscale.config import RunConfig
+from petscale.progress import Watch, bar
+from storage.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("typed", "recorded"),
+    [
+        (["verify", "/data/DOE^JANE/cohort"], "petscale verify cohort"),
+        (["verify", "../clinic/cohort/"], "petscale verify cohort"),
+        (["verify", "cohort"], "petscale verify cohort"),
+        (["train", "/a/b/c", "--run", "/not/made/yet"], "petscale train c --run yet"),
+        (
+            ["train", "c", "--run=/home/jane/run", "--set", "loop.seed=1"],
+            "petscale train c --run=run --set loop.seed=1",
+        ),
+        (["train", "/x/k=v/c", "--config", "/x/a=b/c=d.json"], "petscale train c --config c=d.json"),
+        (
+            ["train", "c", "--set", "cluster.address=ray://head:10001"],
+            "petscale train c --set cluster.address=ray://head:10001",
+        ),
+        (["train", "c", "--set", "recipe.rois=()"], "petscale train c --set 'recipe.rois=()'"),
+        (["verify", "."], "petscale verify ."),
+    ],
+)
+def test_the_recorded_command_names_no_folders(
+    typed: list[str], recorded: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/petscale", *typed])
+    assert cli._command() == recorded
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
+    """The configurations that ``petscale train`` hands on."""
+    seen: list[RunConfig] = []
+
+    def train(cohort: Path, run: Path, config: RunConfig, *, command: str) -> Path:
+        seen.append(config)
+        return run / launch.WEIGHTS
+
+    monkeypatch.setattr(launch, "train", train)
+    return seen
+
+
+def test_settings_may_be_given_together_or_one_by_one(trained: list[RunConfig]) -> None:
+    main(["train", "c", "--run", "r", "--set", "loop.seed=1", "recipe.patch=32,32,32", "feed.low=low_drf4,low_drf20"])
+    main(
+        [
+            "train",
+            "c",
+            "--run",
+            "r",
+            "--set",
+            "loop.seed=1",
+            "--set",
+            "recipe.patch=32,32,32",
+            "feed.low=low_drf4,low_drf20",
+        ]
+    )
+    wanted = configs.override(RunConfig(), ["loop.seed=1", "recipe.patch=32,32,32", "feed.low=low_drf4,low_drf20"])
+    assert trained == [wanted, wanted]
+
+
+def test_options_win_over_the_file(trained: list[RunConfig], tmp_path: Path) -> None:
+    base = configs.override(RunConfig(), ["loop.seed=5", "cluster.workers=2"])
+    (tmp_path / "mine.json").write_text(json.dumps(configs.to_json(base)))
+    main(["train", "c", "--run", "r", "--config", str(tmp_path / "mine.json"), "--workers", "1", "--device", "cuda"])
+    assert trained[0].loop.seed == 5
+    assert (trained[0].cluster.workers, trained[0].cluster.device) == (1, "cuda")
+
+
+def test_help_lists_every_command() -> None:
+    ended = subprocess.run([sys.executable, "-m", "petscale", "--help"], capture_output=True, text=True, check=True)
+    assert all(name in ended.stdout for name in COMMANDS)
+    assert ended.stderr == ""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"petscale {command}" in shown
+    assert "(required)" in shown or "(default:" in shown
+
+
+def test_verify_lists_the_cases_on_stdout(cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["verify", str(cohort)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:-1] == ["phantom-000", "phantom-001", "phantom-002", "phantom-003"]
+    assert lines[-1].endswith("4 cases, whole")
+
+
+def test_verify_names_the_damaged_piece(
+    scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable[..., str]
+) -> None:
+    main(["ingest", str(scans / "suv.nii.gz"), str(tmp_path / "cohort"), "--case", "one"])
+    shard = tmp_path / "cohort/cases/one/full/0/c/0/0/0"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", str(tmp_path / "cohort")])
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "damaged: one/full/0/c/0/0/0: content differs" in err
+    assert err.splitlines()[-1].startswith("petscale: STORE_DAMAGED cohort: 1 of 1 cases")
+
+
+def test_an_interrupt_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, cohort: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, "train", interrupt)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(cohort), "--run", "never-made"])
+    assert ended.value.code == 130
+    assert "the same command continues" in capsys.readouterr().err
+
+
+def test_our_own_defects_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, cohort: Path) -> None:
+    def defect(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(launch, "train", defect)
+    with pytest.raises(ZeroDivisionError):
+        main(["train", str(cohort), "--run", "never-made"])
+
+
+def test_a_bar_says_nothing_of_work_that_was_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse() -> None:
+        with bar("work", 3):
+            raise InputError("CFG_TEST", where="here", found="nothing", remedy="go on")
+
+    with pytest.raises(InputError):
+        refuse()
+    assert capsys.readouterr().err == ""
+    with bar("work", 3) as advance:
+        for done in range(4):
+            advance(done, "")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "work: 0/3"
+    assert lines[-1].startswith("work: 3/3 in ")
+
+
+def test_the_watch_ends_with_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = threading.active_count()
+    with Watch(tmp_path, 10):
+        record = {"event": "log", "step": 10, "phase": "gan", "patches_per_s": 2.0, "wait_share": 0.1, "loss/l1": 0.5}
+        (tmp_path / "metrics.jsonl").write_text(json.dumps(record) + '\n{"event": "lo')  # a line half written
+    assert threading.active_count() == before
+    err = capsys.readouterr().err
+    assert "train: 0/10" in err
+    assert "train: 10/10" in err
+    assert "l1 0.5" in err

@@ -1,0 +1,214 @@
+"""Grids against each other: exact for linear fields, nothing lost by slabs, no alias, the body's outline."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from storage import geometry
+from storage.errors import InputError
+from storage.phantom import PhantomConfig, phantom
+from storage.source import HU, SUV, ArraySource, Grid
+
+SLOPE, LEVEL = np.array([0.7, -1.3, 2.1]), 40.0  # a linear field over RAS millimetres
+
+
+def grid_of(shape, spacing, flip=(1, 1, 1), degrees=(0.0, 0.0, 0.0), centre=(0.0, 0.0, 0.0)):
+    """A grid whose middle lies at ``centre``; spacing and flips are along (x, y, z)."""
+    turn = np.eye(3)
+    for axis, angle in enumerate(np.deg2rad(degrees)):
+        c, s = np.cos(angle), np.sin(angle)
+        one = np.eye(3)
+        i, j = [k for k in range(3) if k != axis]
+        one[i, i], one[i, j], one[j, i], one[j, j] = c, -s, s, c
+        turn = one @ turn
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag(np.array(spacing) * flip)
+    middle = (np.array(shape)[::-1] - 1) / 2
+    affine[:3, 3] = np.array(centre) - affine[:3, :3] @ middle
+    return Grid(shape, affine)
+
+
+def positions(grid):
+    """RAS of every voxel centre, (z, y, x, 3)."""
+    z, y, x = np.meshgrid(*(np.arange(n) for n in grid.shape), indexing="ij")
+    return np.stack([x, y, z], axis=-1) @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+
+
+def linear(grid):
+    return (positions(grid) @ SLOPE + LEVEL).astype(np.float32)
+
+
+def source(grid, voxels=None):
+    return ArraySource(linear(grid) if voxels is None else voxels.astype(np.float32), grid, HU, {"kind": "test"})
+
+
+TARGETS = {
+    "finer": {"spacing": (1.5, 1.5, 2.0)},
+    "coarser": {"spacing": (3.0, 4.0, 5.0), "shape": (10, 9, 8)},
+    "flipped": {"spacing": (2.0, 2.0, 2.0), "flip": (-1, -1, 1)},
+    "upside down": {"spacing": (2.0, 2.0, 2.0), "flip": (1, 1, -1)},
+    "turned": {"spacing": (2.0, 2.0, 2.0), "degrees": (10.0, -20.0, 30.0)},
+    "shifted": {"spacing": (2.0, 2.0, 2.0), "centre": (3.3, -2.2, 1.1)},
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_linear_field_stays_what_it_is(name):
+    options = dict(TARGETS[name])
+    target = grid_of(options.pop("shape", (16, 14, 12)), **options)
+    big = grid_of((60, 64, 68), (2.0, 1.5, 1.7))  # far beyond the target, so that no border matters
+    resampled = geometry.Resampled(source(big), target)
+    np.testing.assert_allclose(resampled.read(0, target.shape[0]), linear(target), atol=2e-3)
+
+
+@pytest.mark.parametrize("flip", [(1, 1, 1), (-1, -1, 1), (-1, 1, -1)])
+@pytest.mark.parametrize("degrees", [(0.0, 0.0, 0.0), (7.0, 11.0, -13.0)])
+def test_the_same_grid_changes_nothing_up_to_the_border(flip, degrees):
+    grid = grid_of((20, 11, 13), (1.7, 2.3, 3.1), flip, degrees, (17.0, -200.3, 801.7))
+    voxels = np.random.default_rng(1).normal(size=grid.shape)
+    image = geometry.Resampled(source(grid, voxels), grid)
+    np.testing.assert_allclose(image.read(0, 20), voxels, atol=1e-5)
+    np.testing.assert_allclose(image.read(13, 20), voxels[13:], atol=1e-5)
+
+
+def test_a_flipped_grid_only_turns_the_array_round():
+    voxels = np.random.default_rng(1).normal(size=(20, 11, 13))
+    resampled = geometry.Resampled(
+        source(grid_of((20, 11, 13), (1.7, 2.3, 3.1)), voxels),
+        grid_of((20, 11, 13), (1.7, 2.3, 3.1), flip=(-1, 1, -1)),
+    )
+    np.testing.assert_allclose(resampled.read(0, 20), voxels[::-1, :, ::-1], atol=1e-5)
+
+
+@pytest.mark.parametrize("spacing", [(3.3, 3.3, 3.3), (1.0, 1.0, 1.0), (2.0, 2.0, 6.1)])
+@pytest.mark.parametrize("flip", [(1, 1, 1), (-1, 1, -1)])
+def test_a_slab_is_a_cut_of_the_volume(spacing, flip):
+    grid = grid_of((30, 24, 26), (2.0, 2.0, 2.0), degrees=(4.0, 0.0, 0.0))
+    voxels = np.random.default_rng(2).normal(size=grid.shape)
+    target = grid_of((18, 9, 8), spacing, flip)
+    image = geometry.Resampled(source(grid, voxels), target)
+    whole = image.read(0, 18)
+    assert whole.dtype == np.float32
+    for cuts in ((0, 1, 7, 18), (0, 11, 18)):
+        parts = [image.read(a, b) for a, b in itertools.pairwise(cuts)]
+        np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-5)
+
+
+def test_beyond_the_source_there_is_air():
+    small = grid_of((10, 10, 10), (2.0, 2.0, 2.0))
+    wide = grid_of((40, 12, 12), (2.0, 2.0, 2.0))
+    read = geometry.Resampled(source(small, np.full((10, 10, 10), 50.0)), wide).read(0, 40)
+    assert (read[:14] == geometry.AIR_HU).all()
+    np.testing.assert_allclose(read[16:24, 1:11, 1:11], 50.0, atol=1e-3)
+    assert (geometry.Resampled(source(small), wide, outside=-7.0).read(0, 3) == -7.0).all()
+
+
+@pytest.mark.parametrize("centre", [(500.0, 0.0, 0.0), (0.0, -500.0, 0.0), (0.0, 0.0, 500.0)])
+def test_images_of_two_examinations_are_refused(centre):
+    with pytest.raises(InputError) as error:
+        geometry.Resampled(source(grid_of((10, 10, 10), (2.0,) * 3)), grid_of((10, 10, 10), (2.0,) * 3, centre=centre))
+    assert error.value.code == "PAIR_NO_OVERLAP"
+
+
+def test_provenance_says_what_was_done():
+    image = geometry.Resampled(source(grid_of((10, 10, 10), (1.0, 1.5, 2.0))), grid_of((5, 5, 5), (2.0,) * 3))
+    assert image.units == HU
+    assert image.provenance["kind"] == "test"
+    assert image.provenance["native_spacing_mm"] == [2.0, 1.5, 1.0]
+    assert "linear" in str(image.provenance["resampled"])
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_nothing_aliases(axis):
+    """A checkerboard of the finer grid, sampled at every third voxel, is grey and not stripes."""
+    fine = grid_of((60, 60, 60), (1.0,) * 3)
+    stripes = np.broadcast_to(np.moveaxis((-1.0) ** np.arange(60)[:, None, None], 0, axis), fine.shape)
+    coarse = geometry.Resampled(source(fine, stripes), grid_of((14, 14, 14), (3.0,) * 3)).read(0, 14)
+    assert np.abs(coarse).max() < 0.05
+
+
+def test_smoothing_keeps_the_amount():
+    fine = grid_of((60, 60, 60), (1.0,) * 3)
+    blob = ndimage.gaussian_filter(np.pad(np.ones((12, 12, 12)), 24), 2.0)
+    coarse = geometry.Resampled(source(fine, blob), grid_of((18, 18, 18), (3.0,) * 3), outside=0.0).read(0, 18)
+    assert coarse.sum() * 27 == pytest.approx(blob.sum(), rel=0.01)
+
+
+# --- shrinking ---
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 12))
+def test_area_weights_average(length, size):
+    weights = geometry.area_weights(length, size)
+    np.testing.assert_allclose(weights.sum(1), 1.0, atol=1e-6)
+    np.testing.assert_allclose(weights.sum(0), size / length, atol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.tuples(*[st.integers(2, 20)] * 3), st.integers(2, 8), st.lists(st.integers(1, 19), max_size=4), st.integers(0, 9)
+)
+def test_slabs_add_up_to_one_overview_of_the_same_mean(shape, size, cuts, seed):
+    voxels = np.random.default_rng(seed).random(shape, dtype=np.float32)
+    whole = geometry.shrink_slab(voxels, 0, shape, size)
+    edges = [0, *sorted({c for c in cuts if c < shape[0]}), shape[0]]
+    parts = [geometry.shrink_slab(voxels[a:b], a, shape, size) for a, b in itertools.pairwise(edges)]
+    assert whole.shape == (size,) * 3
+    np.testing.assert_allclose(sum(parts), whole, atol=1e-5)
+    assert whole.mean() == pytest.approx(voxels.mean(), rel=1e-4)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.tuples(*[st.integers(1, 17)] * 3), st.tuples(*[st.sampled_from([1, 2, 4, 8])] * 3), st.integers(0, 9))
+def test_block_means_are_means_of_what_a_block_has(shape, edges, seed):
+    voxels = np.random.default_rng(seed).random(shape, dtype=np.float32)
+    before = voxels.copy()
+    means = geometry.block_means(voxels, edges)
+    assert (voxels == before).all()
+    for cell in np.ndindex(means.shape):
+        block = voxels[tuple(slice(c * e, (c + 1) * e) for c, e in zip(cell, edges, strict=True))]
+        assert means[cell] == pytest.approx(block.mean(), rel=1e-5)
+    assert means.shape == tuple(-(-n // e) for n, e in zip(shape, edges, strict=True))
+
+
+# --- the body ---
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("units", [SUV, HU])
+def test_the_body_is_one_piece_without_holes(seed, units):
+    person = phantom(PhantomConfig(shape=(128, 80, 96), spacing_mm=(4.0, 4.0, 5.0), seed=seed))
+    image = (person.ct if units == HU else person.activity).read(0, 128)
+    truth = person.labels.read(0, 128) > 0
+    mask = geometry.body_mask(image, units, (4.0, 4.0, 5.0))
+    assert (mask & truth).sum() / (mask | truth).sum() > 0.9
+    assert (mask & truth).sum() / truth.sum() > 0.97
+    assert ndimage.label(mask, np.ones((3, 3, 3)))[1] == 1
+    assert all((ndimage.binary_fill_holes(plane) == plane).all() for plane in mask)
+
+
+def test_table_noise_and_lungs_do_not_change_the_body():
+    z, y, x = np.ogrid[:20, :60, :60]
+    body = np.broadcast_to((y - 28) ** 2 + (x - 30) ** 2 < 18**2, (20, 60, 60))
+    lung = (y - 28) ** 2 + (x - 30) ** 2 < 8**2
+    ct = np.where(body, 30.0, -1000.0)
+    ct = np.where(lung & (z >= 0), -800.0, ct)
+    ct[:, 54:55, 10:50] = 200.0  # a thin table plate
+    mask = geometry.body_mask(ct.astype(np.float32), HU, (4.0, 4.0, 4.0))
+    assert (mask & body).sum() > 0.99 * body.sum()
+    assert mask.sum() < 1.05 * body.sum()
+    assert not mask[:, 54].any()
+    rng = np.random.default_rng(1)
+    pet = np.where(body, 0.6, 0.0) * rng.gamma(4.0, 0.25, body.shape) + rng.exponential(0.03, body.shape)
+    noisy = geometry.body_mask(pet.astype(np.float32), SUV, (4.0, 4.0, 4.0))
+    assert (noisy & body).sum() / (noisy | body).sum() > 0.85
+
+
+def test_an_empty_image_is_all_body():
+    assert geometry.body_mask(np.zeros((8, 8, 8), np.float32), SUV, (4.0,) * 3).all()
+    assert geometry.body_mask(np.full((8, 8, 8), -1000, np.float32), HU, (4.0,) * 3).all()

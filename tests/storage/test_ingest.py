@@ -1,0 +1,557 @@
+"""Ingest is bitwise, repeatable, interruptible at any moment, and says no to one case without losing the others."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import zarr
+
+from storage import integrity, layout
+from storage.errors import InputError
+from storage.ingest import CasePlan, create_cohort, ingest, site_key, subject_hash, verify
+from storage.nifti import open_nifti
+from storage.patches import CELL
+from storage.phantom import LABEL_NAMES, PhantomConfig, phantom
+from storage.reader import open_cohort
+from storage.source import HU, LABEL, SUV, ArraySource, Grid
+
+PATIENT = phantom(PhantomConfig(shape=(64, 48, 48), spacing_mm=(8.0, 8.0, 8.0), seed=3))
+
+
+def grid_of(shape, mm=8.0):
+    return Grid(shape, np.diag([-mm, -mm, mm, 1.0]))
+
+
+def noise(shape=(20, 12, 12), seed=0, units=SUV):
+    return ArraySource(np.random.default_rng(seed).random(shape, dtype=np.float32), grid_of(shape), units)
+
+
+def plan(fingerprint="print", names=None, **images):
+    return lambda _: CasePlan(images, "subject", fingerprint, names or {})
+
+
+def phantom_plan(**extra):
+    images = {"full": PATIENT.activity, "ct": PATIENT.ct, "labels": PATIENT.labels}
+    return plan(names=LABEL_NAMES, **images, **extra)
+
+
+def roots(cohort):
+    return json.loads((cohort / layout.CATALOG).read_bytes())
+
+
+def state(folder):
+    """What a write would change: inode, time and size of every file."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        status = path.stat()
+        found[str(path)] = (status.st_ino, status.st_mtime_ns, status.st_size if path.is_file() else 0)
+    return found
+
+
+def leftovers(cohort):
+    """Whatever is no part of a cohort."""
+    known = {"zarr.json", layout.CASES, layout.CATALOG, ".lock"}
+    return [p.name for p in cohort.iterdir() if p.name not in known] + [str(p) for p in cohort.rglob("*partial*")]
+
+
+# --- what comes in comes out ---
+
+
+def test_a_phantom_comes_back_bitwise(tmp_path):
+    outcome = ingest(tmp_path, {"p": phantom_plan(low_drf4=noise(PATIENT.config.shape))}, strict=False)
+    # Noise on another grid is refused whole; nothing of the case is left behind.
+    assert outcome.refused["p"].code == "PAIR_GRID_MISMATCH"
+    assert ingest(tmp_path, {"p": phantom_plan()}, strict=True).committed == ["p"]
+    case = open_cohort(tmp_path).case("p")
+    assert case.images == ("body", "ct", "full", "labels")
+    assert case.labels == dict(LABEL_NAMES)
+    for name, source in (("full", PATIENT.activity), ("ct", PATIENT.ct), ("labels", PATIENT.labels)):
+        image, voxels = case.image(name), source.read(0, 64)
+        assert image.units == source.units
+        assert image.grid.matches(source.grid, 1e-9)
+        assert image.read(0, 64).tobytes() == voxels.tobytes()
+        assert image.statistics["max"] == voxels.max()
+        assert image.statistics["mean"] == pytest.approx(voxels.mean(dtype=np.float64))
+    assert verify(tmp_path) == {}
+    assert leftovers(tmp_path) == []
+
+
+def test_several_shards_and_levels(tmp_path, monkeypatch):
+    monkeypatch.setattr(layout, "SHARD_BYTES", 2**14)
+    shape = (141, 20, 17)
+    full = noise(shape, 1)
+    labels = ArraySource((full.voxels > 0.9).astype(np.float32), full.grid, LABEL)
+    ingest(tmp_path, {"c": plan(names={1: "hot"}, full=full, labels=labels)}, strict=True)
+    case = tmp_path / "cases" / "c"
+    assert len(layout.slabs(shape, 4)) == 5
+    assert open_cohort(tmp_path).case("c").image("full").read(0, 141).tobytes() == full.voxels.tobytes()
+    ome = json.loads((case / "full" / "zarr.json").read_text())["attributes"]["ome"]
+    assert [d["path"] for d in ome["multiscales"][0]["datasets"]] == ["0", "1"]
+    padded = np.pad(full.voxels, ((0, 1), (0, 0), (0, 1)), constant_values=np.nan)
+    blocks = padded.reshape(71, 2, 10, 2, 9, 2)
+    coarse = zarr.open_array(case / "full" / "1", mode="r")[...]
+    np.testing.assert_allclose(coarse, np.nanmean(blocks, (1, 3, 5)), rtol=1e-5)
+    assert (zarr.open_array(case / "labels" / "1", mode="r")[...] == labels.voxels[::2, ::2, ::2]).all()
+
+
+def test_labels_become_fractions_of_cells(tmp_path):
+    ingest(tmp_path, {"p": phantom_plan()}, strict=True)
+    aids = open_cohort(tmp_path).case("p").aids
+    labels = PATIENT.labels.read(0, 64)
+    cells = tuple(-(-n // CELL) for n in labels.shape)
+    assert set(aids.rois) == set(LABEL_NAMES.values())
+    for value, name in LABEL_NAMES.items():
+        share = (labels == value).reshape(cells[0], CELL, cells[1], CELL, cells[2], CELL).mean((1, 3, 5))
+        assert aids.rois[name].shape == cells
+        assert np.abs(aids.rois[name] - share).max() <= 1 / 255 + 1e-6
+        assert ((aids.rois[name] > 0) == (share > 0)).all(), "one voxel is enough to be drawn"
+    means = PATIENT.activity.read(0, 64).reshape(cells[0], CELL, cells[1], CELL, cells[2], CELL).mean((1, 3, 5))
+    np.testing.assert_allclose(aids.uptake, means, atol=1e-4)
+    body = open_cohort(tmp_path).case("p").image("body").read(0, 64)
+    np.testing.assert_allclose(
+        aids.body, body.reshape(cells[0], CELL, cells[1], CELL, cells[2], CELL).mean((1, 3, 5)), atol=1e-6
+    )
+
+
+def test_a_mask_without_names_is_stored(tmp_path):
+    full = noise()
+    mask = ArraySource((full.voxels > 0.5).astype(np.float32), full.grid, LABEL)
+    ingest(tmp_path, {"c": plan(full=full, labels=mask, other=mask)}, strict=True)
+    case = open_cohort(tmp_path).case("c")
+    assert (case.image("other").read(0, 20) == mask.voxels).all()
+    assert case.aids.rois == {}
+
+
+@pytest.mark.parametrize("names", [("full",), ("full", "ct"), ("low_drf20", "low_drf4")])
+def test_the_body_is_where_the_labels_are(tmp_path, names):
+    person = phantom(PhantomConfig(shape=(128, 80, 96), spacing_mm=(4.0, 4.0, 5.0), seed=5))
+    images = {n: person.ct if n == "ct" else person.activity for n in names}
+    ingest(tmp_path, {"p": plan(**images)}, strict=True)
+    body = open_cohort(tmp_path).case("p").image("body").read(0, 128) > 0
+    truth = person.labels.read(0, 128) > 0
+    assert (body & truth).sum() / (body | truth).sum() > 0.9
+
+
+def test_the_overview_is_the_volume_shrunk(tmp_path):
+    ingest(tmp_path, {"p": phantom_plan()}, strict=True)
+    overview = open_cohort(tmp_path).case("p").overview("full")
+    assert overview.shape == (64, 64, 64)
+    assert overview.mean() == pytest.approx(PATIENT.activity.read(0, 64).mean(), rel=1e-5)
+
+
+# --- the same bytes whoever works ---
+
+
+def test_root_digest_is_independent_of_workers_scheduler_and_order(tmp_path, monkeypatch):
+    full, low = noise((70, 20, 17), 1), noise((70, 20, 17), 2)
+
+    def one(name, sources, **options):
+        ingest(tmp_path / name, {"c": plan(**sources)}, strict=True, **options)
+        return roots(tmp_path / name)
+
+    monkeypatch.setattr(layout, "SHARD_BYTES", 2**14)
+    reference = one("1", {"full": full, "low_drf4": low}, workers=1)
+    assert one("4", {"full": full, "low_drf4": low}, workers=4) == reference
+    assert one("sync", {"full": full, "low_drf4": low}, scheduler="synchronous") == reference
+    assert one("again", {"full": full, "low_drf4": noise((70, 20, 17), 2)}, workers=2) == reference
+    assert one("other", {"full": full, "low_drf4": noise((70, 20, 17), 3)}) != reference
+
+
+def test_root_digest_is_independent_of_processes(tmp_path):
+    for scheduler in ("threads", "processes"):
+        ingest(tmp_path / scheduler, {"p": phantom_plan()}, strict=True, scheduler=scheduler, workers=2)
+    assert roots(tmp_path / "threads") == roots(tmp_path / "processes")
+
+
+# --- again, changed, refused ---
+
+
+def test_a_second_run_writes_nothing(tmp_path):
+    plans = {"a": plan(full=noise()), "b": plan(full=noise(seed=1))}
+    assert ingest(tmp_path, plans).committed == ["a", "b"]
+    before = state(tmp_path)
+    again = ingest(tmp_path, plans)
+    assert (again.committed, again.kept, again.refused) == ([], ["a", "b"], {})
+    after = state(tmp_path)
+    assert {k: v for k, v in after.items() if k != str(tmp_path)} == {
+        k: v for k, v in before.items() if k != str(tmp_path)
+    }
+    ingest(tmp_path, {**plans, "c": plan(full=noise(seed=2))})
+    assert state(tmp_path / "cases" / "a") == {
+        k: v for k, v in before.items() if k.startswith(str(tmp_path / "cases" / "a") + os.sep)
+    }
+
+
+def test_changed_inputs_never_overwrite(tmp_path):
+    ingest(tmp_path, {"a": plan(full=noise())})
+    before = state(tmp_path / "cases")
+    outcome = ingest(tmp_path, {"a": plan("another", full=noise(seed=1))})
+    assert outcome.refused["a"].code == "SET_CASE_EXISTS"
+    assert state(tmp_path / "cases") == before
+
+
+def nan():
+    source = noise(seed=4)
+    source.voxels[7, 3, 3] = np.nan
+    return source
+
+
+def infinite():
+    source = noise(seed=4)
+    source.voxels[0, 0, 0] = np.inf
+    return source
+
+
+BAD = {
+    "IMG_NONFINITE": lambda: {"full": nan()},
+    "IMG_CONSTANT": lambda: {"full": ArraySource(np.full((20, 12, 12), 2.0, np.float32), grid_of((20, 12, 12)), SUV)},
+    "PAIR_GRID_MISMATCH": lambda: {"full": noise(), "low_drf4": noise((20, 12, 13))},
+    "SET_NO_PET": lambda: {"ct": noise(units=HU)},
+    "CFG_NAME": lambda: {"full": noise(), "body": noise()},
+}
+
+
+@pytest.mark.parametrize("code", BAD)
+def test_one_bad_case_costs_itself_only(tmp_path, code):
+    plans = {"a": plan(full=noise()), "bad": plan(**BAD[code]()), "z": plan(full=noise(seed=1))}
+    outcome = ingest(tmp_path, plans)
+    assert outcome.committed == ["a", "z"]
+    assert {name: error.code for name, error in outcome.refused.items()} == {"bad": code}
+    assert open_cohort(tmp_path).cases == ("a", "z")
+    assert verify(tmp_path) == {}
+    assert leftovers(tmp_path) == []
+
+
+def test_infinite_voxels_and_a_shifted_grid_are_refused(tmp_path):
+    shifted = noise(seed=1)
+    affine = shifted.grid.affine.copy()
+    affine[2, 3] += 0.2
+    moved = ArraySource(shifted.voxels, Grid(shifted.grid.shape, affine), SUV)
+    outcome = ingest(tmp_path, {"inf": plan(full=infinite()), "moved": plan(full=noise(), low_drf4=moved)})
+    assert {n: e.code for n, e in outcome.refused.items()} == {"inf": "IMG_NONFINITE", "moved": "PAIR_GRID_MISMATCH"}
+
+
+def test_strict_stops_at_the_first_refusal(tmp_path):
+    with pytest.raises(InputError) as error:
+        ingest(tmp_path, {"a": plan(full=noise()), "bad": plan(full=nan()), "z": plan(full=noise())}, strict=True)
+    assert error.value.code == "IMG_NONFINITE"
+    assert open_cohort(tmp_path).cases == ("a",)
+    assert leftovers(tmp_path) == []
+
+
+@dataclass(frozen=True, eq=False)
+class Slow(ArraySource):
+    """A source whose first slab is bad at once, and whose others take their time."""
+
+    running: list[int] = field(default_factory=list)
+
+    def read(self, z0, z1):
+        self.running.append(z0)
+        time.sleep(0.5 if z0 else 0.1)
+        self.running.remove(z0)
+        return super().read(z0, z1)
+
+
+def test_a_refusal_waits_for_the_tasks_that_still_run(tmp_path, monkeypatch):
+    """Otherwise they write on into a folder that is being removed, when the lock is no longer held."""
+    monkeypatch.setattr(layout, "SHARD_BYTES", 2**14)
+    slow = Slow(noise((70, 20, 17)).voxels, grid_of((70, 20, 17)), SUV)
+    slow.voxels[0, 0, 0] = np.nan
+    outcome = ingest(tmp_path, {"a": plan(full=slow)}, workers=3)
+    assert outcome.refused["a"].code == "IMG_NONFINITE"
+    assert slow.running == []
+    assert leftovers(tmp_path) == []
+
+
+def test_a_case_name_is_checked_before_any_work(tmp_path):
+    with pytest.raises(InputError, match="CFG_NAME"):
+        ingest(tmp_path / "new", {"a": plan(full=noise()), "Jane Doe": plan(full=noise())})
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_damaged_case_is_not_kept_silently_and_can_be_made_again(tmp_path):
+    ingest(tmp_path, {"a": plan(full=noise())})
+    reference = roots(tmp_path)
+    case = tmp_path / "cases" / "a"
+    for spoil, code in ((case / "full/0/c/0/0/0", "STORE_DAMAGED"), (case / "MANIFEST.json", "STORE_UNCOMMITTED")):
+        spoil.unlink()
+        assert ingest(tmp_path, {"a": plan(full=noise())}).refused["a"].code == code
+    shutil.rmtree(case)
+    assert ingest(tmp_path, {"a": plan(full=noise())}).committed == ["a"]
+    assert roots(tmp_path) == reference
+    assert verify(tmp_path) == {}
+
+
+# --- the folder ---
+
+
+def test_a_strangers_folder_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(InputError) as error:
+        ingest(tmp_path, {"a": plan(full=noise())})
+    assert error.value.code == "STORE_NOT_EMPTY"
+    assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == ["thesis.tex"]
+
+
+def test_a_cohort_half_made_by_a_killed_process_is_finished(tmp_path):
+    create_cohort(tmp_path)
+    shutil.rmtree(tmp_path / "cases")
+    (tmp_path / ".zarr.json.123.partial").write_text("{")
+    assert ingest(tmp_path, {"a": plan(full=noise())}).committed == ["a"]
+    assert leftovers(tmp_path) == []
+
+
+def test_two_ingests_at_once_one_waits(tmp_path):
+    entered, leave = threading.Event(), threading.Event()
+
+    def slow(_):
+        entered.set()
+        leave.wait(20)
+        return CasePlan({"full": noise()}, "s", "f")
+
+    thread = threading.Thread(target=ingest, args=(tmp_path, {"a": slow}))
+    thread.start()
+    try:
+        assert entered.wait(20)
+        with pytest.raises(InputError) as error:
+            ingest(tmp_path, {"b": plan(full=noise())})
+        assert error.value.code == "STORE_BUSY"
+    finally:
+        leave.set()
+        thread.join()
+    assert open_cohort(tmp_path).cases == ("a",)
+    assert ingest(tmp_path, {"b": plan(full=noise())}).committed == ["b"]
+
+
+# --- nothing identifying ---
+
+
+def test_no_canary_reaches_the_store(tmp_path, monkeypatch):
+    canaries = ["CanaryMusterfrau", "PAT-0815-4711", "canary_folder", "canary note", "canary_scan"]
+    monkeypatch.setenv("PETSCALE_SITE_KEY", str(tmp_path / "site.key"))
+    folder = tmp_path / "canary_folder"
+    folder.mkdir()
+    voxels = noise((12, 12, 20)).voxels
+    image = nibabel.Nifti1Image(voxels, np.diag([-8.0, -8.0, 8.0, 1.0]))
+    image.header["descrip"], image.header["aux_file"], image.header["db_name"] = (
+        b"canary note",
+        canaries[0],
+        b"PAT-0815",
+    )
+    image.header["intent_name"] = b"canary note"
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"CanaryMusterfrau"))
+    path = folder / "canary_scan.nii.gz"
+    nibabel.save(image, path)
+
+    def open_plan(scratch):
+        source = open_nifti(path, units="SUVbw", workdir=scratch)
+        return CasePlan({"full": source}, subject_hash("PAT-0815-4711", site_key()), "f")
+
+    cohort = tmp_path / "cohort"
+    ingest(cohort, {"case-1": open_plan}, strict=True)
+    written = b"".join(p.read_bytes() + str(p.relative_to(cohort)).encode() for p in cohort.rglob("*") if p.is_file())
+    for canary in (*canaries, "PAT-0815", str(tmp_path), (tmp_path / "site.key").read_bytes().hex()):
+        assert canary.lower().encode() not in written.lower()
+    assert (tmp_path / "site.key").read_bytes() not in written
+
+
+def test_a_subject_hash_needs_the_sites_key():
+    assert subject_hash("p", b"k" * 32) == subject_hash("p", b"k" * 32)
+    assert subject_hash("p", b"k" * 32) != subject_hash("p", b"l" * 32)
+    assert subject_hash("p", b"k" * 32) != subject_hash("q", b"k" * 32)
+
+
+def test_the_site_key_is_made_once_private_and_never_empty(tmp_path, monkeypatch):
+    path = tmp_path / "deep" / "site.key"
+    monkeypatch.setenv("PETSCALE_SITE_KEY", str(path))
+    key = site_key()
+    assert len(key) == 32
+    assert site_key() == key
+    assert path.stat().st_mode & 0o077 == 0
+    assert [p.name for p in path.parent.iterdir()] == ["site.key"]
+    path.write_bytes(b"")
+    with pytest.raises(InputError) as error:
+        site_key()
+    assert error.value.code == "CFG_SITE_KEY"
+
+
+# --- killed, and out of space ---
+
+COMMON = """
+import json, os, signal, sys
+from pathlib import Path
+import numpy as np
+from storage import integrity
+from storage.errors import InputError
+from storage.ingest import CasePlan, ingest, verify
+from storage.source import LABEL, SUV, ArraySource, Grid
+
+def plans(names, shape=(20, 12, 12)):
+    grid = Grid(shape, np.diag([-8.0, -8.0, 8.0, 1.0]))
+    def one(seed):
+        full = np.random.default_rng(seed).random(shape, dtype=np.float32)
+        images = {"full": ArraySource(full, grid, SUV), "labels": ArraySource(np.round(full), grid, LABEL)}
+        return lambda _: CasePlan(images, "s", f"print {seed}", {1: "hot"})
+    return {name: one(ord(name)) for name in names}
+"""
+
+# Forks ingests that kill themselves at their n-th touch of the file system, then runs each again.
+KILLS = (
+    COMMON
+    + """
+folder, kills, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+TOUCHES = {"open", "os.rename", "os.link", "os.mkdir", "os.remove", "os.rmdir"}
+
+def run(cohort, kill_at):
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1]
+    touched = 0
+    def hook(event, arguments):
+        nonlocal touched
+        if event in TOUCHES:
+            touched += 1
+            if touched == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(hook)
+    ingest(cohort, plans("ab"), strict=True, workers=2)
+    (folder / "touched").write_text(str(touched))
+    os._exit(0)
+
+def files(folder):
+    return {str(p): (p.stat().st_ino, p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
+
+assert run(folder / "whole", 0) == 0
+roots = json.loads((folder / "whole" / "CATALOG.json").read_text())
+total = int((folder / "touched").read_text())
+moments = range(1, total) if kills == 0 else np.random.default_rng(seed).choice(np.arange(1, total), kills, False)
+killed = committed_before = 0
+for moment in map(int, moments):
+    cohort = folder / f"killed at {moment}"
+    killed += run(cohort, moment) == signal.SIGKILL
+    cases = [path.parent for path in cohort.glob("cases/*/MANIFEST.json")]
+    committed_before += len(cases)
+    before = {case: files(case) for case in cases}
+    assert all(not integrity.verify(case) for case in cases), f"{moment}: a torn case was committed"
+    status = run(cohort, 0)
+    assert status == 0, f"{moment}: the second run failed"
+    assert json.loads((cohort / "CATALOG.json").read_text()) == roots, f"{moment}: other digests"
+    assert all(files(case) == before[case] for case in cases), f"{moment}: a committed case was touched"
+    assert verify(cohort) == {}, moment
+    left = {p.name for p in cohort.iterdir()} - {"zarr.json", "cases", "CATALOG.json", ".lock"}
+    assert not left, f"{moment}: {left} left over"
+    assert not list(cohort.rglob("*.partial")), moment
+print(json.dumps([total, killed, committed_before]))
+"""
+)
+
+
+def test_killed_at_random_moments_an_ingest_ends_as_if_it_never_was(tmp_path):
+    kills = int(os.environ.get("PETSCALE_KILLS", "6"))
+    done = subprocess.run(
+        [sys.executable, "-c", KILLS, tmp_path, str(kills), "24"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    total, killed, committed_before = json.loads(done.stdout)
+    assert killed == (kills or total - 1)
+    assert committed_before > 0, "some kills came after a commit"
+
+
+FILE_LIMITS = (
+    COMMON
+    + """
+import resource
+cohort = Path(sys.argv[1])
+ingest(cohort, plans("a"), strict=True)
+for limit in (0, 1, 300, 800, 2000, 5000, 9000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    try:
+        ingest(cohort, plans("b"))
+        sys.exit(f"{limit}: no error")
+    except InputError as error:
+        assert error.code == "DISK_FULL", error
+    assert verify(cohort) == {}
+    assert sorted(p.name for p in cohort.iterdir()) == [".lock", "CATALOG.json", "cases", "zarr.json"]
+    assert [p.name for p in cohort.glob("cases/*/")] == ["a"] or os.listdir(cohort / "cases") == ["a", "zarr.json"]
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+ingest(cohort, plans("b"), strict=True)
+assert verify(cohort) == {}
+"""
+)
+
+
+def test_a_file_that_may_not_grow_is_a_full_disk(tmp_path):
+    done = subprocess.run([sys.executable, "-c", FILE_LIMITS, tmp_path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+TMPFS = (
+    COMMON
+    + """
+import subprocess
+disk = Path(sys.argv[1])
+def resize(kib):
+    subprocess.run(["mount", "-o", f"remount,size={kib}k", disk], check=True)
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4096k", "none", disk], check=True)
+integrity.require_space = lambda folder, needed: None  # so that the disk fills in the middle of the work
+cohort = disk / "cohort"
+ingest(cohort, plans("a"), strict=True)
+used = int(subprocess.run(["du", "-sk", disk], capture_output=True, text=True, check=True).stdout.split()[0])
+full = 0
+for room in range(0, 1200, 100):
+    resize(used + room + 8)
+    try:
+        ingest(cohort, plans("b", (60, 40, 40)), workers=2)
+        break
+    except InputError as error:
+        assert error.code == "DISK_FULL", error
+        full += 1
+    assert verify(cohort) == {}
+    assert not list(cohort.glob(".staging*")) and not list(cohort.rglob("*.partial"))
+    assert [p.parent.name for p in cohort.glob("cases/*/MANIFEST.json")] == ["a"]
+resize(8192)
+ingest(cohort, plans("ab", (20, 12, 12)) | plans("b", (60, 40, 40)), strict=True)
+assert verify(cohort) == {}
+print(full)
+"""
+)
+
+
+def may_mount():
+    unshare = shutil.which("unshare")
+    command = [unshare, "-Urm", "mount", "-t", "tmpfs", "none", "/mnt"]
+    return bool(unshare) and subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not may_mount(), reason="a private tmpfs needs user namespaces (unshare -Urm)")
+def test_a_disk_that_fills_at_any_moment_loses_nothing(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["unshare", "-Urm", sys.executable, "-c", TMPFS, str(disk)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) >= 5, "sizes at which the disk was full"
+
+
+def test_space_is_asked_for_before_the_work(tmp_path, monkeypatch):
+    asked = []
+
+    def refuse(folder: Path, needed: int) -> None:
+        asked.append(needed)
+        raise InputError("DISK_FULL", where="cohort", found="1 MiB free", remedy="free space")
+
+    monkeypatch.setattr(integrity, "require_space", refuse)
+    with pytest.raises(InputError, match="DISK_FULL"):
+        ingest(tmp_path, {"a": plan(full=noise()), "b": plan(full=noise())})
+    assert len(asked) == 1
+    assert asked[0] >= noise().voxels.nbytes
+    assert leftovers(tmp_path) == []

@@ -1,0 +1,364 @@
+"""Whole or absent, one writer at a time, and every damage named."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+import numpy as np
+import pytest
+import tensorstore
+
+from storage import integrity, layout, reader
+from storage.errors import InputError
+from storage.ingest import CasePlan, ingest, verify
+from storage.integrity import MANIFEST, Damage
+from storage.reader import open_cohort
+from storage.source import SUV, ArraySource, Grid
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from storage import integrity
+with integrity.exclusive(Path(sys.argv[1]), purpose="test"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+# Writes again and again, each time killed one line of Python later than before, until one write lives to its end.
+KILLED_WRITES = """
+import os, signal, sys
+from pathlib import Path
+from storage import integrity
+path = Path(sys.argv[1])
+contents = {"old": b"o" * 5000, "new": b"n" * 5000}
+for step in range(1, 2000):
+    path.write_bytes(contents["old"])
+    child = os.fork()
+    if child == 0:
+        count = 0
+        def trace(frame, event, argument):
+            global count
+            count += event == "line"
+            if count == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return trace
+        sys.settrace(trace)
+        integrity.write_bytes(path, contents["new"])
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    content = path.read_bytes()
+    print(next((name for name, whole in contents.items() if whole == content), "torn"))
+    if status == 0:
+        break
+"""
+
+
+@pytest.fixture
+def held(tmp_path):
+    """Folder that another process holds, and the process."""
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    yield tmp_path, process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def make_cohort(folder, cases=("a", "b")):
+    """A case of two images per name, tiny."""
+    grid = Grid((20, 12, 12), np.diag([-8.0, -8.0, 8.0, 1.0]))
+    plans = {}
+    for number, name in enumerate(cases):
+        rng = np.random.default_rng(number)
+        images = {
+            image: ArraySource(rng.random(grid.shape, dtype=np.float32), grid, SUV) for image in ("full", "low_drf4")
+        }
+        plans[name] = lambda _, images=images, name=name: CasePlan(images, "subject", f"print {name}")
+    ingest(folder, plans, strict=True, workers=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    return make_cohort(tmp_path_factory.mktemp("pristine"))
+
+
+@pytest.fixture
+def cohort(pristine, tmp_path):
+    return shutil.copytree(pristine, tmp_path / "cohort")
+
+
+def data_files(folder):
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (".lock",))
+
+
+def flip(path, rng):
+    raw = bytearray(path.read_bytes())
+    raw[rng.integers(len(raw))] ^= 1 << int(rng.integers(8))
+    path.write_bytes(raw)
+
+
+# --- writing ---
+
+
+@pytest.mark.parametrize("point", ["fsync", "replace"])
+def test_a_crash_before_the_rename_leaves_the_old_file(tmp_path, monkeypatch, point):
+    path = tmp_path / "state.json"
+    integrity.write_bytes(path, b"old")
+
+    def crash(*_):
+        raise RuntimeError("crash")
+
+    monkeypatch.setattr(os, point, crash)
+    with pytest.raises(RuntimeError, match="crash"):
+        integrity.write_bytes(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["state.json"]
+
+
+def test_a_kill_at_any_moment_leaves_the_old_file_or_the_new(tmp_path):
+    path = tmp_path / "state.json"
+    path.write_bytes(b"")
+    left = subprocess.run([sys.executable, "-c", KILLED_WRITES, path], check=True, capture_output=True, text=True)
+    states = left.stdout.split()
+    assert len(states) > 20
+    assert set(states) == {"old", "new"}, "and never a torn one"
+    assert states == sorted(states, reverse=True), "old before the rename, new after it"
+
+
+@pytest.mark.parametrize("limit", [0, 1, 100, 4096, 9999])
+def test_a_full_disk_is_told_and_the_old_file_stays(tmp_path, limit):
+    script = f"""
+import resource, sys
+from pathlib import Path
+from storage import integrity
+from storage.errors import InputError
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+try:
+    integrity.write_bytes(Path(sys.argv[1]), b"n" * 10000)
+except InputError as error:
+    sys.exit(0 if error.code == "DISK_FULL" else 3)
+sys.exit(4)
+"""
+    path = tmp_path / "state"
+    path.write_bytes(b"old")
+    assert subprocess.run([sys.executable, "-c", script, path], check=False).returncode == 0
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["state"]
+
+
+def test_too_little_space_is_refused_before_the_work(tmp_path):
+    integrity.require_space(tmp_path / "not" / "yet", 1)
+    with pytest.raises(InputError) as error:
+        integrity.require_space(tmp_path, 2**62)
+    assert error.value.code == "DISK_FULL"
+    assert "MiB needed" in error.value.found
+
+
+def test_other_os_errors_pass_untouched(tmp_path):
+    with pytest.raises(FileNotFoundError), integrity.disk_errors(tmp_path):
+        (tmp_path / "none").read_bytes()
+    with pytest.raises(InputError, match="DISK_DENIED"), integrity.disk_errors(tmp_path):
+        raise PermissionError(13, "denied")
+
+
+# --- the lock ---
+
+
+def test_a_second_process_is_told_to_wait(held):
+    folder, _ = held
+    start = time.monotonic()
+    with pytest.raises(InputError) as error, integrity.exclusive(folder, purpose="ingest"):
+        pass
+    assert error.value.code == "STORE_BUSY"
+    assert time.monotonic() - start < 1.0
+
+
+def test_a_killed_process_blocks_nobody(held):
+    folder, process = held
+    process.kill()
+    process.wait()
+    with integrity.exclusive(folder, purpose="ingest"):
+        pass
+    with integrity.exclusive(folder, purpose="again, after it was given back"):
+        pass
+
+
+def test_waiting_outlives_a_writer_that_ends(held):
+    folder, process = held
+    process.terminate()
+    with integrity.exclusive(folder, purpose="ingest", wait_s=20.0):
+        pass
+
+
+# --- commit and proof ---
+
+
+def test_a_commit_proves_itself_and_its_digest_is_the_content(tmp_path):
+    roots = []
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        (folder / "deep" / "er").mkdir(parents=True)
+        (folder / "deep" / "er" / "x").write_bytes(b"1")
+        (folder / "y").write_bytes(b"")
+        roots.append(integrity.commit(folder, {"case": "c"}))
+        assert integrity.verify(folder) == []
+        assert integrity.check_presence(folder)["facts"] == {"case": "c"}
+    assert roots[0] == roots[1]
+    (tmp_path / "two" / "y").write_bytes(b"2")
+    assert integrity.commit(tmp_path / "two", {"case": "c"}) != roots[0]
+    assert integrity.commit(tmp_path / "one", {"case": "d"}) != roots[0]
+
+
+def test_what_was_never_committed_does_not_exist(tmp_path):
+    (tmp_path / "x").write_bytes(b"1")
+    with pytest.raises(InputError) as error:
+        integrity.manifest(tmp_path)
+    assert error.value.code == "STORE_UNCOMMITTED"
+
+
+def test_every_flipped_bit_is_found_and_its_file_named(cohort):
+    """Random bits in every file of a case, in proportion and at least 12 in each."""
+    rng = np.random.default_rng(21)
+    case = cohort / "cases" / "a"
+    flips = 0
+    for path in data_files(case):
+        whole = path.read_bytes()
+        for _ in range(12):
+            flip(path, rng)
+            damage = integrity.verify(case)
+            assert [d.key for d in damage] == [str(path.relative_to(case))], path
+            path.write_bytes(whole)
+            flips += 1
+    assert flips > 200
+    assert integrity.verify(case) == []
+
+
+def test_no_flipped_bit_is_ever_read_as_a_value(cohort, monkeypatch):
+    """Without ``verify``: opening or reading refuses, or the values are the ones that were written."""
+    rng = np.random.default_rng(22)
+
+    def read():
+        monkeypatch.setattr(reader, "_CONTEXT", tensorstore.Context())  # nothing from the cache
+        case = open_cohort(cohort).case("a")
+        aids = case.aids
+        return [
+            *(case.image(n).read(0, 20).tobytes() for n in case.images),
+            *(case.image(n).grid.affine.tobytes() for n in case.images),
+            *(case.overview(n).tobytes() for n in ("full", "low_drf4")),
+            aids.body.tobytes(),
+            aids.uptake.tobytes(),
+            case.subject,
+            case.fingerprint,
+        ]
+
+    good = read()
+    quiet = 0
+    for path in data_files(cohort / "cases" / "a"):
+        whole = path.read_bytes()
+        for _ in range(4):
+            flip(path, rng)
+            with suppress(InputError):
+                assert read() == good, path
+                quiet += 1
+            path.write_bytes(whole)
+    assert quiet == 0
+
+
+def test_every_flipped_bit_of_the_catalog_is_found(cohort):
+    rng = np.random.default_rng(23)
+    path = cohort / layout.CATALOG
+    whole = path.read_bytes()
+    for _ in range(60):
+        flip(path, rng)
+        assert verify(cohort)
+        path.write_bytes(whole)
+    assert verify(cohort) == {}
+
+
+def exchange(one, two):
+    other = one.with_name("exchange")
+    os.rename(one, other)
+    os.rename(two, one)
+    os.rename(other, two)
+
+
+FULL, LOW = "full/0/c/0/0/0", "low_drf4/0/c/0/0/0"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (lambda c: (c / FULL).unlink(), {FULL: "missing"}),
+        (lambda c: (c / FULL).write_bytes(b""), {FULL: "0 bytes"}),
+        (lambda c: os.truncate(c / FULL, 1000), {FULL: "1000 bytes"}),
+        (lambda c: exchange(c / FULL, c / LOW), {FULL: "", LOW: ""}),
+        (lambda c: shutil.copy(c.parent / "b" / FULL, c / FULL), {FULL: ""}),
+        (lambda c: (c / "full" / "note.txt").write_text("x"), {"full/note.txt": "never committed"}),
+        (lambda c: shutil.copy(c / MANIFEST, c / "full" / MANIFEST), {f"full/{MANIFEST}": "never committed"}),
+        (lambda c: (c / MANIFEST).write_bytes(b""), {MANIFEST: "own digest"}),
+        (lambda c: (c / MANIFEST).unlink(), {MANIFEST: "no manifest"}),
+        (lambda c: (c / "zarr.json").unlink(), {"zarr.json": "missing"}),
+    ],
+    ids=[
+        "missing", "emptied", "truncated", "swapped", "from another case", "foreign", "foreign manifest",
+        "manifest emptied", "manifest missing", "metadata missing",
+    ],
+)  # fmt: skip
+def test_damage_is_named(cohort, spoil, named):
+    spoil(cohort / "cases" / "a")
+    found = verify(cohort)
+    assert list(found) == ["a"]
+    assert {d.key for d in found["a"]} == set(named)
+    for damage in found["a"]:
+        assert named[damage.key] in damage.problem
+
+
+def test_a_stale_file_is_named(cohort, tmp_path):
+    """A file of an earlier ingest of the same case, whole in itself."""
+    rng = np.random.default_rng(5)
+    image = np.asarray(rng.random((20, 12, 12)), np.float32)
+    stale = tmp_path / "stale"
+    layout.create_array(stale, image.shape, image.dtype, depth=32)
+    layout.write_shard(stale, 0, image)
+    shutil.copy(stale / "c/0/0/0", cohort / "cases" / "a" / FULL)
+    assert [d.key for d in verify(cohort)["a"]] == [FULL]
+
+
+def test_a_lost_case_is_missed_even_after_the_next_ingest(cohort):
+    shutil.rmtree(cohort / "cases" / "a")
+    assert verify(cohort) == {"a": [Damage("", "the whole case is missing")]}
+    ingest(cohort, {})
+    assert "a" in verify(cohort)
+    shutil.rmtree(cohort / "cases")
+    assert set(verify(cohort)) == {"a", "b"}
+
+
+def test_exchanged_cases_are_found(cohort):
+    exchange(cohort / "cases" / "a", cohort / "cases" / "b")
+    found = verify(cohort)
+    assert set(found) == {"a", "b"}
+    assert all(MANIFEST in [d.key for d in damage] for damage in found.values())
+    with pytest.raises(InputError) as error:
+        open_cohort(cohort).case("a")
+    assert error.value.code == "STORE_DAMAGED"
+
+
+def test_a_case_replaced_by_an_older_commit_is_found(cohort):
+    case = cohort / "cases" / "a"
+    (case / "full" / "zarr.json").write_bytes((case / "full" / "zarr.json").read_bytes() + b"\n")
+    integrity.commit(case, {"case": "a", "schema": layout.SCHEMA})  # whole in itself, but not what the catalog says
+    assert verify(cohort) == {"a": [Damage(MANIFEST, "is not the one that was committed")]}
+    ingest(cohort, {})
+    assert "a" in verify(cohort)
+
+
+def test_a_missing_catalog_is_told_and_made_again(cohort):
+    (cohort / layout.CATALOG).unlink()
+    assert list(verify(cohort)) == [layout.CATALOG]
+    ingest(cohort, {})
+    assert verify(cohort) == {}

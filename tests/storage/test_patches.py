@@ -1,0 +1,186 @@
+"""Where patches lie: inside, the same for the same key, by the law that was asked for, and nothing left out."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from storage import patches
+from storage.errors import InputError
+from storage.patches import CELL, SAMPLERS, Aids, PatchLocation
+
+DRAWS = 4000
+ONE = (1, 1, 1)  # a patch of one voxel is its own centre, so frequencies show the law itself
+
+
+def aids(shape=(32, 24, 20), body=None, uptake=None, **rois):
+    cells = tuple(-(-n // CELL) for n in shape)
+    rng = np.random.default_rng(1)
+    return Aids(
+        shape=shape,
+        body=rng.random(cells, dtype=np.float32) if body is None else body,
+        uptake=rng.random(cells, dtype=np.float32) if uptake is None else uptake,
+        rois=rois,
+    )
+
+
+def cell_of(location):
+    return tuple(a // CELL for a in location.start)
+
+
+def frequencies(known, law, draws=DRAWS, shape=ONE):
+    counts = np.zeros(known.body.shape)
+    for i in range(draws):
+        counts[cell_of(patches.draw(known, shape, {law: 1.0}, patches.generator(7, i)))] += 1
+    return counts / draws
+
+
+def agree(found, law, draws=DRAWS):
+    """Every cell within five standard deviations of its probability, and none where it is zero."""
+    law = law / law.sum()
+    assert (found[law == 0] == 0).all()
+    assert (np.abs(found - law) <= 5 * np.sqrt(law * (1 - law) / draws) + 1e-9).all()
+
+
+def single(cells, *where):
+    region = np.zeros(cells, np.float32)
+    for cell in where:
+        region[cell] = 1.0
+    return region
+
+
+@given(st.tuples(*[st.integers(-9, 90)] * 3), st.tuples(*[st.integers(1, 40)] * 3), st.integers(0, 9))
+def test_a_location_grows_around_its_middle(start, shape, halo):
+    location = PatchLocation(start, shape)
+    grown = location.grown(halo)
+    assert grown.start == tuple(a - halo for a in start)
+    assert grown.stop == tuple(b + halo for b in location.stop)
+    assert grown.grown(-halo) == location
+    assert str(location).count(":") == 3
+
+
+@given(st.lists(st.integers(0, 2**40), min_size=1, max_size=4))
+def test_a_key_is_its_numbers(key):
+    first, again = patches.generator(*key), patches.generator(*key)
+    assert (first.integers(2**62, size=4) == again.integers(2**62, size=4)).all()
+    other = patches.generator(*key, 1)
+    assert (patches.generator(*key).integers(2**62, size=4) != other.integers(2**62, size=4)).any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.sampled_from(sorted(SAMPLERS)), st.integers(0, 2**31))
+def test_every_draw_lies_inside_and_repeats(data, law, key):
+    shape = data.draw(st.tuples(*[st.integers(1, 40)] * 3))
+    patch = tuple(data.draw(st.integers(1, n)) for n in shape)
+    cells = tuple(-(-n // CELL) for n in shape)
+    known = aids(shape, lesion_1=single(cells, (0, 0, 0)), liver=single(cells, tuple(n - 1 for n in cells)))
+    location = patches.draw(known, patch, {law: 1.0}, patches.generator(key))
+    assert location.shape == patch
+    assert all(a >= 0 for a in location.start)
+    assert all(b <= n for b, n in zip(location.stop, shape, strict=True))
+    assert patches.draw(known, patch, {law: 1.0}, patches.generator(key)) == location
+
+
+def test_order_of_draws_does_not_matter():
+    known = aids()
+    forward = [patches.draw(known, (8, 8, 8), {"body": 1.0}, patches.generator(3, i)) for i in range(20)]
+    backward = [patches.draw(known, (8, 8, 8), {"body": 1.0}, patches.generator(3, i)) for i in reversed(range(20))]
+    assert forward == backward[::-1]
+    assert len(set(forward)) > 10
+
+
+def test_uniform_reaches_every_start_alike():
+    known = aids((6, 5, 4))
+    counts = np.zeros((4, 3, 3))
+    for i in range(DRAWS):
+        counts[patches.draw(known, (3, 3, 2), {"uniform": 1.0}, patches.generator(1, i)).start] += 1
+    agree(counts / DRAWS, np.ones((4, 3, 3)))
+
+
+def test_body_follows_the_mask():
+    known = aids((32, 24, 16))
+    known.body[1] = 0
+    agree(frequencies(known, "body"), known.body)
+
+
+def test_uptake_follows_the_root_of_the_suv_in_the_body():
+    known = aids((32, 24, 16), uptake=np.linspace(0, 25, 24, dtype=np.float32).reshape(4, 3, 2))
+    known.body[0] = 0
+    agree(frequencies(known, "uptake"), known.body * np.sqrt(known.uptake))
+
+
+def test_regions_come_up_alike_whatever_their_size():
+    cells = (4, 3, 2)
+    big = single(cells, *itertools.product((0, 1), range(3), range(2)))
+    known = aids((32, 24, 16), liver=big, lesion_1=single(cells, (3, 2, 1)), lesion_2=single(cells, (2, 0, 0)))
+    agree(frequencies(known, "roi"), big / big.sum() + known.rois["lesion_1"] + known.rois["lesion_2"])
+    agree(frequencies(known, "lesion"), known.rois["lesion_1"] + known.rois["lesion_2"])
+
+
+@pytest.mark.parametrize("law", ["roi", "lesion"])
+def test_without_regions_the_body_is_drawn(law):
+    empty = {"lesion_0": np.zeros((4, 3, 2), np.float32)}
+    for rois in ({}, empty):
+        known = aids((32, 24, 16), **rois)
+        agree(frequencies(known, law), known.body)
+
+
+def test_an_empty_body_is_drawn_uniformly():
+    known = aids((32, 24, 16), body=np.zeros((4, 3, 2), np.float32))
+    agree(frequencies(known, "body"), np.ones((4, 3, 2)))
+
+
+def test_laws_mix_by_their_probabilities():
+    cells = (4, 3, 2)
+    known = aids(
+        (32, 24, 16),
+        body=single(cells, (0, 0, 0)),
+        lesion_1=single(cells, (3, 2, 1)),
+        uptake=np.ones(cells, np.float32),
+    )
+    counts = np.zeros(cells)
+    for i in range(DRAWS):
+        location = patches.draw(known, ONE, {"lesion": 3.0, "body": 1.0, "uniform": 0.0}, patches.generator(9, i))
+        counts[cell_of(location)] += 1
+    agree(counts / DRAWS, 0.25 * known.body + 0.75 * known.rois["lesion_1"])
+
+
+def test_a_small_lesion_is_always_in_its_patch():
+    cells = (8, 8, 8)
+    for cell in ((0, 0, 0), (7, 7, 7), (3, 0, 7)):
+        known = aids((64, 64, 64), lesion_1=single(cells, cell))
+        for i in range(50):
+            location = patches.draw(known, (16, 16, 16), {"lesion": 1.0}, patches.generator(i))
+            centre = [(a + b) / 2 for a, b in zip(location.start, location.stop, strict=True)]
+            assert all(abs(c - (n * CELL + CELL / 2)) <= CELL for c, n in zip(centre, cell, strict=True))
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_patch_longer_than_the_volume_is_refused(axis):
+    patch = [4, 4, 4]
+    patch[axis] = 40
+    with pytest.raises(InputError) as error:
+        patches.draw(aids(), tuple(patch), {"body": 1.0}, patches.generator(1))
+    assert error.value.code == "IMG_TOO_SMALL"
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_a_grid_covers_every_voxel(data):
+    shape = data.draw(st.tuples(*[st.integers(1, 30)] * 3))
+    tile = data.draw(st.tuples(*[st.integers(1, 20)] * 3))
+    overlap = data.draw(st.integers(0, min(tile) - 1))
+    seen = np.zeros(shape, dtype=int)
+    locations = list(patches.grid(shape, tile, overlap))
+    for location in locations:
+        assert location.shape == tile
+        inside = tuple(slice(a, b) for a, b in zip(location.start, location.stop, strict=True))
+        assert all(a >= 0 for a in location.start)
+        for a, b, n, edge in zip(location.start, location.stop, shape, tile, strict=True):
+            assert b <= n or (a == 0 and edge > n)
+        seen[inside] += 1
+    assert (seen > 0).all()
+    assert len(set(locations)) == len(locations)
+    assert [loc.start for loc in locations] == sorted(loc.start for loc in locations), "z slowest"

@@ -1,0 +1,64 @@
+"""The pages of docs/ name files, headings, settings and commands that exist."""
+
+import dataclasses
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from petscale.cli import COMMANDS
+from petscale.config import RunConfig
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/**/*.md"))]
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors as renderers make them of headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), flags=re.M)
+    return {re.sub(r"[^\w -]", "", h.lower()).strip().replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        name, _, anchor = target.partition("#")
+        if name.startswith("http"):
+            continue
+        there = (page.parent / name) if name else page
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_named_files_exist(page: Path) -> None:
+    for name in re.findall(
+        r"`((?:platform|storage|trainers|tune_spaces|tests|benchmarks|docs)/[\w./-]+)`", page.read_text()
+    ):
+        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_named_settings_exist(page: Path) -> None:
+    """Settings are written ``room.field=value``, or alone between backticks."""
+    config = RunConfig()
+    rooms = "recipe|feed|loop|engine|split|cluster"
+    for before, room, field, after in re.findall(rf"(\W)({rooms})\.(\w+)([`=])", page.read_text()):
+        if after == "=" or before == "`":
+            part = config.model if room == "recipe" else getattr(config, room)
+            assert field in {f.name for f in dataclasses.fields(part)}, f"{room}.{field}"
+
+
+def test_every_dependency_has_its_reason() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    rows = [line for line in (ROOT / "docs/decisions.md").read_text().splitlines() if line.startswith("| ")]
+    told = " ".join(row.split("|")[1] for row in rows)
+    told = told.replace("(+ libjpeg, openjpeg)", "pylibjpeg-libjpeg pylibjpeg-openjpeg")
+    assert {re.sub(r"\[.*", "", name) for name in names} <= set(re.findall(r"[\w-]+", told))
+
+
+def test_every_command_is_told() -> None:
+    told = " ".join(page.read_text() for page in PAGES)
+    assert not [name for name in COMMANDS if f"petscale {name}" not in told and f"make {name}" not in told]
