@@ -159,7 +159,8 @@ def read(path: Path) -> RunConfig:
         InputError: IMG_NO_FILE, CFG_JSON, and those of ``from_json``.
     """
     if not path.is_file():
-        raise InputError("CFG_NO_FILE", where=path.name, found="no such file", remedy="name an existing configuration")
+        where = path.name or str(path)
+        raise InputError("CFG_NO_FILE", where=where, found="no such file", remedy="name an existing configuration")
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError):

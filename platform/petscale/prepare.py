@@ -27,6 +27,8 @@ def run(title: str, cohort: Path, plans: Plans, *, strict: bool, workers: int | 
         InputError: the first refusal when nothing was committed or kept, so that a single mistake is told as itself;
             the cohort's folder is then as it was before.
     """
+    if workers is not None and workers < 1:
+        raise InputError("CFG_RANGE", where="--workers", found=str(workers), remedy="give 1 or more")
     with _restored_when_empty(cohort):
         return _run(title, cohort, plans, strict=strict, workers=workers)
 

@@ -45,14 +45,15 @@ def open_run(run: Path) -> Trained:
         InputError: CKPT_NONE, CKPT_DAMAGED, CKPT_CONFIG.
     """
     weights, facts = checkpoint.read_weights(run / WEIGHTS)
-    if "config" not in facts:
+    try:
+        config = configs.from_json(json.loads(facts["config"]))
+    except (KeyError, json.JSONDecodeError):
         raise InputError(
             "CKPT_CONFIG",
             where=WEIGHTS,
             found="weights without their configuration",
             remedy="use the file that `petscale train` wrote",
-        )
-    config = configs.from_json(json.loads(facts["config"]))
+        ) from None
     device = torch.device("cuda" if config.cluster.device == "cuda" and torch.cuda.is_available() else "cpu")
     synthesizer = RECIPES[config.recipe].weights_to_synthesizer(
         config.model, {name: value.to(device) for name, value in weights.items()}

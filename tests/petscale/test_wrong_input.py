@@ -167,6 +167,9 @@ def bad(scans: Path, tmp_path: Path) -> Callable[[str], list[str]]:
     def own_name() -> list[str]:
         return [str(scans / "suv.nii.gz"), "--case", "aids"]
 
+    def no_workers() -> list[str]:
+        return [str(scans / "suv.nii.gz"), "--workers", "0"]
+
     def no_pet_inside() -> list[str]:
         return [str(scans), "--pet", "PT.nii.gz"]
 
@@ -220,6 +223,7 @@ INGEST = {
     "hu_as_pet": "SET_NO_PET",
     "bad_name": "CFG_NAME",
     "own_name": "CFG_NAME",
+    "no_workers": "CFG_RANGE --workers",
     "no_pet_inside": "SET_NO_PET",
     "no_ct_inside": "SET_NO_CT",
     "no_tree": "IMG_NO_FILE absent",
@@ -393,6 +397,7 @@ def test_an_empty_cohort(tmp_path: Path, refused: Refused, run: Path) -> None:
         ([*SMALL, "--workers", "0"], "CFG_RANGE cluster.workers"),
         ([*SMALL, "--workers", "2", "--device", "cuda"], "CFG_RESOURCES cluster.workers: 2 GPU wanted"),
         (["--config", "absent.json"], "CFG_NO_FILE absent.json"),
+        (["--config", "."], "CFG_NO_FILE .: no such file"),
     ],
 )
 def test_train(
@@ -483,7 +488,7 @@ def test_no_run(tmp_path: Path, scans: Path, cohort: Path, refused: Refused) -> 
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("damage", ["cut", "foreign", "other model"])
+@pytest.mark.parametrize("damage", ["cut", "foreign", "garbled", "other model"])
 def test_weights_that_are_not_the_runs(damage: str, tmp_path: Path, scans: Path, run: Path, refused: Refused) -> None:
     import torch
     from safetensors.torch import save
@@ -495,6 +500,8 @@ def test_weights_that_are_not_the_runs(damage: str, tmp_path: Path, scans: Path,
         weights.write_bytes(weights.read_bytes()[:-100])
     elif damage == "foreign":
         weights.write_bytes(save({"w": torch.zeros(2)}))
+    elif damage == "garbled":
+        weights.write_bytes(save({"w": torch.zeros(2)}, metadata={"config": "{"}))
     else:
         tensors, facts = checkpoint.read_weights(weights)
         tensors.popitem()

@@ -1,8 +1,10 @@
-"""Engines: DeepSpeed at every stage against plain PyTorch, the traps of several networks in one graph, portable state."""
+"""Engines: DeepSpeed at every stage against plain PyTorch, several networks in one graph, portable state."""
 
 import os
 import socket
 from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from trainers.engine import EngineConfig, deepspeed_engines, plain_engine
 from trainers.recipe import Engine, EngineFactory
 
 STEPS, CLIP = 4, 0.05
+STAGES: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)
 
 
 def generator() -> nn.Module:
@@ -68,11 +71,12 @@ def _rank(rank: int, world: int, port: int, body: Callable[..., None], args: tup
         "LOCAL_RANK": str(rank),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "DS_ACCELERATOR": "cpu",
+        "DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", "cpu"),
         "OMP_NUM_THREADS": "1",
     }
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world)
+    backend = "nccl" if os.environ["DS_ACCELERATOR"] == "cuda" else "gloo"
+    dist.init_process_group(backend, rank=rank, world_size=world)
     try:
         body(rank, world, *args)
     finally:
@@ -92,8 +96,13 @@ def reference(world: int, optimizer: Callable[[object], torch.optim.Optimizer]) 
     return {f"G/{k}": v for k, v in G.state().items()} | {f"D/{k}": v for k, v in D.state().items()}
 
 
-def _matches_plain(rank: int, world: int, stage: int) -> None:
-    G, D = engines(deepspeed_engines(EngineConfig(zero_stage=stage), device=torch.device("cpu")), sgd)  # type: ignore[arg-type]
+def _matches_plain(rank: int, world: int) -> None:
+    for stage in STAGES:  # in one pair of processes: starting them costs more than the steps
+        _matches_plain_at(stage, rank, world)
+
+
+def _matches_plain_at(stage: Literal[0, 1, 2], rank: int, world: int) -> None:
+    G, D = engines(deepspeed_engines(EngineConfig(zero_stage=stage), device=torch.device("cpu")), sgd)
     for step in range(STEPS):
         before = D.state()
         x, y = batch(step, rank)
@@ -119,13 +128,17 @@ def _matches_plain(rank: int, world: int, stage: int) -> None:
         torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-6, msg=key)
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
-def test_two_ranks_train_a_gan_as_one_process_would(stage: int) -> None:
-    spawn(_matches_plain, 2, stage)
+def test_two_ranks_train_a_gan_as_one_process_would_at_every_stage() -> None:
+    spawn(_matches_plain, 2)
 
 
-def _continue(rank: int, world: int, stage: int, folder: str) -> None:
-    make = deepspeed_engines(EngineConfig(zero_stage=stage), device=torch.device("cpu"))  # type: ignore[arg-type]
+def _continue(rank: int, world: int, folder: str) -> None:
+    for stage in STAGES:
+        _continue_at(stage, rank, folder)
+
+
+def _continue_at(stage: Literal[0, 1, 2], rank: int, folder: str) -> None:
+    make = deepspeed_engines(EngineConfig(zero_stage=stage), device=torch.device("cpu"))
     G, D = engines(make, rmsprop)
     for step in range(2):
         gan_step(G, D, *batch(step, rank))
@@ -148,29 +161,24 @@ def _continue(rank: int, world: int, stage: int, folder: str) -> None:
         assert all(torch.equal(old[k], new[k]) for k in old), "resume is not bit-equal"
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
-def test_resume_is_bit_equal(stage: int, tmp_path: object) -> None:
-    spawn(_continue, 2, stage, str(tmp_path))
+def _reload(rank: int, world: int, folder: str) -> None:
+    for old_stage, new_stage in ((2, 0), (1, 2), (0, 1)):
+        make = deepspeed_engines(EngineConfig(zero_stage=new_stage), device=torch.device("cpu"))
+        saved = torch.load(f"{folder}/saved-{old_stage}.pt", weights_only=True)
+        G, D = engines(make, rmsprop)
+        G.load(saved[0])
+        D.load(saved[1])
+        for old, new in zip(saved, (G.state(), D.state()), strict=True):
+            assert all(torch.equal(old[k], new[k]) for k in old)
+        gan_step(G, D, *batch(7, rank))
 
 
-def _reload(rank: int, world: int, stage: int, folder: str) -> None:
-    make = deepspeed_engines(EngineConfig(zero_stage=stage), device=torch.device("cpu"))  # type: ignore[arg-type]
-    saved = torch.load(f"{folder}/saved-2.pt", weights_only=True)
-    G, D = engines(make, rmsprop)
-    G.load(saved[0])
-    D.load(saved[1])
-    for old, new in zip(saved, (G.state(), D.state()), strict=True):
-        assert all(torch.equal(old[k], new[k]) for k in old)
-    gan_step(G, D, *batch(7, rank))
+def test_resume_is_bit_equal_and_a_state_moves_to_another_world_size_and_stage(tmp_path: Path) -> None:
+    spawn(_continue, 2, str(tmp_path))
+    spawn(_reload, 1, str(tmp_path))
 
 
-def test_state_moves_to_another_world_size_and_stage(tmp_path: object) -> None:
-    spawn(_continue, 2, 2, str(tmp_path))
-    for stage in (0, 1):
-        spawn(_reload, 1, stage, str(tmp_path))
-
-
-def _gradient_clipping(rank: int, world: int) -> None:
+def _gradient_clipping() -> None:
     # DeepSpeed clips gradients to norm 1 unless told otherwise: a large gradient must arrive whole.
     make = deepspeed_engines(EngineConfig(), device=torch.device("cpu"))
     net = nn.Linear(1, 1, bias=False)
@@ -181,12 +189,14 @@ def _gradient_clipping(rank: int, world: int) -> None:
     assert net.weight.item() == pytest.approx(1 - 100)
 
 
-def test_gradients_are_not_clipped_unless_asked() -> None:
-    spawn(_gradient_clipping, 1)
+def _bf16(rank: int, world: int) -> None:
+    for stage in STAGES:
+        _bf16_at(stage, rank)
+    _gradient_clipping()
 
 
-def _bf16(rank: int, world: int, stage: int) -> None:
-    make = deepspeed_engines(EngineConfig(zero_stage=stage, precision="bf16"), device=torch.device("cpu"))  # type: ignore[arg-type]
+def _bf16_at(stage: Literal[0, 1, 2], rank: int) -> None:
+    make = deepspeed_engines(EngineConfig(zero_stage=stage, precision="bf16"), device=torch.device("cpu"))
     G, D = engines(make, rmsprop)
     seen: list[torch.dtype] = []
     G.module[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))  # type: ignore[index, operator]
@@ -197,9 +207,8 @@ def _bf16(rank: int, world: int, stage: int) -> None:
     assert all(v.abs().max() <= CLIP for k, v in D.state().items() if k.startswith("weight/"))
 
 
-@pytest.mark.parametrize("stage", [0, 2])
-def test_bf16_computes_low_and_keeps_fp32_weights(stage: int) -> None:
-    spawn(_bf16, 1, stage)
+def test_bf16_computes_low_and_keeps_fp32_weights_and_gradients_are_not_clipped_unless_asked() -> None:
+    spawn(_bf16, 1)
 
 
 def test_plain_state_round_trip_is_bit_equal() -> None:
@@ -214,3 +223,22 @@ def test_plain_state_round_trip_is_bit_equal() -> None:
     gan_step(G, D, *batch(1, 0))
     for old, new in zip(straight, (G.state(), D.state()), strict=True):
         assert all(torch.equal(old[k], new[k]) for k in old)
+
+
+def _cuda(rank: int, world: int) -> None:
+    make = deepspeed_engines(EngineConfig(zero_stage=1, precision="bf16"), device=torch.device("cuda"))
+    G, D = engines(make, rmsprop)
+    for step in range(2):
+        x, y = batch(step, rank)
+        gan_step(G, D, x.cuda(), y.cuda())
+    saved = G.state()
+    G.load(saved)
+    assert all(torch.equal(value, G.state()[key]) for key, value in saved.items())
+    assert all(p.abs().max() <= CLIP for p in D.module.parameters())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_same_engines_train_on_a_gpu_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cuda")
+    spawn(_cuda, 1)

@@ -1,0 +1,24 @@
+"""cluster.yaml: valid for this Ray, and nothing in it opens a door."""
+
+from pathlib import Path
+
+import yaml
+
+CLUSTER = Path(__file__).parents[1] / "cluster.yaml"
+
+
+def test_ray_accepts_it() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    validate_config(prepare_config(yaml.safe_load(CLUSTER.read_text())))
+
+
+def test_it_is_safe_by_default() -> None:
+    content = yaml.safe_load(CLUSTER.read_text())
+    assert "0.0.0.0" not in CLUSTER.read_text()
+    for key in ("head_start_ray_commands", "worker_start_ray_commands"):
+        starts = [command for command in content[key] if "ray start" in command]
+        assert len(starts) == 1
+        assert "RAY_AUTH_MODE=token" in starts[0]
+        assert "RAY_USAGE_STATS_ENABLED=0" in starts[0]
+    assert "--dashboard-host=127.0.0.1" in content["head_start_ray_commands"][-1]
