@@ -80,7 +80,11 @@ class PhantomConfig:
         low, high = self.axial_coverage
         for name, good, wanted in (
             ("shape", len(self.shape) == 3 and min(self.shape) >= 8, "three numbers (z, y, x) of at least 8 voxels"),
-            ("spacing_mm", len(self.spacing_mm) == 3 and min(self.spacing_mm) > 0, "three positive numbers (z, y, x)"),
+            (
+                "spacing_mm",
+                len(self.spacing_mm) == 3 and 0 < min(self.spacing_mm) <= max(self.spacing_mm) <= 1e3,
+                "three numbers (z, y, x) up to 1000",
+            ),
             ("seed", self.seed >= 0, "an integer of at least 0"),
             ("num_lesions", 0 <= self.num_lesions <= 100, "0 to 100"),
             ("axial_coverage", 0 <= low < high <= 1, "two fractions, 0 <= from < to <= 1"),

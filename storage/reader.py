@@ -226,8 +226,11 @@ def open_cohort(folder: Path) -> Cohort:
 def _attributes(folder: Path) -> dict[str, Any]:
     try:
         attributes: dict[str, Any] = json.loads((folder / "zarr.json").read_bytes())["attributes"]
-    except (OSError, ValueError, KeyError):
+        ours = attributes.get("petscale", {})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise _no_metadata(folder) from None
+    if not isinstance(ours, dict):
+        raise _no_metadata(folder)
     return attributes
 
 

@@ -45,10 +45,10 @@ def demo(seed: int = 0) -> RunConfig:
 
 
 def sarcoma() -> RunConfig:
-    """SGSGAN-DCITN over DRF 4, 20 and 100 simulated from the 39 public soft-tissue-sarcoma PETs, tumour guidance on.
+    """SGSGAN-DCITN at DRF 4, 20 and 100, simulated from 39 public soft-tissue-sarcoma PETs, tumour guidance on.
 
-    All four phases in the paper's ratio 12:1:3:1, at a hundredth of their length: a quarter of an hour on two cores.  Every
-    fourth patient is held out, and STS_001 with the whole-body scan.  Figures: docs/results/sarcoma.md.
+    All four phases in the paper's ratio 12:1:3:1, at a hundredth of their length: a quarter of an hour on two cores.
+    Every fourth patient is held out, and STS_001 with the whole-body scan.  Figures: docs/results/sarcoma.md.
     """
     held = (1, 5, 9, 13, 17, 21, 25, 29, 33, 37)
     return RunConfig(

@@ -25,7 +25,7 @@ def run(title: str, cohort: Path, plans: Plans, *, strict: bool, workers: int | 
 
     Raises:
         InputError: the first refusal when nothing was committed or kept, so that a single mistake is told as itself;
-            the cohort's folder is then as it was before.
+            the cohort's folder is then as it was before.  SET_REFUSED when only some cases were refused.
     """
     if workers is not None and workers < 1:
         raise InputError("CFG_RANGE", where="--workers", found=str(workers), remedy="give 1 or more")
@@ -53,6 +53,13 @@ def _run(title: str, cohort: Path, plans: Plans, *, strict: bool, workers: int |
         raise told
     summary = f"{cohort}: {len(outcome.committed)} committed, {len(outcome.kept)} already there"
     console.print(summary, soft_wrap=True, markup=False)
+    if outcome.refused:
+        raise InputError(
+            "SET_REFUSED",
+            where=cohort.name,
+            found=f"{len(outcome.refused)} of {len(plans)} cases were refused, the others are committed",
+            remedy="see the lines above, mend these cases and run the same command again",
+        )
     return outcome
 
 
@@ -327,8 +334,3 @@ def _content(path: Path) -> str:
 def _fingerprint(key: bytes, *parts: object) -> str:
     """Keyed, so that a public file's digest does not tell which patient it is."""
     return hmac.new(key or b"petscale", json.dumps(parts, sort_keys=True).encode(), hashlib.sha256).hexdigest()
-
-
-def one_image_plan(source: ImageSource, name: str, subject: str) -> CasePlan:
-    """Plan a case of one PET that is to be synthesized."""
-    return CasePlan(images={name: source}, subject=subject, fingerprint="one")

@@ -271,8 +271,11 @@ def test_a_batch_goes_on_and_names_the_refused_case(
     whole = (scans / "suv.nii.gz").read_bytes()
     (tmp_path / "many" / "worse" / "pet.nii.gz").write_bytes(whole[:900])
     words = ["ingest", str(tmp_path / "many"), str(tmp_path / "cohort"), "--pet", "pet.nii.gz", "--names", "folder"]
-    main(words)
-    assert "refused worse: NII_TRUNCATED" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    told = capsys.readouterr().err
+    assert "refused worse: NII_TRUNCATED" in told
+    assert told.splitlines()[-1].startswith("petscale: SET_REFUSED cohort: 1 of 2 cases were refused")
     main(["verify", str(tmp_path / "cohort")])
     assert capsys.readouterr().out.splitlines()[0] == "good"
     words[2] = str(tmp_path / "strict")

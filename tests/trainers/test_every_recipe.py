@@ -1,4 +1,4 @@
-"""The contract that every recipe in the registry keeps; a new paper is tested here before anyone writes a test for it."""
+"""The contract that every recipe in the registry keeps; a new paper is tested here before anything else."""
 
 import dataclasses
 from pathlib import Path

@@ -102,12 +102,12 @@ def test_check_cases_names_what_is_missing(cohort: Path) -> None:
     opened = open_cohort(cohort)
     good = FeedConfig(low=("low_drf4",))
     check_cases(opened, opened.cases, good, [NEEDS, GUIDED])
-    with pytest.raises(InputError, match="SET_NO_IMAGE.*low_drf7.*low_drf4"):
+    with pytest.raises(InputError, match=r"SET_NO_IMAGE.*low_drf7.*low_drf4"):
         check_cases(opened, opened.cases, FeedConfig(low=("low_drf7",)), [NEEDS])
     with pytest.raises(InputError, match="SET_TOO_SMALL"):
         check_cases(opened, [], good, [NEEDS])
     thyroid = Needs(patch=(24, 24, 24), halo=0, patches_per_case=1, sampler={"roi": 1.0}, rois=("thyroid",))
-    with pytest.raises(InputError, match="SET_NO_LABELS.*thyroid"):
+    with pytest.raises(InputError, match=r"SET_NO_LABELS.*thyroid"):
         check_cases(opened, opened.cases, good, [thyroid])
     huge = Needs(patch=(24, 24, 64), halo=0, patches_per_case=1, sampler={"body": 1.0})
     with pytest.raises(InputError, match="IMG_TOO_SMALL"):

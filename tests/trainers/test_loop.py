@@ -58,11 +58,13 @@ class Toy:
         self.engine.load(state["net"])
 
 
-class Stop(Exception):
+class StopHereError(Exception):
     """A crash at a chosen moment."""
 
 
-def run(cohort: Path, folder: Path, recipe: Toy, *, crash_at: int | None = None, **settings: Any) -> list[dict[str, Any]]:
+def run(
+    cohort: Path, folder: Path, recipe: Toy, *, crash_at: int | None = None, **settings: Any
+) -> list[dict[str, Any]]:
     opened = open_cohort(cohort)
     config = FeedConfig(low=("low_drf4",), cases_per_step=2)
     feed = Feed(opened, opened.cases, config, recipe.needs, rank=0, world=1, device=torch.device("cpu"))
@@ -71,7 +73,7 @@ def run(cohort: Path, folder: Path, recipe: Toy, *, crash_at: int | None = None,
     def report(record: dict[str, Any]) -> None:
         records.append(record)
         if record["event"] == "log" and record["step"] == crash_at:
-            raise Stop
+            raise StopHereError
 
     try:
         fit(
@@ -84,7 +86,7 @@ def run(cohort: Path, folder: Path, recipe: Toy, *, crash_at: int | None = None,
             picture=lambda step, synthesizer: None,
             patches_per_step=2,
         )
-    except Stop:
+    except StopHereError:
         pass
     finally:
         feed.close()
