@@ -119,12 +119,18 @@ def tiny_training(monkeypatch: pytest.MonkeyPatch) -> None:
         model = replace(config.model, **small, phase_samples=(4, 0, 0, 0))
         return real(cohort, run, replace(config, model=model), command=command)
 
-    def here(cohort: Path, run: Path, config: configs.RunConfig, cases: list[str], _: list[str]) -> None:
+    def here(run: Path, config: configs.RunConfig, settings: dict[str, Any]) -> None:
         recipe = RECIPES[config.recipe].build(
             config.model, make_engine=plain_engine, patches_per_step=config.patches_per_step
         )
         source = feed.Feed(
-            open_cohort(cohort), cases, config.feed, recipe.needs, rank=0, world=1, device=torch.device("cpu")
+            open_cohort(Path(settings["cohort"])),
+            settings["train"],
+            config.feed,
+            recipe.needs,
+            rank=0,
+            world=1,
+            device=torch.device("cpu"),
         )
 
         def report(record: dict[str, Any]) -> None:
@@ -136,7 +142,7 @@ def tiny_training(monkeypatch: pytest.MonkeyPatch) -> None:
             source,
             replace(config.loop, log_every=1),
             folder=run / launch.CHECKPOINTS,
-            meta=config.identity(),
+            meta={**config.identity(), "cases": settings["cases"]},
             report=report,
             picture=lambda step, synthesizer: None,
             patches_per_step=config.patches_per_step,

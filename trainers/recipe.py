@@ -100,7 +100,7 @@ class Tiling:
     """How a synthesizer wants a volume to be cut.
 
     Args:
-        tile: output edge lengths (z, y, x) in voxels.
+        tile: output edge lengths (z, y, x) in voxels; where tiles need no overlap, any smaller ones serve as well.
         halo: voxels of context around a tile that the network needs and crops, zero beyond the volume.
         overlap: voxels by which neighbouring output tiles overlap and are blended; 0 where tiles equal the whole.
     """

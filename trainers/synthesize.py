@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from storage.patches import PatchLocation, draw, generator
 from storage.reader import Case
 from storage.stitch import stitch
-from trainers.recipe import Synthesizer
+from trainers.recipe import Synthesizer, Tiling
 
 _CONTEXT = 4  # purpose of the draws behind a case's context, beside the feed's and the loop's
 
@@ -23,7 +23,7 @@ def synthesize(
     *,
     suv_scale: float,
     device: torch.device,
-    batch: int = 4,
+    batch: int = 1,
     seed: int = 0,
     progress: Callable[[int], object] = lambda tiles: None,
 ) -> None:
@@ -52,7 +52,15 @@ def synthesize(
         progress(len(boxes))
         yield from output[:, 0]
 
-    stitch(low.grid.shape, tiling.tile, tiling.overlap, tiles, write, batch=batch)
+    stitch(low.grid.shape, fitted(tiling, low.grid.shape), tiling.overlap, tiles, write, batch=batch)
+
+
+def fitted(tiling: Tiling, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Tiles that divide a volume evenly, so that none is computed twice; only where tiles need no overlap."""
+    if tiling.overlap:
+        return tiling.tile
+    z, y, x = (-(-n // -(-n // edge)) for n, edge in zip(shape, tiling.tile, strict=True))
+    return z, y, x
 
 
 @torch.no_grad()

@@ -81,20 +81,11 @@ def train(cohort: Path, run: Path, config: RunConfig, *, command: str) -> Path:
     recipe = _dry(config)
     feed.check_cases(opened, train_cases, config.feed, [recipe.needs(s) for s in recipe.phase_starts.values()])
     with integrity.exclusive(run, purpose="train"):
-        integrity.write_json(
-            run / CONFIG,
-            {
-                "config": configs.to_json(config),
-                "command": command,
-                "cohort": cohort.name,
-                "train": train_cases,
-                "test": test_cases,
-                "cases": digests,
-            },
-        )
+        facts = {"config": configs.to_json(config), "train": train_cases, "test": test_cases, "cases": digests}
+        integrity.write_json(run / CONFIG, {**facts, "command": command, "cohort": cohort.name})
         (run / "error.json").unlink(missing_ok=True)
         with Watch(run, recipe.num_steps):
-            _run_ray(cohort, run, config, train_cases, test_cases, digests)
+            _run_ray(run, config, {"cohort": str(cohort), "run": str(run), **facts})
     return run / WEIGHTS
 
 
@@ -121,14 +112,7 @@ def _check_run(run: Path, config: RunConfig, digests: Mapping[str, str]) -> None
         )
 
 
-def _run_ray(
-    cohort: Path,
-    run: Path,
-    config: RunConfig,
-    train_cases: list[str],
-    test_cases: list[str],
-    digests: Mapping[str, str],
-) -> None:
+def _run_ray(run: Path, config: RunConfig, settings: dict[str, Any]) -> None:
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -163,14 +147,7 @@ def _run_ray(
         _require_resources(ray.cluster_resources(), config)
         trainer = TorchTrainer(
             train_worker,
-            train_loop_config={
-                "cohort": str(cohort),
-                "run": str(run),
-                "config": configs.to_json(config),
-                "train": train_cases,
-                "test": test_cases,
-                "cases": digests,
-            },
+            train_loop_config=settings,
             scaling_config=ScalingConfig(
                 num_workers=cluster.workers,
                 use_gpu=cluster.device == "cuda",

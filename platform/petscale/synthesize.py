@@ -24,7 +24,7 @@ from storage.reader import Case, StoredImage, open_cohort
 from storage.source import SUV, Grid
 from trainers import RECIPES, checkpoint
 from trainers.recipe import Synthesizer
-from trainers.synthesize import synthesize
+from trainers.synthesize import fitted, synthesize
 
 SYNTHESIS = "synthesis"  # the run's own cohort of synthesized volumes
 
@@ -66,7 +66,7 @@ def run_case(trained: Trained, case: Case, image: str, write: Callable[[int, NDA
     tiling = trained.synthesizer.tiling
     shape = case.image(image).grid.shape
     done = 0
-    with bar("synthesize", sum(1 for _ in tile_grid(shape, tiling.tile, tiling.overlap))) as advance:
+    with bar("synthesize", sum(1 for _ in tile_grid(shape, fitted(tiling, shape), tiling.overlap))) as advance:
 
         def progress(tiles: int) -> None:
             nonlocal done

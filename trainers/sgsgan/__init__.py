@@ -68,6 +68,7 @@ from trainers.sgsgan.networks import (
 )
 
 PHASES = ("gan", "segmenter", "guided gan", "final segmenter")  # Sec. III-C (1) to (4)
+EXACT_TILE = (64, 64, 64)  # a quarter of a GB of feature maps; larger ones save little of the halo
 CONTENT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": F.l1_loss,
     "l2": F.mse_loss,
@@ -428,13 +429,14 @@ class StyleSynthesizer:
 
 def _synthesizer(config: Config, G: Generator) -> StyleSynthesizer:
     normed = config.use_adain or config.synthesis == "unet3d"
+    exact = 0 < config.radius <= config.margin
     return StyleSynthesizer(
         generator=G,
         tiling=Tiling(
-            tile=config.patch,
+            # With its whole receptive field a tile of any size equals the volume; without, half of it is blended.
+            tile=EXACT_TILE if exact else config.patch,
             halo=config.margin,
-            # With its whole receptive field a tile equals the volume; without, half of it is blended.
-            overlap=0 if 0 < config.radius <= config.margin else min(config.patch) // 2,
+            overlap=0 if exact else min(config.patch) // 2,
         ),
         context_needs=Needs(
             patch=config.patch,
