@@ -103,7 +103,7 @@ class Watch:
     """Follow a run's records from the driver and show them as one bar."""
 
     def __init__(self, folder: Path, total: int) -> None:
-        self._path, self._total = folder / "metrics.jsonl", total
+        self._path, self._total, self._read = folder / "metrics.jsonl", total, 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
@@ -120,7 +120,7 @@ class Watch:
             advance(0, "")
             while True:
                 ended = self._stop.wait(0.5)
-                records = read_metrics(self._path)
+                records = self._new_records()
                 for warning in (w for r in records for w in r.get("warnings", ())):
                     if warning not in warned:
                         warned.add(warning)
@@ -132,6 +132,18 @@ class Watch:
                     advance(int(last["step"]), f"{note}  {losses}")
                 if ended:
                     return
+
+    def _new_records(self) -> list[dict[str, Any]]:
+        """Records since the last look; from the start again when a resumed run has cut the file."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            if file.seek(0, 2) < self._read:
+                self._read = 0
+            file.seek(self._read)
+            whole = file.read().rpartition(b"\n")[0]  # a line that is still being written waits
+        self._read += len(whole) + bool(whole)
+        return [json.loads(line) for line in whole.splitlines()]
 
 
 def picture(

@@ -190,6 +190,7 @@ def _gradient_clipping() -> None:
 
 
 def _bf16(rank: int, world: int) -> None:
+    os.environ["PATH"] = ""  # DeepSpeed would compile an operator here, unless told that it is not wanted
     for stage in STAGES:
         _bf16_at(stage, rank)
     _gradient_clipping()
@@ -207,7 +208,7 @@ def _bf16_at(stage: Literal[0, 1, 2], rank: int) -> None:
     assert all(v.abs().max() <= CLIP for k, v in D.state().items() if k.startswith("weight/"))
 
 
-def test_bf16_computes_low_and_keeps_fp32_weights_and_gradients_are_not_clipped_unless_asked() -> None:
+def test_bf16_keeps_fp32_weights_gradients_are_not_clipped_and_no_compiler_is_needed() -> None:
     spawn(_bf16, 1)
 
 
