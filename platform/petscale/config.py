@@ -83,6 +83,7 @@ class RunConfig:
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must agree on: all but where the run is computed and how often it logs."""
         whole = to_json(self)
+        del whole["feed"]["read_ahead"]  # speed, never the samples
         return {key: whole[key] for key in ("recipe", "model", "feed", "engine", "split")} | {
             "seed": self.loop.seed,
         }

@@ -172,7 +172,7 @@ def test_the_canaries_are_there(clinic: Clinic) -> None:
     assert hits(content, [*HEADER[:-1], *LEAVES]) == [*HEADER[:-1], *LEAVES]
 
 
-def exported(cohort: Path, run: Path, config: configs.RunConfig, *_: object) -> None:
+def exported(run: Path, config: configs.RunConfig, settings: dict[str, object]) -> None:
     """In the place of Ray: fresh weights, written as a worker writes them."""
     recipe = RECIPES[config.recipe].build(
         config.model, make_engine=plain_engine, patches_per_step=config.patches_per_step

@@ -167,7 +167,7 @@ def verdict(evaluation: Evaluation) -> Verdict:
     elif quiet:
         state = "worse" if state == "worse" else "mixed"
         sentences.append(f"The difference from {' and '.join(quiet)} is not statistically significant.")
-    sentences += _bias_sentence(evaluation, first)
+    sentences += _bias_sentences(evaluation, first)
     return Verdict(state, headline + " in PSNR inside the body.", tuple(sentences))
 
 
@@ -181,21 +181,25 @@ def _gain_sentence(gain: Gain) -> str:
     )
 
 
-def _bias_sentence(evaluation: Evaluation, first: str) -> list[str]:
-    """Say when the network moves lesion SUVmax further from the full dose than the input was: PSNR does not show it."""
-    rule = BIASES["SUVmax"]
-    ours, theirs = (
-        [abs(row.value) for row in evaluation.rows if row.image == name and row.rule == rule and row.kind == "lesion"]
-        for name in (evaluation.synthesized, first)
-    )
-    if not ours or not theirs:
-        return []
-    ours_mean, theirs_mean = float(np.nanmean(ours)), float(np.nanmean(theirs))
-    change = "closer to" if ours_mean < theirs_mean else "farther from"
-    return [
-        f"Lesion SUVmax is {change} the full dose than in the {first}: mean absolute bias {ours_mean:.1f} % against "
-        f"{theirs_mean:.1f} % ({len(ours)} lesions)."
-    ]
+def _bias_sentences(evaluation: Evaluation, first: str) -> list[str]:
+    """Say how far lesion uptake is from the full dose, before and after: PSNR does not show it."""
+    sentences = []
+    for quantity in ("SUVmax", "SUVmean"):
+        ours, theirs = (
+            [
+                abs(row.value)
+                for row in evaluation.rows
+                if row.image == name and row.rule == BIASES[quantity] and row.kind == "lesion"
+            ]
+            for name in (evaluation.synthesized, first)
+        )
+        if ours and theirs:
+            after, before = float(np.nanmean(ours)), float(np.nanmean(theirs))
+            sentences.append(
+                f"Lesion {quantity} is {'closer to' if after < before else 'farther from'} the full dose than in the "
+                f"{first}: mean absolute bias {after:.1f} % against {before:.1f} % ({len(ours)} lesions)."
+            )
+    return sentences
 
 
 def _signed(value: float, places: int) -> str:
@@ -387,11 +391,11 @@ def _chosen(data: ReportData) -> dict[str, str]:
         case []:
             return {}
         case [only]:
-            return {only: "only"}
+            return {only: "only case"}
         case [worse, better]:
-            return {worse: "worse of two", better: "better of two"}
+            return {worse: "worse of the two", better: "better of the two"}
         case [worst, *_]:
-            return {ranked[len(ranked) // 2]: "median", worst: "worst"}
+            return {ranked[len(ranked) // 2]: "median case", worst: "worst case"}
     raise AssertionError("every length is listed")
 
 
