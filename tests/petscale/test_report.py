@@ -135,10 +135,15 @@ def evaluation_of(gains, filtered=0.5):
     ("gains", "state", "words"),
     [
         ([1.0, 2.0], "better", "Better than the low-dose input and Gaussian 5 mm"),
-        ([0.2, 0.3], "mixed", "Better than the low-dose input, but not than Gaussian 5 mm"),
+        ([0.2, 0.3], "mixed", "Better than the low-dose input, not better than Gaussian 5 mm"),
         ([-0.2, 0.1], "worse", "Not better than the low-dose input"),
         ([0.0, 0.0], "worse", "Not better than the low-dose input"),
-        ([9.0, -1.0, 2.0, -0.5, 3.0, -0.7], "mixed", "Better than the low-dose input and Gaussian 5 mm"),
+        ([9.0, -1.0, 2.0, -0.5, 3.0, -0.7], "mixed", "No clear difference from the low-dose input and Gaussian 5 mm"),
+        (
+            [0.6, 0.2, 0.7, 0.3, 0.9, 0.4, 0.8],
+            "mixed",
+            "Better than the low-dose input, no clear difference from Gaussian",
+        ),
         ([1.0, 1.1, 1.2, 1.3, 1.4, 1.5], "better", "Better than the low-dose input and Gaussian 5 mm"),
     ],
 )
@@ -148,7 +153,7 @@ def test_the_verdict_says_what_the_scores_allow(gains, state, words):
     assert told.headline.startswith(words)
     assert f"{abs(np.mean(gains)):.2f}" in told.sentences[0]
     insignificant = any("not statistically significant" in sentence for sentence in told.sentences)
-    assert insignificant == (gains[0] == 9.0)
+    assert insignificant == ("no clear difference" in told.headline.lower())
 
 
 def test_projections_equal_numpy_on_every_axis():

@@ -151,24 +151,26 @@ def verdict(evaluation: Evaluation) -> Verdict:
     if over_input is None:
         return Verdict("mixed", "No case has both images: nothing can be said", ())
     over_filters = [gain for name in filters if (gain := evaluation.gain(name)) is not None]
-    beaten_by = [gain.over for gain in over_filters if gain.mean <= 0]
-    if not over_input.mean > 0:
-        state, headline = "worse", f"Not better than the {first}"
-    elif beaten_by:
-        state, headline = "mixed", f"Better than the {first}, but not than {' and '.join(beaten_by)}"
-    else:
-        beside = " and ".join([f"the {first}", *(gain.over for gain in over_filters)])
-        state, headline = "better", f"Better than {beside}"
-    sentences = [_gain_sentence(gain) for gain in (over_input, *over_filters)]
-    tested = [gain for gain in (over_input, *over_filters) if gain.p_value is not None]
-    quiet = [gain.over for gain in tested if gain.p_value is not None and gain.p_value >= SIGNIFICANT]
+    gains = (over_input, *over_filters)
+    quiet = [gain.over for gain in gains if gain.p_value is not None and gain.p_value >= SIGNIFICANT]
+    better = [gain.over for gain in gains if gain.mean > 0 and gain.over not in quiet]
+    worse = [gain.over for gain in gains if gain.mean <= 0 and gain.over not in quiet]
+    said = [f"better than {_listed(better)}"] if better else []
+    said += [f"no clear difference from {_listed(quiet)}"] if quiet else []
+    said += [f"not better than {_listed(worse)}"] if worse else []
+    headline = ", ".join(said)
+    state = "worse" if first in worse else "mixed" if quiet or worse else "better"
+    sentences = [_gain_sentence(gain) for gain in gains]
     if over_input.p_value is None:
         sentences.append(f"With {over_input.num_cases} test case(s) no significance test is made.")
     elif quiet:
-        state = "worse" if state == "worse" else "mixed"
-        sentences.append(f"The difference from {' and '.join(quiet)} is not statistically significant.")
+        sentences.append(f"The difference from {_listed(quiet)} is not statistically significant.")
     sentences += _bias_sentences(evaluation, first)
-    return Verdict(state, headline + " in PSNR inside the body.", tuple(sentences))
+    return Verdict(state, f"{headline[0].upper()}{headline[1:]} in PSNR inside the body.", tuple(sentences))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(f"the {name}" if name == "low-dose input" else name for name in names)
 
 
 def _gain_sentence(gain: Gain) -> str:
