@@ -30,7 +30,7 @@ class FeedConfig:
         low: names of the low-dose images; every (case, low image) pair is one sample of an epoch.
         full: name of the full-dose image.
         suv_scale: SUV that becomes 1 for the networks; fixed, invertible, the same for low and full dose.  1 keeps
-            losses in SUV; at 10 the gradient of SGSGAN's critic, blind to scale, outweighs that of 100 x L1 (measured).
+            losses in SUV; the larger it is, the more SGSGAN's critic, blind to scale, outweighs the content loss.
         seed: of the sample order.
         cases_per_step: groups of patches that all ranks together see in one step; a multiple of the number of ranks.
         read_ahead: steps read in advance; changes speed and memory, never the samples.
