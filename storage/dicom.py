@@ -592,7 +592,7 @@ def _drugs(ds: Dataset) -> Sequence[Dataset]:
 def _radiopharmaceutical(s: Slice) -> tuple[tuple[str, ...], ...]:
     try:
         return tuple(tuple(text_of(drug, name) for name in _DRUG_FIELDS) for drug in _drugs(s.header))
-    except Exception:
+    except Exception:  # pydicom parses on access: a malformed sequence raises whatever its parser meets
         raise file_error("DCM_TRUNCATED", s.file, "(0054,0016) that cannot be read") from None
 
 
