@@ -110,6 +110,8 @@ def main():
     if arguments.stage:
         watched(arguments.stage, arguments)
         return
+    if arguments.folder:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=arguments.folder, prefix="large-volume-"))
     z, y, x = arguments.shape
     print(f"{z} x {y} x {x} voxels (z, y, x), {z * y * x * 4 / 2**30:.2f} GiB an image", flush=True)
