@@ -110,7 +110,7 @@ def main() -> None:
         feeds = [
             Feed(
                 cohort,
-                cohort.cases,
+                {"paired": cohort.cases},
                 FeedConfig(cases_per_step=1),
                 some.needs,
                 rank=0,

@@ -67,14 +67,14 @@ def generator(*key: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
-def grid(shape: Shape, tile: Shape, overlap: int) -> Iterator[PatchLocation]:
+def grid(shape: Shape, tile: Shape, overlap: Shape) -> Iterator[PatchLocation]:
     """Cover a volume with equal tiles, z slowest; the last tile of an axis is moved back inside.
 
     Args:
         shape: voxels (z, y, x) of the volume; a tile longer than an axis starts at 0 and passes the end.
-        overlap: voxels shared by neighbours, less than every tile edge.
+        overlap: voxels (z, y, x) shared by neighbours, less than the tile's edges.
     """
-    starts = [_starts(n, edge, overlap) for n, edge in zip(shape, tile, strict=True)]
+    starts = [_starts(*axis) for axis in zip(shape, tile, overlap, strict=True)]
     for z, y, x in product(*starts):
         yield PatchLocation((z, y, x), tile)
 

@@ -22,7 +22,7 @@ def window(edge: int, overlap: int) -> NDArray[np.float32]:
 def _axis_weight(length: int, edge: int, overlap: int) -> NDArray[np.float32]:
     """What the windows of all tiles along one axis sum to, per voxel."""
     total = np.zeros(max(length, edge), dtype=np.float32)
-    for tile in grid((1, 1, length), (1, 1, edge), overlap):
+    for tile in grid((1, 1, length), (1, 1, edge), (0, 0, overlap)):
         total[tile.start[2] : tile.stop[2]] += window(edge, overlap)
     return total[:length]
 
@@ -30,7 +30,7 @@ def _axis_weight(length: int, edge: int, overlap: int) -> NDArray[np.float32]:
 def stitch(
     shape: Shape,
     tile: Shape,
-    overlap: int,
+    overlap: Shape,
     synthesize: Callable[[list[PatchLocation]], Iterable[NDArray[np.float32]]],
     write: Callable[[int, NDArray[np.float32]], Any],
     *,
@@ -41,13 +41,13 @@ def stitch(
     Args:
         shape: voxels (z, y, x) of the volume.
         tile: edge lengths (z, y, x) of the tiles.
-        overlap: voxels that neighbouring tiles share.
+        overlap: voxels (z, y, x) that neighbouring tiles share.
         synthesize: gets up to ``batch`` locations, yields their tiles (z, y, x) in the same order.
         write: gets z0 and a finished slab (dz, y, x) float32.
     """
     depth, height, width = tile
-    wz, wy, wx = (window(n, overlap) for n in tile)
-    weight = [_axis_weight(n, edge, overlap) for n, edge in zip(shape, tile, strict=True)]
+    wz, wy, wx = (window(n, shared) for n, shared in zip(tile, overlap, strict=True))
+    weight = [_axis_weight(*axis) for axis in zip(shape, tile, overlap, strict=True)]
     plane = weight[1][:, None] * weight[2]
     open_slab = np.zeros((depth, *shape[1:]), dtype=np.float32)
     rows: dict[int, list[PatchLocation]] = {}

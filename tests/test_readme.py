@@ -125,7 +125,7 @@ def tiny_training(monkeypatch: pytest.MonkeyPatch) -> None:
         )
         source = feed.Feed(
             open_cohort(Path(settings["cohort"])),
-            settings["train"],
+            settings["streams"],
             config.feed,
             recipe.needs,
             rank=0,

@@ -128,6 +128,18 @@ def write_weights(path: Path, weights: Mapping[str, Tensor], meta: Mapping[str, 
     integrity.write_bytes(path, save_safetensors(flat, metadata={"petscale": json.dumps(meta, sort_keys=True)}))
 
 
+def facts(path: Path) -> dict[str, str]:
+    """What ``write_weights`` noted beside the tensors; empty for a file that petscale did not write."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            content: dict[str, str] = json.loads((file.metadata() or {}).get("petscale", "{}"))
+            return content
+    except (SafetensorError, OSError, ValueError):
+        return {}
+
+
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read what ``write_weights`` wrote.
 

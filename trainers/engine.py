@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from trainers.recipe import Engine, EngineFactory, OptimizerFactory
@@ -35,21 +36,21 @@ class EngineConfig:
 
 
 class _InPrecision(nn.Module):
-    """A network run under autocast, its output back in fp32."""
+    """A network run under autocast, its output (a tensor, or a tuple of tensors) back in fp32."""
 
     def __init__(self, net: nn.Module, precision: str) -> None:
         super().__init__()
         self.net, self.precision = net, precision
 
-    def forward(self, *inputs: Tensor, **options: Any) -> Tensor:
+    def forward(self, *inputs: Tensor, **options: Any) -> Any:
         device = inputs[0].device.type
         with torch.autocast(device, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            output: Tensor = self.net(*inputs, **options)
-        return output.float()
+            output = self.net(*inputs, **options)
+        return tuple(part.float() for part in output) if isinstance(output, tuple) else output.float()
 
 
 @contextmanager
-def _frozen(runner: _InPrecision) -> Iterator[Callable[..., Tensor]]:
+def _frozen(runner: _InPrecision) -> Iterator[Callable[..., Any]]:
     runner.requires_grad_(False)
     try:
         yield runner
@@ -66,9 +67,8 @@ class _Plain:
     def module(self) -> nn.Module:
         return self.runner.net
 
-    def __call__(self, *inputs: Tensor, **options: Any) -> Tensor:
-        output: Tensor = self.runner(*inputs, **options)
-        return output
+    def __call__(self, *inputs: Tensor, **options: Any) -> Any:
+        return self.runner(*inputs, **options)
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
@@ -81,6 +81,9 @@ class _Plain:
     def clip_weights(self, bound: float) -> None:
         for weight in self.runner.parameters():
             weight.clamp_(-bound, bound)
+
+    def set_lr(self, lr: float) -> None:
+        _set_lr(self.optimizer, lr)
 
     def frozen(self) -> Any:
         return _frozen(self.runner)
@@ -107,9 +110,8 @@ class _DeepSpeed:
     def module(self) -> nn.Module:
         return self.runner.net
 
-    def __call__(self, *inputs: Tensor, **options: Any) -> Tensor:
-        output: Tensor = self.engine(*inputs, **options)
-        return output
+    def __call__(self, *inputs: Tensor, **options: Any) -> Any:
+        return self.engine(*inputs, **options)
 
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss)
@@ -127,11 +129,15 @@ class _DeepSpeed:
         for weight in self.runner.parameters():
             weight.clamp_(-bound, bound)
 
+    def set_lr(self, lr: float) -> None:
+        _set_lr(self.engine.basic_optimizer, lr)  # what ZeRO's wrapper steps with, too
+
     def frozen(self) -> Any:
         # The bare network, never the engine: its hooks would fire inside the other network's backward.
         return _frozen(self.runner)
 
     def state(self) -> dict[str, Tensor]:
+        _average_statistics(self.runner.net)
         if self.stage == 0:
             return _export(self.runner.net, self.engine.basic_optimizer)
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
@@ -203,6 +209,22 @@ def deepspeed_engines(config: EngineConfig, *, device: torch.device) -> EngineFa
         return _DeepSpeed(runner, engine, config.zero_stage)
 
     return make
+
+
+def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+@torch.no_grad()
+def _average_statistics(net: nn.Module) -> None:
+    """Give every rank the mean of all ranks' running statistics; training itself uses the batch's, never these."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    for name, value in net.named_buffers():
+        if name.endswith(("running_mean", "running_var")):
+            dist.all_reduce(value)
+            value /= dist.get_world_size()
 
 
 def _export(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

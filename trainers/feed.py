@@ -4,7 +4,8 @@ The order of samples is a function of (seed, step) alone, so it is the same on a
 and with any read-ahead.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from storage.errors import InputError
-from storage.layout import OVERVIEW
+from storage.layout import OVERVIEW, drf_of
 from storage.patches import Aids, PatchLocation, draw, generator
 from storage.reader import Case, Cohort
 from trainers.recipe import Batch, Needs
@@ -49,21 +50,40 @@ def channel_values(labels: dict[int, str], roi: str) -> list[int]:
     return [value for value, name in labels.items() if name == roi or name.startswith((f"{roi} ", f"{roi}_"))]
 
 
-def check_cases(cohort: Cohort, cases: Sequence[str], config: FeedConfig, needs: Sequence[Needs]) -> None:
+Streams = Mapping[str, Sequence[str]]  # a kind of ``Needs.images`` -> the cases that it is read from
+
+
+def read_images(config: FeedConfig, need: Needs) -> tuple[str, ...]:
+    """Names of the images that a step with ``need`` reads."""
+    return {"paired": (*config.low, config.full), "low": config.low, "full": (config.full,)}[need.images]
+
+
+def check_cases(cohort: Cohort, streams: Streams, config: FeedConfig, needs: Sequence[Needs]) -> None:
     """Refuse before anything is started what would fail in the middle.
 
     Raises:
-        InputError: SET_TOO_SMALL, SET_NO_IMAGE, SET_NO_LABELS, IMG_TOO_SMALL, STORE_DAMAGED.
+        InputError: SET_TOO_SMALL, SET_NO_UNPAIRED, SET_NO_IMAGE, SET_NO_LABELS, IMG_TOO_SMALL, STORE_DAMAGED.
     """
-    if not cases:
-        raise InputError(
-            "SET_TOO_SMALL", where="train", found="no case to train on", remedy="ingest more cases or change the split"
-        )
-    for name in cases:
-        case = cohort.case(name)
-        for image in (*config.low, config.full):
-            case.image(image)
-        for need in needs:
+    for need in needs:
+        cases = streams.get(need.images, ())
+        if not cases and need.images == "full":
+            raise InputError(
+                "SET_NO_UNPAIRED",
+                where="train",
+                found="the recipe learns from full-dose scans of patients without a pair, and there are none",
+                remedy="give more patients to them: --set split.unpaired_fraction=0.8, or name them: split.unpaired",
+            )
+        if not cases:
+            raise InputError(
+                "SET_TOO_SMALL",
+                where="train",
+                found="no case to train on",
+                remedy="ingest more cases or change the split",
+            )
+        for name in cases:
+            case = cohort.case(name)
+            for image in read_images(config, need):
+                case.image(image)
             for roi in need.rois:
                 if not channel_values(case.labels, roi):
                     raise InputError(
@@ -72,7 +92,7 @@ def check_cases(cohort: Cohort, cases: Sequence[str], config: FeedConfig, needs:
                         found=f"no ROI '{roi}' (there are: {', '.join(case.labels.values()) or 'none'})",
                         remedy="ingest labels, or train without guidance: --set recipe.rois=()",
                     )
-            if any(edge > size for edge, size in zip(need.patch, case.image(config.full).grid.shape, strict=True)):
+            if any(edge > size for edge, size in zip(need.patch, case.aids.shape, strict=True)):
                 raise InputError(
                     "IMG_TOO_SMALL",
                     where=f"case {name}",
@@ -87,7 +107,7 @@ class Feed:
     def __init__(
         self,
         cohort: Cohort,
-        cases: Sequence[str],
+        streams: Streams,
         config: FeedConfig,
         needs: Callable[[int], Needs],
         *,
@@ -103,8 +123,11 @@ class Feed:
                 remedy="choose a number of workers that divides it, or change it for a new run",
             )
         self._config, self._needs, self._device = config, needs, device
-        self._samples = [(case, low) for case in sorted(cases) for low in config.low]
-        self._cases = {name: cohort.case(name) for name in cases}
+        lows = {"paired": config.low, "low": config.low, "full": (config.full,)}
+        self._samples = {
+            kind: [(case, image) for case in sorted(cases) for image in lows[kind]] for kind, cases in streams.items()
+        }
+        self._cases = {name: cohort.case(name) for cases in streams.values() for name in cases}
         share = config.cases_per_step // world
         self._mine = range(rank * share, (rank + 1) * share)
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="feed")
@@ -112,21 +135,27 @@ class Feed:
         self.waited_s = 0.0
 
     def plan(self, step: int) -> list[tuple[str, str, list[PatchLocation]]]:
-        """Say which (case, low image, boxes) this rank reads for ``step``; a pure function."""
+        """Say which (case, image, boxes) this rank reads for ``step``; a pure function.
+
+        The image is the low dose, with the full dose of the same place where pairs are asked for.
+        """
         need = self._needs(step)
+        samples = self._samples[need.images]
         groups = []
         for group in (step * self._config.cases_per_step + i for i in self._mine):
-            epoch, turn = divmod(group, len(self._samples))
-            order = generator(self._config.seed, _ORDER, epoch).permutation(len(self._samples))
-            case, low = self._samples[int(order[turn])]
+            epoch, turn = divmod(group, len(samples))
+            order = generator(self._config.seed, _ORDER, epoch).permutation(len(samples))
+            case, image = samples[int(order[turn])]
             aids = _guided(self._cases[case], need.rois)
             rng = generator(self._config.seed, _PLACE, group)
             boxes = [draw(aids, need.patch, need.sampler, rng) for _ in range(need.patches_per_case)]
-            groups.append((case, low, boxes))
+            groups.append((case, image, boxes))
         return groups
 
     def batch(self, step: int, last: int) -> Batch:
         """Return the batch of ``step``, having asked for the next ones (below ``last``) to be read."""
+        for skipped in [ahead for ahead in self._ahead if ahead < step]:  # a phase that ended early
+            self._ahead.pop(skipped).cancel()
         for ahead in range(step, min(step + 1 + self._config.read_ahead, last)):
             if ahead not in self._ahead:
                 self._ahead[ahead] = self._pool.submit(self._read, ahead)
@@ -135,11 +164,11 @@ class Feed:
         self.waited_s += perf_counter() - begin
         if self._device.type == "cpu":
             return batch
-        low, full, masks, overview = (
+        low, full, masks, overview, drf = (
             t.pin_memory().to(self._device, non_blocking=True)
-            for t in (batch.low, batch.full, batch.masks, batch.overview)
+            for t in (batch.low, batch.full, batch.masks, batch.overview, batch.drf)
         )
-        return replace(batch, low=low, full=full, masks=masks, overview=overview)
+        return replace(batch, low=low, full=full, masks=masks, overview=overview, drf=drf)
 
     def close(self) -> None:
         """Stop reading ahead."""
@@ -147,13 +176,15 @@ class Feed:
 
     def _read(self, step: int) -> Batch:
         need = self._needs(step)
-        low, full, masks, overview, places = [], [], [], [], []
+        low, full, masks, overview, drf, places = [], [], [], [], [], []
+        nothing = np.zeros((1, 0, 0, 0), dtype=np.float32)
         for name, image, boxes in self.plan(step):
             case = self._cases[name]
             wanted = [channel_values(case.labels, roi) for roi in need.rois]
             for box in boxes:
-                low.append(case.image(image).patch(box.grown(need.halo))[None])
-                full.append(case.image(self._config.full).patch(box)[None])
+                low.append(nothing if need.images == "full" else case.image(image).patch(box.grown(need.halo))[None])
+                full.append(nothing if need.images == "low" else case.image(self._config.full).patch(box)[None])
+                drf.append(drf_of(image) or math.nan)
                 if wanted:
                     labels = case.image("labels").patch(box)
                     masks.append(np.stack([np.isin(labels, values) for values in wanted]).astype(np.float32))
@@ -170,6 +201,7 @@ class Feed:
             full=_tensor(full) * scale,
             masks=_tensor(masks),
             overview=_tensor(overview) * scale if overview else empty,
+            drf=torch.tensor(drf),
             cases=len(self._mine),
             places=tuple(places),
         )

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from storage.errors import InputError
 from trainers import checkpoint
 from trainers.feed import Feed
-from trainers.recipe import Metrics, Recipe, Synthesizer
+from trainers.recipe import Exporting, Metrics, Recipe, Synthesizer, Validated
 
 _NOISE = 3  # purpose of the per-step torch seed, beside the feed's
 
@@ -39,6 +39,7 @@ class LoopConfig:
 
 Report = Callable[[dict[str, Any]], None]
 Picture = Callable[[int, Synthesizer], None]
+Export = Callable[[str, Mapping[str, torch.Tensor]], None]
 
 
 def fit(
@@ -51,6 +52,8 @@ def fit(
     report: Report,
     picture: Picture,
     patches_per_step: int,
+    validation: Feed | None = None,
+    export: Export = lambda name, tensors: None,
 ) -> int:
     """Train ``recipe`` to its last step, from the newest whole checkpoint in ``folder`` on.
 
@@ -58,6 +61,8 @@ def fit(
         meta: recipe name, configuration and cases; a checkpoint made under others is refused.
         report: gets one record per log interval and per checkpoint, on rank 0.
         picture: gets (step, synthesizer) now and then, on rank 0.
+        validation: batches of patients that are not trained on, for a recipe whose schedule listens to them.
+        export: gets (name, tensors) of networks that a recipe wants kept at the end of a phase, on rank 0.
 
     Returns:
         The step that training continued from.
@@ -92,17 +97,26 @@ def fit(
         for name, value in metrics.items():
             totals[name] = totals[name] + value if name in totals else value
         count += 1
+        phase = recipe.phase(step)
         step += 1
-        phase_ends = step == last or recipe.phase(step) != recipe.phase(step - 1)
+        if validation and isinstance(recipe, Validated) and step % recipe.validate_every == 0:
+            _agree(failure, world)
+            step = _validate(recipe, validation, step, world, report if rank == 0 else lambda record: None)
+        phase_ends = step == last or recipe.phase(step) != phase
         if step % config.log_every == 0 or phase_ends:
             _agree(failure, world)
-            means = _mean_over_ranks(totals, count, world)
+            means = {f"loss/{name}": value for name, value in _mean_over_ranks(totals, count, world).items()}
             now = perf_counter()
             if rank == 0:
                 speed = patches_per_step * count / (now - begin)
                 timing = {"patches_per_s": speed, "wait_share": feed.waited_s / (now - begin), "time_s": now - begin}
-                report({"event": "log", "step": step, "phase": recipe.phase(step - 1), **timing, **means})
+                report({"event": "log", "step": step, "phase": phase, **timing, **means})
             totals, count, begin, feed.waited_s = {}, 0, perf_counter(), 0.0
+        if phase_ends and isinstance(recipe, Exporting):
+            _agree(failure, world)
+            for name, tensors in recipe.exports(step).items():
+                if rank == 0:
+                    export(name, tensors)
         if step % config.save_every == 0 or step == last:
             _agree(failure, world)  # weights behind a non-finite loss are never committed
             state = recipe.state()
@@ -115,8 +129,29 @@ def fit(
             _agree(failure, world)  # a barrier too: nobody runs ahead of an uncommitted checkpoint
         if config.picture_every and step % config.picture_every == 0 and rank == 0:
             picture(step, recipe.synthesizer())
-    feed.close()
+    for source in (feed, validation):
+        if source:
+            source.close()
     return start
+
+
+def _validate(recipe: Validated, feed: Feed, step: int, world: int, report: Report) -> int:
+    """Score the same batches as ever and let the recipe say where to go on."""
+    totals: dict[str, torch.Tensor] = {}
+    failure = None
+    for number in range(recipe.validate_batches):
+        try:
+            scores = recipe.validate(feed.batch(number, recipe.validate_batches))
+        except InputError as error:
+            failure = error
+            break
+        for name, value in scores.items():
+            totals[name] = totals[name] + value if name in totals else value
+    _agree(failure, world)
+    means = _mean_over_ranks(totals, recipe.validate_batches, world)
+    after = recipe.observe(step, means)
+    report({"event": "validation", "step": step, **{f"validation/{name}": value for name, value in means.items()}})
+    return after
 
 
 def _finite(metrics: Metrics, step: int, places: tuple[str, ...]) -> InputError | None:
@@ -153,4 +188,4 @@ def _mean_over_ranks(totals: Mapping[str, torch.Tensor], count: int, world: int)
     if world > 1:
         dist.all_reduce(values)
         values = values / world
-    return {f"loss/{name}": float(value) for name, value in zip(names, values.tolist(), strict=True)}
+    return dict(zip(names, values.tolist(), strict=True))

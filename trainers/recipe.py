@@ -1,12 +1,16 @@
 """What the loop may ask of a paper, and what a paper may ask of the loop.  No network, loss or phase is named here."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn, optim
+
+if TYPE_CHECKING:
+    from trainers.feed import FeedConfig
 
 Metrics = dict[str, Tensor]  # detached scalars; the loop averages them over ranks and checks that they are finite
 State = dict[str, dict[str, Tensor]]  # engine name -> tensors, complete and independent of ranks and ZeRO stage
@@ -23,6 +27,8 @@ class Needs:
         sampler: weights of the location laws of ``storage.patches.SAMPLERS``, summing to 1.
         rois: names of the organs whose masks are read; empty for none.
         overview: edge length of the resized whole low-dose volume, 0 for none.
+        images: ``paired`` for both doses of one place; ``low`` or ``full`` for one dose alone, which may come from
+            other patients (the run's unpaired ones for ``full``).
     """
 
     patch: tuple[int, int, int]
@@ -31,6 +37,7 @@ class Needs:
     sampler: Mapping[str, float]
     rois: tuple[str, ...] = ()
     overview: int = 0
+    images: Literal["paired", "low", "full"] = "paired"
 
 
 @dataclass(frozen=True)
@@ -38,10 +45,12 @@ class Batch:
     """Groups of patches; the ``n`` patches of one case are neighbours, so b = cases * n.
 
     Args:
-        low: (b, 1, z + 2 halo, y + 2 halo, x + 2 halo) low-dose PET on the run's intensity scale.
-        full: (b, 1, z, y, x) full-dose PET on the same scale.
+        low: (b, 1, z + 2 halo, y + 2 halo, x + 2 halo) low-dose PET on the run's intensity scale; (b, 1, 0, 0, 0)
+            where full dose alone was asked for.
+        full: (b, 1, z, y, x) full-dose PET on the same scale; (b, 1, 0, 0, 0) where low dose alone was asked for.
         masks: (b, k, z, y, x) 0 or 1, one channel per ROI asked for; k may be 0.
         overview: (cases, 1, o, o, o) the whole low-dose volume resized, on the same scale.
+        drf: (b,) dose reduction factor of every low-dose patch, by its image's name; NaN where that says none.
         cases: number of groups.
         places: for every patch, "case image z,y,x": what an error message may name.
     """
@@ -50,6 +59,7 @@ class Batch:
     full: Float[Tensor, "b 1 z y x"]
     masks: Float[Tensor, "b k z y x"]
     overview: Float[Tensor, "cases 1 o o o"]
+    drf: Float[Tensor, " b"]
     cases: int
     places: tuple[str, ...]
 
@@ -62,8 +72,8 @@ class Engine(Protocol):
         """The bare network, for train() / eval() and for reading weights; never call it in a training step."""
         ...
 
-    def __call__(self, *inputs: Tensor, **options: Any) -> Tensor:
-        """Run the network forward for its own update."""
+    def __call__(self, *inputs: Tensor, **options: Any) -> Any:
+        """Run the network forward for its own update; returns its tensor, or its tuple of tensors, in fp32."""
         ...
 
     def backward(self, loss: Tensor) -> None:
@@ -78,12 +88,19 @@ class Engine(Protocol):
         """Clamp every weight to [-bound, bound], on the copy that the next step really uses."""
         ...
 
-    def frozen(self) -> AbstractContextManager[Callable[..., Tensor]]:
+    def set_lr(self, lr: float) -> None:
+        """Use another learning rate from the next update on; not part of ``state``."""
+        ...
+
+    def frozen(self) -> AbstractContextManager[Callable[..., Any]]:
         """Give the network's forward as a function through which gradients pass without touching its own weights."""
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """Whole fp32 weights and optimizer state by name, equal on all ranks (collective)."""
+        """Whole fp32 weights and optimizer state by name, equal on all ranks (collective).
+
+        The running statistics of batch norm, which every rank gathers on its own patches, are averaged first.
+        """
         ...
 
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -100,14 +117,18 @@ class Tiling:
     """How a synthesizer wants a volume to be cut.
 
     Args:
-        tile: output edge lengths (z, y, x) in voxels; where tiles need no overlap, any smaller ones serve as well.
+        tile: output edge lengths (z, y, x) in voxels; along an axis without overlap, smaller ones serve as well.
         halo: voxels of context around a tile that the network needs and crops, zero beyond the volume.
-        overlap: voxels by which neighbouring output tiles overlap and are blended; 0 where tiles equal the whole.
+        overlap: voxels (z, y, x) by which neighbouring output tiles overlap and are blended; 0 where tiles equal the
+            whole.
+        multiple: tiles start at, and are as long as, multiples of this many voxels; the last ones pass the volume.
+            For networks whose strides tie an output to the position of its window; needs an overlap of 0.
     """
 
     tile: tuple[int, int, int]
     halo: int
-    overlap: int
+    overlap: tuple[int, int, int] = (0, 0, 0)
+    multiple: int = 1
 
 
 class Synthesizer(Protocol):
@@ -163,7 +184,7 @@ class Recipe(Protocol):
         ...
 
     def state(self) -> State:
-        """Return the engines' states by name."""
+        """Return the engines' states by name, and whatever else a resumed run must know."""
         ...
 
     def load(self, state: State) -> None:
@@ -171,10 +192,59 @@ class Recipe(Protocol):
         ...
 
 
+@runtime_checkable
+class Validated(Protocol):
+    """What a recipe offers besides when its schedule listens to scores on patients that are not trained on.
+
+    ``validate_every`` steps apart, ``validate_batches`` batches of ``validate_needs``, the same ones every time.
+    """
+
+    validate_every: int
+    validate_batches: int
+    validate_needs: Needs
+
+    def validate(self, batch: Batch) -> Metrics:
+        """Score one batch without training; the loop averages over batches and ranks."""
+        ...
+
+    def observe(self, step: int, scores: Mapping[str, float]) -> int:
+        """Take in the scores made after ``step`` steps; returns the step to go on with, later where a phase ends."""
+        ...
+
+
+@runtime_checkable
+class Exporting(Protocol):
+    """What a recipe offers besides when networks made on the way are worth a file of their own."""
+
+    def exports(self, step: int) -> Mapping[str, Mapping[str, Tensor]]:
+        """Return file stem -> tensors, asked for after the last step (``step`` steps made) of a phase (collective)."""
+        ...
+
+
 class RecipeSpec(Protocol):
-    """One line of the registry: a paper's module seen from outside."""
+    """One line of the registry: a paper's module seen from outside.
+
+    Args:
+        Config: the paper's configuration, its defaults the published values.
+        FEED: which images and which intensity scale the paper trains on.
+        PRESET: the paper's conventions of scoring, a key of ``trainers.metrics.presets.PRESETS``.
+    """
 
     Config: type[Any]
+    FEED: "FeedConfig"
+    PRESET: str
+
+    def check(self, config: Any, *, doses: Sequence[float | None]) -> None:
+        """Refuse a configuration that does not fit the dose reduction factors of the images fed (InputError)."""
+        ...
+
+    def files(self, config: Any) -> Mapping[str, Path]:
+        """Return field -> file, for files from elsewhere that a run of ``config`` rests on, checked to be there."""
+        ...
+
+    def remarks(self, config: Any) -> Sequence[str]:
+        """Return what every report on a run of ``config`` must say beside its scores."""
+        ...
 
     def build(self, config: Any, *, make_engine: EngineFactory, patches_per_step: int) -> Recipe:
         """Build networks and engines; ``patches_per_step`` counts the patches of all ranks."""

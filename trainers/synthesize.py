@@ -52,15 +52,30 @@ def synthesize(
         progress(len(boxes))
         yield from output[:, 0]
 
-    stitch(low.grid.shape, fitted(tiling, low.grid.shape), tiling.overlap, tiles, write, batch=batch)
+    depth, height, width = low.grid.shape
+
+    def write_inside(z0: int, slab: NDArray[np.float32]) -> None:
+        if z0 < depth:
+            write(z0, np.ascontiguousarray(slab[: depth - z0, :height, :width]))
+
+    covered, tile = fitted(tiling, low.grid.shape)
+    stitch(covered, tile, tiling.overlap, tiles, write_inside, batch=batch)
 
 
-def fitted(tiling: Tiling, shape: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Tiles that divide a volume evenly, so that none is computed twice; only where tiles need no overlap."""
-    if tiling.overlap:
-        return tiling.tile
-    z, y, x = (-(-n // -(-n // edge)) for n, edge in zip(shape, tiling.tile, strict=True))
-    return z, y, x
+def fitted(tiling: Tiling, shape: tuple[int, int, int]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Fit the tiling to a volume: along axes without overlap, tiles divide it evenly, so that none is computed twice.
+
+    Returns:
+        What the tiles cover, which is ``shape`` or passes it where tiles are tied to multiples, and the tile.
+    """
+    covered, tile = [], []
+    for length, edge, overlap in zip(shape, tiling.tile, tiling.overlap, strict=True):
+        units = -(-length // tiling.multiple)
+        count = -(-units * tiling.multiple // edge)
+        fit = edge if overlap else -(-units // count) * tiling.multiple
+        tile.append(fit)
+        covered.append(length if tiling.multiple == 1 else -(-length // fit) * fit)
+    return (covered[0], covered[1], covered[2]), (tile[0], tile[1], tile[2])
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from storage import integrity
 from storage.errors import InputError
 from storage.reader import Case, open_cohort
 from storage.source import ImageSource
+from trainers import RECIPES
 
 EVALUATION, REPORT = "evaluation", "report.html"
 
@@ -107,7 +108,7 @@ def evaluate_run(run: Path, cohort: Path) -> dict[str, Evaluation]:
                     labels=case.image("labels") if case.labels else None,
                     label_names=case.labels,
                     lesions=[label for label in case.labels.values() if label.startswith("lesion")],
-                    presets=("native", "sgsgan"),
+                    presets=("native", RECIPES[config.recipe].PRESET),
                 )
                 advance(1, f"{name} {low}")
         results[low] = Evaluation(tuple(rows), images, tuple(tests), {"low": low, "gaussian": gaussian.rule})
@@ -174,7 +175,10 @@ def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation]) -
                     environment=environment(),
                     cohort_digest=integrity.root_digest(facts["cases"], {}),
                     suv_rules={name: rule for name, rule in rules.items() if rule},
-                    notes=_notes(opened.case(evaluation.cases[0]), low),
+                    notes=[
+                        *RECIPES[config.recipe].remarks(config.model),
+                        *_notes(opened.case(evaluation.cases[0]), low),
+                    ],
                 ),
             )
             paths.append(path)

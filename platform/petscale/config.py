@@ -6,7 +6,7 @@ import difflib
 import json
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -29,12 +29,49 @@ class SplitConfig:
     Args:
         test: names of test cases; every other case of their patients is left out of training too.
         test_fraction: part of the patients drawn for testing when ``test`` is empty.
-        seed: of that draw.
+        folds: number of parts for cross-validation by patient, 0 for none; part ``fold`` is then tested on.
+        fold: which part, counted from 0.
+        validation_fraction: part of the other patients that only a recipe's schedule listens to, where it does.
+        unpaired: names of cases whose full dose is used without its pair, where a recipe wants such.
+        unpaired_fraction: part of the training patients drawn for that when ``unpaired`` is empty (S3PET: 120 of 150).
+        seed: of these draws.
     """
 
     test: tuple[str, ...] = ()
     test_fraction: float = 0.25
+    folds: int = 0
+    fold: int = 0
+    validation_fraction: float = 0.1
+    unpaired: tuple[str, ...] = ()
+    unpaired_fraction: float = 0.8
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which cases do what in a run; no patient has two roles.
+
+    Args:
+        train: paired low and full dose.
+        unpaired: full dose alone.
+        validation: what a recipe's schedule listens to.
+        test: kept for the end.
+    """
+
+    train: tuple[str, ...]
+    unpaired: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+
+    @property
+    def streams(self) -> dict[str, tuple[str, ...]]:
+        """The cases behind every kind of ``Needs.images``."""
+        return {"paired": self.train, "low": self.train, "full": self.unpaired}
+
+    @property
+    def everyone(self) -> tuple[str, ...]:
+        """All cases that the run touches."""
+        return (*self.train, *self.unpaired, *self.validation, *self.test)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +99,7 @@ class RunConfig:
 
     recipe: str = "sgsgan"
     model: Any = None
-    feed: FeedConfig = field(default_factory=FeedConfig)
+    feed: FeedConfig = None  # type: ignore[assignment]  # the recipe's own
     loop: LoopConfig = field(default_factory=LoopConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
@@ -73,6 +110,8 @@ class RunConfig:
             raise _unknown("CFG_RECIPE", "recipe", self.recipe, list(RECIPES))
         if self.model is None:
             object.__setattr__(self, "model", RECIPES[self.recipe].Config())
+        if self.feed is None:
+            object.__setattr__(self, "feed", RECIPES[self.recipe].FEED)
         _check_ranges(self)
 
     @property
@@ -110,6 +149,20 @@ def _check_ranges(config: RunConfig) -> None:
             "0 or more",
         ),
         ("split.test_fraction", split.test_fraction, 0 <= split.test_fraction < 1, "a fraction from 0 to below 1"),
+        ("split.folds", split.folds, split.folds == 0 or split.folds >= 2, "2 or more, or 0 for none"),
+        ("split.fold", split.fold, 0 <= split.fold < max(split.folds, 1), "a number from 0 to below split.folds"),
+        (
+            "split.validation_fraction",
+            split.validation_fraction,
+            0 <= split.validation_fraction < 1,
+            "a fraction from 0 to below 1",
+        ),
+        (
+            "split.unpaired_fraction",
+            split.unpaired_fraction,
+            0 <= split.unpaired_fraction < 1,
+            "a fraction from 0 to below 1",
+        ),
         ("split.seed", split.seed, split.seed >= 0, "0 or more"),
         ("cluster.workers", cluster.workers, cluster.workers >= 1, "1 or more"),
         ("cluster.cpus_per_worker", cluster.cpus_per_worker, cluster.cpus_per_worker >= 1, "1 or more"),
@@ -149,6 +202,8 @@ def from_json(content: Mapping[str, Any]) -> RunConfig:
     for key in content:
         if key not in {*rooms, "recipe"}:
             raise _unknown("CFG_FIELD", "configuration", key, [*rooms, "recipe"])
+    defaults = dataclasses.asdict(RECIPES[recipe].FEED)
+    content = {**content, "feed": {**defaults, **_object("feed", content.get("feed", {}))}}
     parts = {name: _build(name, room, content.get(name, {})) for name, room in rooms.items()}
     return RunConfig(recipe=recipe, **parts)
 
@@ -213,9 +268,14 @@ def _unknown(code: str, where: str, found: str, known: list[str]) -> InputError:
     return InputError(code, where=where, found=f"unknown '{found}'", remedy=hint)
 
 
-def _build(name: str, room: Any, content: Mapping[str, Any]) -> Any:
+def _object(name: str, content: Any) -> Mapping[str, Any]:
     if not isinstance(content, Mapping):
         raise _bad_value(name, content, "an object of fields")
+    return content
+
+
+def _build(name: str, room: Any, content: Any) -> Any:
+    _object(name, content)
     hints = typing.get_type_hints(room)
     fields = [f.name for f in dataclasses.fields(room)]
     for key in content:
@@ -260,30 +320,51 @@ def _bad_value(where: str, value: Any, wanted: str) -> InputError:
     return InputError("CFG_VALUE", where=where, found=repr(value), remedy=f"give {wanted}")
 
 
-def split_cases(cohort: Cohort, config: SplitConfig) -> tuple[list[str], list[str]]:
-    """Return (training cases, test cases), no patient in both.
+def split_cases(cohort: Cohort, config: SplitConfig, *, unpaired: bool = False, validation: bool = False) -> Roles:
+    """Give every patient a role; those for unpaired scans and for validation only where a recipe asks for them.
 
     Raises:
         InputError: SET_NO_CASE, SET_TOO_SMALL.
     """
     subjects = {name: cohort.case(name).subject for name in cohort.cases}
-    if config.test:
-        for name in config.test:
-            cohort.case(name)
-        held = {subjects[name] for name in config.test}
-        test = sorted(config.test)
+    people = sorted(set(subjects.values()))
+    order = [people[int(i)] for i in patches.generator(config.seed, 5).permutation(len(people))]
+    if config.folds:
+        tested = set(order[config.fold :: config.folds])
+    elif config.test:
+        tested = {_subject(cohort, name) for name in config.test}
     else:
-        people = sorted(set(subjects.values()))
-        count = max(1, round(config.test_fraction * len(people))) if config.test_fraction > 0 else 0
-        order = patches.generator(config.seed, 5).permutation(len(people))
-        held = {people[int(i)] for i in order[:count]}
-        test = [name for name, subject in subjects.items() if subject in held]
-    train = [name for name, subject in subjects.items() if subject not in held]
-    if not train:
+        tested = set(order[: _share(config.test_fraction, len(people))])
+    rest = [person for person in order if person not in tested]
+    spare = max(len(rest) - 1, 0)  # one patient at least stays to be trained on
+    validated = set(rest[: min(spare, _share(config.validation_fraction, len(rest)))]) if validation else set()
+    rest = [person for person in rest if person not in validated]
+    if not unpaired:
+        alone = set()
+    elif config.unpaired:
+        alone = {_subject(cohort, name) for name in config.unpaired} & set(rest)
+    else:
+        alone = set(rest[: min(max(len(rest) - 1, 0), _share(config.unpaired_fraction, len(rest)))])
+
+    def cases(group: Collection[str]) -> tuple[str, ...]:
+        return tuple(name for name, subject in subjects.items() if subject in group)
+
+    test = tuple(sorted(config.test)) if config.test and not config.folds else cases(tested)
+    roles = Roles(cases(set(rest) - alone), cases(alone), cases(validated), test)
+    if not roles.train:
         raise InputError(
             "SET_TOO_SMALL",
             where="split",
-            found=f"{len(subjects)} cases of {len(set(subjects.values()))} patients leave none to train on",
+            found=f"{len(subjects)} cases of {len(people)} patients leave none to train on",
             remedy="ingest more patients or keep fewer for testing (--set split.test_fraction=...)",
         )
-    return train, test
+    return roles
+
+
+def _subject(cohort: Cohort, name: str) -> str:
+    return cohort.case(name).subject
+
+
+def _share(fraction: float, count: int) -> int:
+    """How many of ``count`` patients a fraction makes: one at least, none for 0."""
+    return max(1, round(fraction * count)) if fraction > 0 else 0

@@ -1,5 +1,6 @@
 """The only door to Ray Train: a run folder and a configuration in, trained weights out; the same command resumes."""
 
+import hashlib
 import json
 import logging
 import math
@@ -10,6 +11,8 @@ import tempfile
 import uuid
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +21,14 @@ import torch
 import torch.distributed as dist
 
 from petscale import config as configs
-from petscale.config import RunConfig
+from petscale.config import Roles, RunConfig
 from petscale.progress import Reporter, Watch, picture
-from storage import integrity
+from storage import integrity, layout
 from storage.errors import InputError
-from storage.reader import open_cohort
+from storage.reader import Cohort, open_cohort
 from trainers import RECIPES, checkpoint, feed, loop
 from trainers.engine import deepspeed_engines, plain_engine
-from trainers.recipe import Recipe
+from trainers.recipe import Recipe, Validated
 
 CHECKPOINTS, WEIGHTS, CONFIG = "checkpoints", "weights.safetensors", "config.json"
 
@@ -73,19 +76,32 @@ def train(cohort: Path, run: Path, config: RunConfig, *, command: str) -> Path:
     """
     cohort, run = cohort.absolute(), run.absolute()
     opened = open_cohort(cohort)
-    train_cases, test_cases = configs.split_cases(opened, config.split)
-    digests = {name: integrity.manifest(opened.case(name).folder)["root"] for name in (*train_cases, *test_cases)}
-    _check_run(run, config, digests)
+    spec = RECIPES[config.recipe]
+    spec.check(config.model, doses=[layout.drf_of(name) for name in config.feed.low])
+    files = {field: _digest(path, config) for field, path in spec.files(config.model).items()}
+    recipe = _dry(config)
+    needs = [recipe.needs(start) for start in recipe.phase_starts.values()]
+    roles = configs.split_cases(
+        opened,
+        config.split,
+        unpaired=any(need.images == "full" for need in needs),
+        validation=isinstance(recipe, Validated),
+    )
+    digests = {name: integrity.manifest(opened.case(name).folder)["root"] for name in roles.everyone}
+    identity = {**config.identity(), "files": files, "cases": digests}
+    _check_run(run, identity)
     if not config.cluster.address:  # a private cluster has the GPUs of this machine, and as many workers as asked for
         _require_resources({"CPU": math.inf, "GPU": torch.cuda.device_count()}, config)
-    recipe = _dry(config)
-    feed.check_cases(opened, train_cases, config.feed, [recipe.needs(s) for s in recipe.phase_starts.values()])
+    feed.check_cases(opened, roles.streams, config.feed, needs)
+    if isinstance(recipe, Validated):
+        _check_validation(opened, roles, config, recipe)
     with integrity.exclusive(run, purpose="train"):
-        facts = {"config": configs.to_json(config), "train": train_cases, "test": test_cases, "cases": digests}
+        facts = {"config": configs.to_json(config), **asdict(roles), "files": files, "cases": digests}
         integrity.write_json(run / CONFIG, {**facts, "command": command, "cohort": cohort.name})
         (run / "error.json").unlink(missing_ok=True)
         with Watch(run, recipe.num_steps):
-            _run_ray(run, config, {"cohort": str(cohort), "run": str(run), **facts})
+            settings = {"cohort": str(cohort), "run": str(run), "streams": roles.streams, "identity": identity}
+            _run_ray(run, config, {**settings, **facts})
     return run / WEIGHTS
 
 
@@ -97,12 +113,49 @@ def _dry(config: RunConfig) -> Recipe:
         )
 
 
-def _check_run(run: Path, config: RunConfig, digests: Mapping[str, str]) -> None:
+def _digest(path: Path, config: RunConfig) -> str:
+    """Digest of a file that the run rests on; networks that petscale trained must have seen this run's intensities.
+
+    Raises:
+        InputError: CKPT_SCALE.
+    """
+    facts = checkpoint.facts(path)
+    ours = configs.from_json(json.loads(facts["config"])) if "config" in facts else config
+    scale = ours.feed.suv_scale
+    if scale != config.feed.suv_scale:
+        raise InputError(
+            "CKPT_SCALE",
+            where=path.name,
+            found=f"trained on SUV / {scale:g}, this run uses SUV / {config.feed.suv_scale:g}",
+            remedy=f"use the same scale (--set feed.suv_scale={scale:g}) or other weights",
+        )
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check_validation(cohort: Cohort, roles: Roles, config: RunConfig, recipe: Validated) -> None:
+    """Refuse a run whose schedule would have nobody to listen to.
+
+    Raises:
+        InputError: SET_NO_VALIDATION, and those of ``feed.check_cases``.
+    """
+    if not roles.validation:
+        raise InputError(
+            "SET_NO_VALIDATION",
+            where="split",
+            found=f"the learning rate of {config.recipe} follows scores on patients kept apart, and there are none",
+            remedy="give it some (--set split.validation_fraction=0.1), or ingest more patients",
+        )
+    feed.check_cases(cohort, {"paired": roles.validation}, config.feed, [recipe.validate_needs])
+
+
+def _check_run(run: Path, identity: Mapping[str, Any]) -> None:
     """Refuse to continue a run under other settings or on other voxels, before anything starts."""
     if (run / CONFIG).is_file():
         found = configs.read(run / CONFIG).identity()
-        cases = json.loads((run / CONFIG).read_bytes()).get("cases", {})
-        checkpoint.check_same_run({**found, "cases": cases}, {**config.identity(), "cases": digests})
+        facts = json.loads((run / CONFIG).read_bytes())
+        held = {"files": facts.get("files", {}), "cases": facts.get("cases", {})}
+        checkpoint.check_same_run({**found, **held}, identity)
     elif run.exists() and any(path.name != ".lock" for path in run.iterdir()):
         raise InputError(
             "CFG_RUN_FOLDER",
@@ -233,24 +286,29 @@ def train_worker(settings: dict[str, Any]) -> None:
                 make_engine=deepspeed_engines(config.engine, device=device),
                 patches_per_step=config.patches_per_step,
             )
-            source = feed.Feed(
-                cohort, settings["train"], config.feed, recipe.needs, rank=rank, world=world, device=device
-            )
+            reads = partial(feed.Feed, cohort, rank=rank, world=world, device=device)
+            source = reads(settings["streams"], config.feed, recipe.needs)
+            validation = None
+            if isinstance(recipe, Validated):
+                needs = recipe.validate_needs
+                validation = reads({"paired": settings["validation"]}, config.feed, lambda batch: needs)
             shown = cohort.case((settings["test"] or settings["train"])[0])
+            about = {"recipe": config.recipe, "config": json.dumps(configs.to_json(config))}
             loop.fit(
                 recipe,
                 source,
                 config.loop,
                 folder=run / CHECKPOINTS,
-                meta={**config.identity(), "cases": settings["cases"]},
+                meta=settings["identity"],
                 report=Reporter(run) if rank == 0 else lambda record: None,
                 picture=picture(run / "pictures", shown, config.feed, device),
                 patches_per_step=config.patches_per_step,
+                validation=validation,
+                export=lambda name, tensors: checkpoint.write_weights(run / f"{name}.safetensors", tensors, about),
             )
             weights = recipe.weights()
             if rank == 0:
-                facts = {"recipe": config.recipe, "config": json.dumps(configs.to_json(config))}
-                checkpoint.write_weights(run / WEIGHTS, weights, facts)
+                checkpoint.write_weights(run / WEIGHTS, weights, about)
     except InputError as error:
         # Told to the user once by the driver, not retried: it would fail again.
         if rank == 0 or not (run / "error.json").exists():

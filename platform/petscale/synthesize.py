@@ -66,7 +66,7 @@ def run_case(trained: Trained, case: Case, image: str, write: Callable[[int, NDA
     tiling = trained.synthesizer.tiling
     shape = case.image(image).grid.shape
     done = 0
-    with bar("synthesize", sum(1 for _ in tile_grid(shape, fitted(tiling, shape), tiling.overlap))) as advance:
+    with bar("synthesize", sum(1 for _ in tile_grid(*fitted(tiling, shape), tiling.overlap))) as advance:
 
         def progress(tiles: int) -> None:
             nonlocal done

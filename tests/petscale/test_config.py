@@ -1,8 +1,10 @@
 """A configuration survives JSON, is set by name, and splits patients, never scans."""
 
+import dataclasses
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -99,49 +101,81 @@ class People:
         return OneCase(f"subject-{int(name[-2:]) % 7}")
 
 
+def split(config: SplitConfig, **wanted: bool) -> configs.Roles:
+    return configs.split_cases(People(), config, **wanted)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("seed", range(8))
-def test_no_patient_is_on_both_sides(seed: int) -> None:
-    people = People()
-    train, test = configs.split_cases(people, SplitConfig(seed=seed, test_fraction=0.3))  # type: ignore[arg-type]
-    assert sorted([*train, *test]) == list(people.cases)
-    assert not {people.case(n).subject for n in train} & {people.case(n).subject for n in test}
-    assert len({people.case(n).subject for n in test}) == 2  # 0.3 of 7 patients
-    again = configs.split_cases(people, SplitConfig(seed=seed, test_fraction=0.3))  # type: ignore[arg-type]
-    assert again == (train, test)
+@pytest.mark.parametrize(
+    "settings", [{"test_fraction": 0.3}, {"folds": 3, "fold": 1}, {"test": ("case-03", "case-05")}]
+)
+def test_no_patient_has_two_roles(seed: int, settings: dict[str, Any]) -> None:
+    config = SplitConfig(seed=seed, unpaired_fraction=0.5, **settings)
+    roles = split(config, unpaired=True, validation=True)
+    people = [{People().case(n).subject for n in group} for group in dataclasses.astuple(roles)]
+    assert all(people)
+    assert sum(map(len, people)) == len(set.union(*people))
+    if "test" not in settings:  # scans of a tested patient that were not named are nobody's
+        assert sorted(roles.everyone) == list(People().cases)
+    assert split(config, unpaired=True, validation=True) == roles
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_folds_test_every_patient_once_whatever_a_recipe_wants_besides(seed: int) -> None:
+    tests = [split(SplitConfig(seed=seed, folds=3, fold=fold)).test for fold in range(3)]
+    assert sorted(name for test in tests for name in test) == list(People().cases)
+    again = [split(SplitConfig(seed=seed, folds=3, fold=f), unpaired=True, validation=True).test for f in range(3)]
+    assert again == tests
+
+
+def test_roles_that_no_recipe_wants_take_no_patient() -> None:
+    roles = split(SplitConfig(test_fraction=0.3))
+    assert (len(roles.train), roles.unpaired, roles.validation) == (13 - len(roles.test), (), ())
+    assert len({People().case(n).subject for n in roles.test}) == 2  # 0.3 of 7 patients
+
+
+def test_named_unpaired_cases_take_their_patient_and_never_a_test_patient() -> None:
+    roles = split(SplitConfig(test=("case-03",), unpaired=("case-00", "case-10")), unpaired=True)
+    assert roles.unpaired == ("case-00", "case-07")
+    assert roles.test == ("case-03",)
+
+
+def test_one_patient_stays_to_be_trained_on() -> None:
+    roles = split(SplitConfig(test_fraction=0.7, validation_fraction=0.9, unpaired_fraction=0.9), unpaired=True)
+    assert len({People().case(n).subject for n in roles.train}) == 1
 
 
 def test_the_seed_decides_the_split() -> None:
-    splits = {tuple(configs.split_cases(People(), SplitConfig(seed=s))[1]) for s in range(8)}  # type: ignore[arg-type]
-    assert len(splits) > 3
+    assert len({split(SplitConfig(seed=s)).test for s in range(8)}) > 3
 
 
 def test_named_test_cases_take_their_patient_out_of_training() -> None:
-    train, test = configs.split_cases(People(), SplitConfig(test=("case-03",)))  # type: ignore[arg-type]
-    assert test == ["case-03"]
-    assert "case-10" not in train  # the same patient
-    assert len(train) == 11
+    roles = split(SplitConfig(test=("case-03",)))
+    assert roles.test == ("case-03",)
+    assert "case-10" not in roles.train  # the same patient
+    assert len(roles.train) == 11
 
 
 def test_no_test_patients_when_none_are_wanted() -> None:
-    train, test = configs.split_cases(People(), SplitConfig(test_fraction=0.0))  # type: ignore[arg-type]
-    assert (len(train), test) == (13, [])
+    roles = split(SplitConfig(test_fraction=0.0))
+    assert (len(roles.train), roles.test) == (13, ())
 
 
 def test_splits_that_cannot_be() -> None:
-    for split, code in (
+    for config, code in (
         (SplitConfig(test=("nobody",)), "SET_NO_CASE"),
         (SplitConfig(test_fraction=0.99), "SET_TOO_SMALL"),
         (SplitConfig(test=tuple(f"case-{n:02d}" for n in range(7))), "SET_TOO_SMALL"),
     ):
         with pytest.raises(InputError) as refused:
-            configs.split_cases(People(), split)  # type: ignore[arg-type]
+            split(config)
         assert refused.value.code == code
 
 
 def test_a_real_cohort_splits(cohort: Path) -> None:
-    train, test = configs.split_cases(open_cohort(cohort), SplitConfig())
-    assert len(train) == 3
-    assert len(test) == 1
+    roles = configs.split_cases(open_cohort(cohort), SplitConfig())
+    assert len(roles.train) == 3
+    assert len(roles.test) == 1
 
 
 def test_ranges_hold_however_a_configuration_is_composed() -> None:

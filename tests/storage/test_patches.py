@@ -171,7 +171,7 @@ def test_a_patch_longer_than_the_volume_is_refused(axis):
 def test_a_grid_covers_every_voxel(data):
     shape = data.draw(st.tuples(*[st.integers(1, 30)] * 3))
     tile = data.draw(st.tuples(*[st.integers(1, 20)] * 3))
-    overlap = data.draw(st.integers(0, min(tile) - 1))
+    overlap = tuple(data.draw(st.integers(0, edge - 1)) for edge in tile)
     seen = np.zeros(shape, dtype=int)
     locations = list(patches.grid(shape, tile, overlap))
     for location in locations:

@@ -37,7 +37,7 @@ def run(volume, tile, overlap, batch=1, synthesize=None):
 def test_what_is_cut_up_comes_back(data):
     shape = data.draw(st.tuples(*[st.integers(1, 26)] * 3))
     tile = data.draw(st.tuples(*[st.integers(1, 18)] * 3))
-    overlap = data.draw(st.integers(0, min(tile) - 1))
+    overlap = tuple(data.draw(st.integers(0, edge - 1)) for edge in tile)
     batch = data.draw(st.integers(1, 5))
     volume = np.random.default_rng(data.draw(st.integers(0, 99))).normal(size=shape).astype(np.float32)
     slabs = run(volume, tile, overlap, batch)
@@ -51,7 +51,7 @@ def test_what_is_cut_up_comes_back(data):
 def test_a_slab_stays_what_it_was_when_it_is_kept():
     volume = np.random.default_rng(1).normal(size=(20, 6, 6)).astype(np.float32)
     kept = []
-    stitch(volume.shape, (8, 6, 6), 4, lambda g: [cut(volume, x) for x in g], lambda z, slab: kept.append(slab))
+    stitch(volume.shape, (8, 6, 6), (4, 4, 4), lambda g: [cut(volume, x) for x in g], lambda z, slab: kept.append(slab))
     np.testing.assert_allclose(np.concatenate(kept), volume, atol=1e-6)
 
 
@@ -76,7 +76,7 @@ def test_a_step_between_tiles_becomes_a_ramp():
     overlap = 7
     numbers = iter([0.0, 1.0])
     slabs = run(
-        np.zeros((10, 10, 33), np.float32), (10, 10, 20), overlap,
+        np.zeros((10, 10, 33), np.float32), (10, 10, 20), (0, 0, overlap),
         synthesize=lambda group: [np.full(location.shape, next(numbers), np.float32) for location in group],
     )  # fmt: skip
     line = slabs[0][1][5, 5]
@@ -93,21 +93,21 @@ def test_batches_are_full_and_hold_one_row_of_tiles():
         groups.append(group)
         return (np.zeros(location.shape, np.float32) for location in group)
 
-    run(np.zeros((16, 16, 16), np.float32), (8, 8, 8), 0, batch=3, synthesize=synthesize)
+    run(np.zeros((16, 16, 16), np.float32), (8, 8, 8), (0, 0, 0), batch=3, synthesize=synthesize)
     assert [len(group) for group in groups] == [3, 1, 3, 1]
     assert all(len({location.start[0] for location in group}) == 1 for group in groups)
 
 
 def test_too_few_tiles_are_an_error():
     with pytest.raises(ValueError, match="shorter"):
-        run(np.zeros((8, 8, 8), np.float32), (8, 8, 8), 0, synthesize=lambda group: [])
+        run(np.zeros((8, 8, 8), np.float32), (8, 8, 8), (0, 0, 0), synthesize=lambda group: [])
 
 
 def test_memory_is_a_few_slabs_and_not_the_volume():
     shape, tile = (800, 64, 64), (16, 32, 32)
     zeros = np.zeros(tile, np.float32)
     tracemalloc.start()
-    stitch(shape, tile, 4, lambda group: [zeros for _ in group], lambda z0, slab: None)
+    stitch(shape, tile, (4, 4, 4), lambda group: [zeros for _ in group], lambda z0, slab: None)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     slab = tile[0] * shape[1] * shape[2] * 4

@@ -243,3 +243,53 @@ def _cuda(rank: int, world: int) -> None:
 def test_the_same_engines_train_on_a_gpu_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DS_ACCELERATOR", "cuda")
     spawn(_cuda, 1)
+
+
+class TwoHeads(nn.Module):
+    """A network with batch norm and more than one output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.body = nn.Sequential(nn.Conv3d(1, 2, 3), nn.BatchNorm3d(2))
+        self.head = nn.Conv3d(2, 1, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.body(x)
+        return features, self.head(features)
+
+
+def adam(parameters: object) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=1e-3)  # type: ignore[arg-type]
+
+
+def _step(engine: Engine, x: Tensor) -> None:
+    features, score = engine(x)
+    engine.backward(features.square().mean() + (score - 1).square().mean())
+    engine.step()
+
+
+def _learning_rate_and_statistics(rank: int, world: int) -> None:
+    for stage in STAGES:
+        make = deepspeed_engines(EngineConfig(zero_stage=stage), device=torch.device("cpu"))
+        engine = make(TwoHeads(), adam)
+        _step(engine, batch(0, rank)[0])
+        alone = {name: value.clone() for name, value in engine.module.named_buffers()}
+        before = engine.state()
+        everyone: list[dict[str, Tensor]] = [{} for _ in range(world)]
+        dist.all_gather_object(everyone, alone)
+        for name in ("body.1.running_mean", "body.1.running_var"):
+            assert not torch.equal(everyone[0][name], everyone[1][name])
+            torch.testing.assert_close(before[f"weight/{name}"], (everyone[0][name] + everyone[1][name]) / world)
+        engine.set_lr(0.0)
+        _step(engine, batch(1, rank)[0])
+        frozen = engine.state()
+        named = [f"weight/{name}" for name, _ in engine.module.named_parameters()]
+        assert all(torch.equal(before[name], frozen[name]) for name in named)
+        engine.set_lr(1e-3)
+        _step(engine, batch(2, rank)[0])
+        assert all(not torch.equal(before[name], engine.state()[name]) for name in named if "weight" in name)
+
+
+def test_the_learning_rate_can_be_set_and_ranks_agree_on_the_statistics_of_batch_norm() -> None:
+    spawn(_learning_rate_and_statistics, 2)

@@ -39,7 +39,15 @@ def build(name: str) -> Recipe:
 
 def feed(cohort: Path, recipe: Recipe) -> Feed:
     opened = open_cohort(cohort)
-    return Feed(opened, opened.cases, FEED, recipe.needs, rank=0, world=1, device=torch.device("cpu"))
+    return Feed(
+        opened,
+        {"paired": opened.cases, "low": opened.cases, "full": opened.cases},
+        FEED,
+        recipe.needs,
+        rank=0,
+        world=1,
+        device=torch.device("cpu"),
+    )
 
 
 def steps(cohort: Path, recipe: Recipe, begin: int, end: int) -> list[dict[str, float]]:

@@ -1,6 +1,8 @@
 """The feed: sample order as pure arithmetic, whatever the workers, the read-ahead and the resumes."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -19,8 +21,9 @@ GUIDED = Needs(
 def feed(cohort: Path, *, rank: int = 0, world: int = 1, needs: Needs = NEEDS, **settings: object) -> Feed:
     config = FeedConfig(**{"low": ("low_drf4", "low_drf20"), "cases_per_step": 12, **settings})  # type: ignore[arg-type]
     cases = open_cohort(cohort).cases
+    streams = {"paired": cases, "low": cases[:2], "full": cases[2:]}
     return Feed(
-        open_cohort(cohort), cases, config, lambda step: needs, rank=rank, world=world, device=torch.device("cpu")
+        open_cohort(cohort), streams, config, lambda step: needs, rank=rank, world=world, device=torch.device("cpu")
     )
 
 
@@ -101,14 +104,59 @@ def test_masks_are_the_labels_one_channel_per_roi(cohort: Path) -> None:
 def test_check_cases_names_what_is_missing(cohort: Path) -> None:
     opened = open_cohort(cohort)
     good = FeedConfig(low=("low_drf4",))
-    check_cases(opened, opened.cases, good, [NEEDS, GUIDED])
+    check_cases(opened, {"paired": opened.cases}, good, [NEEDS, GUIDED])
     with pytest.raises(InputError, match=r"SET_NO_IMAGE.*low_drf7.*low_drf4"):
-        check_cases(opened, opened.cases, FeedConfig(low=("low_drf7",)), [NEEDS])
+        check_cases(opened, {"paired": opened.cases}, FeedConfig(low=("low_drf7",)), [NEEDS])
     with pytest.raises(InputError, match="SET_TOO_SMALL"):
-        check_cases(opened, [], good, [NEEDS])
+        check_cases(opened, {"paired": []}, good, [NEEDS])
     thyroid = Needs(patch=(24, 24, 24), halo=0, patches_per_case=1, sampler={"roi": 1.0}, rois=("thyroid",))
     with pytest.raises(InputError, match=r"SET_NO_LABELS.*thyroid"):
-        check_cases(opened, opened.cases, good, [thyroid])
+        check_cases(opened, {"paired": opened.cases}, good, [thyroid])
     huge = Needs(patch=(24, 24, 64), halo=0, patches_per_case=1, sampler={"body": 1.0})
     with pytest.raises(InputError, match="IMG_TOO_SMALL"):
-        check_cases(opened, opened.cases, good, [huge])
+        check_cases(opened, {"paired": opened.cases}, good, [huge])
+
+
+@pytest.mark.parametrize(
+    ("images", "places"), [("low", {"phantom-000", "phantom-001"}), ("full", {"phantom-002", "phantom-003"})]
+)
+def test_one_dose_alone_comes_from_its_own_patients(
+    cohort: Path, images: Literal["low", "full"], places: set[str]
+) -> None:
+    source = feed(cohort, cases_per_step=4, needs=replace(NEEDS, images=images, overview=0))
+    seen = set()
+    for step in range(3):
+        batch = source.batch(step, 3)
+        empty, filled = (batch.full, batch.low) if images == "low" else (batch.low, batch.full)
+        assert empty.shape == (8, 1, 0, 0, 0)
+        assert filled.any()
+        assert torch.isnan(batch.drf).all() if images == "full" else not torch.isnan(batch.drf).any()
+        seen |= {place.split()[0] for place in batch.places}
+    source.close()
+    assert seen == places
+
+
+def test_every_patch_knows_its_dose(cohort: Path) -> None:
+    source = feed(cohort, cases_per_step=4)
+    batch = source.batch(0, 1)
+    assert [f"low_drf{drf:g}" for drf in batch.drf.tolist()] == [place.split()[1] for place in batch.places]
+    assert len(set(batch.drf.tolist())) == 2
+    source.close()
+
+
+def test_steps_may_be_skipped(cohort: Path) -> None:
+    """A phase that ends early leaves batches that were read ahead for nothing."""
+    source, straight = feed(cohort, cases_per_step=2, read_ahead=3), feed(cohort, cases_per_step=2, read_ahead=0)
+    source.batch(0, 20)
+    assert source.batch(9, 20).places == straight.batch(9, 20).places
+    source.close()
+    straight.close()
+
+
+def test_missing_unpaired_patients_are_told_with_the_setting_that_makes_them(cohort: Path) -> None:
+    opened = open_cohort(cohort)
+    with pytest.raises(InputError, match=r"SET_NO_UNPAIRED.*split.unpaired_fraction"):
+        check_cases(opened, {"paired": opened.cases, "full": []}, FeedConfig(), [replace(NEEDS, images="full")])
+    with pytest.raises(InputError, match=r"SET_NO_IMAGE.*low_drf7"):
+        check_cases(opened, {"low": opened.cases}, FeedConfig(low=("low_drf7",)), [replace(NEEDS, images="low")])
+    check_cases(opened, {"full": opened.cases}, FeedConfig(low=("low_drf7",)), [replace(NEEDS, images="full")])

@@ -58,6 +58,39 @@ class Toy:
         self.engine.load(state["net"])
 
 
+class Listener(Toy):
+    """A toy whose first phase ends when validation says so, and which keeps its network then."""
+
+    validate_every = 2
+    validate_batches = 3
+    validate_needs = NEEDS
+
+    def __init__(self, stop_at: int = 100) -> None:
+        super().__init__()
+        self.stop_at = stop_at
+        self.heard: list[tuple[int, float]] = []
+        self.sum = torch.zeros(())
+
+    def validate(self, batch: Batch) -> Metrics:
+        with torch.no_grad():
+            return {"mse": (self.engine.module(batch.low) - batch.full).square().mean()}
+
+    def observe(self, step: int, scores: Mapping[str, float]) -> int:
+        self.heard.append((step, scores["mse"]))
+        self.sum = self.sum + scores["mse"]
+        return 6 if step == self.stop_at else step
+
+    def exports(self, step: int) -> Mapping[str, Mapping[str, Tensor]]:
+        return {"kept": self.weights()} if step == 6 else {}
+
+    def state(self) -> State:
+        return super().state() | {"schedule": {"sum": self.sum}}
+
+    def load(self, state: State) -> None:
+        super().load(state)
+        self.sum = state["schedule"]["sum"]
+
+
 class StopHereError(Exception):
     """A crash at a chosen moment."""
 
@@ -67,7 +100,13 @@ def run(
 ) -> list[dict[str, Any]]:
     opened = open_cohort(cohort)
     config = FeedConfig(low=("low_drf4",), cases_per_step=2)
-    feed = Feed(opened, opened.cases, config, recipe.needs, rank=0, world=1, device=torch.device("cpu"))
+
+    def feed(cases: tuple[str, ...]) -> Feed:
+        return Feed(
+            opened, {"paired": cases}, config, recipe.needs, rank=0, world=1, device=torch.device("cpu")
+        )
+
+    sources = feed(opened.cases[1:]), feed(opened.cases[:1])
     records: list[dict[str, Any]] = []
 
     def report(record: dict[str, Any]) -> None:
@@ -78,18 +117,21 @@ def run(
     try:
         fit(
             recipe,
-            feed,
+            sources[0],
             LoopConfig(**{"log_every": 1, "save_every": 4, "picture_every": 0, **settings}),
             folder=folder,
             meta={"recipe": "toy"},
             report=report,
             picture=lambda step, synthesizer: None,
             patches_per_step=2,
+            validation=sources[1],
+            export=lambda name, tensors: records.append({"event": "export", "name": name, "tensors": dict(tensors)}),
         )
     except StopHereError:
         pass
     finally:
-        feed.close()
+        for source in sources:
+            source.close()
     return records
 
 
@@ -137,3 +179,32 @@ def test_records_tell_phase_speed_and_waiting(cohort: Path, tmp_path: Path) -> N
     records = [r for r in run(cohort, tmp_path, Toy(), log_every=4) if r["event"] == "log"]
     assert [(r["step"], r["phase"]) for r in records] == [(4, "one"), (6, "one"), (8, "two"), (10, "two")]
     assert all(r["patches_per_s"] > 0 and 0 <= r["wait_share"] <= 1 for r in records)
+
+
+def test_a_listening_recipe_hears_the_same_patches_every_time_and_may_end_a_phase(cohort: Path, tmp_path: Path) -> None:
+    recipe = Listener(stop_at=2)
+    records = run(cohort, tmp_path, recipe)
+    assert [step for step, _ in recipe.heard] == [2, 8, 10]  # 6 is where the phase was sent on to, not a step made
+    assert [r["step"] for r in records if r["event"] == "log"] == [1, 6, 7, 8, 9, 10]
+    assert [r["event"] for r in records].count("validation") == 3
+    still = Listener()
+    still.engine.set_lr(0.0)
+    run(cohort, tmp_path / "still", still)
+    assert len({value for _, value in still.heard}) == 1
+
+
+def test_networks_are_kept_at_the_end_of_a_phase(cohort: Path, tmp_path: Path) -> None:
+    recipe = Listener()
+    exports = [r for r in run(cohort, tmp_path, recipe) if r["event"] == "export"]
+    assert [r["name"] for r in exports] == ["kept"]
+    assert exports[0]["tensors"].keys() == recipe.weights().keys()
+
+
+@pytest.mark.parametrize("crash_at", [3, 7])
+def test_what_a_recipe_heard_is_resumed(cohort: Path, tmp_path: Path, crash_at: int) -> None:
+    straight, resumed = Listener(stop_at=4), Listener(stop_at=4)
+    expected = losses(run(cohort, tmp_path / "straight", straight, save_every=2))
+    before = losses(run(cohort, tmp_path / "crashed", Listener(stop_at=4), crash_at=crash_at, save_every=2))
+    after = losses(run(cohort, tmp_path / "crashed", resumed, save_every=2))
+    assert before | after == expected
+    assert torch.equal(straight.sum, resumed.sum)

@@ -60,7 +60,9 @@ def make_batch(recipe: sgsgan.SGSGAN, step: int, cases: int = 1) -> Batch:
     low = torch.rand(b, 1, *(edge + 2 * needs.halo for edge in needs.patch), generator=random)
     masks = (torch.rand(b, len(needs.rois), *needs.patch, generator=random) > 0.7).float()
     overview = torch.rand(cases, 1, needs.overview, needs.overview, needs.overview, generator=random)
-    return Batch(low=low, full=full, masks=masks, overview=overview, cases=cases, places=("",) * b)
+    return Batch(
+        low=low, full=full, masks=masks, overview=overview, drf=torch.full((b,), 20.0), cases=cases, places=("",) * b
+    )
 
 
 def run(recipe: sgsgan.SGSGAN, step: int) -> dict[str, Tensor]:
@@ -526,7 +528,7 @@ def test_training_overfits_two_patches() -> None:
     low = (full + 0.3 * torch.randn(full.shape, generator=random)).clamp(min=0)
     overview = F.adaptive_avg_pool3d(low[:1], 16)
     target = networks._crop(full, 6).contiguous()
-    batch = Batch(low, target, torch.zeros(2, 0, 24, 24, 24), overview, 1, ("", ""))
+    batch = Batch(low, target, torch.zeros(2, 0, 24, 24, 24), overview, torch.full((2,), 20.0), 1, ("", ""))
     history = [recipe.step(batch, step)["content"].item() for step in range(30)]
     untouched = F.l1_loss(networks._crop(low, 6), target).item()
     assert history[-1] < 0.6 * untouched
@@ -604,15 +606,15 @@ def test_exported_weights_synthesize_what_the_recipe_does(changes: dict[str, Any
 
 def test_needs_of_inference() -> None:
     styled = build(small()).synthesizer()
-    assert styled.tiling.overlap == 0
+    assert styled.tiling.overlap == (0, 0, 0)
     assert styled.tiling.halo == 6
     assert styled.context_needs is not None
     assert styled.context_needs.patches_per_case == 3
     assert styled.context_needs.sampler == {"body": 1.0}
     assert build(small(**PLAIN)).synthesizer().context_needs is None
-    assert build(small(halo=0)).synthesizer().tiling.overlap == 12
+    assert build(small(halo=0)).synthesizer().tiling.overlap == (12, 12, 12)
     unet = build(small(synthesis="unet3d", unet_channels=2, patch=(64, 64, 64))).synthesizer()
-    assert (unet.tiling.halo, unet.tiling.overlap) == (0, 32)
+    assert (unet.tiling.halo, unet.tiling.overlap) == (0, (32, 32, 32))
 
 
 def test_weights_of_another_configuration_are_refused() -> None:

@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from storage.reader import Case, open_cohort
 from trainers import sgsgan
 from trainers.engine import plain_engine
 from trainers.recipe import Needs, Tiling
-from trainers.synthesize import case_context, synthesize
+from trainers.synthesize import case_context, fitted, synthesize
 
 CPU = torch.device("cpu")
 
@@ -54,16 +56,32 @@ def case(cohort: Path) -> Case:
 @pytest.mark.parametrize(
     "tiling",
     [
-        Tiling((24, 24, 24), halo=3, overlap=0),
-        Tiling((16, 24, 32), halo=0, overlap=8),
-        Tiling((64, 64, 64), halo=1, overlap=0),  # larger than the volume
-        Tiling((17, 13, 11), halo=2, overlap=5),
+        Tiling((24, 24, 24), halo=3),
+        Tiling((16, 24, 32), halo=0, overlap=(8, 8, 8)),
+        Tiling((64, 64, 64), halo=1),  # larger than the volume
+        Tiling((17, 13, 11), halo=2, overlap=(0, 5, 3)),
+        Tiling((32, 32, 16), halo=5, multiple=16),  # tiles pass the volume
     ],
 )
 @pytest.mark.parametrize("batch", [1, 3])
 def test_an_identity_network_returns_the_input(case: Case, tiling: Tiling, batch: int) -> None:
     low = case.image("low_drf4").read(0, case.image("low_drf4").grid.shape[0])
     np.testing.assert_allclose(volume(Identity(tiling), case, batch=batch), low, rtol=1e-6, atol=1e-6)
+
+
+@given(st.tuples(*[st.integers(1, 90)] * 3), st.sampled_from([1, 8, 32]), st.integers(1, 3))
+def test_tiles_tied_to_multiples_start_and_end_on_them(shape: tuple[int, int, int], multiple: int, count: int) -> None:
+    tiling = Tiling((count * multiple, 2 * multiple, multiple), halo=3, multiple=multiple)
+    covered, tile = fitted(tiling, shape)
+    for length, end, edge, largest in zip(shape, covered, tile, tiling.tile, strict=True):
+        assert edge <= largest
+        assert length <= end
+        if multiple > 1:
+            assert edge % multiple == 0
+            assert end % edge == 0
+            assert end - length < edge
+        else:
+            assert end == length
 
 
 def small(**settings: object) -> sgsgan.Config:

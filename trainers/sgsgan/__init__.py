@@ -40,10 +40,11 @@ resized to 64^3, all of this reduces to the published system.
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -53,6 +54,7 @@ from torch import Tensor, nn
 
 from storage.errors import InputError
 from trainers import losses
+from trainers.feed import FeedConfig
 from trainers.recipe import Batch, Engine, EngineFactory, Metrics, Needs, State, Tiling
 from trainers.sgsgan.networks import (
     DCITN,
@@ -67,6 +69,8 @@ from trainers.sgsgan.networks import (
     kaiming,
 )
 
+FEED = FeedConfig()  # SUV as they are: see ``FeedConfig.suv_scale``
+PRESET = "sgsgan"
 PHASES = ("gan", "segmenter", "guided gan", "final segmenter")  # Sec. III-C (1) to (4)
 EXACT_TILE = (64, 64, 64)  # a quarter of a GB of feature maps; larger ones save little of the halo
 CONTENT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -430,13 +434,14 @@ class StyleSynthesizer:
 def _synthesizer(config: Config, G: Generator) -> StyleSynthesizer:
     normed = config.use_adain or config.synthesis == "unet3d"
     exact = 0 < config.radius <= config.margin
+    overlap = 0 if exact else min(config.patch) // 2
     return StyleSynthesizer(
         generator=G,
         tiling=Tiling(
             # With its whole receptive field a tile of any size equals the volume; without, half of it is blended.
             tile=EXACT_TILE if exact else config.patch,
             halo=config.margin,
-            overlap=0 if exact else min(config.patch) // 2,
+            overlap=(overlap, overlap, overlap),
         ),
         context_needs=Needs(
             patch=config.patch,
@@ -448,6 +453,20 @@ def _synthesizer(config: Config, G: Generator) -> StyleSynthesizer:
         if normed
         else None,
     )
+
+
+def check(config: Config, *, doses: Sequence[float | None]) -> None:
+    """Every dose is welcome: nothing in the system knows how many there are."""
+
+
+def files(config: Config) -> dict[str, Path]:
+    """Return no file: everything is learnt from the cohort."""
+    return {}
+
+
+def remarks(config: Config) -> tuple[str, ...]:
+    """Say which organs guided the generator."""
+    return (f"SGSGAN-{config.synthesis}; guidance: {', '.join(config.rois) or 'none'}.",)
 
 
 def build(config: Config, *, make_engine: EngineFactory, patches_per_step: int) -> SGSGAN:
