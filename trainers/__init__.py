@@ -1,8 +1,10 @@
 """The published systems, each one file; this dict is the only registry."""
 
-from trainers import sgsgan
+from trainers import cg_3dsrgan, s3pet, sgsgan
 from trainers.recipe import RecipeSpec
 
 RECIPES: dict[str, RecipeSpec] = {
     "sgsgan": sgsgan,
+    "cg_3dsrgan": cg_3dsrgan,
+    "s3pet": s3pet,
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from petscale import config as configs
 from petscale.config import RunConfig
@@ -21,6 +22,7 @@ from storage.errors import InputError
 from storage.reader import Case, open_cohort
 from storage.source import ImageSource
 from trainers import RECIPES
+from trainers.metrics.unet_score import Judge, UnetScoreConfig, judge
 
 EVALUATION, REPORT = "evaluation", "report.html"
 
@@ -71,8 +73,31 @@ def _gaussian(run: Path, cohort: Path, low: str) -> GaussianChoice:
     return choice
 
 
-def evaluate_run(run: Path, cohort: Path) -> dict[str, Evaluation]:
+def make_judge(run: Path, cohort: Path, config: UnetScoreConfig, folder: Path | None = None) -> Judge:
+    """Train the U-Net behind the Unet-score on the full-dose images of the run's training cases, or read it back.
+
+    Args:
+        folder: the judge's, shared by runs of the same training cases; default: one in the run's evaluation.
+    """
+    _, facts = _facts(run)
+    cases = [*facts["train"], *facts.get("unpaired", ())]
+    trained = configs.read(run / CONFIG)
+    device = torch.device("cuda" if trained.cluster.device == "cuda" and torch.cuda.is_available() else "cpu")
+    with bar("judge", 1) as advance:
+
+        def follow(record: dict[str, Any]) -> None:
+            if record["event"] == "log":
+                advance(0, f"step {record['step']}, loss {record['loss/segmentation']:.3f}")
+
+        place = folder or run / EVALUATION / "judge"
+        return judge(place, open_cohort(cohort), cases, config, feed=trained.feed, device=device, report=follow)
+
+
+def evaluate_run(run: Path, cohort: Path, *, judged_by: Judge | None = None) -> dict[str, Evaluation]:
     """Score every test case at every low dose of the run; tables to the terminal, CSV and JSON to the run's folder.
+
+    Args:
+        judged_by: a U-Net trained on the run's training cases, for the Unet-score.
 
     Raises:
         InputError: SET_NO_TEST, CKPT_NONE, STORE_DAMAGED and their kin.
@@ -109,11 +134,14 @@ def evaluate_run(run: Path, cohort: Path) -> dict[str, Evaluation]:
                     label_names=case.labels,
                     lesions=[label for label in case.labels.values() if label.startswith("lesion")],
                     presets=("native", RECIPES[config.recipe].PRESET),
+                    judge=judged_by,
                 )
                 advance(1, f"{name} {low}")
         results[low] = Evaluation(tuple(rows), images, tuple(tests), {"low": low, "gaussian": gaussian.rule})
         results[low].write(run / EVALUATION / low)
         console.print(results[low].table())
+        if (found := results[low].unet_table()) is not None:
+            console.print(found)
     return results
 
 

@@ -269,16 +269,30 @@ def synthesize(
     print(output)
 
 
-def evaluate(run: Positional[Path], cohort: Positional[Path]) -> None:
+def evaluate(
+    run: Positional[Path],
+    cohort: Positional[Path],
+    unet_score: tuple[str, ...] = (),
+    judge_samples: int = 20_000,
+    judge_channels: int = 16,
+) -> None:
     """Synthesize a run's test cases and score them beside the untreated input and the best Gaussian filter.
 
     Args:
         run: a finished run.
         cohort: the cohort it was trained on, or another one that holds its test cases.
+        unet_score: organs whose Dice by a U-Net trained on the run's full-dose images is wanted too (SGSGAN).
+        judge_samples: patches that this U-Net is trained on; the default is for a GPU.
+        judge_channels: its width; its levels have 2, 4, 8 and 16 times as many.
     """
-    from petscale.assess import evaluate_run
+    from petscale.assess import evaluate_run, make_judge
+    from trainers.metrics.unet_score import UnetScoreConfig
 
-    evaluate_run(run, cohort)
+    judge = None
+    if unet_score:
+        config = UnetScoreConfig(rois=unet_score, samples=judge_samples, channels=judge_channels)
+        judge = make_judge(run, cohort, config)
+    evaluate_run(run, cohort, judged_by=judge)
 
 
 def report(run: Positional[Path], cohort: Positional[Path]) -> None:
@@ -293,7 +307,39 @@ def report(run: Positional[Path], cohort: Positional[Path]) -> None:
     print(report_run(run, cohort, read_evaluations(run, cohort)))
 
 
-COMMANDS = {f.__name__: f for f in (demo, phantom, ingest, simulate, verify, train, synthesize, evaluate, report)}
+def experiment(
+    name: Positional[
+        Literal[
+            "sgsgan_table2", "sgsgan_table3", "sgsgan_table4", "cg_3dsrgan_table2", "s3pet_table2", "sgsgan_resized"
+        ]
+    ],
+    size: Literal["small", "paper"] = "small",
+    folder: Path = Path("experiments"),
+    workers: int | None = None,
+    device: Literal["cpu", "cuda"] | None = None,
+) -> None:
+    """Repeat a paper's ablation table on simulated patients: all rows and folds, scores and tests beside the paper's.
+
+    The same command continues where it stopped; tables share the runs they have in common.
+
+    Args:
+        name: which table.
+        size: small, for two cores, or the paper's networks and lengths, for GPUs.
+        folder: where cohorts, runs and tables go, in a sub-folder per size.
+        workers: training processes.
+        device: cpu or cuda.
+    """
+    from petscale import campaign, experiments
+
+    settings = [f"cluster.workers={workers}"] if workers is not None else []
+    settings += [f"cluster.device={device}"] if device is not None else []
+    chosen = experiments.EXPERIMENTS[name](size)
+    print(campaign.run_experiment(chosen, folder / size, command=_command(), settings=settings))
+
+
+COMMANDS = {
+    f.__name__: f for f in (demo, phantom, ingest, simulate, verify, train, synthesize, evaluate, report, experiment)
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

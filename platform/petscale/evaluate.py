@@ -25,6 +25,8 @@ from storage.source import Grid, ImageSource
 from trainers.metrics.clinical import separate, uptake_scores
 from trainers.metrics.image import Region, Rule, Score, read_reflected, stream_scores
 from trainers.metrics.presets import BODY_PSNR, PRESETS
+from trainers.metrics.udpet import udpet_scores
+from trainers.metrics.unet_score import Judge, unet_scores
 
 INPUT, SYNTHESIZED, REFERENCE = "low-dose input", "synthesized", "full dose"
 FWHMS_MM = (2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0)
@@ -146,8 +148,9 @@ def score_case(
     label_names: Mapping[int, str] | None = None,
     lesions: Collection[str] = ("lesion",),
     presets: Sequence[str] = ("native",),
+    judge: Judge | None = None,
 ) -> list[Score]:
-    """Score one case: image quality by every preset, and uptake in organs and lesions.
+    """Score one case: image quality by every preset, uptake in organs and lesions, and what a judge finds.
 
     Args:
         case: alias of the case.
@@ -157,11 +160,17 @@ def score_case(
         labels: integers naming organs and lesions, on the reference's grid.
         label_names: what each label is; labels without a name, and those named ``body``, are no region.
         lesions: names whose label holds lesions; each connected one becomes a region of its own, the largest first.
-        presets: keys of ``trainers.metrics.presets.PRESETS``.
+        presets: keys of ``trainers.metrics.presets.PRESETS``; ``udpet2022`` brings its organ errors where there are
+            labels.
+        judge: a U-Net that has not seen the case, for the Unet-score of every image and of the full dose itself; it
+            needs labels.
 
     Raises:
-        InputError: as ``stream_scores`` and ``stream_uptake`` do.
+        InputError: as ``stream_scores``, ``stream_uptake`` and ``unet_scores`` do.
     """
+    found = []
+    if judge is not None and labels is not None:
+        found = unet_scores(judge, case, {REFERENCE: reference, **candidates}, labels, label_names or {})
     rules = [rule for preset in presets for rule in PRESETS[preset]]
     regions = [Region("whole volume", "whole"), Region("body", "body")]
     names = dict(label_names or {})
@@ -174,8 +183,11 @@ def score_case(
                 regions += [Region(f"{name} {i + 1}", "lesion", number) for i, number in enumerate(numbers)]
     scores = stream_scores(case, reference, candidates, rules, regions, body=body, labels=labels)
     if labels is not None:
+        if "udpet2022" in presets:
+            organs = [region for region in regions if region.kind == "organ"]
+            scores += udpet_scores(case, reference, candidates, organs, scores, labels=labels)
         scores += uptake_scores(case, reference, candidates, regions, labels=labels, reference_name=REFERENCE)
-    return scores
+    return scores + found
 
 
 # ---- summing up -----------------------------------------------------------------------------------------------------
@@ -331,6 +343,21 @@ class Evaluation:
             table.add_section()
         return table
 
+    def unet_table(self) -> Table | None:
+        """Return case means ± sd of the Unet-score, the full dose first; None where no judge was asked."""
+        summaries = [s for s in self.summary() if s.rule.metric == "Unet-score"]
+        if not summaries:
+            return None
+        regions = list(dict.fromkeys(s.region for s in summaries))
+        title = f"Unet-score of {len(self.cases)} test case(s): mean ± sd over cases"
+        table = Table("image", title=title, title_justify="left")
+        for region in regions:
+            table.add_column(region, justify="right")
+        for image in dict.fromkeys(s.image for s in summaries):
+            cells = {s.region: plus_minus(s.mean, s.sd, s.rule.metric) for s in summaries if s.image == image}
+            table.add_row(image, *(cells.get(region, "") for region in regions))
+        return table
+
     def _gain_cell(self, image: str, psnr: Rule | None, region: str) -> str:
         """The gain over the untreated input of any image, so that the filter is judged as the network is."""
         if psnr is None or image == self.images[0]:
@@ -364,7 +391,7 @@ def region_group(row: Score) -> str:
     return "lesions" if row.kind == "lesion" else row.region
 
 
-DECIMALS = {"PSNR": 2, "SSIM": 4, "MAE": 4, "NRMSE": 3}
+DECIMALS = {"PSNR": 2, "SSIM": 4, "MAE": 4, "NRMSE": 3, "NMSE": 4, "Unet-score": 4, "MAPE": 2, "SCORE": 2}
 
 
 def plus_minus(mean: float, sd: float, metric: str) -> str:

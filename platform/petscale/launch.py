@@ -9,9 +9,9 @@ import secrets
 import shutil
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -78,8 +78,11 @@ def train(cohort: Path, run: Path, config: RunConfig, *, command: str) -> Path:
     opened = open_cohort(cohort)
     spec = RECIPES[config.recipe]
     spec.check(config.model, doses=[layout.drf_of(name) for name in config.feed.low])
-    files = {field: _digest(path, config) for field, path in spec.files(config.model).items()}
-    recipe = _dry(config)
+    files = {field: path.absolute() for field, path in spec.files(config.model).items()}
+    used = replace(config, model=replace(config.model, **{field: str(path) for field, path in files.items()}))
+    # Records name files by their last component: folders above may name a patient.  The digest says which it was.
+    config = replace(config, model=replace(config.model, **{field: path.name for field, path in files.items()}))
+    recipe = _dry(used)
     needs = [recipe.needs(start) for start in recipe.phase_starts.values()]
     roles = configs.split_cases(
         opened,
@@ -88,7 +91,9 @@ def train(cohort: Path, run: Path, config: RunConfig, *, command: str) -> Path:
         validation=isinstance(recipe, Validated),
     )
     digests = {name: integrity.manifest(opened.case(name).folder)["root"] for name in roles.everyone}
-    identity = {**config.identity(), "files": files, "cases": digests}
+    for path in files.values():
+        _check_origin(path, config, {digests[name] for name in (*roles.validation, *roles.test)})
+    identity = {**config.identity(), "files": {field: _digest(path) for field, path in files.items()}, "cases": digests}
     _check_run(run, identity)
     if not config.cluster.address:  # a private cluster has the GPUs of this machine, and as many workers as asked for
         _require_resources({"CPU": math.inf, "GPU": torch.cuda.device_count()}, config)
@@ -96,12 +101,12 @@ def train(cohort: Path, run: Path, config: RunConfig, *, command: str) -> Path:
     if isinstance(recipe, Validated):
         _check_validation(opened, roles, config, recipe)
     with integrity.exclusive(run, purpose="train"):
-        facts = {"config": configs.to_json(config), **asdict(roles), "files": files, "cases": digests}
+        facts = {"config": configs.to_json(config), **asdict(roles), "files": identity["files"], "cases": digests}
         integrity.write_json(run / CONFIG, {**facts, "command": command, "cohort": cohort.name})
         (run / "error.json").unlink(missing_ok=True)
         with Watch(run, recipe.num_steps):
             settings = {"cohort": str(cohort), "run": str(run), "streams": roles.streams, "identity": identity}
-            _run_ray(run, config, {**settings, **facts})
+            _run_ray(run, config, {**settings, **facts, "used": configs.to_json(used)})
     return run / WEIGHTS
 
 
@@ -113,15 +118,37 @@ def _dry(config: RunConfig) -> Recipe:
         )
 
 
-def _digest(path: Path, config: RunConfig) -> str:
-    """Digest of a file that the run rests on; networks that petscale trained must have seen this run's intensities.
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check_origin(path: Path, config: RunConfig, kept_apart: Collection[str]) -> None:
+    """Refuse networks of an earlier run that saw other intensities, or the patients that this one is judged on.
 
     Raises:
-        InputError: CKPT_SCALE.
+        InputError: CKPT_SCALE, CKPT_LEAK, CKPT_DOSES.
     """
     facts = checkpoint.facts(path)
-    ours = configs.from_json(json.loads(facts["config"])) if "config" in facts else config
-    scale = ours.feed.suv_scale
+    if "config" not in facts:  # not petscale's
+        return
+    if set(json.loads(facts.get("trained_on", "[]"))) & set(kept_apart):
+        raise InputError(
+            "CKPT_LEAK",
+            where=path.name,
+            found="these networks were trained on cases that this run tests or validates on",
+            remedy="use the split of the run that made them, or train them anew",
+        )
+    theirs = configs.from_json(json.loads(facts["config"])).feed
+    doses, ours = ({layout.drf_of(name) for name in feed.low} for feed in (theirs, config.feed))
+    if doses != ours:
+        raise InputError(
+            "CKPT_DOSES",
+            where=path.name,
+            found=f"trained on {', '.join(theirs.low)}, this run is fed {', '.join(config.feed.low)}",
+            remedy="use networks of the same dose reduction factor, or train them anew",
+        )
+    scale = theirs.suv_scale
     if scale != config.feed.suv_scale:
         raise InputError(
             "CKPT_SCALE",
@@ -129,8 +156,6 @@ def _digest(path: Path, config: RunConfig) -> str:
             found=f"trained on SUV / {scale:g}, this run uses SUV / {config.feed.suv_scale:g}",
             remedy=f"use the same scale (--set feed.suv_scale={scale:g}) or other weights",
         )
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _check_validation(cohort: Cohort, roles: Roles, config: RunConfig, recipe: Validated) -> None:
@@ -269,7 +294,7 @@ def _require_resources(found: Mapping[str, float], config: RunConfig) -> None:
 def train_worker(settings: dict[str, Any]) -> None:
     """One Ray Train worker: the process group is up; everything else is built here from plain JSON."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    config, run = configs.from_json(settings["config"]), Path(settings["run"])
+    config, run = configs.from_json(settings["used"]), Path(settings["run"])
     rank, world = dist.get_rank(), dist.get_world_size()
     device = (
         torch.device("cuda", torch.cuda.current_device()) if config.cluster.device == "cuda" else torch.device("cpu")
@@ -293,7 +318,9 @@ def train_worker(settings: dict[str, Any]) -> None:
                 needs = recipe.validate_needs
                 validation = reads({"paired": settings["validation"]}, config.feed, lambda batch: needs)
             shown = cohort.case((settings["test"] or settings["train"])[0])
-            about = {"recipe": config.recipe, "config": json.dumps(configs.to_json(config))}
+            about = {"recipe": config.recipe, "config": json.dumps(settings["config"])}
+            seen = sorted(settings["cases"][name] for name in (*settings["train"], *settings["unpaired"]))
+            origin = {**about, "trained_on": json.dumps(seen)}
             loop.fit(
                 recipe,
                 source,
@@ -304,7 +331,7 @@ def train_worker(settings: dict[str, Any]) -> None:
                 picture=picture(run / "pictures", shown, config.feed, device),
                 patches_per_step=config.patches_per_step,
                 validation=validation,
-                export=lambda name, tensors: checkpoint.write_weights(run / f"{name}.safetensors", tensors, about),
+                export=lambda name, tensors: checkpoint.write_weights(run / f"{name}.safetensors", tensors, origin),
             )
             weights = recipe.weights()
             if rank == 0:

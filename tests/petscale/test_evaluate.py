@@ -8,12 +8,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from scipy.ndimage import gaussian_filter
 from scipy.stats import wilcoxon
 
 from petscale.evaluate import (
     INPUT,
+    REFERENCE,
     SYNTHESIZED,
     Evaluation,
     GaussianSource,
@@ -25,9 +27,11 @@ from storage.errors import InputError
 from storage.source import LABEL, SUV, ArraySource, Grid
 from trainers.metrics.image import Region, Score
 from trainers.metrics.presets import BODY_PSNR, PRESETS
+from trainers.metrics.unet_score import MEAN, UNION, Judge, UnetScoreConfig
 
 GRID = Grid((40, 24, 28), np.diag([-4.0, -4.0, 3.0, 1.0]))
 NAMES = {1: "body", 2: "liver", 3: "lesion"}
+CPU = torch.device("cpu")
 
 
 def truth():
@@ -160,11 +164,44 @@ def test_scores_are_read_back(tmp_path):
 
 def test_table_shows_every_image_beside_the_input():
     scores, images = rows()
-    console = Console(width=200, file=io.StringIO())
-    console.print(Evaluation(tuple(scores), images, ("case-000000",)).table())
-    text = console.file.getvalue()
+    text = shown(Evaluation(tuple(scores), images, ("case-000000",)).table())
     for word in (*images, "PSNR [dB]", "MAE [SUVbw]", "gain [dB]", "body", "lesions"):
         assert word in text
+
+
+def shown(table):
+    console = Console(width=200, file=io.StringIO())
+    console.print(table)
+    return console.file.getvalue()
+
+
+def test_a_judge_is_asked_about_every_image_and_the_full_dose_first():
+    labels, activity = truth()
+    full, low = noisy(activity, 0.01, 0), noisy(activity, 2.0, 1)
+    config = UnetScoreConfig(rois=("liver", "lesion"), patch=(16, 16, 16), halo=4)
+    judge = Judge(config, 1.0, lambda image: torch.cat([1 - (image - 3).abs(), image - 6], dim=1), CPU)
+    scores = score_case(
+        "c",
+        full,
+        {INPUT: low, SYNTHESIZED: full},
+        body=source(labels > 0, LABEL),
+        labels=source(labels, LABEL),
+        label_names=NAMES,
+        presets=("udpet2022", "s3pet"),
+        judge=judge,
+    )
+    asked = [score for score in scores if score.rule.metric == "Unet-score"]
+    assert list(dict.fromkeys(score.image for score in asked)) == [REFERENCE, INPUT, SYNTHESIZED]
+    assert list(dict.fromkeys(score.region for score in asked)) == ["liver", "lesion", UNION, MEAN]
+    assert {s.region for s in scores if s.rule.metric == "MAPE"} == {"liver", "whole volume"}
+    evaluation = Evaluation(tuple(scores), (INPUT, SYNTHESIZED), ("c",))
+    dice = {image: evaluation.values(image, config.rule, "liver")["c"] for image in (REFERENCE, INPUT, SYNTHESIZED)}
+    assert dice[REFERENCE] == dice[SYNTHESIZED] == 1.0 > dice[INPUT]
+    text = shown(evaluation.unet_table())
+    for word in (REFERENCE, INPUT, SYNTHESIZED, "liver", UNION, "1.0000"):
+        assert word in text
+    assert evaluation.table() is not None  # the project's own rules were not asked for: an empty one
+    assert made_up([1.0]).unet_table() is None
 
 
 def test_regions_need_no_labels():

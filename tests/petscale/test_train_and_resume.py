@@ -16,6 +16,8 @@ import psutil
 import pytest
 from safetensors.numpy import load_file
 
+from petscale.cli import main
+
 SETTINGS = [
     "recipe.patch=24,24,24",
     "recipe.patches_per_case=1",
@@ -150,3 +152,114 @@ def test_another_setting_in_a_run_folder_is_refused(cohort: Path, reference: Pat
     assert process.returncode == 2
     assert "CKPT_DRIFT" in err
     assert "lambda_content" in err
+
+
+# ---- other systems: several stages in one command, killed in any, reused ------------------------------------------
+
+S3PET = [
+    "recipe.window=16",
+    "recipe.slices=2",
+    "recipe.patch_size=4",
+    "recipe.decoder_channels=8,8,4",
+    "recipe.dim=8",
+    "recipe.heads=2",
+    "recipe.blocks=1",
+    "recipe.low_samples=160",
+    "recipe.full_samples=160",
+    "recipe.swap_samples=160",
+    "split.unpaired_fraction=0.5",
+]
+CG = [
+    "recipe.doses=4,20",
+    "recipe.perceptual=masked",
+    "recipe.patch=32,32,32",
+    "recipe.mlnet_channels=2",
+    "recipe.contextual_channels=2",
+    "recipe.discriminator_channels=2",
+    "recipe.epoch_samples=8",
+    "recipe.max_epochs=3",
+    "recipe.validate_batches=1",
+    "recipe.backbone_samples=8",
+    "recipe.calibration_samples=8",
+    "feed.low=low_drf4,low_drf20",
+]
+LOOP = ["loop.log_every=1", "loop.save_every=2", "loop.picture_every=0"]
+
+
+def words(recipe: str, settings: list[str], cohort: Path, run: Path, *more: str) -> list[str]:
+    low = [] if any(setting.startswith("feed.low") for setting in settings) else ["feed.low=low_drf4"]
+    chosen = [*settings, *low, "feed.cases_per_step=4", *LOOP, *more]
+    start_of = command(cohort, run)
+    return [*start_of[: start_of.index("--workers")], "--recipe", recipe, "--workers", "2", "--set", *chosen]
+
+
+@pytest.fixture(scope="module")
+def s3pet(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("s3pet") / "reference"
+    finish(start(words("s3pet", S3PET, cohort, run)))
+    return run
+
+
+def test_one_command_runs_both_stages_and_keeps_the_encoders(s3pet: Path) -> None:
+    phases = [record["phase"] for record in records(s3pet) if record["event"] == "log"]
+    assert list(dict.fromkeys(phases)) == ["low encoder", "full encoder", "token swap"]
+    facts = json.loads((s3pet / "config.json").read_bytes())
+    assert (len(facts["train"]), len(facts["unpaired"]), len(facts["test"])) == (1, 2, 1)
+    kept = load_file(s3pet / "encoders.safetensors")
+    assert {name.split(".")[0] for name in kept} == {"low", "full", "settings"}
+
+
+def test_a_run_killed_in_either_stage_ends_bit_equal(cohort: Path, s3pet: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for step in (10, 45):  # of three phases of 20 steps
+        process = start(words("s3pet", S3PET, cohort, run))
+        wait_for_step(process, run, step)
+        process.kill()
+        process.communicate()
+    finish(start(words("s3pet", S3PET, cohort, run)))
+    assert 8 <= starts(run)[1] < 40 <= starts(run)[2]
+    assert_same_end(run, s3pet)
+    assert (run / "encoders.safetensors").read_bytes() == (s3pet / "encoders.safetensors").read_bytes()
+
+
+def test_saved_encoders_replace_the_first_stage(cohort: Path, s3pet: Path, tmp_path: Path) -> None:
+    reuse = f"recipe.encoders={s3pet / 'encoders.safetensors'}"
+    run = tmp_path / "run"
+    finish(start(words("s3pet", S3PET, cohort, run, reuse)))
+    assert {record["phase"] for record in records(run) if record["event"] == "log"} == {"token swap"}
+    assert len(json.loads((run / "config.json").read_bytes())["files"]["encoders"]) == 64
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize(
+    ("settings", "code"),
+    [
+        (["split.seed=1"], "CKPT_LEAK"),
+        (["feed.suv_scale=2"], "CKPT_SCALE"),
+        (["recipe.dim=16"], "CKPT_CONFIG"),
+    ],
+)
+def test_encoders_that_do_not_belong_to_a_run_are_refused_before_it_starts(
+    cohort: Path, s3pet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], settings: list[str], code: str
+) -> None:
+    reuse = f"recipe.encoders={s3pet / 'encoders.safetensors'}"
+    with pytest.raises(SystemExit):
+        main(words("s3pet", S3PET, cohort, tmp_path / "run", reuse, *settings)[3:])
+    assert code in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_validation_steers_a_run_and_is_resumed(cohort: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "straight", tmp_path / "killed"
+    finish(start(words("cg_3dsrgan", CG, cohort, runs[0])))
+    process = start(words("cg_3dsrgan", CG, cohort, runs[1]))
+    wait_for_step(process, runs[1], 5)
+    process.kill()
+    process.communicate()
+    finish(start(words("cg_3dsrgan", CG, cohort, runs[1])))
+    assert_same_end(runs[1], runs[0])
+    heard = [[r["validation/squared_error"] for r in records(run) if r["event"] == "validation"] for run in runs]
+    assert len(heard[0]) >= 3
+    assert heard[0] == heard[1]
+    assert {r["phase"] for r in records(runs[0]) if r["event"] == "log"} == {"backbone", "joint", "statistics"}
+    assert len(losses(runs[0])) == 2 + 6 + 2

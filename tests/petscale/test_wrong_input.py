@@ -359,6 +359,10 @@ def test_an_empty_cohort(tmp_path: Path, refused: Refused, run: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+CG = ["--recipe", "cg_3dsrgan", "--set", "recipe.doses=4,20", "recipe.perceptual=masked", "recipe.patch=32,32,32"]
+CG += ["feed.low=low_drf4,low_drf20"]
+S3PET = ["--recipe", "s3pet", "--set", "recipe.window=32", "feed.low=low_drf4"]
+
 # -- train ------------------------------------------------------------------------------------------------------------
 
 
@@ -399,6 +403,16 @@ def test_an_empty_cohort(tmp_path: Path, refused: Refused, run: Path) -> None:
         ([*SMALL, "--workers", "3"], "CFG_WORKERS cluster.workers"),
         ([*SMALL, "--workers", "0"], "CFG_RANGE cluster.workers"),
         ([*SMALL, "--workers", "2", "--device", "cuda"], "CFG_RESOURCES cluster.workers: 2 GPU wanted"),
+        ([*CG, "recipe.perceptual=vgg16"], "CFG_BACKBONE"),
+        ([*CG, "recipe.doses=4,10,20"], "CFG_DOSES feed.low"),
+        ([*CG, "split.validation_fraction=0"], "SET_NO_VALIDATION split"),
+        ([*CG, "feed.low=low_drf4,low_drf50", "recipe.doses=4,50"], "SET_NO_IMAGE case phantom-"),
+        (["--recipe", "cg_3dsrgan", "--set", "recipe.perceptual=masked"], "SET_NO_IMAGE case phantom-"),
+        ([*S3PET, "feed.low=low_drf4,low_drf20"], "CFG_DOSES feed.low"),
+        ([*S3PET, "split.unpaired_fraction=0"], "SET_NO_UNPAIRED train"),
+        ([*S3PET, "recipe.low_samples=0"], "CFG_STAGE s3pet.low_samples"),
+        ([*S3PET, "recipe.encoders=absent.safetensors"], "CKPT_NONE absent.safetensors"),
+        (["--recipe", "s3pet", "--set", "feed.low=low_drf4"], "IMG_TOO_SMALL case phantom-"),
         (["--config", "absent.json"], "CFG_NO_FILE absent.json"),
         (["--config", "."], "CFG_NO_FILE .: no such file"),
     ],

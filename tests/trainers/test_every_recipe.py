@@ -1,6 +1,7 @@
 """The contract that every recipe in the registry keeps; a new paper is tested here before anything else."""
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from storage.layout import drf_of
 from storage.reader import open_cohort
 from trainers import RECIPES
 from trainers.engine import plain_engine
 from trainers.feed import Feed, FeedConfig
-from trainers.recipe import Recipe
+from trainers.metrics.presets import PRESETS
+from trainers.recipe import Recipe, Validated
 from trainers.synthesize import synthesize
 
 # The smallest honest size of each system: every phase, seconds on one core.
@@ -25,33 +28,56 @@ SMALL: dict[str, dict[str, Any]] = {
         "segmenter_channels": 2,
         "phase_samples": (4, 4, 4, 4),
     },
+    "cg_3dsrgan": {
+        "doses": (4.0, 20.0),
+        "patch": (32, 32, 32),
+        "mlnet_channels": 2,
+        "head_hidden": 4,
+        "contextual_channels": 2,
+        "discriminator_channels": 2,
+        "perceptual": "masked",
+        "backbone_samples": 4,
+        "epoch_samples": 2,
+        "max_epochs": 3,
+        "calibration_samples": 4,
+        "validate_batches": 1,
+    },
+    "s3pet": {
+        "window": 32,
+        "slices": 2,
+        "dim": 16,
+        "blocks": 1,
+        "heads": 2,
+        "decoder_channels": (8, 4, 4, 4),
+        "low_samples": 12,
+        "full_samples": 12,
+        "swap_samples": 12,
+    },
 }
-FEED = FeedConfig(low=("low_drf4",), cases_per_step=2)
+
+
+def feed_config(name: str) -> FeedConfig:
+    low = ("low_drf4", "low_drf20") if len(RECIPES[name].FEED.low) > 1 else ("low_drf20",)
+    return replace(RECIPES[name].FEED, low=low, cases_per_step=2)
 
 
 def build(name: str) -> Recipe:
     torch.manual_seed(0)
     config = RECIPES[name].Config(**SMALL[name])
+    RECIPES[name].check(config, doses=[drf_of(low) for low in feed_config(name).low])
     return RECIPES[name].build(
-        config, make_engine=plain_engine, patches_per_step=config.patches_per_case * FEED.cases_per_step
+        config, make_engine=plain_engine, patches_per_step=config.patches_per_case * feed_config(name).cases_per_step
     )
 
 
-def feed(cohort: Path, recipe: Recipe) -> Feed:
+def feed(cohort: Path, name: str, recipe: Recipe) -> Feed:
     opened = open_cohort(cohort)
-    return Feed(
-        opened,
-        {"paired": opened.cases, "low": opened.cases, "full": opened.cases},
-        FEED,
-        recipe.needs,
-        rank=0,
-        world=1,
-        device=torch.device("cpu"),
-    )
+    streams = dict.fromkeys(("paired", "low", "full"), opened.cases)
+    return Feed(opened, streams, feed_config(name), recipe.needs, rank=0, world=1, device=torch.device("cpu"))
 
 
-def steps(cohort: Path, recipe: Recipe, begin: int, end: int) -> list[dict[str, float]]:
-    source = feed(cohort, recipe)
+def steps(cohort: Path, name: str, recipe: Recipe, begin: int, end: int) -> list[dict[str, float]]:
+    source = feed(cohort, name, recipe)
     found = []
     for step in range(begin, end):
         torch.manual_seed(step)
@@ -80,19 +106,32 @@ def test_config_is_frozen_keyword_only_and_all_defaults(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
+def test_a_system_says_how_it_is_fed_scored_and_reported(name: str) -> None:
+    spec = RECIPES[name]
+    config = spec.Config(**SMALL[name])
+    assert PRESETS[spec.PRESET]
+    assert all(isinstance(remark, str) and remark for remark in spec.remarks(config))
+    assert spec.remarks(config)
+    assert spec.files(config) == {}, "the small size needs no file from elsewhere"
+    with torch.device("meta"):  # what is asked before a cluster starts costs no memory
+        dry = spec.build(config, make_engine=plain_engine, patches_per_step=2)
+    assert {dry.needs(step).images for step in range(dry.num_steps)} <= {"paired", "low", "full"}
+
+
+@pytest.mark.parametrize("name", RECIPES)
 def test_every_phase_steps_finitely_and_resumes_bit_equal_in_its_middle(name: str, cohort: Path) -> None:
     straight = build(name)
     total = straight.num_steps
     assert list(straight.phase_starts.values()) == sorted(straight.phase_starts.values())
     for phase, start in straight.phase_starts.items():
         assert straight.phase(start) == phase
-    expected = steps(cohort, straight, 0, total)
+    expected = steps(cohort, name, straight, 0, total)
     assert all(np.isfinite(list(metrics.values())).all() for metrics in expected)
     for middle in (start + 1 for start in straight.phase_starts.values()):
         first, second = build(name), build(name)
-        steps(cohort, first, 0, middle)
+        steps(cohort, name, first, 0, middle)
         second.load(first.state())
-        assert steps(cohort, second, middle, total) == expected[middle:]
+        assert steps(cohort, name, second, middle, total) == expected[middle:]
         found = flat(second)
         for key, value in flat(straight).items():
             assert torch.equal(value, found[key]), key
@@ -114,8 +153,25 @@ def test_exported_weights_synthesize_a_whole_volume_as_the_recipe_does(name: str
             volume[z0 : z0 + len(slab)] = slab  # noqa: B023
             covered[z0 : z0 + len(slab)] += 1  # noqa: B023
 
-        synthesize(synthesizer, case, "low_drf4", write, suv_scale=1.0, device=torch.device("cpu"))
+        synthesize(synthesizer, case, "low_drf4", write, suv_scale=7.0, device=torch.device("cpu"))
         assert (covered == 1).all()
         assert np.isfinite(volume).all()
         results.append(volume)
     assert np.array_equal(*results)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_validation_trains_nothing_and_the_schedule_goes_forward(name: str, cohort: Path) -> None:
+    recipe = build(name)
+    if not isinstance(recipe, Validated):
+        pytest.skip("its schedule listens to nobody")
+    steps(cohort, name, recipe, 0, recipe.num_steps // 2)
+    source = feed(cohort, name, recipe)
+    before = flat(recipe)
+    scores = [recipe.validate(source.batch(0, 1)) for _ in range(2)]
+    source.close()
+    assert {k: float(v) for k, v in scores[0].items()} == {k: float(v) for k, v in scores[1].items()}
+    after = flat(recipe)
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    middle = recipe.num_steps // 2
+    assert middle <= recipe.observe(middle, {k: float(v) for k, v in scores[0].items()}) <= recipe.num_steps

@@ -102,9 +102,7 @@ def run(
     config = FeedConfig(low=("low_drf4",), cases_per_step=2)
 
     def feed(cases: tuple[str, ...]) -> Feed:
-        return Feed(
-            opened, {"paired": cases}, config, recipe.needs, rank=0, world=1, device=torch.device("cpu")
-        )
+        return Feed(opened, {"paired": cases}, config, recipe.needs, rank=0, world=1, device=torch.device("cpu"))
 
     sources = feed(opened.cases[1:]), feed(opened.cases[:1])
     records: list[dict[str, Any]] = []

@@ -1,11 +1,13 @@
-"""PSNR, SSIM, MAE and NRMSE in three dimensions, on arrays and on volumes that are read slab by slab.
+"""PSNR, SSIM, MAE, NRMSE and NMSE in three dimensions, on arrays and on volumes that are read slab by slab.
 
-What it knows: how an error is averaged, over which voxels, and against which data range; every score says so in its
-``Rule``.  What it refuses to know: which image is a network's, how many cases there are, what a good score is.
+What it knows: how an error is averaged, over which voxels, on which scale and against which data range; every score
+says so in its ``Rule``.  What it refuses to know: which image is a network's, how many cases there are, what a good
+score is.
 
-SSIM is Wang et al. 2004 (doi 10.1109/TIP.2003.819861) with a three-dimensional Gaussian window of 11 voxels, sigma 1.5,
-K1 = 0.01, K2 = 0.03 and population covariance; edges are reflected, as in scikit-image, and a score is the mean of the
-SSIM map over every voxel of its region.
+SSIM is Wang et al. 2004 (doi 10.1109/TIP.2003.819861) with a three-dimensional window, K1 = 0.01 and K2 = 0.03.  The
+project's own has Gaussian weights over 11 voxels, sigma 1.5, and population covariance; edges are reflected, as in
+scikit-image, and a score is the mean of the SSIM map over every voxel of its region.  ``UNIFORM_WINDOW`` is
+scikit-image's default instead.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -26,15 +28,51 @@ Box = tuple[slice, slice, slice]
 K1, K2 = 0.01, 0.03
 WINDOW_RADIUS = 5
 _TAPS = np.exp(-0.5 * (np.arange(-WINDOW_RADIUS, WINDOW_RADIUS + 1) / 1.5) ** 2)
-WINDOW = _TAPS / _TAPS.sum()
 SLAB_VOXELS = 3_000_000  # ~24 MB per float64 working array
 
 MAX_REFERENCE = "maximum of the full-dose volume"
 MAX_REFERENCE_BODY = "maximum of the full-dose image inside the body"
 MAX_REFERENCE_REGION = "maximum of the full-dose image inside the region"
+ONE, TWO = "1", "2 (the default of older scikit-image for floating-point images)"
 NO_MASK, INSIDE, MASK_BOTH = "none", "voxels inside the region", "both images multiplied by the region, full grid"
+NONZERO = "voxels of the region whose full dose is not 0"
 RMS_REFERENCE = "root mean square of the full-dose image in the region"
+POWER_REFERENCE = "sum of squares of the full-dose image in the region"
+RANGE_REFERENCE = "maximum minus minimum of the full-dose image in the region"
 SSIM_WINDOW = "Gaussian, sigma 1.5, 11 x 11 x 11 voxels, K1 0.01, K2 0.03, edges reflected"
+UNIFORM_WINDOW = "uniform, 7 x 7 x 7 voxels, K1 0.01, K2 0.03, sample covariance, mean over windows inside the volume"
+OWN_MAXIMA = "each image divided by its own maximum"
+FROM_0_TO_1 = "both images from the full dose's minimum and maximum to 0 and 1"
+
+
+FIXED_RANGES = {ONE: 1.0, TWO: 2.0}
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """An SSIM window: the same taps along z, y and x.
+
+    Args:
+        taps: weights along one axis, an odd number of them, summing to 1.
+        bias: what a windowed variance is multiplied by: 1, or n / (n - 1) for the sample's.
+        inside: whether voxels whose window passes the volume are left out of a score.
+    """
+
+    taps: NDArray[np.float64]
+    bias: float
+    inside: bool
+
+    @property
+    def radius(self) -> int:
+        """Voxels on either side of the centre."""
+        return len(self.taps) // 2
+
+
+WINDOW = Window(_TAPS / _TAPS.sum(), 1.0, False)
+WINDOWS: Mapping[str, Window] = {
+    SSIM_WINDOW: WINDOW,
+    UNIFORM_WINDOW: Window(np.full(7, 1 / 7), 7**3 / (7**3 - 1), True),
+}
 
 
 @dataclass(frozen=True)
@@ -50,8 +88,10 @@ class Rule:
         normalisation: what an error is divided by; empty where nothing is.
         window: the SSIM window; empty for other metrics.
         clip: intensity clipping applied before scoring.
+        scale: what intensities were scaled by before scoring.
         dimensionality: ``3D``, or how slices were combined.
         aggregation: what one row is.
+        judge: the fixed network that measured, where one did.
         preset: whose convention this is, a key of ``presets.PRESETS``, or ``clinical``.
     """
 
@@ -63,9 +103,16 @@ class Rule:
     normalisation: str = ""
     window: str = ""
     clip: str = "none"
+    scale: str = "none"
     dimensionality: str = "3D"
     aggregation: str = "one value per case and region"
+    judge: str = ""
     preset: str = "native"
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a larger value is the better one."""
+        return self.metric in ("PSNR", "SSIM", "Unet-score", "SCORE")
 
     def text(self) -> str:
         """Return the rule as one readable line."""
@@ -75,6 +122,8 @@ class Rule:
             "normalised by": self.normalisation,
             "window": self.window,
             "clip": self.clip,
+            "scale": self.scale,
+            "judge": self.judge,
             "unit": self.units,
         }
         told = "; ".join(f"{name}: {fact}" for name, fact in facts.items() if fact)
@@ -104,7 +153,7 @@ class Score:
         region: name of the region; ``kind`` is what sort of region it is.
         rule: how the value was computed.
         value: in ``rule.units``; infinite where PSNR meets no error, NaN where it is not defined.
-        range_value: the data range used, in the image's units; None where the rule has none.
+        range_value: the data range used, in the image's units unless the rule scales; None where the rule has none.
         image_rule: how the image itself was made or chosen, where it has parameters.
     """
 
@@ -153,7 +202,7 @@ def ssim_map(reference: Real, image: Real, *, data_range: float) -> NDArray[np.f
     pad = ((WINDOW_RADIUS, WINDOW_RADIUS), (0, 0), (0, 0))
     x = np.pad(reference.astype(np.float64), pad, mode="symmetric")
     y = np.pad(image.astype(np.float64), pad, mode="symmetric")
-    return _ssim(_Moments.of(_blur(x), _blur(x * x), x, y), data_range)
+    return _ssim(_Moments.of(_blur(x, WINDOW), _blur(x * x, WINDOW), x, y, WINDOW), data_range)
 
 
 # ---- on sources -----------------------------------------------------------------------------------------------------
@@ -164,6 +213,8 @@ class Survey:
     """What one reading of the reference tells about a region: size, extremes, power and bounding box."""
 
     voxels: int = 0
+    nonzero: int = 0
+    minimum: float = np.inf
     maximum: float = -np.inf
     sum_squares: float = 0.0
     box: Box | None = None
@@ -171,6 +222,8 @@ class Survey:
     def add(self, values: NDArray[np.float64], box: Box) -> None:
         """Take in a region's voxels of one slab; ``box`` is their bounding box in the volume."""
         self.voxels += values.size
+        self.nonzero += int(np.count_nonzero(values))
+        self.minimum = min(self.minimum, float(values.min()))
         self.maximum = max(self.maximum, float(values.max()))
         self.sum_squares += float(np.square(values).sum())
         self.box = box if self.box is None else _hull(self.box, box)
@@ -180,6 +233,13 @@ class Survey:
 class _Errors:
     absolute: float = 0.0
     squared: float = 0.0
+    squared_nonzero: float = 0.0  # where the reference is not 0
+
+    def add(self, difference: NDArray[np.float64], reference: NDArray[np.float64]) -> None:
+        squares = np.square(difference)
+        self.absolute += float(np.abs(difference).sum())
+        self.squared += float(squares.sum())
+        self.squared_nonzero += float(squares[reference != 0].sum())
 
 
 def stream_scores(
@@ -227,54 +287,69 @@ def stream_scores(
     ranges = {job: _range_of(job[1], surveys[job[0]], surveys) for job in jobs}
 
     errors = {(name, region): _Errors() for name in candidates for region in regions}
-    similar: dict[tuple[str, Region, Rule], float] = {}
+    similar: dict[tuple[str, Region, Rule], tuple[float, int]] = {}  # sum of the SSIM map, voxels summed
     local = [(region, rule) for region, rule in jobs if rule.metric == "SSIM" and rule.mask != MASK_BOTH]
-    halo = WINDOW_RADIUS if local else 0
+    views = list(dict.fromkeys((rule.window, rule.scale) for _, rule in local))  # rules of one view share moments
+    halo = max((WINDOWS[window].radius for window, _ in views), default=0)
+    own = any(scale == OWN_MAXIMA for _, scale in views)
+    maxima = {name: _maximum(candidate, slab_voxels) if own else np.nan for name, candidate in candidates.items()}
     for z0, z1 in slabs(reference.grid.shape, slab_voxels):
+        middle = slice(halo, halo + z1 - z0)
         x = read_reflected(reference, z0, z1, halo)
         inside, mark = _region_slabs(body, labels, z0, z1)
-        mean_x, mean_xx = (_blur(x), _blur(x * x)) if local else (x, x)
+        boxes = {region: box for region in regions if (box := _cut(surveys[region].box, z0, z1)) is not None}
+        masks = {
+            region: region_mask(region, inside[box], mark[box] if mark is not None else None)
+            for region, box in boxes.items()
+        }
+        seen = {view: _Seen.of(x, view, halo, _scale_of(view[1], surveys)) for view in views}
         for name, candidate in candidates.items():
             y = read_reflected(candidate, z0, z1, halo)
             if not np.isfinite(y).all():
                 raise InputError(
                     "IMG_NAN", where=name, found="values that are not finite", remedy="repair the image before scoring"
                 )
-            difference = (y - x)[halo : halo + z1 - z0]
-            moments = _Moments.of(mean_x, mean_xx, x, y) if local else None
-            for region in regions:
-                box = _cut(surveys[region].box, z0, z1)
-                if box is None:
-                    continue
-                where = region_mask(region, inside[box], mark[box] if mark is not None else None)
-                part = difference[box][where]
-                errors[name, region].absolute += float(np.abs(part).sum())
-                errors[name, region].squared += float(np.square(part).sum())
-                for rule in (rule for owner, rule in local if owner == region):
-                    assert moments is not None
-                    got = float(_ssim(moments.at(box, where), ranges[region, rule]).sum())
-                    similar[name, region, rule] = similar.get((name, region, rule), 0.0) + got
+            difference = (y - x)[middle]
+            for region, box in boxes.items():
+                errors[name, region].add(difference[box][masks[region]], x[middle][box][masks[region]])
+            for view in views:
+                moments = seen[view].beside(y, halo, _scale_of(view[1], surveys, maxima[name]))
+                for region, rule in local:
+                    if region in boxes and view == (rule.window, rule.scale):
+                        box = boxes[region]
+                        kept = masks[region] & _whole_windows(WINDOWS[rule.window], reference.grid.shape, box, z0)
+                        got = _ssim(moments.at(box, kept), ranges[region, rule])
+                        total, voxels = similar.get((name, region, rule), (0.0, 0))
+                        similar[name, region, rule] = total + float(got.sum()), voxels + got.size
 
     everything = int(np.prod(reference.grid.shape))
     scores = []
     for name, candidate in candidates.items():
         how = str(candidate.provenance.get("rule", ""))
         for region, rule in jobs:
-            seen, error, peak = surveys[region], errors[name, region], ranges[region, rule]
-            voxels = everything if rule.mask == MASK_BOTH else seen.voxels
+            known, error, peak = surveys[region], errors[name, region], ranges[region, rule]
             match rule.metric:
+                case "PSNR" if rule.mask == NONZERO:
+                    mean_square = error.squared_nonzero / known.nonzero if known.nonzero else float("nan")
+                    value = _psnr(mean_square, peak * _scale_of(rule.scale, surveys)[1])
                 case "PSNR":
-                    value = _psnr(error.squared / voxels, peak)
+                    value = _psnr(error.squared / (everything if rule.mask == MASK_BOTH else known.voxels), peak)
                 case "MAE":
-                    value = error.absolute / voxels
+                    value = error.absolute / (everything if rule.mask == MASK_BOTH else known.voxels)
+                case "NRMSE" if rule.normalisation == RANGE_REFERENCE:
+                    span = known.maximum - known.minimum
+                    value = 100 * float(np.sqrt(error.squared / known.voxels)) / span if span > 0 else float("nan")
                 case "NRMSE":
-                    value = float(np.sqrt(error.squared / seen.sum_squares)) if seen.sum_squares > 0 else float("nan")
+                    value = float(np.sqrt(error.squared / known.sum_squares)) if known.sum_squares > 0 else float("nan")
+                case "NMSE":
+                    value = error.squared / known.sum_squares if known.sum_squares > 0 else float("nan")
                 case "SSIM" if rule.mask == MASK_BOTH:
                     assert labels is not None
-                    assert seen.box is not None
-                    value = _ssim_masked(reference, candidate, labels, region, seen.box, peak, slab_voxels)
+                    assert known.box is not None
+                    value = _ssim_masked(reference, candidate, labels, region, known.box, peak, slab_voxels)
                 case "SSIM":
-                    value = similar[name, region, rule] / seen.voxels
+                    total, voxels = similar[name, region, rule]
+                    value = total / voxels if voxels else float("nan")
                 case unknown:
                     raise AssertionError(f"no such metric: {unknown}")
             used = peak if rule.data_range else None
@@ -343,6 +418,34 @@ def region_mask(region: Region, inside: Mask, mark: NDArray[np.int32] | None) ->
     return np.equal(mark, region.label)
 
 
+Scale = tuple[float, float]  # (a, s): a value v is scored as (v - a) / s
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """A reference under an SSIM window: scaled, trimmed to the window's halo, with its windowed first two moments."""
+
+    window: Window
+    x: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    mean_square: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, x: NDArray[np.float64], view: tuple[str, str], halo: int, scale: Scale) -> "_Seen":
+        window = WINDOWS[view[0]]
+        x = _viewed(x, window, halo, scale)
+        return cls(window, x, _blur(x, window), _blur(x * x, window))
+
+    def beside(self, y: NDArray[np.float64], halo: int, scale: Scale) -> "_Moments":
+        return _Moments.of(self.mean, self.mean_square, self.x, _viewed(y, self.window, halo, scale), self.window)
+
+
+def _viewed(v: NDArray[np.float64], window: Window, halo: int, scale: Scale) -> NDArray[np.float64]:
+    spare = halo - window.radius
+    v = v[spare : v.shape[0] - spare]
+    return v if scale == (0.0, 1.0) else (v - scale[0]) / scale[1]
+
+
 @dataclass(frozen=True, eq=False)
 class _Moments:
     """Windowed means, variances and covariance of two images."""
@@ -354,11 +457,17 @@ class _Moments:
 
     @classmethod
     def of(
-        cls, mean_x: NDArray[np.float64], mean_xx: NDArray[np.float64], x: NDArray[np.float64], y: NDArray[np.float64]
+        cls,
+        mean_x: NDArray[np.float64],
+        mean_xx: NDArray[np.float64],
+        x: NDArray[np.float64],
+        y: NDArray[np.float64],
+        window: Window,
     ) -> "_Moments":
-        mean_y = _blur(y)
-        variance_sum = mean_xx + _blur(y * y) - mean_x**2 - mean_y**2
-        return cls(mean_x, mean_y, variance_sum, _blur(x * y) - mean_x * mean_y)
+        mean_y = _blur(y, window)
+        variance_sum = mean_xx + _blur(y * y, window) - mean_x**2 - mean_y**2
+        covariance = _blur(x * y, window) - mean_x * mean_y
+        return cls(mean_x, mean_y, window.bias * variance_sum, window.bias * covariance)
 
     def at(self, box: Box, where: Mask) -> "_Moments":
         return _Moments(
@@ -372,10 +481,23 @@ def _ssim(m: _Moments, data_range: float) -> NDArray[np.float64]:
     return top / ((m.mean_x**2 + m.mean_y**2 + c1) * (m.variance_sum + c2))
 
 
-def _blur(padded: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Window means; the z halo of ``WINDOW_RADIUS`` slices on either side is used up, y and x are reflected."""
-    z = correlate1d(padded, WINDOW, axis=0)[WINDOW_RADIUS : padded.shape[0] - WINDOW_RADIUS]
-    return np.asarray(correlate1d(correlate1d(z, WINDOW, axis=1, mode="reflect"), WINDOW, axis=2, mode="reflect"))
+def _blur(padded: NDArray[np.float64], window: Window) -> NDArray[np.float64]:
+    """Window means; the z halo of the window's radius on either side is used up, y and x are reflected."""
+    z = correlate1d(padded, window.taps, axis=0)[window.radius : padded.shape[0] - window.radius]
+    y = correlate1d(z, window.taps, axis=1, mode="reflect")
+    return np.asarray(correlate1d(y, window.taps, axis=2, mode="reflect"))
+
+
+def _whole_windows(window: Window, shape: tuple[int, int, int], box: Box, z0: int) -> Mask:
+    """Which voxels of a slab's ``box`` enter the mean of the SSIM map; broadcasts over the box."""
+    if not window.inside:
+        return np.ones((1, 1, 1), dtype=bool)
+    first = (z0, 0, 0)
+    z, y, x = (
+        (np.arange(s.start, s.stop) + a >= window.radius) & (np.arange(s.start, s.stop) + a < n - window.radius)
+        for s, a, n in zip(box, first, shape, strict=True)
+    )
+    return z[:, None, None] & y[:, None] & x
 
 
 def _ssim_masked(
@@ -402,7 +524,7 @@ def _ssim_masked(
         mark = read_reflected(labels, z0, z1, WINDOW_RADIUS)[:, y_box, x_box] == region.label
         x = read_reflected(reference, z0, z1, WINDOW_RADIUS)[:, y_box, x_box] * mark
         y = read_reflected(candidate, z0, z1, WINDOW_RADIUS)[:, y_box, x_box] * mark
-        similarity = _ssim(_Moments.of(_blur(x), _blur(x * x), x, y), peak)
+        similarity = _ssim(_Moments.of(_blur(x, WINDOW), _blur(x * x, WINDOW), x, y, WINDOW), peak)
         total, voxels = total + float(similarity.sum()), voxels + similarity.size
     everything = int(np.prod(shape))
     return (total + (everything - voxels)) / everything
@@ -412,6 +534,8 @@ def _range_of(rule: Rule, seen: Survey, surveys: Mapping[Region, Survey]) -> flo
     match rule.data_range:
         case "":
             return float("nan")
+        case text if text in FIXED_RANGES:
+            return FIXED_RANGES[text]
         case text if text == MAX_REFERENCE_REGION:
             return seen.maximum
         case text if text in (MAX_REFERENCE, MAX_REFERENCE_BODY):
@@ -421,8 +545,28 @@ def _range_of(rule: Rule, seen: Survey, surveys: Mapping[Region, Survey]) -> flo
             raise AssertionError(f"no such range rule: {unknown}")
 
 
+def _scale_of(scale: str, surveys: Mapping[Region, Survey], own: float | None = None) -> Scale:
+    """Offset and divisor of the reference, or of a candidate of maximum ``own``; NaN where that is not positive."""
+    if scale == "none":
+        return 0.0, 1.0
+    whole = next(seen for region, seen in surveys.items() if region.kind == "whole")
+    match scale:
+        case text if text == OWN_MAXIMA:
+            maximum = whole.maximum if own is None else own
+            return 0.0, maximum if maximum > 0 else float("nan")
+        case text if text == FROM_0_TO_1:
+            span = whole.maximum - whole.minimum
+            return whole.minimum, span if span > 0 else float("nan")
+        case unknown:
+            raise AssertionError(f"no such scale: {unknown}")
+
+
+def _maximum(source: ImageSource, slab_voxels: int) -> float:
+    return max(float(source.read(z0, z1).max()) for z0, z1 in slabs(source.grid.shape, slab_voxels))
+
+
 def _psnr(mean_square: float, data_range: float) -> float:
-    return float(10 * np.log10(data_range**2 / mean_square)) if mean_square > 0 else float("inf")
+    return float(10 * np.log10(data_range**2 / mean_square)) if mean_square != 0 else float("inf")
 
 
 def _error(reference: Real, image: Real, mask: Mask | None) -> NDArray[np.float64]:

@@ -3,6 +3,17 @@
 ``native`` is the project's own.  ``sgsgan`` is Zhou et al. 2022 (IEEE TMI, arXiv 2205.08887) as far as its tables allow
 it to be read: the paper multiplies images by an organ's mask and states neither data range nor denominator, so both
 readings of the organ scores are given and absolute MAEs (in unknown intensity units) are no target.
+
+``udpet2022`` is the global part of the Ultra-Low-Dose PET challenge's evaluator of 2022, which CG-3DSRGAN's tables
+follow with NRMSE in per cent: the whole volume, no mask.  Its SSIM call names no data range; scikit-image of that time
+took 2 for floating-point images, and 1, the range the images really have, is given beside it.  An image's own maximum
+divides it there, so SSIM cannot see an error of scale.
+
+``s3pet`` is read from the public test scripts of S3PET's laboratory, since the paper gives formulas only: PSNR over the
+voxels with uptake on images scaled by the full dose's minimum and maximum.  SSIM is in three dimensions, where those
+scripts differ, with scikit-image's default window, which is this project's choice.  The rules that the paper's text
+alone suggests (every voxel, range the full dose's maximum) stand beside them.  Where the full dose's minimum is 0, as
+in most PET, both SSIMs are one number.
 """
 
 from collections.abc import Mapping
@@ -10,14 +21,22 @@ from dataclasses import replace
 from typing import Literal
 
 from trainers.metrics.image import (
+    FROM_0_TO_1,
     INSIDE,
     MASK_BOTH,
     MAX_REFERENCE,
     MAX_REFERENCE_BODY,
     MAX_REFERENCE_REGION,
     NO_MASK,
+    NONZERO,
+    ONE,
+    OWN_MAXIMA,
+    POWER_REFERENCE,
+    RANGE_REFERENCE,
     RMS_REFERENCE,
     SSIM_WINDOW,
+    TWO,
+    UNIFORM_WINDOW,
     Rule,
 )
 
@@ -30,6 +49,13 @@ def _rules(region: Literal["whole", "body", "ROI"], mask: str, data_range: str, 
 
 def _nrmse(region: Literal["whole", "body", "ROI"], mask: str) -> Rule:
     return Rule("NRMSE", region, mask, "1", normalisation=RMS_REFERENCE)
+
+
+def _whole(
+    metric: str, units: str, preset: str, *, mask: str = NO_MASK, data_range: str = "", scale: str = "none"
+) -> Rule:
+    window = UNIFORM_WINDOW if metric == "SSIM" else ""
+    return Rule(metric, "whole", mask, units, data_range, window=window, scale=scale, preset=preset)
 
 
 PRESETS: Mapping[str, tuple[Rule, ...]] = {
@@ -45,6 +71,19 @@ PRESETS: Mapping[str, tuple[Rule, ...]] = {
         *_rules("whole", NO_MASK, MAX_REFERENCE, "sgsgan"),
         *_rules("ROI", MASK_BOTH, MAX_REFERENCE_REGION, "sgsgan"),
         *_rules("ROI", INSIDE, MAX_REFERENCE_REGION, "sgsgan"),
+    ),
+    "udpet2022": (
+        _whole("PSNR", "dB", "udpet2022", data_range=MAX_REFERENCE),
+        _whole("SSIM", "1", "udpet2022", data_range=TWO, scale=OWN_MAXIMA),
+        _whole("SSIM", "1", "udpet2022", data_range=ONE, scale=OWN_MAXIMA),
+        replace(_whole("NRMSE", "%", "udpet2022"), normalisation=RANGE_REFERENCE),
+    ),
+    "s3pet": (
+        _whole("PSNR", "dB", "s3pet", mask=NONZERO, data_range=ONE, scale=FROM_0_TO_1),
+        _whole("SSIM", "1", "s3pet", data_range=ONE, scale=FROM_0_TO_1),
+        replace(_whole("NMSE", "1", "s3pet"), normalisation=POWER_REFERENCE),
+        _whole("PSNR", "dB", "s3pet", data_range=MAX_REFERENCE),
+        _whole("SSIM", "1", "s3pet", data_range=MAX_REFERENCE),
     ),
 }
 

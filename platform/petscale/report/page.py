@@ -271,7 +271,7 @@ def _score_lines(evaluation: Evaluation, summaries: list[Summary], rules: list[R
         for rule in rules:
             means = [by_key[key].mean for name in evaluation.images if (key := (region, name, rule)) in by_key]
             if means:
-                best[rule] = max(means) if rule.metric in ("PSNR", "SSIM") else min(means)
+                best[rule] = max(means) if rule.higher_is_better else min(means)
         for index, name in enumerate(evaluation.images):
             cells = []
             for rule in rules:

@@ -1,0 +1,747 @@
+import hashlib
+import itertools
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from storage.errors import InputError
+from trainers import cg_3dsrgan, perceptual
+from trainers.cg_3dsrgan import CG3DSRGAN, Config, Plateau, WindowSynthesizer
+from trainers.engine import plain_engine
+from trainers.recipe import Batch, Recipe, Synthesizer, Validated
+
+SMALL: dict[str, Any] = {
+    "mlnet_channels": 4,
+    "head_hidden": 8,
+    "contextual_channels": 4,
+    "discriminator_channels": 4,
+    "perceptual": "masked",
+    "epoch_samples": 4,
+    "max_epochs": 2,
+    "backbone_samples": 4,
+    "calibration_samples": 6,
+    "patch": (32, 32, 32),
+    "validate_batches": 2,
+}
+BASELINE: dict[str, Any] = {"classify": False, "adversarial": False, "refine": False}
+VARIANTS: dict[str, dict[str, Any]] = {  # Table II
+    "baseline": BASELINE,
+    "baseline + CG": {**BASELINE, "classify": True},
+    "CG-3DGAN": {"refine": False},
+    "CG-3DSRGAN": {},
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Small convolutions on more threads than there are free cores take many times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _small_and_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(perceptual, "MaskedAutoencoder", partial(perceptual.MaskedAutoencoder, channels=2))
+    torch.manual_seed(0)
+
+
+def small(**changes: Any) -> Config:
+    return Config(**{**SMALL, **changes})
+
+
+def build(config: Config, seed: int = 0) -> CG3DSRGAN:
+    torch.manual_seed(seed)
+    return cg_3dsrgan.build(config, make_engine=plain_engine, patches_per_step=2)
+
+
+def make_batch(seed: int, edge: int = 32, doses: tuple[float, ...] = (4.0, 100.0)) -> Batch:
+    random = torch.Generator().manual_seed(seed)
+    b = len(doses)
+    full = torch.rand(b, 1, edge, edge, edge, generator=random)
+    return Batch(
+        low=full + 0.2 * torch.randn(full.shape, generator=random),
+        full=full,
+        masks=torch.zeros(b, 0, edge, edge, edge),
+        overview=torch.zeros(b, 1, 0, 0, 0),
+        drf=torch.tensor(doses),
+        cases=b,
+        places=("",) * b,
+    )
+
+
+def run(recipe: CG3DSRGAN, step: int) -> dict[str, Tensor]:
+    torch.manual_seed(1000 + step)  # as the loop does
+    return recipe.step(make_batch(step), step)
+
+
+def count(module: nn.Module | None) -> int:
+    return sum(p.numel() for p in module.parameters()) if module else 0
+
+
+def weights(recipe: CG3DSRGAN, buffers: bool = False) -> dict[str, dict[str, Tensor]]:
+    """Tensors by engine, those of M split into its parts; running statistics only where asked for."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for engine, state in recipe.state().items():
+        for key, value in state.items():
+            if key.startswith("weight/") and (("running" in key or "tracked" in key) == buffers):
+                name = key.removeprefix("weight/")
+                part = engine if engine != "M" else ".".join(name.split(".")[: 2 if name.startswith("mlnet") else 1])
+                found.setdefault(part, {})[name] = value
+    return found
+
+
+def moved(before: dict[str, dict[str, Tensor]], after: dict[str, dict[str, Tensor]]) -> set[str]:
+    return {e for e in before if any(not torch.equal(before[e][k], after[e][k]) for k in before[e])}
+
+
+def perturb(module: nn.Module) -> None:
+    """Move every weight and statistic off its initial value, so that no zero hides a mistake."""
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(0.05 * torch.randn_like(p))
+        for name, b in module.named_buffers():
+            if name.endswith("running_mean"):
+                b.copy_(0.3 * torch.randn_like(b))
+            if name.endswith("running_var"):
+                b.copy_(0.5 + torch.rand_like(b))
+
+
+def module(recipe: CG3DSRGAN) -> cg_3dsrgan.Generator:
+    G = recipe.M.module
+    assert isinstance(G, cg_3dsrgan.Generator)
+    return G
+
+
+EVERYTHING = {"mlnet.down", "mlnet.up", "mlnet.head", "contextual"}
+
+
+# 1. Counts.
+
+
+def conv(k: int, dim: int, before: int, after: int, bias: bool) -> int:
+    return int(k**dim) * before * after + (after if bias else 0)
+
+
+def unet(dim: int, k: int, widths: list[int], image: int, bias: bool) -> int:
+    """pix2pix's U-Net by arithmetic; ``bias``: of the convolutions before a norm, too."""
+    n = len(widths)
+    total = 0
+    for level, (before, after) in enumerate(zip([image, *widths], widths, strict=False)):
+        normed = 0 < level < n - 1
+        total += conv(k, dim, before, after, bias) + (2 * after if normed else 0)
+    for level in range(n):
+        before = widths[level] * (1 if level == n - 1 else 2)
+        after = widths[level - 1] if level else image
+        total += conv(k, dim, before, after, bias or level == 0) + (2 * after if level else 0)
+    return total
+
+
+def patch_discriminator(dim: int, image: int, bias: bool) -> int:
+    widths = [image, 64, 128, 256, 512]
+    total = sum(conv(4, dim, a, b, bias or a == image) for a, b in itertools.pairwise(widths))
+    return total + 2 * (128 + 256 + 512) + conv(4, dim, 512, 1, True)
+
+
+def test_counts_follow_from_pix2pix_with_only_the_stated_changes() -> None:
+    assert unet(2, 4, [64, 128, 256, 512, 512, 512, 512, 512], 3, bias=False) == 54_413_955  # unet_256
+    assert patch_discriminator(2, 6, bias=False) == 2_768_705
+    assert unet(3, 3, [64, 128, 256, 512, 512], 1, bias=True) == 28_101_697
+    assert patch_discriminator(3, 2, bias=True) == 11_053_761
+    with torch.device("meta"):
+        G = cg_3dsrgan.generator(Config())
+        D = cg_3dsrgan.Discriminator(64)
+    head = count(G.mlnet.head)
+    assert (count(G.mlnet) - head, head) == (28_101_697, 132_613)
+    assert (count(G.contextual), count(G), count(D)) == (140_161, 28_374_471, 11_053_761)
+
+
+def test_narrow_counts() -> None:
+    assert count(cg_3dsrgan.MLNet(4, 8, 0)) == 110_437
+    assert count(cg_3dsrgan.Discriminator(4)) == 45_741
+    assert count(cg_3dsrgan.ContextualNet(8)) == 9_121
+    for classes, head in ((3, 132_099), (6, 132_870)):
+        with torch.device("meta"):
+            assert count(cg_3dsrgan.MLNet(64, 256, classes).head) == head
+
+
+# 2. Shapes.
+
+
+def test_shapes() -> None:
+    G = cg_3dsrgan.generator(small())
+    for shape in ((32, 32, 32), (64, 32, 96)):
+        coarse, logits, refined = G(torch.rand(2, 1, *shape))
+        assert coarse.shape == refined.shape == (2, 1, *shape)
+        assert logits.shape == (2, 5)
+    with pytest.raises(ValueError, match="multiples of 32"):
+        G(torch.rand(2, 1, 32, 32, 48))
+    D = cg_3dsrgan.Discriminator(2)
+    for edge, scores in ((32, 2), (64, 6), (96, 10)):
+        x = torch.rand(2, 1, edge, edge, edge)
+        assert [s.shape for s in D(x, x, x)] == [(2, 1, scores, scores, scores)] * 2
+
+
+# 3. Hand-worked numbers of eq. 1, 2, 4 and 5 (eq. 3 in test_perceptual).
+
+
+def test_hand_worked_losses() -> None:
+    y1 = torch.tensor([1.0, 2.0, 0.5, 0.0], requires_grad=True)
+    l1 = 300 * F.l1_loss(y1, torch.tensor([1.5, 1.0, 0.5, 0.25]))
+    l1.backward()
+    assert l1.item() == 131.25
+    assert y1.grad is not None
+    assert y1.grad.tolist() == [-75, 75, 0, -75]
+
+    z = torch.tensor([[2.0, 0, 0, 0, 0]] * 2, requires_grad=True)
+    both = cg_3dsrgan.class_loss(z, torch.tensor([0, 1]), torch.ones(2))
+    assert both.item() == pytest.approx(1.432654, abs=2e-6)
+    assert cg_3dsrgan.class_loss(z, torch.tensor([0, 1]), torch.tensor([1.0, 0])).item() == pytest.approx(
+        0.432654, abs=2e-6
+    )
+    assert cg_3dsrgan.class_loss(torch.zeros(1, 5), torch.tensor([3]), torch.ones(1)).item() == pytest.approx(1.609438)
+    assert cg_3dsrgan.class_loss(z, torch.tensor([0, 1]), torch.zeros(2)).item() == 0
+    (gradient,) = torch.autograd.grad(cg_3dsrgan.class_loss(z[:1], torch.tensor([0]), torch.ones(1)), z)
+    torch.testing.assert_close(gradient[0], torch.tensor([0.648786 - 1, *[0.087804] * 4]), atol=1e-6, rtol=0)
+
+    real, fake = torch.tensor([0.8, 0.4]), torch.tensor([0.3, -0.1])
+    assert cg_3dsrgan.discriminator_loss(real, fake).item() == pytest.approx(0.25)
+    adversarial = cg_3dsrgan.adversarial_loss(fake)
+    assert adversarial.item() == pytest.approx(0.85)
+    c = Config()
+    terms = (l1.item() / 300, both.item(), 4.5, adversarial.item())
+    total = sum(w * t for w, t in zip((c.lambda_l1, c.lambda_class, c.lambda_perceptual, 1.0), terms, strict=True))
+    assert total == pytest.approx(191.42654, abs=2e-5)
+
+
+# 4. Who learns from what.
+
+
+@pytest.mark.parametrize("detach", [False, True])
+def test_gradients_reach_exactly_the_listed_networks(detach: bool) -> None:
+    recipe = build(small(detach_coarse=detach))
+    perturb(recipe.M.module)
+    assert recipe.D is not None
+    G, batch = module(recipe), make_batch(0)
+
+    def reached(loss: Tensor) -> set[str]:
+        for p in (*G.parameters(), *recipe.D.module.parameters()):  # type: ignore[union-attr]
+            p.grad = None
+        loss.backward()
+        parts = {"mlnet.down": G.mlnet.down, "mlnet.up": G.mlnet.up, "mlnet.head": G.mlnet.head}
+        parts |= {"contextual": G.contextual, "D": recipe.D.module}  # type: ignore[union-attr, dict-item]
+        return {
+            name
+            for name, part in parts.items()
+            if any(p.grad is not None and p.grad.any() for p in part.parameters())  # type: ignore[union-attr]
+        }
+
+    of_y2 = {"contextual"} if detach else {"contextual", "mlnet.up", "mlnet.down"}
+    coarse, _, _ = recipe.M(batch.low)
+    assert reached(F.l1_loss(coarse, batch.full)) == {"mlnet.down", "mlnet.up"}
+    _, logits, _ = recipe.M(batch.low)
+    assert reached(cg_3dsrgan.class_loss(logits, torch.tensor([0, 4]), torch.ones(2))) == {"mlnet.down", "mlnet.head"}
+    _, _, refined = recipe.M(batch.low)
+    assert reached(recipe._perceptual(refined, batch.full)) == of_y2
+    _, _, refined = recipe.M(batch.low)
+    assert reached(cg_3dsrgan.discriminator_loss(*recipe.D(batch.low, batch.full, refined.detach()))) == {"D"}
+    _, _, refined = recipe.M(batch.low)
+    with recipe.D.frozen() as D:
+        assert reached(cg_3dsrgan.adversarial_loss(*D(batch.low, refined))) == of_y2
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"), [(0, {"phi"}), (2, {"mlnet.down", "mlnet.up", "mlnet.head", "contextual", "D"}), (6, set())]
+)
+def test_exactly_the_listed_networks_change(step: int, expected: set[str]) -> None:
+    recipe = build(small())
+    before, statistics = weights(recipe), weights(recipe, buffers=True)
+    metrics = run(recipe, step)
+    assert all(torch.isfinite(value) for value in metrics.values())
+    assert not any(value.requires_grad for value in metrics.values())
+    assert moved(before, weights(recipe)) == expected
+    # Running statistics are M's alone, and only a pre-training step leaves them.
+    assert moved(statistics, weights(recipe, buffers=True)) == (set() if step == 0 else {"mlnet.down", "mlnet.up"})
+    grads = [p.grad for e in recipe._engines().values() for p in e.module.parameters()]
+    assert all(g is None or not g.any() for g in grads)  # nothing leaks into the next step
+    assert all(p.requires_grad for e in recipe._engines().values() for p in e.module.parameters())
+
+
+def test_one_forward_of_m_per_step() -> None:
+    recipe = build(small())
+    run(recipe, 2)
+    counted = [b for name, b in recipe.M.module.named_buffers() if name.endswith("num_batches_tracked")]
+    assert {int(b) for b in counted} == {1}
+
+
+# 5. Signs.
+
+
+def test_a_generator_step_makes_the_fake_pair_look_real_and_a_discriminator_step_the_opposite() -> None:
+    recipe = build(small())
+    assert recipe.D is not None
+    D, batch = recipe.D.module, make_batch(0)
+    perturb(recipe.M.module)
+    _, _, refined = recipe.M(batch.low)
+    fake = refined.detach().clone().requires_grad_()
+    (score,) = D(batch.low, fake)
+    cg_3dsrgan.adversarial_loss(score).backward()
+    assert fake.grad is not None
+    (better,) = D(batch.low, fake - 1e-3 * fake.grad / fake.grad.norm())
+    assert cg_3dsrgan.adversarial_loss(better) < cg_3dsrgan.adversarial_loss(score)
+    gaps = []
+    for _ in range(4):
+        real, fakes = recipe.D(batch.low, batch.full, refined.detach())
+        loss = cg_3dsrgan.discriminator_loss(real, fakes)
+        gaps.append(loss.item())
+        recipe.D.backward(loss)
+        recipe.D.step()
+    assert gaps[-1] < gaps[0]
+
+
+def test_real_and_fake_pairs_are_normed_apart_and_alike_in_any_mode() -> None:
+    D, batch = cg_3dsrgan.Discriminator(4), make_batch(0)
+    real, fake = D(batch.low, batch.full, 5 * batch.full)
+    assert torch.equal(real, D(batch.low, batch.full)[0])
+    assert torch.equal(fake, D.eval()(batch.low, 5 * batch.full)[0])
+    assert not list(D.buffers())
+
+
+# 6. Contextual-Net starts as the identity.
+
+
+def test_refined_is_coarse_at_the_start() -> None:
+    coarse, _, refined = cg_3dsrgan.generator(small())(torch.rand(2, 1, 32, 32, 32))
+    assert torch.equal(coarse, refined)
+    assert coarse.abs().max() < 5  # not tens: PyTorch's fan of a transposed convolution would give that
+    recipe = build(small())
+    run(recipe, 2)
+    coarse, _, refined = recipe.M.module(torch.rand(2, 1, 32, 32, 32))
+    assert not torch.equal(coarse, refined)
+
+
+def test_contextual_net_reaches_seven_voxels() -> None:
+    net = cg_3dsrgan.ContextualNet(2).double()
+    perturb(net)
+    x = torch.rand(1, 1, 21, 21, 21, dtype=torch.float64, requires_grad=True)
+    net(x)[0, 0, 10, 10, 10].backward()
+    assert x.grad is not None
+    touched = x.grad[0, 0].nonzero()
+    assert touched.min() >= 10 - cg_3dsrgan.REACH
+    assert touched.min() <= 10 - cg_3dsrgan.REACH + 2  # ReLUs may close the last ones
+    assert touched.max() <= 10 + cg_3dsrgan.REACH
+
+
+# 8. Head and classes.
+
+
+def test_the_head_sees_the_mean_over_space() -> None:
+    net = cg_3dsrgan.MLNet(2, 4, 5).eval()
+    seen: list[Tensor] = []
+    assert net.head is not None
+    net.down[-1].register_forward_hook(lambda module, inputs, output: output.flip(2).roll(1, 3))
+    net.head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    low = torch.rand(1, 1, 64, 64, 64)
+    turned = net(low)[1]
+    net.down[-1]._forward_hooks.clear()
+    torch.testing.assert_close(net(low)[1], turned)
+    deepest = low
+    for down in net.down:
+        deepest = down(deepest)
+    torch.testing.assert_close(seen[1], F.leaky_relu(deepest, 0.2).mean((2, 3, 4)))
+
+
+def test_classes_are_the_places_of_the_doses() -> None:
+    doses = (4.0, 10.0, 20.0, 50.0, 100.0)
+    assert cg_3dsrgan.dose_classes(torch.tensor([100.0, 4.0, 20.0]), doses).tolist() == [4, 0, 2]
+    assert cg_3dsrgan.dose_classes(torch.tensor(doses), doses[::-1]).tolist() == [4, 3, 2, 1, 0]
+    for unknown in (5.0, float("nan")):
+        with pytest.raises(InputError, match="CFG_DOSES"):
+            cg_3dsrgan.dose_classes(torch.tensor([4.0, unknown]), doses)
+
+
+def test_air_has_no_class_to_learn() -> None:
+    recipe = build(small())
+    batch = make_batch(0)
+    batch.full[:] = 0.0
+    batch.full[1, :, :1, :, :16] = 1.0  # 1.6 % of the voxels
+    metrics = recipe.step(batch, 2)
+    assert metrics["class"] == 0
+    assert metrics["accuracy"] == 0
+    batch.full[1, :, :4] = 1.0  # 12.5 %
+    assert recipe.step(batch, 3)["class"] > 0
+
+
+# 9. Batch norm.
+
+
+def test_at_inference_a_sample_does_not_depend_on_its_batch() -> None:
+    G = cg_3dsrgan.generator(small())
+    perturb(G)
+    a, b = torch.rand(2, 1, 1, 32, 32, 32)
+    alone, together = G.eval()(a)[2], G(torch.cat([a, b]))[2][:1]
+    torch.testing.assert_close(alone, together)
+    G.train()
+    assert not torch.allclose(G(torch.cat([a, a]))[2][:1], G(torch.cat([a, b]))[2][:1])
+
+
+def test_statistics_become_the_plain_mean_over_the_last_phase() -> None:
+    recipe = build(small())
+    run(recipe, 2)  # leaves moving averages behind
+    first = recipe.phase_starts["statistics"]
+    G = module(recipe)
+    norm = next(m for m in G.mlnet.down[1].modules() if isinstance(m, nn.BatchNorm3d))
+    means = []
+    handle = norm.register_forward_hook(lambda module, inputs, output: means.append(inputs[0].mean((0, 2, 3, 4))))
+    before = weights(recipe)
+    for step in range(first, recipe.num_steps):
+        run(recipe, step)
+    handle.remove()
+    assert len(means) == 3
+    assert norm.running_mean is not None
+    torch.testing.assert_close(norm.running_mean, torch.stack(means).mean(0))
+    assert moved(before, weights(recipe)) == set()
+
+
+def test_one_patch_is_no_batch_to_norm_by() -> None:
+    with pytest.raises(InputError, match=r"CFG_RANGE feed\.cases_per_step"):
+        cg_3dsrgan.build(small(), make_engine=plain_engine, patches_per_step=1)
+    with pytest.raises(InputError, match=r"CFG_RANGE feed\.cases_per_step"):  # as one of two workers
+        build(small()).step(make_batch(0, doses=(4.0,)), 2)
+
+
+# 10. Windows.
+
+
+def test_a_window_on_the_grid_equals_the_whole_beyond_its_margin() -> None:
+    G = cg_3dsrgan.generator(small(mlnet_channels=2, contextual_channels=2))
+    perturb(G)
+    G.double().eval()
+    volume = torch.rand(1, 1, 320, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        whole, window, off = (G(volume[:, :, a:b])[2] for a, b in ((0, 320), (64, 256), (48, 240)))
+    inside = slice(39, 192 - 39)
+    assert (window - whole[:, :, 64:256])[:, :, inside].abs().max() < 1e-10
+    assert (window - whole[:, :, 64:256]).abs().max() > 1e-6
+    assert (off - whole[:, :, 48:240])[:, :, inside].abs().max() > 1e-6
+
+
+def test_tiles_of_any_size_equal_the_whole_volume() -> None:
+    G = cg_3dsrgan.generator(small(contextual_channels=2))
+    perturb(G)
+    synthesizer = WindowSynthesizer(G)
+    tiling = synthesizer.tiling
+    assert (tiling.tile, tiling.halo, tiling.overlap, tiling.multiple) == ((64, 64, 64), 48, (0, 0, 0), 32)
+    shape, covered = (90, 20, 11), (96, 32, 32)
+    low = torch.zeros(1, 1, *(edge + 2 * 48 for edge in covered))
+    low[:, :, 48 : 48 + 90, 48 : 48 + 20, 48 : 48 + 11] = torch.rand(shape)
+    whole = synthesizer(low, {})
+    assert whole.shape[2:] == covered
+    with torch.no_grad():
+        direct = G(low)[2][:, :, 48:-48, 48:-48, 48:-48]  # C on all that R gives
+    torch.testing.assert_close(whole, direct, rtol=0, atol=1e-5)
+    for begin, edge in ((0, 64), (64, 32), (32, 32)):
+        tile = synthesizer(low[:, :, begin : begin + edge + 96], {})
+        torch.testing.assert_close(tile, whole[:, :, begin : begin + edge], rtol=0, atol=1e-5)
+    off = synthesizer(low[:, :, 16 : 16 + 32 + 96], {})
+    assert (off - whole[:, :, 16:48]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_exported_weights_synthesize_what_the_recipe_does(variant: str) -> None:
+    config = small(**VARIANTS[variant])
+    recipe = build(config)
+    run(recipe, recipe.phase_starts["joint"])
+    before = torch.get_rng_state()
+    theirs = cg_3dsrgan.weights_to_synthesizer(config, recipe.weights())
+    assert torch.equal(torch.get_rng_state(), before)
+    mine: Synthesizer = recipe.synthesizer()
+    assert mine.tiling == theirs.tiling
+    assert mine.context_needs is None
+    assert mine.context(torch.zeros(1), torch.zeros(1)) == {}
+    low = torch.rand(1, 1, 128, 128, 128)
+    a, b = mine(low, {}), theirs(low, {})
+    assert torch.equal(a, b)
+    assert a.shape == (1, 1, 32, 32, 32)
+    assert not a.requires_grad
+    with pytest.raises(InputError, match="CKPT_CONFIG"):
+        cg_3dsrgan.weights_to_synthesizer(small(mlnet_channels=2, **VARIANTS[variant]), recipe.weights())
+
+
+# 12. Schedule.
+
+
+def observe(recipe: CG3DSRGAN, scores: list[float]) -> tuple[list[int], int, int]:
+    """Give one score per epoch; returns the epochs after which the rate was cut, and (last epoch, step to go on)."""
+    assert isinstance(recipe, Validated)
+    cuts, rate, start = [], recipe.config.lr, recipe.phase_starts["joint"]
+    for epoch, score in enumerate(scores, start=1):
+        step = start + epoch * recipe.validate_every
+        after = recipe.observe(step, {"squared_error": score**2 * 4.0, "reference_power": 4.0})
+        for engine in (recipe.M, recipe.D):
+            assert engine.optimizer.param_groups[0]["lr"] == recipe._plateau.lr  # type: ignore[union-attr]
+        if recipe._plateau.lr != rate:
+            cuts.append(epoch)
+            rate = recipe._plateau.lr
+        if after != step:
+            break
+    return cuts, epoch, after
+
+
+def test_the_plateau_is_pytorchs_and_ends_after_the_third_cut() -> None:
+    recipe = build(small(max_epochs=100, epoch_samples=2))
+    cuts, epoch, after = observe(recipe, [0.3] * 100)
+    assert (cuts, epoch) == ([7, 13, 19], 19)
+    assert after == recipe.phase_starts["statistics"]
+    assert recipe.phase(after) == "statistics"
+    assert recipe._plateau.lr == pytest.approx(2e-7)
+    delayed = build(small(max_epochs=100, epoch_samples=2))
+    assert observe(delayed, [0.3] * 5 + [0.2] + [0.3] * 94)[0] == [12, 18, 24]
+    falling = build(small(max_epochs=30, epoch_samples=2))
+    assert observe(falling, [0.9**n for n in range(30)])[0] == []
+
+    # Against PyTorch's own, on scores that wander.
+    random = torch.Generator().manual_seed(0)
+    scores = (1 + 0.3 * torch.rand(60, generator=random) * torch.linspace(1, 0.3, 60)).tolist()
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2e-4)
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=3)
+    ours, config = Plateau(2e-4), small(plateau_patience=3)
+    for score in scores:
+        theirs.step(score)
+        ours = ours.after(score, config)
+        if ours.lr < 1e-7:  # PyTorch's smallest change of a rate is 1e-8
+            break
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(ours.lr)
+
+
+def test_scores_outside_the_joint_phase_change_nothing() -> None:
+    recipe = build(small())
+    for step in (1, 2, 7):
+        assert recipe.observe(step, {"squared_error": 1.0, "reference_power": 1.0}) == step
+    assert recipe._plateau == Plateau(recipe.config.lr)
+
+
+def test_validation_is_inference_and_trains_nothing() -> None:
+    recipe = build(small())
+    before, statistics, batch = weights(recipe), weights(recipe, buffers=True), make_batch(5)
+    scores = recipe.validate(batch)
+    assert moved(before, weights(recipe)) | moved(statistics, weights(recipe, buffers=True)) == set()
+    refined = module(recipe).eval()(batch.low)[2]
+    torch.testing.assert_close(scores["squared_error"], F.mse_loss(refined, batch.full))
+    torch.testing.assert_close(scores["reference_power"], batch.full.square().mean())
+    run(recipe, 2)
+    assert recipe.M.module.training
+
+
+def test_steps_are_counted_in_samples() -> None:
+    recipe: Recipe = build(small(backbone_samples=5, epoch_samples=3, max_epochs=4, calibration_samples=1))
+    assert recipe.phase_starts == {"backbone": 0, "joint": 3, "statistics": 3 + 4 * 2}
+    assert recipe.num_steps == 12
+    assert [recipe.phase(step) for step in (0, 2, 3, 10, 11)] == [
+        "backbone",
+        "backbone",
+        "joint",
+        "joint",
+        "statistics",
+    ]
+    with pytest.raises(ValueError, match="not one of 12"):
+        recipe.phase(12)
+    plain = build(small(calibration_samples=0, **BASELINE))
+    assert plain.phase_starts == {"joint": 0}
+    needs = recipe.needs(3)
+    assert (needs.patch, needs.halo, needs.sampler, needs.images) == ((32, 32, 32), 0, {"body": 1.0}, "paired")
+
+
+# 14. Ablations.
+
+
+@pytest.mark.parametrize(
+    ("variant", "engines", "terms"),
+    [
+        ("baseline", {"M"}, {"l1"}),
+        ("baseline + CG", {"M"}, {"l1", "class"}),
+        ("CG-3DGAN", {"M", "D"}, {"l1", "class", "adversarial"}),
+        ("CG-3DSRGAN", {"M", "D", "phi"}, {"l1", "class", "adversarial", "perceptual"}),
+    ],
+)
+def test_every_row_of_the_ablation_has_its_networks_and_losses(
+    variant: str, engines: set[str], terms: set[str]
+) -> None:
+    config = small(**VARIANTS[variant])
+    recipe = build(config)
+    assert recipe.state().keys() == engines | {"schedule"}
+    step = recipe.phase_starts["joint"]
+    before = weights(recipe)
+    metrics = run(recipe, step)
+    assert metrics.keys() & {"l1", "class", "adversarial", "perceptual"} == terms
+    weight = {"l1": 300, "class": 10, "perceptual": 10, "adversarial": 1}
+    torch.testing.assert_close(metrics["generator"], sum((weight[t] * metrics[t] for t in terms), torch.zeros(())))
+    assert moved(before, weights(recipe)) == before.keys() - {"phi"}
+    assert ("contextual" in before) == config.refine
+    assert ("mlnet.head" in before) == config.classify
+
+
+# 15. Learning.
+
+
+def test_training_overfits_two_patches() -> None:
+    """Two patches of hot blobs of two doses: the error falls, the doses are told apart, the activity is kept."""
+    recipe = build(small(max_epochs=100, lr=4e-3, mlnet_channels=16))
+    random = torch.Generator().manual_seed(0)
+    places = torch.stack(torch.meshgrid(*[torch.arange(32.0)] * 3, indexing="ij"), dim=-1)
+    centres = 32 * torch.rand(2, 10, 3, generator=random)
+    distances = (places - centres[:, :, None, None, None]).square().sum(-1)
+    full = torch.exp(-distances / 32).sum(1, keepdim=True)
+    noise = torch.tensor([0.1, 0.4]).view(2, 1, 1, 1, 1)
+    low = full + noise * torch.randn(full.shape, generator=random)
+    empty = torch.zeros(2, 0, 32, 32, 32)
+    batch = Batch(
+        low=low, full=full, masks=empty, overview=empty, drf=torch.tensor([4.0, 100.0]), cases=2, places=("", "")
+    )
+    start = recipe.phase_starts["joint"]
+    history = [recipe.step(batch, start + step) for step in range(26)]
+    assert history[-1]["l1"] < 0.2 * history[0]["l1"]
+    assert history[-1]["l1"] < 0.5 * F.l1_loss(low, full)
+    assert history[-1]["accuracy"] == 1
+    ratios = [metrics["activity_ratio"].item() for metrics in history[-8:]]
+    assert sum(ratios) / 8 == pytest.approx(1.0, abs=0.15)
+
+
+# 16. Resume.
+
+
+def test_resume_in_the_middle_of_each_phase_is_bit_equal() -> None:
+    config = small(plateau_patience=0)
+    whole = build(config)
+
+    def advance(recipe: CG3DSRGAN, step: int) -> None:
+        run(recipe, step)
+        if (step + 1) % recipe.validate_every == 0:  # the loop's order: score, then save
+            recipe.observe(step + 1, {k: float(v) for k, v in recipe.validate(make_batch(99)).items()})
+
+    for step in range(whole.num_steps):
+        resumed = build(config, seed=99)
+        resumed.load(whole.state())
+        assert resumed._plateau == whole._plateau
+        for engine in (resumed.M, resumed.D):
+            assert engine.optimizer.param_groups[0]["lr"] == whole._plateau.lr  # type: ignore[union-attr]
+        advance(resumed, step)
+        advance(whole, step)
+        a, b = whole.state(), resumed.state()
+        assert a.keys() == b.keys() == {"M", "D", "phi", "schedule"}
+        for engine_name in a:
+            assert a[engine_name].keys() == b[engine_name].keys()
+            assert all(torch.equal(a[engine_name][k], b[engine_name][k]) for k in a[engine_name]), (step, engine_name)
+
+
+# VGG16 in the system.
+
+
+@pytest.fixture(scope="module")
+def vgg16(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("vgg16") / "vgg16.safetensors"
+    save_file({name: 0.5 * value for name, value in perceptual.VGG16().state_dict().items()}, path)
+    return {"vgg16_file": str(path), "vgg16_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def test_vgg16_is_read_from_its_file_and_kept_out_of_training(
+    vgg16: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(perceptual, "slice_loss", partial(perceptual.slice_loss, count=1))
+    config = small(perceptual="vgg16", **vgg16)
+    assert cg_3dsrgan.files(config) == {"vgg16_file": Path(vgg16["vgg16_file"])}
+    recipe = build(config)
+    assert recipe.vgg16 is not None
+    assert "backbone" not in recipe.phase_starts
+    assert recipe.state().keys() == {"M", "D", "schedule"}
+    frozen = {k: v.clone() for k, v in recipe.vgg16.state_dict().items()}
+    metrics = run(recipe, 0)
+    assert metrics["perceptual"] > 0
+    assert all(torch.equal(v, frozen[k]) for k, v in recipe.vgg16.state_dict().items())
+    assert all(p.grad is None for p in recipe.vgg16.parameters())
+    assert vgg16["vgg16_sha256"] in cg_3dsrgan.remarks(config)[0]
+
+
+def test_a_dry_run_needs_no_weights_and_the_real_one_refuses_to_go_without() -> None:
+    with torch.device("meta"):
+        recipe = cg_3dsrgan.build(Config(), make_engine=plain_engine, patches_per_step=4)
+    assert recipe.phase_starts == {"joint": 0, "statistics": 100_000}
+    assert recipe.num_steps == 100_200
+    assert recipe.validate_every == 1000
+    for refused in (lambda: cg_3dsrgan.files(Config()), lambda: build(small(perceptual="vgg16"))):
+        with pytest.raises(InputError, match="CFG_BACKBONE") as error:
+            refused()
+        assert "recipe.perceptual=masked" in error.value.remedy
+    without: list[dict[str, Any]] = [{"perceptual": "masked"}, {"refine": False}, {"lambda_perceptual": 0.0}]
+    for changes in without:
+        assert cg_3dsrgan.files(Config(**changes)) == {}
+    assert build(small(perceptual="vgg16", lambda_perceptual=0.0)).vgg16 is None
+
+
+# Configuration.
+
+
+def test_doses_must_be_those_of_the_images_fed() -> None:
+    config = Config()
+    cg_3dsrgan.check(config, doses=[100.0, 4.0, 10.0, 20.0, 50.0, 4.0])  # two noise realisations of one dose
+    fed: list[list[float | None]] = [[4.0, 10.0], [4.0, 10.0, 20.0, 50.0, 100.0, 200.0], [None, 4.0, 10.0, 20.0, 50.0]]
+    for doses in fed:
+        with pytest.raises(InputError) as error:
+            cg_3dsrgan.check(config, doses=doses)
+        assert (error.value.code, error.value.where) == ("CFG_DOSES", "feed.low")
+        assert "--set feed.low=" in error.value.remedy
+        assert "recipe.doses=" in error.value.remedy
+        assert "\n" not in str(error.value)
+        cg_3dsrgan.check(Config(classify=False), doses=doses)
+    cg_3dsrgan.check(config, doses=[float(name.removeprefix("low_drf")) for name in cg_3dsrgan.FEED.low])
+
+
+def test_remarks_tell_the_backbone_the_classes_and_which_model_is_kept() -> None:
+    lines = " ".join(cg_3dsrgan.remarks(small()))
+    assert "not the paper's VGG16" in lines
+    assert "4, 10, 20, 50, 100" in lines
+    assert "last" in lines
+    lines = " ".join(cg_3dsrgan.remarks(small(**BASELINE)))
+    assert "perceptual loss: none" in lines
+    assert "classes: none" in lines
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "field"),
+    [
+        ({"perceptual": "vgg19"}, "CFG_CHOICE", "perceptual"),
+        ({"patch": (96, 96, 48)}, "CFG_PATCH_SIZE", "patch"),
+        ({"patch": (0, 32, 32)}, "CFG_PATCH_SIZE", "patch"),
+        ({"doses": (4.0, 4.0)}, "CFG_RANGE", "doses"),
+        ({"doses": (0.0, 4.0)}, "CFG_RANGE", "doses"),
+        ({"doses": (4.0,)}, "CFG_RANGE", "doses"),
+        ({"mlnet_channels": 0}, "CFG_RANGE", "mlnet_channels"),
+        ({"epoch_samples": 0}, "CFG_RANGE", "epoch_samples"),
+        ({"calibration_samples": -1}, "CFG_RANGE", "calibration_samples"),
+        ({"lambda_l1": -1.0}, "CFG_RANGE", "lambda_l1"),
+        ({"lambda_perceptual": 0.0, "adversarial": False}, "CFG_RANGE", "lambda_perceptual"),
+        ({"lr": 0.0}, "CFG_RANGE", "lr"),
+        ({"stop_lr": 1.0}, "CFG_RANGE", "stop_lr"),
+        ({"plateau_factor": 1.0}, "CFG_RANGE", "plateau_factor"),
+        ({"betas": (0.5, 1.0)}, "CFG_RANGE", "betas"),
+    ],
+)
+def test_a_wrong_field_is_named_in_one_line(changes: dict[str, Any], code: str, field: str) -> None:
+    with pytest.raises(InputError) as error:
+        Config(**changes)
+    assert error.value.code == code
+    assert error.value.where == f"cg_3dsrgan.{field}"
+    assert "\n" not in str(error.value)
+
+
+def test_one_dose_trains_without_classes() -> None:
+    assert Config(doses=(100.0,), classify=False).doses == (100.0,)

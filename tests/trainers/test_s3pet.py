@@ -1,0 +1,760 @@
+import itertools
+import math
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from storage.errors import InputError
+from storage.patches import PatchLocation
+from storage.stitch import stitch
+from trainers import checkpoint, s3pet
+from trainers.engine import EngineConfig, deepspeed_engines, plain_engine
+from trainers.recipe import Batch, Exporting, Tiling
+from trainers.s3pet import Baseline, Bilateral, Config, Decoder, DsMAE, Encoder, MainBranch
+
+SMALL: dict[str, Any] = {
+    "window": 32,
+    "slices": 2,
+    "dim": 16,
+    "blocks": 1,
+    "heads": 2,
+    "decoder_channels": (8, 4, 4, 4),
+    "low_samples": 8,
+    "full_samples": 8,
+    "swap_samples": 8,
+}
+V0: dict[str, Any] = {"pretrained": False, "decouple": False, "transfer": False}
+V1, V2 = {**V0, "pretrained": True}, {"transfer": False}
+PARTS = ("E_L", "E_S", "P_L", "P_S", "P_I", "M", "D_L", "D_S")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Small layers on more threads than there are free cores take many times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def small(**changes: Any) -> Config:
+    return Config(**{**SMALL, **changes})
+
+
+def build(config: Config, seed: int = 0) -> s3pet.S3PET:
+    torch.manual_seed(seed)
+    return s3pet.build(config, make_engine=plain_engine, patches_per_step=2)
+
+
+def make_batch(recipe: s3pet.S3PET, step: int) -> Batch:
+    """What the feed gives: only the doses asked for."""
+    random = torch.Generator().manual_seed(step)
+    needs = recipe.needs(step)
+    low, full = torch.rand(2, 2, 1, *needs.patch, generator=random)
+    none = torch.zeros(2, 1, 0, 0, 0)
+    return Batch(
+        low=none if needs.images == "full" else low,
+        full=none if needs.images == "low" else full,
+        masks=torch.zeros(2, 0, *needs.patch),
+        overview=none,
+        drf=torch.full((2,), 10.0),
+        cases=2,
+        places=("", ""),
+    )
+
+
+def run(recipe: s3pet.S3PET, step: int) -> dict[str, Tensor]:
+    batch = make_batch(recipe, step)
+    torch.manual_seed(1000 + step)  # as the loop does
+    return recipe.step(batch, step)
+
+
+def count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def flat(recipe: s3pet.S3PET) -> dict[str, Tensor]:
+    return {f"{engine}|{key}": value for engine, state in recipe.state().items() for key, value in state.items()}
+
+
+def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    keys = (key for key in before if "|weight/" in key)
+    return {key.split("|")[0] for key in keys if not torch.equal(before[key], after[key])}
+
+
+def part(network: Bilateral, name: str) -> nn.Module:
+    owner = network.main if hasattr(network.main, name) else network
+    module = getattr(owner, name)
+    assert isinstance(module, nn.Module)
+    return module
+
+
+def warmed(config: Config) -> Bilateral:
+    """A network whose batch norm has seen images, in evaluation mode."""
+    network = Bilateral(config)
+    for _ in range(3):
+        network(*torch.rand(2, 4, 1, config.window, config.window))
+    return network.eval()
+
+
+# 1. Shapes and counts of the default configuration.
+
+
+def test_parameter_counts_are_those_of_the_reading() -> None:
+    config = Config()
+    with torch.device("meta"):
+        assert count(Encoder(config)) == 7_123_584
+        assert count(DsMAE(config)) == 7_148_608  # with the mask token and the head
+        assert count(Decoder(768, config.decoder_channels)) == 2_157_537
+        assert count(Bilateral(config)) == 19_153_602
+        assert count(MainBranch(config)) == 9_724_641
+        assert count(Baseline(Config(**V0))) == 8_396_385
+        assert count(Bilateral(Config(**V2))) == 19_005_762
+
+
+def test_shapes_at_full_size() -> None:
+    config = Config(blocks=1)
+    tokens = Encoder(config)(torch.rand(1, 1, 128, 128))
+    assert tokens.shape == (1, 256, 384)
+    assert Decoder(768, config.decoder_channels)(tokens, tokens).shape == (1, 1, 128, 128)
+
+
+def test_published_schedule_gives_the_paper_s_steps() -> None:
+    with torch.device("meta"):
+        recipe = s3pet.build(
+            Config(), make_engine=plain_engine, patches_per_step=s3pet.FEED.cases_per_step * Config().patches_per_case
+        )
+    assert recipe.phase_starts == {"low encoder": 0, "full encoder": 36_000, "token swap": 180_000}
+    assert recipe.num_steps == 192_000
+    assert [recipe.needs(s).images for s in (0, 36_000, 180_000)] == ["low", "full", "paired"]
+    assert recipe.needs(0).patch == (4, 128, 128)
+    assert sum(recipe.needs(0).sampler.values()) == pytest.approx(1)
+
+
+# 2. Patches.
+
+
+def test_unpatchify_inverts_patchify_and_tokens_lie_row_by_row() -> None:
+    x = torch.rand(2, 1, 128, 128)
+    patches = s3pet.patchify(x, 8)
+    assert patches.shape == (2, 256, 64)
+    assert torch.equal(s3pet.unpatchify(patches), x)
+    for n in (0, 17, 255):
+        y, z = 8 * (n // 16), 8 * (n % 16)
+        assert torch.equal(patches[1, n], x[1, 0, y : y + 8, z : z + 8].flatten())
+
+
+def test_positions_tell_every_token_from_every_other() -> None:
+    found = s3pet.positions(16, 384, torch.device("cpu"))
+    assert found.shape == (256, 384)
+    assert torch.pdist(found).min() > 0.5
+    row, column = found[:, :192].unflatten(0, (16, 16)), found[:, 192:].unflatten(0, (16, 16))
+    assert torch.equal(row, row[:, :1].expand_as(row))
+    assert torch.equal(column, column[:1].expand_as(column))
+
+
+# 3. and 4. Masks.
+
+
+@pytest.mark.parametrize(("ratio", "masked"), [(Config().mask_low, 192), (Config().mask_full, 154), (0.0, 0)])
+def test_exactly_the_share_is_masked_differently_for_every_image(ratio: float, masked: int) -> None:
+    torch.manual_seed(5)
+    mask = s3pet.draw_mask(8, 256, ratio, torch.device("cpu"))
+    assert (mask.sum(1) == masked).all()
+    torch.manual_seed(5)
+    assert torch.equal(mask, s3pet.draw_mask(8, 256, ratio, torch.device("cpu")))
+    if masked:
+        assert not any(torch.equal(a, b) for a, b in itertools.combinations(mask, 2))
+        share = s3pet.draw_mask(2000, 256, ratio, torch.device("cpu")).float().mean(0)
+        assert (share - masked / 256).abs().max() < 0.06  # every token alike
+
+
+def test_nothing_leaks_from_under_the_mask_and_the_visible_reach_it() -> None:
+    network = DsMAE(small())
+    x, masked = torch.rand(1, 1, 32, 32), torch.zeros(1, 16, dtype=torch.bool)
+    masked[0, [3, 7, 12]] = True
+    hidden = s3pet.unpatchify(masked[..., None].expand(-1, -1, 64).float())
+    before = network(x, masked)
+    assert torch.equal(network(x + hidden * torch.rand_like(x), masked), before)
+    other = x.clone()
+    other[0, 0, 0, 0] += 1  # in token 0, visible
+    change = s3pet.patchify((network(other, masked) - before).abs(), 8)[masked]
+    assert (change.amax(1) > 0).all()
+    nothing = torch.zeros_like(masked)
+    assert torch.equal(network(x, nothing), s3pet.unpatchify(network.head(network.encoder(x))))
+
+
+# 5. and 6. Losses.
+
+
+def test_js_divergence_of_known_distributions() -> None:
+    ln3 = math.log(3)
+    u, v = torch.tensor([[[0.0, 0.0]]]), torch.tensor([[[ln3, 0.0]]])
+    u.requires_grad_()
+    v.requires_grad_()
+    js = s3pet.js_divergence(u, v)
+    assert js.item() == pytest.approx(0.033822, abs=1e-6)
+    js.backward()
+    assert v.grad is not None
+    assert u.grad is not None
+    torch.testing.assert_close(v.grad, torch.tensor([[[0.0551, -0.0551]]]), atol=5e-5, rtol=0)
+    torch.testing.assert_close(u.grad, torch.tensor([[[-0.0639, 0.0639]]]), atol=5e-5, rtol=0)
+    two = s3pet.js_divergence(torch.tensor([[[0.0, 0.0], [1.0, 1.0]]]), torch.tensor([[[ln3, 0.0], [4.0, 4.0]]]))
+    assert two.item() == pytest.approx(0.016911, abs=1e-6)
+
+
+def test_js_divergence_is_symmetric_bounded_and_finite_at_extremes() -> None:
+    u, v = torch.randn(2, 3, 5, 8).unbind()
+    js = s3pet.js_divergence(u, v)
+    assert 0 < js < math.log(2)
+    assert s3pet.js_divergence(v, u).item() == pytest.approx(js.item(), rel=1e-5)
+    assert s3pet.js_divergence(u, u).item() == pytest.approx(0, abs=1e-6)
+    assert s3pet.js_divergence(u + 3, v).item() == pytest.approx(js.item(), rel=1e-4)
+    far = torch.tensor([[[1e4, -1e4]]], requires_grad=True)
+    limit = s3pet.js_divergence(far, -far.detach())
+    assert limit.item() == pytest.approx(math.log(2), rel=1e-6)
+    limit.backward()
+    assert far.grad is not None
+    assert far.grad.isfinite().all()
+    half = s3pet.js_divergence(u.bfloat16(), v.bfloat16())
+    assert half.dtype == torch.float32
+
+
+def test_loss_arithmetic() -> None:
+    terms = {
+        name: torch.tensor(v) for name, v in {"align": 0.033822, "transfer": 0.016911, "low": 0.1, "full": 0.05}.items()
+    }
+    loss = s3pet.total(Config(), terms)
+    assert loss.item() == pytest.approx(0.800733)
+    rec = 5 * (0.1 + 1 * 0.05)
+    assert (s3pet.total(Config(lambda_rec=10.0), terms) - loss).item() == pytest.approx(rec)
+    assert (s3pet.total(Config(gamma=3.0), terms) - loss).item() == pytest.approx(5 * 2 * 0.05)
+    assert s3pet.total(Config(**V0), {"full": torch.tensor(0.05)}).item() == pytest.approx(0.25)
+    x_l, x_s = torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1, 2)
+    tokens = torch.rand(4, 1, 3, 8)
+    outputs = (x_s + torch.tensor([0.02, -0.08]), x_l - torch.tensor([0.05, 0.15]), *tokens)
+    found = s3pet.swap_losses(Config(), outputs, x_l, x_s)
+    assert found["low"].item() == pytest.approx(0.1)
+    assert found["full"].item() == pytest.approx(0.05)
+
+
+# 7. and 9. Wiring.
+
+
+class Scaled(nn.Module):
+    def __init__(self, factor: float, offset: float = 0.0) -> None:
+        super().__init__()
+        self.factor, self.offset = factor, offset
+
+    def forward(self, e: Tensor) -> Tensor:
+        return self.factor * e + self.offset
+
+
+class Seen(nn.Module):
+    """A decoder that shows what it is given."""
+
+    def forward(self, *tokens: Tensor) -> Tensor:
+        return torch.cat(tokens, dim=2)
+
+
+@pytest.mark.parametrize(("transfer", "low", "full"), [(True, (4, 2), (3, 4)), (False, (4, 30), (3, 2))])
+def test_wiring(transfer: bool, low: tuple[float, ...], full: tuple[float, ...]) -> None:
+    network = Bilateral(small(transfer=transfer))
+    main = network.main
+    main.E_L, network.E_S = nn.Identity(), nn.Identity()  # type: ignore[assignment]
+    main.P_L, network.P_S, main.P_I = Scaled(1), Scaled(10), Scaled(1, 1)  # type: ignore[assignment]
+    main.D_S, network.D_L = Seen(), Seen()  # type: ignore[assignment]
+    if transfer:
+        main.M = Scaled(2)
+    e_l, e_s = torch.full((1, 1, 1), 2.0), torch.full((1, 1, 1), 3.0)
+    xh_s, xh_l, l_di, s_di, s_ds, sh_ds = (t.flatten().tolist() for t in network(e_l, e_s))
+    assert (tuple(xh_l), tuple(xh_s)) == (low, full)
+    assert (l_di, s_di, s_ds, sh_ds) == ([3], [4], [30], [4 if transfer else 2])
+    assert tuple(main(e_l).flatten().tolist()) == full  # inference
+
+
+def test_equal_branches_have_nothing_to_align_or_to_transfer() -> None:
+    network = Bilateral(small())
+    x = torch.rand(2, 1, 32, 32)
+    network.E_S.load_state_dict(network.main.E_L.state_dict())
+    _, _, l_di, s_di, s_ds, sh_ds = network(x, x)
+    assert torch.equal(l_di, s_di)  # one P_I
+    assert s3pet.js_divergence(l_di, s_di).item() == pytest.approx(0, abs=1e-6)
+    assert s3pet.js_divergence(s_ds, sh_ds) > 1e-3
+    network.P_S.load_state_dict(network.main.P_L.state_dict())
+    network.main.M = nn.Identity()
+    _, _, _, _, s_ds, sh_ds = network(x, x)
+    assert torch.equal(s_ds, sh_ds)
+
+
+# 8. Gradients, entry by entry.
+
+RECEIVES = {
+    "align": {"E_L", "E_S", "P_I"},
+    "transfer": {"E_L", "E_S", "P_L", "P_S", "M"},
+    "low": {"E_L", "E_S", "P_L", "P_I", "D_L"},
+    "full": {"E_L", "P_L", "P_I", "M", "D_S"},
+}
+
+
+@pytest.mark.parametrize("term", RECEIVES)
+def test_every_term_reaches_exactly_the_networks_of_the_table(term: str) -> None:
+    config = small()
+    network = Bilateral(config)
+    x_l, x_s = torch.rand(2, 2, 1, 32, 32)
+    s3pet.swap_losses(config, network(x_l, x_s), x_l, x_s)[term].backward()
+    reached = {
+        name for name in PARTS if any(p.grad is not None and p.grad.any() for p in part(network, name).parameters())
+    }
+    assert reached == RECEIVES[term]
+
+
+def test_every_parameter_gets_a_gradient_in_the_first_step() -> None:
+    for changes in ({}, V2, V0):
+        config = small(**changes)
+        network: nn.Module = Bilateral(config) if config.decouple else Baseline(config)
+        x_l, x_s = torch.rand(2, 2, 1, 32, 32)
+        outputs = network(x_l, x_s) if config.decouple else (network(x_l),)
+        s3pet.total(config, s3pet.swap_losses(config, outputs, x_l, x_s)).backward()
+        assert [name for name, p in network.named_parameters() if p.grad is None] == []
+
+
+def test_without_the_transfer_loss_the_specific_projector_of_full_dose_learns_nothing() -> None:
+    recipe = build(small(pretrained=False, lambda_transfer=0.0))
+    network = recipe.network.module
+    assert isinstance(network, Bilateral)
+    before = network.P_S.weight.detach().clone()
+    run(recipe, 0)
+    assert torch.equal(network.P_S.weight, before)
+
+
+# 10., 13. and 14. Inference.
+
+
+def test_inference_is_the_main_output_of_the_training_graph_and_ignores_full_dose() -> None:
+    network = warmed(small())
+    x_l, x_s, other = torch.rand(3, 2, 1, 32, 32)
+    assert torch.equal(network.main(x_l), network(x_l, x_s)[0])
+    network.train()
+    assert torch.equal(network(x_l, x_s)[0], network(x_l, other)[0])
+
+
+def test_a_window_does_not_depend_on_its_batch() -> None:
+    recipe = build(small())
+    run(recipe, 0)
+    run(recipe, recipe.phase_starts["token swap"])
+    synthesizer = recipe.synthesizer()
+    low = torch.rand(3, 1, 4, 32, 32)
+    together = synthesizer(low, {})
+    alone = torch.stack([synthesizer(slab[None], {})[0] for slab in low])
+    torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-5)
+    for z in range(4):
+        torch.testing.assert_close(
+            synthesizer(low[:, :, z : z + 1], {}), together[:, :, z : z + 1], atol=1e-6, rtol=1e-5
+        )
+
+
+def test_zero_padding_reaches_22_pixels_into_a_decoder_s_image() -> None:
+    decoder = Decoder(16, (8, 8, 8, 8))
+    tokens = torch.rand(2, 32 * 32, 16)
+    decoder(tokens)
+    decoder.eval()
+    whole = decoder(tokens)[..., 64:192, 64:192]
+    crop = decoder(tokens.unflatten(1, (32, 32))[:, 8:24, 8:24].flatten(1, 2))
+    differs = ((whole - crop).abs() > 1e-5).any(0)[0]
+    inner = torch.zeros(128, 128, dtype=torch.bool)
+    inner[22:-22, 22:-22] = True
+    assert not (differs & inner).any()
+    assert differs[21, 21:-21].any()
+
+
+# 11. Stage hand-over, and what moves when.
+
+
+def test_the_hand_over_is_bit_equal_and_leaves_the_rest_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = build(small())
+    start = recipe.phase_starts["token swap"]
+    for step in range(start):
+        run(recipe, step)
+    before = recipe.state()
+    seen: dict[str, Tensor] = {}
+    monkeypatch.setattr(recipe, "_swap_step", lambda low, full: seen.update(recipe.network.state()) or {})
+    run(recipe, start)
+    for dose, place in (("low", "weight/main.E_L."), ("full", "weight/E_S.")):
+        trained = before[f"{dose} encoder"]
+        for key in [key for key in seen if key.startswith(place)]:
+            assert torch.equal(seen[key], trained["weight/encoder." + key.removeprefix(place)])
+            assert not torch.equal(seen[key], before["network"][key])
+    rest = [key for key in seen if not key.startswith(("weight/main.E_L.", "weight/E_S."))]
+    assert all(torch.equal(seen[key], before["network"][key]) for key in rest)
+    assert not [key for key in seen if "mask_token" in key or "head" in key]
+
+
+def _hands_over(rank: int, world: int, port: int) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "DS_ACCELERATOR": "cpu"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=world)
+    try:
+        torch.manual_seed(0)
+        config = small(low_samples=4, full_samples=4, swap_samples=8, lr=1e-12)
+        make = deepspeed_engines(EngineConfig(zero_stage=2), device=torch.device("cpu"))
+        recipe = s3pet.build(config, make_engine=make, patches_per_step=2)
+        with torch.no_grad():  # what a silent loss of the hand-over would show: Stage I far from Stage II's start
+            trained = {dose: engine.state() for dose, engine in recipe.autoencoders.items()}
+            for dose, engine in recipe.autoencoders.items():
+                trained[dose] = {k: v + 1 if k.startswith("weight/") else v for k, v in trained[dose].items()}
+                engine.load(trained[dose])
+        for step in (2, 3):
+            run(recipe, step)
+        after = recipe.network.state()
+        for dose, place in (("low", "weight/main.E_L."), ("full", "weight/E_S.")):
+            for key in [key for key in after if key.startswith(place)]:
+                wanted = trained[dose]["weight/encoder." + key.removeprefix(place)]
+                torch.testing.assert_close(after[key], wanted, rtol=0, atol=1e-6)
+    finally:
+        dist.destroy_process_group()
+
+
+def test_the_hand_over_reaches_the_weights_that_zero_steps_on() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    mp.spawn(_hands_over, (1, port), nprocs=1)  # type: ignore[no-untyped-call]
+
+
+def test_each_phase_moves_its_own_networks_alone() -> None:
+    recipe = build(small())
+    for step in range(recipe.num_steps):
+        before = flat(recipe)
+        metrics = run(recipe, step)
+        assert all(value.isfinite() and not value.requires_grad for value in metrics.values())
+        phase = recipe.phase(step)
+        assert moved(before, flat(recipe)) == {"network" if phase == "token swap" else phase}
+
+
+def test_resume_in_every_phase_and_at_every_boundary_is_bit_equal() -> None:
+    whole = build(small())
+    for step in range(whole.num_steps):
+        resumed = build(small(), seed=99)
+        resumed.load(whole.state())
+        run(resumed, step)
+        run(whole, step)
+        a, b = flat(whole), flat(resumed)
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a), step
+
+
+def test_metrics_tell_when_tokens_collapse() -> None:
+    recipe = build(small(pretrained=False))
+    network = recipe.network.module
+    assert isinstance(network, Bilateral)
+    assert run(recipe, 0)["variance_s_ds"] > 1e-3
+    nn.init.zeros_(network.P_S.weight)
+    assert run(recipe, 1)["variance_s_ds"] < 1e-6
+
+
+# Variants of Table II, and encoders that outlive their run.
+
+
+@pytest.mark.parametrize(
+    ("changes", "phases", "terms"),
+    [
+        (V0, ["token swap"], {"full"}),
+        (V1, ["low encoder", "token swap"], {"full"}),
+        (V2, ["low encoder", "full encoder", "token swap"], {"full", "low", "align"}),
+        ({}, ["low encoder", "full encoder", "token swap"], {"full", "low", "align", "transfer"}),
+        ({"pretrained": False}, ["token swap"], {"full", "low", "align", "transfer"}),
+        ({"swap_samples": 0}, ["low encoder", "full encoder"], set()),
+    ],
+)
+def test_every_variant_trains_its_phases(changes: dict[str, Any], phases: list[str], terms: set[str]) -> None:
+    recipe = build(small(**changes))
+    assert list(recipe.phase_starts) == phases
+    assert recipe.num_steps == 2 * len(phases)
+    assert [recipe.phase(step) for step in recipe.phase_starts.values()] == phases
+    for step in range(recipe.num_steps):
+        metrics = run(recipe, step)
+    assert metrics.keys() & RECEIVES.keys() == terms
+
+
+def save(recipe: s3pet.S3PET, folder: Path) -> Path:
+    """As the launcher does at the end of every phase."""
+    assert isinstance(recipe, Exporting)
+    path = folder / "encoders.safetensors"
+    for step in range(recipe.num_steps):
+        run(recipe, step)
+        if step + 1 in (*recipe.phase_starts.values(), recipe.num_steps):
+            for name, tensors in recipe.exports(step + 1).items():
+                assert not path.exists()
+                checkpoint.write_weights(folder / f"{name}.safetensors", tensors, {})
+    return path
+
+
+def test_saved_encoders_replace_stage_1(tmp_path: Path) -> None:
+    whole = build(small())
+    path = save(whole, tmp_path)
+    config = small(encoders=str(path), low_samples=0, full_samples=0)
+    assert s3pet.files(config) == {"encoders": path}
+    again = build(config)
+    assert list(again.phase_starts) == ["token swap"]
+    trained, started = whole.state(), again.state()["network"]
+    for dose, place in (("low", "weight/main.E_L."), ("full", "weight/E_S.")):
+        for key in [key for key in started if key.startswith(place)]:
+            assert torch.equal(started[key], trained[f"{dose} encoder"]["weight/encoder." + key.removeprefix(place)])
+    run(again, 0)
+    single = build(small(**V1, encoders=str(path)))  # V1 needs the encoder of low dose alone
+    assert list(single.phase_starts) == ["token swap"]
+    with torch.device("meta"):  # the launcher's dry run
+        s3pet.build(config, make_engine=plain_engine, patches_per_step=2)
+
+
+def test_a_run_of_stage_1_alone_makes_encoders_and_no_images(tmp_path: Path) -> None:
+    config = small(swap_samples=0)
+    recipe = build(config)
+    path = save(recipe, tmp_path)
+    exported, weights = checkpoint.read_weights(path)[0], recipe.weights()
+    assert exported.keys() == weights.keys()
+    assert all(torch.equal(exported[key], weights[key]) for key in exported)
+    with pytest.raises(InputError, match=r"CFG_STAGE.*recipe\.encoders"):
+        s3pet.weights_to_synthesizer(config, weights)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"window": 64}, "window 32 (here 64)"),
+        ({"heads": 4}, "heads 2"),
+        ({"dim": 32}, "dim 16"),
+        ({"blocks": 2}, "blocks"),
+    ],
+)
+def test_encoders_of_other_settings_are_refused(changes: dict[str, Any], named: str, tmp_path: Path) -> None:
+    path = save(build(small()), tmp_path)
+    with pytest.raises(InputError) as error:
+        build(small(encoders=str(path), **changes))
+    assert error.value.code == "CKPT_CONFIG"
+    assert named in error.value.found
+
+
+def test_broken_missing_and_half_files_of_encoders_are_refused(tmp_path: Path) -> None:
+    path = save(build(small(**V1)), tmp_path)
+    with pytest.raises(InputError, match=r"CKPT_CONFIG.*full dose"):
+        build(small(encoders=str(path)))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="CKPT_DAMAGED"):
+        build(small(encoders=str(path)))
+    for ask in (build, s3pet.files):
+        with pytest.raises(InputError, match=r"CKPT_NONE absent\.safetensors"):
+            ask(small(encoders=str(tmp_path / "absent.safetensors")))
+    assert s3pet.files(small()) == {}
+
+
+@pytest.mark.parametrize("changes", [{}, V0, V2])
+def test_exported_weights_synthesize_what_the_recipe_does(changes: dict[str, Any]) -> None:
+    config = small(**changes)
+    recipe = build(config)
+    run(recipe, recipe.num_steps - 1)
+    weights = recipe.weights()
+    assert not [name for name in weights if name.startswith(("E_S", "P_S", "D_L", "main"))]
+    before = torch.get_rng_state()
+    theirs = s3pet.weights_to_synthesizer(config, weights)
+    assert torch.equal(torch.get_rng_state(), before)
+    mine = recipe.synthesizer()
+    assert mine.tiling == theirs.tiling
+    assert mine.context_needs is None
+    low = torch.rand(2, 1, 3, 32, 32)
+    assert torch.equal(mine(low, mine.context(low, low)), theirs(low, {}))
+    with pytest.raises(InputError, match="CKPT_CONFIG"):
+        s3pet.weights_to_synthesizer(small(**{**changes, "dim": 32}), weights)
+
+
+# 12. Training.
+
+
+def blobs(slices: int) -> tuple[Tensor, Tensor]:
+    """Two slabs of hot blobs, and the same with noise: (2, 1, slices, 32, 32) each."""
+    random = torch.Generator().manual_seed(0)
+    yx = torch.stack(torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij"), dim=-1)
+    centres = 32 * torch.rand(2, slices, 6, 2, generator=random)
+    full = torch.stack(
+        [torch.stack([sum(torch.exp(-(yx - c).square().sum(-1) / 18) for c in s) for s in case]) for case in centres]
+    )
+    low = (full + 0.3 * torch.randn(full.shape, generator=random)).clamp(min=0)
+    return low[:, None], full[:, None]
+
+
+def nmse(image: Tensor, target: Tensor) -> float:
+    return float((image - target).square().sum() / target.square().sum())
+
+
+def as_batch(low: Tensor, full: Tensor) -> Batch:
+    none = torch.zeros(2, 1, 0, 0, 0)
+    return Batch(low, full, torch.zeros(2, 0, *low.shape[2:]), none, torch.full((2,), 10.0), 2, ("", ""))
+
+
+@pytest.mark.parametrize("noise", [True, False])
+def test_training_overfits_two_slabs(noise: bool) -> None:
+    """Most of the noise goes; without any, the network learns the identity."""
+    low, full = blobs(2)
+    config = small(pretrained=False, dim=32, decoder_channels=(16, 16, 16, 16), lr=2e-3, swap_samples=10**6)
+    recipe = build(config)
+    batch = as_batch(low if noise else full, full)
+    for step in range(150):
+        recipe.step(batch, step)
+    assert nmse(recipe.synthesizer()(batch.low, {}), full) < 0.1 * nmse(low, full)
+
+
+def test_stage_1_learns_to_see_under_the_mask() -> None:
+    """Of slices of one level each, new ones in every step, the visible patches tell the level of the masked ones."""
+    recipe = build(small(dim=32, lr=2e-3, low_samples=10**6))
+    found = []
+    for step in range(150):
+        torch.manual_seed(step)
+        slabs = torch.rand(2, 1, 2, 1, 1).expand(-1, -1, -1, 32, 32)
+        found.append(recipe.step(as_batch(slabs, slabs), step)["masked_patches"].item())
+    assert np.mean(found[-20:]) < 0.4 * 0.25  # a quarter is the mean error of the best constant
+
+
+def test_under_bf16_losses_stay_fp32_and_close() -> None:
+    config = small()
+    network = Bilateral(config)
+    x_l, x_s = torch.rand(2, 4, 1, 32, 32)
+    exact = s3pet.swap_losses(config, network(x_l, x_s), x_l, x_s)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = tuple(t.float() for t in network(x_l, x_s))
+    for name, value in s3pet.swap_losses(config, rounded, x_l, x_s).items():
+        assert value.dtype == torch.float32
+        assert value.item() == pytest.approx(exact[name].item(), rel=0.05)
+
+
+# 15. Whole volumes.
+
+
+class Ones(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ones_like(x)
+
+
+def whole(synthesizer: s3pet.SliceSynthesizer, volume: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Cut, synthesize and stitch as whole volumes are; what lies beyond the volume reads as 0."""
+    tile = (min(synthesizer.tiling.tile[0], volume.shape[0]), *synthesizer.tiling.tile[1:])
+    padded = np.pad(volume, [(0, edge) for edge in tile])
+    result = np.full(volume.shape, np.nan, dtype=np.float32)
+
+    def tiles(boxes: list[PatchLocation]) -> Iterator[NDArray[np.float32]]:
+        cut = [padded[tuple(map(slice, box.start, box.stop))][None] for box in boxes]
+        yield from synthesizer(torch.from_numpy(np.stack(cut)), {})[:, 0].numpy()
+
+    def write(z0: int, slab: NDArray[np.float32]) -> None:
+        result[z0 : z0 + len(slab)] = slab[:, : volume.shape[1], : volume.shape[2]]
+
+    stitch(volume.shape, tile, synthesizer.tiling.overlap, tiles, write)
+    return result
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (17, 33, 50), (2, 72, 31), (1, 20, 110)])
+def test_windows_cover_every_voxel_and_their_weights_sum_to_one(shape: tuple[int, int, int]) -> None:
+    synthesizer = s3pet.SliceSynthesizer(Ones(), build(small()).synthesizer().tiling)
+    np.testing.assert_allclose(whole(synthesizer, np.zeros(shape, dtype=np.float32)), 1, rtol=1e-6)
+
+
+def test_one_window_is_the_direct_call_and_slices_keep_their_order() -> None:
+    synthesizer = build(small()).synthesizer()
+    volume = np.random.default_rng(0).random((5, 32, 32), dtype=np.float32)
+    direct = synthesizer(torch.from_numpy(volume)[None, None], {})[0, 0].numpy()
+    np.testing.assert_allclose(whole(synthesizer, volume), direct, rtol=1e-5, atol=1e-6)
+
+
+def seam_score(volume: NDArray[np.float32], stride: int) -> float:
+    """Mean jump across window borders over the mean jump elsewhere."""
+    jumps = np.abs(np.diff(volume, axis=2)).mean((0, 1))
+    border = np.arange(1, volume.shape[2]) % stride == 0
+    return float(jumps[border].mean() / jumps[~border].mean())
+
+
+def test_a_whole_volume_shows_no_seams() -> None:
+    recipe = build(small(pretrained=False, lr=1e-3, swap_samples=10**6))
+    batch = as_batch(*blobs(2))
+    for step in range(40):
+        recipe.step(batch, step)
+    random = torch.Generator().manual_seed(1)
+    volume = F.avg_pool2d(torch.rand(4, 1, 100, 164, generator=random), 5, stride=1)[:, 0].numpy()
+    synthesizer = recipe.synthesizer()
+    blended = seam_score(whole(synthesizer, volume), 16)
+    hard = s3pet.SliceSynthesizer(synthesizer.network, Tiling(tile=(16, 32, 32), halo=0))
+    assert blended < 1.2
+    assert seam_score(whole(hard, volume), 32) > 3  # what blending removes
+
+
+# Configuration and the registry's questions.
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "field"),
+    [
+        ({"window": 0}, "CFG_RANGE", "window"),
+        ({"window": 100}, "CFG_PATCH_SIZE", "window"),
+        ({"patch_size": 16}, "CFG_PATCH_SIZE", "patch_size"),
+        ({"decoder_channels": (256, 128, 64)}, "CFG_PATCH_SIZE", "patch_size"),
+        ({"decoder_channels": ()}, "CFG_RANGE", "decoder_channels"),
+        ({"dim": 390}, "CFG_RANGE", "dim"),
+        ({"heads": 5}, "CFG_RANGE", "dim"),
+        ({"mask_low": 1.0}, "CFG_RANGE", "mask_low"),
+        ({"lr": 0.0}, "CFG_RANGE", "lr"),
+        ({"lambda_rec": -1.0}, "CFG_RANGE", "lambda_rec"),
+        ({"decouple": False}, "CFG_RANGE", "transfer"),
+        ({"low_samples": 0}, "CFG_STAGE", "low_samples"),
+        ({"full_samples": 0}, "CFG_STAGE", "full_samples"),
+        ({"pretrained": False, "swap_samples": 0}, "CFG_STAGE", "swap_samples"),
+        ({"encoders": "e.safetensors", "swap_samples": 0}, "CFG_STAGE", "swap_samples"),
+        ({"encoders": "e.safetensors", "pretrained": False}, "CFG_STAGE", "encoders"),
+    ],
+)
+def test_a_wrong_field_is_named_in_one_line(changes: dict[str, Any], code: str, field: str) -> None:
+    with pytest.raises(InputError) as error:
+        Config(**changes)
+    assert error.value.code == code
+    assert error.value.where == f"s3pet.{field}"
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_not_trained_needs_no_samples() -> None:
+    Config(pretrained=False, low_samples=0, full_samples=0)
+    Config(encoders="e.safetensors", low_samples=0, full_samples=0)
+    Config(**V1, full_samples=0)
+
+
+@pytest.mark.parametrize("doses", [(4.0, 10.0), (10.0, None), (None, None)])
+def test_several_doses_are_refused(doses: tuple[float | None, ...]) -> None:
+    with pytest.raises(InputError, match=r"CFG_DOSES feed\.low.*--set feed\.low="):
+        s3pet.check(Config(), doses=doses)
+
+
+@pytest.mark.parametrize("doses", [(10.0,), (None,), (10.0, 10.0)])
+def test_one_dose_is_welcome(doses: tuple[float | None, ...]) -> None:
+    s3pet.check(Config(), doses=doses)
+
+
+def test_remarks_say_what_was_trained() -> None:
+    assert "variant: S3PET;" in s3pet.remarks(Config())[0]
+    assert "disentanglement" in s3pet.remarks(Config())[1]
+    assert "baseline; encoders not pre-trained" in s3pet.remarks(Config(**V0))[0]
+    assert "baseline + DsMAE;" in s3pet.remarks(Config(**V1))[0]
+    assert "earlier run" in s3pet.remarks(Config(encoders="e.safetensors"))[0]

@@ -1,0 +1,677 @@
+"""S3PET: semi-supervised standard-dose PET by dose-aware token swap.
+
+Cui, Zeng, Xu, Wu, Zhou, Wang, 2024, arXiv 2407.20878.  No code was published; this is written from the text.  Letters
+are the paper's, with M for its transfer module (its T counts blocks): x low or full dose slices, E encoders, P
+projectors, D decoders; e tokens of an encoder, ``di`` dose-invariant and ``ds`` dose-specific ones, ``l`` of low and
+``s`` of full (standard) dose; ``h`` is a hat.
+
+Stage I trains one masked autoencoder (DsMAE) per dose on images that need no partner.  Stage II fine-tunes both
+encoders on pairs, splits their tokens, and decodes each dose from the other's invariant tokens.  Inference is E_L, P_L,
+P_I, M and D_S, from the low dose alone.  Random numbers (initial weights, masks) come from torch's default generator,
+which the loop seeds from (seed, step, rank) before each step.  This file knows no cohort, no machine and no path but
+the one in ``encoders``.
+
+Errors of the print: D = {L, D} is {L, S} (Sec. III-A); decoders are "linear-based" (Sec. III-B) and "CNN-based" (Dose
+Decoders, which gives their layers and is followed); DKD and DKL are "shared" as a whole, then only the invariant
+projectors are, which is followed: specific projectors must tell doses apart.  Table I's caption promises parameter
+counts and gives none: those tested are of this reading.  The gain over SemiPET is 0.404 dB, not 0.44.
+
+Readings where the text is silent or says two things:
+    Stage I  every position enters the encoder, masked ones as a learned token: with visible ones alone, as in MAE, the
+            linear decoder's answer at a masked place could not depend on the image.  r% is the share kept ("sample r%
+            patches while masking the remaining"): 0.75 (low) and 0.60 (full) are masked, low dose more, as in Sec.
+            III-A.  The loss is over all pixels, as in Eq. 1.
+    Tokens  patches of 8 x 8: three up-samplings take a 16 x 16 grid to 128 x 128.  Width 384, 6 heads, MLP x4,
+            pre-norm, no class token; positions are fixed sines and cosines, relative to the window.
+    JS      of softmax over the embedding axis, natural logarithm, mean over tokens: bounded by ln 2, and near 0.05 at
+            the start, in proportion with 5 * L1.  It does not see a constant added to a token.  No gradient is
+            stopped: P_S has no other teacher than Eq. 3.
+    Swap    D_S gets M(l_ds) in training as at inference ("the transferred dose-specific tokens"), D_L the real l_ds.
+            Decoding the swapped s_ds in training, as the first sentences on DKL may mean, fails at inference: JS of a
+            softmax does not make two token sets interchangeable.
+    D       concatenates both token sets and ends in a 1 x 1 convolution: BN-ReLU as the last layer would tie a
+            quantitative image to a running variance.  Bilinear up-sampling, 3 x 3 kernels, 256...32 channels.
+    L1 is a mean; gamma weighs the full dose.  Adam as PyTorch has it, constant rate, encoders not frozen, the last
+    step's weights.  Encoders start as MAE's (Xavier-uniform, mask token N(0, 0.02)), all else as PyTorch's.
+    Table II  without DKD (V0, V1) the branches share no weight, so only the main one exists; with DKD alone (V2) each
+            decoder gets both token sets of its own branch.
+
+Deviations, because this trains on whole volumes at native resolution:
+    A slice is a window of an axial slice; ``slices`` neighbours are read as one slab and enter the batch as slices, so
+    a step holds fewer different places than 32 shuffled slices.  95 % of the windows are centred in the body, 5 % lie
+    anywhere: air must be learnt, but windows of air alone are trivial to unmask and pull batch norm's statistics down.
+    Intensities are SUV on one fixed scale for both doses; batch norm takes its statistics per rank.  At inference
+    windows overlap by half and are blended; all have the training size, since positions are relative to them.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from storage.errors import InputError
+from trainers import checkpoint
+from trainers.feed import FeedConfig
+from trainers.recipe import Batch, Engine, EngineFactory, Metrics, Needs, State, Tiling
+
+FEED = FeedConfig(low=("low_drf10",), suv_scale=5.0, cases_per_step=8)  # 8 slabs of 4 slices: the paper's batch of 32
+PRESET = "s3pet"
+IMAGES: Mapping[str, Literal["paired", "low", "full"]] = {
+    "low encoder": "low",  # Sec. III-A
+    "full encoder": "full",
+    "token swap": "paired",  # Sec. III-B
+}
+SAMPLER = {"body": 0.95, "uniform": 0.05}
+TILE_SLICES = 16  # of one window at a time: under a quarter of a GB of feature maps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The published system at native resolution; every ablation of Table II is a field.
+
+    Args:
+        window: edge length in voxels of the square window of an axial slice (Sec. IV-A).
+        slices: neighbouring slices read as one slab.
+        patch_size: edge length of the patch behind a token, a power of 2 that the decoders undo; 8 voxels are 13 mm at
+            the 1.65 mm of the paper's scanner.
+        dim: d, channels of a token.
+        blocks: T, transformer blocks of an encoder (Sec. IV-A).
+        heads: attention heads of a block.
+        mlp_ratio: width of a block's MLP in multiples of d.
+        mask_low: share of a low-dose slice's tokens that is masked in Stage I; more than of full dose (Sec. III-A).
+        mask_full: share of a full-dose slice's tokens that is masked in Stage I.
+        pretrained: the encoders come from Stage I (Table II, DsMAE).
+        decouple: dose knowledge decouple module and with it the auxiliary branch (Table II, DKD).
+        transfer: token swap and transfer module (Table II, DKL); needs ``decouple``.
+        encoders: file of encoders that an earlier run saved, which then replace Stage I; empty to train them here.
+        decoder_channels: channels of the decoders' blocks; one block more than up-samplings (four, Sec. III-B).
+        gamma: weight of the full dose in Eq. 4 (Sec. IV-A).
+        lambda_transfer: lambda_1 of Eq. 5 (Sec. IV-A).
+        lambda_rec: lambda_2 of Eq. 5 (Sec. IV-A).
+        lr: Adam's learning rate in both stages (Sec. IV-A).
+        low_samples: slices that Stage I sees of low dose: 300 epochs of 30 scans of 128 slices (Sec. IV-A).
+        full_samples: slices that Stage I sees of full dose: 300 epochs of 120 scans.
+        swap_samples: pairs of slices that Stage II sees: 100 epochs of 30 scans; 0 to train the encoders alone.
+        patches_per_case: slabs that one group holds, all of one case.
+    """
+
+    window: int = 128
+    slices: int = 4
+    patch_size: int = 8
+    dim: int = 384
+    blocks: int = 4
+    heads: int = 6
+    mlp_ratio: int = 4
+    mask_low: float = 0.75
+    mask_full: float = 0.60
+    pretrained: bool = True
+    decouple: bool = True
+    transfer: bool = True
+    encoders: str = ""
+    decoder_channels: tuple[int, ...] = (256, 128, 64, 32)
+    gamma: float = 1.0
+    lambda_transfer: float = 1.0
+    lambda_rec: float = 5.0
+    lr: float = 2e-4
+    low_samples: int = 1_152_000
+    full_samples: int = 4_608_000
+    swap_samples: int = 384_000
+    patches_per_case: int = 1
+
+    def __post_init__(self) -> None:
+        def require(valid: bool, code: str, field: str, remedy: str) -> None:
+            if not valid:
+                raise InputError(code, where=f"s3pet.{field}", found=repr(getattr(self, field)), remedy=remedy)
+
+        widths, undone = self.decoder_channels, 2 ** (len(self.decoder_channels) - 1)
+        for field in ("window", "slices", "dim", "blocks", "heads", "mlp_ratio", "patches_per_case"):
+            require(getattr(self, field) >= 1, "CFG_RANGE", field, "use 1 or more")
+        require(min(widths, default=0) >= 1, "CFG_RANGE", "decoder_channels", "give 1 or more channels per block")
+        remedy = f"use {undone}: {len(widths)} decoder blocks double the token grid between them"
+        require(self.patch_size == undone, "CFG_PATCH_SIZE", "patch_size", remedy)
+        remedy = f"use a multiple of patch_size ({undone})"
+        require(self.window % undone == 0, "CFG_PATCH_SIZE", "window", remedy)
+        remedy = f"use a multiple of 4 (positions) and of heads ({self.heads})"
+        require(self.dim % self.heads == 0 and self.dim % 4 == 0, "CFG_RANGE", "dim", remedy)
+        for field in ("mask_low", "mask_full"):
+            require(0 <= getattr(self, field) < 1, "CFG_RANGE", field, "use a share of at least 0 and below 1")
+        require(self.lr > 0, "CFG_RANGE", "lr", "use a number above 0")
+        for field in ("gamma", "lambda_transfer", "lambda_rec", "low_samples", "full_samples", "swap_samples"):
+            require(getattr(self, field) >= 0, "CFG_RANGE", field, "use 0 or more")
+        remedy = "set decouple=True too, whose tokens it swaps, or transfer=False"
+        require(self.decouple or not self.transfer, "CFG_RANGE", "transfer", remedy)
+        remedy = "leave it empty, or use the encoders with --set recipe.pretrained=True"
+        require(self.pretrained or not self.encoders, "CFG_STAGE", "encoders", remedy)
+        remedy = (
+            "a stage II without a stage I: give samples, or encoders of an earlier run (--set recipe.encoders=...), "
+            "or go without (--set recipe.pretrained=False)"
+        )
+        for phase, samples in self.phase_samples.items():
+            require(samples > 0 or phase == "token swap", "CFG_STAGE", f"{phase.split()[0]}_samples", remedy)
+        remedy = "nothing would be trained: give samples"
+        require(self.swap_samples > 0 or len(self.phase_samples) > 1, "CFG_STAGE", "swap_samples", remedy)
+
+    @property
+    def doses(self) -> tuple[Literal["low", "full"], ...]:
+        """Doses that have an encoder."""
+        return ("low", "full") if self.decouple else ("low",)
+
+    @property
+    def phase_samples(self) -> dict[str, int]:
+        """Slices that every phase of the run sees, in order; encoders from elsewhere have no phase."""
+        here = self.doses if self.pretrained and not self.encoders else ()
+        stage_1 = {f"{dose} encoder": int(getattr(self, f"{dose}_samples")) for dose in here}
+        return stage_1 | {"token swap": self.swap_samples}
+
+    @property
+    def variant(self) -> str:
+        """Row of Table II."""
+        parts = {"DsMAE": self.pretrained, "DKD": self.decouple, "DKL": self.transfer}
+        return "S3PET" if all(parts.values()) else " + ".join(["baseline", *(name for name, on in parts.items() if on)])
+
+
+# Sec. III-A  Dose encoder and DsMAE
+
+
+def patchify(x: Float[Tensor, "b 1 y x"], size: int) -> Float[Tensor, "b n pixels"]:
+    """Cut images into square patches, row by row, and flatten each row by row."""
+    patches: Tensor = F.pixel_unshuffle(x, size).flatten(2).transpose(1, 2)
+    return patches
+
+
+def unpatchify(patches: Float[Tensor, "b n pixels"]) -> Float[Tensor, "b 1 y x"]:
+    """Inverse of ``patchify`` for square images."""
+    image: Tensor = F.pixel_shuffle(_to_map(patches), math.isqrt(patches.shape[2]))
+    return image
+
+
+def _to_map(tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b d gy gx"]:
+    b, n, d = tokens.shape
+    grid = math.isqrt(n)
+    return tokens.transpose(1, 2).reshape(b, d, grid, grid)
+
+
+@cache
+def positions(grid: int, dim: int, device: torch.device) -> Float[Tensor, "n d"]:
+    """Sines and cosines of the row (first half of the channels) and column of every token of a square window (MAE)."""
+    with torch.inference_mode(False):
+        rates = 10000.0 ** -(torch.arange(dim // 4, device=device, dtype=torch.float64) / (dim // 4))
+        angles = torch.arange(grid, device=device, dtype=torch.float64)[:, None] * rates
+        axis = torch.cat([angles.sin(), angles.cos()], dim=1).float()  # (grid, dim / 2)
+        rows, columns = axis[:, None].expand(-1, grid, -1), axis[None].expand(grid, -1, -1)
+        return torch.cat([rows, columns], dim=2).flatten(0, 1)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; 12 d^2 + 13 d parameters at ``ratio`` 4."""
+
+    def __init__(self, dim: int, heads: int, ratio: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_1, self.norm_2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
+        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, ratio * dim), nn.GELU(), nn.Linear(ratio * dim, dim))
+
+    def forward(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        q, k, v = self.qkv(self.norm_1(tokens)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        tokens = tokens + self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        mixed: Tensor = tokens + self.mlp(self.norm_2(tokens))
+        return mixed
+
+
+class Encoder(nn.Module):
+    """E: linear embedding of patches, T blocks, a final norm; without masks, positions or a head among its weights."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.embedding = nn.Linear(config.patch_size**2, config.dim)
+        self.blocks = nn.Sequential(*(Block(config.dim, config.heads, config.mlp_ratio) for _ in range(config.blocks)))
+        self.norm = nn.LayerNorm(config.dim, eps=1e-6)
+        self.apply(_xavier)
+
+    def embed(self, x: Float[Tensor, "b 1 y x"]) -> Float[Tensor, "b n d"]:
+        """Return one token per patch that knows nothing but its patch."""
+        tokens: Tensor = self.embedding(patchify(x, self.patch_size))
+        return tokens
+
+    def mix(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        """Add positions and let the tokens see each other."""
+        _, n, dim = tokens.shape
+        mixed: Tensor = self.norm(self.blocks(tokens + positions(math.isqrt(n), dim, tokens.device)))
+        return mixed
+
+    def forward(self, x: Float[Tensor, "b 1 y x"]) -> Float[Tensor, "b n d"]:
+        return self.mix(self.embed(x))
+
+
+class DsMAE(nn.Module):
+    """Masked autoencoder of one dose; its head and mask token end with Stage I."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.encoder = Encoder(config)
+        self.mask_token = nn.Parameter(torch.zeros(config.dim))
+        self.head = nn.Linear(config.dim, config.patch_size**2)
+        nn.init.normal_(self.mask_token, std=0.02)
+        self.head.apply(_xavier)
+
+    def forward(self, x: Float[Tensor, "b 1 y x"], masked: Bool[Tensor, "b n"]) -> Float[Tensor, "b 1 y x"]:
+        tokens = torch.where(masked[..., None], self.mask_token, self.encoder.embed(x))
+        return unpatchify(self.head(self.encoder.mix(tokens)))
+
+
+def draw_mask(images: int, tokens: int, ratio: float, device: torch.device) -> Bool[Tensor, "images tokens"]:
+    """Mask exactly round(ratio * tokens) tokens of every image, every choice equally likely."""
+    chosen = torch.rand(images, tokens, device=device).argsort(dim=1)[:, : round(ratio * tokens)]
+    return torch.zeros(images, tokens, dtype=torch.bool, device=device).scatter_(1, chosen, True)
+
+
+def _xavier(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+# Sec. III-B  Bilateral network
+
+
+class Decoder(nn.Module):
+    """D: token sets side by side as a map, Conv-BN-ReLU blocks with up-sampling between them, a 1 x 1 convolution."""
+
+    def __init__(self, channels: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, width in pairwise((channels, *widths)):
+            if layers:
+                layers.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
+            layers += [nn.Conv2d(before, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 1))
+
+    def forward(self, *tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b 1 y x"]:
+        image: Tensor = self.layers(_to_map(torch.cat(tokens, dim=2)))
+        return image
+
+
+class Baseline(nn.Module):
+    """Without DKD (V0, V1 of Table II): an encoder and a decoder."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.E_L = Encoder(config)
+        self.D_S = Decoder(config.dim, config.decoder_channels)
+
+    def forward(self, x_l: Float[Tensor, "b 1 y x"]) -> Float[Tensor, "b 1 y x"]:
+        image: Tensor = self.D_S(self.E_L(x_l))
+        return image
+
+
+class MainBranch(nn.Module):
+    """What inference needs: full dose from low dose."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.E_L = Encoder(config)
+        d = config.dim
+        self.P_L, self.P_I = nn.Linear(d, d), nn.Linear(d, d)
+        self.M = nn.Linear(d, d) if config.transfer else nn.Identity()
+        self.D_S = Decoder(2 * config.dim, config.decoder_channels)
+
+    def forward(self, x_l: Float[Tensor, "b 1 y x"]) -> Float[Tensor, "b 1 y x"]:
+        e_l = self.E_L(x_l)
+        image: Tensor = self.D_S(self.P_I(e_l), self.M(self.P_L(e_l)))
+        return image
+
+
+class Bilateral(nn.Module):
+    """Main and auxiliary branch; P_I is one module in both, P_L and P_S are not."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.swap = config.transfer
+        self.main = MainBranch(config)
+        self.E_S = Encoder(config)
+        self.P_S = nn.Linear(config.dim, config.dim)
+        self.D_L = Decoder(2 * config.dim, config.decoder_channels)
+
+    def forward(self, x_l: Float[Tensor, "b 1 y x"], x_s: Float[Tensor, "b 1 y x"]) -> tuple[Tensor, ...]:
+        """Return the images xh_s and xh_l, and the tokens l_di, s_di, s_ds and sh_ds."""
+        main = self.main
+        e_l, e_s = main.E_L(x_l), self.E_S(x_s)
+        l_ds, l_di = main.P_L(e_l), main.P_I(e_l)
+        s_ds, s_di = self.P_S(e_s), main.P_I(e_s)
+        sh_ds = main.M(l_ds)
+        return main.D_S(l_di, sh_ds), self.D_L(s_di, l_ds if self.swap else s_ds), l_di, s_di, s_ds, sh_ds
+
+
+# Sec. III-C  Objective function
+
+
+def js_divergence(u: Float[Tensor, "b n d"], v: Float[Tensor, "b n d"]) -> Float[Tensor, ""]:
+    """Return the Jensen-Shannon divergence of softmax over d, mean over tokens, in [0, ln 2]; in fp32 logarithms."""
+    log_p, log_q = F.log_softmax(u.float(), dim=-1), F.log_softmax(v.float(), dim=-1)
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+    return (log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)).sum(-1).mean() / 2
+
+
+def swap_losses(
+    config: Config, outputs: Sequence[Tensor], x_l: Float[Tensor, "b 1 y x"], x_s: Float[Tensor, "b 1 y x"]
+) -> dict[str, Tensor]:
+    """Return the terms of Eq. 5 that the variant has, from what its network returned."""
+    terms = {"full": F.l1_loss(outputs[0], x_s)}  # Eq. 4, second line
+    if config.decouple:
+        _, xh_l, l_di, s_di, s_ds, sh_ds = outputs
+        terms |= {"low": F.l1_loss(xh_l, x_l), "align": js_divergence(l_di, s_di)}  # Eq. 4, first line; Eq. 2
+        if config.transfer:
+            terms["transfer"] = js_divergence(s_ds, sh_ds)  # Eq. 3
+    return terms
+
+
+def total(config: Config, terms: Mapping[str, Tensor]) -> Float[Tensor, ""]:
+    """Return Eq. 5: L_align + lambda_1 L_transfer + lambda_2 (L1 of low dose + gamma L1 of full dose)."""
+    c = config
+    factors = {"full": c.lambda_rec * c.gamma, "low": c.lambda_rec, "align": 1.0, "transfer": c.lambda_transfer}
+    return torch.stack([factors[name] * value for name, value in terms.items()]).sum()
+
+
+# Sec. IV-A  Training
+
+
+class S3PET:
+    """The system in training: ``trainers.recipe.Recipe`` and ``Exporting``.
+
+    Args:
+        autoencoders: engine of the DsMAE of every dose that Stage I trains here; empty without Stage I.
+        network: engine of the Stage II network.
+    """
+
+    def __init__(
+        self, config: Config, autoencoders: Mapping[str, Engine], network: Engine, patches_per_step: int
+    ) -> None:
+        self.config = config
+        self.autoencoders = autoencoders
+        self.network = network
+        slices = patches_per_step * config.slices
+        self._names = list(config.phase_samples)
+        self._ends = list(accumulate(math.ceil(n / slices) for n in config.phase_samples.values()))
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of all phases together."""
+        return self._ends[-1]
+
+    @property
+    def phase_starts(self) -> dict[str, int]:
+        """First step of every phase that has steps, in order."""
+        starts = zip(self._names, [0, *self._ends], self._ends, strict=False)
+        return {name: start for name, start, end in starts if start < end}
+
+    def phase(self, step: int) -> str:
+        """Return the phase of ``step``, a key of ``IMAGES``."""
+        if not 0 <= step < self.num_steps:
+            raise ValueError(f"step {step} is not one of {self.num_steps}")
+        return self._names[bisect_right(self._ends, step)]
+
+    def needs(self, step: int) -> Needs:
+        """Return what ``step`` asks of the feed: slabs of one dose in Stage I, of both in Stage II."""
+        c = self.config
+        return Needs(
+            patch=(c.slices, c.window, c.window),
+            halo=0,
+            patches_per_case=c.patches_per_case,
+            sampler=SAMPLER,
+            images=IMAGES[self.phase(step)],
+        )
+
+    def step(self, batch: Batch, step: int) -> Metrics:
+        """Update one DsMAE (Stage I), or both branches (Stage II)."""
+        images = IMAGES[self.phase(step)]
+        if images == "paired":
+            if self.autoencoders and step == self._stage_1_end:
+                self._hand_over()
+            metrics = self._swap_step(_as_slices(batch.low), _as_slices(batch.full))
+        else:
+            metrics = self._encoder_step(images, _as_slices(batch.low if images == "low" else batch.full))
+        return {name: value.detach() for name, value in metrics.items()}
+
+    def _encoder_step(self, dose: Literal["low", "full"], x: Float[Tensor, "b 1 y x"]) -> Metrics:
+        c, engine = self.config, self.autoencoders[dose]
+        engine.module.train()
+        ratio = c.mask_low if dose == "low" else c.mask_full
+        masked = draw_mask(len(x), (c.window // c.patch_size) ** 2, ratio, x.device)
+        xh = engine(x, masked)
+        loss = F.l1_loss(xh, x)  # Eq. 1
+        engine.backward(loss)
+        engine.step()
+        unseen = patchify((xh.detach() - x).abs(), c.patch_size).mean(2) * masked
+        return {"masked_autoencoder": loss, "masked_patches": unseen.sum() / masked.sum().clamp(min=1)}
+
+    def _swap_step(self, x_l: Float[Tensor, "b 1 y x"], x_s: Float[Tensor, "b 1 y x"]) -> Metrics:
+        self.network.module.train()
+        outputs = self.network(x_l, x_s) if self.config.decouple else (self.network(x_l),)
+        terms = swap_losses(self.config, outputs, x_l, x_s)
+        loss = total(self.config, terms)
+        self.network.backward(loss)
+        self.network.step()
+        # Eq. 3 alone teaches s_ds, and is content where both token sets collapse: their spread over tokens tells.
+        spread = dict(zip(("l_di", "s_di", "s_ds", "sh_ds"), outputs[2:], strict=False))
+        variances = {f"variance_{name}": t.detach().flatten(0, 1).var(0).mean() for name, t in spread.items()}
+        return {"total": loss, **terms, **variances}
+
+    def _hand_over(self) -> None:
+        """Start Stage II's encoders where Stage I ended; through the engines, since ZeRO steps on copies of weights."""
+        state = self.network.state()
+        for dose in self.autoencoders:
+            state |= {f"weight/{_place(self.config, dose)}.{k}": v for k, v in self._encoder(dose).items()}
+        self.network.load(state)
+
+    def _encoder(self, dose: str) -> dict[str, Tensor]:
+        """Return what Stage I has made of an encoder so far, without head and mask token (collective)."""
+        start = "weight/encoder."
+        state = self.autoencoders[dose].state()
+        return {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
+
+    def _trained_encoders(self) -> dict[str, Tensor]:
+        named = {f"{dose}.{name}": v for dose in self.autoencoders for name, v in self._encoder(dose).items()}
+        return named | {"settings": torch.tensor(list(_settings(self.config).values()))}
+
+    @property
+    def _stage_1_end(self) -> int:
+        """First step of Stage II, or the end of a run without one; 0 without Stage I."""
+        return self._ends[-2] if self.autoencoders else 0
+
+    def exports(self, step: int) -> dict[str, dict[str, Tensor]]:
+        """Return the trained encoders at the end of Stage I, for ``encoders`` of other runs (collective)."""
+        return {"encoders": self._trained_encoders()} if self.autoencoders and step == self._stage_1_end else {}
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return what ``weights_to_synthesizer`` takes; the encoders of a run without Stage II."""
+        if not self.config.swap_samples:
+            return self._trained_encoders()
+        start = "weight/main." if self.config.decouple else "weight/"
+        return {key.removeprefix(start): v for key, v in self.network.state().items() if key.startswith(start)}
+
+    def synthesizer(self) -> "SliceSynthesizer":
+        """Return the main branch at inference, sharing its current weights; untrained until Stage II."""
+        module = self.network.module
+        return _synthesizer(self.config, module.main if isinstance(module, Bilateral) else module)
+
+    def state(self) -> State:
+        """Return the states of Stage I's autoencoders and of Stage II's network."""
+        return {name: engine.state() for name, engine in self._engines().items()}
+
+    def load(self, state: State) -> None:
+        """Continue from ``state``."""
+        for name, engine in self._engines().items():
+            engine.load(state[name])
+
+    def _engines(self) -> dict[str, Engine]:
+        return {f"{dose} encoder": engine for dose, engine in self.autoencoders.items()} | {"network": self.network}
+
+
+def _as_slices(slabs: Float[Tensor, "b 1 z y x"]) -> Float[Tensor, "bz 1 y x"]:
+    return slabs.flatten(0, 2).unsqueeze(1)
+
+
+def _place(config: Config, dose: str) -> str:
+    """Where the encoder of a dose lies in Stage II's network."""
+    return "E_S" if dose == "full" else "main.E_L" if config.decouple else "E_L"
+
+
+def _settings(config: Config) -> dict[str, int]:
+    """What an encoder's shapes alone do not tell, or tell badly."""
+    return {name: getattr(config, name) for name in ("window", "patch_size", "dim", "blocks", "heads", "mlp_ratio")}
+
+
+@dataclass(frozen=True)
+class SliceSynthesizer:
+    """The main branch at inference, slice by slice: ``trainers.recipe.Synthesizer``.
+
+    Windows must have the training size (z may be anything); batch norm uses its running statistics, so that a window
+    does not depend on its neighbours.
+    """
+
+    network: nn.Module
+    tiling: Tiling
+    context_needs: None = None
+
+    def context(self, overview: Float[Tensor, "1 1 o o o"], low: Float[Tensor, "n 1 zh yh xh"]) -> dict[str, Tensor]:
+        """Return nothing: no tile needs to know of another."""
+        return {}
+
+    @torch.no_grad()
+    def __call__(self, low: Float[Tensor, "b 1 z y x"], context: Mapping[str, Tensor]) -> Float[Tensor, "b 1 z y x"]:
+        """Synthesize windows; negatives are left in, to be clipped on export."""
+        slices: Tensor = self.network.eval()(_as_slices(low))
+        return slices.reshape(low.shape)
+
+
+def _synthesizer(config: Config, network: nn.Module) -> SliceSynthesizer:
+    half = config.window // 2
+    tile = (TILE_SLICES, config.window, config.window)
+    return SliceSynthesizer(network, Tiling(tile=tile, halo=0, overlap=(0, half, half)))
+
+
+# What the registry asks of a paper
+
+
+def check(config: Config, *, doses: Sequence[float | None]) -> None:
+    """Refuse several dose reduction factors: one low-dose encoder learns one dose (Sec. III-A).
+
+    Raises:
+        InputError: CFG_DOSES.
+    """
+    if len(set(doses)) > 1 or (len(doses) > 1 and None in doses):
+        named = ", ".join("unknown" if dose is None else f"{dose:g}" for dose in doses)
+        raise InputError(
+            "CFG_DOSES",
+            where="feed.low",
+            found=f"low-dose images of the dose reduction factors {named}; S3PET learns one",
+            remedy="name the images of one dose (--set feed.low=low_drf10), and train a run per dose",
+        )
+
+
+def files(config: Config) -> dict[str, Path]:
+    """Return the file of encoders that replaces Stage I, if any.
+
+    Raises:
+        InputError: CKPT_NONE.
+    """
+    if not config.encoders:
+        return {}
+    path = Path(config.encoders)
+    if not path.is_file():
+        raise InputError(
+            "CKPT_NONE",
+            where=path.name,
+            found="s3pet.encoders names no file",
+            remedy="give the encoders.safetensors that a run with Stage I wrote (--set recipe.encoders=...)",
+        )
+    return {"encoders": path}
+
+
+def remarks(config: Config) -> tuple[str, ...]:
+    """Say which row of Table II was trained, where its encoders came from, and what must not be concluded."""
+    here = f"trained in this run on {config.low_samples} low-dose" + (
+        f" and {config.full_samples} full-dose slices" if config.decouple else " slices"
+    )
+    origin = ("trained by an earlier run" if config.encoders else here) if config.pretrained else "not pre-trained"
+    caution = (
+        "No loss forces specific tokens to hold the dose alone: a better image is no proof of disentanglement. What "
+        "was learnt from unpaired full dose reaches inference only through the alignment and transfer losses."
+    )
+    return (f"S3PET variant: {config.variant}; encoders {origin}.", *([caution] if config.decouple else []))
+
+
+def build(config: Config, *, make_engine: EngineFactory, patches_per_step: int) -> S3PET:
+    """Build networks and engines; ``patches_per_step`` counts the slabs of all ranks.
+
+    Raises:
+        InputError: CKPT_NONE, CKPT_DAMAGED, CKPT_CONFIG of the file ``config.encoders``.
+    """
+    optimizer = partial(torch.optim.Adam, lr=config.lr)  # Sec. IV-A; betas and eps are PyTorch's
+    doses = [name.split()[0] for name in config.phase_samples if IMAGES[name] != "paired"]
+    autoencoders = {dose: make_engine(DsMAE(config), optimizer) for dose in doses}
+    network = Bilateral(config) if config.decouple else Baseline(config)
+    if config.encoders:
+        _start_from(files(config)["encoders"], config, network)
+    return S3PET(config, autoencoders, make_engine(network, optimizer), patches_per_step)
+
+
+@torch.no_grad()
+def _start_from(path: Path, config: Config, network: nn.Module) -> None:
+    """Give Stage II's encoders, before an engine takes them over, the weights that an earlier run saved."""
+    saved, _ = checkpoint.read_weights(path)
+    settings = _settings(config)
+    found = dict(zip(settings, saved["settings"].tolist(), strict=False)) if "settings" in saved else {}
+    differing = [
+        f"{name} {found.get(name)} (here {value})" for name, value in settings.items() if found.get(name) != value
+    ]
+    for dose in config.doses:
+        wanted = network.get_submodule(_place(config, dose)).state_dict()
+        given = {key.removeprefix(f"{dose}."): value for key, value in saved.items() if key.startswith(f"{dose}.")}
+        if differing or {k: v.shape for k, v in wanted.items()} != {k: v.shape for k, v in given.items()}:
+            raise InputError(
+                "CKPT_CONFIG",
+                where=path.name,
+                found=", ".join(differing) or f"no encoder of {dose} dose of these settings",
+                remedy="use encoders trained with the same settings, or change this run's to theirs",
+            )
+        for name, value in wanted.items():
+            value.copy_(given[name])
+
+
+def weights_to_synthesizer(config: Config, weights: Mapping[str, Tensor]) -> SliceSynthesizer:
+    """Build the inference side alone from what ``S3PET.weights`` returned.
+
+    Raises:
+        InputError: CFG_STAGE for a run that trained encoders alone; CKPT_CONFIG.
+    """
+    if not config.swap_samples:
+        raise InputError(
+            "CFG_STAGE",
+            where="s3pet.swap_samples",
+            found="0: the run holds encoders only, which make no image",
+            remedy="train a run with Stage II on them: --set recipe.encoders=RUN/encoders.safetensors",
+        )
+    with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
+        network = MainBranch(config) if config.decouple else Baseline(config)
+    wanted = {name: value.shape for name, value in network.state_dict().items()}
+    if wanted != {name: value.shape for name, value in weights.items()}:
+        raise InputError(
+            "CKPT_CONFIG",
+            where="weights of S3PET",
+            found="names or shapes of another configuration",
+            remedy="use the configuration saved with the run",
+        )
+    network.load_state_dict(dict(weights), assign=True)
+    return _synthesizer(config, network)
