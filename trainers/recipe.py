@@ -228,11 +228,15 @@ class RecipeSpec(Protocol):
         Config: the paper's configuration, its defaults the published values.
         FEED: which images and which intensity scale the paper trains on.
         PRESET: the paper's conventions of scoring, a key of ``trainers.metrics.presets.PRESETS``.
+        ROLES: what patients do beside training in pairs and being tested: ``validation`` where a schedule listens to
+            them, ``unpaired`` where some give their full dose alone.  Every variant of a system splits alike, also
+            one that leaves a role unused, so that ablations are compared on the same pairs.
     """
 
     Config: type[Any]
     FEED: "FeedConfig"
     PRESET: str
+    ROLES: frozenset[str]
 
     def check(self, config: Any, *, doses: Sequence[float | None]) -> None:
         """Refuse a configuration that does not fit the dose reduction factors of the images fed (InputError)."""

@@ -65,6 +65,7 @@ from trainers.recipe import Batch, Engine, EngineFactory, Metrics, Needs, State,
 
 FEED = FeedConfig(low=("low_drf10",), suv_scale=5.0, cases_per_step=8)  # 8 slabs of 4 slices: the paper's batch of 32
 PRESET = "s3pet"
+ROLES = frozenset({"unpaired"})
 IMAGES: Mapping[str, Literal["paired", "low", "full"]] = {
     "low encoder": "low",  # Sec. III-A
     "full encoder": "full",

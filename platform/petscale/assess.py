@@ -2,7 +2,7 @@
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -48,10 +48,10 @@ def _candidates(case: Case, low: str, gaussian: GaussianChoice, synthesized: Ima
     }
 
 
-def _gaussian(run: Path, cohort: Path, low: str) -> GaussianChoice:
-    """The best Gaussian of the run's training cases, found once per run and dose."""
+def _gaussian(run: Path, cohort: Path, low: str, folder: Path | None = None) -> GaussianChoice:
+    """The best Gaussian of the run's training cases, found once per run (or ``folder``) and dose."""
     config, facts = _facts(run)
-    path = run / EVALUATION / low / "gaussian.json"
+    path = (folder or run / EVALUATION) / low / "gaussian.json"
     if path.is_file():
         found = json.loads(path.read_bytes())
         psnr = {float(width): value for width, value in found["psnr_db"].items()}
@@ -90,14 +90,25 @@ def make_judge(run: Path, cohort: Path, config: UnetScoreConfig, folder: Path | 
                 advance(0, f"step {record['step']}, loss {record['loss/segmentation']:.3f}")
 
         place = folder or run / EVALUATION / "judge"
-        return judge(place, open_cohort(cohort), cases, config, feed=trained.feed, device=device, report=follow)
+        made = judge(place, open_cohort(cohort), cases, config, feed=trained.feed, device=device, report=follow)
+        advance(1, "")
+    return made
 
 
-def evaluate_run(run: Path, cohort: Path, *, judged_by: Judge | None = None) -> dict[str, Evaluation]:
+def evaluate_run(
+    run: Path,
+    cohort: Path,
+    *,
+    judged_by: Judge | None = None,
+    lows: Sequence[str] = (),
+    gaussians: Path | None = None,
+) -> dict[str, Evaluation]:
     """Score every test case at every low dose of the run; tables to the terminal, CSV and JSON to the run's folder.
 
     Args:
         judged_by: a U-Net trained on the run's training cases, for the Unet-score.
+        lows: some of the run's low-dose images; () for all.
+        gaussians: where the choice of the Gaussian is kept for runs of the same training cases; default: in the run.
 
     Raises:
         InputError: SET_NO_TEST, CKPT_NONE, STORE_DAMAGED and their kin.
@@ -114,8 +125,8 @@ def evaluate_run(run: Path, cohort: Path, *, judged_by: Judge | None = None) -> 
             remedy="evaluate on the cohort of the run, or train with --set split.test_fraction=0.25",
         )
     results = {}
-    for low in config.feed.low:
-        gaussian = _gaussian(run, cohort, low)
+    for low in lows or config.feed.low:
+        gaussian = _gaussian(run, cohort, low, gaussians)
         rows = []
         images: tuple[str, ...] = ()
         for name in tests:
@@ -138,6 +149,7 @@ def evaluate_run(run: Path, cohort: Path, *, judged_by: Judge | None = None) -> 
                 )
                 advance(1, f"{name} {low}")
         results[low] = Evaluation(tuple(rows), images, tuple(tests), {"low": low, "gaussian": gaussian.rule})
+        (run / EVALUATION / low).mkdir(parents=True, exist_ok=True)
         results[low].write(run / EVALUATION / low)
         console.print(results[low].table())
         if (found := results[low].unet_table()) is not None:
@@ -238,5 +250,6 @@ def environment() -> dict[str, str]:
         **{name: version(name) for name in packages},
         "processor": platform.machine(),
         "cores": str(psutil.cpu_count()),
+        **({"GPU": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
     }

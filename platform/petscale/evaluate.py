@@ -29,7 +29,7 @@ from trainers.metrics.udpet import udpet_scores
 from trainers.metrics.unet_score import Judge, unet_scores
 
 INPUT, SYNTHESIZED, REFERENCE = "low-dose input", "synthesized", "full dose"
-FWHMS_MM = (2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0)
+FWHMS_MM = (2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0, 15.0)
 FEWEST_FOR_A_TEST = 6  # two-sided Wilcoxon cannot fall below 0.05 with five pairs (smallest p is 2 / 2**n)
 _SIGMA_PER_FWHM = 1 / math.sqrt(8 * math.log(2))
 _TRUNCATE = 4.0  # standard deviations

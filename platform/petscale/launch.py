@@ -87,8 +87,8 @@ def train(cohort: Path, run: Path, config: RunConfig, *, command: str) -> Path:
     roles = configs.split_cases(
         opened,
         config.split,
-        unpaired=any(need.images == "full" for need in needs),
-        validation=isinstance(recipe, Validated),
+        unpaired="unpaired" in spec.ROLES,
+        validation="validation" in spec.ROLES,
     )
     digests = {name: integrity.manifest(opened.case(name).folder)["root"] for name in roles.everyone}
     for path in files.values():

@@ -71,6 +71,7 @@ from trainers.sgsgan.networks import (
 
 FEED = FeedConfig()  # SUV as they are: see ``FeedConfig.suv_scale``
 PRESET = "sgsgan"
+ROLES: frozenset[str] = frozenset()
 PHASES = ("gan", "segmenter", "guided gan", "final segmenter")  # Sec. III-C (1) to (4)
 EXACT_TILE = (64, 64, 64)  # a quarter of a GB of feature maps; larger ones save little of the halo
 CONTENT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

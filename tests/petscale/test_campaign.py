@@ -1,0 +1,388 @@
+"""Experiments from end to end with made-up runs: what is trained once, resumed, compared, judged and written."""
+
+import json
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from scipy.stats import wilcoxon
+
+from petscale import assess, campaign, launch
+from petscale import config as configs
+from petscale.campaign import GAUSSIAN, compare, headline, resized_grid, run_experiment, verdict
+from petscale.cli import main
+from petscale.config import RunConfig
+from petscale.evaluate import INPUT, REFERENCE, SYNTHESIZED, Evaluation, Gain
+from petscale.experiments import Column, Experiment, Order, PhantomCohort, Row
+from storage.errors import InputError
+from storage.ingest import CasePlan, ingest
+from storage.lowdose import LowDoseConfig
+from storage.phantom import PhantomConfig
+from storage.reader import open_cohort
+from storage.source import LABEL, SUV, ArraySource, Grid
+from trainers import sgsgan
+from trainers.feed import FeedConfig
+from trainers.metrics.image import Score
+from trainers.metrics.presets import BODY_PSNR
+from trainers.metrics.unet_score import UnetScoreConfig
+
+PATIENTS = 8
+GRID = Grid((40, 24, 28), np.array([[-4.0, 0, 0, 50], [0, -4.0, 0, 60], [0, 0, 3.0, -70], [0, 0, 0, 1]]))
+PSNR = Column(label="PSNR", metric="PSNR", region="body", preset="native")
+UNET = Column(label="Unet-score", metric="Unet-score", region="liver")
+MAE = replace(PSNR, label="MAE", metric="MAE")
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    """Eight small patients with labels, and two low-dose draws each."""
+    folder = tmp_path_factory.mktemp("campaign") / "cohort"
+    z, y, x = np.indices(GRID.shape)
+    inside = ((y - 12) / 9) ** 2 + ((x - 14) / 11) ** 2 < 1
+    liver = (z > 12) & (z < 26) & (abs(y - 12) < 5) & (abs(x - 11) < 5)
+    truth = np.where(liver, 3.0, 1.0) * inside * (1 + 0.2 * np.sin(z / 6))
+
+    def plan(number):
+        rng = np.random.Generator(np.random.Philox(number))
+        noise = rng.normal(0, 0.3, (2, *GRID.shape))
+        images = {"full": truth, "low_drf6": truth + noise[0] * inside, "low_drf6_r1": truth + noise[1] * inside}
+        sources = {n: ArraySource(np.clip(v, 0, None).astype(np.float32), GRID, SUV) for n, v in images.items()}
+        sources["labels"] = ArraySource((inside + 0 + liver).astype(np.float32), GRID, LABEL)
+        return CasePlan(sources, f"patient {number}", f"made up {number}", {1: "body", 2: "liver"})
+
+    plans = {f"p{n}": lambda scratch, n=n: plan(n) for n in range(PATIENTS)}
+    ingest(folder, plans, strict=True, workers=1)
+    return folder
+
+
+def run_config(noise_std=0.01):
+    return RunConfig(
+        model=sgsgan.Config(rois=(), phase_samples=(8, 0, 0, 0), noise_std=noise_std),
+        feed=FeedConfig(low=("low_drf6", "low_drf6_r1")),
+    )
+
+
+def experiment(*names, name="tiny", noise=(0.01, 0.02, 0.03), **more):
+    rows = [
+        Row(
+            name=row,
+            config=run_config(noise[place]),
+            paper={"PSNR": (30.0 + place, 0.5)},
+            against=names[place - 1] if place else INPUT,
+        )
+        for place, row in enumerate(names)
+    ]
+    asked = {
+        "title": "A tiny table",
+        "source": "nobody",
+        "cohort": PhantomCohort(
+            name="c", patients=PATIENTS, body=PhantomConfig(), scan=LowDoseConfig(), drfs=(6.0,), realisations=2
+        ),
+        "lows": ("low_drf6", "low_drf6_r1"),
+        "columns": (PSNR, UNET),
+        "untrained": {INPUT: {"PSNR": (25.0, None)}},
+        "orders": tuple(Order(b, a, "PSNR") for a, b in zip((INPUT, *names), names, strict=False)),
+        "folds": 2,
+    }
+    return Experiment(name=name, rows=tuple(rows), **(asked | more))
+
+
+@pytest.fixture
+def trained(monkeypatch, cohort):
+    """Runs that are made up at once; the list tells what was trained, and a name in ``fails`` stops there."""
+    made = SimpleNamespace(runs=[], fails=set(), scored=0, judges=[])
+
+    def train(cohort_folder, run, config, *, command):
+        if config.model.noise_std in made.fails:
+            raise InputError("TRAIN_FAILED", where="run", found="a test", remedy="none")
+        roles = configs.split_cases(open_cohort(cohort_folder), config.split)
+        run.mkdir(parents=True)
+        facts = {"config": configs.to_json(config), "test": roles.test, "command": command}
+        facts |= {"train": roles.train, "unpaired": roles.unpaired, "cases": dict.fromkeys(roles.everyone, "digest")}
+        (run / launch.CONFIG).write_text(json.dumps(facts))
+        (run / launch.WEIGHTS).write_bytes(b"w")
+        made.runs.append((config.model.noise_std, config.split.fold))
+        return run / launch.WEIGHTS
+
+    monkeypatch.setattr(launch, "train", train)
+
+    def evaluate(run, cohort_folder, *, judged_by, lows, gaussians):
+        made.scored += 1
+        found = evaluations(run, judged_by)
+        for low, one in found.items():
+            (run / assess.EVALUATION / low).mkdir(parents=True, exist_ok=True)
+            one.write(run / assess.EVALUATION / low)
+        return found
+
+    def make_judge(run, cohort_folder, config, folder):
+        made.judges.append(folder.name)
+        return config
+
+    monkeypatch.setattr(assess, "evaluate_run", evaluate)
+    monkeypatch.setattr(assess, "make_judge", make_judge)
+    monkeypatch.setattr(campaign, "make_cohort", lambda phantoms, folder: cohort)
+    return made
+
+
+def made_up(patient, gain, draw):
+    """PSNR of a patient's draw: patients differ by far more than rows do, and draws by more still."""
+    number = int(patient[1:])
+    return 20.0 + 3 * number + gain * (1 + 0.1 * number) + (5.0 if draw else -5.0)
+
+
+def evaluations(run, judge):
+    facts = json.loads((run / launch.CONFIG).read_bytes())
+    noise = facts["config"]["model"]["noise_std"]
+    found = {}
+    for draw, low in enumerate(facts["config"]["feed"]["low"]):
+        images = (INPUT, f"Gaussian {4 + draw} mm", SYNTHESIZED)
+        scores = [
+            Score(patient, image, "body", "body", BODY_PSNR, made_up(patient, gain, draw))
+            for patient in facts["test"]
+            for image, gain in zip(images, (0.0, 0.5, 100 * noise), strict=True)
+        ]
+        if judge is not None:
+            dice = {REFERENCE: 0.9, **dict.fromkeys(images, 0.7)}
+            scores += [Score(p, i, "liver", "organ", judge.rule, v) for p in facts["test"] for i, v in dice.items()]
+        found[low] = Evaluation(tuple(scores), images, tuple(facts["test"]))
+    return found
+
+
+def table(path):
+    return json.loads((path.parent / "table.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_every_row_and_fold_once_and_nothing_on_a_second_call(trained, tmp_path):
+    asked = experiment("a", "b")
+    path = run_experiment(asked, tmp_path, command="petscale experiment tiny")
+    assert trained.runs == [(0.01, 0), (0.01, 1), (0.02, 0), (0.02, 1)]
+    first = table(path)
+    run_experiment(asked, tmp_path, command="petscale experiment tiny")
+    assert (len(trained.runs), trained.scored) == (4, 4)
+    assert table(path) == first
+    assert first["complete"]
+    assert "Partial" not in path.read_text()
+    (row,) = (r for r in first["rows"] if r["name"] == "b")
+    assert set(row["columns"]["PSNR"]["patients"]) == {f"p{n}" for n in range(PATIENTS)}
+    assert row["config"] == configs.to_json(asked.rows[1].config)
+    assert all(len(runs) == 2 and not any(r.startswith("/") for r in runs) for runs in first["facts"]["runs"].values())
+
+
+def test_a_stopped_experiment_leaves_a_partial_table_and_continues(trained, tmp_path):
+    asked = experiment("a", "b", "c")
+    trained.fails = {0.02}
+    with pytest.raises(InputError, match="TRAIN_FAILED"):
+        run_experiment(asked, tmp_path, command="first")
+    path = tmp_path / "tiny" / "table.md"
+    assert "**Partial: 1 of 3 rows" in path.read_text()
+    assert not table(path)["complete"]
+    verdicts = [order["verdict"] for order in table(path)["orders"]]
+    assert verdicts == ["reproduced", "not computed", "not computed"]
+    trained.fails = set()
+    run_experiment(asked, tmp_path, command="second")
+    assert [noise for noise, _ in trained.runs] == [0.01, 0.01, 0.02, 0.02, 0.03, 0.03]
+    assert "Partial" not in path.read_text()
+
+
+def test_tables_share_runs_of_equal_settings_whatever_the_rows_are_called(trained, tmp_path):
+    run_experiment(experiment("a", "b"), tmp_path, command="one")
+    run_experiment(experiment("other name", "c", name="second", noise=(0.02, 0.03)), tmp_path, command="two")
+    assert [noise for noise, _ in trained.runs] == [0.01, 0.01, 0.02, 0.02, 0.03, 0.03]
+
+
+def test_a_run_is_another_when_a_setting_or_a_voxel_changes_but_not_by_where_it_is_computed(cohort, tmp_path):
+    def folder(config, folds=2, where=cohort):
+        return campaign.run_folder(tmp_path, "row", config, folds, where).name
+
+    config = run_config()
+    assert folder(config) == folder(configs.override(config, ["cluster.workers=2", "loop.log_every=3"]))
+    others = [folder(run_config(0.5)), folder(config, 4), folder(configs.override(config, ["loop.seed=1"]))]
+    ingest(
+        tmp_path / "other",
+        {
+            name: lambda scratch, name=name: CasePlan(
+                {
+                    image: open_cohort(cohort).case(name).image(image)
+                    for image in open_cohort(cohort).case(name).images
+                    if image != "body"
+                },
+                name,
+                "changed",
+            )
+            for name in ("p0", "p1")
+        },
+        strict=True,
+        workers=1,
+    )
+    assert len({folder(config), *others, folder(config, where=tmp_path / "other")}) == 5
+
+
+def test_folds_test_every_patient_once_and_settings_reach_every_run(trained, tmp_path):
+    path = run_experiment(experiment("a"), tmp_path, command="x", settings=["cluster.workers=2"])
+    tested = []
+    for run in table(path)["facts"]["runs"]["a"]:
+        content = json.loads((tmp_path / run / launch.CONFIG).read_bytes())
+        assert content["config"]["cluster"]["workers"] == 2
+        tested += content["test"]
+    assert sorted(tested) == [f"p{n}" for n in range(PATIENTS)]
+
+
+def test_gains_are_paired_over_patients_whose_draws_are_averaged_first(trained, tmp_path):
+    path = run_experiment(experiment("a", "b"), tmp_path, command="x")
+    rows = {row["name"]: row["columns"]["PSNR"] for row in table(path)["rows"]}
+    assert list(rows) == [INPUT, GAUSSIAN, "a", "b"]
+    numbers = np.arange(PATIENTS)
+    assert [rows["b"]["patients"][f"p{n}"] for n in numbers] == pytest.approx(
+        20 + 3 * numbers + 2 * (1 + 0.1 * numbers)
+    )
+    gains = 1 + 0.1 * numbers  # row b's over row a's
+    assert rows["b"]["gain"]["mean"] == pytest.approx(gains.mean())
+    assert rows["b"]["gain"]["sd"] == pytest.approx(gains.std(ddof=1))
+    assert rows["b"]["gain"]["p_value"] == pytest.approx(wilcoxon(gains).pvalue)
+    assert (rows["b"]["gain"]["num_better"], rows["b"]["gain"]["num_cases"]) == (PATIENTS, PATIENTS)
+    assert rows["b"]["paper"] == [31.0, 0.5]
+    assert rows[GAUSSIAN]["gain"]["over"] == INPUT
+    text = path.read_text()
+    ours = 20 + 3 * numbers + 2 * (1 + 0.1 * numbers)
+    assert f"| b | {ours.mean():.2f} ± {ours.std(ddof=1):.2f} | 31 ± 0.5 | +1.35 (8 of 8) | a | 0.008 |" in text
+    assert "| low-dose input | 30.50 ± 7.35 | 25 | - | - | - |" in text
+    assert "- PSNR: b ahead of a: **reproduced**" in text
+    assert "`x`" in text
+
+
+def test_a_score_that_nobody_made_is_a_dash(trained, tmp_path):
+    text = run_experiment(experiment("a"), tmp_path, command="x").read_text()
+    section = text.split("## Unet-score")[1].split("##")[0]
+    assert "| a | - | - | - | low-dose input | - |" in section
+
+
+def test_one_judge_per_fold_serves_every_row_and_the_full_dose_stands_in_the_table(trained, tmp_path):
+    judge = UnetScoreConfig(rois=("liver",), samples=10)
+    run_experiment(experiment("a", "b"), tmp_path, command="x")
+    assert not trained.judges
+    path = run_experiment(experiment("a", "b", unet_score=judge), tmp_path, command="x")
+    assert (len(trained.runs), trained.scored) == (4, 8)
+    assert len(trained.judges) == 4
+    assert len(set(trained.judges)) == 2
+    section = path.read_text().split("## Unet-score")[1].split("##")[0]
+    assert "| full dose | 0.9000 ± 0.0000 | - | - | - | - |" in section
+    assert "| a | 0.7000 ± 0.0000 | - | +0.0000 (0 of 8) | low-dose input | - |" in section
+    run_experiment(experiment("a", "b", unet_score=judge), tmp_path, command="x")
+    run_experiment(experiment("a", "b"), tmp_path, command="x")
+    assert trained.scored == 8
+    run_experiment(experiment("a", unet_score=replace(judge, samples=20)), tmp_path, command="x")
+    assert trained.scored == 10
+    assert len(set(trained.judges)) == 4
+
+
+def scores(**columns):
+    return {
+        row: {"MAE": {f"p{n}": value for n, value in enumerate(values)}, "PSNR": {}} for row, values in columns.items()
+    }
+
+
+def test_lower_is_better_turns_the_sign_and_five_patients_are_too_few():
+    one, other = [1.0, 1.2, 0.9, 1.4, 1.1, 1.3], [1.5, 1.4, 1.6, 1.2, 1.9, 2.0]
+    gain = compare(scores(a=one, b=other), "a", "b", MAE)
+    assert gain.mean == pytest.approx(np.mean(other) - np.mean(one))
+    assert gain.num_better == 5
+    assert gain.p_value == pytest.approx(wilcoxon(np.subtract(other, one)).pvalue)
+    assert compare(scores(a=one[:5], b=other[:5]), "a", "b", MAE).p_value is None
+    assert compare(scores(a=one, b=one), "a", "b", MAE).p_value is None
+    assert compare(scores(a=one, b=[math.inf, *one[1:]]), "a", "b", MAE).p_value is None
+    assert compare(scores(a=one, b=other), "a", "b", PSNR) is None
+    assert compare(scores(a=one), "a", "b", MAE) is None
+
+
+@pytest.mark.parametrize(
+    ("mean", "p_value", "said"),
+    [
+        (1.0, 0.01, "reproduced"),
+        (-1.0, 0.01, "not reproduced"),
+        (1.0, 0.05, "within noise"),
+        (-1.0, 0.8, "within noise"),
+        (1.0, None, "not tested"),
+    ],
+)
+def test_verdicts(mean, p_value, said):
+    assert verdict(Gain("", mean, 1.0, 6, 8, p_value)) == said
+    assert verdict(None) == "not computed"
+
+
+def test_the_terminal_shows_whole_volume_scores_only():
+    asked = experiment("a", columns=(PSNR, replace(PSNR, label="PSNR whole", region="whole volume")))
+    shown = headline(asked, {"a": {"PSNR whole": {"p0": 31.0, "p1": 33.0}}})
+    assert [column.header for column in shown.columns] == ["row", r"PSNR whole \[dB]"]
+
+
+def test_a_resized_grid_keeps_the_volumes_borders():
+    small = resized_grid(GRID, 64)
+
+    def border(grid, place):
+        z, y, x = grid.shape
+        corner = [-0.5, -0.5, -0.5, 1] if place == "first" else [x - 0.5, y - 0.5, z - 0.5, 1]
+        return grid.affine @ corner
+
+    for place in ("first", "last"):
+        np.testing.assert_allclose(border(small, place), border(GRID, place))
+
+
+def test_a_resized_run_is_scored_at_native_resolution_beside_resizing_alone(monkeypatch, cohort, tmp_path):
+    folder = campaign.make_resized(cohort, tmp_path / "resized-64")
+    native, small = open_cohort(cohort).case("p3"), open_cohort(folder).case("p3")
+    assert small.subject == native.subject
+    assert small.image("full").grid.shape == (64, 64, 64)
+    np.testing.assert_allclose(small.image("full").read(0, 64), native.overview("full"), atol=1e-6)
+    assert set(np.unique(small.image("labels").read(0, 64))) == {0, 1, 2}
+
+    def share(case):
+        labels = case.image("labels")
+        return (labels.read(0, labels.grid.shape[0]) == 2).mean()
+
+    assert share(small) == pytest.approx(share(native), rel=0.1)
+
+    # A network that finds the full dose exactly: what is left is the loss of resolution.
+    run = tmp_path / "run"
+    run.mkdir()
+    config = run_config()
+    (run / launch.CONFIG).write_text(json.dumps({"config": configs.to_json(config), "test": ["p3", "p5"]}))
+    (run / launch.WEIGHTS).write_bytes(b"w")
+    asked = []
+
+    def perfect(trained, place, case, low):
+        asked.append(low)
+        return case.image("full")
+
+    monkeypatch.setattr(campaign, "open_run", lambda place: None)
+    monkeypatch.setattr(campaign, "synthesize_case", perfect)
+    found = campaign._evaluate_resized(run, open_cohort(folder), open_cohort(cohort))
+    assert set(found) == {"low_drf6", "low_drf6_r1"}
+    one = found["low_drf6"]
+    assert one.images == (INPUT, f"{INPUT}, resized and back", f"{REFERENCE}, resized and back", SYNTHESIZED)
+    psnr = {image: one.values(image, BODY_PSNR, "body") for image in one.images}
+    assert psnr[SYNTHESIZED] == psnr[f"{REFERENCE}, resized and back"]
+    assert psnr[SYNTHESIZED]["p3"] > psnr[INPUT]["p3"] + 3
+    assert np.isfinite(list(psnr[SYNTHESIZED].values())).all()
+    again = campaign._evaluate_resized(run, open_cohort(folder), open_cohort(cohort))
+    assert len(asked) == 4
+    assert again["low_drf6"].rows == one.rows
+
+
+def test_the_command_hands_on_name_size_folder_and_where_to_run(monkeypatch, tmp_path, capsys):
+    seen = {}
+
+    def run(asked, folder, *, command, settings):
+        seen.update(name=asked.name, folder=folder, settings=settings, words=command.split()[0])
+        return folder / "table.md"
+
+    monkeypatch.setattr(campaign, "run_experiment", run)
+    main(["experiment", "sgsgan_table3", "--size", "paper", "--folder", str(tmp_path), "--device", "cuda"])
+    assert capsys.readouterr().out == f"{tmp_path / 'paper' / 'table.md'}\n"
+    assert seen == {
+        "name": "sgsgan_table3",
+        "folder": tmp_path / "paper",
+        "settings": ["cluster.device=cuda"],
+        "words": "petscale",
+    }

@@ -1,0 +1,168 @@
+"""Every experiment at both sizes: valid runs, the papers' rows and numbers, fair lengths, orderings as printed."""
+
+import dataclasses
+from itertools import pairwise
+
+import pytest
+
+from petscale import config as configs
+from petscale.cli import experiment as command
+from petscale.evaluate import INPUT
+from petscale.experiments import EXPERIMENTS, Experiment
+from storage.phantom import LABEL_NAMES
+from trainers import RECIPES
+from trainers.metrics.presets import PRESETS
+
+SIZES = ("small", "paper")
+NAMES = {
+    "sgsgan_table2": ["3D-UNet", "3D-UNet + style", "SGSGAN-3D-UNet", "DCITN", "DCITN + style", "SGSGAN-DCITN"],
+    "sgsgan_table3": [
+        f"{network}{part}"
+        for network in ("3D-UNet", "DCITN")
+        for part in ("", " + noise", " + AdaIN", " + noise + AdaIN")
+    ],
+    "sgsgan_table4": ["none", "L", "Br", "K", "Bl", "L+Br", "L+Br+K", "L+Br+K+Bl"],
+    "cg_3dsrgan_table2": ["baseline", "+ CG", "CG-3DGAN", "CG-3DSRGAN"],
+    "s3pet_table2": ["V0 baseline", "V1 + DsMAE", "V2 + DKD", "V3 + DKL"],
+    "sgsgan_resized": ["64^3, resized", "native patches"],
+}
+
+
+@pytest.fixture(params=[(name, size) for name in NAMES for size in SIZES], ids=lambda p: f"{p[0]}-{p[1]}")
+def made(request) -> Experiment:
+    name, size = request.param
+    return EXPERIMENTS[name](size)
+
+
+def test_the_command_offers_every_experiment():
+    hints = command.__annotations__
+    assert set(EXPERIMENTS) == set(NAMES) == set(hints["name"].__args__[0].__args__)
+    assert set(hints["size"].__args__) == set(SIZES)
+
+
+def test_rows_are_the_papers_and_their_runs_valid(made):
+    assert [row.name for row in made.rows] == NAMES[made.name]
+    labels = [column.label for column in made.columns]
+    assert len(set(labels)) == len(labels)
+    for number, row in enumerate(made.rows):
+        assert configs.from_json(configs.to_json(row.config)) == row.config
+        assert set(row.config.feed.low) >= set(made.lows)
+        assert row.against in (INPUT, *(other.name for other in made.rows[:number]))
+        assert made.name == "sgsgan_resized" or set(row.paper) == set(labels)
+        assert all(edge <= size for edge, size in zip(_patch(row), made.cohort.body.shape, strict=True))
+    made_lows = {low for drf in made.cohort.drfs for low in made.cohort.lows(drf)}
+    assert made_lows >= set(made.rows[0].config.feed.low)
+    assert made.cohort.patients // made.folds >= 2
+
+
+def _patch(row):
+    model = row.config.model
+    return (1, model.window, model.window) if hasattr(model, "window") else model.patch
+
+
+def test_columns_are_scores_that_are_computed(made):
+    (recipe,) = {row.config.recipe for row in made.rows}
+    rules = [rule for preset in {"native", RECIPES[recipe].PRESET} for rule in PRESETS[preset]]
+    organs = {"whole volume": "whole", "body": "body", "lesions": "ROI", **dict.fromkeys(LABEL_NAMES.values(), "ROI")}
+    organs["body"] = "body"
+    for column in made.columns:
+        if column.metric != "Unet-score":
+            (rule,) = (
+                rule
+                for rule in rules
+                if (rule.metric, rule.preset) == (column.metric, column.preset)
+                and rule.region == organs[column.region]
+                and column.mask in ("", rule.mask)
+                and column.data_range in ("", rule.data_range)
+            )
+            assert column.sign == (1 if rule.higher_is_better else -1)
+            assert column.units in ("%", "" if rule.units == "1" else rule.units)
+
+
+def test_orderings_name_rows_and_follow_the_printed_numbers(made):
+    values = {**made.untrained, **{row.name: row.paper for row in made.rows}}
+    columns = {column.label: column for column in made.columns}
+    assert made.orders
+    assert len(set(made.orders)) == len(made.orders)
+    for order in made.orders:
+        assert {order.better, order.worse} <= set(values)
+        if made.name != "sgsgan_resized":
+            better, worse = (values[name][order.column][0] for name in (order.better, order.worse))
+            assert columns[order.column].sign * (better - worse) > 0
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_guided_rows_do_not_train_longer(size):
+    rows = [row for table in ("2", "3", "4") for row in EXPERIMENTS[f"sgsgan_table{table}"](size).rows]
+    seen = {sum(row.config.model.phase_samples[::2]) for row in rows}
+    assert len(seen) == 1
+    assert all(row.config.model.rois or not any(row.config.model.phase_samples[1:]) for row in rows)
+    guided = next(row.config.model.phase_samples for row in rows if row.config.model.rois)
+    assert [n / guided[1] for n in guided] == [12, 1, 3, 1]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_tables_of_sgsgan_share_their_runs(size):
+    runs = {
+        name: {row.name: row.config for row in EXPERIMENTS[f"sgsgan_table{name}"](size).rows}
+        for name in ("2", "3", "4")
+    }
+    assert runs["2"]["DCITN + style"] == runs["3"]["DCITN + noise + AdaIN"] == runs["4"]["none"]
+    assert runs["2"]["SGSGAN-DCITN"] == runs["4"]["L+Br+K+Bl"]
+    assert runs["2"]["3D-UNet"] == runs["3"]["3D-UNet"]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_resized_and_native_rows_see_as_many_voxels_in_as_many_steps(size):
+    resized, native = EXPERIMENTS["sgsgan_resized"](size).rows
+    assert (resized.resized, native.resized) == (64, None)
+    budgets = []
+    for row in (resized, native):
+        model = row.config.model
+        voxels = row.config.patches_per_step * model.patch[0] * model.patch[1] * model.patch[2]
+        budgets.append((voxels, [n / row.config.patches_per_step for n in model.phase_samples]))
+    assert budgets[0] == budgets[1]
+    model = resized.config.model
+    assert (model.patch, model.patches_per_case, model.context_patches, model.halo) == ((64, 64, 64), 1, 1, 0)
+
+
+def test_only_the_switches_of_the_ablation_differ_between_rows(made):
+    switches = {
+        "sgsgan": {"synthesis", "use_noise", "use_adain", "rois", "phase_samples"},
+        "cg_3dsrgan": {"classify", "adversarial", "refine"},
+        "s3pet": {"pretrained", "decouple", "transfer"},
+    }
+    if made.name == "sgsgan_resized":
+        pytest.skip("its rows differ in patches by design")
+    for one, other in pairwise(made.rows):
+        rest = [dataclasses.replace(row.config, model=None, feed=made.rows[0].config.feed) for row in (one, other)]
+        assert rest[0] == rest[1]
+        assert one.config.feed == other.config.feed
+        first, second = (dataclasses.asdict(row.config.model) for row in (one, other))
+        assert {key for key in first if first[key] != second[key]} <= switches[one.config.recipe]
+
+
+def test_published_numbers():
+    table2, table3, table4 = (EXPERIMENTS[f"sgsgan_table{n}"]("small") for n in (2, 3, 4))
+
+    def paper(experiment, row):
+        return next(r.paper for r in experiment.rows if r.name == row)
+
+    assert paper(table2, "SGSGAN-DCITN")["PSNR all"] == (33.54, None)
+    assert paper(table2, "3D-UNet + style")["MAE kidneys"] == (18.96, None)
+    assert paper(table2, "DCITN")["Unet-score bladder"] == (0.8766, None)
+    assert table2.untrained[INPUT]["SSIM brain"] == (0.8371, None)
+    assert table2.untrained[INPUT]["Unet-score all"] == (0.8083, None)
+    assert paper(table3, "DCITN + AdaIN") == {
+        "PSNR all": (33.48, None),
+        "SSIM all": (0.8185, None),
+        "MAE all": (64.16, None),
+    }
+    assert paper(table4, "K")["MAE kidneys"] == (13.86, 1.12)
+    assert paper(table4, "none")["SSIM all"] == (0.8187, 0.0091)
+    assert paper(table4, "Br")["Unet-score liver"] == (0.8801, 0.0166)
+    cg, s3 = EXPERIMENTS["cg_3dsrgan_table2"]("small"), EXPERIMENTS["s3pet_table2"]("small")
+    assert paper(cg, "CG-3DSRGAN") == {"PSNR": (48.453, None), "SSIM": (0.994, None), "NRMSE": (0.388, None)}
+    assert cg.untrained[INPUT]["NRMSE"] == (1.402, None)
+    assert paper(s3, "V2 + DKD")["PSNR"] == (24.763, 1.703)
+    assert s3.untrained[INPUT]["NMSE"] == (0.080, 0.033)
