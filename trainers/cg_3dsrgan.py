@@ -30,9 +30,9 @@ Readings where the text is silent or contradicts itself:
             when more than five epochs in a row were no better, by NRMSE of y2 on patients kept apart, for both
             optimizers.  An epoch is 1000 steps of 4 patches: 100 full passes over the data are out of reach.
     "second-stage" and "end-to-end": one joint phase; y2's gradients reach R unless ``detach_coarse``.
-    Weights start as Kaiming's, of transposed convolutions by fan_out (by PyTorch's default y1 would start with a spread
-            of 27 SUV, so of 3), batch norm's gains as N(1, 0.02); Adam's betas 0.5, 0.999 and weight decay 1e-5.
-    The masked autoencoder has LeakyReLUs: with ReLUs, y2's activity drifted in the trial on two patches.
+    Weights start as Kaiming's, of transposed convolutions by fan_out (by PyTorch's default, fan_in, y1 starts with a
+            spread of 26 SUV, by this with 2.4), batch norm's gains as N(1, 0.02); Adam: betas 0.5, 0.999, decay 1e-5.
+    The masked autoencoder has LeakyReLUs: with ReLUs, y2's activity drifted in the trial that overfits two patches.
 
 Deviations:
     Two short phases frame the paper's one.  "backbone", only where ``perceptual`` is "masked", trains phi on the run's

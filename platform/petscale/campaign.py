@@ -1,7 +1,8 @@
 """Run an experiment: every row on every fold, then one table beside the paper's, with a paired test per row.
 
-What it knows: which run belongs to which row and fold, which of them are there already, how patients are compared and
-how a table is written.  What it refuses to know: how a run is trained, an image scored, or what a row's settings mean.
+What it knows: what an experiment is (``petscale.experiments`` holds them), which run belongs to which row and fold, which
+are there already, how patients are compared and how a table is written.  What it refuses to know: how a run is trained,
+an image scored, or what a row's settings mean.
 
 Below one folder: ``<cohort>-<digest>/cohort``, ``<cohort>-<digest>/runs/<digest>-<row>/fold-<k>``, and
 ``<experiment>/table.md`` and ``table.json``.  A run's digest is that of its configuration and of its cohort's voxels,
@@ -25,6 +26,7 @@ from scipy.stats import wilcoxon
 
 from petscale import assess, launch, prepare
 from petscale import config as configs
+from petscale.config import RunConfig
 from petscale.evaluate import (
     FEWEST_FOR_A_TEST,
     INPUT,
@@ -36,11 +38,13 @@ from petscale.evaluate import (
     region_group,
     score_case,
 )
-from petscale.experiments import Column, Experiment, Order, PhantomCohort, Published, Row
 from petscale.progress import console
 from petscale.synthesize import open_run, synthesize_case
 from storage import geometry, integrity
 from storage.ingest import CasePlan
+from storage.layout import low_name
+from storage.lowdose import LowDoseConfig
+from storage.phantom import PhantomConfig
 from storage.reader import Case, Cohort, open_cohort
 from storage.source import LABEL, SUV, ArraySource, Grid, ImageSource
 from trainers import RECIPES
@@ -49,6 +53,145 @@ from trainers.metrics.unet_score import UnetScoreConfig
 GAUSSIAN = "best Gaussian"
 SIGNIFICANT = 0.05
 Scores = dict[str, dict[str, dict[str, float]]]  # image or row -> column label -> patient -> score, in our units
+
+# ---- what an experiment is ------------------------------------------------------------------------------------------
+
+Published = tuple[float, float | None]  # mean, and standard deviation where the paper prints one
+_METRICS = {  # direction of the better, digits, units
+    "PSNR": (1, 2, "dB"),
+    "SSIM": (1, 4, ""),
+    "MAE": (-1, 4, "SUVbw"),
+    "NRMSE": (-1, 3, "%"),  # of the range, as udpet2022 has it
+    "NMSE": (-1, 4, ""),
+    "Unet-score": (1, 4, ""),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhantomCohort:
+    """Phantom patients, one case each, with simulated scans.
+
+    Args:
+        name: what its folder is called.
+        patients: how many.
+        body: the phantom; seeds count up from ``body.seed``.
+        scan: the scanner and its counts.
+        drfs: dose reduction factors.
+        realisations: independent low-dose images of each patient and dose.
+    """
+
+    name: str
+    patients: int
+    body: PhantomConfig
+    scan: LowDoseConfig
+    drfs: tuple[float, ...]
+    realisations: int = 1
+
+    def lows(self, drf: float) -> tuple[str, ...]:
+        """Names of the low-dose images of one dose."""
+        return tuple(low_name(drf, number) for number in range(self.realisations))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One score of a table.
+
+    Args:
+        label: what the table calls it.
+        metric: ``Rule.metric`` of the scores it is read from.
+        region: ``Score.region`` of these.
+        preset: ``Rule.preset`` of these, empty for any.
+        mask: ``Rule.mask`` of these, empty for any.
+        data_range: ``Rule.data_range`` of these, empty for any.
+    """
+
+    label: str
+    metric: str
+    region: str = "whole volume"
+    preset: str = ""
+    mask: str = ""
+    data_range: str = ""
+
+    @property
+    def sign(self) -> int:
+        """1 where higher is better, -1 where lower is."""
+        return _METRICS[self.metric][0]
+
+    @property
+    def places(self) -> int:
+        """Digits after the point."""
+        return _METRICS[self.metric][1]
+
+    @property
+    def units(self) -> str:
+        """Ours; the paper's may be unknown."""
+        return _METRICS[self.metric][2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One trained system of a table.
+
+    Args:
+        name: the paper's name of it.
+        config: its run; folds are filled in from the experiment.
+        paper: column label -> published value.
+        against: the row that it is tested against, or the low-dose input.
+        resized: train on whole volumes resized to this edge length (by area) and score at the native grid; None for
+            native patches.
+    """
+
+    name: str
+    config: RunConfig
+    paper: Mapping[str, Published]
+    against: str = INPUT
+    resized: int | None = None
+
+
+@dataclass(frozen=True)
+class Order:
+    """The paper (or its open question) has ``better`` ahead of ``worse`` in ``column``."""
+
+    better: str
+    worse: str
+    column: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One table.
+
+    Args:
+        name: the key in ``EXPERIMENTS``.
+        title: what it asks.
+        source: where the paper's numbers stand.
+        cohort: whom it is asked of.
+        lows: low-dose images whose scores enter the table; a patient's realisations are averaged first.
+        columns: scores.
+        rows: trained systems, in the paper's order.
+        untrained: images that nobody trained, the low-dose input among them: column label -> published value.
+        orders: the paper's orderings, each tested over patients.
+        folds: parts of the cross-validation; every patient is tested once.
+        unet_score: the judge of the Unet-score, None for none.  The tables of one cohort name the same, whether they
+            show it or not, since they share runs and scores.
+        remarks: what a reader of the table must know, one sentence each.
+    """
+
+    name: str
+    title: str
+    source: str
+    cohort: PhantomCohort
+    lows: tuple[str, ...]
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    untrained: Mapping[str, Mapping[str, Published]]
+    orders: tuple[Order, ...]
+    folds: int
+    unet_score: UnetScoreConfig | None = None
+    remarks: tuple[str, ...] = ()
+
+
+# ---- running one -----------------------------------------------------------------------------------------------------
 
 
 def run_experiment(experiment: Experiment, folder: Path, *, command: str, settings: Sequence[str] = ()) -> Path:
@@ -137,7 +280,7 @@ def resized_grid(grid: Grid, edge: int) -> Grid:
 def _run_fold(
     experiment: Experiment,
     row: Row,
-    config: configs.RunConfig,
+    config: RunConfig,
     fold: int,
     native: Path,
     home: Path,
@@ -154,7 +297,7 @@ def _run_fold(
     return run, _evaluate(run, native, experiment, home)
 
 
-def run_folder(runs: Path, row: str, config: configs.RunConfig, folds: int, cohort: Path) -> Path:
+def run_folder(runs: Path, row: str, config: RunConfig, folds: int, cohort: Path) -> Path:
     """Folder of a row's folds, named by what decides its results; a row of another table may have made it."""
     opened = open_cohort(cohort)
     voxels = {name: integrity.manifest(opened.case(name).folder)["root"] for name in opened.cases}

@@ -10,10 +10,11 @@ and on fewer patients than the papers had.  Cohorts are phantoms at both sizes, 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
+from petscale.campaign import Column, Experiment, Order, PhantomCohort, Published, Row
 from petscale.config import ClusterConfig, RunConfig, SplitConfig
 from petscale.evaluate import INPUT, REFERENCE
 from storage.layout import low_name
@@ -84,144 +85,9 @@ def sarcoma() -> RunConfig:
     )
 
 
-# ---- what an experiment is ------------------------------------------------------------------------------------------
+# ---- ablation tables ------------------------------------------------------------------------------------------------
 
 Size = Literal["small", "paper"]
-Published = tuple[float, float | None]  # mean, and standard deviation where the paper prints one
-_METRICS = {  # direction of the better, digits, units
-    "PSNR": (1, 2, "dB"),
-    "SSIM": (1, 4, ""),
-    "MAE": (-1, 4, "SUVbw"),
-    "NRMSE": (-1, 3, "%"),  # of the range, as udpet2022 has it
-    "NMSE": (-1, 4, ""),
-    "Unet-score": (1, 4, ""),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class PhantomCohort:
-    """Phantom patients, one case each, with simulated scans.
-
-    Args:
-        name: what its folder is called.
-        patients: how many.
-        body: the phantom; seeds count up from ``body.seed``.
-        scan: the scanner and its counts.
-        drfs: dose reduction factors.
-        realisations: independent low-dose images of each patient and dose.
-    """
-
-    name: str
-    patients: int
-    body: PhantomConfig
-    scan: LowDoseConfig
-    drfs: tuple[float, ...]
-    realisations: int = 1
-
-    def lows(self, drf: float) -> tuple[str, ...]:
-        """Names of the low-dose images of one dose."""
-        return tuple(low_name(drf, number) for number in range(self.realisations))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Column:
-    """One score of a table.
-
-    Args:
-        label: what the table calls it.
-        metric: ``Rule.metric`` of the scores it is read from.
-        region: ``Score.region`` of these.
-        preset: ``Rule.preset`` of these, empty for any.
-        mask: ``Rule.mask`` of these, empty for any.
-        data_range: ``Rule.data_range`` of these, empty for any.
-    """
-
-    label: str
-    metric: str
-    region: str = "whole volume"
-    preset: str = ""
-    mask: str = ""
-    data_range: str = ""
-
-    @property
-    def sign(self) -> int:
-        """1 where higher is better, -1 where lower is."""
-        return _METRICS[self.metric][0]
-
-    @property
-    def places(self) -> int:
-        """Digits after the point."""
-        return _METRICS[self.metric][1]
-
-    @property
-    def units(self) -> str:
-        """Ours; the paper's may be unknown."""
-        return _METRICS[self.metric][2]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One trained system of a table.
-
-    Args:
-        name: the paper's name of it.
-        config: its run; folds are filled in from the experiment.
-        paper: column label -> published value.
-        against: the row that it is tested against, or the low-dose input.
-        resized: train on whole volumes resized to this edge length (by area) and score at the native grid; None for
-            native patches.
-    """
-
-    name: str
-    config: RunConfig
-    paper: Mapping[str, Published]
-    against: str = INPUT
-    resized: int | None = None
-
-
-@dataclass(frozen=True)
-class Order:
-    """The paper (or its open question) has ``better`` ahead of ``worse`` in ``column``."""
-
-    better: str
-    worse: str
-    column: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Experiment:
-    """One table.
-
-    Args:
-        name: the key in ``EXPERIMENTS``.
-        title: what it asks.
-        source: where the paper's numbers stand.
-        cohort: whom it is asked of.
-        lows: low-dose images whose scores enter the table; a patient's realisations are averaged first.
-        columns: scores.
-        rows: trained systems, in the paper's order.
-        untrained: images that nobody trained, the low-dose input among them: column label -> published value.
-        orders: the paper's orderings, each tested over patients.
-        folds: parts of the cross-validation; every patient is tested once.
-        unet_score: the judge of the Unet-score, None for none.  The tables of one cohort name the same, whether they
-            show it or not, since they share runs and scores.
-        remarks: what a reader of the table must know, one sentence each.
-    """
-
-    name: str
-    title: str
-    source: str
-    cohort: PhantomCohort
-    lows: tuple[str, ...]
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
-    untrained: Mapping[str, Mapping[str, Published]]
-    orders: tuple[Order, ...]
-    folds: int
-    unet_score: UnetScoreConfig | None = None
-    remarks: tuple[str, ...] = ()
-
-
 _WHOLE_BODY: Mapping[Size, PhantomConfig] = {
     "small": PhantomConfig(shape=(112, 56, 72), spacing_mm=(9.0, 7.0, 7.0)),
     "paper": PhantomConfig(shape=(256, 128, 128), spacing_mm=(4.0, 4.0, 4.0)),

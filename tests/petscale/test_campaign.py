@@ -11,11 +11,22 @@ from scipy.stats import wilcoxon
 
 from petscale import assess, campaign, launch
 from petscale import config as configs
-from petscale.campaign import GAUSSIAN, compare, headline, resized_grid, run_experiment, verdict
+from petscale.campaign import (
+    GAUSSIAN,
+    Column,
+    Experiment,
+    Order,
+    PhantomCohort,
+    Row,
+    compare,
+    headline,
+    resized_grid,
+    run_experiment,
+    verdict,
+)
 from petscale.cli import main
 from petscale.config import RunConfig
 from petscale.evaluate import INPUT, REFERENCE, SYNTHESIZED, Evaluation, Gain
-from petscale.experiments import Column, Experiment, Order, PhantomCohort, Row
 from storage.errors import InputError
 from storage.ingest import CasePlan, ingest
 from storage.lowdose import LowDoseConfig

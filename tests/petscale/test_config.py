@@ -1,7 +1,11 @@
-"""A configuration survives JSON, is set by name, and splits patients, never scans."""
+"""A configuration survives JSON, is set by name, as the sources advise, and splits patients, never scans."""
 
+import ast
 import dataclasses
 import json
+import re
+import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,9 @@ from petscale.config import RunConfig, SplitConfig, from_json, override, to_json
 from petscale.experiments import demo
 from storage.errors import InputError
 from storage.reader import open_cohort
+from trainers import RECIPES
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -69,6 +76,49 @@ def test_settings() -> None:
 def test_true_is_not_a_zero_stage() -> None:
     config = override(RunConfig(), ["engine.zero_stage=True"])
     assert json.dumps(to_json(config)["engine"]["zero_stage"]) == "1"
+
+
+def advised() -> Iterator[tuple[str, str]]:
+    """Every setting that a text of the sources shows after --set, with its file; what is to be filled in as "..."."""
+    for path in sorted([*(ROOT / "trainers").rglob("*.py"), *(ROOT / "platform").rglob("*.py")]):
+        for node in ast.walk(ast.parse(path.read_text())):
+            parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+            text = "".join(str(part.value) if isinstance(part, ast.Constant) else "..." for part in parts)
+            for run in re.findall(r"--set ((?:\w+\.\w+=(?:\"[^\"]*\"|\(\)|[^\s()]+)\s?)+)", text):
+                for setting in shlex.split(run):
+                    name, _, value = setting.rstrip(",;:").partition("=")
+                    yield str(path.relative_to(ROOT)), f"{name}={'...' if '...' in value else value.rstrip('.')}"
+
+
+ADVISED = sorted(set(advised()))
+
+
+def refusals(file: str, setting: str) -> set[str]:
+    """Codes under which the recipe of a file refuses a setting, or every recipe where the file is none's; or ''."""
+    codes = set()
+    for recipe in [name for name in RECIPES if name in Path(file).with_suffix("").parts] or RECIPES:
+        try:
+            override(RunConfig(recipe=recipe), [setting])
+            codes.add("")
+        except InputError as error:
+            codes.add(error.code)
+    return codes
+
+
+@pytest.mark.parametrize(("file", "setting"), ADVISED)
+def test_what_a_remedy_advises_is_accepted(file: str, setting: str) -> None:
+    assert refusals(file, setting) - {"CFG_FIELD", "CFG_SET"}
+    assert setting.endswith("=...") or "" in refusals(file, setting)
+
+
+def test_advice_is_found_and_wrong_advice_would_be_refused() -> None:
+    files = {file for file, _ in ADVISED}
+    assert {"trainers/cg_3dsrgan.py", "trainers/s3pet.py", "platform/petscale/launch.py"} <= files
+    assert ("trainers/cg_3dsrgan.py", "recipe.doses=4,20") in ADVISED  # the second after one --set
+    assert ("trainers/perceptual.py", "recipe.vgg16_sha256=...") in ADVISED
+    assert refusals("trainers/cg_3dsrgan.py", "recipe.refine=false") == {"CFG_VALUE"}
+    assert refusals("trainers/s3pet.py", "recipe.refine=False") == {"CFG_FIELD"}
+    assert refusals("trainers/feed.py", "recipe.rooms=()") == {"CFG_FIELD"}
 
 
 def test_identity_is_what_decides_the_result() -> None:

@@ -6,9 +6,10 @@ from itertools import pairwise
 import pytest
 
 from petscale import config as configs
+from petscale.campaign import Experiment
 from petscale.cli import experiment as command
 from petscale.evaluate import INPUT
-from petscale.experiments import EXPERIMENTS, Experiment
+from petscale.experiments import EXPERIMENTS
 from storage.phantom import LABEL_NAMES
 from trainers import RECIPES
 from trainers.metrics.presets import PRESETS

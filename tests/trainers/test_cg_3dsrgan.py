@@ -1,5 +1,6 @@
+"""CG-3DSRGAN as a system: what a step changes, schedule, ablations, learning, resume, inference, configuration."""
+
 import hashlib
-import itertools
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -83,10 +84,6 @@ def run(recipe: CG3DSRGAN, step: int) -> dict[str, Tensor]:
     return recipe.step(make_batch(step), step)
 
 
-def count(module: nn.Module | None) -> int:
-    return sum(p.numel() for p in module.parameters()) if module else 0
-
-
 def weights(recipe: CG3DSRGAN, buffers: bool = False) -> dict[str, dict[str, Tensor]]:
     """Tensors by engine, those of M split into its parts; running statistics only where asked for."""
     found: dict[str, dict[str, Tensor]] = {}
@@ -121,141 +118,12 @@ def module(recipe: CG3DSRGAN) -> cg_3dsrgan.Generator:
     return G
 
 
-EVERYTHING = {"mlnet.down", "mlnet.up", "mlnet.head", "contextual"}
+def channels_last(module: nn.Module) -> None:
+    """Lay weights out so that convolutions of few channels take a third of the time."""
+    module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
 
-# 1. Counts.
-
-
-def conv(k: int, dim: int, before: int, after: int, bias: bool) -> int:
-    return int(k**dim) * before * after + (after if bias else 0)
-
-
-def unet(dim: int, k: int, widths: list[int], image: int, bias: bool) -> int:
-    """pix2pix's U-Net by arithmetic; ``bias``: of the convolutions before a norm, too."""
-    n = len(widths)
-    total = 0
-    for level, (before, after) in enumerate(zip([image, *widths], widths, strict=False)):
-        normed = 0 < level < n - 1
-        total += conv(k, dim, before, after, bias) + (2 * after if normed else 0)
-    for level in range(n):
-        before = widths[level] * (1 if level == n - 1 else 2)
-        after = widths[level - 1] if level else image
-        total += conv(k, dim, before, after, bias or level == 0) + (2 * after if level else 0)
-    return total
-
-
-def patch_discriminator(dim: int, image: int, bias: bool) -> int:
-    widths = [image, 64, 128, 256, 512]
-    total = sum(conv(4, dim, a, b, bias or a == image) for a, b in itertools.pairwise(widths))
-    return total + 2 * (128 + 256 + 512) + conv(4, dim, 512, 1, True)
-
-
-def test_counts_follow_from_pix2pix_with_only_the_stated_changes() -> None:
-    assert unet(2, 4, [64, 128, 256, 512, 512, 512, 512, 512], 3, bias=False) == 54_413_955  # unet_256
-    assert patch_discriminator(2, 6, bias=False) == 2_768_705
-    assert unet(3, 3, [64, 128, 256, 512, 512], 1, bias=True) == 28_101_697
-    assert patch_discriminator(3, 2, bias=True) == 11_053_761
-    with torch.device("meta"):
-        G = cg_3dsrgan.generator(Config())
-        D = cg_3dsrgan.Discriminator(64)
-    head = count(G.mlnet.head)
-    assert (count(G.mlnet) - head, head) == (28_101_697, 132_613)
-    assert (count(G.contextual), count(G), count(D)) == (140_161, 28_374_471, 11_053_761)
-
-
-def test_narrow_counts() -> None:
-    assert count(cg_3dsrgan.MLNet(4, 8, 0)) == 110_437
-    assert count(cg_3dsrgan.Discriminator(4)) == 45_741
-    assert count(cg_3dsrgan.ContextualNet(8)) == 9_121
-    for classes, head in ((3, 132_099), (6, 132_870)):
-        with torch.device("meta"):
-            assert count(cg_3dsrgan.MLNet(64, 256, classes).head) == head
-
-
-# 2. Shapes.
-
-
-def test_shapes() -> None:
-    G = cg_3dsrgan.generator(small())
-    for shape in ((32, 32, 32), (64, 32, 96)):
-        coarse, logits, refined = G(torch.rand(2, 1, *shape))
-        assert coarse.shape == refined.shape == (2, 1, *shape)
-        assert logits.shape == (2, 5)
-    with pytest.raises(ValueError, match="multiples of 32"):
-        G(torch.rand(2, 1, 32, 32, 48))
-    D = cg_3dsrgan.Discriminator(2)
-    for edge, scores in ((32, 2), (64, 6), (96, 10)):
-        x = torch.rand(2, 1, edge, edge, edge)
-        assert [s.shape for s in D(x, x, x)] == [(2, 1, scores, scores, scores)] * 2
-
-
-# 3. Hand-worked numbers of eq. 1, 2, 4 and 5 (eq. 3 in test_perceptual).
-
-
-def test_hand_worked_losses() -> None:
-    y1 = torch.tensor([1.0, 2.0, 0.5, 0.0], requires_grad=True)
-    l1 = 300 * F.l1_loss(y1, torch.tensor([1.5, 1.0, 0.5, 0.25]))
-    l1.backward()
-    assert l1.item() == 131.25
-    assert y1.grad is not None
-    assert y1.grad.tolist() == [-75, 75, 0, -75]
-
-    z = torch.tensor([[2.0, 0, 0, 0, 0]] * 2, requires_grad=True)
-    both = cg_3dsrgan.class_loss(z, torch.tensor([0, 1]), torch.ones(2))
-    assert both.item() == pytest.approx(1.432654, abs=2e-6)
-    assert cg_3dsrgan.class_loss(z, torch.tensor([0, 1]), torch.tensor([1.0, 0])).item() == pytest.approx(
-        0.432654, abs=2e-6
-    )
-    assert cg_3dsrgan.class_loss(torch.zeros(1, 5), torch.tensor([3]), torch.ones(1)).item() == pytest.approx(1.609438)
-    assert cg_3dsrgan.class_loss(z, torch.tensor([0, 1]), torch.zeros(2)).item() == 0
-    (gradient,) = torch.autograd.grad(cg_3dsrgan.class_loss(z[:1], torch.tensor([0]), torch.ones(1)), z)
-    torch.testing.assert_close(gradient[0], torch.tensor([0.648786 - 1, *[0.087804] * 4]), atol=1e-6, rtol=0)
-
-    real, fake = torch.tensor([0.8, 0.4]), torch.tensor([0.3, -0.1])
-    assert cg_3dsrgan.discriminator_loss(real, fake).item() == pytest.approx(0.25)
-    adversarial = cg_3dsrgan.adversarial_loss(fake)
-    assert adversarial.item() == pytest.approx(0.85)
-    c = Config()
-    terms = (l1.item() / 300, both.item(), 4.5, adversarial.item())
-    total = sum(w * t for w, t in zip((c.lambda_l1, c.lambda_class, c.lambda_perceptual, 1.0), terms, strict=True))
-    assert total == pytest.approx(191.42654, abs=2e-5)
-
-
-# 4. Who learns from what.
-
-
-@pytest.mark.parametrize("detach", [False, True])
-def test_gradients_reach_exactly_the_listed_networks(detach: bool) -> None:
-    recipe = build(small(detach_coarse=detach))
-    perturb(recipe.M.module)
-    assert recipe.D is not None
-    G, batch = module(recipe), make_batch(0)
-
-    def reached(loss: Tensor) -> set[str]:
-        for p in (*G.parameters(), *recipe.D.module.parameters()):  # type: ignore[union-attr]
-            p.grad = None
-        loss.backward()
-        parts = {"mlnet.down": G.mlnet.down, "mlnet.up": G.mlnet.up, "mlnet.head": G.mlnet.head}
-        parts |= {"contextual": G.contextual, "D": recipe.D.module}  # type: ignore[union-attr, dict-item]
-        return {
-            name
-            for name, part in parts.items()
-            if any(p.grad is not None and p.grad.any() for p in part.parameters())  # type: ignore[union-attr]
-        }
-
-    of_y2 = {"contextual"} if detach else {"contextual", "mlnet.up", "mlnet.down"}
-    coarse, _, _ = recipe.M(batch.low)
-    assert reached(F.l1_loss(coarse, batch.full)) == {"mlnet.down", "mlnet.up"}
-    _, logits, _ = recipe.M(batch.low)
-    assert reached(cg_3dsrgan.class_loss(logits, torch.tensor([0, 4]), torch.ones(2))) == {"mlnet.down", "mlnet.head"}
-    _, _, refined = recipe.M(batch.low)
-    assert reached(recipe._perceptual(refined, batch.full)) == of_y2
-    _, _, refined = recipe.M(batch.low)
-    assert reached(cg_3dsrgan.discriminator_loss(*recipe.D(batch.low, batch.full, refined.detach()))) == {"D"}
-    _, _, refined = recipe.M(batch.low)
-    with recipe.D.frozen() as D:
-        assert reached(cg_3dsrgan.adversarial_loss(*D(batch.low, refined))) == of_y2
+# What a step changes.
 
 
 @pytest.mark.parametrize(
@@ -282,40 +150,7 @@ def test_one_forward_of_m_per_step() -> None:
     assert {int(b) for b in counted} == {1}
 
 
-# 5. Signs.
-
-
-def test_a_generator_step_makes_the_fake_pair_look_real_and_a_discriminator_step_the_opposite() -> None:
-    recipe = build(small())
-    assert recipe.D is not None
-    D, batch = recipe.D.module, make_batch(0)
-    perturb(recipe.M.module)
-    _, _, refined = recipe.M(batch.low)
-    fake = refined.detach().clone().requires_grad_()
-    (score,) = D(batch.low, fake)
-    cg_3dsrgan.adversarial_loss(score).backward()
-    assert fake.grad is not None
-    (better,) = D(batch.low, fake - 1e-3 * fake.grad / fake.grad.norm())
-    assert cg_3dsrgan.adversarial_loss(better) < cg_3dsrgan.adversarial_loss(score)
-    gaps = []
-    for _ in range(4):
-        real, fakes = recipe.D(batch.low, batch.full, refined.detach())
-        loss = cg_3dsrgan.discriminator_loss(real, fakes)
-        gaps.append(loss.item())
-        recipe.D.backward(loss)
-        recipe.D.step()
-    assert gaps[-1] < gaps[0]
-
-
-def test_real_and_fake_pairs_are_normed_apart_and_alike_in_any_mode() -> None:
-    D, batch = cg_3dsrgan.Discriminator(4), make_batch(0)
-    real, fake = D(batch.low, batch.full, 5 * batch.full)
-    assert torch.equal(real, D(batch.low, batch.full)[0])
-    assert torch.equal(fake, D.eval()(batch.low, 5 * batch.full)[0])
-    assert not list(D.buffers())
-
-
-# 6. Contextual-Net starts as the identity.
+# Contextual-Net starts as the identity.
 
 
 def test_refined_is_coarse_at_the_start() -> None:
@@ -328,44 +163,7 @@ def test_refined_is_coarse_at_the_start() -> None:
     assert not torch.equal(coarse, refined)
 
 
-def test_contextual_net_reaches_seven_voxels() -> None:
-    net = cg_3dsrgan.ContextualNet(2).double()
-    perturb(net)
-    x = torch.rand(1, 1, 21, 21, 21, dtype=torch.float64, requires_grad=True)
-    net(x)[0, 0, 10, 10, 10].backward()
-    assert x.grad is not None
-    touched = x.grad[0, 0].nonzero()
-    assert touched.min() >= 10 - cg_3dsrgan.REACH
-    assert touched.min() <= 10 - cg_3dsrgan.REACH + 2  # ReLUs may close the last ones
-    assert touched.max() <= 10 + cg_3dsrgan.REACH
-
-
-# 8. Head and classes.
-
-
-def test_the_head_sees_the_mean_over_space() -> None:
-    net = cg_3dsrgan.MLNet(2, 4, 5).eval()
-    seen: list[Tensor] = []
-    assert net.head is not None
-    net.down[-1].register_forward_hook(lambda module, inputs, output: output.flip(2).roll(1, 3))
-    net.head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
-    low = torch.rand(1, 1, 64, 64, 64)
-    turned = net(low)[1]
-    net.down[-1]._forward_hooks.clear()
-    torch.testing.assert_close(net(low)[1], turned)
-    deepest = low
-    for down in net.down:
-        deepest = down(deepest)
-    torch.testing.assert_close(seen[1], F.leaky_relu(deepest, 0.2).mean((2, 3, 4)))
-
-
-def test_classes_are_the_places_of_the_doses() -> None:
-    doses = (4.0, 10.0, 20.0, 50.0, 100.0)
-    assert cg_3dsrgan.dose_classes(torch.tensor([100.0, 4.0, 20.0]), doses).tolist() == [4, 0, 2]
-    assert cg_3dsrgan.dose_classes(torch.tensor(doses), doses[::-1]).tolist() == [4, 3, 2, 1, 0]
-    for unknown in (5.0, float("nan")):
-        with pytest.raises(InputError, match="CFG_DOSES"):
-            cg_3dsrgan.dose_classes(torch.tensor([4.0, unknown]), doses)
+# Classes and batch norm.
 
 
 def test_air_has_no_class_to_learn() -> None:
@@ -378,19 +176,6 @@ def test_air_has_no_class_to_learn() -> None:
     assert metrics["accuracy"] == 0
     batch.full[1, :, :4] = 1.0  # 12.5 %
     assert recipe.step(batch, 3)["class"] > 0
-
-
-# 9. Batch norm.
-
-
-def test_at_inference_a_sample_does_not_depend_on_its_batch() -> None:
-    G = cg_3dsrgan.generator(small())
-    perturb(G)
-    a, b = torch.rand(2, 1, 1, 32, 32, 32)
-    alone, together = G.eval()(a)[2], G(torch.cat([a, b]))[2][:1]
-    torch.testing.assert_close(alone, together)
-    G.train()
-    assert not torch.allclose(G(torch.cat([a, a]))[2][:1], G(torch.cat([a, b]))[2][:1])
 
 
 def test_statistics_become_the_plain_mean_over_the_last_phase() -> None:
@@ -418,24 +203,12 @@ def test_one_patch_is_no_batch_to_norm_by() -> None:
         build(small()).step(make_batch(0, doses=(4.0,)), 2)
 
 
-# 10. Windows.
-
-
-def test_a_window_on_the_grid_equals_the_whole_beyond_its_margin() -> None:
-    G = cg_3dsrgan.generator(small(mlnet_channels=2, contextual_channels=2))
-    perturb(G)
-    G.double().eval()
-    volume = torch.rand(1, 1, 320, 32, 32, dtype=torch.float64)
-    with torch.no_grad():
-        whole, window, off = (G(volume[:, :, a:b])[2] for a, b in ((0, 320), (64, 256), (48, 240)))
-    inside = slice(39, 192 - 39)
-    assert (window - whole[:, :, 64:256])[:, :, inside].abs().max() < 1e-10
-    assert (window - whole[:, :, 64:256]).abs().max() > 1e-6
-    assert (off - whole[:, :, 48:240])[:, :, inside].abs().max() > 1e-6
+# Inference.
 
 
 def test_tiles_of_any_size_equal_the_whole_volume() -> None:
     G = cg_3dsrgan.generator(small(contextual_channels=2))
+    channels_last(G)
     perturb(G)
     synthesizer = WindowSynthesizer(G)
     tiling = synthesizer.tiling
@@ -476,7 +249,7 @@ def test_exported_weights_synthesize_what_the_recipe_does(variant: str) -> None:
         cg_3dsrgan.weights_to_synthesizer(small(mlnet_channels=2, **VARIANTS[variant]), recipe.weights())
 
 
-# 12. Schedule.
+# Schedule.
 
 
 def observe(recipe: CG3DSRGAN, scores: list[float]) -> tuple[list[int], int, int]:
@@ -560,7 +333,7 @@ def test_steps_are_counted_in_samples() -> None:
     assert (needs.patch, needs.halo, needs.sampler, needs.images) == ((32, 32, 32), 0, {"body": 1.0}, "paired")
 
 
-# 14. Ablations.
+# Ablations.
 
 
 @pytest.mark.parametrize(
@@ -589,12 +362,14 @@ def test_every_row_of_the_ablation_has_its_networks_and_losses(
     assert ("mlnet.head" in before) == config.classify
 
 
-# 15. Learning.
+# Learning.
 
 
 def test_training_overfits_two_patches() -> None:
     """Two patches of hot blobs of two doses: the error falls, the doses are told apart, the activity is kept."""
     recipe = build(small(max_epochs=100, lr=4e-3, mlnet_channels=16))
+    for engine in recipe._engines().values():
+        channels_last(engine.module)
     random = torch.Generator().manual_seed(0)
     places = torch.stack(torch.meshgrid(*[torch.arange(32.0)] * 3, indexing="ij"), dim=-1)
     centres = 32 * torch.rand(2, 10, 3, generator=random)
@@ -615,7 +390,7 @@ def test_training_overfits_two_patches() -> None:
     assert sum(ratios) / 8 == pytest.approx(1.0, abs=0.15)
 
 
-# 16. Resume.
+# Resume.
 
 
 def test_resume_in_the_middle_of_each_phase_is_bit_equal() -> None:

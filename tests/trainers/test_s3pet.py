@@ -1,7 +1,6 @@
-import itertools
-import math
-import os
-import socket
+"""S3PET as a system: schedule, hand-over, resume, variants, saved encoders, learning, whole volumes, configuration."""
+
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -20,8 +18,8 @@ from storage.patches import PatchLocation
 from storage.stitch import stitch
 from trainers import checkpoint, s3pet
 from trainers.engine import EngineConfig, deepspeed_engines, plain_engine
-from trainers.recipe import Batch, Exporting, Tiling
-from trainers.s3pet import Baseline, Bilateral, Config, Decoder, DsMAE, Encoder, MainBranch
+from trainers.recipe import Batch, EngineFactory, Exporting, Tiling
+from trainers.s3pet import Bilateral, Config
 
 SMALL: dict[str, Any] = {
     "window": 32,
@@ -35,8 +33,8 @@ SMALL: dict[str, Any] = {
     "swap_samples": 8,
 }
 V0: dict[str, Any] = {"pretrained": False, "decouple": False, "transfer": False}
-V1, V2 = {**V0, "pretrained": True}, {"transfer": False}
-PARTS = ("E_L", "E_S", "P_L", "P_S", "P_I", "M", "D_L", "D_S")
+V1: dict[str, Any] = {**V0, "pretrained": True}
+V2: dict[str, Any] = {"transfer": False}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -85,10 +83,6 @@ def run(recipe: s3pet.S3PET, step: int) -> dict[str, Tensor]:
     return recipe.step(batch, step)
 
 
-def count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
 def flat(recipe: s3pet.S3PET) -> dict[str, Tensor]:
     return {f"{engine}|{key}": value for engine, state in recipe.state().items() for key, value in state.items()}
 
@@ -96,43 +90,6 @@ def flat(recipe: s3pet.S3PET) -> dict[str, Tensor]:
 def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
     keys = (key for key in before if "|weight/" in key)
     return {key.split("|")[0] for key in keys if not torch.equal(before[key], after[key])}
-
-
-def part(network: Bilateral, name: str) -> nn.Module:
-    owner = network.main if hasattr(network.main, name) else network
-    module = getattr(owner, name)
-    assert isinstance(module, nn.Module)
-    return module
-
-
-def warmed(config: Config) -> Bilateral:
-    """A network whose batch norm has seen images, in evaluation mode."""
-    network = Bilateral(config)
-    for _ in range(3):
-        network(*torch.rand(2, 4, 1, config.window, config.window))
-    return network.eval()
-
-
-# 1. Shapes and counts of the default configuration.
-
-
-def test_parameter_counts_are_those_of_the_reading() -> None:
-    config = Config()
-    with torch.device("meta"):
-        assert count(Encoder(config)) == 7_123_584
-        assert count(DsMAE(config)) == 7_148_608  # with the mask token and the head
-        assert count(Decoder(768, config.decoder_channels)) == 2_157_537
-        assert count(Bilateral(config)) == 19_153_602
-        assert count(MainBranch(config)) == 9_724_641
-        assert count(Baseline(Config(**V0))) == 8_396_385
-        assert count(Bilateral(Config(**V2))) == 19_005_762
-
-
-def test_shapes_at_full_size() -> None:
-    config = Config(blocks=1)
-    tokens = Encoder(config)(torch.rand(1, 1, 128, 128))
-    assert tokens.shape == (1, 256, 384)
-    assert Decoder(768, config.decoder_channels)(tokens, tokens).shape == (1, 1, 128, 128)
 
 
 def test_published_schedule_gives_the_paper_s_steps() -> None:
@@ -147,194 +104,6 @@ def test_published_schedule_gives_the_paper_s_steps() -> None:
     assert sum(recipe.needs(0).sampler.values()) == pytest.approx(1)
 
 
-# 2. Patches.
-
-
-def test_unpatchify_inverts_patchify_and_tokens_lie_row_by_row() -> None:
-    x = torch.rand(2, 1, 128, 128)
-    patches = s3pet.patchify(x, 8)
-    assert patches.shape == (2, 256, 64)
-    assert torch.equal(s3pet.unpatchify(patches), x)
-    for n in (0, 17, 255):
-        y, z = 8 * (n // 16), 8 * (n % 16)
-        assert torch.equal(patches[1, n], x[1, 0, y : y + 8, z : z + 8].flatten())
-
-
-def test_positions_tell_every_token_from_every_other() -> None:
-    found = s3pet.positions(16, 384, torch.device("cpu"))
-    assert found.shape == (256, 384)
-    assert torch.pdist(found).min() > 0.5
-    row, column = found[:, :192].unflatten(0, (16, 16)), found[:, 192:].unflatten(0, (16, 16))
-    assert torch.equal(row, row[:, :1].expand_as(row))
-    assert torch.equal(column, column[:1].expand_as(column))
-
-
-# 3. and 4. Masks.
-
-
-@pytest.mark.parametrize(("ratio", "masked"), [(Config().mask_low, 192), (Config().mask_full, 154), (0.0, 0)])
-def test_exactly_the_share_is_masked_differently_for_every_image(ratio: float, masked: int) -> None:
-    torch.manual_seed(5)
-    mask = s3pet.draw_mask(8, 256, ratio, torch.device("cpu"))
-    assert (mask.sum(1) == masked).all()
-    torch.manual_seed(5)
-    assert torch.equal(mask, s3pet.draw_mask(8, 256, ratio, torch.device("cpu")))
-    if masked:
-        assert not any(torch.equal(a, b) for a, b in itertools.combinations(mask, 2))
-        share = s3pet.draw_mask(2000, 256, ratio, torch.device("cpu")).float().mean(0)
-        assert (share - masked / 256).abs().max() < 0.06  # every token alike
-
-
-def test_nothing_leaks_from_under_the_mask_and_the_visible_reach_it() -> None:
-    network = DsMAE(small())
-    x, masked = torch.rand(1, 1, 32, 32), torch.zeros(1, 16, dtype=torch.bool)
-    masked[0, [3, 7, 12]] = True
-    hidden = s3pet.unpatchify(masked[..., None].expand(-1, -1, 64).float())
-    before = network(x, masked)
-    assert torch.equal(network(x + hidden * torch.rand_like(x), masked), before)
-    other = x.clone()
-    other[0, 0, 0, 0] += 1  # in token 0, visible
-    change = s3pet.patchify((network(other, masked) - before).abs(), 8)[masked]
-    assert (change.amax(1) > 0).all()
-    nothing = torch.zeros_like(masked)
-    assert torch.equal(network(x, nothing), s3pet.unpatchify(network.head(network.encoder(x))))
-
-
-# 5. and 6. Losses.
-
-
-def test_js_divergence_of_known_distributions() -> None:
-    ln3 = math.log(3)
-    u, v = torch.tensor([[[0.0, 0.0]]]), torch.tensor([[[ln3, 0.0]]])
-    u.requires_grad_()
-    v.requires_grad_()
-    js = s3pet.js_divergence(u, v)
-    assert js.item() == pytest.approx(0.033822, abs=1e-6)
-    js.backward()
-    assert v.grad is not None
-    assert u.grad is not None
-    torch.testing.assert_close(v.grad, torch.tensor([[[0.0551, -0.0551]]]), atol=5e-5, rtol=0)
-    torch.testing.assert_close(u.grad, torch.tensor([[[-0.0639, 0.0639]]]), atol=5e-5, rtol=0)
-    two = s3pet.js_divergence(torch.tensor([[[0.0, 0.0], [1.0, 1.0]]]), torch.tensor([[[ln3, 0.0], [4.0, 4.0]]]))
-    assert two.item() == pytest.approx(0.016911, abs=1e-6)
-
-
-def test_js_divergence_is_symmetric_bounded_and_finite_at_extremes() -> None:
-    u, v = torch.randn(2, 3, 5, 8).unbind()
-    js = s3pet.js_divergence(u, v)
-    assert 0 < js < math.log(2)
-    assert s3pet.js_divergence(v, u).item() == pytest.approx(js.item(), rel=1e-5)
-    assert s3pet.js_divergence(u, u).item() == pytest.approx(0, abs=1e-6)
-    assert s3pet.js_divergence(u + 3, v).item() == pytest.approx(js.item(), rel=1e-4)
-    far = torch.tensor([[[1e4, -1e4]]], requires_grad=True)
-    limit = s3pet.js_divergence(far, -far.detach())
-    assert limit.item() == pytest.approx(math.log(2), rel=1e-6)
-    limit.backward()
-    assert far.grad is not None
-    assert far.grad.isfinite().all()
-    half = s3pet.js_divergence(u.bfloat16(), v.bfloat16())
-    assert half.dtype == torch.float32
-
-
-def test_loss_arithmetic() -> None:
-    terms = {
-        name: torch.tensor(v) for name, v in {"align": 0.033822, "transfer": 0.016911, "low": 0.1, "full": 0.05}.items()
-    }
-    loss = s3pet.total(Config(), terms)
-    assert loss.item() == pytest.approx(0.800733)
-    rec = 5 * (0.1 + 1 * 0.05)
-    assert (s3pet.total(Config(lambda_rec=10.0), terms) - loss).item() == pytest.approx(rec)
-    assert (s3pet.total(Config(gamma=3.0), terms) - loss).item() == pytest.approx(5 * 2 * 0.05)
-    assert s3pet.total(Config(**V0), {"full": torch.tensor(0.05)}).item() == pytest.approx(0.25)
-    x_l, x_s = torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1, 2)
-    tokens = torch.rand(4, 1, 3, 8)
-    outputs = (x_s + torch.tensor([0.02, -0.08]), x_l - torch.tensor([0.05, 0.15]), *tokens)
-    found = s3pet.swap_losses(Config(), outputs, x_l, x_s)
-    assert found["low"].item() == pytest.approx(0.1)
-    assert found["full"].item() == pytest.approx(0.05)
-
-
-# 7. and 9. Wiring.
-
-
-class Scaled(nn.Module):
-    def __init__(self, factor: float, offset: float = 0.0) -> None:
-        super().__init__()
-        self.factor, self.offset = factor, offset
-
-    def forward(self, e: Tensor) -> Tensor:
-        return self.factor * e + self.offset
-
-
-class Seen(nn.Module):
-    """A decoder that shows what it is given."""
-
-    def forward(self, *tokens: Tensor) -> Tensor:
-        return torch.cat(tokens, dim=2)
-
-
-@pytest.mark.parametrize(("transfer", "low", "full"), [(True, (4, 2), (3, 4)), (False, (4, 30), (3, 2))])
-def test_wiring(transfer: bool, low: tuple[float, ...], full: tuple[float, ...]) -> None:
-    network = Bilateral(small(transfer=transfer))
-    main = network.main
-    main.E_L, network.E_S = nn.Identity(), nn.Identity()  # type: ignore[assignment]
-    main.P_L, network.P_S, main.P_I = Scaled(1), Scaled(10), Scaled(1, 1)  # type: ignore[assignment]
-    main.D_S, network.D_L = Seen(), Seen()  # type: ignore[assignment]
-    if transfer:
-        main.M = Scaled(2)
-    e_l, e_s = torch.full((1, 1, 1), 2.0), torch.full((1, 1, 1), 3.0)
-    xh_s, xh_l, l_di, s_di, s_ds, sh_ds = (t.flatten().tolist() for t in network(e_l, e_s))
-    assert (tuple(xh_l), tuple(xh_s)) == (low, full)
-    assert (l_di, s_di, s_ds, sh_ds) == ([3], [4], [30], [4 if transfer else 2])
-    assert tuple(main(e_l).flatten().tolist()) == full  # inference
-
-
-def test_equal_branches_have_nothing_to_align_or_to_transfer() -> None:
-    network = Bilateral(small())
-    x = torch.rand(2, 1, 32, 32)
-    network.E_S.load_state_dict(network.main.E_L.state_dict())
-    _, _, l_di, s_di, s_ds, sh_ds = network(x, x)
-    assert torch.equal(l_di, s_di)  # one P_I
-    assert s3pet.js_divergence(l_di, s_di).item() == pytest.approx(0, abs=1e-6)
-    assert s3pet.js_divergence(s_ds, sh_ds) > 1e-3
-    network.P_S.load_state_dict(network.main.P_L.state_dict())
-    network.main.M = nn.Identity()
-    _, _, _, _, s_ds, sh_ds = network(x, x)
-    assert torch.equal(s_ds, sh_ds)
-
-
-# 8. Gradients, entry by entry.
-
-RECEIVES = {
-    "align": {"E_L", "E_S", "P_I"},
-    "transfer": {"E_L", "E_S", "P_L", "P_S", "M"},
-    "low": {"E_L", "E_S", "P_L", "P_I", "D_L"},
-    "full": {"E_L", "P_L", "P_I", "M", "D_S"},
-}
-
-
-@pytest.mark.parametrize("term", RECEIVES)
-def test_every_term_reaches_exactly_the_networks_of_the_table(term: str) -> None:
-    config = small()
-    network = Bilateral(config)
-    x_l, x_s = torch.rand(2, 2, 1, 32, 32)
-    s3pet.swap_losses(config, network(x_l, x_s), x_l, x_s)[term].backward()
-    reached = {
-        name for name in PARTS if any(p.grad is not None and p.grad.any() for p in part(network, name).parameters())
-    }
-    assert reached == RECEIVES[term]
-
-
-def test_every_parameter_gets_a_gradient_in_the_first_step() -> None:
-    for changes in ({}, V2, V0):
-        config = small(**changes)
-        network: nn.Module = Bilateral(config) if config.decouple else Baseline(config)
-        x_l, x_s = torch.rand(2, 2, 1, 32, 32)
-        outputs = network(x_l, x_s) if config.decouple else (network(x_l),)
-        s3pet.total(config, s3pet.swap_losses(config, outputs, x_l, x_s)).backward()
-        assert [name for name, p in network.named_parameters() if p.grad is None] == []
-
-
 def test_without_the_transfer_loss_the_specific_projector_of_full_dose_learns_nothing() -> None:
     recipe = build(small(pretrained=False, lambda_transfer=0.0))
     network = recipe.network.module
@@ -342,17 +111,6 @@ def test_without_the_transfer_loss_the_specific_projector_of_full_dose_learns_no
     before = network.P_S.weight.detach().clone()
     run(recipe, 0)
     assert torch.equal(network.P_S.weight, before)
-
-
-# 10., 13. and 14. Inference.
-
-
-def test_inference_is_the_main_output_of_the_training_graph_and_ignores_full_dose() -> None:
-    network = warmed(small())
-    x_l, x_s, other = torch.rand(3, 2, 1, 32, 32)
-    assert torch.equal(network.main(x_l), network(x_l, x_s)[0])
-    network.train()
-    assert torch.equal(network(x_l, x_s)[0], network(x_l, other)[0])
 
 
 def test_a_window_does_not_depend_on_its_batch() -> None:
@@ -370,21 +128,7 @@ def test_a_window_does_not_depend_on_its_batch() -> None:
         )
 
 
-def test_zero_padding_reaches_22_pixels_into_a_decoder_s_image() -> None:
-    decoder = Decoder(16, (8, 8, 8, 8))
-    tokens = torch.rand(2, 32 * 32, 16)
-    decoder(tokens)
-    decoder.eval()
-    whole = decoder(tokens)[..., 64:192, 64:192]
-    crop = decoder(tokens.unflatten(1, (32, 32))[:, 8:24, 8:24].flatten(1, 2))
-    differs = ((whole - crop).abs() > 1e-5).any(0)[0]
-    inner = torch.zeros(128, 128, dtype=torch.bool)
-    inner[22:-22, 22:-22] = True
-    assert not (differs & inner).any()
-    assert differs[21, 21:-21].any()
-
-
-# 11. Stage hand-over, and what moves when.
+# Stage hand-over, and what moves when.
 
 
 def test_the_hand_over_is_bit_equal_and_leaves_the_rest_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -406,37 +150,34 @@ def test_the_hand_over_is_bit_equal_and_leaves_the_rest_alone(monkeypatch: pytes
     assert not [key for key in seen if "mask_token" in key or "head" in key]
 
 
-def _hands_over(rank: int, world: int, port: int) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank), "DS_ACCELERATOR": "cpu"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world)
-    try:
-        torch.manual_seed(0)
-        config = small(low_samples=4, full_samples=4, swap_samples=8, lr=1e-12)
-        make = deepspeed_engines(EngineConfig(zero_stage=2), device=torch.device("cpu"))
-        recipe = s3pet.build(config, make_engine=make, patches_per_step=2)
-        with torch.no_grad():  # what a silent loss of the hand-over would show: Stage I far from Stage II's start
-            trained = {dose: engine.state() for dose, engine in recipe.autoencoders.items()}
-            for dose, engine in recipe.autoencoders.items():
-                trained[dose] = {k: v + 1 if k.startswith("weight/") else v for k, v in trained[dose].items()}
-                engine.load(trained[dose])
-        for step in (2, 3):
-            run(recipe, step)
-        after = recipe.network.state()
-        for dose, place in (("low", "weight/main.E_L."), ("full", "weight/E_S.")):
-            for key in [key for key in after if key.startswith(place)]:
-                wanted = trained[dose]["weight/encoder." + key.removeprefix(place)]
-                torch.testing.assert_close(after[key], wanted, rtol=0, atol=1e-6)
-    finally:
-        dist.destroy_process_group()
+@pytest.fixture
+def zero_engines(monkeypatch: pytest.MonkeyPatch) -> Iterator[EngineFactory]:
+    """DeepSpeed in this process, alone in its group: a process of its own would import for seconds."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "DS_ACCELERATOR": "cpu"}.items():
+        monkeypatch.setenv(name, value)
+    make = deepspeed_engines(EngineConfig(zero_stage=2), device=torch.device("cpu"))
+    comm = importlib.import_module("deepspeed.comm")
+    monkeypatch.setattr(comm.comm, "cdb", None)  # what it would keep of this group beyond its end
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+    yield make
+    comm.destroy_process_group()
 
 
-def test_the_hand_over_reaches_the_weights_that_zero_steps_on() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    mp.spawn(_hands_over, (1, port), nprocs=1)  # type: ignore[no-untyped-call]
+def test_the_hand_over_reaches_the_weights_that_zero_steps_on(zero_engines: EngineFactory) -> None:
+    config = small(low_samples=4, full_samples=4, swap_samples=8, lr=1e-12)
+    recipe = s3pet.build(config, make_engine=zero_engines, patches_per_step=2)
+    with torch.no_grad():  # what a silent loss of the hand-over would show: Stage I far from Stage II's start
+        trained = {dose: engine.state() for dose, engine in recipe.autoencoders.items()}
+        for dose, engine in recipe.autoencoders.items():
+            trained[dose] = {k: v + 1 if k.startswith("weight/") else v for k, v in trained[dose].items()}
+            engine.load(trained[dose])
+    for step in (2, 3):
+        run(recipe, step)
+    after = recipe.network.state()
+    for dose, place in (("low", "weight/main.E_L."), ("full", "weight/E_S.")):
+        for key in [key for key in after if key.startswith(place)]:
+            wanted = trained[dose]["weight/encoder." + key.removeprefix(place)]
+            torch.testing.assert_close(after[key], wanted, rtol=0, atol=1e-6)
 
 
 def test_each_phase_moves_its_own_networks_alone() -> None:
@@ -491,7 +232,7 @@ def test_every_variant_trains_its_phases(changes: dict[str, Any], phases: list[s
     assert [recipe.phase(step) for step in recipe.phase_starts.values()] == phases
     for step in range(recipe.num_steps):
         metrics = run(recipe, step)
-    assert metrics.keys() & RECEIVES.keys() == terms
+    assert metrics.keys() & {"full", "low", "align", "transfer"} == terms
 
 
 def save(recipe: s3pet.S3PET, folder: Path) -> Path:
@@ -585,7 +326,7 @@ def test_exported_weights_synthesize_what_the_recipe_does(changes: dict[str, Any
         s3pet.weights_to_synthesizer(small(**{**changes, "dim": 32}), weights)
 
 
-# 12. Training.
+# Training.
 
 
 def blobs(slices: int) -> tuple[Tensor, Tensor]:
@@ -593,9 +334,8 @@ def blobs(slices: int) -> tuple[Tensor, Tensor]:
     random = torch.Generator().manual_seed(0)
     yx = torch.stack(torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij"), dim=-1)
     centres = 32 * torch.rand(2, slices, 6, 2, generator=random)
-    full = torch.stack(
-        [torch.stack([sum(torch.exp(-(yx - c).square().sum(-1) / 18) for c in s) for s in case]) for case in centres]
-    )
+    distances = (yx - centres[..., None, None, :]).square().sum(-1)
+    full = torch.exp(-distances / 18).sum(2)
     low = (full + 0.3 * torch.randn(full.shape, generator=random)).clamp(min=0)
     return low[:, None], full[:, None]
 
@@ -632,19 +372,7 @@ def test_stage_1_learns_to_see_under_the_mask() -> None:
     assert np.mean(found[-20:]) < 0.4 * 0.25  # a quarter is the mean error of the best constant
 
 
-def test_under_bf16_losses_stay_fp32_and_close() -> None:
-    config = small()
-    network = Bilateral(config)
-    x_l, x_s = torch.rand(2, 4, 1, 32, 32)
-    exact = s3pet.swap_losses(config, network(x_l, x_s), x_l, x_s)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        rounded = tuple(t.float() for t in network(x_l, x_s))
-    for name, value in s3pet.swap_losses(config, rounded, x_l, x_s).items():
-        assert value.dtype == torch.float32
-        assert value.item() == pytest.approx(exact[name].item(), rel=0.05)
-
-
-# 15. Whole volumes.
+# Whole volumes.
 
 
 class Ones(nn.Module):
