@@ -1,8 +1,8 @@
 """Run an experiment: every row on every fold, then one table beside the paper's, with a paired test per row.
 
-What it knows: what an experiment is (``petscale.experiments`` holds them), which run belongs to which row and fold, which
-are there already, how patients are compared and how a table is written.  What it refuses to know: how a run is trained,
-an image scored, or what a row's settings mean.
+What it knows: what an experiment is (``petscale.experiments`` holds them), which run belongs to which row and fold,
+which are there already, how patients are compared and how a table is written.  What it refuses to know: how a run is
+trained, an image scored, or what a row's settings mean.
 
 Below one folder: ``<cohort>-<digest>/cohort``, ``<cohort>-<digest>/runs/<digest>-<row>/fold-<k>``, and
 ``<experiment>/table.md`` and ``table.json``.  A run's digest is that of its configuration and of its cohort's voxels,

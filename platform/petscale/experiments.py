@@ -482,7 +482,7 @@ def cg_3dsrgan_table2(size: Size) -> Experiment:
     fields: dict[str, Any] = {"classify": False, "adversarial": False, "refine": False, "perceptual": "masked"}
     if small:
         fields |= {"mlnet_channels": 8, "contextual_channels": 8, "discriminator_channels": 8, "patch": (32, 32, 32)}
-        fields |= {"epoch_samples": 300, "max_epochs": 8, "validate_batches": 4, "lr": 1e-3, "stop_lr": 1e-5}
+        fields |= {"epoch_samples": 150, "max_epochs": 8, "validate_batches": 4, "lr": 1e-3, "stop_lr": 1e-5}
         fields |= {"backbone_samples": 200, "calibration_samples": 100}
     feed = FeedConfig(low=tuple(low_name(drf) for drf in drfs), suv_scale=10.0, cases_per_step=2 if small else 4)
 
