@@ -5,6 +5,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -22,6 +23,7 @@ from storage.errors import InputError
 from storage.reader import Case, open_cohort
 from storage.source import ImageSource
 from trainers import RECIPES
+from trainers.metrics.image import Score
 from trainers.metrics.unet_score import Judge, UnetScoreConfig, judge
 
 EVALUATION, REPORT = "evaluation", "report.html"
@@ -102,6 +104,7 @@ def evaluate_run(
     judged_by: Judge | None = None,
     lows: Sequence[str] = (),
     gaussians: Path | None = None,
+    known: Mapping[str, Evaluation] = MappingProxyType({}),
 ) -> dict[str, Evaluation]:
     """Score every test case at every low dose of the run; tables to the terminal, CSV and JSON to the run's folder.
 
@@ -109,6 +112,8 @@ def evaluate_run(
         judged_by: a U-Net trained on the run's training cases, for the Unet-score.
         lows: some of the run's low-dose images; () for all.
         gaussians: where the choice of the Gaussian is kept for runs of the same training cases; default: in the run.
+        known: low-dose image -> scores of the same cases by the same rules and judge, from another run; those of
+            images that no network made are taken from there.
 
     Raises:
         InputError: SET_NO_TEST, CKPT_NONE, STORE_DAMAGED and their kin.
@@ -134,9 +139,12 @@ def evaluate_run(
             _check_unchanged(case, facts["cases"])
             candidates = _candidates(case, low, gaussian, synthesize_case(trained, run, case, low))
             images = tuple(candidates)
+            held = _known(known.get(low), name, images)
+            for image in {row.image for row in held}:
+                del candidates[image]
             with bar("evaluate", 1) as advance:
                 advance(0, f"{name} {low}")
-                rows += score_case(
+                rows += held + score_case(
                     name,
                     case.image(config.feed.full),
                     candidates,
@@ -155,6 +163,12 @@ def evaluate_run(
         if (found := results[low].unet_table()) is not None:
             console.print(found)
     return results
+
+
+def _known(evaluation: Evaluation | None, case: str, images: Sequence[str]) -> list[Score]:
+    """Scores of a case's images that no network made."""
+    untrained = images[:-1]
+    return [row for row in evaluation.rows if row.case == case and row.image in untrained] if evaluation else []
 
 
 def _check_unchanged(case: Case, digests: Mapping[str, str]) -> None:

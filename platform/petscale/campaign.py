@@ -214,11 +214,14 @@ def run_experiment(experiment: Experiment, folder: Path, *, command: str, settin
     cohort = make_cohort(experiment.cohort, home / "cohort")
     scores: Scores = {}
     runs: dict[str, list[str]] = {}
+    known: dict[int, dict[str, Evaluation]] = {}  # a fold's input and Gaussian are scored once
     for number, row in enumerate(experiment.rows, 1):
         console.print(f"{experiment.name}: row {number} of {len(experiment.rows)}, {row.name}", markup=False)
         config = configs.override(row.config, settings)
         for fold in range(experiment.folds):
-            run, evaluations = _run_fold(experiment, row, config, fold, cohort, home, command)
+            run, evaluations = _run_fold(experiment, row, config, fold, cohort, home, command, known.get(fold, {}))
+            if not row.resized:
+                known[fold] = evaluations
             runs.setdefault(row.name, []).append(str(run.relative_to(folder)))
             _collect(scores, experiment, row, evaluations)
         facts = {"command": command, "runs": runs, **_facts()}
@@ -285,6 +288,7 @@ def _run_fold(
     native: Path,
     home: Path,
     command: str,
+    known: Mapping[str, Evaluation],
 ) -> tuple[Path, dict[str, Evaluation]]:
     """Train one row on one fold unless its weights are there, and score it unless its scores are."""
     cohort = make_resized(native, home / f"resized-{row.resized}") if row.resized else native
@@ -294,7 +298,7 @@ def _run_fold(
         launch.train(cohort, run, replace(config, split=split), command=command)
     if row.resized:
         return run, _evaluate_resized(run, open_cohort(cohort), open_cohort(native))
-    return run, _evaluate(run, native, experiment, home)
+    return run, _evaluate(run, native, experiment, home, known)
 
 
 def run_folder(runs: Path, row: str, config: RunConfig, folds: int, cohort: Path) -> Path:
@@ -307,7 +311,9 @@ def run_folder(runs: Path, row: str, config: RunConfig, folds: int, cohort: Path
     return there[0] if there else runs / f"{digest}-{re.sub('[^a-z0-9]+', '-', row.lower()).strip('-')}"
 
 
-def _evaluate(run: Path, cohort: Path, experiment: Experiment, home: Path) -> dict[str, Evaluation]:
+def _evaluate(
+    run: Path, cohort: Path, experiment: Experiment, home: Path, known: Mapping[str, Evaluation]
+) -> dict[str, Evaluation]:
     """Read a run's scores, or make them; one Gaussian and one judge of the Unet-score serve every row of a fold."""
     unet_score = experiment.unet_score
     found = {low: _scored(run, low) for low in experiment.lows}
@@ -321,7 +327,7 @@ def _evaluate(run: Path, cohort: Path, experiment: Experiment, home: Path) -> di
         feed = [config.feed.full, config.feed.seed, config.feed.suv_scale, config.feed.cases_per_step]
         judge = assess.make_judge(run, cohort, unet_score, home / "judges" / _digest([asdict(unet_score), feed, seen]))
     gaussians = home / "gaussians" / _digest({name: seen[name] for name in facts["train"]})
-    return assess.evaluate_run(run, cohort, judged_by=judge, lows=experiment.lows, gaussians=gaussians)
+    return assess.evaluate_run(run, cohort, judged_by=judge, lows=experiment.lows, gaussians=gaussians, known=known)
 
 
 def _scored(run: Path, name: str) -> Evaluation | None:

@@ -119,7 +119,7 @@ def trained(monkeypatch, cohort):
 
     monkeypatch.setattr(launch, "train", train)
 
-    def evaluate(run, cohort_folder, *, judged_by, lows, gaussians):
+    def evaluate(run, cohort_folder, *, judged_by, lows, gaussians, known):
         made.scored += 1
         found = evaluations(run, judged_by)
         for low, one in found.items():
