@@ -404,10 +404,10 @@ def sgsgan_table4(size: Size) -> Experiment:
 def sgsgan_resized(size: Size) -> Experiment:
     """The paper's open question: does training on whole volumes shrunk to 64^3 lose what native patches keep?
 
-    Both rows are the whole system with all four phases, and see as many patch voxels in as many steps: small, one
-    64^3 volume or eight 32^3 patches of each case; paper size, four 64^3 volumes or four 64^3 patches a step.  The
-    resized row is the published system (halo 0, one context patch); its 64^3 result is put back on the native grid by
-    linear interpolation and scored there, beside the input and the full dose that merely went down and up.
+    Both rows are the whole system with all four phases, and see as many patch voxels in as many steps: small, one 64^3
+    volume or one 64^3 patch a step; paper size, four of either.  The resized row is the published system (halo 0, one
+    context patch); its 64^3 result is put back on the native grid by linear interpolation and scored there, beside the
+    input and the full dose that merely went down and up.
     """
     small = size == "small"
     cohort = _sgsgan_cohort(size)
@@ -418,8 +418,9 @@ def sgsgan_resized(size: Size) -> Experiment:
     whole: dict[str, Any] = {"patch": (64, 64, 64), "patches_per_case": 1, "context_patches": 1, "halo": 0}
     tiles: dict[str, Any] = {}
     if small:
-        whole |= {"phase_samples": (120, 10, 30, 10)}
-        tiles |= {"phase_samples": (960, 80, 240, 80), "patches_per_case": 8}  # eight 32^3 for one 64^3
+        steps = {"phase_samples": (72, 6, 18, 6)}
+        whole |= steps
+        tiles |= steps | {"patch": (64, 64, 64)}
     resized, native = (
         _sgsgan_run(size, cohort, rois=tuple(_ORGANS.values()), **switches) for switches in (whole, tiles)
     )
