@@ -23,7 +23,7 @@ from trainers.sgsgan.networks import Segmenter
 FEED = FeedConfig(low=(), cases_per_step=2)
 TINY = UnetScoreConfig(rois=("liver", "brain"), channels=1, patch=(16, 16, 16), halo=4, samples=16, patches_per_case=1)
 LEARNING = UnetScoreConfig(
-    rois=("liver",), channels=2, patch=(24, 24, 24), halo=4, samples=320, patches_per_case=4, lr=1e-2
+    rois=("liver",), channels=2, patch=(24, 24, 24), halo=4, samples=480, patches_per_case=4, lr=5e-3
 )
 CPU = torch.device("cpu")
 LOOP = unet_score.LoopConfig
@@ -56,8 +56,8 @@ def test_the_judge_finds_an_organ_of_a_patient_it_has_not_seen_and_noise_hides_i
     images = {"full dose": full, "hidden": ArraySource(voxels + noise, full.grid, SUV)}
     scores = unet_scores(learned, test, images, cases.case(test).image("labels"), cases.case(test).labels)
     dice = {score.image: score.value for score in scores if score.region == "liver"}
-    assert dice["full dose"] > 0.4
-    assert dice["hidden"] < dice["full dose"] - 0.2
+    assert dice["full dose"] > 0.3  # 0.44 to 0.66 over seeds and numbers of threads
+    assert dice["hidden"] < 0.5 * dice["full dose"]
     seen = cases.case(cases.cases[0])
     with pytest.raises(InputError, match="CKPT_LEAK"):
         unet_scores(learned, seen.name, {}, seen.image("labels"), seen.labels)
