@@ -152,7 +152,7 @@ class Training:
 
     def synthesizer(self) -> Synthesizer:
         """A judge makes no image; nothing asks for one, since no pictures are drawn of it."""
-        raise NotImplementedError
+        raise AssertionError("a judge makes no image")
 
     def state(self) -> State:
         """Return the state of the U-Net's engine."""
