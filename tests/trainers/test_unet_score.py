@@ -56,8 +56,8 @@ def test_the_judge_finds_an_organ_of_a_patient_it_has_not_seen_and_noise_hides_i
     images = {"full dose": full, "hidden": ArraySource(voxels + noise, full.grid, SUV)}
     scores = unet_scores(learned, test, images, cases.case(test).image("labels"), cases.case(test).labels)
     dice = {score.image: score.value for score in scores if score.region == "liver"}
-    assert dice["full dose"] > 0.3  # 0.44 to 0.66 over seeds and numbers of threads
-    assert dice["hidden"] < 0.5 * dice["full dose"]
+    assert dice["full dose"] > 0.4  # 0.47 to 0.66 over two seeds and one or two threads
+    assert dice["hidden"] < dice["full dose"] - 0.2
     seen = cases.case(cases.cases[0])
     with pytest.raises(InputError, match="CKPT_LEAK"):
         unet_scores(learned, seen.name, {}, seen.image("labels"), seen.labels)
