@@ -35,11 +35,11 @@ class PatchLocation:
         z, y, x = (a + n for a, n in zip(self.start, self.shape, strict=True))
         return z, y, x
 
-    def grown(self, halo: int) -> "PatchLocation":
-        """Return the box with ``halo`` more voxels on every side."""
-        z, y, x = self.start
-        d, h, w = self.shape
-        return PatchLocation((z - halo, y - halo, x - halo), (d + 2 * halo, h + 2 * halo, w + 2 * halo))
+    def grown(self, halo: Shape) -> "PatchLocation":
+        """Return the box with ``halo`` (z, y, x) more voxels on either side."""
+        z, y, x = (a - h for a, h in zip(self.start, halo, strict=True))
+        depth, height, width = (n + 2 * h for n, h in zip(self.shape, halo, strict=True))
+        return PatchLocation((z, y, x), (depth, height, width))
 
     def __str__(self) -> str:
         return ",".join(f"{a}:{b}" for a, b in zip(self.start, self.stop, strict=True))
@@ -139,16 +139,8 @@ SAMPLERS: dict[str, Sampler] = {"uniform": uniform, "body": body, "uptake": upta
 def draw(aids: Aids, shape: Shape, laws: Mapping[str, float], rng: np.random.Generator) -> PatchLocation:
     """Draw one patch by one of ``laws`` (names of ``SAMPLERS`` with their probabilities).
 
-    Raises:
-        InputError: IMG_TOO_SMALL when the patch is longer than the volume along any axis.
+    A patch longer than the volume along an axis starts at its first voxel there and passes its end.
     """
-    if any(n > size for n, size in zip(shape, aids.shape, strict=True)):
-        raise InputError(
-            "IMG_TOO_SMALL",
-            where="patch",
-            found=f"patch {shape} (z, y, x) does not fit a volume of {aids.shape} voxels",
-            remedy="choose a smaller patch (--set recipe.patch=...)",
-        )
     names = sorted(laws)
     law = names[int(rng.choice(len(names), p=np.array([laws[name] for name in names]) / sum(laws.values())))]
     return SAMPLERS[law](aids, shape, rng)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from storage import integrity, layout
 from storage.errors import InputError
 from storage.patches import Aids, PatchLocation
-from storage.source import Grid
+from storage.source import AIR_HU, HU, Grid
 
 # One pool for all readers of a process: decoded chunks are kept, so that neighbouring patches share their halos.
 _CONTEXT = ts.Context({"cache_pool": {"total_bytes_limit": 256 * 2**20}, "data_copy_concurrency": {"limit": 2}})
@@ -72,7 +72,10 @@ class StoredImage:
         return np.ascontiguousarray(self._read((slice(z0, z1), slice(None), slice(None))), dtype=np.float32)
 
     def patch(self, location: PatchLocation) -> NDArray[np.float32]:
-        """Read one box, zeros where it passes the volume.
+        """Read one box, which may pass the volume.
+
+        Beyond it a PET and labels are 0.  A CT is air beside the volume, and goes on along z as its end slices are: a
+        scan is cut there, the body is not.
 
         Raises:
             InputError: STORE_DAMAGED naming case, image and chunk.
@@ -82,10 +85,17 @@ class StoredImage:
         )
         if all(s.stop - s.start == n for s, n in zip(inside, location.shape, strict=True)):
             return np.ascontiguousarray(self._read(inside), dtype=np.float32)
-        result = np.zeros(location.shape, dtype=np.float32)
+        if self.units == HU:
+            z = np.clip(np.arange(location.start[0], location.stop[0]), 0, self.grid.shape[0] - 1)
+            inside = (slice(int(z[0]), int(z[-1]) + 1), *inside[1:])
+        result = np.full(location.shape, AIR_HU if self.units == HU else 0.0, dtype=np.float32)
         if all(s.start < s.stop for s in inside):
             place = tuple(slice(s.start - a, s.stop - a) for s, a in zip(inside, location.start, strict=True))
-            result[place] = self._read(inside)
+            values = self._read(inside)
+            if self.units == HU:
+                result[:, *place[1:]] = values[z - z[0]]
+            else:
+                result[place] = values
         return result
 
     def _read(self, where: tuple[slice, ...]) -> NDArray[np.generic]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SUV, BQML, HU, LABEL = "SUVbw", "Bq/mL", "HU", "label"  # the units an image may be in
+AIR_HU = -1000.0
 
 
 @dataclass(frozen=True, eq=False)

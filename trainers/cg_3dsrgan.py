@@ -60,6 +60,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from storage.errors import InputError
+from storage.layout import drf_of
 from trainers import perceptual
 from trainers.feed import FeedConfig
 from trainers.recipe import Batch, Engine, EngineFactory, Metrics, Needs, State, Tiling
@@ -419,7 +420,7 @@ class CG3DSRGAN:
         self.validate_every = math.ceil(config.epoch_samples / patches_per_step)
         self.validate_batches = config.validate_batches
         self.validate_needs = Needs(
-            patch=config.patch, halo=0, patches_per_case=config.patches_per_case, sampler={"body": 1.0}
+            patch=config.patch, halo=(0, 0, 0), patches_per_case=config.patches_per_case, sampler={"body": 1.0}
         )
         backbone = math.ceil(config.backbone_samples / patches_per_step) if config.pretrains else 0
         statistics = math.ceil(config.calibration_samples / patches_per_step)
@@ -583,7 +584,7 @@ class WindowSynthesizer:
     """
 
     generator: Generator
-    tiling: Tiling = Tiling(tile=(64, 64, 64), halo=HALO, multiple=2**LEVELS)  # noqa: RUF009
+    tiling: Tiling = Tiling(tile=(64, 64, 64), halo=(HALO,) * 3, multiple=(2**LEVELS,) * 3)  # noqa: RUF009
     context_needs: None = None
 
     def context(self, overview: Tensor, low: Tensor) -> dict[str, Tensor]:
@@ -596,7 +597,7 @@ class WindowSynthesizer:
         return self.generator.eval().synthesize(low, HALO)
 
 
-def check(config: Config, *, doses: Sequence[float | None]) -> None:
+def check(config: Config, feed: FeedConfig) -> None:
     """Refuse images without a dose reduction factor, and classes that are not those of the images fed.
 
     Raises:
@@ -604,6 +605,7 @@ def check(config: Config, *, doses: Sequence[float | None]) -> None:
     """
     if not config.classify:
         return
+    doses = [drf_of(image) for image in feed.low]
     if None in doses:
         raise _wrong_doses("an image whose name gives no dose reduction factor (as low_drf10 does)")
     if set(doses) != set(config.doses):

@@ -18,6 +18,7 @@ from storage.errors import InputError
 from storage.layout import OVERVIEW, drf_of
 from storage.patches import Aids, PatchLocation, draw, generator
 from storage.reader import Case, Cohort
+from storage.source import SUV
 from trainers.recipe import Batch, Needs
 
 _ORDER, _PLACE = 1, 2  # purposes of random draws: two draws of one seed and index never share numbers
@@ -28,10 +29,12 @@ class FeedConfig:
     """Which voxels a run sees.
 
     Args:
-        low: names of the low-dose images; every (case, low image) pair is one sample of an epoch.
-        full: name of the full-dose image.
+        low: names of the images that a network starts from, low-dose PETs or ``ct``; every pair of a case and one of
+            them is one sample of an epoch.
+        full: name of the image that it is to give: the full-dose PET.
         suv_scale: SUV that becomes 1 for the networks; fixed, invertible, the same for low and full dose.  1 keeps
             losses in SUV; the larger it is, the more SGSGAN's critic, blind to scale, outweighs the content loss.
+            CT to PET needs 1: these systems clip and scale CT and PET themselves.
         seed: of the sample order.
         cases_per_step: groups of patches that all ranks together see in one step; a multiple of the number of ranks.
         read_ahead: steps read in advance; changes speed and memory, never the samples.
@@ -62,7 +65,8 @@ def check_cases(cohort: Cohort, streams: Streams, config: FeedConfig, needs: Seq
     """Refuse before anything is started what would fail in the middle.
 
     Raises:
-        InputError: SET_TOO_SMALL, SET_NO_UNPAIRED, SET_NO_IMAGE, SET_NO_LABELS, IMG_TOO_SMALL, STORE_DAMAGED.
+        InputError: SET_TOO_SMALL, SET_NO_UNPAIRED, SET_NO_IMAGE, SET_WRONG_UNITS, SET_NO_LABELS, IMG_TOO_SMALL,
+            STORE_DAMAGED.
     """
     for need in needs:
         cases = streams.get(need.images, ())
@@ -83,7 +87,14 @@ def check_cases(cohort: Cohort, streams: Streams, config: FeedConfig, needs: Seq
         for name in cases:
             case = cohort.case(name)
             for image in read_images(config, need):
-                case.image(image)
+                wanted = SUV if image == config.full else need.units
+                if (found := case.image(image).units) != wanted:
+                    raise InputError(
+                        "SET_WRONG_UNITS",
+                        where=f"case {name}, image {image}",
+                        found=f"an image in {found}, the recipe takes {wanted} there",
+                        remedy="name the images it is made for (--set feed.low=... feed.full=...), or another --recipe",
+                    )
             for roi in need.rois:
                 if not channel_values(case.labels, roi):
                     raise InputError(
@@ -92,7 +103,7 @@ def check_cases(cohort: Cohort, streams: Streams, config: FeedConfig, needs: Seq
                         found=f"no ROI '{roi}' (there are: {', '.join(case.labels.values()) or 'none'})",
                         remedy="ingest labels, or train without guidance: --set recipe.rois=()",
                     )
-            if any(edge > size for edge, size in zip(need.patch, case.aids.shape, strict=True)):
+            if not need.beyond and any(n > size for n, size in zip(need.patch, case.aids.shape, strict=True)):
                 raise InputError(
                     "IMG_TOO_SMALL",
                     where=f"case {name}",

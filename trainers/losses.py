@@ -25,6 +25,16 @@ def generator_loss(fake: Float[Tensor, "*scores"]) -> Float[Tensor, ""]:
     return -fake.mean()
 
 
+def logistic_discriminator_loss(real: Float[Tensor, "*scores"], fake: Float[Tensor, "*scores"]) -> Float[Tensor, ""]:
+    """Return half the cross-entropy of logits of real and generated images (arXiv 1611.07004, Eq. 1 and Sec. 3.3)."""
+    return (F.softplus(-real).mean() + F.softplus(fake).mean()) / 2
+
+
+def logistic_generator_loss(fake: Float[Tensor, "*scores"]) -> Float[Tensor, ""]:
+    """Return mean(-log D), the generator's non-saturating part against logits (arXiv 1611.07004, Sec. 3.3)."""
+    return F.softplus(-fake).mean()
+
+
 def soft_dice_loss(
     probabilities: Float[Tensor, "b k z y x"], masks: Float[Tensor, "b k z y x"], eps: float = 1e-6
 ) -> Float[Tensor, ""]:

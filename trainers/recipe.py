@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor, nn, optim
 
+from storage.source import SUV
+
 if TYPE_CHECKING:
     from trainers.feed import FeedConfig
 
@@ -22,22 +24,26 @@ class Needs:
 
     Args:
         patch: edge lengths (z, y, x) in voxels of the patches the losses see.
-        halo: extra voxels read around the low-dose patch on every side, zero beyond the volume.
+        halo: extra voxels (z, y, x) read on either side of the patch that a network starts from.
         patches_per_case: patches that one group holds, all of one case.
         sampler: weights of the location laws of ``storage.patches.SAMPLERS``, summing to 1.
         rois: names of the organs whose masks are read; empty for none.
         overview: edge length of the resized whole low-dose volume, 0 for none.
         images: ``paired`` for both doses of one place; ``low`` or ``full`` for one dose alone, which may come from
             other patients (the run's unpaired ones for ``full``).
+        units: of the images that a network starts from, ``SUVbw`` or ``HU``.
+        beyond: whether a patch may be longer than a volume, and then holds what lies beyond it.
     """
 
     patch: tuple[int, int, int]
-    halo: int
+    halo: tuple[int, int, int]
     patches_per_case: int
     sampler: Mapping[str, float]
     rois: tuple[str, ...] = ()
     overview: int = 0
     images: Literal["paired", "low", "full"] = "paired"
+    units: str = SUV
+    beyond: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,8 +51,8 @@ class Batch:
     """Groups of patches; the ``n`` patches of one case are neighbours, so b = cases * n.
 
     Args:
-        low: (b, 1, z + 2 halo, y + 2 halo, x + 2 halo) low-dose PET on the run's intensity scale; (b, 1, 0, 0, 0)
-            where full dose alone was asked for.
+        low: (b, 1, z + 2 halo_z, y + 2 halo_y, x + 2 halo_x) what a network starts from: low-dose PET on the run's
+            intensity scale, or CT in HU; (b, 1, 0, 0, 0) where full dose alone was asked for.
         full: (b, 1, z, y, x) full-dose PET on the same scale; (b, 1, 0, 0, 0) where low dose alone was asked for.
         masks: (b, k, z, y, x) 0 or 1, one channel per ROI asked for; k may be 0.
         overview: (cases, 1, o, o, o) the whole low-dose volume resized, on the same scale.
@@ -118,17 +124,18 @@ class Tiling:
 
     Args:
         tile: output edge lengths (z, y, x) in voxels; along an axis without overlap, smaller ones serve as well.
-        halo: voxels of context around a tile that the network needs and crops, zero beyond the volume.
+        halo: voxels (z, y, x) of context on either side of a tile that the network needs and crops.
         overlap: voxels (z, y, x) by which neighbouring output tiles overlap and are blended; 0 where tiles equal the
             whole.
-        multiple: tiles start at, and are as long as, multiples of this many voxels; the last ones pass the volume.
-            For networks whose strides tie an output to the position of its window; needs an overlap of 0.
+        multiple: tiles start at, and are as long as, multiples of this many voxels (z, y, x); the last ones pass the
+            volume.  For networks whose strides tie an output to the position of its window; where it is above 1, the
+            axis has no overlap.
     """
 
     tile: tuple[int, int, int]
-    halo: int
+    halo: tuple[int, int, int]
     overlap: tuple[int, int, int] = (0, 0, 0)
-    multiple: int = 1
+    multiple: tuple[int, int, int] = (1, 1, 1)
 
 
 class Synthesizer(Protocol):
@@ -238,8 +245,8 @@ class RecipeSpec(Protocol):
     PRESET: str
     ROLES: frozenset[str]
 
-    def check(self, config: Any, *, doses: Sequence[float | None]) -> None:
-        """Refuse a configuration that does not fit the dose reduction factors of the images fed (InputError)."""
+    def check(self, config: Any, feed: "FeedConfig") -> None:
+        """Refuse a configuration that does not fit the images fed and their scale (InputError)."""
         ...
 
     def files(self, config: Any) -> Mapping[str, Path]:

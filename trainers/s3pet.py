@@ -59,6 +59,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from storage.errors import InputError
+from storage.layout import drf_of
 from trainers import checkpoint
 from trainers.feed import FeedConfig
 from trainers.recipe import Batch, Engine, EngineFactory, Metrics, Needs, State, Tiling
@@ -427,7 +428,7 @@ class S3PET:
         c = self.config
         return Needs(
             patch=(c.slices, c.window, c.window),
-            halo=0,
+            halo=(0, 0, 0),
             patches_per_case=c.patches_per_case,
             sampler=SAMPLER,
             images=IMAGES[self.phase(step)],
@@ -559,18 +560,19 @@ class SliceSynthesizer:
 def _synthesizer(config: Config, network: nn.Module) -> SliceSynthesizer:
     half = config.window // 2
     tile = (TILE_SLICES, config.window, config.window)
-    return SliceSynthesizer(network, Tiling(tile=tile, halo=0, overlap=(0, half, half)))
+    return SliceSynthesizer(network, Tiling(tile=tile, halo=(0, 0, 0), overlap=(0, half, half)))
 
 
 # What the registry asks of a paper
 
 
-def check(config: Config, *, doses: Sequence[float | None]) -> None:
+def check(config: Config, feed: FeedConfig) -> None:
     """Refuse several dose reduction factors: one low-dose encoder learns one dose (Sec. III-A).
 
     Raises:
         InputError: CFG_DOSES.
     """
+    doses = [drf_of(image) for image in feed.low]
     if len(set(doses)) > 1 or (len(doses) > 1 and None in doses):
         named = ", ".join("unknown" if dose is None else f"{dose:g}" for dose in doses)
         raise InputError(

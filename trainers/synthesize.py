@@ -40,7 +40,7 @@ def synthesize(
     """
     low = case.image(image)
 
-    def patches(boxes: list[PatchLocation], halo: int) -> torch.Tensor:
+    def patches(boxes: list[PatchLocation], halo: tuple[int, int, int]) -> torch.Tensor:
         arrays = [low.patch(box.grown(halo))[None] for box in boxes]
         return torch.from_numpy(np.stack(arrays) / np.float32(suv_scale)).to(device)
 
@@ -69,12 +69,12 @@ def fitted(tiling: Tiling, shape: tuple[int, int, int]) -> tuple[tuple[int, int,
         What the tiles cover, which is ``shape`` or passes it where tiles are tied to multiples, and the tile.
     """
     covered, tile = [], []
-    for length, edge, overlap in zip(shape, tiling.tile, tiling.overlap, strict=True):
-        units = -(-length // tiling.multiple)
-        count = -(-units * tiling.multiple // edge)
-        fit = edge if overlap else -(-units // count) * tiling.multiple
+    for length, edge, overlap, multiple in zip(shape, tiling.tile, tiling.overlap, tiling.multiple, strict=True):
+        units = -(-length // multiple)
+        count = -(-units * multiple // edge)
+        fit = edge if overlap else -(-units // count) * multiple
         tile.append(fit)
-        covered.append(length if tiling.multiple == 1 else -(-length // fit) * fit)
+        covered.append(length if multiple == 1 else -(-length // fit) * fit)
     return (covered[0], covered[1], covered[2]), (tile[0], tile[1], tile[2])
 
 

@@ -81,7 +81,7 @@ def train(cohort: Path, run: Path, config: RunConfig, *, command: str) -> Path:
     cohort, run = cohort.absolute(), run.absolute()
     opened = open_cohort(cohort)
     spec = RECIPES[config.recipe]
-    spec.check(config.model, doses=[layout.drf_of(name) for name in config.feed.low])
+    spec.check(config.model, config.feed)
     files = {field: path.absolute() for field, path in spec.files(config.model).items()}
     used = replace(config, model=replace(config.model, **{field: str(path) for field, path in files.items()}))
     # Records name files by their last component: folders above may name a patient.  The digest says which it was.

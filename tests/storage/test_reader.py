@@ -16,11 +16,12 @@ from storage.errors import InputError
 from storage.ingest import CasePlan, create_cohort, ingest
 from storage.patches import PatchLocation
 from storage.reader import open_cohort
-from storage.source import LABEL, SUV, ArraySource, Grid
+from storage.source import AIR_HU, HU, LABEL, SUV, ArraySource, Grid
 
 SHAPE = (70, 40, 37)
 FULL = np.random.default_rng(1).normal(size=SHAPE).astype(np.float32)
 LABELS = (FULL > 1.5).astype(np.float32)
+CT = 1000 * FULL
 AFFINE = np.array([[-1.5, 0.1, 0, 30], [0.1, -1.5, 0, -7], [0, 0, 2.0, 90], [0, 0, 0, 1]])
 
 
@@ -33,6 +34,7 @@ def pristine(tmp_path_factory):
         "full": ArraySource(FULL, grid, SUV, {"kind": "test"}),
         "low_drf4": ArraySource(FULL[::-1].copy(), grid, SUV),
         "labels": ArraySource(LABELS, grid, LABEL),
+        "ct": ArraySource(CT, grid, HU),
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layout, "SHARD_BYTES", 2**14)
@@ -70,6 +72,25 @@ def test_a_patch_is_a_slice_with_zeros_beyond(pristine, location):
     assert found.flags.c_contiguous
     assert found.flags.writeable
     assert found.tobytes() == expected(location).tobytes()
+
+
+@settings(max_examples=60, deadline=None)
+@given(boxes)
+def test_a_ct_patch_goes_on_along_z_and_is_air_beside(pristine, location):
+    found = open_cohort(pristine).case("c").image("ct").patch(location)
+    z, y, x = (np.arange(a, b) for a, b in zip(location.start, location.stop, strict=True))
+    within = ((y >= 0) & (y < SHAPE[1]))[:, None] & ((x >= 0) & (x < SHAPE[2]))
+    nearest = CT[np.ix_(*(np.clip(axis, 0, n - 1) for axis, n in zip((z, y, x), SHAPE, strict=True)))]
+    assert found.dtype == np.float32
+    assert found.flags.c_contiguous
+    assert found.flags.writeable
+    assert found.tobytes() == np.where(within, nearest, np.float32(AIR_HU)).tobytes()
+
+
+def test_labels_beyond_the_volume_are_none(pristine):
+    found = open_cohort(pristine).case("c").image("labels").patch(PatchLocation((-3, -4, -5), (80, 50, 50)))
+    assert (found[3:73, 4:44, 5:42] == LABELS).all()
+    assert found.sum() == LABELS.sum()
 
 
 def test_a_patch_is_the_callers_own(pristine):

@@ -16,6 +16,7 @@ from storage.errors import InputError
 from trainers import cg_3dsrgan, perceptual
 from trainers.cg_3dsrgan import CG3DSRGAN, Config, Plateau, WindowSynthesizer
 from trainers.engine import plain_engine
+from trainers.feed import FeedConfig
 from trainers.recipe import Batch, Recipe, Synthesizer, Validated
 
 SMALL: dict[str, Any] = {
@@ -212,7 +213,7 @@ def test_tiles_of_any_size_equal_the_whole_volume() -> None:
     perturb(G)
     synthesizer = WindowSynthesizer(G)
     tiling = synthesizer.tiling
-    assert (tiling.tile, tiling.halo, tiling.overlap, tiling.multiple) == ((64, 64, 64), 48, (0, 0, 0), 32)
+    assert (tiling.tile, tiling.halo, tiling.overlap, tiling.multiple) == ((64,) * 3, (48,) * 3, (0,) * 3, (32,) * 3)
     shape, covered = (90, 20, 11), (96, 32, 32)
     low = torch.zeros(1, 1, *(edge + 2 * 48 for edge in covered))
     low[:, :, 48 : 48 + 90, 48 : 48 + 20, 48 : 48 + 11] = torch.rand(shape)
@@ -330,7 +331,7 @@ def test_steps_are_counted_in_samples() -> None:
     plain = build(small(calibration_samples=0, **BASELINE))
     assert plain.phase_starts == {"joint": 0}
     needs = recipe.needs(3)
-    assert (needs.patch, needs.halo, needs.sampler, needs.images) == ((32, 32, 32), 0, {"body": 1.0}, "paired")
+    assert (needs.patch, needs.halo, needs.sampler, needs.images) == ((32, 32, 32), (0, 0, 0), {"body": 1.0}, "paired")
 
 
 # Ablations.
@@ -467,17 +468,19 @@ def test_a_dry_run_needs_no_weights_and_the_real_one_refuses_to_go_without() -> 
 
 def test_doses_must_be_those_of_the_images_fed() -> None:
     config = Config()
-    cg_3dsrgan.check(config, doses=[100.0, 4.0, 10.0, 20.0, 50.0, 4.0])  # two noise realisations of one dose
-    fed: list[list[float | None]] = [[4.0, 10.0], [4.0, 10.0, 20.0, 50.0, 100.0, 200.0], [None, 4.0, 10.0, 20.0, 50.0]]
-    for doses in fed:
+    named = {dose: f"low_drf{dose}" for dose in (4, 10, 20, 50, 100, 200)}
+    fits = [named[dose] for dose in (100, 4, 10, 20, 50)]
+    cg_3dsrgan.check(config, FeedConfig(low=(*fits, "low_drf4_r1")))  # two noise realisations of one dose
+    for low in (fits[:2], [*fits, named[200]], [*fits[:4], "mine"]):
+        feed = FeedConfig(low=tuple(low))
         with pytest.raises(InputError) as error:
-            cg_3dsrgan.check(config, doses=doses)
+            cg_3dsrgan.check(config, feed)
         assert (error.value.code, error.value.where) == ("CFG_DOSES", "feed.low")
         assert "--set feed.low=" in error.value.remedy
         assert "recipe.doses=" in error.value.remedy
         assert "\n" not in str(error.value)
-        cg_3dsrgan.check(Config(classify=False), doses=doses)
-    cg_3dsrgan.check(config, doses=[float(name.removeprefix("low_drf")) for name in cg_3dsrgan.FEED.low])
+        cg_3dsrgan.check(Config(classify=False), feed)
+    cg_3dsrgan.check(config, cg_3dsrgan.FEED)
 
 
 def test_remarks_tell_the_backbone_the_classes_and_which_model_is_kept() -> None:

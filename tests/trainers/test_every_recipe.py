@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from storage.layout import drf_of
 from storage.reader import open_cohort
 from trainers import RECIPES
 from trainers.engine import plain_engine
@@ -64,7 +63,7 @@ def feed_config(name: str) -> FeedConfig:
 def build(name: str) -> Recipe:
     torch.manual_seed(0)
     config = RECIPES[name].Config(**SMALL[name])
-    RECIPES[name].check(config, doses=[drf_of(low) for low in feed_config(name).low])
+    RECIPES[name].check(config, feed_config(name))
     return RECIPES[name].build(
         config, make_engine=plain_engine, patches_per_step=config.patches_per_case * feed_config(name).cases_per_step
     )

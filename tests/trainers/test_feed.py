@@ -9,12 +9,13 @@ import torch
 
 from storage.errors import InputError
 from storage.reader import open_cohort
+from storage.source import HU
 from trainers.feed import Feed, FeedConfig, channel_values, check_cases
 from trainers.recipe import Needs
 
-NEEDS = Needs(patch=(24, 24, 24), halo=2, patches_per_case=2, sampler={"body": 0.5, "lesion": 0.5}, overview=64)
+NEEDS = Needs(patch=(24, 24, 24), halo=(2, 2, 2), patches_per_case=2, sampler={"body": 0.5, "lesion": 0.5}, overview=64)
 GUIDED = Needs(
-    patch=(24, 24, 24), halo=0, patches_per_case=2, sampler={"roi": 1.0}, rois=("liver", "lesion"), overview=0
+    patch=(24, 24, 24), halo=(0, 0, 0), patches_per_case=2, sampler={"roi": 1.0}, rois=("liver", "lesion"), overview=0
 )
 
 
@@ -82,7 +83,9 @@ def test_batch_holds_what_the_plan_says(cohort: Path) -> None:
             index = 2 * group + place
             assert batch.places[index] == f"{name} {low} {box}"
             torch.testing.assert_close(batch.full[index, 0], torch.from_numpy(case.image("full").patch(box)) / 5)
-            torch.testing.assert_close(batch.low[index, 0], torch.from_numpy(case.image(low).patch(box.grown(2))) / 5)
+            torch.testing.assert_close(
+                batch.low[index, 0], torch.from_numpy(case.image(low).patch(box.grown((2, 2, 2)))) / 5
+            )
     source.close()
 
 
@@ -109,12 +112,45 @@ def test_check_cases_names_what_is_missing(cohort: Path) -> None:
         check_cases(opened, {"paired": opened.cases}, FeedConfig(low=("low_drf7",)), [NEEDS])
     with pytest.raises(InputError, match="SET_TOO_SMALL"):
         check_cases(opened, {"paired": []}, good, [NEEDS])
-    thyroid = Needs(patch=(24, 24, 24), halo=0, patches_per_case=1, sampler={"roi": 1.0}, rois=("thyroid",))
+    thyroid = Needs(patch=(24, 24, 24), halo=(0, 0, 0), patches_per_case=1, sampler={"roi": 1.0}, rois=("thyroid",))
     with pytest.raises(InputError, match=r"SET_NO_LABELS.*thyroid"):
         check_cases(opened, {"paired": opened.cases}, good, [thyroid])
-    huge = Needs(patch=(24, 24, 64), halo=0, patches_per_case=1, sampler={"body": 1.0})
+    huge = Needs(patch=(24, 24, 64), halo=(0, 0, 0), patches_per_case=1, sampler={"body": 1.0})
     with pytest.raises(InputError, match="IMG_TOO_SMALL"):
         check_cases(opened, {"paired": opened.cases}, good, [huge])
+    check_cases(opened, {"paired": opened.cases}, good, [replace(huge, beyond=True)])
+
+
+def test_check_cases_refuses_a_ct_for_a_pet_and_a_pet_for_a_ct(cohort: Path) -> None:
+    opened = open_cohort(cohort)
+    streams = {"paired": opened.cases}
+    ct = replace(NEEDS, units=HU)
+    check_cases(opened, streams, FeedConfig(low=("ct",)), [ct])
+    with pytest.raises(InputError, match=r"SET_WRONG_UNITS case .*image ct.*in HU.*takes SUVbw"):
+        check_cases(opened, streams, FeedConfig(low=("ct",)), [NEEDS])
+    with pytest.raises(InputError, match=r"SET_WRONG_UNITS .*image low_drf4.*in SUVbw.*takes HU"):
+        check_cases(opened, streams, FeedConfig(low=("low_drf4",)), [ct])
+    with pytest.raises(InputError, match=r"SET_WRONG_UNITS .*image ct.*takes SUVbw"):
+        check_cases(opened, streams, FeedConfig(low=("low_drf4",), full="ct"), [NEEDS])
+
+
+def test_a_patch_longer_than_the_volume_holds_air_beyond_it(cohort: Path) -> None:
+    opened = open_cohort(cohort)
+    need = Needs((1, 40, 48), (1, 0, 0), 2, {"body": 1.0}, units=HU, beyond=True)
+    config = FeedConfig(low=("ct",), suv_scale=1.0, cases_per_step=1)
+    source = Feed(
+        opened, {"paired": opened.cases}, config, lambda step: need, rank=0, world=1, device=torch.device("cpu")
+    )
+    batch = source.batch(0, 1)
+    source.close()
+    _, height, width = opened.case(opened.cases[0]).aids.shape
+    assert height < 40
+    assert width < 48
+    assert batch.low.shape == (2, 1, 3, 40, 48)
+    for beyond in ((..., slice(height, None), slice(None)), (..., slice(width, None))):
+        assert (batch.low[beyond] == -1000).all()
+        assert (batch.full[beyond] == 0).all()
+    assert batch.low[..., :height, :width].max() > 0
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from trainers.feed import Feed, FeedConfig
 from trainers.loop import LoopConfig, fit
 from trainers.recipe import Batch, Metrics, Needs, State, Synthesizer
 
-NEEDS = Needs(patch=(24, 24, 24), halo=0, patches_per_case=1, sampler={"body": 1.0})
+NEEDS = Needs(patch=(24, 24, 24), halo=(0, 0, 0), patches_per_case=1, sampler={"body": 1.0})
 
 
 class Toy:

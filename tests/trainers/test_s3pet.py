@@ -18,6 +18,7 @@ from storage.patches import PatchLocation
 from storage.stitch import stitch
 from trainers import checkpoint, s3pet
 from trainers.engine import EngineConfig, deepspeed_engines, plain_engine
+from trainers.feed import FeedConfig
 from trainers.recipe import Batch, EngineFactory, Exporting, Tiling
 from trainers.s3pet import Bilateral, Config
 
@@ -426,7 +427,7 @@ def test_a_whole_volume_shows_no_seams() -> None:
     volume = F.avg_pool2d(torch.rand(4, 1, 100, 164, generator=random), 5, stride=1)[:, 0].numpy()
     synthesizer = recipe.synthesizer()
     blended = seam_score(whole(synthesizer, volume), 16)
-    hard = s3pet.SliceSynthesizer(synthesizer.network, Tiling(tile=(16, 32, 32), halo=0))
+    hard = s3pet.SliceSynthesizer(synthesizer.network, Tiling(tile=(16, 32, 32), halo=(0, 0, 0)))
     assert blended < 1.2
     assert seam_score(whole(hard, volume), 32) > 3  # what blending removes
 
@@ -469,15 +470,15 @@ def test_what_is_not_trained_needs_no_samples() -> None:
     Config(**V1, full_samples=0)
 
 
-@pytest.mark.parametrize("doses", [(4.0, 10.0), (10.0, None), (None, None)])
-def test_several_doses_are_refused(doses: tuple[float | None, ...]) -> None:
+@pytest.mark.parametrize("low", [("low_drf4", "low_drf10"), ("low_drf10", "mine"), ("mine", "other")])
+def test_several_doses_are_refused(low: tuple[str, ...]) -> None:
     with pytest.raises(InputError, match=r"CFG_DOSES feed\.low.*--set feed\.low="):
-        s3pet.check(Config(), doses=doses)
+        s3pet.check(Config(), FeedConfig(low=low))
 
 
-@pytest.mark.parametrize("doses", [(10.0,), (None,), (10.0, 10.0)])
-def test_one_dose_is_welcome(doses: tuple[float | None, ...]) -> None:
-    s3pet.check(Config(), doses=doses)
+@pytest.mark.parametrize("low", [("low_drf10",), ("mine",), ("low_drf10", "low_drf10_r1")])
+def test_one_dose_is_welcome(low: tuple[str, ...]) -> None:
+    s3pet.check(Config(), FeedConfig(low=low))
 
 
 def test_remarks_say_what_was_trained() -> None:

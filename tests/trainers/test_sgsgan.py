@@ -57,7 +57,7 @@ def make_batch(recipe: sgsgan.SGSGAN, step: int, cases: int = 1) -> Batch:
     needs = recipe.needs(step)
     b = cases * needs.patches_per_case
     full = torch.rand(b, 1, *needs.patch, generator=random)
-    low = torch.rand(b, 1, *(edge + 2 * needs.halo for edge in needs.patch), generator=random)
+    low = torch.rand(b, 1, *(n + 2 * h for n, h in zip(needs.patch, needs.halo, strict=True)), generator=random)
     masks = (torch.rand(b, len(needs.rois), *needs.patch, generator=random) > 0.7).float()
     overview = torch.rand(cases, 1, needs.overview, needs.overview, needs.overview, generator=random)
     return Batch(
@@ -425,7 +425,7 @@ def test_phases_have_the_papers_length_and_order() -> None:
         assert recipe.needs(step).rois == ("liver", "bladder")
         assert recipe.needs(step).sampler == {"body": 0.5, "roi": 0.5}
     assert recipe.needs(0).overview == 16
-    assert recipe.needs(0).halo == 6
+    assert recipe.needs(0).halo == (6, 6, 6)
 
 
 def test_without_organs_only_phase_1_is_left() -> None:
@@ -592,7 +592,7 @@ def test_exported_weights_synthesize_what_the_recipe_does(changes: dict[str, Any
     assert torch.equal(torch.get_rng_state(), before)
     assert mine.tiling == theirs.tiling
     assert mine.context_needs == theirs.context_needs
-    edge = 32 + 2 * mine.tiling.halo
+    edge = 32 + 2 * mine.tiling.halo[0]
     low, overview = torch.rand(3, 1, edge, edge, edge), torch.rand(1, 1, 16, 16, 16)
     needs = mine.context_needs
     contexts = [{} if needs is None else s.context(overview, low) for s in (mine, theirs)]
@@ -607,14 +607,14 @@ def test_exported_weights_synthesize_what_the_recipe_does(changes: dict[str, Any
 def test_needs_of_inference() -> None:
     styled = build(small()).synthesizer()
     assert styled.tiling.overlap == (0, 0, 0)
-    assert styled.tiling.halo == 6
+    assert styled.tiling.halo == (6, 6, 6)
     assert styled.context_needs is not None
     assert styled.context_needs.patches_per_case == 3
     assert styled.context_needs.sampler == {"body": 1.0}
     assert build(small(**PLAIN)).synthesizer().context_needs is None
     assert build(small(halo=0)).synthesizer().tiling.overlap == (12, 12, 12)
     unet = build(small(synthesis="unet3d", unet_channels=2, patch=(64, 64, 64))).synthesizer()
-    assert (unet.tiling.halo, unet.tiling.overlap) == (0, (32, 32, 32))
+    assert (unet.tiling.halo, unet.tiling.overlap) == ((0, 0, 0), (32, 32, 32))
 
 
 def test_weights_of_another_configuration_are_refused() -> None:

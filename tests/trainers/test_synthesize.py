@@ -31,8 +31,8 @@ class Identity:
         raise AssertionError("asks for no context")
 
     def __call__(self, low: Tensor, context: Mapping[str, Tensor]) -> Tensor:
-        h = self.tiling.halo
-        return low[:, :, h : low.shape[2] - h, h : low.shape[3] - h, h : low.shape[4] - h]
+        z, y, x = self.tiling.halo
+        return low[:, :, z : low.shape[2] - z, y : low.shape[3] - y, x : low.shape[4] - x]
 
 
 def volume(synthesizer: object, case: Case, **options: object) -> np.ndarray:  # type: ignore[type-arg]
@@ -56,11 +56,12 @@ def case(cohort: Path) -> Case:
 @pytest.mark.parametrize(
     "tiling",
     [
-        Tiling((24, 24, 24), halo=3),
-        Tiling((16, 24, 32), halo=0, overlap=(8, 8, 8)),
-        Tiling((64, 64, 64), halo=1),  # larger than the volume
-        Tiling((17, 13, 11), halo=2, overlap=(0, 5, 3)),
-        Tiling((32, 32, 16), halo=5, multiple=16),  # tiles pass the volume
+        Tiling((24, 24, 24), halo=(3, 3, 3)),
+        Tiling((16, 24, 32), halo=(0, 0, 0), overlap=(8, 8, 8)),
+        Tiling((64, 64, 64), halo=(1, 0, 2)),  # larger than the volume
+        Tiling((17, 13, 11), halo=(2, 2, 2), overlap=(0, 5, 3)),
+        Tiling((32, 32, 16), halo=(5, 5, 5), multiple=(16, 16, 16)),  # tiles pass the volume
+        Tiling((5, 1024, 1024), halo=(1, 0, 0), multiple=(1, 32, 32)),  # whole slices
     ],
 )
 @pytest.mark.parametrize("batch", [1, 3])
@@ -71,7 +72,7 @@ def test_an_identity_network_returns_the_input(case: Case, tiling: Tiling, batch
 
 @given(st.tuples(*[st.integers(1, 90)] * 3), st.sampled_from([1, 8, 32]), st.integers(1, 3))
 def test_tiles_tied_to_multiples_start_and_end_on_them(shape: tuple[int, int, int], multiple: int, count: int) -> None:
-    tiling = Tiling((count * multiple, 2 * multiple, multiple), halo=3, multiple=multiple)
+    tiling = Tiling((count * multiple, 2 * multiple, multiple), halo=(3, 3, 3), multiple=(multiple,) * 3)
     covered, tile = fitted(tiling, shape)
     for length, end, edge, largest in zip(shape, covered, tile, tiling.tile, strict=True):
         assert edge <= largest

@@ -100,7 +100,7 @@ class UnetScoreConfig:
         """Full-dose patches with the masks of the organs."""
         return Needs(
             patch=self.patch,
-            halo=0,
+            halo=(0, 0, 0),
             patches_per_case=self.patches_per_case,
             sampler=LAWS,
             rois=self.rois,

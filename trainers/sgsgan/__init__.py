@@ -40,7 +40,7 @@ resized to 64^3, all of this reduces to the published system.
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -315,7 +315,7 @@ class SGSGAN:
         laws = {"body": 1 - roi - c.lesion_fraction, "roi": roi, "lesion": c.lesion_fraction}
         return Needs(
             patch=c.patch,
-            halo=c.margin,
+            halo=(c.margin,) * 3,
             patches_per_case=c.patches_per_case,
             sampler={law: weight for law, weight in laws.items() if weight > 0},
             rois=c.rois if guided else (),
@@ -441,12 +441,12 @@ def _synthesizer(config: Config, G: Generator) -> StyleSynthesizer:
         tiling=Tiling(
             # With its whole receptive field a tile of any size equals the volume; without, half of it is blended.
             tile=EXACT_TILE if exact else config.patch,
-            halo=config.margin,
+            halo=(config.margin,) * 3,
             overlap=(overlap, overlap, overlap),
         ),
         context_needs=Needs(
             patch=config.patch,
-            halo=config.margin,
+            halo=(config.margin,) * 3,
             patches_per_case=config.context_patches,
             sampler={"body": 1.0},
             overview=config.overview if config.use_adain else 0,
@@ -456,7 +456,7 @@ def _synthesizer(config: Config, G: Generator) -> StyleSynthesizer:
     )
 
 
-def check(config: Config, *, doses: Sequence[float | None]) -> None:
+def check(config: Config, feed: FeedConfig) -> None:
     """Every dose is welcome: nothing in the system knows how many there are."""
 
 
