@@ -81,6 +81,8 @@ def _rank(rank: int, world: int, port: int, body: Callable[..., None], args: tup
         body(rank, world, *args)
     finally:
         dist.destroy_process_group()
+    # gloo can abort in its static destructors when a rank leaves before its peers; what was to be tested has passed.
+    os._exit(0)
 
 
 def engines(make: EngineFactory, optimizer: Callable[[object], torch.optim.Optimizer]) -> tuple[Engine, Engine]:
