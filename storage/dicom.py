@@ -10,7 +10,7 @@ import os
 import re
 import struct
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -58,6 +58,8 @@ DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")  # a file so named must be DICOM; ot
 MAX_MATRIX = 8192
 GAP_TOLERANCE = 0.025  # of the spacing, per gap: GE writes 3.19 and 3.29 mm at bed seams of 3.27 mm
 SAME_PLACE_MM = 1e-2
+# made to be looked at
+PICTURES = {"FUSION", "FUSED", "MIP", "MINIP", "PROJECTION", "MPR", "REFORMATTED", "VRT", "SCREEN"}
 GE_SCAN_TIME, PHILIPS_SUV, PHILIPS_BQML = 0x0009100D, 0x70531000, 0x70531009
 
 # fmt: off
@@ -202,12 +204,19 @@ def find_series(folder: Path, *, modality: Modality) -> tuple[Series, ...]:
     return tuple(sorted(found, key=lambda series: -len(series.slices)))
 
 
-def open_series(path: Path, *, modality: Modality, overrides: Overrides | None = None) -> DicomSource:
+def open_series(
+    path: Path, *, modality: Modality, overrides: Overrides | None = None, of: DicomSource | None = None
+) -> DicomSource:
     """Open the one series of ``modality`` below ``path``: PT in SUVbw, CT in HU.
+
+    Of several, those are passed by that cannot be meant while others can: a single slice; fused images, projections and
+    reformats; of another patient or frame of reference than ``of``; a PET that is not attenuation-corrected; what was
+    derived (``SECONDARY``) beside what was acquired.  Where more than one is left, none is chosen.
 
     Args:
         path: a folder, or one file.
         overrides: a PET weight, dose or injection time that stands instead of the header's; recorded in provenance.
+        of: the PET that a CT belongs to.
 
     Returns:
         a thread-safe source whose affine is the series' own, LPS turned to RAS; nothing is resampled.
@@ -220,13 +229,15 @@ def open_series(path: Path, *, modality: Modality, overrides: Overrides | None =
     """
     path = Path(path)
     series = find_series(path, modality=modality)
-    counts = [len(s.slices) for s in series]
-    if len(series) > 2 and set(counts) == {1}:
-        raise _series_error("SER_INCONSISTENT_UID", path.name, f"{len(counts)} slices with {len(counts)} series UIDs")
-    if len(series) > 1:
-        listed = ", ".join(f"{modality} of {n} slices" for n in counts)
+    if len(series) > 2 and all(len(s.slices) == 1 for s in series):
+        raise _series_error("SER_INCONSISTENT_UID", path.name, f"{len(series)} slices with {len(series)} series UIDs")
+    meant = _meant(series, of)
+    if len(meant) > 1:
+        sizes = ((len(s.slices), *s.slices[0].shape) for s in meant)
+        listed = ", ".join(f"{modality} of {n} slices of {rows} x {columns}" for n, rows, columns in sizes)
         raise _series_error("SER_AMBIGUOUS", path.name, listed, "put each series in a folder of its own")
-    slices = series[0].slices
+    slices = meant[0].slices
+    skipped = series[0].skipped + sum(len(s.slices) for s in series if s is not meant[0])
     _check_alike(slices, path.name)
     slices, notes = _one_volume(slices, path.name)
     grid, grid_notes = _stack(slices, path.name)
@@ -242,8 +253,8 @@ def open_series(path: Path, *, modality: Modality, overrides: Overrides | None =
         conversion = convert(apply_overrides(pet, overrides or Overrides()), frames)
         notes += conversion.notes
         facts |= {"stored_units": pet.units, "decay_correction": pet.decay_correction, **conversion.provenance()}
-    if series[0].skipped:
-        facts["files_skipped"] = series[0].skipped
+    if skipped:
+        facts["files_skipped"] = skipped
     facts["notes"] = list(notes)
     return DicomSource(
         grid=grid,
@@ -255,6 +266,28 @@ def open_series(path: Path, *, modality: Modality, overrides: Overrides | None =
         patient_id=text_of(first, "PatientID"),
         frame_of_reference=text_of(first, "FrameOfReferenceUID"),
     )
+
+
+def _meant(series: Sequence[Series], of: DicomSource | None) -> Sequence[Series]:
+    """Narrow the series of one modality down, by each rule only where it leaves something."""
+
+    def words(s: Series, keyword: str) -> set[str]:
+        return {*re.split(r"[^A-Z0-9]+", text_of(s.slices[0].header, keyword))}
+
+    def belongs(s: Series) -> bool:
+        theirs = tuple(text_of(s.slices[0].header, name) for name in ("PatientID", "FrameOfReferenceUID"))
+        return of is None or theirs == (of.patient_id, of.frame_of_reference)
+
+    rules: tuple[Callable[[Series], bool], ...] = (
+        lambda s: len(s.slices) > 1,
+        lambda s: not PICTURES & words(s, "ImageType"),
+        belongs,
+        lambda s: s.modality == "CT" or "ATTN" in words(s, "CorrectedImage"),
+        lambda s: "SECONDARY" not in words(s, "ImageType"),
+    )
+    for rule in rules:
+        series = [s for s in series if rule(s)] or series
+    return series
 
 
 def check_pair(pet: DicomSource, ct: DicomSource) -> None:

@@ -1,4 +1,4 @@
-"""DICOM series out: a synthesised PET as a derived series of its template, and a phantom as a series of its own.
+"""DICOM series out: a restored PET as a derived series of its template, a PET made of a CT, a phantom as its own.
 
 A series is written slice by slice into a hidden sibling folder that is renamed when it is whole.  This file knows which
 fields make a PET or CT slice; it refuses to know how voxels were made.
@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,26 +24,29 @@ from pydicom.valuerep import format_number_as_ds
 from storage.dicom import GE_SCAN_TIME, PHILIPS_BQML, PHILIPS_SUV, STORAGE, DicomSource
 from storage.dicom_header import PRIVATE_CREATORS
 from storage.errors import InputError
-from storage.source import HU, SUV, ImageSource
+from storage.source import HU, SUV, Grid, ImageSource
 from storage.suv import DAY_S, NUCLIDES, decay, mean_count_delay_s, suv_factor_decay_corrected
 
 SLAB = 16  # slices held in memory
 INT16_MAX = 32767
 
 # fmt: off
-# What a derived slice keeps: patient, study, equipment, frame of reference, geometry, and all that SUV depends on.
+# What any series made of another keeps of it: patient, study, frame of reference.
+KEPT_OF_STUDY = (
+    "SpecificCharacterSet", "StudyDate", "SeriesDate", "StudyTime", "SeriesTime", "TimezoneOffsetFromUTC",
+    "AccessionNumber", "ReferringPhysicianName", "StudyDescription", "PatientName", "PatientID", "PatientBirthDate",
+    "PatientSex", "PatientAge", "PatientSize", "PatientWeight", "PatientIdentityRemoved", "DeidentificationMethod",
+    "DeidentificationMethodCodeSequence", "BodyPartExamined", "PatientPosition", "StudyInstanceUID", "StudyID",
+    "FrameOfReferenceUID", "PositionReferenceIndicator", "PatientOrientationCodeSequence",
+    "PatientGantryRelationshipCodeSequence",
+)
+# What a derived PET slice keeps beside: equipment, geometry, and all that SUV depends on.
 KEPT = (
-    "SpecificCharacterSet", "StudyDate", "SeriesDate", "AcquisitionDate", "StudyTime", "SeriesTime", "AcquisitionTime",
-    "TimezoneOffsetFromUTC", "AccessionNumber", "Modality", "Manufacturer", "ReferringPhysicianName",
-    "StudyDescription", "ManufacturerModelName", "PatientName", "PatientID", "PatientBirthDate", "PatientSex",
-    "PatientAge", "PatientSize", "PatientWeight", "PatientIdentityRemoved", "DeidentificationMethod",
-    "DeidentificationMethodCodeSequence", "BodyPartExamined", "SliceThickness", "ActualFrameDuration",
-    "PatientPosition", "StudyInstanceUID", "StudyID", "ImagePositionPatient", "ImageOrientationPatient",
-    "FrameOfReferenceUID", "PositionReferenceIndicator", "SliceLocation", "PixelSpacing", "CorrectedImage",
-    "RadiopharmaceuticalInformationSequence", "PatientOrientationCodeSequence", "PatientGantryRelationshipCodeSequence",
-    "SeriesType", "Units", "SUVType", "CountsSource", "RandomsCorrectionMethod", "AttenuationCorrectionMethod",
-    "DecayCorrection", "ReconstructionMethod", "ScatterCorrectionMethod", "FrameReferenceTime", "DecayFactor",
-    "DoseCalibrationFactor",
+    *KEPT_OF_STUDY, "AcquisitionDate", "AcquisitionTime", "Modality", "Manufacturer", "ManufacturerModelName",
+    "SliceThickness", "ActualFrameDuration", "ImagePositionPatient", "ImageOrientationPatient", "SliceLocation",
+    "PixelSpacing", "CorrectedImage", "RadiopharmaceuticalInformationSequence", "SeriesType", "Units", "SUVType",
+    "CountsSource", "RandomsCorrectionMethod", "AttenuationCorrectionMethod", "DecayCorrection",
+    "ReconstructionMethod", "ScatterCorrectionMethod", "FrameReferenceTime", "DecayFactor", "DoseCalibrationFactor",
 )
 # fmt: on
 
@@ -68,16 +71,71 @@ def write_derived_series(
     """
     if template.conversion is None:
         raise ValueError("a derived series needs a PET template")
+    _write_result(
+        folder,
+        template.grid.shape,
+        read_slab,
+        lambda z: (_derived(template, z), template.factors[z]),
+        description,
+    )
+
+
+def write_synthetic_pet(
+    folder: Path,
+    template: DicomSource,
+    grid: Grid,
+    read_slab: Callable[[int, int], NDArray[np.float32]],
+    *,
+    description: str,
+) -> None:
+    """Write a PET that was estimated from a CT as a PET series of the CT's study, in SUVbw (Units GML, SUVType BW).
+
+    Patient, study and frame of reference are the CT's; there is no dose, no tracer and no acquisition in it, because
+    nothing was measured.
+
+    Args:
+        folder: to be created; it appears only when the series is whole.
+        template: the CT series.
+        grid: where the voxels lie, for instance the CT's at a coarser spacing.
+        read_slab: ``read_slab(z0, z1)`` returns (z1 - z0, y, x) in SUVbw on ``grid``.
+        description: how the volume was made, a few words; goes into the header.
+
+    Raises:
+        InputError: ``DISK_EXISTS``, ``IMG_NONFINITE``.
+        ValueError: the template is not CT, or a slab has another shape.
+    """
+    if template.units != HU:
+        raise ValueError("a synthetic PET needs a CT template")
+    _write_result(
+        folder,
+        grid.shape,
+        read_slab,
+        lambda z: (_synthetic(template, grid, z), 1.0),
+        f"synthetic PET from CT: {description}",
+    )
+
+
+def _write_result(
+    folder: Path,
+    shape: tuple[int, int, int],
+    read_slab: Callable[[int, int], NDArray[np.float32]],
+    start: Callable[[int], tuple[Dataset, float]],
+    description: str,
+) -> None:
+    """Write a PET series that says it was derived; ``start`` gives a slice's header and its SUV per stored unit."""
     series_uid = generate_uid()
-    n = template.grid.shape[0]
     with _whole_folder(folder) as partial:
-        for z, suv in _slices(read_slab, template.grid.shape, folder.name):
-            ds = _derived(template, z)
+        for z, suv in _slices(read_slab, shape, folder.name):
+            ds, factor = start(z)
+            ds.SOPClassUID = STORAGE["PT"]
+            ds.ImageType = ["DERIVED", "SECONDARY"]
+            ds.BurnedInAnnotation = "NO"
+            ds.SeriesNumber = 9000
             ds.SeriesInstanceUID, ds.SOPInstanceUID = series_uid, generate_uid()
             ds.SeriesDescription = f"petscale {description}"[:39] + " (not for clinical use)"
             ds.DerivationDescription = f"petscale: {description}. Research only, not for clinical use."[:1024]
-            ds.InstanceNumber, ds.ImageIndex, ds.NumberOfSlices = z + 1, z + 1, n
-            _put_pixels(ds, suv / np.float32(template.factors[z]))
+            ds.InstanceNumber, ds.ImageIndex, ds.NumberOfSlices = z + 1, z + 1, shape[0]
+            _put_pixels(ds, suv / np.float32(factor))
             _save(ds, partial / f"{z + 1:05d}.dcm")
 
 
@@ -148,24 +206,12 @@ def _derived(template: DicomSource, z: int) -> Dataset:
     """The header of the template's slice, reduced to what is kept, with the values that SUV was computed from."""
     conversion = template.conversion
     assert conversion is not None
-    ds = Dataset()
-    with disable_value_validation():  # a scanner's own sloppy value is copied as it is
-        original = pydicom.dcmread(template.slices[z].file, stop_before_pixels=True)
-        for keyword in KEPT:
-            if keyword in original:
-                ds[keyword] = original[keyword]
+    ds, original = _kept(template, z, KEPT)
+    with disable_value_validation():
         for tag in (GE_SCAN_TIME, PHILIPS_SUV, PHILIPS_BQML):
             creator = tag >> 16 << 16 | 0x0010
             if tag in original and str(original[creator].value) == PRIVATE_CREATORS[tag >> 16]:
                 ds[creator], ds[tag] = original[creator], original[tag]
-    ds.SOPClassUID = STORAGE["PT"]
-    ds.ImageType = ["DERIVED", "SECONDARY"]
-    ds.BurnedInAnnotation = "NO"
-    ds.SeriesNumber = 9000
-    reference = Dataset()
-    reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = original.SOPClassUID, original.SOPInstanceUID
-    ds.SourceImageSequence = [reference]
-
     if "weight_kg" in conversion.overridden:
         ds.PatientWeight = _ds(conversion.weight_kg or 0.0)
     if {"dose_mbq", "injection_time"} & set(conversion.overridden):
@@ -182,9 +228,50 @@ def _derived(template: DicomSource, z: int) -> Dataset:
     return ds
 
 
+def _kept(template: DicomSource, z: int, keywords: Sequence[str]) -> tuple[Dataset, Dataset]:
+    """A slice's header reduced to ``keywords``, naming that slice as its source; and the header as it was."""
+    ds = Dataset()
+    with disable_value_validation():  # a scanner's own sloppy value is copied as it is
+        original = pydicom.dcmread(template.slices[z].file, stop_before_pixels=True)
+        for keyword in keywords:
+            if keyword in original:
+                ds[keyword] = original[keyword]
+    reference = Dataset()
+    reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = original.SOPClassUID, original.SOPInstanceUID
+    ds.SourceImageSequence = [reference]
+    return ds, original
+
+
+def _synthetic(template: DicomSource, grid: Grid, z: int) -> Dataset:
+    """The PET header of slice ``z`` of ``grid``, within the study of the CT slice it lies in."""
+    _, y, x = grid.shape
+    place = np.linalg.solve(template.grid.affine, grid.affine @ [(x - 1) / 2, (y - 1) / 2, z, 1])
+    ds, original = _kept(template, int(np.clip(np.rint(place[2]), 0, template.grid.shape[0] - 1)), KEPT_OF_STUDY)
+    with disable_value_validation():
+        for part in ("Date", "Time"):  # a PET series must have them, a CT series need not
+            if not ds.get(f"Series{part}"):
+                setattr(ds, f"Series{part}", original.get(f"Study{part}", ""))
+    ds.Modality, ds.Manufacturer = "PT", "petscale"
+    ds.AcquisitionDate = ds.AcquisitionTime = ""
+    ds.Units, ds.SUVType = "GML", "BW"
+    ds.RadiopharmaceuticalInformationSequence = []
+    # The fields that every PET must fill: the estimate is one of a corrected emission image, of no duration.
+    ds.SeriesType, ds.CountsSource, ds.CorrectedImage = ["WHOLE BODY", "IMAGE"], "EMISSION", ["DECY", "ATTN"]
+    ds.DecayCorrection, ds.DecayFactor, ds.ActualFrameDuration, ds.FrameReferenceTime = "ADMIN", "1", 0, "0"
+    _put_place(ds, grid, z)
+    return ds
+
+
+def _put_place(ds: Dataset, grid: Grid, z: int) -> None:
+    """Say where slice ``z`` of a grid lies, in LPS."""
+    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ grid.affine
+    dz, dy, dx = grid.spacing_mm
+    ds.ImagePositionPatient = [_ds(v) for v in (lps @ [0, 0, z, 1])[:3]]
+    ds.ImageOrientationPatient = [_ds(v) for v in (*(lps[:3, 0] / dx), *(lps[:3, 1] / dy))]
+    ds.PixelSpacing, ds.SliceThickness = [_ds(dy), _ds(dx)], _ds(dz)
+
+
 def _phantom_slice(source: ImageSource, z: int, modality: str, patient_id: str, series_number: int) -> Dataset:
-    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ source.grid.affine
-    dz, dy, dx = source.grid.spacing_mm
     entropy = [patient_id, modality, str(series_number)]
     ds = Dataset()
     ds.SOPClassUID = STORAGE[modality]
@@ -199,9 +286,7 @@ def _phantom_slice(source: ImageSource, z: int, modality: str, patient_id: str, 
     ds.Modality, ds.SeriesNumber, ds.InstanceNumber = modality, series_number, z + 1
     ds.SeriesDescription = "petscale phantom"
     ds.PatientPosition, ds.PositionReferenceIndicator = "HFS", ""
-    ds.ImagePositionPatient = [_ds(v) for v in (lps @ [0, 0, z, 1])[:3]]
-    ds.ImageOrientationPatient = [_ds(v) for v in (*(lps[:3, 0] / dx), *(lps[:3, 1] / dy))]
-    ds.PixelSpacing, ds.SliceThickness = [_ds(dy), _ds(dx)], _ds(dz)
+    _put_place(ds, source.grid, z)
     return ds
 
 

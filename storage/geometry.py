@@ -1,4 +1,7 @@
-"""Grids against each other: CT onto the PET grid, area-exact shrinking, the body's outline.  Knows no file format."""
+"""Grids against each other: CT onto the PET grid or PET onto the CT's, area-exact shrinking, the body's outline.
+
+Knows no file format.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,9 +11,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from storage.errors import InputError
-from storage.source import Grid, ImageSource
+from storage.source import AIR_HU, HU, Grid, ImageSource
 
-AIR_HU = -1024.0
 BODY_SUV = 0.1  # smoothed uptake above this is body: air and table lie below it at every dose level
 BODY_HU = -400.0  # between air and fat
 
@@ -28,12 +30,12 @@ class Resampled:
     Args:
         source: the image as it was read.
         grid: the grid to put it on, usually the PET's.
-        outside: value beyond the source, in its units.
+        outside: value beyond the source, in its units; unless given, air in a CT and 0 in a PET.
     """
 
     source: ImageSource
     grid: Grid
-    outside: float = AIR_HU
+    outside: float | None = None
 
     def __post_init__(self) -> None:
         z, y, x = self.grid.shape
@@ -54,12 +56,13 @@ class Resampled:
 
     @property
     def provenance(self) -> Mapping[str, object]:
-        """Facts of the source, and that it was resampled from which spacing."""
+        """Facts of the source, and how and from which spacing it was resampled."""
         spacing = [round(v, 4) for v in self.source.grid.spacing_mm]
-        return {**self.source.provenance, "resampled": "linear onto the PET grid", "native_spacing_mm": spacing}
+        return {**self.source.provenance, "resampled": "linear", "native_spacing_mm": spacing}
 
     def read(self, z0: int, z1: int) -> NDArray[np.float32]:
         """Return the slab ``z0 <= z < z1`` of the target grid."""
+        outside = self.outside if self.outside is not None else AIR_HU if self.units == HU else 0.0
         whole = _index_map(self.source.grid, self.grid)
         _, y, x = self.grid.shape
         corners = np.array([(i, j, k, 1.0) for i in (z0, z1 - 1) for j in (0, y - 1) for k in (0, x - 1)])
@@ -71,7 +74,7 @@ class Resampled:
         first = max(0, int(np.floor(depth.min())) - margin)
         last = min(self.source.grid.shape[0], int(np.ceil(depth.max())) + margin + 1)
         if first >= last:
-            return np.full((z1 - z0, y, x), self.outside, dtype=np.float32)
+            return np.full((z1 - z0, y, x), outside, dtype=np.float32)
         slab = self.source.read(first, last)
         if sigma.any():
             slab = ndimage.gaussian_filter(slab, sigma, mode="nearest")
@@ -79,9 +82,28 @@ class Resampled:
         slab = np.pad(slab, 1, mode="edge")
         offset = (whole @ np.array([z0, 0, 0, 1.0]))[:3] - np.array([first, 0, 0]) + 1.0
         result: NDArray[np.float32] = ndimage.affine_transform(
-            slab, whole[:3, :3], offset, (z1 - z0, y, x), np.float32, order=1, mode="constant", cval=self.outside
+            slab, whole[:3, :3], offset, (z1 - z0, y, x), np.float32, order=1, mode="constant", cval=outside
         )
         return result
+
+
+def coarser_grid(grid: Grid, spacing_mm: tuple[float, float, float]) -> Grid:
+    """Return the grid of another spacing over the same volume: same middle, same directions.
+
+    Its outer borders (of voxels, not their centres) agree with those of ``grid`` to a quarter of a new voxel: the
+    spacing is kept to the letter, and an extent need not be a whole number of voxels.
+
+    Args:
+        spacing_mm: voxel edge lengths along (z, y, x) of the new grid.
+    """
+    z, y, x = (
+        max(1, round(n * old / new)) for n, old, new in zip(grid.shape, grid.spacing_mm, spacing_mm, strict=True)
+    )
+    affine = grid.affine.copy()
+    affine[:3, :3] *= np.array(spacing_mm[::-1]) / np.array(grid.spacing_mm[::-1])
+    before, after = ((np.array(shape[::-1]) - 1) / 2 for shape in (grid.shape, (z, y, x)))
+    affine[:3, 3] += grid.affine[:3, :3] @ before - affine[:3, :3] @ after
+    return Grid((z, y, x), affine)
 
 
 def area_weights(length: int, size: int) -> NDArray[np.float32]:

@@ -31,13 +31,15 @@ from storage.patches import CELL
 from storage.reader import open_cohort
 from storage.source import HU, LABEL, SUV, Grid, ImageSource
 
+FAT_HU, SOFT_TISSUE_HU = -50.0, 20.0  # every CT of a patient holds voxels below the first and above the second
+
 
 @dataclass(frozen=True, eq=False)
 class CasePlan:
     """What one case is to hold.  All images share one grid: the caller puts a CT on it by ``geometry.Resampled``.
 
     Args:
-        images: image name -> source; at least one in SUVbw.
+        images: image name -> source; at least one in SUVbw, or ``ct`` in HU as the only scan.
         subject: keyed hash of the patient (``subject_hash``), equal for all of the patient's cases.
         labels: value in the image ``labels`` -> name; empty when there is none.
         fingerprint: digest of the inputs and options; equal fingerprints mean the committed case may stay.
@@ -213,24 +215,28 @@ def _ingest_case(
 
 
 def _check(name: str, plan: CasePlan) -> Grid:
-    """Return the case's grid.
+    """Return the case's grid: its PET's, or that of a CT alone.
 
     Raises:
         InputError: PAIR_GRID_MISMATCH, SET_NO_PET.
     """
-    pets = [image for image, source in plan.images.items() if source.units == SUV]
-    if not pets:
+    pets, cts = ([image for image, source in plan.images.items() if source.units == unit] for unit in (SUV, HU))
+    if not pets and cts != ["ct"]:  # a CT that was given as the PET is no CT alone
         raise InputError(
-            "SET_NO_PET", where=f"case {name}", found="no PET image in SUVbw", remedy="name the PET with --pet"
+            "SET_NO_PET",
+            where=f"case {name}",
+            found="neither a PET in SUVbw nor a CT alone",
+            remedy="name the PET with --pet",
         )
-    grid = plan.images[pets[0]].grid
+    first = (pets or cts)[0]
+    grid = plan.images[first].grid
     for image, source in plan.images.items():
         layout.check_name(image, "image name")
         if not source.grid.matches(grid):
             raise InputError(
                 "PAIR_GRID_MISMATCH",
                 where=f"case {name}, image {image}",
-                found=f"{source.grid.shape} voxels (z, y, x) at {_mm(source.grid)} mm, but {pets[0]} has "
+                found=f"{source.grid.shape} voxels (z, y, x) at {_mm(source.grid)} mm, but {first} has "
                 f"{grid.shape} at {_mm(grid)} mm or lies elsewhere",
                 remedy="give images of one reconstruction grid (a CT is resampled, a PET or a mask never)",
             )
@@ -346,8 +352,7 @@ def _outline(
     units: Mapping[str, str], grid: Grid, spans: Mapping[str, list[_Slab]], labels: Mapping[int, str]
 ) -> NDArray[np.bool_]:
     """Body mask on the coarse grid: from the CT when there is one, else from the PET of the highest dose."""
-    pets = sorted((i for i, unit in units.items() if unit == SUV), key=lambda i: (layout.drf_of(i) or 0.0, i))
-    image = next((i for i, unit in units.items() if unit == HU), pets[0])
+    image = next((i for i, unit in units.items() if unit == HU), None) or _best_pets(units)[0]
     coarse = np.concatenate([slab.coarse for slab in spans[image]])
     edges = _coarse_edges(grid)
     z, y, x = (mm * edge for mm, edge in zip(grid.spacing_mm, edges, strict=True))
@@ -355,6 +360,11 @@ def _outline(
     if labels:  # an organ is body wherever it lies
         mask |= np.concatenate([slab.coarse for slab in spans["labels"]]) > 0
     return mask
+
+
+def _best_pets(units: Mapping[str, str]) -> list[str]:
+    """Names of the PETs, the highest dose first."""
+    return sorted((i for i, unit in units.items() if unit == SUV), key=lambda i: (layout.drf_of(i) or 0.0, i))
 
 
 def _store_body(path: Path, outline: NDArray[np.bool_], grid: Grid, z0: int, z1: int) -> NDArray[np.float32]:
@@ -412,20 +422,39 @@ def _finish(
                 found=f"every voxel is {statistics['min']:g}",
                 remedy="check the file: a scan is never constant",
             )
+        if units == HU:
+            _check_hu(f"case {name}, image {image}", statistics["min"], statistics["max"])
         _describe(folder / image, units, grid, provenance, statistics)
         if units == SUV:
             overview = np.stack([p.overview for p in parts if p.overview is not None]).sum(0)
             layout.write_array(folder / "aids" / f"overview_{image}", overview)
     _describe(folder / "body", LABEL, grid, {}, {"min": 0.0, "max": 1.0})
-    pets = sorted((i for i, (units, _) in sources.items() if units == SUV), key=lambda i: (layout.drf_of(i) or 0, i))
-    uptake = np.concatenate([p.cells[0] for p in spans[pets[0]]])
+    inside = np.concatenate(body).astype(np.float32)
+    pets = _best_pets({image: units for image, (units, _) in sources.items()})
+    uptake = np.concatenate([p.cells[0] for p in spans[pets[0]]]) if pets else np.zeros_like(inside)
     layout.write_array(folder / "aids" / "uptake", np.clip(uptake, 0, None).astype(np.float32))
-    layout.write_array(folder / "aids" / "body", np.concatenate(body).astype(np.float32))
+    layout.write_array(folder / "aids" / "body", inside)
     if facts["labels"]:
         order = np.argsort([int(v) for v in facts["labels"]])
         cells = np.concatenate([p.cells for p in spans["labels"]], axis=1)[order]
         layout.write_array(folder / "aids" / "rois", np.ceil(cells * 255).astype(np.uint8))
     layout.create_group(folder, {"petscale": dict(facts)})
+
+
+def _check_hu(where: str, low: float, high: float) -> None:
+    """Refuse a CT that holds neither fat nor air, or no soft tissue: whatever its values are, they are not HU.
+
+    A CT in 0..1, in 0..255 or with an offset of 1024 left in has the first fault; 0..1 within air has the second.
+    """
+    if low <= FAT_HU and high >= SOFT_TISSUE_HU:
+        return
+    lacking = f"no fat and no air (below {FAT_HU:g})" if low > FAT_HU else f"no soft tissue (above {SOFT_TISSUE_HU:g})"
+    raise InputError(
+        "CT_UNITS",
+        where=where,
+        found=f"values of {low:g} to {high:g}: {lacking}",
+        remedy="give the CT in Hounsfield units (air is -1000, water 0), neither scaled nor shifted",
+    )
 
 
 def _describe(

@@ -11,8 +11,6 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.errors import InputError
-
 Shape = tuple[int, int, int]
 CELL = 8  # edge length in voxels of the cells that the sampling aids describe
 

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.errors import InputError
-from storage.source import HU, LABEL, SUV, Grid, ImageSource
+from storage.patches import generator
+from storage.source import AIR_HU, HU, LABEL, SUV, Grid, ImageSource
 
 LABEL_NAMES: dict[int, str] = {
     1: "body",
@@ -29,6 +30,8 @@ LABEL_NAMES: dict[int, str] = {
     10: "lesion",
 }
 BODY, LUNGS, LIVER, HEART, KIDNEYS, BLADDER, SPINE, BRAIN, SPLEEN, LESION = LABEL_NAMES
+CYST = 11  # only in a phantom that has cysts: ``Phantom.label_names``
+LESION_ORGANS = ("liver", "lungs", "spine", "body")
 NEMA_DIAMETERS_MM = (10.0, 13.0, 17.0, 22.0, 28.0, 37.0)  # NEMA NU 2 image-quality spheres
 
 _VERTEX_TO_THIGH_MM = 1000.0  # axial length of the stylised adult drawn below
@@ -38,6 +41,8 @@ _HALF_WIDTH_MM = {"none": 200.0, "up": 200.0, "down": 255.0}  # widest part, fro
 _HALF_DEPTH_MM = 128.0
 _TEXTURE = 0.12  # standard deviation of the uptake inside an organ, relative
 _NUM_WAVES = 20
+_LESION_CONTRAST = (2.0, 8.0)
+_CYST_CONTRAST = (0.15, 0.15)  # fluid without vessels takes up no FDG: SUV 0.3 in a liver of 2, as this phantom's fat
 # mm below the vertex, half depth and half width of the trunk without its fat
 _TRUNK = np.array(
     [
@@ -64,6 +69,11 @@ class PhantomConfig:
             (0) to vertex (1).  The body is stretched or squeezed along z to fit, up to 1.15 times natural length; a
             longer scan shows the legs.
         arms: not drawn (out of the field of view), beside the head, or beside the trunk.
+        lesion_organs: tissues a lesion may lie in, of liver, lungs, spine and body (lymph nodes); none named: all.
+        lesion_hu: range of a lesion's CT value; a liver of 60 HU hides it at 60 and shows it at 0 to 40.
+        num_cysts: cold spheres in the liver, which a CT shows much as it shows a lesion; fewer where it is too small.
+        cyst_hu: range of a cyst's CT value; a simple cyst has 20 HU at most (ACR, incidental liver lesions, 2017).
+        liver_suv: range of the liver's uptake; without one it is 1.87 to 2.53.
 
     Raises:
         InputError: ``CFG_RANGE`` when a value is outside its range.
@@ -75,6 +85,11 @@ class PhantomConfig:
     num_lesions: int = 6
     axial_coverage: tuple[float, float] = (0.0, 1.0)
     arms: Literal["none", "up", "down"] = "none"
+    lesion_organs: tuple[str, ...] = ()
+    lesion_hu: tuple[float, float] = (45.0, 45.0)
+    num_cysts: int = 0
+    cyst_hu: tuple[float, float] = (0.0, 20.0)
+    liver_suv: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         low, high = self.axial_coverage
@@ -89,22 +104,32 @@ class PhantomConfig:
             ("num_lesions", 0 <= self.num_lesions <= 100, "0 to 100"),
             ("axial_coverage", 0 <= low < high <= 1, "two fractions, 0 <= from < to <= 1"),
             ("arms", self.arms in _HALF_WIDTH_MM, "none, up or down"),
+            ("lesion_organs", {*self.lesion_organs} <= {*LESION_ORGANS}, f"names among {', '.join(LESION_ORGANS)}"),
+            ("lesion_hu", _is_range(self.lesion_hu, -1000, 3000), "two HU, -1000 <= from <= to <= 3000"),
+            ("num_cysts", 0 <= self.num_cysts <= 100, "0 to 100"),
+            ("cyst_hu", _is_range(self.cyst_hu, -1000, 3000), "two HU, -1000 <= from <= to <= 3000"),
+            ("liver_suv", self.liver_suv is None or _is_range(self.liver_suv, 0.1, 20), "two SUV between 0.1 and 20"),
         ):
             if not good:
                 found = str(getattr(self, name))
                 raise InputError("CFG_RANGE", where=f"PhantomConfig.{name}", found=found, remedy=f"give {wanted}")
 
 
+def _is_range(value: tuple[float, float], lowest: float, highest: float) -> bool:
+    return len(value) == 2 and lowest <= value[0] <= value[1] <= highest
+
+
 @dataclass(frozen=True)
 class Lesion:
-    """A hot sphere of uniform uptake.
+    """A sphere of uniform uptake and density: a hot lesion, or a cold cyst.
 
     Args:
         centre_mm: distance along (z, y, x) in mm from the centre of voxel (0, 0, 0).
         diameter_mm: one of ``NEMA_DIAMETERS_MM``.
         suv: its uptake.
-        contrast: its uptake over that of the tissue around it, 2 to 8.
+        contrast: its uptake over that of the tissue around it: 2 to 8 in a lesion, 0.15 in a cyst.
         organ: name of the tissue around it.
+        hu: its CT value.
     """
 
     centre_mm: tuple[float, float, float]
@@ -112,17 +137,24 @@ class Lesion:
     suv: float
     contrast: float
     organ: str
+    hu: float
 
 
 @dataclass(frozen=True, eq=False)
 class Phantom:
-    """The three images of a phantom on one grid, and the truth about its lesions."""
+    """The three images of a phantom on one grid, and the truth about its lesions and cysts."""
 
     activity: ImageSource
     ct: ImageSource
     labels: ImageSource
     lesions: tuple[Lesion, ...]
+    cysts: tuple[Lesion, ...]
     config: PhantomConfig
+
+    @property
+    def label_names(self) -> Mapping[int, str]:
+        """Value in ``labels`` -> name: ``LABEL_NAMES``, and the cyst's in a phantom that is to have some."""
+        return {**LABEL_NAMES, CYST: "cyst"} if self.config.num_cysts else LABEL_NAMES
 
 
 def phantom(config: PhantomConfig) -> Phantom:
@@ -138,7 +170,7 @@ def phantom(config: PhantomConfig) -> Phantom:
     affine[:3, 3] = dx * (nx - 1) / 2, dy * (ny - 1) / 2, -dz * (nz - 1) / 2
     grid = Grid(config.shape, affine)
     activity, ct, labels = (_Image(grid, units, config, anatomy) for units in (SUV, HU, LABEL))
-    return Phantom(activity, ct, labels, anatomy.lesions, config)
+    return Phantom(activity, ct, labels, anatomy.lesions, anatomy.cysts, config)
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,13 +228,25 @@ def _span(axis: NDArray[np.float32], low: float, high: float) -> slice:
 
 
 @dataclass(frozen=True, eq=False)
+class _Sphere:
+    """A lesion or cyst as it is painted: its first voxel (z, y, x) and the fraction of each voxel it fills."""
+
+    label: int
+    suv: float
+    hu: float
+    first: tuple[int, int, int]
+    fraction: NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
 class _Anatomy:
-    """What a slab is drawn from: parts in painting order, sinusoids (amplitude, frequency, phase), lesions."""
+    """What a slab is drawn from: parts in painting order, sinusoids (amplitude, frequency, phase), spheres."""
 
     parts: tuple[_Part, ...]
     waves: NDArray[np.float64]  # (num_waves, 7): amplitude; cycles/mm along z, y, x; phases along z, y, x
     lesions: tuple[Lesion, ...]
-    spheres: tuple[tuple[tuple[int, int, int], NDArray[np.float32]], ...]  # first voxel, filled fraction per voxel
+    cysts: tuple[Lesion, ...]
+    spheres: tuple[_Sphere, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -217,7 +261,8 @@ class _Image:
     @property
     def provenance(self) -> Mapping[str, object]:
         """Everything needed to draw this phantom again."""
-        return {"kind": "phantom", "config": asdict(self.config), "lesions": [asdict(x) for x in self.anatomy.lesions]}
+        lesions, cysts = ([asdict(x) for x in found] for found in (self.anatomy.lesions, self.anatomy.cysts))
+        return {"kind": "phantom", "config": asdict(self.config), "lesions": lesions, "cysts": cysts}
 
     def read(self, z0: int, z1: int) -> NDArray[np.float32]:
         """Return the slab ``z0 <= z < z1``."""
@@ -233,7 +278,7 @@ class _Image:
         z, y, x = ((np.arange(n) * d).astype(np.float32) for n, d in ((z0 + nz, dz), (ny, dy), (nx, dx)))
         z = z[z0:]
         edge_mm = float(np.cbrt(dz * dy * dx))
-        slab[...] = -1000.0 if self.units == HU else 0.0
+        slab[...] = AIR_HU if self.units == HU else 0.0
         for part in self.anatomy.parts:
             hit = part.fraction(z, y, x, edge_mm)
             if hit is None:
@@ -247,16 +292,17 @@ class _Image:
             slab *= 1 + self._texture(z, y, x)
         elif self.units == HU:
             slab += 60 * self._texture(z, y, x) * (slab > -900)
-        for lesion, ((lz, ly, lx), fraction) in zip(self.anatomy.lesions, self.anatomy.spheres, strict=True):
+        for sphere in self.anatomy.spheres:
+            (lz, ly, lx), fraction = sphere.first, sphere.fraction
             first, last = max(lz, z0), min(lz + fraction.shape[0], z0 + nz)
             if first >= last:
                 continue
             part_of = fraction[first - lz : last - lz]
             view = slab[first - z0 : last - z0, ly : ly + fraction.shape[1], lx : lx + fraction.shape[2]]
             if self.units == LABEL:
-                view[part_of >= min(0.5, float(fraction.max()))] = LESION
+                view[part_of >= min(0.5, float(fraction.max()))] = sphere.label
             else:
-                view += part_of * ((45.0 if self.units == HU else lesion.suv) - view)
+                view += part_of * ((sphere.hu if self.units == HU else sphere.suv) - view)
 
     def _texture(self, z: NDArray[np.float32], y: NDArray[np.float32], x: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return a smooth field of mean 0: a sum of separable sinusoids, so that a slice costs one matrix product."""
@@ -270,8 +316,11 @@ class _Image:
 
 
 def _anatomy(config: PhantomConfig) -> _Anatomy:
-    """Draw one patient: every random number of the phantom is drawn here, in this order."""
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([config.seed, 0x9E7])))
+    """Draw one patient: every random number of the phantom is drawn here, in this order.
+
+    What came later draws from generators of its own, so that a seed remains the patient it was.
+    """
+    rng, for_liver, for_lesions, for_cysts = (generator(config.seed, 0x9E7, *k) for k in ((), (1,), (2,), (3,)))
     (nz, ny, nx), (dz, dy, dx) = config.shape, config.spacing_mm
     low, high = config.axial_coverage
     axial = min(nz * dz / ((high - low) * _VERTEX_TO_THIGH_MM), 1.15)
@@ -334,8 +383,11 @@ def _anatomy(config: PhantomConfig) -> _Anatomy:
 
     lung = vary(0.45, 0.2)
     lungs = [organ(LUNGS, lung, -780, (410, 0, side * 80), (112, 76, 56)) for side in (-1, 1)]
-    right_lobe = organ(LIVER, vary(2.2, 0.15), 60, (548, -5, -70), (72, 76, 72))
-    left_lobe = organ(LIVER, right_lobe.suv, 60, (530, -40, 0), (40, 44, 66))
+    liver = vary(2.2, 0.15)
+    if config.liver_suv is not None:
+        liver = float(for_liver.uniform(*config.liver_suv))
+    right_lobe = organ(LIVER, liver, 60, (548, -5, -70), (72, 76, 72))
+    left_lobe = organ(LIVER, liver, 60, (530, -40, 0), (40, 44, 66))
     wall = organ(HEART, vary(3.6, 0.5), 45, (452, -36, 32), (44, 40, 48))
     spleen = organ(SPLEEN, vary(1.8, 0.15), 50, (560, 45, 104), (45, 34, 22))
     parts += lungs
@@ -363,14 +415,20 @@ def _anatomy(config: PhantomConfig) -> _Anatomy:
         rooms.append(_Part(SPINE, marrow, 260, np.stack([row[:3], scale * 24])))
     for node in _NODES:
         rooms.append(_Part(BODY, muscle, 50, np.stack([place(*node), scale * 24])))
-    lesions = _lesions(config, rng, parts, rooms)
+    named = [room for room in rooms if not config.lesion_organs or LABEL_NAMES[room.label] in config.lesion_organs]
+    lesions = _place(config, rng, parts, named, config.num_lesions, _LESION_CONTRAST, for_lesions, config.lesion_hu)
+    lobes = [right_lobe, left_lobe]
+    cysts = _place(
+        config, for_cysts, parts, lobes, config.num_cysts, _CYST_CONTRAST, for_cysts, config.cyst_hu, lesions
+    )
 
     wavelength = np.geomspace(22.0, 140.0, _NUM_WAVES)
     direction = rng.uniform(0.1, 1.0, (_NUM_WAVES, 3))
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     amplitude = np.full(_NUM_WAVES, _TEXTURE * np.sqrt(8 / _NUM_WAVES))  # sin^2 averages 1/2 along each of three axes
     waves = np.column_stack([amplitude, direction / wavelength[:, None], rng.uniform(0, 1, (_NUM_WAVES, 3))])
-    return _Anatomy(tuple(parts), waves, lesions, tuple(_sphere(config, lesion) for lesion in lesions))
+    spheres = [_sphere(config, LESION, lesion) for lesion in lesions] + [_sphere(config, CYST, cyst) for cyst in cysts]
+    return _Anatomy(tuple(parts), waves, lesions, cysts, tuple(spheres))
 
 
 def _within(outer: _Part, label: int, suv: float, hu: float, share: float) -> _Part:
@@ -378,30 +436,40 @@ def _within(outer: _Part, label: int, suv: float, hu: float, share: float) -> _P
     return _Part(label, suv, hu, np.stack([outer.knots[0], outer.knots[1] * share]))
 
 
-def _lesions(
-    config: PhantomConfig, rng: np.random.Generator, parts: Sequence[_Part], rooms: Sequence[_Part]
+def _place(
+    config: PhantomConfig,
+    rng: np.random.Generator,
+    parts: Sequence[_Part],
+    rooms: Sequence[_Part],
+    count: int,
+    contrasts: tuple[float, float],
+    for_hu: np.random.Generator,
+    hu: tuple[float, float],
+    others: Sequence[Lesion] = (),
 ) -> tuple[Lesion, ...]:
-    """Put spheres into the rooms: wholly inside the matrix, centred in the room's tissue, apart from one another."""
+    """Put spheres into the rooms: wholly inside the matrix, centred in the room's tissue, apart from all others."""
     found: list[Lesion] = []
     end = [(n - 1) * d for n, d in zip(config.shape, config.spacing_mm, strict=True)]
-    for _ in range(200 * config.num_lesions):
-        if len(found) == config.num_lesions:
+    for _ in range(200 * count):
+        if len(found) == count:
             break
         room = rooms[int(rng.integers(len(rooms)))]
         diameter = float(rng.choice(NEMA_DIAMETERS_MM))
-        contrast = float(rng.uniform(2, 8))
+        contrast = float(rng.uniform(*contrasts))
         ray = rng.normal(size=3)
         ray *= rng.uniform() ** (1 / 3) / np.linalg.norm(ray)
         centre, half = room.knots
         at = centre + ray * (half - diameter / 2)
         apart = all(
-            np.linalg.norm(at - np.array(other.centre_mm)) > (diameter + other.diameter_mm) / 2 + 10 for other in found
+            np.linalg.norm(at - np.array(other.centre_mm)) > (diameter + other.diameter_mm) / 2 + 10
+            for other in (*found, *others)
         )
         inside = all(diameter / 2 <= c <= e - diameter / 2 for c, e in zip(at, end, strict=True))
         if (half > diameter / 2).all() and apart and inside and _label_at(parts, at) == room.label:
             z, y, x = (float(c) for c in at)
             suv = round(room.suv * contrast, 3)
-            found.append(Lesion((z, y, x), diameter, suv, suv / room.suv, LABEL_NAMES[room.label]))
+            organ, density = LABEL_NAMES[room.label], float(for_hu.uniform(*hu))
+            found.append(Lesion((z, y, x), diameter, suv, suv / room.suv, organ, density))
     return tuple(found)
 
 
@@ -415,8 +483,8 @@ def _label_at(parts: Sequence[_Part], point: NDArray[np.float64]) -> int:
     return label
 
 
-def _sphere(config: PhantomConfig, lesion: Lesion) -> tuple[tuple[int, int, int], NDArray[np.float32]]:
-    """Return the first voxel of a sphere's box and the fraction of each voxel it fills, from 5 points per axis."""
+def _sphere(config: PhantomConfig, label: int, lesion: Lesion) -> _Sphere:
+    """Find the voxels of a sphere's box and the fraction of each that it fills, from 5 points per axis."""
     radius = lesion.diameter_mm / 2
     first, axes = [], []
     for centre, spacing, count in zip(lesion.centre_mm, config.spacing_mm, config.shape, strict=True):
@@ -429,4 +497,4 @@ def _sphere(config: PhantomConfig, lesion: Lesion) -> tuple[tuple[int, int, int]
     inside = (z[:, None, None] + y[:, None] + x) <= radius**2
     nz, ny, nx = (n // 5 for n in inside.shape)
     fraction = inside.reshape(nz, 5, ny, 5, nx, 5).mean(axis=(1, 3, 5), dtype=np.float32)
-    return (first[0], first[1], first[2]), fraction
+    return _Sphere(label, lesion.suv, lesion.hu, (first[0], first[1], first[2]), fraction)

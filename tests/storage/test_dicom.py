@@ -1,6 +1,7 @@
 """A DICOM series is read as the standard says, or refused with the code of what is wrong with it."""
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -473,7 +474,7 @@ def test_two_series_are_listed_without_uids(folder, pet):
     with pytest.raises(InputError) as error:
         open_series(folder, modality="PT")
     assert error.value.code == "SER_AMBIGUOUS"
-    assert error.value.found == "PT of 8 slices, PT of 8 slices"
+    assert error.value.found == "PT of 8 slices of 6 x 5, PT of 8 slices of 6 x 5"
     assert [len(s.slices) for s in find_series(folder, modality="PT")] == [8, 8]
 
 
@@ -487,6 +488,56 @@ def test_localizer_is_no_second_series(tmp_path, ct):
         edit=each(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]),
     )
     assert open_series(tmp_path / "ct", modality="CT").grid.shape == SHAPE
+
+
+@pytest.fixture
+def study(tmp_path, pet, ct):
+    """One folder as an archive exports it: every series of a PET/CT examination, and the CT of another one."""
+    folder, series = tmp_path / "study", itertools.count(1)
+
+    def add(name, source, **values):
+        write_series(folder / name, source, series_number=next(series), edit=each(**values))
+
+    half = ArraySource(pet.voxels / 2, pet.grid, SUV)
+    add("ac", pet)
+    add("nac", half, CorrectedImage=["DECY"])
+    add("fused", half, ImageType=["DERIVED", "SECONDARY", "FUSION"])
+    add("mip", half, ImageType=["DERIVED", "PRIMARY", "MIP"])
+    add("result", half, ImageType=["DERIVED", "SECONDARY"])
+    add("ct", ct)
+    add("ct_other", ArraySource(ct.voxels - 10, ct.grid, HU), FrameOfReferenceUID=generate_uid())
+    add("coronal", ct, ImageType=["DERIVED", "SECONDARY", "REFORMATTED", "AVERAGE"])
+    add("scout", ArraySource(ct.voxels[:1], Grid((1, *SHAPE[1:]), AFFINE), HU), ImageType=["ORIGINAL", "LOCALIZER"])
+    add("bolus", ArraySource(ct.voxels[:1], Grid((1, *SHAPE[1:]), AFFINE), HU))
+    return folder
+
+
+def test_the_series_that_is_meant_is_taken_from_a_study(study, pet, ct):
+    source = open_series(study, modality="PT")
+    assert np.array_equal(source.read(0, 8), open_series(study / "ac", modality="PT").read(0, 8))
+    assert source.provenance["files_skipped"] == 4 * 8 + 3 * 8 + 2
+    assert np.array_equal(open_series(study, modality="CT", of=source).read(0, 8), ct.voxels)
+
+
+def test_two_ct_that_may_be_meant_are_listed(study):
+    with pytest.raises(InputError, match="CT of 8 slices of 6 x 5, CT of 8 slices of 6 x 5; put each") as error:
+        open_series(study, modality="CT")
+    assert error.value.code == "SER_AMBIGUOUS"
+    shutil.rmtree(study / "ct_other")
+    assert open_series(study, modality="CT").grid.shape == SHAPE
+
+
+def test_a_ct_of_another_examination_is_left_to_the_pair_check(study, pet):
+    shutil.rmtree(study / "ct")  # its coronal reformats and one slice of it remain
+    source = open_series(study, modality="PT")
+    other = open_series(study, modality="CT", of=source)
+    with pytest.raises(InputError, match="PAIR_FRAME_MISMATCH"):
+        check_pair(source, other)
+
+
+@pytest.mark.parametrize("name", ["fused", "mip", "result", "coronal"])
+def test_what_would_be_passed_by_is_read_when_it_is_alone(study, name):
+    assert open_series(study / name, modality="CT" if name == "coronal" else "PT").grid.shape == SHAPE
 
 
 def test_copies_are_dropped_and_different_duplicates_refused(folder):

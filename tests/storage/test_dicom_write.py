@@ -9,8 +9,8 @@ import pydicom
 import pytest
 import SimpleITK
 
-from storage.dicom import open_series
-from storage.dicom_write import write_derived_series, write_series
+from storage.dicom import check_pair, open_series
+from storage.dicom_write import write_derived_series, write_series, write_synthetic_pet
 from storage.errors import InputError
 from storage.source import HU, LABEL, SUV, ArraySource, Grid
 from storage.suv import Overrides
@@ -82,6 +82,73 @@ def test_derived_series_says_what_it_is(tmp_path, template):
         assert ds.StudyInstanceUID == source.StudyInstanceUID
         assert ds.PatientName == "PHANTOM^PETSCALE"
         assert ds.file_meta.MediaStorageSOPInstanceUID == ds.SOPInstanceUID
+
+
+@pytest.fixture
+def ct(tmp_path, pet):
+    """A CT of finer slices than the PET's, with a header that identifies its patient and its scanner."""
+    voxels = np.rint(100 * pet.voxels.repeat(2, 0)) - 1000
+    affine = AFFINE @ np.diag([1, 1, 0.5, 1]) - np.outer([0, 0, 0.75, 0], [0, 0, 0, 1])
+
+    def scanner(z, ds):
+        ds.PatientName, ds.AccessionNumber, ds.InstitutionName = "CANARY^NAME", "A17", "CANARY HOSPITAL"
+        ds.PatientWeight, ds.ImageComments, ds.Manufacturer = "71", "CANARY COMMENT", "CANARY CT"
+        del ds.SeriesDate
+
+    write_series(tmp_path / "ct", ArraySource(voxels, Grid((40, 6, 5), affine), HU), edit=scanner)
+    return open_series(tmp_path / "ct", modality="CT")
+
+
+def test_a_synthetic_pet_comes_back_in_suv(tmp_path, ct, pet):
+    suv = pet.voxels.copy()
+    suv[3], suv[4] = 0, suv[4] * 100
+    write_synthetic_pet(tmp_path / "out", ct, pet.grid, lambda a, b: suv[a:b], description="vpet")
+    back = open_series(tmp_path / "out", modality="PT")
+    step = suv.max(axis=(1, 2), keepdims=True) / 32767
+    assert back.units == SUV
+    assert back.factors == (1.0,) * SHAPE[0]
+    assert back.provenance["stored_units"] == "GML"
+    assert np.all(np.abs(back.read(0, SHAPE[0]) - suv) <= 0.51 * step + 1e-12)
+    assert back.grid.matches(pet.grid, 1e-6)
+    check_pair(back, ct)
+    assert back.patient_id == ct.patient_id
+    voxels, grid = read_with_itk(tmp_path / "out")
+    assert grid.matches(pet.grid, 1e-3)
+    assert np.allclose(voxels, suv, atol=1e-3 * suv.max())
+
+
+def test_a_synthetic_pet_says_what_it_is_and_whose(tmp_path, ct, pet):
+    write_synthetic_pet(tmp_path / "out", ct, pet.grid, pet.read, description="vpet " + "y" * 100)
+    written = [pydicom.dcmread(f) for f in sorted((tmp_path / "out").iterdir())]
+    sources = [pydicom.dcmread(s.file) for s in ct.slices]
+    assert len({ds.SOPInstanceUID for ds in written}) == SHAPE[0]
+    for z, ds in enumerate(written):
+        assert (ds.Modality, ds.Units, ds.SUVType, ds.PatientWeight) == ("PT", "GML", "BW", 71)
+        assert list(ds.ImageType) == ["DERIVED", "SECONDARY"]
+        assert "synthetic PET from CT" in ds.SeriesDescription
+        assert "not for clinical use" in ds.SeriesDescription
+        assert len(ds.SeriesDescription) <= 64
+        assert len(ds.RadiopharmaceuticalInformationSequence) == 0
+        assert ds.SeriesInstanceUID != sources[0].SeriesInstanceUID
+        for keyword in ("StudyInstanceUID", "FrameOfReferenceUID", "PatientName", "AccessionNumber"):
+            assert ds[keyword] == sources[0][keyword]
+        assert ds.SeriesDate == ds.StudyDate
+        source = ds.SourceImageSequence[0]
+        assert source.ReferencedSOPClassUID == sources[0].SOPClassUID
+        assert source.ReferencedSOPInstanceUID in {s.SOPInstanceUID for s in sources[2 * z : 2 * z + 2]}
+        assert not {"KVP", "RescaleType", "InstitutionName", "ImageComments"} & set(ds.dir())
+        assert ds.Manufacturer == "petscale"
+    assert {(ds.ActualFrameDuration, ds.FrameReferenceTime, ds.AcquisitionTime) for ds in written} == {(0, 0, "")}
+
+
+def test_each_result_needs_its_own_kind_of_template(tmp_path, ct, template):
+    with pytest.raises(ValueError, match="CT template"):
+        write_synthetic_pet(tmp_path / "out", template, template.grid, template.read, description="x")
+    with pytest.raises(ValueError, match="PET template"):
+        write_derived_series(tmp_path / "out", ct, ct.read, description="x")
+    with pytest.raises(ValueError, match="a slab of shape"):
+        write_synthetic_pet(tmp_path / "out", ct, template.grid, lambda a, b: ct.read(a, b)[1:], description="x")
+    assert not (tmp_path / "out").exists()
 
 
 def test_overrides_are_written_down(tmp_path, pet):

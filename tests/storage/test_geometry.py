@@ -11,7 +11,7 @@ from scipy import ndimage
 from storage import geometry
 from storage.errors import InputError
 from storage.phantom import PhantomConfig, phantom
-from storage.source import HU, SUV, ArraySource, Grid
+from storage.source import AIR_HU, HU, SUV, ArraySource, Grid
 
 SLOPE, LEVEL = np.array([0.7, -1.3, 2.1]), 40.0  # a linear field over RAS millimetres
 
@@ -102,9 +102,11 @@ def test_beyond_the_source_there_is_air():
     small = grid_of((10, 10, 10), (2.0, 2.0, 2.0))
     wide = grid_of((40, 12, 12), (2.0, 2.0, 2.0))
     read = geometry.Resampled(source(small, np.full((10, 10, 10), 50.0)), wide).read(0, 40)
-    assert (read[:14] == geometry.AIR_HU).all()
+    assert (read[:14] == AIR_HU).all()
     np.testing.assert_allclose(read[16:24, 1:11, 1:11], 50.0, atol=1e-3)
     assert (geometry.Resampled(source(small), wide, outside=-7.0).read(0, 3) == -7.0).all()
+    pet = ArraySource(np.full((10, 10, 10), 5.0, np.float32), small, SUV)
+    assert (geometry.Resampled(pet, wide).read(0, 14) == 0).all()
 
 
 @pytest.mark.parametrize("centre", [(500.0, 0.0, 0.0), (0.0, -500.0, 0.0), (0.0, 0.0, 500.0)])
@@ -136,6 +138,81 @@ def test_smoothing_keeps_the_amount():
     blob = ndimage.gaussian_filter(np.pad(np.ones((12, 12, 12)), 24), 2.0)
     coarse = geometry.Resampled(source(fine, blob), grid_of((18, 18, 18), (3.0,) * 3), outside=0.0).read(0, 18)
     assert coarse.sum() * 27 == pytest.approx(blob.sum(), rel=0.01)
+
+
+@pytest.fixture(scope="module")
+def pet():
+    """A PET at 4 mm whose ends hold activity, as the ends of a scan do."""
+    rng = np.random.default_rng(7)
+    blobs = ndimage.gaussian_filter(rng.exponential(1.0, (20, 24, 22)), 1.0)
+    return ArraySource(
+        np.pad(blobs, ((0, 0), (4, 4), (4, 4))).astype(np.float32), grid_of((20, 32, 30), (4.0,) * 3), SUV
+    )
+
+
+def test_a_pet_onto_the_ct_grid_is_linear_and_back_it_is_averaged(pet):
+    ct_grid = grid_of((35, 130, 130), (0.98, 0.98, 2.5), flip=(-1, -1, 1))
+    fine = ArraySource(geometry.Resampled(pet, ct_grid).read(0, 35), ct_grid, SUV)
+    inside = positions(ct_grid) @ np.linalg.inv(pet.grid.affine[:3, :3]).T
+    index = np.moveaxis(inside - np.linalg.solve(pet.grid.affine[:3, :3], pet.grid.affine[:3, 3]), -1, 0)[::-1]
+    expected = ndimage.map_coordinates(pet.voxels, index, order=1, mode="grid-constant")
+    within = np.all([(i >= 0) & (i <= n - 1) for i, n in zip(index, pet.grid.shape, strict=True)], axis=0)
+    assert within.mean() > 0.4
+    np.testing.assert_allclose(fine.voxels[within], expected[within], atol=1e-4)
+
+    back = geometry.Resampled(fine, pet.grid).read(0, 20)
+    middle = (slice(2, -2),) * 3
+    assert back[middle].sum() == pytest.approx(pet.voxels[middle].sum(), rel=0.02)
+    assert np.abs(back - pet.voxels)[middle].mean() < 0.1 * pet.voxels[middle].mean()
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_a_coarser_grid_averages_and_does_not_sample(factor):
+    """White noise: what is averaged over many voxels loses its spread, what is sampled keeps it."""
+    fine = grid_of((12 * factor,) * 3, (1.0,) * 3)
+    noise = np.random.default_rng(8).normal(size=fine.shape)
+    coarse = geometry.coarser_grid(fine, (factor,) * 3)
+    assert coarse.shape == (12, 12, 12)
+    found = geometry.Resampled(source(fine, noise), coarse).read(0, 12)
+    means = noise.reshape(12, factor, 12, factor, 12, factor).mean((1, 3, 5))
+    assert found[1:-1, 1:-1, 1:-1].std() < 2 * means.std()
+    assert np.corrcoef(found.ravel(), means.ravel())[0, 1] > 0.8
+
+
+# --- grids ---
+
+edges = st.tuples(*[st.floats(0.5, 6.0)] * 3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.tuples(*[st.integers(1, 90)] * 3), edges, edges, st.sampled_from([(1, 1, 1), (-1, -1, 1), (1, -1, -1)]))
+def test_another_spacing_covers_the_same_volume(shape, spacing, wanted, flip):
+    grid = grid_of(shape, spacing, flip, (10.0, -20.0, 30.0), (3.0, -70.0, 11.0))
+    found = geometry.coarser_grid(grid, wanted)
+    assert found.spacing_mm == pytest.approx(wanted)
+    directions = [g.affine[:3, :3] / np.linalg.norm(g.affine[:3, :3], axis=0) for g in (grid, found)]
+    np.testing.assert_allclose(*directions, atol=1e-9)
+    first, last = (
+        [g.affine @ [*corner(g), 1] for g in (grid, found)]
+        for corner in (lambda g: (-0.5,) * 3, lambda g: np.array(g.shape[::-1]) - 0.5)
+    )
+    for ours, theirs in (first, last):
+        off = directions[0].T @ (ours - theirs)[:3]
+        assert (
+            np.abs(off) <= np.maximum(0.25, [(n == 1) * 1e3 for n in found.shape[::-1]]) * wanted[::-1] + 1e-6
+        ).all()
+
+
+def test_the_same_spacing_is_the_same_grid():
+    grid = grid_of((20, 11, 13), (1.7, 2.3, 3.1), (-1, -1, 1), (7.0, 11.0, -13.0), (17.0, -200.3, 801.7))
+    assert geometry.coarser_grid(grid, grid.spacing_mm).matches(grid, 1e-9)
+
+
+def test_a_coarser_ct_keeps_its_ends():
+    """The outermost slices of the coarser grid are body where those of the CT are, not air."""
+    fine = grid_of((41, 50, 50), (1.0, 1.0, 1.0))
+    whole = geometry.Resampled(source(fine, np.full(fine.shape, 40.0)), geometry.coarser_grid(fine, (4.0, 4.1, 4.1)))
+    np.testing.assert_allclose(whole.read(0, whole.grid.shape[0]), 40.0, atol=1e-3)
 
 
 # --- shrinking ---

@@ -148,6 +148,66 @@ def test_the_overview_is_the_volume_shrunk(tmp_path):
     assert overview.mean() == pytest.approx(PATIENT.activity.read(0, 64).mean(), rel=1e-5)
 
 
+def test_a_ct_alone_is_a_case(tmp_path):
+    ingest(tmp_path, {"p": plan(names=LABEL_NAMES, ct=PATIENT.ct, labels=PATIENT.labels)}, strict=True)
+    ingest(tmp_path, {"bare": plan(ct=PATIENT.ct)}, strict=True)
+    case = open_cohort(tmp_path).case("bare")
+    assert case.images == ("body", "ct")
+    assert case.image("ct").read(0, 64).tobytes() == PATIENT.ct.read(0, 64).tobytes()
+    assert case.aids.uptake.shape == case.aids.body.shape
+    assert not case.aids.uptake.any()
+    body, truth = case.image("body").read(0, 64) > 0, PATIENT.labels.read(0, 64) > 0
+    assert (body & truth).sum() / (body | truth).sum() > 0.9
+    assert verify(tmp_path) == {}
+
+
+def test_neither_a_pet_nor_a_ct_alone_is_no_case(tmp_path):
+    plans = {
+        "labels": plan(labels=PATIENT.labels),
+        "ct-as-pet": plan(full=PATIENT.ct),
+        "twice": plan(full=PATIENT.ct, ct=PATIENT.ct),
+    }
+    assert {error.code for error in ingest(tmp_path, plans).refused.values()} == {"SET_NO_PET"}
+    assert open_cohort(tmp_path).cases == ()
+
+
+def in_air(values):
+    """A volume whose border is air at -1000."""
+    inside = np.pad(values, 2, constant_values=-1000.0).astype(np.float32)
+    return ArraySource(inside, grid_of(inside.shape), HU)
+
+
+@pytest.mark.parametrize(
+    ("ct", "found"),
+    {
+        "unit range": (lambda v: ArraySource(v, grid_of(v.shape), HU), "values of 0 to 1"),
+        "minus one to one": (lambda v: ArraySource(2 * v - 1, grid_of(v.shape), HU), "values of -1 to 1"),
+        "bytes": (lambda v: ArraySource(255 * v, grid_of(v.shape), HU), "values of 0 to 255: no fat and no air"),
+        "offset": (lambda v: ArraySource(2500 * v, grid_of(v.shape), HU), "values of 0 to 2500"),
+        "unit range in air": (in_air, "values of -1000 to 1: no soft tissue"),
+    }.values(),
+)
+def test_a_ct_that_is_not_in_hu_is_refused(tmp_path, ct, found):
+    values = np.random.default_rng(5).random((12, 10, 10), dtype=np.float32)
+    values.flat[:2] = 0, 1
+    with pytest.raises(InputError, match=f"CT_UNITS case p, image ct: {found}"):
+        ingest(tmp_path, {"p": plan(ct=ct(values))}, strict=True)
+    assert open_cohort(tmp_path).cases == ()
+
+
+@pytest.mark.skipif("PETSCALE_REAL_DATA" not in os.environ, reason="PETSCALE_REAL_DATA names no data folder")
+def test_small_crops_of_real_ct_are_hu(tmp_path):
+    data = Path(os.environ["PETSCALE_REAL_DATA"], "ibsi/ibsi_validation/nifti")
+    crops = {path.parent.name.lower(): path for path in data.glob("STS_*/CT_image.nii.gz")}
+    assert len(crops) == 10
+    for name, path in crops.items():
+
+        def open_plan(scratch, path=path):
+            return CasePlan({"ct": open_nifti(path, units="HU", workdir=scratch)}, "s", "f")
+
+        assert ingest(tmp_path, {name: open_plan}, strict=True).committed == [name]
+
+
 # --- the same bytes whoever works ---
 
 
@@ -215,7 +275,8 @@ BAD = {
     "IMG_NONFINITE": lambda: {"full": nan()},
     "IMG_CONSTANT": lambda: {"full": ArraySource(np.full((20, 12, 12), 2.0, np.float32), grid_of((20, 12, 12)), SUV)},
     "PAIR_GRID_MISMATCH": lambda: {"full": noise(), "low_drf4": noise((20, 12, 13))},
-    "SET_NO_PET": lambda: {"ct": noise(units=HU)},
+    "SET_NO_PET": lambda: {"full": noise(units=HU)},
+    "CT_UNITS": lambda: {"full": noise(), "ct": noise(units=HU)},
     "CFG_NAME": lambda: {"full": noise(), "body": noise()},
 }
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from storage.errors import InputError
-from storage.phantom import LABEL_NAMES, NEMA_DIAMETERS_MM, PhantomConfig, phantom
+from storage.phantom import CYST, LABEL_NAMES, NEMA_DIAMETERS_MM, PhantomConfig, phantom
 
 LABELS = {name: number for number, name in LABEL_NAMES.items()}
 SMALL = PhantomConfig(shape=(48, 48, 48), spacing_mm=(8.0, 8.0, 8.0))
@@ -110,6 +110,86 @@ def test_lesions_are_spheres_of_known_size_and_uptake(seed):
         assert labels[z, y, x] == LABELS["lesion"]
 
 
+LIVER_ONLY = PhantomConfig(
+    shape=(96, 64, 64),
+    spacing_mm=(5.0, 5.0, 5.0),
+    num_lesions=5,
+    lesion_organs=("liver",),
+    lesion_hu=(0.0, 40.0),
+    num_cysts=3,
+    liver_suv=(1.8, 2.2),
+)
+
+
+def voxel_of(config, sphere):
+    return tuple(round(c / d) for c, d in zip(sphere.centre_mm, config.spacing_mm, strict=True))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_liver_holds_lesions_and_cysts_that_a_ct_shows(seed):
+    config = replace(LIVER_ONLY, seed=seed)
+    p = phantom(config)
+    activity, ct, labels = volumes(config)
+    assert sum(10 <= lesion.diameter_mm <= 28 for lesion in p.lesions) >= 3
+    assert len(p.cysts) >= 2
+    assert {sphere.organ for sphere in (*p.lesions, *p.cysts)} == {"liver"}
+    assert len({lesion.hu for lesion in p.lesions}) == len(p.lesions), "each has a density of its own"
+    assert all(0 <= lesion.hu <= 40 for lesion in p.lesions)
+    assert all(0 <= cyst.hu <= 20 for cyst in p.cysts)
+    assert all(1.8 <= lesion.suv / lesion.contrast <= 2.2 for lesion in p.lesions), "the liver around them"
+    for sphere, label in [*((s, LABELS["lesion"]) for s in p.lesions), *((s, CYST) for s in p.cysts)]:
+        at = voxel_of(config, sphere)
+        assert labels[at] == label
+        if sphere.diameter_mm > 2 * 5 * 3**0.5:  # else its middle voxel need not lie wholly within
+            assert ct[at] == pytest.approx(sphere.hu, abs=1e-3)
+            assert activity[at] == pytest.approx(sphere.suv, rel=1e-5)
+    cold, hot = activity[labels == CYST].mean(), activity[labels == LABELS["lesion"]].mean()
+    assert 2 * cold < activity[labels == LABELS["liver"]].mean() < hot / 2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_cysts_and_lesions_lie_apart(seed):
+    p = phantom(replace(LIVER_ONLY, seed=seed))
+    for a, b in itertools.combinations((*p.lesions, *p.cysts), 2):
+        gap = np.linalg.norm(np.subtract(a.centre_mm, b.centre_mm)) - (a.diameter_mm + b.diameter_mm) / 2
+        assert gap > 10
+
+
+@pytest.mark.parametrize("organ", ["lungs", "spine", "body"])
+def test_lesions_lie_where_they_are_told(organ):
+    p = phantom(replace(SMALL, lesion_organs=(organ,)))
+    assert {lesion.organ for lesion in p.lesions} == {organ}
+
+
+def test_what_came_later_leaves_a_seed_the_patient_it_was():
+    """Cysts and densities draw on their own: without them the same patient, with them the same lesions and texture."""
+    plain = replace(SMALL, seed=5)
+    spelled = replace(plain, lesion_organs=(), lesion_hu=(45.0, 45.0), num_cysts=0, cyst_hu=(0.0, 20.0), liver_suv=None)
+    named = replace(plain, lesion_organs=("body", "spine", "lungs", "liver"))
+    for other in (spelled, named):
+        assert all(a.tobytes() == b.tobytes() for a, b in zip(volumes(plain), volumes(other), strict=True))
+    assert phantom(plain).cysts == ()
+    assert {lesion.hu for lesion in phantom(plain).lesions} == {45.0}
+
+    richer = replace(plain, lesion_hu=(0.0, 40.0), num_cysts=3)
+    (activity, ct, labels), (before, ct_before, labels_before) = volumes(richer), volumes(plain)
+    near_cysts, near_spheres = np.zeros(labels.shape, bool), np.zeros(labels.shape, bool)
+    for spheres, near in ((phantom(richer).cysts, near_cysts), (phantom(richer).lesions, near_spheres)):
+        for sphere in spheres:
+            reach = int(sphere.diameter_mm / 2 / 8) + 2
+            near[tuple(slice(c - reach, c + reach + 1) for c in voxel_of(richer, sphere))] = True
+    assert (activity == before)[~near_cysts].all()
+    assert (labels == labels_before)[~near_cysts].all()
+    assert (ct == ct_before)[~near_cysts & ~near_spheres].all()
+    assert [replace(x, hu=0.0) for x in phantom(richer).lesions] == [replace(x, hu=0.0) for x in phantom(plain).lesions]
+
+
+def test_a_cyst_has_a_name_only_where_there_are_cysts():
+    assert phantom(SMALL).label_names == LABEL_NAMES
+    assert phantom(LIVER_ONLY).label_names == {**LABEL_NAMES, CYST: "cyst"}
+    assert CYST not in LABEL_NAMES
+
+
 def test_a_lesion_smaller_than_a_voxel_keeps_its_activity_and_its_label():
     config = replace(SMALL, num_lesions=10)
     p, without = phantom(config), phantom(replace(config, num_lesions=0))
@@ -149,6 +229,11 @@ def test_memory_follows_the_slab_and_not_the_volume():
         ("num_lesions", 101),
         ("axial_coverage", (0.5, 0.5)),
         ("arms", "crossed"),
+        ("lesion_organs", ("liver", "spleeen")),
+        ("lesion_hu", (40.0, 0.0)),
+        ("num_cysts", -1),
+        ("cyst_hu", (0.0, 9000.0)),
+        ("liver_suv", (0.0, 2.0)),
     ],
 )
 def test_a_wrong_field_is_named(field, value):
