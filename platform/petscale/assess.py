@@ -1,4 +1,4 @@
-"""A finished run against its test cases: synthesize, score beside input and Gaussian, write tables and the report."""
+"""A finished run against its test cases: synthesize, score beside what needs no network, write tables and report."""
 
 import json
 import platform
@@ -11,9 +11,12 @@ from typing import Any
 import psutil
 import torch
 
+from petscale import baselines as plain
 from petscale import config as configs
+from petscale import detection
+from petscale.baselines import Baseline
 from petscale.config import RunConfig
-from petscale.evaluate import Evaluation, GaussianChoice, best_gaussian, read_evaluation, score_case
+from petscale.evaluate import SYNTHESIZED, Evaluation, read_evaluation, score_case
 from petscale.launch import CONFIG, WEIGHTS
 from petscale.progress import bar, console, read_metrics
 from petscale.report import CaseImages, ReportData, write_report
@@ -21,8 +24,9 @@ from petscale.synthesize import SYNTHESIS, open_run, synthesize_case
 from storage import integrity
 from storage.errors import InputError
 from storage.reader import Case, open_cohort
-from storage.source import ImageSource
+from storage.source import HU, ImageSource
 from trainers import RECIPES
+from trainers.metrics.detection import DetectionConfig
 from trainers.metrics.image import Score
 from trainers.metrics.unet_score import Judge, UnetScoreConfig, judge
 
@@ -42,37 +46,34 @@ def _facts(run: Path) -> tuple[RunConfig, dict[str, Any]]:
     return config, facts
 
 
-def _candidates(case: Case, low: str, gaussian: GaussianChoice, synthesized: ImageSource) -> dict[str, ImageSource]:
-    return {
-        "low-dose input": case.image(low),
-        f"Gaussian {gaussian.fwhm_mm:g} mm": gaussian.applied_to(case.image(low)),
-        "synthesized": synthesized,
-    }
+def _candidates(case: Case, low: str, baseline: Baseline, synthesized: ImageSource) -> dict[str, ImageSource]:
+    return {**baseline.beside(case.image(low)), SYNTHESIZED: synthesized}
 
 
-def _gaussian(run: Path, cohort: Path, low: str, folder: Path | None = None) -> GaussianChoice:
-    """The best Gaussian of the run's training cases, found once per run (or ``folder``) and dose."""
+def _baseline(run: Path, cohort: Path, low: str, folder: Path | None = None) -> Baseline:
+    """What needs no network, fitted on the run's training cases once per run (or ``folder``) and image."""
     config, facts = _facts(run)
-    path = (folder or run / EVALUATION) / low / "gaussian.json"
+    path = (folder or run / EVALUATION) / low / "baseline.json"
     if path.is_file():
-        found = json.loads(path.read_bytes())
-        psnr = {float(width): value for width, value in found["psnr_db"].items()}
-        return GaussianChoice(found["fwhm_mm"], psnr, found["num_cases"])
+        return plain.from_json(json.loads(path.read_bytes()))
     opened = open_cohort(cohort)
     cases = [opened.case(name) for name in facts["train"] if name in opened.cases]
-    with bar("gaussian", len(cases)) as advance:
+    with bar("baseline", len(cases)) as advance:
 
-        def pairs() -> Any:
+        def images(*names: str) -> Any:
             for number, case in enumerate(cases):
                 advance(number, case.name)
-                yield case.image(low), case.image(config.feed.full), case.image("body")
+                yield tuple(case.image(name) for name in names)
             advance(len(cases), "")
 
-        choice = best_gaussian(pairs())
+        found: Baseline
+        if cases and cases[0].image(low).units == HU:
+            found = plain.mean_suv_by_hu(images(low, config.feed.full))
+        else:
+            found = plain.best_gaussian(images(low, config.feed.full, "body"))
     path.parent.mkdir(parents=True, exist_ok=True)
-    means = {f"{width:g}": value for width, value in choice.psnr_db.items()}
-    integrity.write_json(path, {"fwhm_mm": choice.fwhm_mm, "psnr_db": means, "num_cases": choice.num_cases})
-    return choice
+    integrity.write_json(path, found.to_json())
+    return found
 
 
 def make_judge(run: Path, cohort: Path, config: UnetScoreConfig, folder: Path | None = None) -> Judge:
@@ -102,21 +103,23 @@ def evaluate_run(
     cohort: Path,
     *,
     judged_by: Judge | None = None,
+    lesions: DetectionConfig | None = None,
     lows: Sequence[str] = (),
-    gaussians: Path | None = None,
+    baselines: Path | None = None,
     known: Mapping[str, Evaluation] = MappingProxyType({}),
 ) -> dict[str, Evaluation]:
-    """Score every test case at every low dose of the run; tables to the terminal, CSV and JSON to the run's folder.
+    """Score every test case from every image fed; tables to the terminal, CSV and JSON to the run's folder.
 
     Args:
         judged_by: a U-Net trained on the run's training cases, for the Unet-score.
-        lows: some of the run's low-dose images; () for all.
-        gaussians: where the choice of the Gaussian is kept for runs of the same training cases; default: in the run.
-        known: low-dose image -> scores of the same cases by the same rules and judge, from another run; those of
-            images that no network made are taken from there.
+        lesions: what is to be detected where, None for nothing.
+        lows: some of the images that the run starts from; () for all.
+        baselines: where what needs no network is kept for runs of the same training cases; default: in the run.
+        known: image that the run starts from -> scores of the same cases by the same rules and judge, from another
+            run; those of images that no network made are taken from there.
 
     Raises:
-        InputError: SET_NO_TEST, CKPT_NONE, STORE_DAMAGED and their kin.
+        InputError: SET_NO_TEST, SET_NO_LABELS, CKPT_NONE, STORE_DAMAGED and their kin.
     """
     config, facts = _facts(run)
     trained = open_run(run)
@@ -129,16 +132,23 @@ def evaluate_run(
             found="none of the run's test cases is in this cohort",
             remedy="evaluate on the cohort of the run, or train with --set split.test_fraction=0.25",
         )
+    if lesions is not None:
+        for name in tests:  # refused before anything is synthesized
+            detection.search_case(opened.case(name), lesions)
     results = {}
     for low in lows or config.feed.low:
-        gaussian = _gaussian(run, cohort, low, gaussians)
+        baseline = _baseline(run, cohort, low, baselines)
         rows = []
+        scans = []
         images: tuple[str, ...] = ()
         for name in tests:
             case = opened.case(name)
             _check_unchanged(case, facts["cases"])
-            candidates = _candidates(case, low, gaussian, synthesize_case(trained, run, case, low))
+            candidates = _candidates(case, low, baseline, synthesize_case(trained, run, case, low))
             images = tuple(candidates)
+            if lesions is not None:
+                scans.append(detection.detect_case(case, case.image(config.feed.full), candidates, lesions))
+                rows += detection.scores(scans[-1], lesions)
             held = _known(known.get(low), name, images)
             for image in {row.image for row in held}:
                 del candidates[image]
@@ -156,19 +166,25 @@ def evaluate_run(
                     judge=judged_by,
                 )
                 advance(1, f"{name} {low}")
-        results[low] = Evaluation(tuple(rows), images, tuple(tests), {"low": low, "gaussian": gaussian.rule})
+        about: dict[str, Any] = {"low": low, "baseline": baseline.rule}
+        if lesions is not None:
+            about["detection"] = detection.as_json(scans, lesions)
+        results[low] = Evaluation(tuple(rows), images, tuple(tests), about)
         (run / EVALUATION / low).mkdir(parents=True, exist_ok=True)
         results[low].write(run / EVALUATION / low)
         console.print(results[low].table())
         if (found := results[low].unet_table()) is not None:
             console.print(found)
+        if lesions is not None:
+            console.print(detection.table(about["detection"]))
     return results
 
 
 def _known(evaluation: Evaluation | None, case: str, images: Sequence[str]) -> list[Score]:
     """Scores of a case's images that no network made."""
     untrained = images[:-1]
-    return [row for row in evaluation.rows if row.case == case and row.image in untrained] if evaluation else []
+    rows = evaluation.rows if evaluation else ()
+    return [r for r in rows if r.case == case and r.image in untrained and r.rule.preset != detection.PRESET]
 
 
 def _check_unchanged(case: Case, digests: Mapping[str, str]) -> None:
@@ -206,21 +222,25 @@ def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation]) -
     paths = []
     with bar("report", len(evaluations)) as advance:
         for number, (low, evaluation) in enumerate(evaluations.items()):
-            gaussian = _gaussian(run, cohort, low)
+            baseline = _baseline(run, cohort, low)
             pictured = {}
             rules = {}
             for name in evaluation.cases:
                 case = opened.case(name)
                 result = open_cohort(run / SYNTHESIS / low).case(name).image(f"synth_{low}")
+                start = case.image(low)
                 pictured[name] = CaseImages(
-                    case.image(config.feed.full), _candidates(case, low, gaussian, result), case.image("body")
+                    case.image(config.feed.full),
+                    _candidates(case, low, baseline, result),
+                    case.image("body"),
+                    ct=start if start.units == HU else None,
                 )
                 rules[name] = suv_rule(case.image(config.feed.full).provenance)
             path = run / (REPORT if number == 0 else f"report-{low}.html")
             write_report(
                 path,
                 ReportData(
-                    title=f"{config.recipe}: {low} to full dose",
+                    title=f"{config.recipe}: {_task(opened.case(evaluation.cases[0]), low)}",
                     evaluation=evaluation,
                     images=pictured,
                     command=str(facts["command"]),
@@ -238,6 +258,10 @@ def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation]) -
             paths.append(path)
             advance(number + 1, path.name)
     return paths[0]
+
+
+def _task(case: Case, low: str) -> str:
+    return "CT to PET" if case.image(low).units == HU else f"{low} to full dose"
 
 
 def suv_rule(provenance: Mapping[str, object]) -> str:

@@ -26,10 +26,10 @@ from scipy.stats import wilcoxon
 
 from petscale import assess, launch, prepare
 from petscale import config as configs
+from petscale.baselines import INPUT
 from petscale.config import RunConfig
 from petscale.evaluate import (
     FEWEST_FOR_A_TEST,
-    INPUT,
     REFERENCE,
     SYNTHESIZED,
     Evaluation,
@@ -326,8 +326,8 @@ def _evaluate(
     if unet_score is not None:
         feed = [config.feed.full, config.feed.seed, config.feed.suv_scale, config.feed.cases_per_step]
         judge = assess.make_judge(run, cohort, unet_score, home / "judges" / _digest([asdict(unet_score), feed, seen]))
-    gaussians = home / "gaussians" / _digest({name: seen[name] for name in facts["train"]})
-    return assess.evaluate_run(run, cohort, judged_by=judge, lows=experiment.lows, gaussians=gaussians, known=known)
+    baselines = home / "baselines" / _digest({name: seen[name] for name in facts["train"]})
+    return assess.evaluate_run(run, cohort, judged_by=judge, lows=experiment.lows, baselines=baselines, known=known)
 
 
 def _scored(run: Path, name: str) -> Evaluation | None:

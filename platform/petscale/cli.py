@@ -18,6 +18,7 @@ from storage.errors import InputError
 from storage.ingest import CasePlan
 from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig
+from storage.source import HU
 
 
 def _command() -> str:
@@ -67,7 +68,7 @@ def phantom(
         cases: patients; their seeds count up from body.seed.
         body: the phantom.
         scan: the scanner and its counts; scan.drf is replaced by the values of drf.
-        drf: dose reduction factors.
+        drf: dose reduction factors; nothing after it for none, where a CT is to become the full dose.
         realisations: noise realisations of each.
         workers: parallel tasks.
     """
@@ -111,6 +112,7 @@ def ingest(
     pet: str = "",
     ct: str = "",
     mask: str = "",
+    grid: Literal["pet", "ct"] = "pet",
     units: nifti.Units = "SUVbw",
     names: Literal["hash", "folder"] = "hash",
     weight_kg: float | None = None,
@@ -129,8 +131,9 @@ def ingest(
         cohort: folder of the cohort; made or added to.
         case: name of a single case; without it a keyed hash is used.
         pet: name of the PET inside each sub-folder; says that SOURCE holds many examinations.
-        ct: the CT; it is resampled onto the PET grid.
-        mask: a mask on the PET grid, value 1 a lesion.
+        ct: the CT; of a study's folder that holds PET and CT, name that folder again, or . inside each sub-folder.
+        mask: a mask on the grid chosen, value 1 a lesion.
+        grid: pet keeps the PET as it is and resamples the CT onto it; ct does the reverse.
         units: unit of a NIfTI PET; DICOM says its own.
         names: what many cases are called: a keyed hash, or their folders' names where these identify nobody.
         weight_kg: stands instead of the header's; recorded.
@@ -146,7 +149,7 @@ def ingest(
         found = prepare.find_cases(source, pet, ct, mask)
         plans: dict[str, Callable[[Path], CasePlan]] = {}
         for folder, (pet_path, ct_path, mask_path) in found.items():
-            files = prepare.Files(pet=pet_path, ct=ct_path, mask=mask_path, units=units, overrides=overrides)
+            files = prepare.Files(pet=pet_path, ct=ct_path, mask=mask_path, grid=grid, units=units, overrides=overrides)
             name = prepare.alias(folder, names)
             if name in plans:
                 raise InputError(
@@ -161,6 +164,7 @@ def ingest(
             pet=source,
             ct=Path(ct) if ct else None,
             mask=Path(mask) if mask else None,
+            grid=grid,
             units=units,
             overrides=overrides,
         )
@@ -236,21 +240,21 @@ def synthesize(
     dose_mbq: float | None = None,
     injection_time: str | None = None,
 ) -> None:
-    """Estimate the full-dose volume of a NIfTI file, a DICOM series or a cohort's case.
+    """Estimate the full-dose PET of a low-dose PET or, by a run that starts from CT, of a CT.
 
     Args:
         run: a finished run.
-        source: a NIfTI file, a DICOM series' folder, or a cohort's folder together with --case.
+        source: a NIfTI file or a DICOM series' folder of the run's kind of scan, or a cohort's folder with --case.
         output: where a NIfTI file or a DICOM folder goes: the same kind as the input; --case writes into the run.
         case: name of a case when SOURCE is a cohort.
-        image: the case's low-dose image; default: the one the run was trained on.
-        units: unit of a NIfTI PET; the result is in the same.
+        image: the case's image to start from; default: the first one that the run was trained on.
+        units: unit of a NIfTI PET; the result is in the same.  From a CT it is in SUVbw.
         weight_kg: stands instead of the header's.
         dose_mbq: stands instead of the header's.
         injection_time: stands instead of the header's.
     """
     from petscale import prepare
-    from petscale.synthesize import open_run, synthesize_case, synthesize_file
+    from petscale.synthesize import open_run, synthesize_case, synthesize_ct, synthesize_pet
     from storage.reader import open_cohort
 
     trained = open_run(run)
@@ -264,8 +268,11 @@ def synthesize(
         return
     if output is None:
         raise InputError("CFG_OUTPUT", where="--output", found="missing", remedy="name a new .nii.gz file or folder")
-    overrides = suv.Overrides(weight_kg=weight_kg, dose_mbq=dose_mbq, injection_time=injection_time)
-    synthesize_file(trained, prepare.Files(pet=source, units=units, overrides=overrides), output)
+    if trained.units == HU:
+        synthesize_ct(trained, source, output)
+    else:
+        overrides = suv.Overrides(weight_kg=weight_kg, dose_mbq=dose_mbq, injection_time=injection_time)
+        synthesize_pet(trained, prepare.Files(pet=source, units=units, overrides=overrides), output)
     print(output)
 
 
@@ -275,8 +282,14 @@ def evaluate(
     unet_score: tuple[str, ...] = (),
     judge_samples: int = 20_000,
     judge_channels: int = 16,
+    detect: str = "",
+    within: tuple[str, ...] = (),
+    threshold_suv: float = 2.5,
+    tolerance_mm: float = 0.0,
 ) -> None:
-    """Synthesize a run's test cases and score them beside the untreated input and the best Gaussian filter.
+    """Synthesize a run's test cases and score them beside what needs no network.
+
+    That is the untreated low dose and the best Gaussian filter of it, or for a CT the mean SUV of every HU.
 
     Args:
         run: a finished run.
@@ -284,15 +297,25 @@ def evaluate(
         unet_score: organs whose Dice by a U-Net trained on the run's full-dose images is wanted too (SGSGAN).
         judge_samples: patches that this U-Net is trained on; the default is for a GPU.
         judge_channels: its width; its levels have 2, 4, 8 and 16 times as many.
+        detect: label of lesions that are to be detected in the synthesized PET (lesion).
+        within: labels of the organs that are searched (liver); without it the whole body is.
+        threshold_suv: a lesion is seen above it, on the real and on the synthesized PET.
+        tolerance_mm: how far from a lesion a hit may lie.
     """
     from petscale.assess import evaluate_run, make_judge
+    from trainers.metrics.detection import DetectionConfig
     from trainers.metrics.unet_score import UnetScoreConfig
 
     judge = None
     if unet_score:
         config = UnetScoreConfig(rois=unet_score, samples=judge_samples, channels=judge_channels)
         judge = make_judge(run, cohort, config)
-    evaluate_run(run, cohort, judged_by=judge)
+    lesions = None
+    if detect:
+        lesions = DetectionConfig(lesion=detect, organs=within, threshold_suv=threshold_suv, tolerance_mm=tolerance_mm)
+    elif within:
+        raise InputError("CFG_SET", where="--within", found="given alone", remedy="say what to find: --detect lesion")
+    evaluate_run(run, cohort, judged_by=judge, lesions=lesions)
 
 
 def report(run: Positional[Path], cohort: Positional[Path]) -> None:

@@ -8,7 +8,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,123 +16,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
-from scipy.ndimage import gaussian_filter1d
 from scipy.stats import wilcoxon
 
 from storage.errors import InputError
 from storage.integrity import write_bytes, write_json
-from storage.source import Grid, ImageSource
+from storage.source import ImageSource
 from trainers.metrics.clinical import separate, uptake_scores
-from trainers.metrics.image import Region, Rule, Score, read_reflected, stream_scores
+from trainers.metrics.image import Region, Rule, Score, stream_scores
 from trainers.metrics.presets import BODY_PSNR, PRESETS
+from trainers.metrics.slices import slice_scores
 from trainers.metrics.udpet import udpet_scores
 from trainers.metrics.unet_score import Judge, unet_scores
 
-INPUT, SYNTHESIZED, REFERENCE = "low-dose input", "synthesized", "full dose"
-FWHMS_MM = (2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0, 15.0)
+SYNTHESIZED, REFERENCE = "synthesized", "full dose"
 FEWEST_FOR_A_TEST = 6  # two-sided Wilcoxon cannot fall below 0.05 with five pairs (smallest p is 2 / 2**n)
-_SIGMA_PER_FWHM = 1 / math.sqrt(8 * math.log(2))
-_TRUNCATE = 4.0  # standard deviations
-
-
-# ---- the Gaussian baseline ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class GaussianSource:
-    """A source smoothed with an isotropic Gaussian, edges reflected; slabs carry the halo they need.
-
-    Args:
-        source: what is smoothed.
-        fwhm_mm: full width at half maximum in mm, the same along z, y and x.
-        chosen: how the width was chosen, copied into every score's ``image_rule``.
-    """
-
-    source: ImageSource
-    fwhm_mm: float
-    chosen: str = "width given"
-
-    @property
-    def grid(self) -> Grid:
-        """The grid of the source."""
-        return self.source.grid
-
-    @property
-    def units(self) -> str:
-        """The unit of the source."""
-        return self.source.units
-
-    @property
-    def provenance(self) -> Mapping[str, object]:
-        """The source's facts, the width, and how it was chosen."""
-        rule = f"Gaussian, FWHM {self.fwhm_mm:g} mm, {self.chosen}"
-        return {**self.source.provenance, "gaussian_fwhm_mm": self.fwhm_mm, "rule": rule}
-
-    @property
-    def name(self) -> str:
-        """What tables and pictures call it."""
-        return f"Gaussian {self.fwhm_mm:g} mm"
-
-    def read(self, z0: int, z1: int) -> NDArray[np.float32]:
-        """Return the smoothed slab ``z0 <= z < z1``."""
-        z, y, x = (self.fwhm_mm * _SIGMA_PER_FWHM / step for step in self.grid.spacing_mm)
-        halo = int(_TRUNCATE * z + 0.5)
-        slab = read_reflected(self.source, z0, z1, halo)
-        slab = gaussian_filter1d(slab, z, axis=0, radius=halo)[halo : halo + z1 - z0]
-        slab = gaussian_filter1d(gaussian_filter1d(slab, y, axis=1, truncate=_TRUNCATE), x, axis=2, truncate=_TRUNCATE)
-        return np.ascontiguousarray(slab, dtype=np.float32)
-
-
-@dataclass(frozen=True)
-class GaussianChoice:
-    """The width that restored the training cases best.
-
-    Args:
-        fwhm_mm: the width.
-        psnr_db: mean PSNR inside the body per width tried.
-        num_cases: how many training cases were asked.
-    """
-
-    fwhm_mm: float
-    psnr_db: Mapping[float, float]
-    num_cases: int
-
-    @property
-    def rule(self) -> str:
-        """How the width was chosen, in words."""
-        tried = ", ".join(f"{width:g}" for width in self.psnr_db)
-        return f"best mean PSNR inside the body of {self.num_cases} training case(s) among FWHM {tried} mm"
-
-    def applied_to(self, source: ImageSource) -> GaussianSource:
-        """Return ``source`` smoothed with the chosen width."""
-        return GaussianSource(source, self.fwhm_mm, self.rule)
-
-
-def best_gaussian(
-    pairs: Iterable[tuple[ImageSource, ImageSource, ImageSource]], fwhms_mm: Sequence[float] = FWHMS_MM
-) -> GaussianChoice:
-    """Choose the Gaussian width on training cases, so that the baseline is tuned as fairly as the network.
-
-    Args:
-        pairs: (low dose, full dose, body mask) of TRAINING cases; test cases would flatter the baseline.
-        fwhms_mm: widths to try, in mm.
-
-    Raises:
-        InputError: ``SET_EMPTY`` without a training case, or as ``stream_scores`` does.
-    """
-    found: dict[float, list[float]] = {width: [] for width in fwhms_mm}
-    for low, full, body in pairs:
-        widths = {f"{width:g}": GaussianSource(low, width) for width in fwhms_mm}
-        regions = [Region("body", "body")]
-        for width, score in zip(
-            fwhms_mm, stream_scores("train", full, widths, [BODY_PSNR], regions, body=body), strict=True
-        ):
-            found[width].append(score.value)
-    num_cases = len(found[fwhms_mm[0]])
-    if num_cases == 0:
-        raise InputError("SET_EMPTY", where="training cases", found="none", remedy="give at least one pair")
-    means = {width: float(np.mean(values)) for width, values in found.items()}
-    return GaussianChoice(max(means, key=lambda width: means[width]), means, num_cases)
 
 
 # ---- scoring --------------------------------------------------------------------------------------------------------
@@ -161,7 +58,7 @@ def score_case(
         label_names: what each label is; labels without a name, and those named ``body``, are no region.
         lesions: names whose label holds lesions; each connected one becomes a region of its own, the largest first.
         presets: keys of ``trainers.metrics.presets.PRESETS``; ``udpet2022`` brings its organ errors where there are
-            labels.
+            labels, ``cascade`` MS-SSIM and checkerboards.
         judge: a U-Net that has not seen the case, for the Unet-score of every image and of the full dose itself; it
             needs labels.
 
@@ -187,6 +84,8 @@ def score_case(
             organs = [region for region in regions if region.kind == "organ"]
             scores += udpet_scores(case, reference, candidates, organs, scores, labels=labels)
         scores += uptake_scores(case, reference, candidates, regions, labels=labels, reference_name=REFERENCE)
+    if "cascade" in presets:
+        scores += slice_scores(case, reference, candidates, body=body)
     return scores + found
 
 
@@ -391,7 +290,7 @@ def region_group(row: Score) -> str:
     return "lesions" if row.kind == "lesion" else row.region
 
 
-DECIMALS = {"PSNR": 2, "SSIM": 4, "MAE": 4, "NRMSE": 3, "NMSE": 4, "Unet-score": 4, "MAPE": 2, "SCORE": 2}
+DECIMALS = {"PSNR": 2, "SSIM": 4, "MS-SSIM": 4, "MAE": 4, "NRMSE": 3, "NMSE": 4, "Unet-score": 4, "MAPE": 2, "SCORE": 2}
 
 
 def plus_minus(mean: float, sd: float, metric: str) -> str:

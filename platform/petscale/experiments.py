@@ -14,9 +14,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
+from petscale.baselines import INPUT
 from petscale.campaign import Column, Experiment, Order, PhantomCohort, Published, Row
 from petscale.config import ClusterConfig, RunConfig, SplitConfig
-from petscale.evaluate import INPUT, REFERENCE
+from petscale.evaluate import REFERENCE
 from storage.layout import low_name
 from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig

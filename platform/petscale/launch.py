@@ -9,13 +9,14 @@ import secrets
 import shutil
 import tempfile
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 import torch.distributed as dist
@@ -110,6 +111,7 @@ def train(cohort: Path, run: Path, config: RunConfig, *, command: str) -> Path:
         (run / "error.json").unlink(missing_ok=True)
         with Watch(run, recipe.num_steps):
             settings = {"cohort": str(cohort), "run": str(run), "streams": roles.streams, "identity": identity}
+            settings["starts_from"] = json.dumps(_starts_from(opened, roles.train, config.feed.low[0]))
             _run_ray(run, config, {**settings, **facts, "used": configs.to_json(used)})
     return run / WEIGHTS
 
@@ -120,6 +122,13 @@ def _dry(config: RunConfig) -> Recipe:
         return RECIPES[config.recipe].build(
             config.model, make_engine=plain_engine, patches_per_step=config.patches_per_step
         )
+
+
+def _starts_from(cohort: Cohort, cases: Sequence[str], image: str) -> dict[str, Any]:
+    """What a scan must be like to be synthesized from: its unit, and the voxel size that most training cases have."""
+    images = [cohort.case(name).image(image) for name in cases]
+    spacings = np.array([found.grid.spacing_mm for found in images])
+    return {"units": images[0].units, "spacing_mm": np.median(spacings, axis=0).round(4).tolist()}
 
 
 def _digest(path: Path) -> str:
@@ -172,7 +181,7 @@ def _check_validation(cohort: Cohort, roles: Roles, config: RunConfig, recipe: V
         raise InputError(
             "SET_NO_VALIDATION",
             where="split",
-            found=f"the learning rate of {config.recipe} follows scores on patients kept apart, and there are none",
+            found=f"{config.recipe} follows its scores on patients kept apart for that, and there are none",
             remedy="give it some (--set split.validation_fraction=0.1), or ingest more patients",
         )
     feed.check_cases(cohort, {"paired": roles.validation}, config.feed, [recipe.validate_needs])
@@ -323,6 +332,7 @@ def train_worker(settings: dict[str, Any]) -> None:
                 validation = reads({"paired": settings["validation"]}, config.feed, lambda batch: needs)
             shown = cohort.case((settings["test"] or settings["train"])[0])
             about = {"recipe": config.recipe, "config": json.dumps(settings["config"])}
+            about["starts_from"] = settings["starts_from"]
             seen = sorted(settings["cases"][name] for name in (*settings["train"], *settings["unpaired"]))
             origin = {**about, "trained_on": json.dumps(seen)}
             loop.fit(

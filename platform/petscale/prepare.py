@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from petscale.progress import bar, console
 from storage import dicom, geometry, integrity, layout, nifti, phantom, suv
@@ -97,13 +98,8 @@ def _check_doses(scan: LowDoseConfig, drfs: Sequence[float], realisations: int) 
     """
     for drf in drfs:
         layout.check_name(layout.low_name(replace(scan, drf=drf).drf), "--drf")
-    if not drfs or realisations < 1:
-        raise InputError(
-            "CFG_RANGE",
-            where="--realisations" if drfs else "--drf",
-            found=str(realisations) if drfs else "none",
-            remedy="give 1 or more",
-        )
+    if realisations < 1:
+        raise InputError("CFG_RANGE", where="--realisations", found=str(realisations), remedy="give 1 or more")
 
 
 def low_doses(
@@ -142,7 +138,7 @@ def phantom_plans(
                 images={**scans, "truth": body.activity, "ct": body.ct, "labels": body.labels},
                 subject=subject_hash(f"phantom {person.seed}", b"phantoms are nobody"),
                 fingerprint=_fingerprint(b"", asdict(person), asdict(scan), list(drfs), realisations),
-                labels=phantom.LABEL_NAMES,
+                labels=body.label_names,
             )
 
         return open_plan
@@ -158,6 +154,8 @@ def simulation_plans(source: Path, truth: str, scan: LowDoseConfig, drfs: Sequen
     """
     cohort = open_cohort(source)
     _check_doses(scan, drfs, realisations)
+    if not drfs:
+        raise InputError("CFG_RANGE", where="--drf", found="none", remedy="give 1 or more")
     if not cohort.cases:
         raise InputError("SET_TOO_SMALL", where=source.name, found="an empty cohort", remedy="ingest cases into it")
 
@@ -187,8 +185,10 @@ class Files:
 
     Args:
         pet: the PET that becomes image ``full``.
-        ct: CT, resampled onto the PET grid.
-        mask: lesion or organ mask on the PET grid, a NIfTI file of whole numbers.
+        ct: CT of the same examination; may be the folder that holds the PET too.
+        mask: lesion or organ mask on the grid chosen, a NIfTI file of whole numbers.
+        grid: whose grid the case has.  ``pet``: the CT is resampled.  ``ct``: the PET is, linearly, and its maxima are
+            no longer those of the reconstruction.
         units: unit of a NIfTI PET; a DICOM series says its own.
         overrides: weight, dose and injection time that stand instead of a DICOM header's.
         labels: value in the mask -> name.
@@ -197,6 +197,7 @@ class Files:
     pet: Path
     ct: Path | None = None
     mask: Path | None = None
+    grid: Literal["pet", "ct"] = "pet"
     units: nifti.Units = "SUVbw"
     overrides: suv.Overrides = field(default_factory=suv.Overrides)
     labels: Mapping[int, str] | None = None
@@ -245,7 +246,15 @@ def open_case(files: Files, scratch: Path, *, subject: str | None = None) -> Cas
     pet, patient = open_pet(files, scratch)
     images: dict[str, ImageSource] = {"full": pet}
     if files.ct is not None:
-        images["ct"] = geometry.Resampled(_open_ct(files.ct, scratch, pet), pet.grid)
+        ct = open_ct(files.ct, scratch, pet)
+        if files.grid == "pet":
+            images["ct"] = geometry.Resampled(ct, pet.grid)
+        else:
+            images = {"full": geometry.Resampled(pet, ct.grid, outside=0.0), "ct": ct}
+    elif files.grid == "ct":
+        raise InputError(
+            "SET_NO_CT", where=files.pet.name, found="--grid ct without a CT", remedy="give the CT with --ct"
+        )
     if files.mask is not None:
         images["labels"] = nifti.open_nifti(files.mask, units="label", workdir=scratch)
     labels = dict(files.labels or {1: "lesion"}) if files.mask is not None else {}
@@ -258,6 +267,7 @@ def open_case(files: Files, scratch: Path, *, subject: str | None = None) -> Cas
             files.units,
             asdict(files.overrides),
             {str(k): v for k, v in labels.items()},
+            *([files.grid] if files.grid != "pet" else []),  # as before there was a choice
         ),
         labels=labels,
     )
@@ -294,12 +304,18 @@ def suv_factor(files: Files) -> float:
     return suv.suv_factor_decay_corrected(weight, dose * 1e6)
 
 
-def _open_ct(path: Path, scratch: Path, pet: ImageSource) -> ImageSource:
+def open_ct(path: Path, scratch: Path, pet: ImageSource | None = None) -> ImageSource:
+    """Open a CT in HU; of several series in a folder, the one of the frame of reference of ``pet``.
+
+    Raises:
+        InputError: PAIR_PATIENT_MISMATCH, PAIR_FRAME_MISMATCH, PAIR_NO_OVERLAP, and whatever is wrong with the file.
+    """
     if is_nifti(path):
         return nifti.open_nifti(path, units="HU", workdir=scratch)
-    ct = dicom.open_series(path, modality="CT")
-    if isinstance(pet, dicom.DicomSource):
-        dicom.check_pair(pet, ct)
+    if not isinstance(pet, dicom.DicomSource):
+        return dicom.open_series(path, modality="CT")
+    ct = dicom.open_series(path, modality="CT", of=pet)
+    dicom.check_pair(pet, ct)
     return ct
 
 

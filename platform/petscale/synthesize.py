@@ -1,9 +1,14 @@
-"""``petscale synthesize``: a run and a scan in, its full-dose estimate out, in the same kind of file and unit."""
+"""``petscale synthesize``: a run and a scan in, its full-dose estimate out, in the same kind of file.
+
+A low-dose PET comes back on its own grid and in its own unit.  A CT comes back as PET in SUVbw, on a grid of the voxel
+size that the run was trained at: a network knows sizes in voxels only.
+"""
 
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,26 +21,34 @@ from petscale import prepare
 from petscale.config import RunConfig
 from petscale.launch import WEIGHTS
 from petscale.progress import bar
-from storage import dicom, dicom_write, integrity, layout, nifti
+from storage import dicom, dicom_write, geometry, integrity, layout, nifti
 from storage.errors import InputError
 from storage.ingest import CasePlan, ingest
 from storage.patches import grid as tile_grid
 from storage.reader import Case, StoredImage, open_cohort
-from storage.source import SUV, Grid
+from storage.source import HU, SUV, Grid, ImageSource
 from trainers import RECIPES, checkpoint
 from trainers.recipe import Synthesizer
 from trainers.synthesize import fitted, synthesize
 
 SYNTHESIS = "synthesis"  # the run's own cohort of synthesized volumes
+FROM_PET = json.dumps({"units": SUV, "spacing_mm": (1.0, 1.0, 1.0)})  # of weights from before they told
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished run, ready for inference."""
+    """A finished run, ready for inference.
+
+    Args:
+        units: of the images that it starts from, SUVbw or HU.
+        spacing_mm: voxel edge lengths (z, y, x) of its training cases; what a CT is brought to.
+    """
 
     config: RunConfig
     synthesizer: Synthesizer
     device: torch.device
+    units: str
+    spacing_mm: tuple[float, float, float]
 
 
 def open_run(run: Path) -> Trained:
@@ -47,6 +60,7 @@ def open_run(run: Path) -> Trained:
     weights, facts = checkpoint.read_weights(run / WEIGHTS)
     try:
         config = configs.from_json(json.loads(facts["config"]))
+        start = json.loads(facts.get("starts_from", FROM_PET))
     except (KeyError, json.JSONDecodeError):
         raise InputError(
             "CKPT_CONFIG",
@@ -58,11 +72,11 @@ def open_run(run: Path) -> Trained:
     synthesizer = RECIPES[config.recipe].weights_to_synthesizer(
         config.model, {name: value.to(device) for name, value in weights.items()}
     )
-    return Trained(config, synthesizer, device)
+    return Trained(config, synthesizer, device, start["units"], start["spacing_mm"])
 
 
 def run_case(trained: Trained, case: Case, image: str, write: Callable[[int, NDArray[np.float32]], object]) -> None:
-    """Synthesize one stored low-dose image with a bar; ``write`` gets finished slabs in SUV."""
+    """Synthesize from one stored image with a bar; ``write`` gets finished slabs in SUV."""
     tiling = trained.synthesizer.tiling
     shape = case.image(image).grid.shape
     done = 0
@@ -143,8 +157,8 @@ class _Lazy:
         return self._spool.read(z0, z1)
 
 
-def synthesize_file(trained: Trained, files: prepare.Files, output: Path) -> None:
-    """Synthesize a NIfTI file or a DICOM series into the same kind of file, in the input's units and geometry.
+def synthesize_pet(trained: Trained, files: prepare.Files, output: Path) -> None:
+    """Synthesize a NIfTI file or a DICOM series of a low-dose PET into the same kind of file, unit and geometry.
 
     Args:
         files: the PET; its CT and mask are not used.
@@ -153,32 +167,63 @@ def synthesize_file(trained: Trained, files: prepare.Files, output: Path) -> Non
     Raises:
         InputError: IMG_FORMAT, DISK_EXISTS, and whatever is wrong with the input.
     """
+    with _scratch_for(files.pet, output) as scratch:
+        source, _ = prepare.open_pet(files, scratch)
+        factor = prepare.suv_factor(files)
+        spool = _through(trained, layout.low_name(1), source, scratch)
+        if isinstance(source, dicom.DicomSource):
+            dicom_write.write_derived_series(output, source, spool.read, description=_description(trained))
+            return
+        nifti.write_nifti(output, source.grid, lambda z0, z1: spool.read(z0, z1) / np.float32(factor))
+
+
+def synthesize_ct(trained: Trained, ct: Path, output: Path) -> None:
+    """Synthesize a PET in SUVbw from a CT alone, at the voxel size that the run was trained at.
+
+    Args:
+        ct: a NIfTI file in HU or a DICOM series.
+        output: a new ``.nii`` or ``.nii.gz`` for NIfTI, a new folder for DICOM.
+
+    Raises:
+        InputError: IMG_FORMAT, DISK_EXISTS, CT_UNITS, and whatever is wrong with the input.
+    """
+    with _scratch_for(ct, output) as scratch:
+        source = prepare.open_ct(ct, scratch)
+        grid = geometry.coarser_grid(source.grid, trained.spacing_mm)
+        spool = _through(trained, trained.config.feed.low[0], geometry.Resampled(source, grid), scratch)
+        if isinstance(source, dicom.DicomSource):
+            what = _description(trained)
+            dicom_write.write_synthetic_pet(output, source, grid, spool.read, description=what)
+            return
+        nifti.write_nifti(output, grid, spool.read)
+
+
+def _description(trained: Trained) -> str:
+    return f"{trained.config.recipe} {'PET from CT' if trained.units == HU else 'full-dose estimate'}"
+
+
+@contextmanager
+def _scratch_for(source: Path, output: Path) -> Iterator[Path]:
+    """A folder on the output's disk, once the output is known to be possible."""
     if output.exists():
         raise InputError("DISK_EXISTS", where=output.name, found="exists already", remedy="choose another --output")
-    if prepare.is_nifti(files.pet) != prepare.is_nifti(output):
+    if prepare.is_nifti(source) != prepare.is_nifti(output):
         raise InputError(
             "IMG_FORMAT",
             where=output.name,
             found="input and output are of different kinds",
             remedy="give a .nii.gz for NIfTI input and a folder for DICOM input",
         )
-    # On the output's disk, in a folder that is there: a refused input leaves no empty folders behind.
+    # In a folder that is there: a refused input leaves no empty folders behind.
     place = next(parent for parent in output.absolute().parents if parent.exists())
-    with (
-        integrity.disk_errors(output),
-        tempfile.TemporaryDirectory(dir=place, prefix=".petscale-") as folder,
-    ):
-        scratch = Path(folder)
-        source, _ = prepare.open_pet(files, scratch)
-        factor = prepare.suv_factor(files)
-        image = layout.low_name(1)
-        plan = CasePlan({image: source}, subject="scan", fingerprint="scan")
-        ingest(scratch / "cohort", {"scan": lambda _: plan}, strict=True, workers=1)
-        case = open_cohort(scratch / "cohort").case("scan")
-        spool = _Spool(scratch / "spool.f32", source.grid)
-        run_case(trained, case, image, spool.put)
-        if isinstance(source, dicom.DicomSource):
-            what = f"{trained.config.recipe} full-dose estimate"
-            dicom_write.write_derived_series(output, source, spool.read, description=what)
-            return
-        nifti.write_nifti(output, source.grid, lambda z0, z1: spool.read(z0, z1) / np.float32(factor))
+    with integrity.disk_errors(output), tempfile.TemporaryDirectory(dir=place, prefix=".petscale-") as folder:
+        yield Path(folder)
+
+
+def _through(trained: Trained, name: str, source: ImageSource, scratch: Path) -> _Spool:
+    """Store a scan as a case of its own, as the network's tiles are read from a store, and synthesize it."""
+    plan = CasePlan({name: source}, subject="scan", fingerprint="scan")
+    ingest(scratch / "cohort", {"scan": lambda _: plan}, strict=True, workers=1)
+    spool = _Spool(scratch / "spool.f32", source.grid)
+    run_case(trained, open_cohort(scratch / "cohort").case("scan"), name, spool.put)
+    return spool

@@ -45,7 +45,7 @@ def test_scores_of_untrained_images_are_taken_over_and_not_made_again(
 
 def test_a_gaussian_of_another_width_is_scored_anew(tested: Path, cohort: Path) -> None:
     whole = assess.evaluate_run(tested, cohort)
-    path = tested / assess.EVALUATION / "low_drf4" / "gaussian.json"
+    path = tested / assess.EVALUATION / "low_drf4" / "baseline.json"
     content = json.loads(path.read_bytes())
     width = 3.0 if content["fwhm_mm"] != 3.0 else 4.0
     path.write_text(json.dumps({**content, "fwhm_mm": width}))

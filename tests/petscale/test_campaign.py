@@ -11,6 +11,7 @@ from scipy.stats import wilcoxon
 
 from petscale import assess, campaign, launch
 from petscale import config as configs
+from petscale.baselines import INPUT
 from petscale.campaign import (
     GAUSSIAN,
     Column,
@@ -26,7 +27,7 @@ from petscale.campaign import (
 )
 from petscale.cli import main
 from petscale.config import RunConfig
-from petscale.evaluate import INPUT, REFERENCE, SYNTHESIZED, Evaluation, Gain
+from petscale.evaluate import REFERENCE, SYNTHESIZED, Evaluation, Gain
 from storage.errors import InputError
 from storage.ingest import CasePlan, ingest
 from storage.lowdose import LowDoseConfig
@@ -119,7 +120,7 @@ def trained(monkeypatch, cohort):
 
     monkeypatch.setattr(launch, "train", train)
 
-    def evaluate(run, cohort_folder, *, judged_by, lows, gaussians, known):
+    def evaluate(run, cohort_folder, *, judged_by, lows, baselines, known):
         made.scored += 1
         found = evaluations(run, judged_by)
         for low, one in found.items():

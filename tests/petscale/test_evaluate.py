@@ -1,4 +1,4 @@
-"""The Gaussian baseline, scoring of a case, summaries, paired tests and files."""
+"""Scoring of a case, summaries, paired tests and files."""
 
 import csv
 import io
@@ -10,16 +10,13 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from scipy.ndimage import gaussian_filter
 from scipy.stats import wilcoxon
 
+from petscale.baselines import INPUT, best_gaussian
 from petscale.evaluate import (
-    INPUT,
     REFERENCE,
     SYNTHESIZED,
     Evaluation,
-    GaussianSource,
-    best_gaussian,
     read_evaluation,
     score_case,
 )
@@ -58,40 +55,11 @@ def rows(seed=0):
     full, low = noisy(activity, 0.05, seed), noisy(activity, 0.6, seed + 100)
     body, marks = source(labels > 0, LABEL), source(labels, LABEL)
     choice = best_gaussian([(low, full, body)], (3.0, 6.0, 12.0))
-    smooth = choice.applied_to(low)
     better = source(0.7 * activity + 0.3 * low.voxels)
-    candidates = {INPUT: low, smooth.name: smooth, SYNTHESIZED: better}
+    candidates = {**choice.beside(low), SYNTHESIZED: better}
     return score_case(f"case-{seed:06d}", full, candidates, body=body, labels=marks, label_names=NAMES), tuple(
         candidates
     )
-
-
-def test_gaussian_is_scipys_whatever_the_slabs():
-    volume = noisy(truth()[1], 0.6, 1)
-    smooth = GaussianSource(volume, 7.0)
-    sigma = [7.0 / math.sqrt(8 * math.log(2)) / step for step in GRID.spacing_mm]
-    whole = smooth.read(0, 40)
-    np.testing.assert_allclose(whole, gaussian_filter(volume.voxels.astype(np.float64), sigma), atol=1e-5)
-    np.testing.assert_array_equal(np.concatenate([smooth.read(z, z + 1) for z in range(40)]), whole)
-    assert whole.dtype == np.float32
-
-
-def test_best_gaussian_maximises_psnr_inside_the_body_and_says_so():
-    labels, activity = truth()
-    low, full, body = noisy(activity, 0.6, 2), source(activity), source(labels > 0, LABEL)
-    choice = best_gaussian([(low, full, body)] * 2, (2.0, 6.0, 20.0))
-    inside = labels > 0
-
-    def error(width):
-        return np.square(GaussianSource(low, width).read(0, 40) - activity)[inside].mean()
-
-    assert choice.fwhm_mm == min((2.0, 6.0, 20.0), key=error)
-    assert choice.num_cases == 2
-    told = str(choice.applied_to(low).provenance["rule"])
-    assert f"{choice.fwhm_mm:g} mm" in told
-    assert "2 training case(s)" in told
-    with pytest.raises(InputError, match="SET_EMPTY"):
-        best_gaussian([])
 
 
 def test_a_case_is_scored_in_volume_body_organs_and_each_lesion():

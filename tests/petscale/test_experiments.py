@@ -6,9 +6,9 @@ from itertools import pairwise
 import pytest
 
 from petscale import config as configs
+from petscale.baselines import INPUT
 from petscale.campaign import Experiment
 from petscale.cli import experiment as command
-from petscale.evaluate import INPUT
 from petscale.experiments import EXPERIMENTS
 from storage.phantom import LABEL_NAMES
 from trainers import RECIPES

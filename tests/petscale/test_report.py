@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from petscale.evaluate import INPUT, SYNTHESIZED, Evaluation, GaussianSource, score_case
+from petscale.baselines import INPUT, GaussianSource
+from petscale.evaluate import SYNTHESIZED, Evaluation, score_case
 from petscale.report import CaseImages, ReportData, write_report
 from petscale.report.page import read_metrics, verdict
 from petscale.report.pictures import GREY, Frame, case_rows, middle, mip, plane, png, signed_extreme

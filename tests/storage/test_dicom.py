@@ -498,8 +498,8 @@ def study(tmp_path, pet, ct):
     def add(name, source, **values):
         write_series(folder / name, source, series_number=next(series), edit=each(**values))
 
-    half = ArraySource(pet.voxels / 2, pet.grid, SUV)
     add("ac", pet)
+    half = ArraySource(pet.voxels / 2, pet.grid, SUV)
     add("nac", half, CorrectedImage=["DECY"])
     add("fused", half, ImageType=["DERIVED", "SECONDARY", "FUSION"])
     add("mip", half, ImageType=["DERIVED", "PRIMARY", "MIP"])
@@ -529,8 +529,7 @@ def test_two_ct_that_may_be_meant_are_listed(study):
 
 def test_a_ct_of_another_examination_is_left_to_the_pair_check(study, pet):
     shutil.rmtree(study / "ct")  # its coronal reformats and one slice of it remain
-    source = open_series(study, modality="PT")
-    other = open_series(study, modality="CT", of=source)
+    other = open_series(study, modality="CT", of=(source := open_series(study, modality="PT")))
     with pytest.raises(InputError, match="PAIR_FRAME_MISMATCH"):
         check_pair(source, other)
 

@@ -112,7 +112,7 @@ class Rule:
     @property
     def higher_is_better(self) -> bool:
         """Whether a larger value is the better one."""
-        return self.metric in ("PSNR", "SSIM", "Unet-score", "SCORE")
+        return self.metric in ("PSNR", "SSIM", "MS-SSIM", "Unet-score", "SCORE")
 
     def text(self) -> str:
         """Return the rule as one readable line."""
@@ -259,7 +259,7 @@ def stream_scores(
         case: the case's alias, copied into every score.
         reference: the full-dose image; candidates, body and labels lie on its grid.
         candidates: name to image, in the order wanted.
-        rules: which scores, see ``presets.PRESETS``.
+        rules: which scores, see ``presets.PRESETS``; those of slices are left to ``slices.slice_scores``.
         regions: where; the whole volume and the body among them; regions without a voxel give no score.
         body: greater than 0.5 inside the patient.
         labels: integers; needed when a region is an organ or a lesion.
@@ -283,6 +283,7 @@ def stream_scores(
             "IMG_EMPTY", where="body", found="no uptake inside the body mask", remedy="check the mask and the image"
         )
     regions = [region for region in regions if surveys[region].voxels]
+    rules = [rule for rule in rules if rule.dimensionality == "3D"]
     jobs = [(region, rule) for region in regions for rule in rules if region.obeys(rule)]
     ranges = {job: _range_of(job[1], surveys[job[0]], surveys) for job in jobs}
 

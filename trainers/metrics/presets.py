@@ -14,6 +14,10 @@ voxels with uptake on images scaled by the full dose's minimum and maximum.  SSI
 scripts differ, with scikit-image's default window, which is this project's choice.  The rules that the paper's text
 alone suggests (every voxel, range the full dose's maximum) stand beside them.  Where the full dose's minimum is 0, as
 in most PET, both SSIMs are one number.
+
+``cascade`` is Deng et al.'s cascade of U-Nets from CT to PET: axial slices of images in [0, 1], one mean over slices.
+The paper masks nothing and names no intensity scale; 20 SUV is this project's choice, and scores inside the body stand
+beside the paper's, because air flatters.  ``metrics.slices`` computes them and adds MS-SSIM and the checkerboards.
 """
 
 from collections.abc import Mapping
@@ -58,6 +62,37 @@ def _whole(
     return Rule(metric, "whole", mask, units, data_range, window=window, scale=scale, preset=preset)
 
 
+AXIAL = "2D, axial slices"
+SUV_CEILING = 20.0
+SLICE_WINDOW = (
+    "Gaussian, sigma 1.5, 11 x 11 pixels, K1 0.01, K2 0.03, population covariance, mean over windows inside the slice"
+)
+
+
+def _sliced(
+    metric: str,
+    units: str,
+    slices: str,
+    *,
+    region: Literal["whole", "body"] = "whole",
+    data_range: str = ONE,
+    window: str = "",
+) -> Rule:
+    return Rule(
+        metric,
+        region,
+        INSIDE if region == "body" else NO_MASK,
+        units,
+        data_range,
+        window=window,
+        clip=f"SUV from 0 to {SUV_CEILING:g}",
+        scale=f"SUV / {SUV_CEILING:g}",
+        dimensionality=AXIAL,
+        aggregation=f"mean over the {slices}: one value per case and region",
+        preset="cascade",
+    )
+
+
 PRESETS: Mapping[str, tuple[Rule, ...]] = {
     "native": (
         *_rules("whole", NO_MASK, MAX_REFERENCE_BODY, "native"),
@@ -84,6 +119,13 @@ PRESETS: Mapping[str, tuple[Rule, ...]] = {
         replace(_whole("NMSE", "1", "s3pet"), normalisation=POWER_REFERENCE),
         _whole("PSNR", "dB", "s3pet", data_range=MAX_REFERENCE),
         _whole("SSIM", "1", "s3pet", data_range=MAX_REFERENCE),
+    ),
+    "cascade": (
+        _sliced("PSNR", "dB", "slices whose full dose is not 0 everywhere"),
+        _sliced("SSIM", "1", "slices", window=SLICE_WINDOW),
+        _sliced("MAE", "1", "slices", data_range=""),
+        _sliced("PSNR", "dB", "slices whose full dose is not 0 everywhere inside the body", region="body"),
+        _sliced("MAE", "1", "slices that meet the body", region="body", data_range=""),
     ),
 }
 

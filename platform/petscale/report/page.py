@@ -19,6 +19,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 
+from petscale import detection
 from petscale.evaluate import REFERENCE, Evaluation, Gain, Summary, plus_minus
 from petscale.report import pictures
 from storage.integrity import write_bytes
@@ -40,11 +41,13 @@ class CaseImages:
         reference: full dose.
         candidates: as given to ``score_case``, in order.
         body: greater than 0.5 inside the patient.
+        ct: what the network started from, where it was a CT; shown, never scored.
     """
 
     reference: ImageSource
     candidates: Mapping[str, ImageSource]
     body: ImageSource
+    ct: ImageSource | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +114,10 @@ def render(data: ReportData) -> str:
         histogram=_histogram([data.images[case] for case in chosen]),
         grey_bar=pictures.colour_bar(pictures.GREY),
         difference_bar=pictures.colour_bar(pictures.DIVERGING),
+        detection=_detection(evaluation),
+        from_ct=any(images.ct for images in data.images.values()),
+        ct_window=_window(pictures.CT_HU),
+        bone_window=_window(pictures.BONE_HU),
         curves=_curves(data.metrics),
         image_rules=_image_rules(evaluation),
         config=json.dumps(data.config, indent=2, sort_keys=True, default=str),
@@ -247,7 +254,7 @@ KINDS = {
 
 def score_tables(evaluation: Evaluation) -> list[ScoreTable]:
     """Lay out the image-quality scores; the clinical ones have tables of their own."""
-    summaries = [line for line in evaluation.summary() if line.rule.preset != "clinical"]
+    summaries = [line for line in evaluation.summary() if line.rule.preset not in ("clinical", detection.PRESET)]
     letters = iter(_letters())
     tables = []
     for preset in dict.fromkeys(line.rule.preset for line in summaries):
@@ -412,16 +419,42 @@ def _pictured(data: ReportData, case: str, why: str) -> dict[str, object]:
         reference=REFERENCE,
         window=data.suv_window,
         difference_window=data.difference_window,
+        ct=images.ct,
     )
     return {
         "case": case,
         "why": why,
         "rows": rows,
-        "columns": [*images.candidates, REFERENCE, "difference"],
+        "columns": list(rows[0].images),
         "psnr": f"{data.evaluation.values(data.evaluation.synthesized, BODY_PSNR, 'body')[case]:.2f}",
         "widest_mm": max(row.width_mm for row in rows),
         "difference": f"{synthesized} − {REFERENCE}",
         "suv_rule": data.suv_rules.get(case, ""),
+    }
+
+
+def _window(hu: tuple[float, float]) -> str:
+    return f"{hu[0]:g} to {hu[1]:g}".replace("-", "−")
+
+
+def _detection(evaluation: Evaluation) -> dict[str, object] | None:
+    """Lay out what was found of lesions; None where nobody looked."""
+    found = evaluation.metadata.get("detection")
+    if not isinstance(found, Mapping):
+        return None
+    curves = {
+        image: ([point[0] for point in told["froc"]["envelope"]], [point[1] for point in told["froc"]["envelope"]])
+        for image, told in found["images"].items()
+    }
+    marks = {
+        image: (told["froc"]["operating"]["false_per_scan"], told["froc"]["operating"]["tpr"])
+        for image, told in found["images"].items()
+    }
+    return {
+        "rule": found["rule"],
+        "lines": detection.lines(found),
+        "against": found["lesions_only_it_finds"],
+        "froc": pictures.draw_froc(curves, marks),
     }
 
 

@@ -27,6 +27,7 @@ Picture = NDArray[np.float32]
 Slabs = Callable[[], Iterator[NDArray[np.float32]]]
 
 GREY, DIVERGING = "gray_r", "RdBu_r"  # white background; blue-white-red is told apart by colour-blind readers
+CT_HU, BONE_HU = (-160.0, 240.0), (0.0, 1000.0)  # shown black and white in slices of a CT, and in its MIPs
 MAX_PIXELS_HIGH = 440
 COLORS = ("#7a7a7a", "#e69f00", "#0072b2", "#009e73", "#cc79a7", "#d55e00")  # Okabe and Ito, grey for the input
 INK, FAINT = "#22303c", "#c9d1d8"
@@ -122,6 +123,7 @@ def case_rows(
     reference: str,
     window: tuple[float, float],
     difference_window: float,
+    ct: ImageSource | None = None,
 ) -> list[Row]:
     """Draw anterior and lateral MIP and the central coronal slice of every image, and the signed difference.
 
@@ -132,6 +134,7 @@ def case_rows(
         reference: title of the full-dose image.
         window: SUV drawn white and black in every panel.
         difference_window: SUV drawn in the strongest colours, symmetric about zero.
+        ct: drawn first, in windows of its own.
     """
     frame = Frame.of(body.grid)
     spacing = body.grid.spacing_mm
@@ -154,7 +157,11 @@ def case_rows(
         def shown(picture: Picture) -> Picture:
             return _to_pixels(frame.upright(picture, across, columns)[crop], mm)  # noqa: B023  (called in this turn only)
 
-        urls = {name: png(shown(picture), window, GREY) for name, picture in drawn.items()}
+        urls = {}
+        if ct is not None:
+            bones = plane(ct, axis, centre) if sliced else mip(ct, axis)
+            urls["CT"] = png(shown(bones), CT_HU if sliced else BONE_HU, "gray")
+        urls |= {name: png(shown(picture), window, GREY) for name, picture in drawn.items()}
         urls["difference"] = png(shown(difference), (-difference_window, difference_window), DIVERGING)
         height, width = shown(difference).shape
         width_mm = frame.upright(difference, across, columns)[crop].shape[1] * mm[1]
@@ -246,6 +253,23 @@ def draw_noise_bias(points: Mapping[str, tuple[float, float]], organ: str) -> st
         axes.annotate(name, (bias, noise), xytext=(6, 4), textcoords="offset points", fontsize=7.5, color=INK)
     axes.margins(0.25)
     _dress(axes, "", "bias of lesion SUVmax [%]", f"CoV of {organ} [%]")
+    return figure_png(figure)
+
+
+def draw_froc(
+    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], marks: Mapping[str, tuple[float, float]]
+) -> str:
+    """Draw image -> (false positives per scan, TPR) as steps, and the point of the threshold itself on each."""
+    figure = _figure(4.6, 3.0)
+    axes = figure.subplots()
+    furthest = max(1.0, *(point[0] for point in marks.values())) * 2
+    for (name, (false, tpr)), color in zip(curves.items(), COLORS, strict=False):
+        axes.step([*false, furthest], [*tpr, tpr[-1]], where="post", color=color, linewidth=1.2, label=name)
+        axes.plot(*marks[name], "o", markersize=5, color=color)
+    axes.set_xlim(-0.03 * furthest, furthest)
+    axes.set_ylim(-0.03, 1.03)
+    axes.legend(fontsize=7, frameon=False, loc="lower right")
+    _dress(axes, "FROC; dots: the threshold itself", "false positives per scan", "sensitivity (TPR)")
     return figure_png(figure)
 
 

@@ -1,0 +1,651 @@
+"""Lesions found in a synthesized PET: sensitivity, false positives per scan, FROC, and how real the image looks.
+
+What it knows: the rule of Ben-Cohen et al. (arXiv 1707.09585), a tumour counts as found when the synthesized SUVmax in
+it exceeds 2.5, and what the paper leaves open, every choice a field of ``DetectionConfig``.  What it refuses to know:
+how an image was made, who outlined the lesions.
+
+A true lesion is a 26-connected component of the lesion label in region R whose SUVmax on the real PET exceeds the
+threshold; others are left out and counted, and a hot prediction there is a false positive.  A focus is a 26-connected
+component of {synthesized > threshold} in R of a smallest volume.
+
+    overlap  A lesion is found if its highest synthesized voxel, or one within the tolerance, exceeds the threshold; a
+             focus that touches no true lesion is a false positive.  This is the paper's rule, and an image of 3 SUV
+             everywhere satisfies it: one focus touches every lesion.
+    peak     A focus serves one lesion, the one its highest voxel lies in (of several highest, the voxel nearest their
+             centroid); a lesion is found only so, and every other focus is a false positive.
+
+Lesions have a label of their own, so an organ's voxels have holes where lesions lie: R is the organs together with
+every lesion that touches them (26 neighbours), whole.  A lesion across an organ's border belongs to R therefore, as does one
+that only touches it from outside.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import product
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt, find_objects, label
+from scipy.stats import beta, binomtest, chi2
+
+from storage.errors import InputError
+from storage.source import SUV, Grid, ImageSource
+from trainers.metrics.clinical import separate
+from trainers.metrics.image import Box, Mask, slabs
+
+Volume = NDArray[np.float32]
+Matching = Literal["overlap", "peak"]
+Interval = tuple[float, float]
+
+FALSE_POSITIVES = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0, 8.0)  # per scan, where a FROC curve is read
+RESAMPLES = 2000
+_CORNERS = np.ones((3, 3, 3), dtype=np.uint8)  # 26-connectivity
+_NEIGHBOURS = np.array(list(product((-1, 0, 1), repeat=3)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionConfig:
+    """What counts as found.
+
+    Args:
+        threshold_suv: a lesion is seen above it, strictly, on the real and on the synthesized PET.
+        organs: names of the labels that are searched, for instance the liver and its cysts; none: the whole body mask,
+            as ``text`` says.
+        lesion: name of the label that holds lesions.
+        rule: how foci and lesions are matched, see the module.
+        tolerance_mm: how far beyond a lesion's voxels a hit may lie, in R; for breathing.
+        smallest_focus_ml: smaller foci are noise: neither hits by ``peak`` nor false positives; 0 keeps all.
+        froc_thresholds_suv: where the FROC curve is computed besides ``threshold_suv``; none for no curve.
+    """
+
+    threshold_suv: float = 2.5
+    organs: tuple[str, ...] = ()
+    lesion: str = "lesion"
+    rule: Matching = "overlap"
+    tolerance_mm: float = 0.0
+    smallest_focus_ml: float = 0.2
+    froc_thresholds_suv: tuple[float, ...] = tuple(np.arange(0.5, 10.25, 0.25).tolist())
+
+    def text(self) -> str:
+        """Return the rule as one readable line."""
+        where = f"{' and '.join(self.organs)} with the lesions that touch it" if self.organs else "the whole body mask"
+        return (
+            f"{self.rule}: SUV above {self.threshold_suv:g} in {where}; lesions: label {self.lesion}, 26-connected, "
+            f"real SUVmax above {self.threshold_suv:g}; tolerance {self.tolerance_mm:g} mm; "
+            f"foci of {self.smallest_focus_ml:g} mL or more"
+        )
+
+
+# ---- where to look --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """The region R of one scan and the lesions in it; images are read in its bounding box only.
+
+    Args:
+        box: the bounding box of R in the volume.
+        region: voxels of R, (z, y, x) of the box.
+        lesions: voxel indices (n, 3) in the box of every lesion, the largest first.
+        grid: of the whole volume.
+    """
+
+    box: Box
+    region: Mask
+    lesions: tuple[NDArray[np.intp], ...]
+    grid: Grid
+
+    def read(self, image: ImageSource) -> Volume:
+        """Return the box of an image on the scan's grid.
+
+        Raises:
+            InputError: ``IMG_GRID`` if the image lies on another grid; ``IMG_UNITS`` if it is not in SUVbw;
+                ``IMG_NAN`` if it is not finite.
+        """
+        if not self.grid.matches(image.grid):
+            raise InputError(
+                "IMG_GRID",
+                where="image",
+                found=f"shape {image.grid.shape} against the labels' {self.grid.shape}, or another affine",
+                remedy="search an image on the labels' grid",
+            )
+        if image.units != SUV:
+            raise InputError(
+                "IMG_UNITS", where="image", found=f"units {image.units}", remedy="convert it to SUVbw at ingest"
+            )
+        voxels = _read_box(image, self.box)
+        if not np.isfinite(voxels).all():
+            raise InputError(
+                "IMG_NAN", where="image", found="values that are not finite", remedy="repair the image before scoring"
+            )
+        return voxels
+
+
+def search(
+    config: DetectionConfig, *, labels: ImageSource | None, label_names: Mapping[int, str], body: ImageSource
+) -> Search:
+    """Find R and its lesions, reading slab by slab; memory grows with R's bounding box, not with the volume.
+
+    Args:
+        config: which organs, or the body, and which label holds lesions.
+        labels: integers, on the images' grid.
+        label_names: what each label is.
+        body: greater than 0.5 inside the patient.
+
+    Raises:
+        InputError: ``SET_NO_LABELS`` without a lesion label, or without a voxel of the organs.
+    """
+    lesion = _label_of(config.lesion, label_names if labels is not None else {})
+    assert labels is not None
+    organs = [_label_of(organ, label_names) for organ in config.organs]
+    place = labels if organs else body
+
+    def inside(slab: Volume) -> Mask:
+        return np.isin(np.rint(slab), organs) if organs else slab > 0.5
+
+    shape = labels.grid.shape
+    box = _bounds(place, inside)
+    if box is None:
+        raise InputError(
+            "SET_NO_LABELS",
+            where="labels" if organs else "body",
+            found=f"no voxel of {' or '.join(config.organs) or 'the body'} in this case",
+            remedy=f"ingest a mask that holds it (petscale ingest --mask), or leave the organ out{_ELSE}",
+        )
+    separated = separate(labels, lesion)
+    at = np.stack(np.unravel_index(separated.indices, shape), axis=-1)
+    touching = _touching(at, inside(_read_box(place, box)), box)
+    numbers = np.unique(separated.numbers[touching])  # ascending: the largest first
+    lesions = [at[separated.numbers == number] for number in numbers]
+    ends = np.array([[side.start for side in box], [side.stop for side in box]])
+    for voxels in lesions:
+        ends[0] = np.minimum(ends[0], voxels.min(axis=0))
+        ends[1] = np.maximum(ends[1], voxels.max(axis=0) + 1)
+    z, y, x = (slice(low, high) for low, high in ends.T.tolist())
+    region = inside(_read_box(place, (z, y, x)))
+    lesions = [voxels - ends[0] for voxels in lesions]
+    for voxels in lesions:
+        region[tuple(voxels.T)] = True
+    return Search((z, y, x), region, tuple(lesions), labels.grid)
+
+
+_ELSE = "; a phantom has labels of its own (petscale phantom)"
+
+
+def _label_of(name: str, label_names: Mapping[int, str]) -> int:
+    for number, known in label_names.items():
+        if known == name:
+            return number
+    raise InputError(
+        "SET_NO_LABELS",
+        where="labels",
+        found=f"no label '{name}' (there are: {', '.join(label_names.values()) or 'none'})",
+        remedy=f"ingest a mask that names it (petscale ingest --mask){_ELSE}",
+    )
+
+
+def _read_box(source: ImageSource, box: Box) -> Volume:
+    z, y, x = box
+    voxels = np.empty([side.stop - side.start for side in box], dtype=np.float32)
+    for z0, z1 in slabs((len(voxels), *source.grid.shape[1:])):
+        voxels[z0:z1] = source.read(z.start + z0, z.start + z1)[:, y, x]
+    return voxels
+
+
+def _bounds(source: ImageSource, inside: Callable[[Volume], Mask]) -> Box | None:
+    low, high = np.full(3, np.iinfo(np.intp).max), np.full(3, -1)
+    for z0, z1 in slabs(source.grid.shape):
+        (found,) = find_objects(inside(source.read(z0, z1)).astype(np.uint8)) or (None,)
+        if found is not None:
+            low = np.minimum(low, [found[0].start + z0, found[1].start, found[2].start])
+            high = np.maximum(high, [found[0].stop + z0, found[1].stop, found[2].stop])
+    if high[0] < 0:
+        return None
+    z, y, x = (slice(a, b) for a, b in np.stack([low, high], axis=-1).tolist())
+    return z, y, x
+
+
+def _touching(at: NDArray[np.intp], inside: Mask, box: Box) -> Mask:
+    """Which of the voxels ``at`` lie in the mask of ``box`` or are one of its 26 neighbours."""
+    found = np.zeros(len(at), dtype=bool)
+    start = np.array([side.start for side in box])
+    for offset in _NEIGHBOURS:
+        spot = at + offset - start
+        known = ((spot >= 0) & (spot < inside.shape)).all(axis=1)
+        found[known] |= inside[tuple(spot[known].T)]
+    return found
+
+
+# ---- one scan -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """A lesion in R.
+
+    Args:
+        volume_ml: volume of its voxels.
+        real_suvmax: highest value of the real PET in it.
+        synthesized_suvmax: highest value of the synthesized PET in it.
+        reached_suvmax: the same within the tolerance too, in R: what ``overlap`` compares.
+        shown: whether the real PET shows it; if not, it is no true lesion.
+    """
+
+    volume_ml: float
+    real_suvmax: float
+    synthesized_suvmax: float
+    reached_suvmax: float
+    shown: bool
+
+
+@dataclass(frozen=True)
+class Count:
+    """What one threshold finds in a scan.
+
+    Args:
+        threshold_suv: of the synthesized PET; the true lesions do not depend on it.
+        overlap: for every lesion shown, whether it is found by that rule; peak likewise.
+        false_overlap: false positives by that rule; ``false_peak`` likewise.
+        hot_ml: volume in R above the threshold.
+    """
+
+    threshold_suv: float
+    overlap: tuple[bool, ...]
+    peak: tuple[bool, ...]
+    false_overlap: int
+    false_peak: int
+    hot_ml: float
+
+    def found(self, rule: Matching) -> tuple[bool, ...]:
+        """Which of the lesions shown are found."""
+        return self.overlap if rule == "overlap" else self.peak
+
+    def false(self, rule: Matching) -> int:
+        """Number of false positives."""
+        return self.false_overlap if rule == "overlap" else self.false_peak
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found in one scan: at ``threshold_suv`` and, for the FROC curve, at other thresholds, ascending."""
+
+    threshold_suv: float
+    lesions: tuple[Lesion, ...]
+    counts: tuple[Count, ...]
+
+    @property
+    def shown(self) -> tuple[Lesion, ...]:
+        """The true lesions."""
+        return tuple(lesion for lesion in self.lesions if lesion.shown)
+
+    @cached_property
+    def at(self) -> Count:
+        """What the threshold itself finds."""
+        return next(count for count in self.counts if count.threshold_suv == self.threshold_suv)
+
+    def json(self) -> dict[str, object]:
+        """Return everything as JSON-able values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class _Reach:
+    """Where a hit of a lesion may lie: distance in mm from its voxels, infinite beyond the tolerance or R."""
+
+    box: Box
+    distance: NDArray[np.float64]
+
+    def of(self, at: NDArray[np.intp]) -> NDArray[np.float64]:
+        """Distances of the voxels ``at`` (n, 3)."""
+        spot = at - [side.start for side in self.box]
+        known = ((spot >= 0) & (spot < self.distance.shape)).all(axis=1)
+        distances = np.full(len(at), np.inf)
+        distances[known] = self.distance[tuple(spot[known].T)]
+        return distances
+
+
+def detect(real: Volume, synthesized: Volume, where: Search, config: DetectionConfig) -> Found:
+    """Find the lesions of one scan in a synthesized PET.
+
+    Args:
+        real: the real PET in ``where.box`` (``where.read``), SUV, finite; synthesized likewise.
+        where: R and its lesions.
+        config: what counts as found.
+    """
+    reaches = [_reach(voxels, where, config.tolerance_mm) for voxels in where.lesions]
+    lesions = []
+    for voxels, reach in zip(where.lesions, reaches, strict=True):
+        highest = float(real[tuple(voxels.T)].max())
+        reached = float(synthesized[reach.box][np.isfinite(reach.distance)].max())
+        inside = float(synthesized[tuple(voxels.T)].max())
+        shown = highest > _float32(config.threshold_suv)
+        lesions.append(Lesion(len(voxels) * where.grid.voxel_ml, highest, inside, reached, shown))
+    true = [(lesion, reach) for lesion, reach in zip(lesions, reaches, strict=True) if lesion.shown]
+    thresholds = sorted({config.threshold_suv, *config.froc_thresholds_suv})
+    counts = tuple(_count(synthesized, where, true, threshold, config) for threshold in thresholds)
+    return Found(config.threshold_suv, tuple(lesions), counts)
+
+
+def _reach(voxels: NDArray[np.intp], where: Search, tolerance_mm: float) -> _Reach:
+    margin = np.ceil(tolerance_mm / np.array(where.grid.spacing_mm)).astype(np.intp)
+    low = np.maximum(voxels.min(axis=0) - margin, 0)
+    high = np.minimum(voxels.max(axis=0) + 1 + margin, where.region.shape)
+    z, y, x = (slice(a, b) for a, b in np.stack([low, high], axis=-1).tolist())
+    outside = np.ones(high - low, dtype=bool)
+    outside[tuple((voxels - low).T)] = False
+    distance = distance_transform_edt(outside, sampling=where.grid.spacing_mm)
+    # A hair of tolerance: 2 voxels of 2.5 mm are 5 mm, whatever the affine's rounding.
+    near = (distance <= tolerance_mm + 1e-6) & where.region[z, y, x]
+    return _Reach((z, y, x), np.where(near, distance, np.inf))
+
+
+def _count(
+    synthesized: Volume, where: Search, true: Sequence[tuple[Lesion, _Reach]], threshold: float, config: DetectionConfig
+) -> Count:
+    hot = (synthesized > _float32(threshold)) & where.region
+    foci, num_foci = label(hot, structure=_CORNERS)
+    at = np.flatnonzero(hot)
+    number = foci.reshape(-1)[at] - 1
+    volumes = np.bincount(number, minlength=num_foci) * where.grid.voxel_ml
+    kept = volumes >= config.smallest_focus_ml * (1 - 1e-9)
+    touched = np.zeros(num_foci + 1, dtype=bool)  # the first for what is cold
+    owner, nearest = np.full(num_foci, -1), np.full(num_foci, np.inf)
+    peaks = _peaks(at, number, synthesized.reshape(-1)[at], num_foci, hot.shape)
+    for index, (_, reach) in enumerate(true):
+        touched[foci[reach.box][np.isfinite(reach.distance)]] = True
+        distance = reach.of(peaks)
+        closer = distance < nearest
+        owner[closer], nearest[closer] = index, distance[closer]
+    served = set(owner[kept].tolist())
+    return Count(
+        threshold,
+        overlap=tuple(lesion.reached_suvmax > _float32(threshold) for lesion, _ in true),
+        peak=tuple(index in served for index in range(len(true))),
+        false_overlap=int((kept & ~touched[1:]).sum()),
+        false_peak=int((kept & (owner < 0)).sum()),
+        hot_ml=len(at) * where.grid.voxel_ml,
+    )
+
+
+def _peaks(
+    at: NDArray[np.intp],
+    number: NDArray[np.int32],
+    values: NDArray[np.float32],
+    num_foci: int,
+    shape: tuple[int, ...],
+) -> NDArray[np.intp]:
+    """Index (z, y, x) of every focus's highest voxel, or of the voxel at the centroid of several highest."""
+    highest = np.full(num_foci, -np.inf, dtype=np.float32)
+    np.maximum.at(highest, number, values)
+    top = values == highest[number]
+    members = np.bincount(number[top], minlength=num_foci)
+    axes = np.unravel_index(at[top], shape)
+    centroids = [np.bincount(number[top], weights=axis, minlength=num_foci) / members for axis in axes]
+    return np.rint(np.stack(centroids, axis=-1)).astype(np.intp)
+
+
+def _float32(threshold: float) -> float:
+    """The threshold as voxels see it, so that a focus and a lesion never disagree about a voxel of just that value."""
+    return float(np.float32(threshold))
+
+
+# ---- many scans -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Detection:
+    """Sensitivity and false positives, pooled over scans; intervals are of 95 %.
+
+    Args:
+        rule: what counts as found.
+        num_scans: scans, those without a lesion among them; ``num_patients`` is what was resampled.
+        num_lesions: true lesions; num_found of them were found.
+        num_left_out: lesions the real PET does not show above the threshold.
+        tpr: found / lesions, None without a lesion; tpr_interval after Clopper and Pearson, which takes lesions for
+            independent; tpr_bootstrap over patients, which does not.
+        num_false: false positives; false_per_scan with its exact Poisson interval and the bootstrap's.
+        hot_over_lesions: volume above the threshold over the volume of true lesions; 1 is ideal, None without a lesion.
+        seed: of the bootstrap.
+    """
+
+    rule: str
+    num_scans: int
+    num_patients: int
+    num_lesions: int
+    num_found: int
+    num_left_out: int
+    tpr: float | None
+    tpr_interval: Interval | None
+    tpr_bootstrap: Interval | None
+    num_false: int
+    false_per_scan: float
+    false_interval: Interval
+    false_bootstrap: Interval
+    hot_over_lesions: float | None
+    seed: int
+
+    def json(self) -> dict[str, object]:
+        """Return everything as JSON-able values."""
+        return asdict(self)
+
+
+def summarise(
+    founds: Sequence[Found], config: DetectionConfig, *, seed: int, patients: Sequence[str] | None = None
+) -> Detection:
+    """Pool at least one scan by ``config.rule``.
+
+    Args:
+        founds: one per scan, found with ``config``.
+        config: ``rule`` may be either: both were computed.
+        seed: of the patients' bootstrap.
+        patients: whose scan each is (``Case.subject``); None: every scan is another patient's.
+    """
+    hits = np.array([sum(found.at.found(config.rule)) for found in founds])
+    lesions = np.array([len(found.shown) for found in founds])
+    false = np.array([found.at.false(config.rule) for found in founds])
+    who = list(patients) if patients is not None else [str(index) for index in range(len(founds))]
+    order = {name: index for index, name in enumerate(dict.fromkeys(who))}
+    group = np.array([order[name] for name in who])
+    per_patient = np.zeros((4, len(order)), dtype=np.intp)
+    for row, values in enumerate((hits, lesions, false, np.ones_like(hits))):
+        np.add.at(per_patient[row], group, values)
+    rng = np.random.Generator(np.random.Philox(seed))
+    drawn = per_patient[:, rng.integers(len(order), size=(RESAMPLES, len(order)))].sum(axis=-1)
+    with_lesions = drawn[:, drawn[1] > 0]  # a resample without a lesion has no sensitivity
+    num_found, num_lesions, num_false = int(hits.sum()), int(lesions.sum()), int(false.sum())
+    lesion_ml = sum(lesion.volume_ml for found in founds for lesion in found.shown)
+    return Detection(
+        rule=config.text(),
+        num_scans=len(founds),
+        num_patients=len(order),
+        num_lesions=num_lesions,
+        num_found=num_found,
+        num_left_out=sum(len(found.lesions) - len(found.shown) for found in founds),
+        tpr=num_found / num_lesions if num_lesions else None,
+        tpr_interval=clopper_pearson(num_found, num_lesions) if num_lesions else None,
+        tpr_bootstrap=_central(with_lesions[0] / with_lesions[1]) if num_lesions else None,
+        num_false=num_false,
+        false_per_scan=num_false / len(founds),
+        false_interval=poisson_interval(num_false, len(founds)),
+        false_bootstrap=_central(drawn[2] / drawn[3]),
+        hot_over_lesions=sum(found.at.hot_ml for found in founds) / lesion_ml if lesion_ml else None,
+        seed=seed,
+    )
+
+
+def clopper_pearson(successes: int, trials: int) -> Interval:
+    """Return the exact 95 % interval of a proportion."""
+    low = float(beta.ppf(0.025, successes, trials - successes + 1)) if successes else 0.0
+    high = float(beta.ppf(0.975, successes + 1, trials - successes)) if successes < trials else 1.0
+    return low, high
+
+
+def poisson_interval(events: int, scans: int) -> Interval:
+    """Return the exact 95 % interval of a rate per scan (Garwood)."""
+    low = float(chi2.ppf(0.025, 2 * events)) / 2 if events else 0.0
+    return low / scans, float(chi2.ppf(0.975, 2 * events + 2)) / 2 / scans
+
+
+def _central(values: NDArray[np.float64]) -> Interval:
+    low, high = np.percentile(values, (2.5, 97.5)).tolist()
+    return low, high
+
+
+@dataclass(frozen=True)
+class FrocPoint:
+    """Pooled sensitivity (0 where no scan has a lesion) and false positives per scan at one threshold."""
+
+    threshold_suv: float
+    tpr: float
+    false_per_scan: float
+
+
+@dataclass(frozen=True)
+class Froc:
+    """Free-response curve.
+
+    Args:
+        rule: what counts as found; its threshold is the operating point.
+        operating: the point at the rule's threshold.
+        points: every threshold, ascending; false positives need not fall, for foci join at low ones.
+        envelope: upper envelope, (false positives per scan, TPR), both ascending.
+        tpr_at: (false positives per scan allowed, highest TPR of a threshold that keeps to it); 0 where none does.
+    """
+
+    rule: str
+    operating: FrocPoint
+    points: tuple[FrocPoint, ...]
+    envelope: tuple[tuple[float, float], ...]
+    tpr_at: tuple[tuple[float, float], ...]
+
+    def json(self) -> dict[str, object]:
+        """Return everything as JSON-able values."""
+        return asdict(self)
+
+
+def froc(founds: Sequence[Found], config: DetectionConfig) -> Froc:
+    """Pool at least one scan at every threshold, by ``config.rule``."""
+    lesions = sum(len(found.shown) for found in founds)
+    points = []
+    for counts in zip(*(found.counts for found in founds), strict=True):
+        hits = sum(sum(count.found(config.rule)) for count in counts)
+        false = sum(count.false(config.rule) for count in counts)
+        points.append(FrocPoint(counts[0].threshold_suv, hits / lesions if lesions else 0.0, false / len(founds)))
+    envelope: list[tuple[float, float]] = []
+    for point in sorted(points, key=lambda p: (p.false_per_scan, -p.tpr)):
+        if not envelope or point.tpr > envelope[-1][1]:
+            envelope.append((point.false_per_scan, point.tpr))
+    allowed = tuple((rate, max((t for f, t in envelope if f <= rate), default=0.0)) for rate in FALSE_POSITIVES)
+    operating = next(point for point in points if point.threshold_suv == config.threshold_suv)
+    return Froc(config.text(), operating, tuple(points), tuple(envelope), allowed)
+
+
+@dataclass(frozen=True)
+class Discordance:
+    """Lesions that only one of two systems finds, and McNemar's exact two-sided p."""
+
+    only_first: int
+    only_second: int
+    p_value: float
+
+
+def mcnemar(first: Sequence[Found], second: Sequence[Found], rule: Matching) -> Discordance:
+    """Compare two systems on the same lesions; lesions of a patient are taken for independent, so p is too small.
+
+    Args:
+        first: one system's findings, scan by scan; second: the other's on the same scans.
+        rule: how lesions are found.
+
+    Raises:
+        ValueError: if the lesions are not the same ones.
+    """
+    pairs = [
+        pair
+        for a, b in zip(first, second, strict=True)
+        for pair in zip(a.at.found(rule), b.at.found(rule), strict=True)
+    ]
+    only_first, only_second = pairs.count((True, False)), pairs.count((False, True))
+    decided = only_first + only_second
+    p_value = float(binomtest(only_first, decided).pvalue) if decided else 1.0
+    return Discordance(only_first, only_second, p_value)
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Bland and Altman: mean difference, its standard deviation and limits of agreement (mean -+ 1.96 sd), in SUV."""
+
+    num_lesions: int
+    mean: float
+    sd: float | None
+    limits: Interval | None
+
+
+def suvmax_bias(founds: Sequence[Found]) -> Agreement | None:
+    """Synthesized minus real SUVmax over the true lesions of all scans; None without one, no sd with one."""
+    gaps = np.array([lesion.synthesized_suvmax - lesion.real_suvmax for found in founds for lesion in found.shown])
+    if not gaps.size:
+        return None
+    mean = float(gaps.mean())
+    if gaps.size == 1:
+        return Agreement(1, mean, None, None)
+    sd = float(gaps.std(ddof=1))
+    return Agreement(gaps.size, mean, sd, (mean - 1.96 * sd, mean + 1.96 * sd))
+
+
+# ---- realism --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Realism:
+    """How sharp and how noisy a synthesized PET is beside the real one: 1 is alike, less is smoother.
+
+    Args:
+        gradient_energy_ratio: sum of squared gradients (SUV/mm, between neighbours both in R), synthesized / real.
+        high_frequency_ratio: power above half Nyquist in axial slices, synthesized / real; the slice's mean over R
+            removed, 0 outside R, Hann window over R's box.
+    """
+
+    gradient_energy_ratio: float | None
+    high_frequency_ratio: float | None
+
+
+def realism(real: Volume, synthesized: Volume, where: Search) -> Realism:
+    """Compare two images in R, both read by ``where.read``; None where the real one has no such power."""
+    images = (synthesized, real)
+    gradient = [_gradient_energy(image, where) for image in images]
+    high = [_high_frequency_power(image, where.region) for image in images]
+    return Realism(_ratio(*gradient), _ratio(*high))
+
+
+def _ratio(value: float, reference: float) -> float | None:
+    return value / reference if reference > 0 else None
+
+
+def _gradient_energy(image: Volume, where: Search) -> float:
+    total = 0.0
+    for z0, z1 in slabs(where.region.shape):
+        for axis, step in enumerate(where.grid.spacing_mm):
+            rows = slice(z0, z1 + (axis == 0))  # one slice on, for the gap between slabs
+            both = np.logical_and(*_neighbours(where.region[rows], axis))
+            here, there = _neighbours(image[rows], axis)
+            total += float(np.square((there - here)[both].astype(np.float64)).sum()) / step**2
+    return total
+
+
+def _neighbours(voxels: NDArray[Any], axis: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    moved = np.moveaxis(voxels, axis, 0)
+    return moved[:-1], moved[1:]
+
+
+def _high_frequency_power(image: Volume, region: Mask) -> float:
+    _, height, width = region.shape
+    window = np.hanning(height + 2)[1:-1, None] * np.hanning(width + 2)[1:-1]
+    high = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)) > 0.25  # cycles per voxel; Nyquist is 0.5
+    total = 0.0
+    for voxels, inside in zip(image, region, strict=True):
+        if inside.any():
+            about_zero = np.where(inside, voxels - voxels[inside].mean(dtype=np.float64), 0.0)
+            total += float(np.square(np.abs(np.fft.fft2(about_zero * window))[high]).sum())
+    return total

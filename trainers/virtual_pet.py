@@ -1,0 +1,636 @@
+"""Virtual PET from CT: an FCN that finds hot lesions and a conditional GAN that looks real, blended.
+
+Ben-Cohen et al. 2017, arXiv 1707.09585.  No code was published; this is written from the text.  Letters: x CT, y PET in
+SUV, F the FCN, G and D the conditional GAN (pix2pix, arXiv 1611.07004), u_F and u_G their images in SUV, u the virtual
+PET.
+
+F and (G, D) are trained apart, in the phases "fcn" and "cgan"; nothing is shared, so either alone is a row of the
+comparison.  At inference F's image is taken where it exceeds SUV 2.5 and G's elsewhere, through Laplacian pyramids
+(``trainers.pyramid``).  This file knows no cohort, no machine and no path but that of VGG16's weights; random numbers
+(initial weights, dropout) come from torch's default generator, which the loop seeds from (seed, step, rank).
+
+Errors of the print:
+    Sec. 2.3  patches of 70 x 70 and "C64-C128-C256-C512 downsample by 2" exclude each other: with stride 2 in all four
+            D sees 94.  70, as in pix2pix's code, is the default; ``critic_strides`` (2, 2, 2, 2) is the sentence.
+    Sec. 2.3  the decoder CD512-CD512-CD512-C512-C512-C256-C128-C64 is that of pix2pix's network without skips.  Its
+            code (one 512 fewer, then the image) is the default, the list as printed is ``decoder`` "listed".
+
+Readings where the text is silent:
+    F       FCN-4s on VGG16 (Long et al. 2015, arXiv 1411.4038, one skip further): convolutions padded by 1 and fc6 by 3
+            instead of 100 voxels at the start and crops, so that sizes are exact; weights fit both.  Score layers start
+            at 0, so u_F does too; inner upsamplings start bilinear and learn, the last one stays.  Linear output,
+            negatives cut at inference.  VGG16's weights only from a file that the user has; else He's initialisation.
+    Weight  the true SUV, clipped as the target is: w = max(SUV, floor)^gamma, over a constant.  The constant is a
+            field, not measured: a batch's own mean would make accumulated and parallel steps differ from one large
+            batch and fail on air, and Adam is blind to it.  1 is the SUV of a body that keeps all activity, evenly.
+            With ``suv_weight_floor`` 0 (the paper) what is predicted where SUV is 0 costs nothing: try 0.1 on whole
+            bodies.
+    G       L2 times 100, pix2pix's weight of L1, without SUV weights: "the FCN with weighted regression loss".  Dropout
+            off and running statistics at inference: a scan gives one image.
+    Blend   a 5-tap kernel, a binary mask, three levels, which suit voxels of 1 mm; at 3 to 4 mm use two.  Levels and
+            lesion size decide how much of F's SUVmax remains.
+    Scale   CT -160 to 240 HU is 0 to 1 for F and -1 to 1 for G; SUV 0 to 20 is 0 to 1 for F and -1 to 1 for G.
+    Adam    for both, F's at a constant 1e-4 (not given); G's and D's as pix2pix, the second half linearly to 0.
+    The F kept is the best of its epochs, by its loss on patients kept apart where there are any; G is the last one.
+
+Deviations:
+    Whole volumes, not the region of the liver.  A window holds a whole slice, beyond it is air; three neighbouring
+    slices are the channels of both networks (``mode`` "2d" is the paper's).  The grid is the run's.
+    Blending is 3D and sees the whole volume; beyond its first and last slice it sees these slices again.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from storage.errors import InputError
+from storage.source import HU
+from trainers import perceptual, pyramid
+from trainers.blocks import PatchGAN, UNet, encoder_widths
+from trainers.fcn import FCN, check_weights, read_weights
+from trainers.feed import FeedConfig
+from trainers.losses import logistic_discriminator_loss, logistic_generator_loss
+from trainers.recipe import Batch, Engine, EngineFactory, Metrics, Needs, State, Tiling
+
+FEED = FeedConfig(low=("ct",), suv_scale=1.0, cases_per_step=4)
+PRESET = "native"  # the paper scores no image
+ROLES = frozenset({"validation"})
+PHASES = ("fcn", "cgan")
+WHOLE = 4096  # pixels: longer than the edge of any slice
+SLICES = {"2d": 16, "3d": 128}  # of a tile; blending in 3D computes up to 32 beside it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The published system on native slices; its comparison partners are fields.
+
+    F alone and G alone: ``networks``; no SUV weight: ``suv_weight_gamma`` 0; hard pasting: ``blend_levels`` 0.
+
+    Args:
+        patch: edge lengths (z, y, x) in voxels of the windows trained on: z slices of a whole slice's size, beyond
+            which is air.  At inference slices are padded to a multiple of y and x.
+        mode: channels of F and G: the slice, or the slice between its two neighbours.
+        networks: what is trained and synthesized: both, blended, or one alone.
+        ct_window: HU that become 0 and 1 (Sec. 2.1).
+        suv_max: SUV at which PET is clipped (Sec. 2.1).
+        fcn_widths: channels of F's blocks, five as in VGG16, or four without its last, for voxels of 3 to 4 mm.
+        fcn_fc: channels of fc6 and fc7.
+        fcn_fc6_kernel: odd edge length of fc6 in cells of F's coarsest map; 7, or 3 for voxels of 3 to 4 mm.
+        fcn_norm: none (VGG16), or batch norm after every convolution, which trains faster from scratch.
+        fcn_weights: safetensors file of VGG16's ImageNet weights, named as torchvision's; empty for none.
+        fcn_weights_sha256: SHA-256 of that file.
+        suv_weight_gamma: power of the SUV that weighs a voxel (1 in Sec. 2.4); 0 for no weight.
+        suv_weight_floor: least SUV that weighs.
+        suv_weight_mean: what weights are divided by.
+        cgan_suv_weighted: weigh G's L2 by SUV as well (the other reading of Sec. 2.4).
+        lambda_l2: weight of G's L2.
+        generator_width: channels of G's first convolution (Sec. 2.3).
+        generator_downs: halvings of G (8, Sec. 2.3).
+        decoder: of G, pix2pix's code or the list as printed.
+        critic_width: channels of D's first convolution (Sec. 2.3).
+        critic_strides: of D's convolutions before the last; (2, 2, 2, 1) sees 70 voxels, (2, 1) 16.
+        fcn_lr: Adam's learning rate for F.
+        fcn_betas: Adam's for F.
+        cgan_lr: Adam's learning rate for G and D, falling linearly to 0 over the phase's second half (pix2pix).
+        cgan_betas: Adam's for G and D (pix2pix).
+        blend: 3D, or slice by slice, where slices lie more than twice as far apart as voxels within them.
+        blend_threshold_suv: F's image is used above it (Sec. 2.5).
+        blend_levels: halvings of the pyramids: 2^levels voxels should be about 8 mm.
+        fcn_samples: slices that F sees: 100 epochs of 17 scans with some 50 slices of the liver each (not given).
+        cgan_samples: slices that G and D see: 200 epochs (pix2pix).
+        epoch_samples: slices of an epoch, after which validation scores are made; counted from the run's first step.
+        validate_batches: batches behind one validation score.
+        patches_per_case: patches of one case in a step.
+    """
+
+    patch: tuple[int, int, int] = (1, 256, 256)
+    mode: Literal["2d", "2.5d"] = "2.5d"
+    networks: Literal["both", "fcn", "cgan"] = "both"
+    ct_window: tuple[float, float] = (-160.0, 240.0)
+    suv_max: float = 20.0
+    fcn_widths: tuple[int, ...] = (64, 128, 256, 512, 512)
+    fcn_fc: int = 4096
+    fcn_fc6_kernel: int = 7
+    fcn_norm: Literal["none", "batch"] = "none"
+    fcn_weights: str = ""
+    fcn_weights_sha256: str = ""
+    suv_weight_gamma: float = 1.0
+    suv_weight_floor: float = 0.0
+    suv_weight_mean: float = 1.0
+    cgan_suv_weighted: bool = False
+    lambda_l2: float = 100.0
+    generator_width: int = 64
+    generator_downs: int = 8
+    decoder: Literal["pix2pix", "listed"] = "pix2pix"
+    critic_width: int = 64
+    critic_strides: tuple[int, ...] = (2, 2, 2, 1)
+    fcn_lr: float = 1e-4
+    fcn_betas: tuple[float, float] = (0.9, 0.999)
+    cgan_lr: float = 2e-4
+    cgan_betas: tuple[float, float] = (0.5, 0.999)
+    blend: Literal["2d", "3d"] = "3d"
+    blend_threshold_suv: float = 2.5
+    blend_levels: int = 3
+    fcn_samples: int = 85_000
+    cgan_samples: int = 170_000
+    epoch_samples: int = 850
+    validate_batches: int = 25
+    patches_per_case: int = 1
+
+    def __post_init__(self) -> None:
+        def require(valid: bool, code: str, field: str, remedy: str) -> None:
+            if not valid:
+                raise InputError(code, where=f"virtual_pet.{field}", found=repr(getattr(self, field)), remedy=remedy)
+
+        choices: dict[str, tuple[str, ...]] = {
+            "mode": ("2d", "2.5d"),
+            "networks": ("both", *PHASES),
+            "fcn_norm": ("none", "batch"),
+            "decoder": ("pix2pix", "listed"),
+            "blend": ("2d", "3d"),
+        }
+        for field, names in choices.items():
+            require(getattr(self, field) in names, "CFG_CHOICE", field, f"use one of {', '.join(names)}")
+        for field in ("generator_width", "critic_width", "fcn_fc", "epoch_samples", "validate_batches"):
+            require(getattr(self, field) >= 1, "CFG_RANGE", field, "use 1 or more")
+        require(self.patches_per_case >= 1, "CFG_RANGE", "patches_per_case", "use 1 or more")
+        for field in ("suv_weight_gamma", "suv_weight_floor", "lambda_l2", "blend_levels"):
+            require(getattr(self, field) >= 0, "CFG_RANGE", field, "use 0 or more")
+        for field in ("suv_max", "suv_weight_mean", "fcn_lr", "cgan_lr"):
+            require(getattr(self, field) > 0, "CFG_RANGE", field, "use a number above 0")
+        for field in ("fcn_betas", "cgan_betas"):
+            require(all(0 <= b < 1 for b in getattr(self, field)), "CFG_RANGE", field, "use numbers of 0 to below 1")
+        require(self.ct_window[0] < self.ct_window[1], "CFG_RANGE", "ct_window", "give the lower bound first")
+        remedy = "give 4 or 5 numbers of channels, each 1 or more"
+        require(len(self.fcn_widths) in (4, 5) and min(self.fcn_widths) >= 1, "CFG_RANGE", "fcn_widths", remedy)
+        require(self.fcn_fc6_kernel % 2 == 1, "CFG_RANGE", "fcn_fc6_kernel", "use an odd number")
+        require(self.generator_downs >= 2, "CFG_RANGE", "generator_downs", "use 2 or more")
+        remedy = "give strides of 1 or 2"
+        require(set(self.critic_strides) in ({1}, {2}, {1, 2}), "CFG_RANGE", "critic_strides", remedy)
+        step = 2 ** max(len(self.fcn_widths) if self.trains("fcn") else 0, self.downs)
+        remedy = f"use (slices, y, x) with y and x multiples of {step}: the networks halve them as often"
+        z, *plane = self.patch
+        require(z >= 1 and all(n >= step and n % step == 0 for n in plane), "CFG_PATCH_SIZE", "patch", remedy)
+        seen = min(plane)
+        for stride in (*self.critic_strides, 1):
+            seen = (seen - 2) // stride + 1
+        remedy = "use fewer or smaller strides: D has no place left in the window"
+        require(seen >= 1, "CFG_PATCH_SIZE", "critic_strides", remedy)
+        for phase in PHASES:
+            remedy = "give samples, or leave the network out (--set recipe.networks=...)"
+            require(not self.trains(phase) or self.samples(phase) > 0, "CFG_STAGE", f"{phase}_samples", remedy)
+
+    @property
+    def halo(self) -> int:
+        """Neighbours on either side of a slice that F and G see."""
+        return 0 if self.mode == "2d" else 1
+
+    @property
+    def downs(self) -> int:
+        """Halvings of G, 0 where there is none."""
+        return self.generator_downs if self.trains("cgan") else 0
+
+    def trains(self, phase: str) -> bool:
+        """Whether the run has ``phase``."""
+        return self.networks in ("both", phase)
+
+    def samples(self, phase: str) -> int:
+        """Slices that ``phase`` sees."""
+        return int(getattr(self, f"{phase}_samples")) if self.trains(phase) else 0
+
+
+# Sec. 2.1  What the networks see
+
+
+def stacks(volume: Float[Tensor, "b 1 zh y x"], halo: int) -> Float[Tensor, "bz c y x"]:
+    """Return every slice of a volume with its ``halo`` neighbours on either side as channels, in order."""
+    return volume[:, 0].unfold(1, 2 * halo + 1, 1).movedim(-1, 2).flatten(0, 1)
+
+
+def window_ct(config: Config, hu: Tensor) -> Tensor:
+    """Return CT in HU as 0 to 1, saturated outside the window."""
+    low, high = config.ct_window
+    return (hu.clamp(low, high) - low) / (high - low)
+
+
+def fcn_input(config: Config, hu: Float[Tensor, "b c y x"]) -> Float[Tensor, "b 3 y x"]:
+    """Return what F sees: three channels, on ImageNet's scale where its weights come from there."""
+    x = window_ct(config, hu).expand(-1, 3, -1, -1)
+    if not config.fcn_weights:
+        return x
+    mean, std = (x.new_tensor(v).view(3, 1, 1) for v in (perceptual.IMAGENET_MEAN, perceptual.IMAGENET_STD))
+    return (x - mean) / std
+
+
+def cgan_input(config: Config, hu: Float[Tensor, "b c y x"]) -> Float[Tensor, "b c y x"]:
+    """Return what G and D see of CT: -1 to 1."""
+    return 2 * window_ct(config, hu) - 1
+
+
+def fcn_target(config: Config, suv: Tensor) -> Tensor:
+    """Return PET as F gives it: 0 to 1."""
+    return suv.clamp(0, config.suv_max) / config.suv_max
+
+
+def cgan_target(config: Config, suv: Tensor) -> Tensor:
+    """Return PET as G gives it: -1 to 1."""
+    return 2 * fcn_target(config, suv) - 1
+
+
+def fcn_suv(config: Config, output: Tensor) -> Tensor:
+    """Return F's output in SUV."""
+    return config.suv_max * output.clamp(min=0)
+
+
+def cgan_suv(config: Config, output: Tensor) -> Tensor:
+    """Return G's output in SUV."""
+    return config.suv_max * (output + 1) / 2
+
+
+# Sec. 2.2 and 2.3  Networks
+
+
+def fcn_of(config: Config) -> FCN:
+    """Build F with fresh weights."""
+    return FCN(config.fcn_widths, config.fcn_fc, config.fcn_fc6_kernel, config.fcn_norm)
+
+
+class Generator(nn.Module):
+    """G: 54,407,809 parameters with one channel, 54,409,857 with three; "listed" 61,419,201 with one."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        width, downs = config.generator_width, config.generator_downs
+        decoder = encoder_widths(width, downs)[::-1] if config.decoder == "listed" else ()
+        self.net = UNet(2 * config.halo + 1, 1, width=width, downs=downs, decoder=decoder)
+
+    def forward(self, x: Float[Tensor, "b c y x"]) -> Float[Tensor, "b 1 y x"]:
+        image: Tensor = self.net(x).tanh()
+        return image
+
+
+class Discriminator(nn.Module):
+    """D: pairs of CT and any number of images, each normed apart.  2,764,609 parameters with one channel of CT."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.net = PatchGAN(2 * config.halo + 2, width=config.critic_width, strides=config.critic_strides)
+
+    def forward(self, x: Float[Tensor, "b c y x"], *images: Float[Tensor, "b 1 y x"]) -> tuple[Tensor, ...]:
+        return tuple(self.net(x, image) for image in images)
+
+
+# Sec. 2.4  Loss weights
+
+
+def suv_weights(config: Config, suv: Tensor) -> Tensor:
+    """Return every voxel's weight by its true SUV, over the constant ``suv_weight_mean``."""
+    weighed = suv.clamp(0, config.suv_max).clamp(min=config.suv_weight_floor).pow(config.suv_weight_gamma)
+    return weighed / config.suv_weight_mean
+
+
+def weighted_l2(
+    image: Float[Tensor, "*shape"], target: Float[Tensor, "*shape"], weights: Float[Tensor, "*shape"]
+) -> Float[Tensor, ""]:
+    """Return the mean of weight times squared difference, over all voxels."""
+    return (weights * (image - target).square()).mean()
+
+
+# Sec. 2.5  Blending
+
+
+def blended(config: Config, u_f: Float[Tensor, "b 1 z y x"], u_g: Float[Tensor, "b 1 z y x"]) -> Tensor:
+    """Return u: ``u_f`` where it exceeds the threshold, ``u_g`` elsewhere; not below 0."""
+    mask = (u_f > config.blend_threshold_suv).to(u_f)
+    axes = (2, 3, 4) if config.blend == "3d" else (3, 4)
+    return pyramid.blend(u_f, u_g, mask, config.blend_levels, axes).clamp(min=0)
+
+
+# Training
+
+
+class VirtualPET:
+    """The system in training: ``trainers.recipe.Recipe`` and ``Validated``.
+
+    Args:
+        F: engine of the FCN, or None where G is trained alone; G and D likewise.
+    """
+
+    def __init__(self, config: Config, F: Engine | None, G: Engine | None, D: Engine | None, patches: int) -> None:
+        self.config = config
+        self.F, self.G, self.D = F, G, D
+        slices = patches * config.patch[0]
+        self._ends = list(accumulate(math.ceil(config.samples(phase) / slices) for phase in PHASES))
+        self._best: tuple[float, dict[str, Tensor]] = (math.inf, {})  # F's, by its loss on validation patients
+        self.validate_every = math.ceil(config.epoch_samples / slices)
+        self.validate_batches = config.validate_batches
+        self.validate_needs = Needs(
+            patch=config.patch,
+            halo=(config.halo, 0, 0),
+            patches_per_case=config.patches_per_case,
+            sampler={"body": 1.0},
+            units=HU,
+            beyond=True,
+        )
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of both phases together."""
+        return self._ends[-1]
+
+    @property
+    def phase_starts(self) -> dict[str, int]:
+        """First step of every phase that has steps, in order."""
+        starts = zip(PHASES, [0, *self._ends], self._ends, strict=False)
+        return {name: start for name, start, end in starts if start < end}
+
+    def phase(self, step: int) -> str:
+        """Return the phase of ``step``, one of ``PHASES``."""
+        if not 0 <= step < self.num_steps:
+            raise ValueError(f"step {step} is not one of {self.num_steps}")
+        return PHASES[bisect_right(self._ends, step)]
+
+    def needs(self, step: int) -> Needs:
+        """Return what every step asks of the feed: whole slices of the body, CT with PET."""
+        return self.validate_needs
+
+    def step(self, batch: Batch, step: int) -> Metrics:
+        """Update F, or D and then G."""
+        hu, suv = stacks(batch.low, self.config.halo), stacks(batch.full, 0)
+        metrics = self._fcn_step(hu, suv) if self.phase(step) == "fcn" else self._cgan_step(hu, suv, step)
+        metrics["clipped_share"] = (suv > self.config.suv_max).float().mean()
+        return {name: value.detach() for name, value in metrics.items()}
+
+    def _fcn_step(self, hu: Float[Tensor, "b c y x"], suv: Float[Tensor, "b 1 y x"]) -> Metrics:
+        c = self.config
+        assert self.F is not None
+        self.F.module.train()
+        weights = suv_weights(c, suv)
+        loss = weighted_l2(self.F(fcn_input(c, hu)), fcn_target(c, suv), weights)
+        self.F.backward(loss)
+        self.F.step()
+        return {"fcn": loss, "suv_weight": weights.mean()}  # near 1 where suv_weight_mean is the cohort's own
+
+    def _cgan_step(self, hu: Float[Tensor, "b c y x"], suv: Float[Tensor, "b 1 y x"], step: int) -> Metrics:
+        c = self.config
+        assert self.G is not None
+        assert self.D is not None
+        self.G.module.train()
+        self.D.module.train()
+        lr = c.cgan_lr * self._cgan_lr_factor(step)
+        self.G.set_lr(lr)
+        self.D.set_lr(lr)
+        x, target = cgan_input(c, hu), cgan_target(c, suv)
+        image = self.G(x)
+
+        real, fake = self.D(x, target, image.detach())
+        critic = logistic_discriminator_loss(real, fake)
+        self.D.backward(critic)
+        self.D.step()
+
+        weights = suv_weights(c, suv) if c.cgan_suv_weighted else torch.ones_like(suv)
+        l2 = weighted_l2(image, target, weights)
+        with self.D.frozen() as judge:  # the updated D
+            (score,) = judge(x, image)
+            adversarial = logistic_generator_loss(score)
+            loss = c.lambda_l2 * l2 + adversarial
+            self.G.backward(loss)
+        self.G.step()
+        return {"discriminator": critic, "l2": l2, "adversarial": adversarial, "generator": loss}
+
+    def _cgan_lr_factor(self, step: int) -> float:
+        """1 in the first half of the phase, then linearly to 0 after its last step (pix2pix's code)."""
+        steps = self._ends[1] - self._ends[0]
+        return min(1.0, 2 * (self._ends[1] - step) / steps)
+
+    @torch.no_grad()
+    def validate(self, batch: Batch) -> Metrics:
+        """Score one batch by the terms that F and G minimise against PET, as at inference."""
+        c = self.config
+        hu, suv = stacks(batch.low, c.halo), stacks(batch.full, 0)
+        scores = {}
+        if self.F is not None:
+            self.F.module.eval()
+            with self.F.frozen() as network:
+                scores["fcn"] = weighted_l2(network(fcn_input(c, hu)), fcn_target(c, suv), suv_weights(c, suv))
+        if self.G is not None:
+            self.G.module.eval()
+            with self.G.frozen() as network:
+                scores["l2"] = F.mse_loss(network(cgan_input(c, hu)), cgan_target(c, suv))
+        return scores
+
+    def observe(self, step: int, scores: Mapping[str, float]) -> int:
+        """Keep F where it is better than ever (collective); no phase ends early."""
+        if self.phase(step - 1) == "fcn" and scores["fcn"] < self._best[0]:
+            assert self.F is not None
+            self._best = scores["fcn"], _weights(self.F)
+        return step
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the best F, the last one where nobody validated, and the last G."""
+        named = {}
+        if self.F is not None:
+            named["F"] = self._best[1] or _weights(self.F)
+        if self.G is not None:
+            named["G"] = _weights(self.G)
+        return {f"{name}.{key}": value for name, tensors in named.items() for key, value in tensors.items()}
+
+    def synthesizer(self) -> "BlendSynthesizer":
+        """Return F and G at inference, sharing their current weights."""
+        fcn, generator = (engine.module if engine else None for engine in (self.F, self.G))
+        return BlendSynthesizer(self.config, fcn, generator)
+
+    def state(self) -> State:
+        """Return the states of F, G and D, as far as there are any, and the best F so far."""
+        score, tensors = self._best
+        best = {"score": torch.tensor(score, dtype=torch.float64)} | tensors
+        return {name: engine.state() for name, engine in self._engines().items()} | {"best": best}
+
+    def load(self, state: State) -> None:
+        """Continue from ``state``."""
+        for name, engine in self._engines().items():
+            engine.load(state[name])
+        best = dict(state["best"])
+        self._best = float(best.pop("score")), best
+
+    def _engines(self) -> dict[str, Engine]:
+        engines = {"F": self.F, "G": self.G, "D": self.D}
+        return {name: engine for name, engine in engines.items() if engine is not None}
+
+
+def _weights(engine: Engine) -> dict[str, Tensor]:
+    start = "weight/"
+    return {key.removeprefix(start): v.cpu() for key, v in engine.state().items() if key.startswith(start)}
+
+
+# Inference
+
+
+@dataclass(frozen=True)
+class BlendSynthesizer:
+    """F and G at inference, blended: ``trainers.recipe.Synthesizer``.
+
+    F and G run slice by slice, a slice being one window; the mask and the pyramids see so many slices around a tile
+    that its voxels are those of the whole volume, bit for bit.
+    """
+
+    config: Config
+    fcn: nn.Module | None
+    generator: nn.Module | None
+    context_needs: None = None
+
+    @property
+    def tiling(self) -> Tiling:
+        """Whole slices; where blending is 3D, tiles on the grid of the pyramids' smallest level."""
+        c = self.config
+        aligned = 1 << c.blend_levels if self._margin else 1
+        depth = SLICES["3d" if self._margin else "2d"]
+        multiple = (aligned, *c.patch[1:])
+        return Tiling(tile=(depth, WHOLE, WHOLE), halo=(self._margin + c.halo, 0, 0), multiple=multiple)
+
+    @property
+    def _margin(self) -> int:
+        """Slices around a tile that blending needs, a multiple of 2^levels."""
+        c = self.config
+        if self.fcn is None or self.generator is None or c.blend == "2d":
+            return 0
+        aligned = 1 << c.blend_levels
+        return -(-pyramid.reach(c.blend_levels) // aligned) * aligned
+
+    def context(self, overview: Tensor, low: Tensor) -> dict[str, Tensor]:
+        """Nothing is shared: windows and scales are fixed."""
+        return {}
+
+    @torch.no_grad()
+    def __call__(self, low: Float[Tensor, "b 1 zh y x"], context: Mapping[str, Tensor]) -> Float[Tensor, "b 1 z y x"]:
+        """Synthesize tiles of CT in HU; returns SUV, at least 0."""
+        c, u_f, u_g = self.config, [], []
+        for hu in stacks(low, c.halo).split(1):  # one at a time: rounding depends on the size of a batch
+            if self.fcn is not None:
+                u_f.append(fcn_suv(c, self.fcn.eval()(fcn_input(c, hu))))
+            if self.generator is not None:
+                u_g.append(cgan_suv(c, self.generator.eval()(cgan_input(c, hu))))
+        images = [_volumes(slices, len(low)) for slices in (u_f, u_g) if slices]
+        image = blended(c, *images) if len(images) == 2 else images[0]
+        return image.narrow(2, self._margin, image.shape[2] - 2 * self._margin)
+
+
+def _volumes(slices: Sequence[Float[Tensor, "1 1 y x"]], volumes: int) -> Float[Tensor, "b 1 z y x"]:
+    stack = torch.cat(list(slices))
+    return stack.reshape(volumes, 1, -1, *stack.shape[2:])
+
+
+# What the registry asks of a paper
+
+
+def check(config: Config, feed: FeedConfig) -> None:
+    """Refuse a scale beside the recipe's own, and several images to start from.
+
+    Raises:
+        InputError: CFG_SCALE, CFG_INPUTS.
+    """
+    if feed.suv_scale != 1:
+        raise InputError(
+            "CFG_SCALE",
+            where="feed.suv_scale",
+            found=f"{feed.suv_scale:g}; CT in HU and PET in SUV are scaled by the recipe",
+            remedy="use 1, and recipe.ct_window and recipe.suv_max for the scales",
+        )
+    if len(feed.low) != 1:
+        raise InputError(
+            "CFG_INPUTS",
+            where="feed.low",
+            found=f"{len(feed.low)} images; virtual PET starts from one CT",
+            remedy="name one (--set feed.low=ct)",
+        )
+
+
+def files(config: Config) -> dict[str, Path]:
+    """Return the file of VGG16's weights, if F starts from one.
+
+    Raises:
+        InputError: CFG_BACKBONE.
+    """
+    if not config.fcn_weights or not config.trains("fcn"):
+        return {}
+    file = Path(config.fcn_weights)
+    check_weights(file, config.fcn_weights_sha256)
+    return {"fcn_weights": file}
+
+
+def remarks(config: Config) -> tuple[str, ...]:
+    """Say what was trained, where F's weights come from, how images were blended and what must not be compared."""
+    c = config
+    names = {"both": "FCN and conditional GAN, blended", "fcn": "FCN alone", "cgan": "conditional GAN alone"}
+    lines = [f"Virtual PET variant: {names[c.networks]}; {c.mode} on whole slices, not the liver alone."]
+    if c.trains("fcn"):
+        origin = "He's random initialisation, no ImageNet weights"
+        if c.fcn_weights:
+            origin = (
+                f"VGG16's weights, SHA-256 {c.fcn_weights_sha256} (fc6 and fc7 where the file has them and they fit)"
+            )
+        weighed = f"weighted by SUV^{c.suv_weight_gamma:g}, at least SUV {c.suv_weight_floor:g}"
+        weighed = weighed if c.suv_weight_gamma else "not weighted by SUV"
+        lines.append(f"FCN: from {origin}; L2 {weighed}; the best epoch on validation patients where there are any.")
+    if c.trains("cgan"):
+        weighed = "" if c.cgan_suv_weighted else "not "
+        lines.append(f"Conditional GAN: L2 {weighed}weighted by SUV; the last step's weights.")
+    if c.networks == "both":
+        lines.append(
+            f"Blending: {c.blend}, {c.blend_levels} levels, FCN above SUV {c.blend_threshold_suv:g}; what remains of "
+            "a lesion's SUVmax depends on the levels and on its size in voxels."
+        )
+    lines.append(f"PET is clipped at SUV {c.suv_max:g}; SUVmax and detection figures belong to the grid they are on.")
+    return tuple(lines)
+
+
+def build(config: Config, *, make_engine: EngineFactory, patches_per_step: int) -> VirtualPET:
+    """Build networks and engines; ``patches_per_step`` counts the patches of all ranks.
+
+    Raises:
+        InputError: CFG_BACKBONE.
+    """
+    fcn_adam = partial(torch.optim.Adam, lr=config.fcn_lr, betas=config.fcn_betas)
+    cgan_adam = partial(torch.optim.Adam, lr=config.cgan_lr, betas=config.cgan_betas)
+    fcn, generator, critic = None, None, None
+    if config.trains("fcn"):
+        network = fcn_of(config)
+        # A dry run on the meta device computes nothing; ``files`` has checked the file by then.
+        if config.fcn_weights and torch.get_default_device().type != "meta":
+            read_weights(Path(config.fcn_weights), config.fcn_weights_sha256, network)
+        fcn = make_engine(network, fcn_adam)
+    if config.trains("cgan"):
+        generator, critic = (make_engine(part(config), cgan_adam) for part in (Generator, Discriminator))
+    return VirtualPET(config, fcn, generator, critic, patches_per_step)
+
+
+def weights_to_synthesizer(config: Config, weights: Mapping[str, Tensor]) -> BlendSynthesizer:
+    """Build the inference side from F's and G's weights, as ``VirtualPET.weights`` names them.
+
+    Raises:
+        InputError: CKPT_CONFIG.
+    """
+    with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
+        fcn = fcn_of(config) if config.trains("fcn") else None
+        generator = Generator(config) if config.trains("cgan") else None
+    networks = nn.ModuleDict({name: net for name, net in (("F", fcn), ("G", generator)) if net is not None})
+    wanted = {name: value.shape for name, value in networks.state_dict().items()}
+    if wanted != {name: value.shape for name, value in weights.items()}:
+        raise InputError(
+            "CKPT_CONFIG",
+            where="weights of virtual PET",
+            found="names or shapes of another configuration",
+            remedy="use the configuration saved with the run",
+        )
+    networks.load_state_dict(dict(weights), assign=True)
+    return BlendSynthesizer(config, fcn, generator)
