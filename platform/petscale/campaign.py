@@ -24,9 +24,9 @@ import numpy as np
 from rich.table import Table
 from scipy.stats import wilcoxon
 
-from petscale import assess, launch, prepare
+from petscale import assess, detection, launch, prepare
 from petscale import config as configs
-from petscale.baselines import INPUT
+from petscale.baselines import BY_HU, INPUT
 from petscale.config import RunConfig
 from petscale.evaluate import (
     FEWEST_FOR_A_TEST,
@@ -48,6 +48,7 @@ from storage.phantom import PhantomConfig
 from storage.reader import Case, Cohort, open_cohort
 from storage.source import LABEL, SUV, ArraySource, Grid, ImageSource
 from trainers import RECIPES
+from trainers.metrics.detection import DetectionConfig, Matching, clopper_pearson, poisson_interval
 from trainers.metrics.unet_score import UnetScoreConfig
 
 GAUSSIAN = "best Gaussian"
@@ -61,9 +62,18 @@ _METRICS = {  # direction of the better, digits, units
     "PSNR": (1, 2, "dB"),
     "SSIM": (1, 4, ""),
     "MAE": (-1, 4, "SUVbw"),
+    "MAE, cascade": (-1, 4, ""),  # of images in [0, 1]
     "NRMSE": (-1, 3, "%"),  # of the range, as udpet2022 has it
     "NMSE": (-1, 4, ""),
     "Unet-score": (1, 4, ""),
+    "MS-SSIM": (1, 4, ""),
+    "CB 2": (-1, 1, "dB"),
+    "CB 4": (-1, 1, "dB"),
+    detection.TPR: (1, 3, ""),
+    detection.FALSE: (-1, 2, "per scan"),
+    detection.SHARPNESS: (1, 2, "of the real PET's"),
+    detection.HITS: (1, 1, "per scan"),
+    detection.LESIONS: (1, 1, "per scan"),
 }
 
 
@@ -113,19 +123,23 @@ class Column:
     data_range: str = ""
 
     @property
+    def _facts(self) -> tuple[int, int, str]:
+        return _METRICS.get(f"{self.metric}, {self.preset}", _METRICS[self.metric])
+
+    @property
     def sign(self) -> int:
         """1 where higher is better, -1 where lower is."""
-        return _METRICS[self.metric][0]
+        return self._facts[0]
 
     @property
     def places(self) -> int:
         """Digits after the point."""
-        return _METRICS[self.metric][1]
+        return self._facts[1]
 
     @property
     def units(self) -> str:
         """Ours; the paper's may be unknown."""
-        return _METRICS[self.metric][2]
+        return self._facts[2]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +150,7 @@ class Row:
         name: the paper's name of it.
         config: its run; folds are filled in from the experiment.
         paper: column label -> published value.
-        against: the row that it is tested against, or the low-dose input.
+        against: the row that it is tested against, or what needs no network: the low-dose input, or the mean SUV by HU.
         resized: train on whole volumes resized to this edge length (by area) and score at the native grid; None for
             native patches.
     """
@@ -166,7 +180,8 @@ class Experiment:
         title: what it asks.
         source: where the paper's numbers stand.
         cohort: whom it is asked of.
-        lows: low-dose images whose scores enter the table; a patient's realisations are averaged first.
+        lows: images that networks start from and whose scores enter the table; a patient's realisations are averaged
+            first.
         columns: scores.
         rows: trained systems, in the paper's order.
         untrained: images that nobody trained, the low-dose input among them: column label -> published value.
@@ -174,6 +189,7 @@ class Experiment:
         folds: parts of the cross-validation; every patient is tested once.
         unet_score: the judge of the Unet-score, None for none.  The tables of one cohort name the same, whether they
             show it or not, since they share runs and scores.
+        lesions: what is to be detected where, None for nothing.
         remarks: what a reader of the table must know, one sentence each.
     """
 
@@ -188,7 +204,15 @@ class Experiment:
     orders: tuple[Order, ...]
     folds: int
     unet_score: UnetScoreConfig | None = None
+    lesions: DetectionConfig | None = None
     remarks: tuple[str, ...] = ()
+
+    @property
+    def collected(self) -> tuple[Column, ...]:
+        """The columns shown, and the counts that are pooled over patients."""
+        if self.lesions is None:
+            return self.columns
+        return (*self.columns, *(count for rule in _RULES for count in _counted(self.lesions, rule)))
 
 
 # ---- running one -----------------------------------------------------------------------------------------------------
@@ -317,7 +341,7 @@ def _evaluate(
     """Read a run's scores, or make them; one Gaussian and one judge of the Unet-score serve every row of a fold."""
     unet_score = experiment.unet_score
     found = {low: _scored(run, low) for low in experiment.lows}
-    whole = {low: there for low, there in found.items() if there is not None and _judged_by(there, unet_score)}
+    whole = {low: there for low, there in found.items() if there is not None and _judged_by(there, experiment)}
     if len(whole) == len(found):
         return whole
     config, facts = configs.read(run / launch.CONFIG), json.loads((run / launch.CONFIG).read_bytes())
@@ -327,7 +351,15 @@ def _evaluate(
         feed = [config.feed.full, config.feed.seed, config.feed.suv_scale, config.feed.cases_per_step]
         judge = assess.make_judge(run, cohort, unet_score, home / "judges" / _digest([asdict(unet_score), feed, seen]))
     baselines = home / "baselines" / _digest({name: seen[name] for name in facts["train"]})
-    return assess.evaluate_run(run, cohort, judged_by=judge, lows=experiment.lows, baselines=baselines, known=known)
+    return assess.evaluate_run(
+        run,
+        cohort,
+        judged_by=judge,
+        lesions=experiment.lesions,
+        lows=experiment.lows,
+        baselines=baselines,
+        known=known,
+    )
 
 
 def _scored(run: Path, name: str) -> Evaluation | None:
@@ -337,8 +369,10 @@ def _scored(run: Path, name: str) -> Evaluation | None:
     return read_evaluation(scores.parent) if fresh else None
 
 
-def _judged_by(evaluation: Evaluation, wanted: UnetScoreConfig | None) -> bool:
-    return wanted is None or any(row.rule == wanted.rule for row in evaluation.rows)
+def _judged_by(evaluation: Evaluation, wanted: Experiment) -> bool:
+    judge, lesions = wanted.unet_score, wanted.lesions
+    judged = judge is None or any(row.rule == judge.rule for row in evaluation.rows)
+    return judged and (lesions is None or any(row.rule.mask == lesions.text() for row in evaluation.rows))
 
 
 def _evaluate_resized(run: Path, resized: Cohort, native: Cohort) -> dict[str, Evaluation]:
@@ -397,7 +431,7 @@ def _collect(scores: Scores, experiment: Experiment, row: Row, evaluations: Mapp
     first = chosen[0]
     for place, image in enumerate((*first.images, REFERENCE)):  # the full dose itself has some scores too
         name = row.name if image == first.synthesized else GAUSSIAN if image.startswith("Gaussian") else image
-        for column in experiment.columns:
+        for column in experiment.collected:
             # A patient's realisations are averaged before patients are compared: they are no independent patients.
             drawn = [_values(e, (*e.images, REFERENCE)[place], column) for e in chosen]
             for patient in drawn[0]:
@@ -467,7 +501,7 @@ def _lines(experiment: Experiment, scores: Scores) -> list[_Line]:
         _Line(image, paper, "") for image, paper in experiment.untrained.items() if image == INPUT or image in scores
     ]
     known = {line.name for line in (*published, *trained)}
-    others = [_Line(name, {}, "" if name == REFERENCE else INPUT) for name in scores if name not in known]
+    others = [_Line(name, {}, "" if name in (REFERENCE, BY_HU) else INPUT) for name in scores if name not in known]
     return [*published, *others, *trained]
 
 
@@ -527,6 +561,8 @@ def markdown(experiment: Experiment, scores: Scores, facts: Mapping[str, Any]) -
             cells = (_ours(scores, line.name, column), _theirs(line.paper, column), _gained(gain, column))
             text.append(f"| {' | '.join((line.name, *cells, line.against or '-', _p(gain)))} |")
         text.append("")
+    if experiment.lesions:
+        text += _pooled_table(experiment, scores)
     text += ["## The paper's orderings", ""] if experiment.orders else []
     for order, column, gain in _judged(experiment, scores):
         told = f": {_gained(gain, column)}, p {_p(gain)}" if gain else ""
@@ -534,6 +570,40 @@ def markdown(experiment: Experiment, scores: Scores, facts: Mapping[str, Any]) -
     text += ["", "## How it was made", "", f"`{facts['command']}`", "", "| | |", "|---|---|"]
     text += [f"| {name} | {value} |" for name, value in facts.items() if isinstance(value, str) and name != "command"]
     return "\n".join(text) + "\n"
+
+
+_RULES: tuple[Matching, ...] = ("overlap", "peak")
+
+
+def _counted(lesions: DetectionConfig, rule: Matching) -> tuple[Column, Column, Column]:
+    """Lesions found, lesions, and false positives of a patient by one rule."""
+    told = replace(lesions, rule=rule).text()
+    region = " and ".join(lesions.organs) or "body"
+    hits, number, false = (
+        Column(label=f"{metric}, {rule}", metric=metric, region=region, preset=detection.PRESET, mask=told)
+        for metric in (detection.HITS, detection.LESIONS, detection.FALSE)
+    )
+    return hits, number, false
+
+
+def _pooled_table(experiment: Experiment, scores: Scores) -> list[str]:
+    """Lesions found of all lesions, and false positives of all scans, with exact 95 % intervals."""
+    assert experiment.lesions is not None
+    text = ["## Lesions of all patients together", "", f"{experiment.lesions.text()}.", ""]
+    text += ["| row | found, overlap | false positives per scan | found, peak | false positives per scan, peak |"]
+    text += ["|---|---|---|---|---|"]
+    for line in _lines(experiment, scores):
+        cells = []
+        for rule in _RULES:
+            counts = [scores.get(line.name, {}).get(c.label, {}) for c in _counted(experiment.lesions, rule)]
+            hits, lesions, false = (round(sum(found.values())) for found in counts)
+            scans = len(counts[2])
+            found, alarms = clopper_pearson(hits, lesions) if lesions else None, poisson_interval(false, max(scans, 1))
+            share = f"{hits}/{lesions} = {hits / lesions:.2f} ({found[0]:.2f} to {found[1]:.2f})" if found else "-"
+            rate = f"{false / scans:.2f} ({alarms[0]:.2f} to {alarms[1]:.2f})" if scans else "-"
+            cells += [share, rate]
+        text.append(f"| {' | '.join((line.name, *cells))} |")
+    return [*text, ""]
 
 
 def _judged(experiment: Experiment, scores: Scores) -> list[tuple[Order, Column, Gain | None]]:

@@ -333,7 +333,14 @@ def report(run: Positional[Path], cohort: Positional[Path]) -> None:
 def experiment(
     name: Positional[
         Literal[
-            "sgsgan_table2", "sgsgan_table3", "sgsgan_table4", "cg_3dsrgan_table2", "s3pet_table2", "sgsgan_resized"
+            "sgsgan_table2",
+            "sgsgan_table3",
+            "sgsgan_table4",
+            "cg_3dsrgan_table2",
+            "s3pet_table2",
+            "sgsgan_resized",
+            "cascade_table4",
+            "virtual_pet",
         ]
     ],
     size: Literal["small", "paper"] = "small",

@@ -30,7 +30,8 @@ from trainers.metrics.image import Rule, Score
 
 PRESET = "detection"
 BOOTSTRAP_SEED = 0
-TPR, FALSE, SHARPNESS, NOISE_POWER = "TPR", "false positives", "gradient energy", "high-frequency power"
+TPR, HITS, LESIONS, FALSE = "TPR", "lesions found", "lesions", "false positives"
+SHARPNESS, NOISE_POWER = "gradient energy", "high-frequency power"
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +82,8 @@ def scores(scan: Scan, config: DetectionConfig) -> list[Score]:
             told = replace(config, rule=matching).text()
             hits = found.at.found(matching)
             add(image, TPR, "1", sum(hits) / len(hits) if hits else None, told)
+            add(image, HITS, "per scan", sum(hits), told)
+            add(image, LESIONS, "per scan", len(hits), told)
             add(image, FALSE, "per scan", found.at.false(matching), told)
         like = scan.realism[image]
         add(image, SHARPNESS, "of the real PET's", like.gradient_energy_ratio, "sum of squared gradients")

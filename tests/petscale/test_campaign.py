@@ -120,7 +120,7 @@ def trained(monkeypatch, cohort):
 
     monkeypatch.setattr(launch, "train", train)
 
-    def evaluate(run, cohort_folder, *, judged_by, lows, baselines, known):
+    def evaluate(run, cohort_folder, *, judged_by, lesions, lows, baselines, known):
         made.scored += 1
         found = evaluations(run, judged_by)
         for low, one in found.items():

@@ -15,8 +15,8 @@ component of {synthesized > threshold} in R of a smallest volume.
              centroid); a lesion is found only so, and every other focus is a false positive.
 
 Lesions have a label of their own, so an organ's voxels have holes where lesions lie: R is the organs together with
-every lesion that touches them (26 neighbours), whole.  A lesion across an organ's border belongs to R therefore, as does one
-that only touches it from outside.
+every lesion that touches them (26 neighbours), whole.  A lesion across an organ's border belongs to R therefore, and so
+does one that only touches it from outside.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,154 +1,21 @@
-"""Named runs and experiments: each says what it reproduces, what it costs and what it gives.
+"""Ablation tables of the systems that restore a low dose: SGSGAN, CG-3DSRGAN, S3PET."""
 
-A run is a RunConfig.  An experiment is one ablation table of a paper: one run per row and fold on one simulated cohort,
-the paper's own numbers, and the orderings that they show.  This file holds names, settings and published numbers;
-``petscale.campaign`` trains, scores and tabulates.
-
-Two sizes.  ``small``: two to five minutes per run on one core, networks and volumes shrunk; orderings may be asked of
-it, the paper's values may not.  ``paper``: the published networks, lengths and weights, for GPUs, on phantoms at 4 mm
-and on fewer patients than the papers had.  Cohorts are phantoms at both sizes, so absolute values are no target.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from petscale.baselines import INPUT
-from petscale.campaign import Column, Experiment, Order, PhantomCohort, Published, Row
-from petscale.config import ClusterConfig, RunConfig, SplitConfig
+from petscale.campaign import Column, Experiment, Order, PhantomCohort, Row
+from petscale.config import RunConfig, SplitConfig
 from petscale.evaluate import REFERENCE
+from petscale.experiments.tables import WHOLE_BODY, Size, orders_of, published, rows_of, run_of, steps_of
 from storage.layout import low_name
 from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig
 from trainers import cg_3dsrgan, s3pet, sgsgan
 from trainers.feed import FeedConfig
-from trainers.loop import LoopConfig
 from trainers.metrics.image import INSIDE, MASK_BOTH, NO_MASK, NONZERO, ONE, TWO
 from trainers.metrics.unet_score import UNION, UnetScoreConfig
-
-DEMO_PATIENTS = 6
-DEMO_DRFS = (20.0,)
-
-
-def demo_phantom(seed: int = 0) -> PhantomConfig:
-    """A stylised adult at 5 mm, mid-thigh to vertex."""
-    return PhantomConfig(shape=(160, 80, 96), spacing_mm=(6.25, 5.0, 5.0), seed=100 * seed)
-
-
-def demo_scan(seed: int = 0) -> LowDoseConfig:
-    """A sparse scan, so that a twentieth of the dose is visibly noisy."""
-    return LowDoseConfig(seed=seed, million_prompts_per_bed=60.0)
-
-
-def demo(seed: int = 0) -> RunConfig:
-    """SGSGAN-DCITN on the demo's phantoms: minutes on two cores, not the paper's weeks on a V100.
-
-    Deviations from the paper, all for the clock: 32^3 patches, a narrow critic, a few hundred steps of phase 1 only.
-    Expected: at least 3 dB PSNR inside the body over the low-dose input.
-    """
-    return RunConfig(
-        recipe="sgsgan",
-        model=sgsgan.Config(
-            patch=(32, 32, 32),
-            patches_per_case=2,
-            critic_channels=8,
-            rois=(),
-            phase_samples=(1200, 0, 0, 0),
-        ),
-        feed=FeedConfig(low=("low_drf20",), cases_per_step=2, seed=seed),
-        loop=LoopConfig(log_every=5, save_every=50, picture_every=50, seed=seed),
-        split=SplitConfig(test_fraction=0.34, seed=seed),
-        cluster=ClusterConfig(workers=2),
-    )
-
-
-def sarcoma() -> RunConfig:
-    """SGSGAN-DCITN at DRF 4, 20 and 100, simulated from 39 public soft-tissue-sarcoma PETs, tumour guidance on.
-
-    All four phases in the paper's ratio 12:1:3:1, at three hundredths of their length: half an hour on two cores.
-    Every fourth patient is held out, and STS_001 with the whole-body scan.  Figures: docs/results/sarcoma.md.
-    """
-    held = (1, 5, 9, 13, 17, 21, 25, 29, 33, 37)
-    return RunConfig(
-        recipe="sgsgan",
-        model=sgsgan.Config(
-            patch=(40, 24, 24),  # the smallest crop is 47 x 27 x 26
-            critic_channels=16,
-            segmenter_channels=4,
-            rois=("lesion",),
-            phase_samples=(7200, 600, 1800, 600),
-        ),
-        feed=FeedConfig(low=("low_drf4", "low_drf20", "low_drf100"), cases_per_step=2),
-        loop=LoopConfig(log_every=10, save_every=100, picture_every=200),
-        split=SplitConfig(test=("sts_001_wholebody", *(f"sts_{number:03d}" for number in held))),
-        cluster=ClusterConfig(workers=2),
-    )
-
-
-# ---- ablation tables ------------------------------------------------------------------------------------------------
-
-Size = Literal["small", "paper"]
-_WHOLE_BODY: Mapping[Size, PhantomConfig] = {
-    "small": PhantomConfig(shape=(112, 56, 72), spacing_mm=(9.0, 7.0, 7.0)),
-    "paper": PhantomConfig(shape=(256, 128, 128), spacing_mm=(4.0, 4.0, 4.0)),
-}
-
-
-def _published(columns: Sequence[Column], text: str) -> dict[str, Published]:
-    """Read values as they are printed, "33.54(0.82)" or "33.54", in the order of the columns; "-" is none."""
-    found: dict[str, Published] = {}
-    for column, word in zip(columns, text.split(), strict=True):
-        mean, _, sd = word.rstrip(")").partition("(")
-        if mean != "-":
-            found[column.label] = (float(mean), float(sd) if sd else None)
-    return found
-
-
-def _orders(
-    columns: Sequence[Column],
-    rows: Sequence[Row],
-    untrained: Mapping[str, Mapping[str, Published]],
-    pairs: Sequence[tuple[str, str]],
-) -> tuple[Order, ...]:
-    """The paper's ordering of each pair of rows in each column; none where it prints the same number twice."""
-    values = {**untrained, **{row.name: row.paper for row in rows}}
-    found = []
-    for one, other in pairs:
-        for label, sign in ((column.label, column.sign) for column in columns):
-            if label in values[one] and label in values[other]:
-                ahead = sign * (values[one][label][0] - values[other][label][0])
-                if ahead:
-                    found.append(Order(*((one, other) if ahead > 0 else (other, one)), label))
-    return tuple(found)
-
-
-def _steps(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """Every row and the one that it is tested against."""
-    return [(row.name, row.against) for row in rows]
-
-
-def _rows(
-    columns: Sequence[Column],
-    run: Callable[..., RunConfig],
-    printed: Sequence[tuple[str, str, Mapping[str, Any], str]],
-) -> tuple[Row, ...]:
-    """Make rows of (name, reference, switches of the run, printed values)."""
-    return tuple(
-        Row(name=name, config=run(**switches), paper=_published(columns, text), against=against)
-        for name, against, switches, text in printed
-    )
-
-
-def _run(size: Size, recipe: str, model: Any, feed: FeedConfig) -> RunConfig:
-    """A run on one core, or on one GPU; folds are filled in by the campaign."""
-    if size == "small":
-        loop, cluster = LoopConfig(log_every=10, save_every=100, picture_every=0), ClusterConfig()
-    else:
-        loop = LoopConfig(log_every=100, save_every=2000, picture_every=20_000)
-        cluster = ClusterConfig(device="cuda", cpus_per_worker=4)
-    return RunConfig(recipe=recipe, model=model, feed=feed, loop=loop, cluster=cluster)
-
 
 # ---- SGSGAN ---------------------------------------------------------------------------------------------------------
 
@@ -178,8 +45,8 @@ _HEADLINE = (*_ALL, _UNET_ALL)
 
 # Table I: PSNR, SSIM, MAE, Unet-score; liver, brain, kidneys, bladder, all of each.
 _SGSGAN_UNTRAINED = {
-    REFERENCE: _published(_BY_ORGAN, f"{'- ' * 15} 0.9411 0.9432 0.9422 0.9418 0.9450"),
-    INPUT: _published(
+    REFERENCE: published(_BY_ORGAN, f"{'- ' * 15} 0.9411 0.9432 0.9422 0.9418 0.9450"),
+    INPUT: published(
         _BY_ORGAN,
         """25.84 21.92 21.68 24.71 25.69   0.8133 0.8371 0.8112 0.7829 0.7047   136.87 87.56 101.34 97.75 205.65
         0.8087 0.8065 0.8095 0.8064 0.8083""",
@@ -198,14 +65,14 @@ def _sgsgan_cohort(size: Size) -> PhantomCohort:
         return PhantomCohort(
             name="sgsgan",
             patients=12,
-            body=_WHOLE_BODY[size],
+            body=WHOLE_BODY[size],
             scan=LowDoseConfig(million_prompts_per_bed=6.0),
             drfs=(6.0,),
         )
     return PhantomCohort(
         name="sgsgan",
         patients=42,
-        body=_WHOLE_BODY[size],
+        body=WHOLE_BODY[size],
         scan=LowDoseConfig(),
         drfs=(6.0,),
         realisations=2,
@@ -226,7 +93,7 @@ def _sgsgan_run(size: Size, cohort: PhantomCohort, **switches: Any) -> RunConfig
         fields |= {"patch": (32, 32, 32), "patches_per_case": 1}
         fields |= {"unet_channels": 8, "critic_channels": 8, "segmenter_channels": 4}
     feed = FeedConfig(low=cohort.lows(6.0), cases_per_step=1)
-    return _run(size, "sgsgan", sgsgan.Config(**(fields | switches)), feed)
+    return run_of(size, "sgsgan", sgsgan.Config(**(fields | switches)), feed)
 
 
 def _sgsgan_experiment(
@@ -297,9 +164,9 @@ def sgsgan_table2(size: Size) -> Experiment:
             0.8845 0.8863 0.8858 0.8863 0.8853""",
         ),
     )  # fmt: skip
-    rows = _rows(_BY_ORGAN, partial(_sgsgan_run, size, _sgsgan_cohort(size)), printed)
-    pairs = [*_steps(rows), ("SGSGAN-DCITN", "SGSGAN-3D-UNet"), ("DCITN", "3D-UNet")]
-    orders = _orders(_HEADLINE, rows, _SGSGAN_UNTRAINED, pairs)
+    rows = rows_of(_BY_ORGAN, partial(_sgsgan_run, size, _sgsgan_cohort(size)), printed)
+    pairs = [*steps_of(rows), ("SGSGAN-DCITN", "SGSGAN-3D-UNet"), ("DCITN", "3D-UNet")]
+    orders = orders_of(_HEADLINE, rows, _SGSGAN_UNTRAINED, pairs)
     title = "SGSGAN: style-based generator and segmentation guidance"
     return _sgsgan_experiment(size, "sgsgan_table2", "II", title, _BY_ORGAN, rows, orders)
 
@@ -331,9 +198,9 @@ def sgsgan_table3(size: Size) -> Experiment:
             strict=True,
         )
     ]
-    rows = _rows(_ALL, partial(_sgsgan_run, size, _sgsgan_cohort(size)), printed)
-    pairs = [*_steps(rows), *((f"{network} + AdaIN", f"{network} + noise") for network in ("3D-UNet", "DCITN"))]
-    orders = _orders(_ALL, rows, _SGSGAN_UNTRAINED, pairs)
+    rows = rows_of(_ALL, partial(_sgsgan_run, size, _sgsgan_cohort(size)), printed)
+    pairs = [*steps_of(rows), *((f"{network} + AdaIN", f"{network} + noise") for network in ("3D-UNet", "DCITN"))]
+    orders = orders_of(_ALL, rows, _SGSGAN_UNTRAINED, pairs)
     return _sgsgan_experiment(size, "sgsgan_table3", "III", "SGSGAN: noise and AdaIN", _ALL, rows, orders)
 
 
@@ -390,14 +257,14 @@ def sgsgan_table4(size: Size) -> Experiment:
         )
         for name, text in values.items()
     ]
-    rows = _rows(_BY_ORGAN, partial(_sgsgan_run, size, _sgsgan_cohort(size)), printed)
+    rows = rows_of(_BY_ORGAN, partial(_sgsgan_run, size, _sgsgan_cohort(size)), printed)
     # An organ that guides gains itself; all four together gain over the whole image.
     alone = [
         order
         for short, organ in _ORGANS.items()
-        for order in _orders([c for c in _BY_ORGAN if c.region == organ], rows, {}, [(short, "none")])
+        for order in orders_of([c for c in _BY_ORGAN if c.region == organ], rows, {}, [(short, "none")])
     ]
-    together = _orders(_HEADLINE, rows, _SGSGAN_UNTRAINED, [("L+Br+K+Bl", "none"), ("none", INPUT)])
+    together = orders_of(_HEADLINE, rows, _SGSGAN_UNTRAINED, [("L+Br+K+Bl", "none"), ("none", INPUT)])
     title = "SGSGAN-DCITN: which organs guide"
     return _sgsgan_experiment(size, "sgsgan_table4", "IV", title, _BY_ORGAN, rows, (*alone, *together))
 
@@ -472,7 +339,7 @@ def cg_3dsrgan_table2(size: Size) -> Experiment:
     cohort = PhantomCohort(
         name="cg_3dsrgan",
         patients=12 if small else 40,
-        body=_WHOLE_BODY[size],
+        body=WHOLE_BODY[size],
         scan=LowDoseConfig(million_prompts_per_bed=40.0) if small else LowDoseConfig(),
         drfs=drfs,
     )
@@ -489,7 +356,7 @@ def cg_3dsrgan_table2(size: Size) -> Experiment:
     feed = FeedConfig(low=tuple(low_name(drf) for drf in drfs), suv_scale=10.0, cases_per_step=2 if small else 4)
 
     def run(**switches: bool) -> RunConfig:
-        return _run(size, "cg_3dsrgan", cg_3dsrgan.Config(**(fields | switches)), feed)
+        return run_of(size, "cg_3dsrgan", cg_3dsrgan.Config(**(fields | switches)), feed)
 
     printed: tuple[tuple[str, str, dict[str, Any], str], ...] = (
         ("baseline", INPUT, {}, "46.019 0.990 0.475"),
@@ -497,10 +364,10 @@ def cg_3dsrgan_table2(size: Size) -> Experiment:
         ("CG-3DGAN", "+ CG", {"classify": True, "adversarial": True}, "47.471 0.994 0.406"),
         ("CG-3DSRGAN", "CG-3DGAN", {"classify": True, "adversarial": True, "refine": True}, "48.453 0.994 0.388"),
     )
-    rows = _rows(columns, run, printed)
-    untrained = {INPUT: _published(columns, "42.490 0.970 1.402")}
+    rows = rows_of(columns, run, printed)
+    untrained = {INPUT: published(columns, "42.490 0.970 1.402")}
     compared = [column for column in columns if column.metric != "SSIM"]  # its third digit orders nothing
-    pairs = [*_steps(rows), ("CG-3DSRGAN", "baseline")]
+    pairs = [*steps_of(rows), ("CG-3DSRGAN", "baseline")]
     return Experiment(
         name="cg_3dsrgan_table2",
         title="CG-3DSRGAN at DRF 100: classification guidance, adversarial loss, refinement",
@@ -510,7 +377,7 @@ def cg_3dsrgan_table2(size: Size) -> Experiment:
         columns=columns,
         rows=rows,
         untrained=untrained,
-        orders=_orders(compared, rows, untrained, pairs),
+        orders=orders_of(compared, rows, untrained, pairs),
         folds=2 if small else 5,
         remarks=(
             "The feature loss is that of the recipe's masked backbone, not of VGG-16.",
@@ -554,7 +421,7 @@ def s3pet_table2(size: Size) -> Experiment:
 
     def run(**switches: bool) -> RunConfig:
         split = SplitConfig(unpaired_fraction=0.6 if small else 0.8)  # the paper's 120 of 150 would leave two pairs
-        return replace(_run(size, "s3pet", s3pet.Config(**(fields | switches)), feed), split=split)
+        return replace(run_of(size, "s3pet", s3pet.Config(**(fields | switches)), feed), split=split)
 
     v1, v2 = {"pretrained": True}, {"pretrained": True, "decouple": True}
     v3 = {**v2, "transfer": True}
@@ -564,9 +431,9 @@ def s3pet_table2(size: Size) -> Experiment:
         ("V2 + DKD", "V1 + DsMAE", v2, "24.763(1.703) 0.950(0.018) 0.036(0.014)"),
         ("V3 + DKL", "V2 + DKD", v3, "25.159(1.570) 0.955(0.017) 0.032(0.011)"),
     )
-    rows = _rows(columns, run, printed)
-    untrained = {INPUT: _published(columns, "21.305(1.995) 0.932(0.024) 0.080(0.033)")}
-    pairs = [*_steps(rows), ("V3 + DKL", "V0 baseline")]
+    rows = rows_of(columns, run, printed)
+    untrained = {INPUT: published(columns, "21.305(1.995) 0.932(0.024) 0.080(0.033)")}
+    pairs = [*steps_of(rows), ("V3 + DKL", "V0 baseline")]
     return Experiment(
         name="s3pet_table2",
         title="S3PET at DRF 10: pre-training, decoupling, transfer",
@@ -576,17 +443,7 @@ def s3pet_table2(size: Size) -> Experiment:
         columns=columns,
         rows=rows,
         untrained=untrained,
-        orders=_orders(columns, rows, untrained, pairs),
+        orders=orders_of(columns, rows, untrained, pairs),
         folds=2 if small else 5,
         remarks=("The paper tests on 20 patients and reports no paired test; its steps lie within its own spread.",),
     )
-
-
-EXPERIMENTS: Mapping[str, Callable[[Size], Experiment]] = {
-    "sgsgan_table2": sgsgan_table2,
-    "sgsgan_table3": sgsgan_table3,
-    "sgsgan_table4": sgsgan_table4,
-    "cg_3dsrgan_table2": cg_3dsrgan_table2,
-    "s3pet_table2": s3pet_table2,
-    "sgsgan_resized": sgsgan_resized,
-}
