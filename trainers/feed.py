@@ -56,9 +56,10 @@ def channel_values(labels: dict[int, str], roi: str) -> list[int]:
 Streams = Mapping[str, Sequence[str]]  # a kind of ``Needs.images`` -> the cases that it is read from
 
 
-def read_images(config: FeedConfig, need: Needs) -> tuple[str, ...]:
-    """Names of the images that a step with ``need`` reads."""
-    return {"paired": (*config.low, config.full), "low": config.low, "full": (config.full,)}[need.images]
+def _images_read(config: FeedConfig, need: Needs) -> list[tuple[str, str]]:
+    """Names of the images that a step with ``need`` reads, and the units that they must have."""
+    low, full = [(image, need.units) for image in config.low], [(config.full, SUV)]
+    return {"paired": low + full, "low": low, "full": full}[need.images]
 
 
 def check_cases(cohort: Cohort, streams: Streams, config: FeedConfig, needs: Sequence[Needs]) -> None:
@@ -86,8 +87,7 @@ def check_cases(cohort: Cohort, streams: Streams, config: FeedConfig, needs: Seq
             )
         for name in cases:
             case = cohort.case(name)
-            for image in read_images(config, need):
-                wanted = SUV if image == config.full else need.units
+            for image, wanted in _images_read(config, need):
                 if (found := case.image(image).units) != wanted:
                     raise InputError(
                         "SET_WRONG_UNITS",
