@@ -136,7 +136,7 @@ def test_check_cases_refuses_a_ct_for_a_pet_and_a_pet_for_a_ct(cohort: Path) -> 
 
 def test_a_patch_longer_than_the_volume_holds_air_beyond_it(cohort: Path) -> None:
     opened = open_cohort(cohort)
-    need = Needs((1, 40, 48), (1, 0, 0), 2, {"body": 1.0}, units=HU, beyond=True)
+    need = Needs((1, 48, 56), (1, 0, 0), 2, {"body": 1.0}, units=HU, beyond=True)
     config = FeedConfig(low=("ct",), suv_scale=1.0, cases_per_step=1)
     source = Feed(
         opened, {"paired": opened.cases}, config, lambda step: need, rank=0, world=1, device=torch.device("cpu")
@@ -144,9 +144,9 @@ def test_a_patch_longer_than_the_volume_holds_air_beyond_it(cohort: Path) -> Non
     batch = source.batch(0, 1)
     source.close()
     _, height, width = opened.case(opened.cases[0]).aids.shape
-    assert height < 40
-    assert width < 48
-    assert batch.low.shape == (2, 1, 3, 40, 48)
+    assert height < 48
+    assert width < 56
+    assert batch.low.shape == (2, 1, 3, 48, 56)
     for beyond in ((..., slice(height, None), slice(None)), (..., slice(width, None))):
         assert (batch.low[beyond] == -1000).all()
         assert (batch.full[beyond] == 0).all()
