@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,8 @@ def tiny_training(monkeypatch: pytest.MonkeyPatch) -> None:
         model = replace(config.model, **small, phase_samples=(4, 0, 0, 0))
         return real(cohort, run, replace(config, model=model), command=command)
 
-    def here(run: Path, config: configs.RunConfig, settings: dict[str, Any]) -> None:
+    def here(plan: launch.Plan) -> None:
+        run, config, settings = plan.run, plan.config, plan.settings
         recipe = RECIPES[config.recipe].build(
             config.model, make_engine=plain_engine, patches_per_step=config.patches_per_step
         )
@@ -151,7 +153,8 @@ def tiny_training(monkeypatch: pytest.MonkeyPatch) -> None:
         checkpoint.write_weights(run / launch.WEIGHTS, recipe.weights(), facts)
 
     monkeypatch.setattr(launch, "train", train)
-    monkeypatch.setattr(launch, "_run_ray", here)
+    monkeypatch.setattr(launch, "session", lambda *_: nullcontext())
+    monkeypatch.setattr(launch, "train_on_ray", here)
 
 
 def test_the_commands_run_in_order(desk: Path, tiny_training: None) -> None:

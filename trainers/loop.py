@@ -54,6 +54,7 @@ def fit(
     patches_per_step: int,
     validation: Feed | None = None,
     export: Export = lambda name, tensors: None,
+    until: int | None = None,
 ) -> int:
     """Train ``recipe`` to its last step, from the newest whole checkpoint in ``folder`` on.
 
@@ -63,6 +64,7 @@ def fit(
         picture: gets (step, synthesizer) now and then, on rank 0.
         validation: batches of patients that are not trained on, for a recipe whose schedule listens to them.
         export: gets (name, tensors) of networks that a recipe wants kept at the end of a phase, on rank 0.
+        until: stop, committed, once so many steps are made; a later call goes on.
 
     Returns:
         The step that training continued from.
@@ -76,7 +78,7 @@ def fit(
         checkpoint.check_same_run(saved.meta["run"], meta)
         recipe.load(saved.state)
     step = start = saved.step if saved else 0
-    last = recipe.num_steps
+    last = recipe.num_steps if until is None else min(until, recipe.num_steps)
     if rank == 0:
         report({"event": "start", "step": start, "steps": last, "world": world, "warnings": warnings})
     totals: dict[str, torch.Tensor] = {}
@@ -102,7 +104,7 @@ def fit(
         if validation and isinstance(recipe, Validated) and step % recipe.validate_every == 0:
             _agree(failure, world)
             step = _validate(recipe, validation, step, world, report if rank == 0 else lambda record: None)
-        phase_ends = step == last or recipe.phase(step) != phase
+        phase_ends = step >= last or recipe.phase(step) != phase
         if step % config.log_every == 0 or phase_ends:
             _agree(failure, world)
             means = {f"loss/{name}": value for name, value in _mean_over_ranks(totals, count, world).items()}
@@ -117,7 +119,7 @@ def fit(
             for name, tensors in recipe.exports(step).items():
                 if rank == 0:
                     export(name, tensors)
-        if step % config.save_every == 0 or step == last:
+        if step % config.save_every == 0 or step >= last:
             _agree(failure, world)  # weights behind a non-finite loss are never committed
             state = recipe.state()
             if rank == 0:

@@ -229,6 +229,70 @@ def train(
     print(launch.train(cohort, run, configs.override(base, settings), command=_command()))
 
 
+def tune(
+    cohort: Positional[Path],
+    study: Path,
+    recipe: str = "sgsgan",
+    config: Path | None = None,
+    set: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = (),  # noqa: A002
+    spaces: tuple[str, ...] = ("losses",),
+    objectives: tuple[str, ...] = ("psnr_body",),
+    trials: int = 16,
+    sampler: str = "tpe",
+    seed: int = 0,
+    rungs: int = 1,
+    factor: int = 3,
+    at_once: int = 0,
+    gpus: float = 1.0,
+    storage: str = "",
+    workers: int | None = None,
+    device: Literal["cpu", "cuda"] | None = None,
+) -> None:
+    """Search loss weights, masking ratios, depths or habits on validation patients; the same command goes on.
+
+    Args:
+        cohort: folder of the cohort; its test patients are never read.
+        study: folder of the study: its journal, a run folder per trial, the best configuration, the report.
+        recipe: name of the published system.
+        config: a configuration file, or the config.json of a run, that trials vary.
+        set: settings of the form room.field=value for every trial.
+        spaces: what is searched: losses, practice, masking (s3pet), depth (cascade); several are joined.
+        objectives: one score on validation patients, or two for a Pareto front: psnr_body, suvmax_bias_lesions, ...,
+            or metric:region:preset of any score that petscale evaluate stores.
+        trials: finished trials wanted, those of earlier sessions included.
+        sampler: tpe, random or nsga2.
+        seed: of the sampler.
+        rungs: budgets at which a trial is judged, each factor times the one before; the last is the whole run.
+        factor: of budgets; at each all but the best 1 / factor of the trials are stopped (ASHA).
+        at_once: trials side by side; 0 for as many as fit.
+        gpus: share of a GPU that a trial of one worker has.
+        storage: of the study: a journal file in its folder, sqlite, or a database's URL.
+        workers: training processes of a trial.
+        device: cpu or cuda.
+    """
+    from petscale import config as configs
+    from petscale import tuning
+
+    base = configs.read(config) if config else configs.from_json({"recipe": recipe})
+    settings = [setting for group in set for setting in group]
+    settings += [f"cluster.workers={workers}"] if workers is not None else []
+    settings += [f"cluster.device={device}"] if device is not None else []
+    sweep = tuning.SweepConfig(
+        spaces=spaces,
+        objectives=objectives,
+        trials=trials,
+        sampler=sampler,
+        seed=seed,
+        rungs=rungs,
+        factor=factor,
+        at_once=at_once,
+        gpus=gpus,
+        storage=storage,
+    )
+    for path in tuning.sweep(cohort, study, configs.override(base, settings), sweep, command=_command()):
+        print(path)
+
+
 def synthesize(
     run: Positional[Path],
     source: Positional[Path],
@@ -330,6 +394,20 @@ def report(run: Positional[Path], cohort: Positional[Path]) -> None:
     print(report_run(run, cohort, read_evaluations(run, cohort)))
 
 
+def dashboard(folder: Positional[Path], storage: str = "", ray: bool = False, seconds: float | None = None) -> None:
+    """Serve TensorBoard and the Optuna dashboard of a run or a study on this machine's loopback until Ctrl-C.
+
+    Args:
+        folder: a run, or a study of petscale tune.
+        storage: of the study, as given to petscale tune.
+        ray: also ask a running Ray cluster for its dashboard's address.
+        seconds: stop by itself after so long.
+    """
+    from petscale.dashboards import serve
+
+    serve(folder, storage, ray=ray, seconds=seconds)
+
+
 def experiment(
     name: Positional[
         Literal[
@@ -368,7 +446,21 @@ def experiment(
 
 
 COMMANDS = {
-    f.__name__: f for f in (demo, phantom, ingest, simulate, verify, train, synthesize, evaluate, report, experiment)
+    f.__name__: f
+    for f in (
+        demo,
+        phantom,
+        ingest,
+        simulate,
+        verify,
+        train,
+        tune,
+        synthesize,
+        evaluate,
+        report,
+        experiment,
+        dashboard,
+    )
 }
 
 

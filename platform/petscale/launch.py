@@ -9,9 +9,9 @@ import secrets
 import shutil
 import tempfile
 import uuid
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,30 @@ def runtime_env(config: RunConfig) -> dict[str, Any]:
     return environment
 
 
+@dataclass(frozen=True)
+class Plan:
+    """A run that passed every check that can be made before a cluster starts.
+
+    Args:
+        run: its folder.
+        config: its configuration, files from elsewhere by their names.
+        num_steps: of all phases together.
+        facts: what its record says.
+        settings: what a worker needs, plain JSON.
+    """
+
+    run: Path
+    config: RunConfig
+    num_steps: int
+    facts: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+    def record(self, command: str) -> None:
+        """Write the run's record, and forget what went wrong before."""
+        integrity.write_json(self.run / CONFIG, {**self.facts, "command": command})
+        (self.run / "error.json").unlink(missing_ok=True)
+
+
 def train(cohort: Path, run: Path, config: RunConfig, *, command: str) -> Path:
     """Train, or go on training, and return the exported weights.
 
@@ -78,6 +102,25 @@ def train(cohort: Path, run: Path, config: RunConfig, *, command: str) -> Path:
     Raises:
         InputError: any mistake, before the cluster starts where it can be seen then; TRAIN_FAILED when workers keep
             dying.
+    """
+    plan = plan_run(cohort, run, config)
+    if not config.cluster.address:  # a private cluster has the GPUs of this machine, and as many workers as asked for
+        require_resources({"CPU": math.inf, "GPU": torch.cuda.device_count()}, config)
+    with integrity.exclusive(plan.run, purpose="train"):
+        plan.record(command)
+        with Watch(plan.run, plan.num_steps), session(config, config.cluster.workers * config.cluster.cpus_per_worker):
+            train_on_ray(plan)
+    return plan.run / WEIGHTS
+
+
+def plan_run(cohort: Path, run: Path, config: RunConfig, *, validation: bool = False) -> Plan:
+    """Check everything that can be checked before a cluster starts.
+
+    Args:
+        validation: keep validation patients apart even if the recipe's own schedule listens to nobody.
+
+    Raises:
+        InputError: any mistake.
     """
     cohort, run = cohort.absolute(), run.absolute()
     opened = open_cohort(cohort)
@@ -93,27 +136,22 @@ def train(cohort: Path, run: Path, config: RunConfig, *, command: str) -> Path:
         opened,
         config.split,
         unpaired="unpaired" in spec.ROLES,
-        validation="validation" in spec.ROLES,
+        validation=validation or "validation" in spec.ROLES,
     )
     digests = {name: integrity.manifest(opened.case(name).folder)["root"] for name in roles.everyone}
     for path in files.values():
         _check_origin(path, config, {digests[name] for name in (*roles.validation, *roles.test)})
     identity = {**config.identity(), "files": {field: _digest(path) for field, path in files.items()}, "cases": digests}
     _check_run(run, identity)
-    if not config.cluster.address:  # a private cluster has the GPUs of this machine, and as many workers as asked for
-        _require_resources({"CPU": math.inf, "GPU": torch.cuda.device_count()}, config)
     feed.check_cases(opened, roles.streams, config.feed, needs)
     if isinstance(recipe, Validated):
         _check_validation(opened, roles, config, recipe)
-    with integrity.exclusive(run, purpose="train"):
-        facts = {"config": configs.to_json(config), **asdict(roles), "files": identity["files"], "cases": digests}
-        integrity.write_json(run / CONFIG, {**facts, "command": command, "cohort": cohort.name})
-        (run / "error.json").unlink(missing_ok=True)
-        with Watch(run, recipe.num_steps):
-            settings = {"cohort": str(cohort), "run": str(run), "streams": roles.streams, "identity": identity}
-            settings["starts_from"] = json.dumps(_starts_from(opened, roles.train, config.feed.low[0]))
-            _run_ray(run, config, {**settings, **facts, "used": configs.to_json(used)})
-    return run / WEIGHTS
+    facts = {"config": configs.to_json(config), **asdict(roles), "files": identity["files"], "cases": digests}
+    facts["cohort"] = cohort.name
+    settings = {**facts, "cohort": str(cohort), "run": str(run), "streams": roles.streams, "identity": identity}
+    settings["starts_from"] = json.dumps(_starts_from(opened, roles.train, config.feed.low[0]))
+    settings["used"] = configs.to_json(used)
+    return Plan(run, config, recipe.num_steps, facts, settings)
 
 
 def _dry(config: RunConfig) -> Recipe:
@@ -203,7 +241,12 @@ def _check_run(run: Path, identity: Mapping[str, Any]) -> None:
         )
 
 
-def _run_ray(run: Path, config: RunConfig, settings: dict[str, Any]) -> None:
+@contextmanager
+def session(config: RunConfig, cpus: int) -> Iterator[None]:
+    """A Ray cluster for as long as the block lasts: a private one of ``cpus`` cores, or the one at an address.
+
+    A private cluster's folder stays behind, for its logs, when the block ends in an error that is not a user's mistake.
+    """
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -211,55 +254,69 @@ def _run_ray(run: Path, config: RunConfig, settings: dict[str, Any]) -> None:
         # A private cluster of one secret that is never written down; an existing one brings its own token.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
+
+    folder = _session_folder()
+    private = {
+        "num_cpus": cpus,
+        "include_dashboard": False,
+        "object_store_memory": 100 * 2**20,
+        "_temp_dir": folder,
+    }
+    ray.init(
+        address=config.cluster.address or "local",
+        runtime_env=runtime_env(config),
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        **({} if config.cluster.address else private),
+    )
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    keep = True
+    try:
+        require_resources(ray.cluster_resources(), config)
+        yield
+        keep = False
+    except InputError as error:
+        keep = error.code == "TRAIN_FAILED"
+        raise
+    finally:
+        ray.shutdown()
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def train_on_ray(plan: Plan, *, until: int | None = None) -> None:
+    """Train by Ray Train's workers on the cluster that is there, to the end or until a step.
+
+    Raises:
+        InputError: what a worker refused; TRAIN_FAILED when workers keep dying.
+    """
+    import ray
     from ray.train import FailureConfig, ScalingConfig
     from ray.train import RunConfig as RayRunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    cluster = config.cluster
-    session = _session_folder()
-    ray.init(
-        address=cluster.address or "local",
-        runtime_env=runtime_env(config),
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        **(
-            {}
-            if cluster.address
-            else {
-                "num_cpus": cluster.workers * cluster.cpus_per_worker,
-                "include_dashboard": False,
-                "object_store_memory": 100 * 2**20,
-                "_temp_dir": session,
-            }
+    run, cluster = plan.run, plan.config.cluster
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={**plan.settings, "until": until},
+        scaling_config=ScalingConfig(
+            num_workers=cluster.workers,
+            use_gpu=cluster.device == "cuda",
+            resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.device == "cuda" else {}),
+        ),
+        torch_config=TorchConfig(timeout_s=300),
+        run_config=RayRunConfig(
+            # A fresh name: Ray's own notion of a latest checkpoint is never asked, our manifests are.
+            name=f"attempt-{uuid.uuid4().hex[:8]}",
+            storage_path=str(run / "ray"),
+            failure_config=FailureConfig(max_failures=cluster.max_failures),
         ),
     )
-    logging.getLogger("ray").setLevel(logging.ERROR)
     try:
-        _require_resources(ray.cluster_resources(), config)
-        trainer = TorchTrainer(
-            train_worker,
-            train_loop_config=settings,
-            scaling_config=ScalingConfig(
-                num_workers=cluster.workers,
-                use_gpu=cluster.device == "cuda",
-                resources_per_worker={"CPU": cluster.cpus_per_worker}
-                | ({"GPU": 1} if cluster.device == "cuda" else {}),
-            ),
-            torch_config=TorchConfig(timeout_s=300),
-            run_config=RayRunConfig(
-                # A fresh name: Ray's own notion of a latest checkpoint is never asked, our manifests are.
-                name=f"attempt-{uuid.uuid4().hex[:8]}",
-                storage_path=str(run / "ray"),
-                failure_config=FailureConfig(max_failures=cluster.max_failures),
-            ),
-        )
         failure = _fit(trainer, ray.train.TrainingFailedError)
     finally:
-        ray.shutdown()
         shutil.rmtree(run / "ray", ignore_errors=True)
-    if (run / "error.json").is_file():
-        shutil.rmtree(session, ignore_errors=True)
-        raise InputError(**json.loads((run / "error.json").read_bytes()))
+    raise_refusal(run)
     if failure:
         (run / "failure.log").write_text(failure)
         raise InputError(
@@ -268,7 +325,12 @@ def _run_ray(run: Path, config: RunConfig, settings: dict[str, Any]) -> None:
             found=f"workers died {cluster.max_failures + 1} times; the first error is in failure.log",
             remedy="run the same command again to continue from the last checkpoint",
         )
-    shutil.rmtree(session, ignore_errors=True)
+
+
+def raise_refusal(run: Path) -> None:
+    """Raise what a worker refused, if any did (InputError)."""
+    if (run / "error.json").is_file():
+        raise InputError(**json.loads((run / "error.json").read_bytes()))
 
 
 def _session_folder() -> str:
@@ -288,8 +350,12 @@ def _fit(trainer: Any, failed: type[Exception]) -> str:
     return ""
 
 
-def _require_resources(found: Mapping[str, float], config: RunConfig) -> None:
-    """Ray would wait for ever for cores that do not exist."""
+def require_resources(found: Mapping[str, float], config: RunConfig) -> None:
+    """Ray would wait for ever for cores that do not exist.
+
+    Raises:
+        InputError: CFG_RESOURCES.
+    """
     cluster = config.cluster
     wanted = {"CPU": cluster.workers * cluster.cpus_per_worker}
     if cluster.device == "cuda":
@@ -305,7 +371,10 @@ def _require_resources(found: Mapping[str, float], config: RunConfig) -> None:
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """One Ray Train worker: the process group is up; everything else is built here from plain JSON."""
+    """One worker: the process group is up; everything else is built here from plain JSON.
+
+    What it refuses stands in the run's ``error.json`` afterwards.
+    """
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     config, run = configs.from_json(settings["used"]), Path(settings["run"])
     rank, world = dist.get_rank(), dist.get_world_size()
@@ -346,6 +415,7 @@ def train_worker(settings: dict[str, Any]) -> None:
                 patches_per_step=config.patches_per_step,
                 validation=validation,
                 export=lambda name, tensors: checkpoint.write_weights(run / f"{name}.safetensors", tensors, origin),
+                until=settings["until"],
             )
             weights = recipe.weights()
             if rank == 0:

@@ -90,4 +90,4 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object) -> None:
         raise AssertionError("the cluster was started")
 
-    monkeypatch.setattr(launch, "_run_ray", never)
+    monkeypatch.setattr(launch, "session", never)

@@ -8,6 +8,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,8 +173,9 @@ def test_the_canaries_are_there(clinic: Clinic) -> None:
     assert hits(content, [*HEADER[:-1], *LEAVES]) == [*HEADER[:-1], *LEAVES]
 
 
-def exported(run: Path, config: configs.RunConfig, settings: dict[str, object]) -> None:
+def exported(plan: launch.Plan) -> None:
     """In the place of Ray: fresh weights, written as a worker writes them."""
+    run, config = plan.run, plan.config
     recipe = RECIPES[config.recipe].build(
         config.model, make_engine=plain_engine, patches_per_step=config.patches_per_step
     )
@@ -187,7 +189,8 @@ def test_a_whole_study_leaves_no_trace(
     scans, work = clinic.scans, clinic.work
     pet, ct, nii = scans / f"{FOLDER}-pet", scans / f"{FOLDER}-ct", scans / f"{FOLDER}.nii.gz"
     typed = scans / "work"  # how the folders are named on the command line that is recorded
-    monkeypatch.setattr(launch, "_run_ray", exported)
+    monkeypatch.setattr(launch, "session", lambda *_: nullcontext())
+    monkeypatch.setattr(launch, "train_on_ray", exported)
 
     def petscale(*words: object) -> None:
         monkeypatch.setattr(sys, "argv", ["petscale", *(str(w).replace(str(work), str(typed)) for w in words)])

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import nibabel
@@ -463,7 +464,8 @@ def test_a_run_of_other_settings(
     cohort: Path, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
-    monkeypatch.setattr(launch, "_run_ray", lambda *_: None)
+    monkeypatch.setattr(launch, "session", lambda *_: nullcontext())
+    monkeypatch.setattr(launch, "train_on_ray", lambda plan: None)
     main(["train", str(cohort), "--run", str(run), *SMALL])
     before = tree(run)
     line = refused("train", cohort, "--run", run, *SMALL, "recipe.lr=0.5")

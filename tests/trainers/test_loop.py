@@ -96,7 +96,7 @@ class StopHereError(Exception):
 
 
 def run(
-    cohort: Path, folder: Path, recipe: Toy, *, crash_at: int | None = None, **settings: Any
+    cohort: Path, folder: Path, recipe: Toy, *, crash_at: int | None = None, until: int | None = None, **settings: Any
 ) -> list[dict[str, Any]]:
     opened = open_cohort(cohort)
     config = FeedConfig(low=("low_drf4",), cases_per_step=2)
@@ -124,6 +124,7 @@ def run(
             patches_per_step=2,
             validation=sources[1],
             export=lambda name, tensors: records.append({"event": "export", "name": name, "tensors": dict(tensors)}),
+            until=until,
         )
     except StopHereError:
         pass
@@ -135,6 +136,24 @@ def run(
 
 def losses(records: list[dict[str, Any]]) -> dict[int, float]:
     return {r["step"]: r["loss/l1"] for r in records if r["event"] == "log"}
+
+
+def test_a_run_made_budget_by_budget_ends_as_one_made_at_once(cohort: Path, tmp_path: Path) -> None:
+    straight = Listener(stop_at=4)
+    expected = losses(run(cohort, tmp_path / "straight", straight))
+    found: dict[int, float] = {}
+    budgets = Listener(stop_at=4)
+    for until in (1, 5, 7, 99):  # validation after step 4 goes on at 6, beyond the second budget
+        found |= losses(run(cohort, tmp_path / "budgets", budgets, until=until))
+        newest, _ = checkpoint.newest(tmp_path / "budgets")
+        assert newest
+        assert newest.step == {1: 1, 5: 6, 7: 7, 99: 10}[until]
+        budgets = Listener(stop_at=4)
+    assert found == expected
+    newest, _ = checkpoint.newest(tmp_path / "budgets")
+    assert newest
+    for key, value in straight.state()["net"].items():
+        assert torch.equal(newest.state["net"][key], value)
 
 
 @pytest.mark.parametrize("crash_at", [1, 5, 6, 9])

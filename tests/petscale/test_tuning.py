@@ -1,0 +1,257 @@
+"""A sweep survives its trials and its driver; trials are judged on validation patients and stopped between budgets."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from petscale import config as configs
+from petscale import launch, study, tuning
+from petscale.cli import main
+from petscale.tuning import SweepConfig, Work, ends, sweep
+from storage.errors import InputError
+from storage.reader import open_cohort
+from trainers import s3pet
+
+TINY = [
+    "recipe.window=32",
+    "recipe.slices=2",
+    "recipe.dim=16",
+    "recipe.blocks=1",
+    "recipe.heads=2",
+    "recipe.decoder_channels=8,4,4,4",
+    "recipe.low_samples=16",
+    "recipe.full_samples=16",
+    "recipe.swap_samples=16",
+    "feed.low=low_drf20",
+    "feed.cases_per_step=2",
+    "split.unpaired_fraction=0.4",
+]
+
+
+def base() -> configs.RunConfig:
+    return configs.override(configs.from_json({"recipe": "s3pet"}), TINY)
+
+
+def toy(log: Path, spoil: str = "") -> Work:
+    """Work that trains nothing: a parabola in mask_full, one line per budget worked on, and one mishap."""
+
+    def work(settings: Mapping[str, Any], rung: int) -> dict[str, float]:
+        import os
+        import signal
+
+        from storage.errors import InputError
+
+        share = settings["settings"]["recipe.mask_full"]
+        with log.open("a") as file:
+            file.write(f"{settings['folder'].rpartition('/')[2]} {rung} {share}\n")
+        if spoil == "refuse" and share > 0.65:
+            raise InputError("TRAIN_NONFINITE", where="step 3", found="l1 is not finite", remedy="none")
+        mark = log.with_suffix(".killed")
+        if spoil == "kill" and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return dict.fromkeys(settings["objectives"], -((share - 0.5) ** 2) * (1 + rung))
+
+    return work
+
+
+def lines(log: Path) -> list[tuple[int, int, float]]:
+    return [(int(a), int(b), float(c)) for a, b, c in (line.split() for line in log.read_text().splitlines())]
+
+
+def search(cohort: Path, folder: Path, work: Work, **settings: Any) -> list[Path]:
+    config = SweepConfig(**{"spaces": ("masking",), "at_once": 2, **settings})
+    return sweep(cohort, folder, base(), config, command="petscale tune", work=work)
+
+
+def trials(folder: Path) -> list[dict[str, Any]]:
+    return study.history(study.read_study(folder))
+
+
+def test_budgets_end_with_the_whole_run_and_grow_by_the_factor() -> None:
+    assert ends(100, 1, 3) == [100]
+    assert ends(90, 3, 3) == [10, 30, 90]
+    assert ends(5, 4, 3) == [1, 5]
+    assert ends(1, 3, 2) == [1]
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_repeats_nothing_and_hands_over_its_best(cohort: Path, tmp_path: Path) -> None:
+    log, folder = tmp_path / "log", tmp_path / "sweep"
+    search(cohort, folder, toy(log), trials=3)
+    first = lines(log)
+    assert len(first) == 3
+    assert {number: share for number, _, share in first}[0] == s3pet.Config().mask_full, "the paper's come first"
+    written = search(cohort, folder, toy(log), trials=5, rungs=1)
+    assert lines(log)[:3] == first
+    assert sorted(Counter(number for number, _, _ in lines(log)).items()) == [(n, 1) for n in range(5)]
+    assert written == [folder / tuning.BEST, folder / "report.html"]
+    best = configs.read(folder / tuning.BEST)
+    nearest = min(lines(log), key=lambda line: abs(line[2] - 0.5))
+    assert best.model.mask_full == nearest[2]
+    assert best.model.mask_low >= best.model.mask_full
+    assert "petscale train" in (folder / "report.html").read_text()
+    search(cohort, folder, toy(log), trials=5)
+    assert len(lines(log)) == 5, "nothing is left to do"
+
+
+@pytest.mark.slow
+def test_poor_trials_stop_between_budgets_and_refused_ones_are_told(cohort: Path, tmp_path: Path) -> None:
+    log, folder = tmp_path / "log", tmp_path / "sweep"
+    search(cohort, folder, toy(log, "refuse"), trials=12, rungs=3, factor=2)
+    found = trials(folder)
+    assert len(found) == 12
+    states = Counter(trial["state"] for trial in found)
+    assert states["PRUNED"] >= 3
+    assert states["COMPLETE"] >= 2
+    rungs = Counter(number for number, _, _ in lines(log))
+    for trial in found:
+        if trial["state"] == "COMPLETE":
+            assert rungs[trial["number"]] == 3
+        share = trial["settings"]["recipe.mask_full"]
+        if share > 0.65:
+            assert (trial["state"], rungs[trial["number"]]) == ("PRUNED", 1)
+
+
+@pytest.mark.slow
+def test_a_trial_whose_process_is_killed_is_tried_again(cohort: Path, tmp_path: Path) -> None:
+    log, folder = tmp_path / "log", tmp_path / "sweep"
+    search(cohort, folder, toy(log, "kill"), trials=3, at_once=1)
+    assert Counter(trial["state"] for trial in trials(folder)) == {"COMPLETE": 3}
+    assert len(lines(log)) == 4
+
+
+DRIVER = """
+import sys, time
+from pathlib import Path
+from petscale import config as configs
+from petscale.tuning import SweepConfig, sweep
+
+log = Path(sys.argv[3])
+
+def work(settings, rung):
+    with log.open("a") as file:
+        file.write(f"begin {settings['folder'].rpartition('/')[2]} {settings['settings']['recipe.mask_full']}\\n")
+    time.sleep(0.5)
+    with log.open("a") as file:
+        file.write(f"end {settings['folder'].rpartition('/')[2]}\\n")
+    return {name: settings["settings"]["recipe.mask_full"] for name in settings["objectives"]}
+
+if __name__ == "__main__":
+    base = configs.override(configs.from_json({"recipe": "s3pet"}), sys.argv[4:])
+    config = SweepConfig(spaces=("masking",), trials=6, at_once=1)
+    sweep(Path(sys.argv[1]), Path(sys.argv[2]), base, config, command="petscale tune", work=work)
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_driver_loses_and_repeats_no_finished_trial(cohort: Path, tmp_path: Path) -> None:
+    script, log, folder = tmp_path / "driver.py", tmp_path / "log", tmp_path / "sweep"
+    script.write_text(DRIVER)
+    words = [sys.executable, str(script), str(cohort), str(folder), str(log), *TINY]
+
+    def begun() -> int:
+        return log.read_text().count("begin") if log.exists() else 0
+
+    killed = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while begun() < 3 and time.monotonic() < until:
+        time.sleep(0.05)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    finished = [trial["folder"] for trial in trials(folder) if trial["state"] == "COMPLETE"]
+    assert begun() >= 3
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=240)
+    found = trials(folder)
+    assert sum(trial["state"] == "COMPLETE" for trial in found) == 6
+    worked = Counter(line.split()[1] for line in log.read_text().splitlines() if line.startswith("begin"))
+    assert all(worked[str(number)] == 1 for number in finished)
+    assert all(count <= 2 for count in worked.values())
+    assert {trial["state"] for trial in found} <= {"COMPLETE", "FAIL"}
+
+
+@pytest.mark.slow
+def test_a_real_trial_reads_validation_patients_only_and_goes_on_from_its_checkpoint(
+    cohort: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "sweep"
+    settings = [
+        "--trials",
+        "2",
+        "--rungs",
+        "2",
+        "--spaces",
+        "losses",
+        "--objectives",
+        "psnr_body",
+        "suvmax_bias_lesions",
+    ]
+    main(["tune", str(cohort), "--study", str(folder), "--recipe", "s3pet", *settings, "--set", *TINY])
+    found = trials(folder)
+    assert [trial["state"] for trial in found] == ["COMPLETE"] * 2
+    roles = configs.split_cases(open_cohort(cohort), base().split, unpaired=True, validation=True)
+    for number in range(2):
+        run = folder / tuning.TRIALS / str(number)
+        facts = json.loads((run / launch.CONFIG).read_bytes())
+        assert tuple(facts["validation"]) == roles.validation
+        judged = json.loads((run / tuning.JUDGED).read_bytes())
+        assert list(judged) == ["0", "1"]
+        assert list(judged["1"].values()) == found[number]["values"]
+        assert not set(roles.test) & {path.name for path in run.rglob("*")}, "a test patient has left a trace"
+        steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").open() if "start" in line]
+        assert steps == [0, 4], "the second budget goes on where the first one ended"
+    assert 'id="front"' in (folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--objectives", "psnr_bodi"], "TUNE_OBJECTIVE"),
+        (["--objectives", "psnr_body", "psnr_body"], "TUNE_OBJECTIVE"),
+        (["--spaces", "maskings"], "TUNE_SPACE --spaces"),
+        (["--sampler", "grid"], "TUNE_SAMPLER"),
+        (["--rungs", "0"], "CFG_RANGE --rungs"),
+        (["--trials", "0"], "CFG_RANGE --trials"),
+        (["--workers", "64", "--set", "feed.cases_per_step=64"], "CFG_RESOURCES"),
+        (["--set", "split.validation_fraction=0"], "SET_NO_VALIDATION"),
+        (["--set", "recipe.mask_full=0.1", "recipe.mask_low=0.1"], "CFG_RANGE"),
+        (["--storage", "nowhere://host/base"], "TUNE_STORAGE"),
+    ],
+)
+def test_mistakes_are_refused_before_any_trial(
+    words: list[str], told: str, cohort: Path, tmp_path: Path, refused: Callable[..., str], no_ray: None
+) -> None:
+    chosen = ["--recipe", "s3pet", "--spaces", "masking", "--set", *TINY]
+    assert refused("tune", cohort, "--study", tmp_path / "sweep", *chosen, *words).startswith(told)
+    assert not (tmp_path / "sweep" / tuning.TRIALS).exists()
+
+
+def test_a_study_of_something_else_is_refused(
+    cohort: Path, tmp_path: Path, refused: Callable[..., str], no_ray: None
+) -> None:
+    def begin(*words: str) -> list[str]:
+        return ["tune", str(cohort), "--study", str(tmp_path / "sweep"), "--recipe", "s3pet", *words, "--set", *TINY]
+
+    with pytest.raises(AssertionError, match="the cluster was started"):
+        main(begin("--spaces", "masking"))
+    assert refused(*begin("--spaces", "losses")).startswith("TUNE_STUDY")
+    assert refused(*begin("--spaces", "masking", "--objectives", "ssim_body")).startswith("TUNE_STUDY")
+    assert refused(*begin("--spaces", "masking", "--rungs", "2")).startswith("TUNE_STUDY")
+    assert refused(*begin("--spaces", "masking"), "recipe.lr=0.5").startswith("TUNE_STUDY")
+
+
+def test_what_fails_in_a_trial_is_a_coded_line(cohort: Path, tmp_path: Path) -> None:
+    settings = {"folder": str(tmp_path / "0"), "cohort": str(cohort), "base": configs.to_json(base()), "rungs": 1}
+    settings |= {"factor": 3, "objectives": ["psnr_body"], "settings": {"recipe.mask_low": 2.0}}
+    with pytest.raises(InputError, match="CFG_RANGE"):
+        tuning.train_and_judge(settings, 0)
+    assert os.listdir(tmp_path) == []
