@@ -676,7 +676,7 @@ def _front(
 
 def _rungs(trials: Sequence[Trial], best: Sequence[Trial], objectives: Sequence[Objective]) -> str:
     """Draw the values that a trial reported on its way, where it reported any."""
-    told = [trial for trial in trials if trial.rungs]
+    told = [trial for trial in trials if trial.rungs] if any(len(trial.rungs) > 1 for trial in trials) else []
     if not told or len(objectives) > 1:
         return ""
     limits = _shown_range([value for trial in told for _, value in trial.rungs], objectives[0])
