@@ -47,8 +47,8 @@ def fetch(address: str) -> str:
 
 
 def servers(of: int | None = None) -> list[psutil.Process]:
-    """The children that are Python, as ours are."""
-    return [child for child in psutil.Process(of).children() if "-c" in child.cmdline()]
+    """The children that serve: other tests leave Python children too (multiprocessing's resource tracker)."""
+    return [child for child in psutil.Process(of).children() if dashboards._CHILD in child.cmdline()]
 
 
 def listening(port: int) -> bool:
