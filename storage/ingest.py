@@ -11,10 +11,11 @@ import os
 import secrets
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,11 @@ class Outcome:
 
 
 Progress = Callable[[str, int, int], None]  # case, tasks done, tasks in all
+Spread = Callable[[Callable[[str], bool], Sequence[str]], Iterator[tuple[str, bool | InputError]]]
+
+
+def _silent(case: str, done: int, total: int) -> None:
+    """Tell nobody."""
 
 
 def site_key() -> bytes:
@@ -118,6 +124,15 @@ def create_cohort(folder: Path) -> None:
     open_cohort(folder)
 
 
+def one_after_another(work: Callable[[str], bool], names: Sequence[str]) -> Iterator[tuple[str, bool | InputError]]:
+    """Do the cases here, each with all of this machine: the spread of an ingest without a cluster."""
+    for name in names:
+        try:
+            yield name, work(name)
+        except InputError as error:
+            yield name, error
+
+
 def ingest(
     cohort: Path,
     plans: Mapping[str, Callable[[Path], CasePlan]],
@@ -125,7 +140,8 @@ def ingest(
     strict: bool = False,
     scheduler: str = "threads",
     workers: int | None = None,
-    progress: Progress = lambda case, done, total: None,
+    progress: Progress = _silent,
+    spread: Spread = one_after_another,
 ) -> Outcome:
     """Commit every planned case, going on when one is refused.
 
@@ -135,6 +151,9 @@ def ingest(
         strict: raise on the first refused case.
         scheduler: Dask's local scheduler, ``threads`` or ``processes``.
         workers: tasks at a time; memory grows with them by a few shards each.  Default: the CPUs, 4 at most.
+        progress: told of every task done, or of every case where others do them.
+        spread: does the cases, here or on other machines, and yields each one's name with whether it was new or with
+            its refusal.
 
     Raises:
         InputError: STORE_BUSY, STORE_NOT_EMPTY, DISK_FULL; the first refusal when ``strict``.
@@ -146,17 +165,20 @@ def ingest(
         create_cohort(cohort)
         staging = cohort / layout.STAGING
         shutil.rmtree(staging, ignore_errors=True)  # we hold the lock: whoever staged there is dead
-        for partial in cohort.glob(".*.partial"):
-            partial.unlink()
-        for name, plan in plans.items():
-            try:
-                _ingest_case(cohort, name, plan, outcome, scheduler, workers, progress)
-            except InputError as error:
-                if strict or error.code.startswith(("DISK_", "STORE_BUSY")):
-                    raise
-                outcome.refused[name] = error
-            finally:
-                shutil.rmtree(staging, ignore_errors=True)
+        for partial_file in cohort.glob(".*.partial"):
+            partial_file.unlink()
+        told = progress if spread is one_after_another else _silent  # a bar does not travel
+        try:
+            for name, new in spread(partial(_ingest_case, cohort, plans, scheduler, workers, told), list(plans)):
+                if not isinstance(new, InputError):
+                    (outcome.committed if new else outcome.kept).append(name)
+                elif strict or new.code.startswith(("DISK_", "STORE_BUSY")):
+                    raise new
+                else:
+                    outcome.refused[name] = new
+                progress(name, 1, 1)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
         _write_catalog(cohort, outcome.committed)
     return outcome
 
@@ -177,41 +199,43 @@ def _write_catalog(cohort: Path, committed: list[str]) -> None:
 
 def _ingest_case(
     cohort: Path,
-    name: str,
-    open_plan: Callable[[Path], CasePlan],
-    outcome: Outcome,
+    plans: Mapping[str, Callable[[Path], CasePlan]],
     scheduler: str,
     workers: int | None,
     progress: Progress,
-) -> None:
+    name: str,
+) -> bool:
+    """Commit one case; returns whether it was new."""
     staged = cohort / layout.STAGING / uuid.uuid4().hex / name
     scratch = staged.parent / "scratch"
-    with integrity.disk_errors(cohort):
-        scratch.mkdir(parents=True)
-        plan = open_plan(scratch)
-        final = cohort / layout.CASES / name
-        if final.exists():
-            if open_cohort(cohort).case(name).fingerprint != plan.fingerprint:
-                raise InputError(
-                    "SET_CASE_EXISTS",
-                    where=f"case {name}",
-                    found="committed before from other inputs or options",
-                    remedy="give this one another --case name, or ingest into another cohort",
-                )
-            outcome.kept.append(name)
-            return
-        reference = _check(name, plan)
-        integrity.require_space(cohort, int(1.5 * len(plan.images) * 4 * np.prod(reference.shape)))
-        count = workers or min(4, os.cpu_count() or 1)
-        # Our own pool, because leaving it waits: when one task fails, Dask's lets the others write on into the staging
-        # folder while it is being removed.
-        threads = ThreadPoolExecutor(count) if scheduler == "threads" else nullcontext()
-        with _Counter(name, progress), threads as pool:
-            dask.compute(case_graph(staged, name, plan), scheduler=scheduler, num_workers=count, pool=pool)
-        integrity.commit(staged, {"case": name, "schema": layout.SCHEMA})
-        os.replace(staged, final)
-        integrity.fsync_folder(final.parent)
-    outcome.committed.append(name)
+    try:
+        with integrity.disk_errors(cohort):
+            scratch.mkdir(parents=True)
+            plan = plans[name](scratch)
+            final = cohort / layout.CASES / name
+            if final.exists():
+                if open_cohort(cohort).case(name).fingerprint != plan.fingerprint:
+                    raise InputError(
+                        "SET_CASE_EXISTS",
+                        where=f"case {name}",
+                        found="committed before from other inputs or options",
+                        remedy="give this one another --case name, or ingest into another cohort",
+                    )
+                return False
+            reference = _check(name, plan)
+            integrity.require_space(cohort, int(1.5 * len(plan.images) * 4 * np.prod(reference.shape)))
+            count = workers or min(4, os.cpu_count() or 1)
+            # Our own pool, because leaving it waits: when one task fails, Dask's lets the others write on into the
+            # staging folder while it is being removed.
+            threads = ThreadPoolExecutor(count) if scheduler == "threads" else nullcontext()
+            with _Counter(name, progress), threads as pool:
+                dask.compute(case_graph(staged, name, plan), scheduler=scheduler, num_workers=count, pool=pool)
+            integrity.commit(staged, {"case": name, "schema": layout.SCHEMA})
+            os.replace(staged, final)
+            integrity.fsync_folder(final.parent)
+    finally:
+        shutil.rmtree(staged.parent, ignore_errors=True)
+    return True
 
 
 def _check(name: str, plan: CasePlan) -> Grid:

@@ -16,9 +16,16 @@ def test_ray_accepts_it() -> None:
 def test_it_is_safe_by_default() -> None:
     content = yaml.safe_load(CLUSTER.read_text())
     assert "0.0.0.0" not in CLUSTER.read_text()
+    setup = next(command for command in content["setup_commands"] if "cat > ~/.petscale.sh" in command)
+    for safe in (
+        "RAY_AUTH_MODE=token",
+        "RAY_USAGE_STATS_ENABLED=0",
+        "umask 077",
+        "ulimit -c 0",
+        "chmod 600 ~/.ray/auth_token",
+    ):
+        assert safe in setup
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
-        starts = [command for command in content[key] if "ray start" in command]
-        assert len(starts) == 1
-        assert "RAY_AUTH_MODE=token" in starts[0]
-        assert "RAY_USAGE_STATS_ENABLED=0" in starts[0]
-    assert "--dashboard-host=127.0.0.1" in content["head_start_ray_commands"][-1]
+        (start,) = (command for command in content[key] if "ray start" in command)
+        assert start.startswith(". ~/.petscale.sh && ")
+        assert ("--dashboard-host=127.0.0.1" in start) == ("--head" in start)

@@ -103,7 +103,13 @@ def test_no_path_of_a_machine() -> None:
     ("library", "doors"),
     [
         ("deepspeed", {"trainers/engine.py"}),
-        ("ray", {"platform/petscale/launch.py", "platform/petscale/tuning.py"}),
+        (
+            "ray",
+            {
+                *(f"platform/petscale/{name}.py" for name in ("cluster", "gauges", "launch", "nodes", "tuning")),
+                "platform/petscale/doctor/__init__.py",
+            },
+        ),
         ("pydicom", {"storage/dicom.py", "storage/dicom_header.py", "storage/dicom_write.py"}),
         ("nibabel", {"storage/nifti.py", "platform/petscale/report/pictures.py"}),
         ("tensorstore", {"storage/reader.py"}),

@@ -24,7 +24,7 @@ import numpy as np
 from rich.table import Table
 from scipy.stats import wilcoxon
 
-from petscale import assess, detection, launch, prepare
+from petscale import assess, detection, launch, nodes, prepare
 from petscale import config as configs
 from petscale.baselines import BY_HU, INPUT
 from petscale.config import RunConfig
@@ -232,6 +232,7 @@ def run_experiment(experiment: Experiment, folder: Path, *, command: str, settin
     Raises:
         InputError: as ``launch.train`` and ``assess.evaluate_run`` do; the same command then continues.
     """
+    nodes.require_path(folder)
     place = folder / experiment.name
     place.mkdir(parents=True, exist_ok=True)
     home = folder / f"{experiment.cohort.name}-{_digest(asdict(experiment.cohort))}"

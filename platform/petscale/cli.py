@@ -1,13 +1,15 @@
 """The command line: one function per command, its signature the arguments.  Mistakes end in one coded line, exit 2."""
 
+import inspect
 import os
 import shlex
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial, wraps
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -445,6 +447,80 @@ def experiment(
     print(campaign.run_experiment(chosen, folder / size, command=_command(), settings=settings))
 
 
+def doctor(storage: Path | None = None) -> None:
+    """Check this machine, or (`petscale submit doctor`) every node of a cluster, and print what to mend.
+
+    Args:
+        storage: the folder of cohorts and runs, on a cluster one that all nodes mount.
+    """
+    from petscale import doctor as doctors
+
+    doctors.run(storage)
+
+
+def submit(
+    command: Positional[tuple[str, ...]] = (),
+    cluster: str = "cluster.yaml",
+    detach: bool = False,
+) -> None:
+    """Run any other petscale command on a cluster, with this installation's code; it survives this terminal's end.
+
+    Args:
+        command: the command and its arguments; relative paths start at the cluster's shared storage, a .json file that
+            lies here travels along.
+        cluster: a cluster file, or the URL of a dashboard.
+        detach: do not show the job's log.
+    """
+    from petscale import cluster as clusters
+
+    if not command or command[0] not in COMMANDS or command[0] in LOCAL:
+        raise InputError(
+            "CFG_COMMAND",
+            where="submit",
+            found=command[0] if command else "nothing to run",
+            remedy=f"name one of {', '.join(name for name in COMMANDS if name not in LOCAL)}",
+        )
+    print(clusters.submit(command, cluster, follow=not detach))
+
+
+def status(job: Positional[str] = "", cluster: str = "cluster.yaml") -> None:
+    """Show the jobs of a cluster.
+
+    Args:
+        job: one of them.
+        cluster: a cluster file, or the URL of a dashboard.
+    """
+    from petscale import cluster as clusters
+
+    clusters.status(job, cluster)
+
+
+def logs(job: Positional[str] = "", cluster: str = "cluster.yaml", follow: bool = False) -> None:
+    """Print what a cluster's job has said.
+
+    Args:
+        job: its name; the newest without one.
+        cluster: a cluster file, or the URL of a dashboard.
+        follow: until the job ends.
+    """
+    from petscale import cluster as clusters
+
+    clusters.logs(job, cluster, follow=follow)
+
+
+def stop(job: Positional[str] = "", cluster: str = "cluster.yaml") -> None:
+    """End a cluster's job; the same command goes on from what was committed.
+
+    Args:
+        job: its name; the newest without one.
+        cluster: a cluster file, or the URL of a dashboard.
+    """
+    from petscale import cluster as clusters
+
+    clusters.stop(job, cluster)
+
+
+LOCAL = ("submit", "status", "logs", "stop", "dashboard")  # of no use inside a job
 COMMANDS = {
     f.__name__: f
     for f in (
@@ -460,8 +536,56 @@ COMMANDS = {
         report,
         experiment,
         dashboard,
+        doctor,
+        submit,
+        status,
+        logs,
+        stop,
     )
 }
+
+
+WRITES = {"cohort": ("phantom", "simulate", "ingest"), "run": ("train", "synthesize", "evaluate", "report")}
+WRITES |= {"study": ("tune",), "folder": ("demo", "experiment")}
+
+
+def _at_door(command: Callable[..., None]) -> Callable[..., None]:
+    """Let URLs stand for a command's paths: it works on their mirrors, and what it writes is published."""
+
+    @wraps(command)
+    def opened(*args: Any, **kwargs: Any) -> None:
+        given = inspect.signature(command).bind(*args, **kwargs)
+        with ExitStack() as stack:
+            for name, value in given.arguments.items():
+                if isinstance(value, Path):
+                    writes = command.__name__ in WRITES.get(name, ())
+                    given.arguments[name] = stack.enter_context(_mirrored(value, command.__name__ if writes else ""))
+            command(*given.args, **given.kwargs)
+
+    return opened
+
+
+@contextmanager
+def _mirrored(path: Path, purpose: str) -> Iterator[Path]:
+    """The mirror of what a path turns out to be the URL of, else the path; published at the end if it has a purpose."""
+    from storage import remote
+
+    if not (url := remote.url_of(path)):
+        yield path
+    elif purpose:
+        remote.check_writable(url)
+        with remote.writing(url, purpose) as (folder, _):
+            yield folder
+    else:
+        yield remote.fetch(url)
+
+
+def _apart(words: Sequence[str]) -> Sequence[str]:
+    """Keep the options of a submitted command from being taken for those of ``submit``."""
+    if words[:1] != ["submit"] or "--" in words or "--help" in words[:2]:
+        return words
+    first = next((place for place, word in enumerate(words[1:], 1) if word in COMMANDS), len(words))
+    return [*words[:first], "--", *words[first:]]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -469,8 +593,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # libraries' notes are for developers; python -W shows them
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="petscale", args=argv, description=__doc__)
+        if words == ["@command.json"]:
+            from petscale.cluster import received
+
+            sys.argv[1:] = words = received()
+        tyro.extras.subcommand_cli_from_dict(
+            {n: _at_door(c) for n, c in COMMANDS.items()}, prog="petscale", args=_apart(words), description=__doc__
+        )
     except InputError as error:
         print(f"petscale: {error}", file=sys.stderr)
         raise SystemExit(2) from None

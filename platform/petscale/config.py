@@ -82,14 +82,12 @@ class ClusterConfig:
         workers: training processes.
         cpus_per_worker: cores each may use; fixes the number of threads, and with it the last bits of a result.
         device: cpu or cuda.
-        address: an existing Ray cluster's address, empty for a private one on this machine.
         max_failures: times that crashed workers are started again from the last checkpoint.
     """
 
     workers: int = 1
     cpus_per_worker: int = 1
     device: Literal["cpu", "cuda"] = "cpu"
-    address: str = ""
     max_failures: int = 3
 
 

@@ -7,10 +7,12 @@ import math
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,15 +24,19 @@ import torch
 import torch.distributed as dist
 
 from petscale import config as configs
+from petscale import nodes
 from petscale.config import Roles, RunConfig
+from petscale.gauges import sending
 from petscale.progress import Reporter, Watch, picture
-from storage import integrity, layout
+from storage import integrity, layout, remote
 from storage.errors import InputError
 from storage.reader import Cohort, open_cohort
 from trainers import RECIPES, checkpoint, feed, loop
 from trainers.engine import deepspeed_engines, plain_engine
 from trainers.recipe import Recipe, Validated
 
+IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for the driver of a submitted job
+ROOM_TRIES = 5  # times that workers are waited for, a minute each by Ray's default; a lost node may come back
 CHECKPOINTS, WEIGHTS, CONFIG = "checkpoints", "weights.safetensors", "config.json"
 
 
@@ -54,16 +60,13 @@ def worker_environment(config: RunConfig) -> dict[str, str]:
 
 
 def runtime_env(config: RunConfig) -> dict[str, Any]:
-    """What a worker needs; the only place that ships code.
-
-    A private cluster runs from this very installation.  Another one gets all four rooms together: shipping the working
-    folder alone would leave a node's older ``petscale`` in place.
-    """
+    """What a worker needs: its environment, and on a cluster the driver's code unless its job has brought it."""
     environment: dict[str, Any] = {"env_vars": worker_environment(config)}
-    if config.cluster.address:
-        root = Path(__file__).parents[2]
-        environment |= {"working_dir": str(root), "py_modules": [str(root / "platform" / "petscale")]}
-        environment["excludes"] = [".git", ".venv", "runs", "demo"]
+    if nodes.joined():
+        environment["worker_process_setup_hook"] = "petscale.nodes.use_cluster_network"
+        if key := os.environ.get("PETSCALE_SITE_KEY"):  # the file's name: patients are hashed alike everywhere
+            environment["env_vars"]["PETSCALE_SITE_KEY"] = key
+        environment |= {} if os.environ.get(IN_JOB) else nodes.code()
     return environment
 
 
@@ -89,6 +92,8 @@ class Plan:
         """Write the run's record, and forget what went wrong before."""
         integrity.write_json(self.run / CONFIG, {**self.facts, "command": command})
         (self.run / "error.json").unlink(missing_ok=True)
+        if held := remote.holding(remote.origin(self.run)):  # the workers' nodes bring it to themselves
+            remote.publish(self.run, held.url, held, without=("error.json",))
 
 
 def train(cohort: Path, run: Path, config: RunConfig, *, command: str) -> Path:
@@ -104,11 +109,12 @@ def train(cohort: Path, run: Path, config: RunConfig, *, command: str) -> Path:
             dying.
     """
     plan = plan_run(cohort, run, config)
-    if not config.cluster.address:  # a private cluster has the GPUs of this machine, and as many workers as asked for
+    if not nodes.joined():  # a private cluster has the GPUs of this machine, and as many workers as asked for
         require_resources({"CPU": math.inf, "GPU": torch.cuda.device_count()}, config)
     with integrity.exclusive(plan.run, purpose="train"):
         plan.record(command)
-        with Watch(plan.run, plan.num_steps), session(config, config.cluster.workers * config.cluster.cpus_per_worker):
+        cores = config.cluster.workers * config.cluster.cpus_per_worker
+        with Watch(plan.run, plan.num_steps), session(config, cores, plan.run, cohort / "zarr.json"):
             train_on_ray(plan)
     return plan.run / WEIGHTS
 
@@ -149,6 +155,8 @@ def plan_run(cohort: Path, run: Path, config: RunConfig, *, validation: bool = F
     facts = {"config": configs.to_json(config), **asdict(roles), "files": identity["files"], "cases": digests}
     facts["cohort"] = cohort.name
     settings = {**facts, "cohort": str(cohort), "run": str(run), "streams": roles.streams, "identity": identity}
+    held = remote.holding(remote.origin(run))
+    settings |= {"cohort_url": remote.origin(cohort), "lease": asdict(held) if held else None}
     settings["starts_from"] = json.dumps(_starts_from(opened, roles.train, config.feed.low[0]))
     settings["used"] = configs.to_json(used)
     return Plan(run, config, recipe.num_steps, facts, settings)
@@ -242,38 +250,59 @@ def _check_run(run: Path, identity: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def session(config: RunConfig, cpus: int) -> Iterator[None]:
-    """A Ray cluster for as long as the block lasts: a private one of ``cpus`` cores, or the one at an address.
+def session(config: RunConfig, cpus: int, folder: Path, *read: Path) -> Iterator[None]:
+    """A Ray cluster for as long as the block lasts: the one that this process was submitted to, else a private one.
+
+    Args:
+        cpus: cores of a private one.
+        folder: where work will be written, which every node of a cluster must see.
+        read: files that every node must be able to read.
+
+    Raises:
+        InputError: CFG_RESOURCES; CLU_VERSIONS, CLU_STORAGE, CLU_NODE_SILENT: all before any work starts.  A cluster
+            that grows (``nodes.SCALE_UP_S``) has had its time to by then.
 
     A private cluster's folder stays behind, for its logs, when the block ends in an error that is not a user's mistake.
     """
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_AUTH_MODE", "token")
-    if not config.cluster.address:
+    address = nodes.joined()
+    if not address:
         # A private cluster of one secret that is never written down; an existing one brings its own token.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        # Ray's name for it: every socket on loopback.  Its metrics would else be open to the whole network.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
-    folder = _session_folder()
+    temporary = _session_folder()
     private = {
         "num_cpus": cpus,
         "include_dashboard": False,
         "object_store_memory": 100 * 2**20,
-        "_temp_dir": folder,
+        "_temp_dir": f"{temporary}/r",  # Ray opens this folder to all users; the one above it stays ours
     }
     ray.init(
-        address=config.cluster.address or "local",
+        address=address or "local",
         runtime_env=runtime_env(config),
         log_to_driver=False,
         logging_level=logging.ERROR,
-        **({} if config.cluster.address else private),
+        **({} if address else private),
     )
     logging.getLogger("ray").setLevel(logging.ERROR)
     keep = True
+    worker = {"CPU": config.cluster.cpus_per_worker} | ({"GPU": 1} if config.cluster.device == "cuda" else {})
     try:
-        require_resources(ray.cluster_resources(), config)
-        yield
+        with nodes.room([worker] * config.cluster.workers):
+            require_resources(ray.cluster_resources(), config)
+            if address:
+                nodes.check_alike()
+                read = tuple(path.absolute() for path in read if not remote.origin(path.parent))
+                if url := remote.origin(folder):
+                    nodes.on_every_node(remote.check_writable, url)
+                else:
+                    nodes.check_shared(folder.absolute(), *read)
+            yield
         keep = False
     except InputError as error:
         keep = error.code == "TRAIN_FAILED"
@@ -281,7 +310,7 @@ def session(config: RunConfig, cpus: int) -> Iterator[None]:
     finally:
         ray.shutdown()
         if not keep:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def train_on_ray(plan: Plan, *, until: int | None = None) -> None:
@@ -309,16 +338,28 @@ def train_on_ray(plan: Plan, *, until: int | None = None) -> None:
             # A fresh name: Ray's own notion of a latest checkpoint is never asked, our manifests are.
             name=f"attempt-{uuid.uuid4().hex[:8]}",
             storage_path=str(run / "ray"),
-            failure_config=FailureConfig(max_failures=cluster.max_failures),
+            failure_config=FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=ROOM_TRIES - 1),
         ),
     )
+    failure: Exception | None = None
     try:
-        failure = _fit(trainer, ray.train.TrainingFailedError)
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        failure = error
     finally:
         shutil.rmtree(run / "ray", ignore_errors=True)
+    if held := remote.holding(remote.origin(run)):  # what rank 0 published, maybe from another node
+        remote.fetch(held.url, held=held)
     raise_refusal(run)
     if failure:
-        (run / "failure.log").write_text(failure)
+        (run / "failure.log").write_text(str(failure))
+        if isinstance(failure, ray.train.ControllerError):
+            raise InputError(
+                "CLU_NO_ROOM",
+                where=run.name,
+                found=f"{cluster.workers} workers could not be started within {ROOM_TRIES} minutes; see failure.log",
+                remedy="bring lost nodes back (ray up), or run the same command with fewer workers: it continues",
+            )
         raise InputError(
             "TRAIN_FAILED",
             where=run.name,
@@ -341,15 +382,6 @@ def _session_folder() -> str:
     return tempfile.mkdtemp(prefix=f"petscale-ray-{os.getpid()}-")
 
 
-def _fit(trainer: Any, failed: type[Exception]) -> str:
-    """Run to the end; returns what went wrong, empty when nothing did."""
-    try:
-        trainer.fit()
-    except failed as error:
-        return str(error)
-    return ""
-
-
 def require_resources(found: Mapping[str, float], config: RunConfig) -> None:
     """Ray would wait for ever for cores that do not exist.
 
@@ -370,6 +402,71 @@ def require_resources(found: Mapping[str, float], config: RunConfig) -> None:
             )
 
 
+def _silent(record: Mapping[str, Any]) -> None:
+    """What other ranks than 0 report."""
+
+
+@contextmanager
+def _brought(settings: Mapping[str, Any]) -> Iterator[tuple[Path, Path, Callable[[], None]]]:
+    """The cohort and the run on this node, and what rank 0 calls after each commit; paths are mounted by all nodes.
+
+    Every rank resumes from what is published, nothing else: nodes must not differ in their newest checkpoint.
+    """
+    cohort, run = Path(settings["cohort"]), Path(settings["run"])
+    publish: Callable[[], None] = _nothing
+    with ExitStack() as stack:
+        if settings["lease"]:
+            held = remote.Lease(**settings["lease"])
+            if dist.get_rank() == 0:
+                held = stack.enter_context(remote.succession(held))  # an attempt still dying publishes no more
+            _together(_nothing)
+            run = _together(partial(remote.fetch, held.url, held=held))
+            publish = partial(remote.publish, run, held.url, held)
+        if settings["cohort_url"]:
+            cohort = _together(partial(remote.fetch, settings["cohort_url"]))
+        yield cohort, run, publish
+
+
+def _together(work: Callable[[], Any]) -> Any:
+    """Do ``work`` on all ranks; who is done waits for the others, however long, without a collective timing out.
+
+    Raises:
+        InputError: the same on every rank: what was refused on any.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
+        busy = torch.ones(1, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+        while busy.item():
+            wait([future], timeout=5)
+            busy.fill_(not future.done())
+            dist.all_reduce(busy, op=dist.ReduceOp.MAX)
+    refused: list[BaseException | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(refused, future.exception())
+    for error in filter(None, refused):
+        raise error
+    return future.result()
+
+
+def _nothing() -> None:
+    """Where all nodes mount one path there is nothing to bring."""
+
+
+def _publishing(report: loop.Report, publish: Callable[[], None]) -> loop.Report:
+    """A report that publishes after each committed checkpoint; one that cannot be brought comes with the next."""
+
+    def told(record: dict[str, Any]) -> None:
+        report(record)
+        if record["event"] == "checkpoint":
+            try:
+                publish()
+            except InputError as error:
+                if error.code != "CLU_UNREACHABLE":
+                    raise
+                print(f"petscale: checkpoint not published yet ({error})", file=sys.stderr)
+
+    return told
+
+
 def train_worker(settings: dict[str, Any]) -> None:
     """One worker: the process group is up; everything else is built here from plain JSON.
 
@@ -377,17 +474,22 @@ def train_worker(settings: dict[str, Any]) -> None:
     """
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     config, run = configs.from_json(settings["used"]), Path(settings["run"])
+    publish: Callable[[], None] = _nothing
     rank, world = dist.get_rank(), dist.get_world_size()
     device = (
         torch.device("cuda", torch.cuda.current_device()) if config.cluster.device == "cuda" else torch.device("cpu")
     )
     torch.set_num_threads(config.cluster.cpus_per_worker)
     torch.manual_seed(config.loop.seed)  # the networks' first weights
-    # An attempt that is still dying must have let go of the checkpoints before this one touches them.
-    fence = nullcontext() if rank else integrity.exclusive(run / CHECKPOINTS, purpose="this attempt", wait_s=60)
     try:
-        with fence:
-            cohort = open_cohort(Path(settings["cohort"]))
+        with ExitStack() as stack:
+            place, run, publish = stack.enter_context(_brought(settings))
+            if rank == 0:  # an attempt that is still dying must have let go of the checkpoints before this touches them
+                stack.enter_context(integrity.exclusive(run / CHECKPOINTS, purpose="this attempt", wait_s=60))
+                report = _publishing(stack.enter_context(sending(run, config.recipe, Reporter(run))), publish)
+            else:
+                report = _silent
+            cohort = open_cohort(place)
             recipe = RECIPES[config.recipe].build(
                 config.model,
                 make_engine=deepspeed_engines(config.engine, device=device),
@@ -410,7 +512,7 @@ def train_worker(settings: dict[str, Any]) -> None:
                 config.loop,
                 folder=run / CHECKPOINTS,
                 meta=settings["identity"],
-                report=Reporter(run) if rank == 0 else lambda record: None,
+                report=report,
                 picture=picture(run / "pictures", shown, config.feed, device),
                 patches_per_step=config.patches_per_step,
                 validation=validation,
@@ -420,8 +522,12 @@ def train_worker(settings: dict[str, Any]) -> None:
             weights = recipe.weights()
             if rank == 0:
                 checkpoint.write_weights(run / WEIGHTS, weights, about)
+                publish()
     except InputError as error:
         # Told to the user once by the driver, not retried: it would fail again.
         if rank == 0 or not (run / "error.json").exists():
             facts = {"code": error.code, "where": error.where, "found": error.found, "remedy": error.remedy}
             integrity.write_json(run / "error.json", facts)
+            if rank == 0:
+                with suppress(InputError):  # the driver may have lost the lease, or the store be away
+                    publish()

@@ -1,19 +1,22 @@
-"""Cohorts: phantoms drawn, scans simulated, files ingested; each runs storage's Dask graph on this machine."""
+"""Cohorts: phantoms drawn, scans simulated, files ingested; each runs storage's Dask graph, here or on a cluster."""
 
 import hashlib
 import hmac
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from petscale import nodes
 from petscale.progress import bar, console
-from storage import dicom, geometry, integrity, layout, nifti, phantom, suv
+from storage import dicom, geometry, integrity, layout, nifti, phantom, remote, suv
 from storage.errors import InputError
-from storage.ingest import CasePlan, Outcome, ingest, site_key, subject_hash
+from storage.ingest import CasePlan, Outcome, Spread, ingest, one_after_another, site_key, subject_hash
 from storage.lowdose import LowDoseConfig, LowDoseSource
 from storage.reader import open_cohort
 from storage.source import BQML, ImageSource
@@ -35,15 +38,14 @@ def run(title: str, cohort: Path, plans: Plans, *, strict: bool, workers: int | 
 
 
 def _run(title: str, cohort: Path, plans: Plans, *, strict: bool, workers: int | None) -> Outcome:
-    finished = 0
-    with bar(title, len(plans)) as advance:
+    done: set[str] = set()
+    with bar(title, len(plans)) as advance, _spread(cohort, workers) as spread:
 
-        def progress(case: str, done: int, total: int) -> None:
-            nonlocal finished
-            finished = list(plans).index(case) + (done == total)
-            advance(finished, f"{case} {done}/{total} tasks")
+        def progress(case: str, tasks: int, total: int) -> None:
+            done.update([case] if tasks == total else [])
+            advance(len(done), f"{case} {tasks}/{total} tasks")
 
-        outcome = ingest(cohort, plans, strict=strict, workers=workers, progress=progress)
+        outcome = ingest(cohort, plans, strict=strict, workers=workers, progress=progress, spread=spread)
         if outcome.committed or outcome.kept:
             advance(len(plans), "")
     told = None if outcome.committed or outcome.kept else next(iter(outcome.refused.values()), None)
@@ -62,6 +64,32 @@ def _run(title: str, cohort: Path, plans: Plans, *, strict: bool, workers: int |
             remedy="see the lines above, mend these cases and run the same command again",
         )
     return outcome
+
+
+@contextmanager
+def _spread(cohort: Path, workers: int | None) -> Iterator[Spread]:
+    """One case after another on this machine; in a cluster's job, all nodes at once, a case each.
+
+    Raises:
+        InputError: CLU_SITE_KEY where nodes would call one patient by different names; those of ``launch.session``.
+    """
+    if not nodes.joined() or remote.origin(cohort):  # what is written for an object store is published from one node
+        yield one_after_another
+        return
+    if "PETSCALE_SITE_KEY" not in os.environ:
+        raise InputError(
+            "CLU_SITE_KEY",
+            where="PETSCALE_SITE_KEY",
+            found="not set: every node would hash patients with a key of its own",
+            remedy="let it name one file that all nodes read, as cluster.yaml does",
+        )
+    from petscale.config import RunConfig
+    from petscale.launch import session
+
+    site_key()  # made if need be, before every node must find it
+    cohort.mkdir(parents=True, exist_ok=True)
+    with session(RunConfig(), 0, cohort, Path(os.environ["PETSCALE_SITE_KEY"])):
+        yield partial(nodes.spread, cpus=workers or min(4, nodes.fewest_cpus()))
 
 
 @contextmanager

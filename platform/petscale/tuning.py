@@ -15,6 +15,7 @@ stop between two budgets, never in the middle of one, so nothing has to be kille
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +30,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from petscale import config as configs
-from petscale import launch, study
+from petscale import gauges, launch, nodes, study
 from petscale.assess import REPORT, environment
 from petscale.config import RunConfig
 from petscale.evaluate import SYNTHESIZED, score_case
@@ -48,6 +49,7 @@ from trainers.synthesize import synthesize
 from tune_spaces import SPACES, Settings, Space, paper
 
 JUDGED, TRIALS, BEST = "judged.json", "trials", "best.json"
+SCRATCH = ".tune-"  # Ray Tune's own notes: where every node sees them, and of no use to anyone afterwards
 DIED = "the trial's process died"
 Work = Callable[[Mapping[str, Any], int], dict[str, float]]
 
@@ -171,6 +173,7 @@ def train_and_judge(settings: Mapping[str, Any], rung: int) -> dict[str, float]:
         wanted = [study.objective(name) for name in settings["objectives"]]
         judged[str(rung)] = {o.name: study.value_of(o, rows, SYNTHESIZED) for o in wanted}
         integrity.write_json(run / JUDGED, judged)
+        gauges.judged(run, config.recipe, judged[str(rung)])
     return judged[str(rung)]
 
 
@@ -293,11 +296,18 @@ def _run(
     """Run trials until the study has as many as are wanted."""
     cluster = base.cluster
     cores = cluster.workers * cluster.cpus_per_worker
-    at_once = config.at_once or max(1, (os.cpu_count() or 1) // cores)
-    own = {"CPU": cores} | ({"GPU": config.gpus} if cluster.device == "cuda" else {})
+    room = config.at_once or max(1, (os.cpu_count() or 1) // cores)
+    gpus = config.gpus if cluster.workers == 1 else 1
+    worker = {"CPU": cluster.cpus_per_worker} | ({"GPU": gpus} if cluster.device == "cuda" else {})
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    with launch.session(base, at_once * cores), tempfile.TemporaryDirectory(prefix="petscale-tune-") as scratch:
-        from ray import tune  # not before the session has said how Ray authenticates
+    folder, cohort = Path(common["place"]).parent, Path(common["cohort"])
+    with (
+        launch.session(base, room * cores, folder, cohort / "zarr.json"),
+        nodes.asking([worker] * (config.at_once * cluster.workers)),  # trials begin as machines come
+        tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder) as scratch,
+    ):
+        import ray  # not before the session has said how Ray authenticates
+        from ray import tune
         from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
         scheduler: Any = FIFOScheduler()
@@ -306,12 +316,12 @@ def _run(
             most = config.factor ** common["rungs"]
             scheduler = ASHAScheduler("budget", metric="asha", mode="max", max_t=most, reduction_factor=config.factor)
         tune.Tuner(
-            tune.with_resources(_trainable(work), {"CPU": 0.01} if cluster.workers > 1 else own),
+            tune.with_resources(_trainable(work), {"CPU": 0.01} if cluster.workers > 1 else worker),
             tune_config=tune.TuneConfig(
                 search_alg=_searcher(opened, space, config.trials, common, shown),
                 scheduler=scheduler,
                 num_samples=-1,
-                max_concurrent_trials=at_once,
+                max_concurrent_trials=config.at_once or max(1, int(ray.cluster_resources()["CPU"]) // cores),
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
@@ -384,12 +394,13 @@ def sweep(
     """
     cohort, folder = cohort.absolute(), folder.absolute()
     _check_ranges(config)
+    nodes.require_path(cohort, folder)
     base = replace(base, loop=replace(base.loop, picture_every=0))  # pictures are of test patients
     space, first = _joined(base, config.spaces)
     objectives = [study.objective(name) for name in config.objectives]
     plan = launch.plan_run(cohort, folder / TRIALS / "none", base, validation=True)
     _check_judges(plan, open_cohort(cohort), objectives)
-    if not base.cluster.address:
+    if not nodes.joined():
         launch.require_resources({"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}, base)
     with study.hold(folder):
         budgets = ends(plan.num_steps, config.rungs, config.factor)
@@ -400,6 +411,8 @@ def sweep(
             "configuration": base.identity(),
             "budgets": budgets,
         }
+        for left in folder.glob(f"{SCRATCH}*"):  # by a killed driver; we hold the folder
+            shutil.rmtree(left, ignore_errors=True)
         opened = study.open_study(
             folder,
             storage=config.storage,
