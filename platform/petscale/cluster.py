@@ -184,6 +184,7 @@ def _client(cluster: str) -> Iterator[Any]:
     """A client of the cluster's job service, through an ssh tunnel where a cluster file says how."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # before ray is imported: it looks once
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     with _address(cluster) as address:
@@ -199,15 +200,20 @@ def _client(cluster: str) -> Iterator[Any]:
                 found="no dashboard answers there",
                 remedy="start the cluster (ray up cluster.yaml), or name the right one with --cluster",
             ) from None
-        except RuntimeError as error:
-            if "401" in str(error) or "403" in str(error) or "oken" in str(error):
-                raise InputError(
-                    "CLU_TOKEN",
-                    where="~/.ray/auth_token",
-                    found="the cluster does not accept this machine's token, or there is none",
-                    remedy="use the token that the cluster was started with (docs/how-to-cluster.md)",
-                ) from None
-            raise
+        except AuthenticationError:
+            raise InputError(
+                "CLU_TOKEN",
+                where="~/.ray/auth_token",
+                found="the cluster does not accept this machine's token, or there is none",
+                remedy="use the token that the cluster was started with (docs/how-to-cluster.md)",
+            ) from None
+        except RuntimeError as error:  # what else the service answers, a stale Ray's protocol for instance
+            raise InputError(
+                "CLU_REFUSED",
+                where=cluster,
+                found=(str(error).splitlines() or [""])[0],
+                remedy="petscale submit doctor tells whether versions differ; the head's logs tell the rest",
+            ) from None
 
 
 @contextmanager

@@ -273,6 +273,7 @@ def session(config: RunConfig, cpus: int, folder: Path, *read: Path) -> Iterator
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         # Ray's name for it: every socket on loopback.  Its metrics would else be open to the whole network.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
     import ray
 
     temporary = _session_folder()
