@@ -1,9 +1,11 @@
 """The command line: one function per command, its signature the arguments.  Mistakes end in one coded line, exit 2."""
 
+import errno
 import inspect
 import os
 import shlex
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -606,9 +608,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"petscale: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except OSError as error:
-        if error.filename is None:  # not about a file
+        if error.filename is None and error.errno != errno.ENOSPC:  # not about a file
             raise
-        where = Path(str(error.filename)).name
+        where = Path(str(error.filename or tempfile.gettempdir())).name
         told = InputError("DISK_ERROR", where=where, found=str(error.strerror), remedy="check the path and its folder")
         print(f"petscale: {told}", file=sys.stderr)
         raise SystemExit(2) from None

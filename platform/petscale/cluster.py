@@ -167,7 +167,7 @@ def _follow(client: Any, job: str) -> None:
         asyncio.run(tail())
     except KeyboardInterrupt:
         console.print(f"the job goes on: petscale logs {job}", markup=False)
-        raise
+        return
     while not (state := client.get_job_status(job)).is_terminal():  # the log's end comes before the job's
         time.sleep(0.5)
     if state.value != "SUCCEEDED":

@@ -19,7 +19,6 @@ from typing import Any
 
 import psutil
 
-from storage import remote
 from storage.errors import InputError
 
 STORAGE = "PETSCALE_STORAGE"  # names the folder that all nodes mount, where cluster.yaml says one
@@ -221,6 +220,8 @@ def require_path(*folders: Path) -> None:
     Raises:
         InputError: CLU_URL.
     """
+    from storage import remote  # here: every worker process of a cluster loads this module, and most need no store
+
     for folder in folders:
         if joined() and remote.origin(folder):
             raise InputError(

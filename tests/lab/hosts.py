@@ -38,7 +38,7 @@ def why_not() -> str:
 
 @dataclass
 class Host:
-    """One machine of the laboratory; its folders are ``home`` and ``tmp`` below ``folder`` as seen from outside."""
+    """One machine of the laboratory: its home lies in ``folder``, its /tmp is 1 GiB that a reboot empties."""
 
     name: str
     address: str
@@ -72,7 +72,9 @@ class Host:
 
     def processes(self, part: str) -> list[psutil.Process]:
         """What runs there with ``part`` in its command line."""
-        found = []
+        found: list[psutil.Process] = []
+        if not self.process or self.process.poll() is not None:
+            return found
         for process in self._first().children(recursive=True):
             with suppress(psutil.NoSuchProcess):
                 if part in " ".join(process.cmdline()):
@@ -207,7 +209,7 @@ def _host(tag: str, number: int, folder: Path) -> Host:
     boot = (
         f"{_private(own)} && mount --bind {VENV} {CHECKOUT}/.venv && "
         f"mount -o remount,ro,bind {CHECKOUT}/.venv && "
-        f"mount -t tmpfs -o size=1g tmpfs /dev/shm && mkdir -p /run/sshd && hostname host{number} && "
+        f"mount -t tmpfs -o size=9g tmpfs /dev/shm && mount -t tmpfs -o size=1g tmpfs /tmp && mkdir -p /run/sshd && hostname host{number} && "
         f"exec /usr/sbin/sshd -D -e -f {own}/sshd.conf"
     )
     namespaces = ["unshare", "--mount", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc"]
