@@ -209,7 +209,8 @@ def _host(tag: str, number: int, folder: Path) -> Host:
     boot = (
         f"{_private(own)} && mount --bind {VENV} {CHECKOUT}/.venv && "
         f"mount -o remount,ro,bind {CHECKOUT}/.venv && "
-        f"mount -t tmpfs -o size=9g tmpfs /dev/shm && mount -t tmpfs -o size=1g tmpfs /tmp && mkdir -p /run/sshd && hostname host{number} && "
+        "mount -t tmpfs -o size=9g tmpfs /dev/shm && mount -t tmpfs -o size=1g tmpfs /tmp && "
+        f"mkdir -p /run/sshd && hostname host{number} && "
         f"exec /usr/sbin/sshd -D -e -f {own}/sshd.conf"
     )
     namespaces = ["unshare", "--mount", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc"]
