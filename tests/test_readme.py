@@ -60,7 +60,7 @@ def test_the_tree_names_every_module_with_one_line_each() -> None:
 def test_every_command_parses(page: str) -> None:
     """Also those that are not run: an unknown option or field, or a missing argument, ends in an error."""
     from petscale import config as configs
-    from petscale.cli import COMMANDS
+    from petscale.cli import COMMANDS, _apart
 
     def silent(function: Callable[..., None]) -> Callable[..., None]:
         def check_settings(*_: Any, **options: Any) -> None:
@@ -76,7 +76,10 @@ def test_every_command_parses(page: str) -> None:
             words = itertools.dropwhile(lambda word: re.match(r"[A-Z_]+=", word), shlex.split(line))
             program, *arguments = words
             if Path(program).name == "petscale":
-                tyro.extras.subcommand_cli_from_dict(commands, prog="petscale", args=arguments)
+                apart = list(_apart(arguments))
+                tyro.extras.subcommand_cli_from_dict(commands, prog="petscale", args=apart)
+                if "--" in apart:  # submitted
+                    tyro.extras.subcommand_cli_from_dict(commands, prog="petscale", args=apart[apart.index("--") + 1 :])
             if program == "make":
                 assert set(arguments) <= targets, line
 

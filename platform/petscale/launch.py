@@ -283,13 +283,21 @@ def session(config: RunConfig, cpus: int, folder: Path, *read: Path) -> Iterator
         "object_store_memory": 100 * 2**20,
         "_temp_dir": f"{temporary}/r",  # Ray opens this folder to all users; the one above it stays ours
     }
-    ray.init(
-        address=address or "local",
-        runtime_env=runtime_env(config),
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        **({} if address else private),
-    )
+    try:
+        ray.init(
+            address=address or "local",
+            runtime_env=runtime_env(config),
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **({} if address else private),
+        )
+    except ConnectionError:
+        raise InputError(
+            "CLU_UNREACHABLE",
+            where="RAY_ADDRESS",
+            found="no Ray cluster answers there",
+            remedy="start it, or unset the variable to work on this machine alone",
+        ) from None
     logging.getLogger("ray").setLevel(logging.ERROR)
     keep = True
     worker = {"CPU": config.cluster.cpus_per_worker} | ({"GPU": 1} if config.cluster.device == "cuda" else {})
