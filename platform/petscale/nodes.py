@@ -25,6 +25,7 @@ STORAGE = "PETSCALE_STORAGE"  # names the folder that all nodes mount, where clu
 SCALE_UP_S = "PETSCALE_SCALE_UP_S"  # set where the cluster grows: how long a new machine may take to come
 ALIKE = ("ray", "torch", "deepspeed", "numpy", "zarr", "tensorstore", "dask", "optuna")
 ROOMS = ("petscale", "storage", "trainers", "tune_spaces")
+ASK_AGAIN_S = 5.0
 ANSWER_S = 120.0  # a node's first answer may wait for the code to arrive and torch to load
 
 
@@ -50,31 +51,39 @@ def on_every_node(function: Callable[..., Any], *arguments: Any, timeout_s: floa
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    asked = {
-        ray.remote(num_cpus=0, max_retries=0)(function)
-        .options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
-        .remote(*arguments): node["NodeManagerAddress"]
-        for node in ray.nodes()
-        if node["Alive"]
-    }
-    ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_s)
-    silent, answers = [asked[one] for one in late], {}
-    for one in ready:
-        try:
-            answers[asked[one]] = ray.get(one)
-        except ray.exceptions.RayTaskError as error:
-            if not isinstance(error.cause, InputError):
-                raise
-            raise error.cause from None
-        except ray.exceptions.RayError:
-            silent.append(asked[one])
-    if silent:
-        for one in late:
+    def ask(node: Mapping[str, Any]) -> Any:
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        task = ray.remote(num_cpus=0, max_retries=0)(function)
+        return task.options(scheduling_strategy=there).remote(*arguments)
+
+    deadline = time.monotonic() + timeout_s
+    asked = {ask(node): node for node in ray.nodes() if node["Alive"]}
+    answers: dict[str, Any] = {}
+    why: dict[str, str] = {}
+    while asked and (left := deadline - time.monotonic()) > 0:
+        again = []
+        for one in ray.wait(list(asked), timeout=left)[0]:
+            node = asked.pop(one)
+            try:
+                answers[node["NodeManagerAddress"]] = ray.get(one)
+            except ray.exceptions.RayTaskError as error:
+                if not isinstance(error.cause, InputError):
+                    raise
+                raise error.cause from None
+            except ray.exceptions.RayError as error:  # no process could be started there: its disk was full, say
+                why[node["NodeManagerAddress"]] = f" ({type(error).__name__})"
+                again.append(node)
+        if again:
+            time.sleep(ASK_AGAIN_S)
+            asked |= {ask(node): node for node in again}
+    if asked:
+        for one in asked:
             ray.cancel(one, force=True)
+        silent = sorted(node["NodeManagerAddress"] for node in asked.values())
         raise InputError(
             "CLU_NODE_SILENT",
-            where=", ".join(sorted(silent)),
-            found=f"no answer within {timeout_s:g} s",
+            where=", ".join(silent),
+            found=f"no answer within {timeout_s:g} s{why.get(silent[0], '')}",
             remedy="look at the node (petscale submit doctor), or take it out of the cluster",
         )
     return dict(sorted(answers.items()))

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from hosts import CHECKOUT, HOME, SUBNET, Host, Laboratory, laboratory, why_not
 
@@ -379,13 +378,12 @@ def test_the_head_is_lost(cluster: Cluster, cohort: Path, reference: Path) -> No
 
 
 def test_nothing_is_left_behind(cluster: Cluster) -> None:
-    """The last test: ``ray down``; the workers notice that their head is gone within a minute."""
+    """The last test: ``ray down``; the workers notice in a while that their head is gone."""
     assert cluster.lab.launch("ray", "down", "--yes", "cluster.yaml").returncode == 0
 
-    def gone() -> bool:
-        return not any(host.processes("ray") for host in cluster.lab.hosts)
+    def left() -> list[str]:
+        return [f"{host.name}: {p.cmdline()}" for host in cluster.lab.hosts for p in host.processes("ray")]
 
-    wait_for(gone, 120, "the end of Ray")
+    wait_for(lambda: not left(), 150, f"the end of Ray: {left()}")
     for host in cluster.lab.hosts:
-        assert host.run("ls /tmp").stdout.split() in ([], ["ray_ssh"]), host.run("ls -la /tmp").stdout
-    assert not [p for p in psutil.process_iter() if "8265" in " ".join(p.info.get("cmdline") or [])]
+        assert host.run("ls /tmp").stdout == ""
