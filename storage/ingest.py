@@ -172,11 +172,11 @@ def ingest(
             for name, new in spread(partial(_ingest_case, cohort, plans, scheduler, workers, told), list(plans)):
                 if not isinstance(new, InputError):
                     (outcome.committed if new else outcome.kept).append(name)
+                    progress(name, 1, 1)
                 elif strict or new.code.startswith(("DISK_", "STORE_BUSY")):
                     raise new
                 else:
                     outcome.refused[name] = new
-                progress(name, 1, 1)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         _write_catalog(cohort, outcome.committed)
