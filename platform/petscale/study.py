@@ -440,7 +440,7 @@ def _storage(folder: Path, storage: str) -> BaseStorage:
                 "TUNE_STORAGE",
                 where="--storage",
                 found="neither journal nor sqlite nor a URL",
-                remedy="leave it out, or give journal, sqlite or for instance postgresql://user@host/database",
+                remedy="leave it out, or give journal, sqlite or for instance postgresql+psycopg://user@host/database",
             )
 
 
