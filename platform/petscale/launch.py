@@ -37,6 +37,7 @@ from trainers.recipe import Recipe, Validated
 
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for the driver of a submitted job
 ROOM_TRIES = 5  # times that workers are waited for, a minute each by Ray's default; a lost node may come back
+FENCE_S = 240.0  # a node that is cut off takes minutes to notice; less than the other ranks wait (300 s)
 CHECKPOINTS, WEIGHTS, CONFIG = "checkpoints", "weights.safetensors", "config.json"
 
 
@@ -476,6 +477,19 @@ def _publishing(report: loop.Report, publish: Callable[[], None]) -> loop.Report
     return told
 
 
+@contextmanager
+def _fence(run: Path) -> Iterator[None]:
+    """Hold the checkpoints alone.  Whoever does not let go in time is no user's mistake: the workers start again."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(integrity.exclusive(run / CHECKPOINTS, purpose="this attempt", wait_s=FENCE_S))
+        except InputError as error:
+            if error.code == "STORE_BUSY":
+                raise RuntimeError(str(error)) from None
+            raise
+        yield
+
+
 def train_worker(settings: dict[str, Any]) -> None:
     """One worker: the process group is up; everything else is built here from plain JSON.
 
@@ -494,7 +508,7 @@ def train_worker(settings: dict[str, Any]) -> None:
         with ExitStack() as stack:
             place, run, publish = stack.enter_context(_brought(settings))
             if rank == 0:  # an attempt that is still dying must have let go of the checkpoints before this touches them
-                stack.enter_context(integrity.exclusive(run / CHECKPOINTS, purpose="this attempt", wait_s=60))
+                stack.enter_context(_fence(run))
                 report = _publishing(stack.enter_context(sending(run, config.recipe, Reporter(run))), publish)
             else:
                 report = _silent

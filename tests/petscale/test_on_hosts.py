@@ -333,14 +333,14 @@ def test_a_node_dies_in_mid_training(cluster: Cluster, cohort: Path, reference: 
 
 
 def test_a_node_is_cut_off(cluster: Cluster, cohort: Path, reference: Path) -> None:
-    """It lives on behind a dead cable, and its disk is still there: no two attempts may write the same run."""
+    """It lives on behind a dead cable, and the storage is still there: no two attempts may write the same run."""
     run = cluster.lab.shared / "cable"
     job = cluster.detach(*train("cable"))
     wait_for(lambda: len(losses(run)) > 8, 200, "8 steps")
     lost = next(host for host in cluster.training() if host is not cluster.head)
     cluster.lab.link(lost, "down")
     try:
-        assert cluster.wait_for_end(job, 400) == "succeeded"
+        assert cluster.wait_for_end(job, 500) == "succeeded"
     finally:
         cluster.lab.link(lost, "up")
     assert losses(run) == losses(reference)
