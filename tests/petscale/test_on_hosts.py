@@ -22,7 +22,11 @@ from hosts import CHECKOUT, HOME, SUBNET, Host, Laboratory, laboratory, why_not
 from petscale.progress import read_metrics
 from storage import integrity
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(why_not()), reason=f"hosts on one machine: {why_not()}")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(bool(why_not()), reason=f"hosts on one machine: {why_not()}"),
+]
 
 PHANTOMS = ["--cases", "4", "--body.shape", "24", "24", "40", "--drf", "4"]
 SETTINGS = [
