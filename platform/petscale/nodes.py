@@ -84,7 +84,7 @@ def on_every_node(function: Callable[..., Any], *arguments: Any, timeout_s: floa
             "CLU_NODE_SILENT",
             where=", ".join(silent),
             found=f"no answer within {timeout_s:g} s{why.get(silent[0], '')}",
-            remedy="look at the node (petscale submit doctor), or take it out of the cluster",
+            remedy="look at its disk and its network, start Ray there again (ray up), or take it out of the cluster",
         )
     return dict(sorted(answers.items()))
 
