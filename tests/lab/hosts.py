@@ -137,10 +137,21 @@ def _furnish(own: Path) -> None:
     (own / "passwd").write_text(users)
 
 
-def _private(own: Path) -> str:
-    """Shell words that put a machine's own folders in place, in its own mount namespace."""
+def _private(own: Path, *more: str) -> str:
+    """Shell words that put a machine's own folders in place, in its own mount namespace.
+
+    The interpreter and its environment stay where they are, also below a folder that is another one now.
+    """
+    kept = {VENV: own / "venv", Path(sys.base_prefix): own / "python"}
     pairs = {"home": "/home", "passwd": "/etc/passwd", "tmp": "/tmp"}
-    return " && ".join(f"mount --bind {own / inside} {outside}" for inside, outside in pairs.items())
+    return " && ".join(
+        [
+            *(f"mkdir -p {held} && mount --bind {place} {held}" for place, held in kept.items()),
+            *(f"mount --bind {own / inside} {outside}" for inside, outside in pairs.items()),
+            *more,
+            *(f"mkdir -p {place} && mount --bind {held} {place}" for place, held in kept.items()),
+        ]
+    )
 
 
 def _ip(*words: str) -> None:
@@ -206,11 +217,10 @@ def _host(tag: str, number: int, folder: Path) -> Host:
     ):
         _ip("-n", name, *words)
     # The virtual environment is the tests' own: installing torch three times would take longer than all the tests.
+    environment = f"mount --bind {own}/venv {CHECKOUT}/.venv && mount -o remount,ro,bind {CHECKOUT}/.venv"
+    small = "mount -t tmpfs -o size=9g tmpfs /dev/shm && mount -t tmpfs -o size=1g tmpfs /tmp"
     boot = (
-        f"{_private(own)} && mount --bind {VENV} {CHECKOUT}/.venv && "
-        f"mount -o remount,ro,bind {CHECKOUT}/.venv && "
-        "mount -t tmpfs -o size=9g tmpfs /dev/shm && mount -t tmpfs -o size=1g tmpfs /tmp && "
-        f"mkdir -p /run/sshd && hostname host{number} && "
+        f"{_private(own, environment, small)} && mkdir -p /run/sshd && hostname host{number} && "
         f"exec /usr/sbin/sshd -D -e -f {own}/sshd.conf"
     )
     namespaces = ["unshare", "--mount", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc"]
