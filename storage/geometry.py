@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage, sparse
 
 from storage.errors import InputError
 from storage.source import AIR_HU, HU, Grid, ImageSource
@@ -123,9 +123,14 @@ def shrink_slab(slab: NDArray[np.float32], z0: int, shape: tuple[int, int, int],
         slab: (dz, y, x), the voxels from ``z0`` on of a volume of ``shape``.
     """
     wz, wy, wx = (area_weights(n, size) for n in shape)
-    plane = np.einsum("bx,zax->zab", wx, np.einsum("ay,zyx->zax", wy, slab, optimize=True), optimize=True)
-    result: NDArray[np.float32] = np.einsum("oz,zab->oab", wz[:, z0 : z0 + len(slab)], plane, optimize=True)
-    return result
+    return _along(0, wz[:, z0 : z0 + len(slab)], _along(2, wx, _along(1, wy, slab)))
+
+
+def _along(axis: int, weights: NDArray[np.float32], voxels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Apply a matrix along one axis.  Sparse: the last bits of a dense product depend on the processor's threads."""
+    lines = np.moveaxis(voxels, axis, 0)
+    product = sparse.csr_array(weights) @ lines.reshape(len(lines), -1)
+    return np.moveaxis(product.reshape(-1, *lines.shape[1:]), 0, axis)
 
 
 def block_means(slab: NDArray[np.float32], edges: tuple[int, int, int]) -> NDArray[np.float32]:

@@ -305,14 +305,20 @@ class _Image:
                 view += part_of * ((sphere.hu if self.units == HU else sphere.suv) - view)
 
     def _texture(self, z: NDArray[np.float32], y: NDArray[np.float32], x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return a smooth field of mean 0: a sum of separable sinusoids, so that a slice costs one matrix product."""
+        """Return a smooth field of mean 0: a sum of separable sinusoids.
+
+        Added wave by wave and not as a matrix product, whose last bits depend on the processor and its threads.
+        """
         w = self.anatomy.waves
         f, g, h = (
             np.sin(2 * np.pi * (axis[:, None] * w[:, 1 + i] + w[:, 4 + i])).astype(np.float32)
             for i, axis in enumerate((z, y, x))
         )
         rows = f[:, None, :] * g[None, :, :] * w[:, 0].astype(np.float32)
-        return np.asarray(rows @ h.T, dtype=np.float32)  # one product per slice: the same bits in any slab
+        field = np.zeros((len(z), len(y), len(x)), dtype=np.float32)
+        for row, column in zip(np.moveaxis(rows, 2, 0), h.T, strict=True):
+            field += row[:, :, None] * column
+        return field
 
 
 def _anatomy(config: PhantomConfig) -> _Anatomy:

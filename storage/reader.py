@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,11 @@ class Case:
                 found=f"no image '{name}' (there are {', '.join(self.images)})",
                 remedy="name one of these, or make it: low doses by `petscale simulate`, others by `petscale ingest`",
             )
-        return StoredImage(self.name, name, self.folder / name)
+        return self._opened.setdefault(name, StoredImage(self.name, name, self.folder / name))
+
+    @cached_property
+    def _opened(self) -> dict[str, StoredImage]:
+        return {}
 
     @cached_property
     def aids(self) -> Aids:
@@ -185,6 +189,8 @@ class Cohort:
     def case(self, name: str) -> Case:
         """Open one case; every file of its manifest is there in full size, or this refuses.
 
+        Whoever opens the same case again in this process, by whichever cohort, is given what is open already.
+
         Raises:
             InputError: SET_NO_CASE, STORE_DAMAGED, STORE_UNCOMMITTED.
         """
@@ -204,7 +210,12 @@ class Cohort:
                 found="the folder holds another case's files",
                 remedy="run `petscale verify`, then put the folders back or ingest again",
             )
-        return Case(name, folder)
+        return _case(name, folder.absolute(), content["root"])
+
+
+@lru_cache(maxsize=1024)
+def _case(name: str, folder: Path, root: str) -> Case:
+    return Case(name, folder)
 
 
 def open_cohort(folder: Path) -> Cohort:

@@ -232,6 +232,32 @@ def test_root_digest_is_independent_of_processes(tmp_path):
     assert roots(tmp_path / "threads") == roots(tmp_path / "processes")
 
 
+@pytest.mark.slow
+def test_root_digest_is_independent_of_the_processors_kernels(tmp_path):
+    """A cluster's machines differ, and Ray gives a process other threads than a terminal does."""
+    script = """if True:
+        import sys
+        from pathlib import Path
+        from petscale import prepare
+        from storage.ingest import ingest
+        from storage.lowdose import LowDoseConfig
+        from storage.phantom import PhantomConfig
+        body = PhantomConfig(shape=(20, 40, 40), spacing_mm=(50.0, 10.0, 10.0))
+        ingest(Path(sys.argv[1]), prepare.phantom_plans(1, body, LowDoseConfig(iterations=1), [4.0]), strict=True)
+    """
+    found = []
+    for number, kernels in enumerate(
+        (
+            {"OPENBLAS_CORETYPE": "Haswell", "OPENBLAS_NUM_THREADS": "2"},
+            {"OPENBLAS_CORETYPE": "Prescott", "OPENBLAS_NUM_THREADS": "1", "NPY_DISABLE_CPU_FEATURES": "AVX2"},
+        )
+    ):
+        words = [sys.executable, "-W", "ignore", "-c", script, str(tmp_path / str(number))]
+        subprocess.run(words, check=True, env={**os.environ, **kernels})
+        found.append(roots(tmp_path / str(number)))
+    assert found[0] == found[1]
+
+
 # --- again, changed, refused ---
 
 

@@ -243,7 +243,8 @@ def test_no_flipped_bit_is_ever_read_as_a_value(cohort, monkeypatch):
     rng = np.random.default_rng(22)
 
     def read():
-        monkeypatch.setattr(reader, "_CONTEXT", tensorstore.Context())  # nothing from the cache
+        monkeypatch.setattr(reader, "_CONTEXT", tensorstore.Context())  # nothing from memory
+        reader._case.cache_clear()
         case = open_cohort(cohort).case("a")
         aids = case.aids
         return [

@@ -238,3 +238,11 @@ def test_changed_metadata_is_an_error_at_opening(cohort):
         open_cohort(cohort).case("c")
     assert error.value.code == "STORE_DAMAGED"
     assert error.value.where == "c/full/zarr.json"
+
+
+def test_a_case_is_opened_once_per_process(pristine):
+    case = open_cohort(pristine).case("c")
+    again = open_cohort(pristine).case("c")
+    assert again.aids is case.aids
+    assert again.image("full")._array is case.image("full")._array
+    assert pickle.loads(pickle.dumps(case)).image("full").statistics == case.image("full").statistics  # for other nodes
