@@ -149,6 +149,14 @@ def _patience_s() -> float:
     return patience_s
 
 
+def times(bundles: Sequence[Mapping[str, float]]) -> int:
+    """How many times the nodes that are there could hold all bundles at once, were they idle."""
+    found = 0
+    while _holds([*bundles] * (found + 1)):
+        found += 1
+    return found
+
+
 def _holds(bundles: Sequence[Mapping[str, float]]) -> bool:
     """Whether the nodes that are there could hold the bundles, were they idle; exact for bundles that are alike."""
     import ray
@@ -158,7 +166,7 @@ def _holds(bundles: Sequence[Mapping[str, float]]) -> bool:
         fit = next((one for one in left if all(one.get(name, 0) >= n for name, n in bundle.items())), None)
         if fit is None:
             return False
-        fit |= {name: fit[name] - n for name, n in bundle.items()}
+        fit |= {name: round(fit[name] - n, 4) for name, n in bundle.items()}  # Ray counts in ten-thousandths
     return True
 
 

@@ -27,6 +27,7 @@ from trainers.feed import FeedConfig
 from trainers.recipe import Synthesizer
 from trainers.synthesize import case_context, fitted
 
+METRICS = "metrics.jsonl"
 console = Console(stderr=True, highlight=False)
 Advance = Callable[[int, str], None]  # done so far, what is going on
 
@@ -65,7 +66,7 @@ class Reporter:
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._path = folder / "metrics.jsonl"
+        self._path = folder / METRICS
         self._open: Callable[[int], Any] = lambda step: SummaryWriter(str(folder / "tb"), purge_step=step)
         self._events: Any = None
 
@@ -101,11 +102,30 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+class Records:
+    """A run's records as they come."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._read = path, 0
+
+    def new(self) -> list[dict[str, Any]]:
+        """Records since the last look; from the start again when a resumed run has cut the file."""
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            if file.seek(0, 2) < self._read:
+                self._read = 0
+            file.seek(self._read)
+            whole = file.read().rpartition(b"\n")[0]  # a line that is still being written waits
+        self._read += len(whole) + bool(whole)
+        return [json.loads(line) for line in whole.splitlines()]
+
+
 class Watch:
     """Follow a run's records from the driver and show them as one bar."""
 
     def __init__(self, folder: Path, total: int) -> None:
-        self._path, self._total, self._read = folder / "metrics.jsonl", total, 0
+        self._records, self._total = Records(folder / METRICS), total
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
@@ -122,7 +142,7 @@ class Watch:
             advance(0, "")
             while True:
                 ended = self._stop.wait(0.5)
-                records = self._new_records()
+                records = self._records.new()
                 for warning in (w for r in records for w in r.get("warnings", ())):
                     if warning not in warned:
                         warned.add(warning)
@@ -134,18 +154,6 @@ class Watch:
                     advance(int(last["step"]), f"{note}  {losses}")
                 if ended:
                     return
-
-    def _new_records(self) -> list[dict[str, Any]]:
-        """Records since the last look; from the start again when a resumed run has cut the file."""
-        if not self._path.exists():
-            return []
-        with self._path.open("rb") as file:
-            if file.seek(0, 2) < self._read:
-                self._read = 0
-            file.seek(self._read)
-            whole = file.read().rpartition(b"\n")[0]  # a line that is still being written waits
-        self._read += len(whole) + bool(whole)
-        return [json.loads(line) for line in whole.splitlines()]
 
 
 def picture(

@@ -17,17 +17,17 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import optuna
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from rich.table import Table
 
 from petscale import config as configs
 from petscale import gauges, launch, nodes, study
@@ -39,6 +39,7 @@ from petscale.report.sweep import Objective as Shown
 from petscale.report.sweep import SweepData, importances, write_sweep
 from petscale.study import Objective
 from petscale.synthesize import open_run
+from petscale.trial_table import TrialTable
 from storage import integrity
 from storage.errors import InputError
 from storage.reader import Cohort, open_cohort
@@ -51,6 +52,7 @@ from tune_spaces import SPACES, Settings, Space, paper
 JUDGED, TRIALS, BEST = "judged.json", "trials", "best.json"
 SCRATCH = ".tune-"  # Ray Tune's own notes: where every node sees them, and of no use to anyone afterwards
 DIED = "the trial's process died"
+HALTING = ("CLU_", "DISK_", "STORE_")  # codes of what no trial is to blame for: the sweep ends, to go on when mended
 Work = Callable[[Mapping[str, Any], int], dict[str, float]]
 
 
@@ -200,12 +202,13 @@ def _trainable(work: Work) -> type:
         def step(self) -> dict[str, Any]:
             rung, self._rung = self._rung, self._rung + 1
             last = self._rung >= self._config["rungs"]
-            result = {"budget": self._config["factor"] ** rung, "rung": rung, "done": last, "note": ""}
+            result = {"budget": self._config["factor"] ** rung, "rung": rung, "done": last, "refused": ""}
             try:
                 values = work(self._config, rung)
             except InputError as error:
                 values = dict.fromkeys(self._config["objectives"], math.nan)
-                result |= {"done": True, "note": str(error)}
+                told = {key: getattr(error, key) for key in ("code", "where", "found", "remedy")}
+                result |= {"done": True, "refused": json.dumps(told)}
             return {**result, "values": json.dumps(values), "asha": _finite(values, self._config)}
 
         def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -233,7 +236,7 @@ class _Asked:
     settings: Mapping[str, Any]
 
 
-def _searcher(opened: optuna.Study, space: Space, trials: int, common: Mapping[str, Any], shown: "_Shown") -> Any:
+def _searcher(opened: optuna.Study, space: Space, trials: int, common: Mapping[str, Any], shown: TrialTable) -> Any:
     """Tune's view of the study: ask for the next trial, tell what became of it."""
     from ray.tune.search import Searcher
 
@@ -241,41 +244,64 @@ def _searcher(opened: optuna.Study, space: Space, trials: int, common: Mapping[s
         def __init__(self) -> None:
             super().__init__(metric="asha", mode="max")
             self.asked: dict[str, _Asked] = {}
+            self.halted: InputError | None = None  # by what no trial is to blame for
 
         def __getstate__(self) -> dict[str, Any]:
             return {}  # Tune pickles its searcher; the study is kept elsewhere
 
         def suggest(self, trial_id: str) -> Any:
-            if len(study.finished(opened)) + len(self.asked) >= trials:
-                return None if self.asked else Searcher.FINISHED
-            asked = self.asked[trial_id] = _Asked(*study.ask(opened, space))
-            shown.began(asked)
-            folder = Path(common["place"]) / str(study.folder_of(asked.trial))
-            return {**common, "settings": asked.settings, "folder": str(folder)}
+            with self._halting():
+                if len(study.finished(opened)) + len(self.asked) >= trials:
+                    return None if self.asked else Searcher.FINISHED
+                asked = self.asked[trial_id] = _Asked(*study.ask(opened, space))
+                folder = Path(common["place"]) / str(study.folder_of(asked.trial))
+                shown.began(asked.trial.number, folder, asked.settings)
+                return {**common, "settings": asked.settings, "folder": str(folder)}
+            return None
 
         def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-            self._heard(self.asked[trial_id], result)
+            with self._halting():
+                self._heard(self.asked[trial_id], result)
 
         def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
-            asked = self.asked.pop(trial_id)
-            if error or not result:
-                told, note = study.tell(opened, asked.trial, state="FAIL", note=DIED), DIED
-            elif note := result["note"]:  # it would be refused or diverge again
-                told = study.tell(opened, asked.trial, state="PRUNED", note=note)
+            with self._halting():
+                self._ended(self.asked.pop(trial_id), result, died=error or not result)
+
+        @contextmanager
+        def _halting(self) -> Iterator[None]:
+            """What the study's store refuses ends the sweep; Tune would log it and call again."""
+            try:
+                yield
+            except InputError as error:
+                self.halted = self.halted or error
+
+        def _ended(self, asked: _Asked, result: Any, *, died: bool) -> None:
+            refused = None if died or not result["refused"] else InputError(**json.loads(result["refused"]))
+            if refused and refused.code.startswith(HALTING):
+                self.halted = refused
+            whole = not died and not refused and result["rung"] + 1 == common["rungs"]
+            if self.halted and not whole:  # it stays as it is in the study, and the same command goes on with it
+                shown.ended(asked.trial.number, "RUNNING", "")
+                return
+            note = str(refused) if refused else DIED if died else ""
+            if died:
+                told = study.tell(opened, asked.trial, state="FAIL", note=note)
+            elif refused:  # it would be refused or diverge again, unless its processes died
+                state: Literal["FAIL", "PRUNED"] = "FAIL" if refused.code == "TRAIN_FAILED" else "PRUNED"
+                told = study.tell(opened, asked.trial, state=state, note=note)
             else:
                 values = self._heard(asked, result)
-                whole = result["rung"] + 1 == common["rungs"]
                 told = study.tell(
                     opened, asked.trial, values if whole else None, state="COMPLETE" if whole else "PRUNED"
                 )
             if told == "FAIL":
                 study.requeue(opened, alive=[other.trial.number for other in self.asked.values()])
-            shown.ended(asked, told, note)
+            shown.ended(asked.trial.number, told, note)
 
         def _heard(self, asked: _Asked, result: dict[str, Any]) -> list[float]:
             values = json.loads(result["values"])
             study.report(asked.trial, result["rung"], values[common["objectives"][0]])
-            shown.heard(asked, result["rung"], values)
+            shown.heard(asked.trial.number, result["rung"], values)
             return list(values.values())
 
         def save(self, checkpoint_path: str) -> None:
@@ -290,7 +316,7 @@ def _run(
     base: RunConfig,
     config: SweepConfig,
     common: Mapping[str, Any],
-    shown: "_Shown",
+    shown: TrialTable,
     work: Work,
 ) -> None:
     """Run trials until the study has as many as are wanted."""
@@ -303,11 +329,13 @@ def _run(
     folder, cohort = Path(common["place"]).parent, Path(common["cohort"])
     with (
         launch.session(base, room * cores, folder, cohort / "zarr.json"),
-        nodes.asking([worker] * (config.at_once * cluster.workers)),  # trials begin as machines come
+        nodes.asking([worker] * (config.at_once * cluster.workers)) as growing,  # trials begin as machines come
         tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder) as scratch,
     ):
-        import ray  # not before the session has said how Ray authenticates
-        from ray import tune
+        # Tune does not see what the workers of a trial's own job take: more trials than fit would wait in vain.
+        fit = max(1, nodes.times([worker] * cluster.workers))
+        at_once = config.at_once if config.at_once and growing else min(config.at_once or fit, fit)
+        from ray import tune  # not before the session has said how Ray authenticates
         from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
         scheduler: Any = FIFOScheduler()
@@ -315,59 +343,37 @@ def _run(
             # Beyond the last budget, so that a trial ends by itself; milestones are then the budgets themselves.
             most = config.factor ** common["rungs"]
             scheduler = ASHAScheduler("budget", metric="asha", mode="max", max_t=most, reduction_factor=config.factor)
+        searcher = _searcher(opened, space, config.trials, common, shown)
+
+        class Halt(tune.Stopper):  # type: ignore[misc]
+            def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+                return False
+
+            def stop_all(self) -> bool:
+                return searcher.halted is not None
+
+            def __getstate__(self) -> dict[str, Any]:
+                return {}  # Tune pickles it; nothing of Tune is ever restored
+
         tune.Tuner(
             tune.with_resources(_trainable(work), {"CPU": 0.01} if cluster.workers > 1 else worker),
             tune_config=tune.TuneConfig(
-                search_alg=_searcher(opened, space, config.trials, common, shown),
+                search_alg=searcher,
                 scheduler=scheduler,
                 num_samples=-1,
-                max_concurrent_trials=config.at_once or max(1, int(ray.cluster_resources()["CPU"]) // cores),
+                max_concurrent_trials=at_once,
                 reuse_actors=True,
             ),
             run_config=tune.RunConfig(
                 name="sweep",
                 storage_path=scratch,
                 failure_config=tune.FailureConfig(max_failures=cluster.max_failures),
+                stop=Halt(),
                 verbose=0,
             ),
         ).fit()
-
-
-@dataclass
-class _Shown:
-    """The terminal's view: one line per event, and the table of this session's trials whenever one ends."""
-
-    objectives: Sequence[str]
-    rungs: int
-    lines: dict[int, list[str]]
-
-    def began(self, asked: _Asked) -> None:
-        """A trial starts or goes on."""
-        told = ", ".join(f"{name.partition('.')[2]} {_short(value)}" for name, value in asked.settings.items())
-        console.print(f"trial {asked.trial.number}: {told}", markup=False, soft_wrap=True)
-        self.lines[asked.trial.number] = ["running", "0", *("" for _ in self.objectives), told]
-
-    def heard(self, asked: _Asked, rung: int, values: Mapping[str, float]) -> None:
-        """A trial has been judged at a budget."""
-        number = asked.trial.number
-        self.lines[number][1:-1] = [str(rung + 1), *(_short(value) for value in values.values())]
-        told = ", ".join(f"{name} {_short(value)}" for name, value in values.items())
-        console.print(f"trial {number}, budget {rung + 1} of {self.rungs}: {told}", markup=False, soft_wrap=True)
-
-    def ended(self, asked: _Asked, state: str, note: str) -> None:
-        """A trial is over."""
-        number = asked.trial.number
-        self.lines[number][0] = {"COMPLETE": "finished", "PRUNED": "stopped early", "FAIL": "failed"}[state]
-        if note:
-            console.print(f"trial {number}: {note}", markup=False, soft_wrap=True)
-        table = Table("trial", "state", "budgets", *self.objectives, "settings")
-        for line, cells in sorted(self.lines.items()):
-            table.add_row(str(line), *cells)
-        console.print(table)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+        if searcher.halted:
+            raise searcher.halted
 
 
 # ---- a sweep --------------------------------------------------------------------------------------------------------
@@ -432,7 +438,10 @@ def sweep(
                 "rungs": len(budgets),
                 "factor": config.factor,
             }
-            _run(opened, space, base, config, common, _Shown(config.objectives, len(budgets), {}), work)
+            table = TrialTable([Shown(o.name, o.direction) for o in objectives], len(budgets), config.trials)
+            table.earlier(study.history(opened))
+            with table.watching():
+                _run(opened, space, base, config, common, table, work)
         return _write(folder, opened, cohort, base, config, objectives, plan, command)
 
 

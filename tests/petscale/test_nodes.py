@@ -101,6 +101,22 @@ def test_what_machines_hold(
     assert nodes._holds(bundles) is (not bundles)  # the dead hold nothing
 
 
+@pytest.mark.parametrize(
+    ("machines", "bundles", "times"),
+    [
+        ([{"CPU": 2.0}] * 3, [{"CPU": 1}] * 2, 3),
+        ([{"CPU": 3.0}] * 3, [{"CPU": 2}] * 2, 1),  # 9 cores in all, but each machine has room for one worker
+        ([{"CPU": 16.0, "GPU": 1.0}], [{"CPU": 1, "GPU": 0.1}], 10),  # whatever 1 - 10 * 0.1 is in floating point
+        ([{"CPU": 16.0, "GPU": 1.0}], [{"CPU": 1, "GPU": 1}] * 2, 0),
+    ],
+)
+def test_how_often_machines_hold_a_trials_workers(
+    machines: list[Bundle], bundles: Sequence[Bundle], times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Growing(monkeypatch, machines, [])
+    assert nodes.times(bundles) == times
+
+
 @pytest.mark.parametrize(("variable", "address"), [("", "192.0.2.10:6379"), ("0", "192.0.2.10:6379"), ("900", "")])
 def test_a_cluster_that_does_not_grow_is_not_asked(
     variable: str, address: str, monkeypatch: pytest.MonkeyPatch

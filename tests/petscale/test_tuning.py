@@ -59,6 +59,9 @@ def toy(log: Path, spoil: str = "") -> Work:
         if spoil == "kill" and not mark.exists():
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if spoil.isupper() and not mark.exists():
+            mark.touch()
+            raise InputError(spoil, where="here", found="trouble", remedy="none")
         return dict.fromkeys(settings["objectives"], -((share - 0.5) ** 2) * (1 + rung))
 
     return work
@@ -128,6 +131,67 @@ def test_a_trial_whose_process_is_killed_is_tried_again(cohort: Path, tmp_path: 
     search(cohort, folder, toy(log, "kill"), trials=3, at_once=1)
     assert Counter(trial["state"] for trial in trials(folder)) == {"COMPLETE": 3}
     assert len(lines(log)) == 4
+
+
+@pytest.mark.slow
+def test_small_trials_share_a_gpu(cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray is told of a GPU that is not there; the trials do not use it."""
+    import ray
+
+    log, start = tmp_path / "log", ray.init
+
+    def work(settings: Mapping[str, Any], rung: int) -> dict[str, float]:
+        import os
+        import time
+
+        begin = time.time()
+        time.sleep(3)
+        with log.open("a") as file:
+            file.write(f"{begin} {time.time()} {os.environ['CUDA_VISIBLE_DEVICES']}\n")
+        return dict.fromkeys(settings["objectives"], 1.0)
+
+    monkeypatch.setattr(ray, "init", lambda **words: start(**{**words, "num_cpus": 8, "num_gpus": 1}))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    on_gpu = configs.override(base(), ["cluster.device=cuda"])
+    config = SweepConfig(spaces=("masking",), trials=6, gpus=0.3)
+    sweep(cohort, tmp_path / "sweep", on_gpu, config, command="petscale tune", work=work)
+    spans = [(float(a), float(b), gpu) for a, b, gpu in (line.split() for line in log.read_text().splitlines())]
+    assert len(spans) == 6
+    assert {gpu for _, _, gpu in spans} == {"0"}
+    assert max(sum(a <= begin < b for a, b, _ in spans) for begin, _, _ in spans) == 3, "one GPU holds 0.3 three times"
+
+
+@pytest.mark.slow
+def test_what_no_trial_is_to_blame_for_ends_the_sweep_and_costs_no_trial(cohort: Path, tmp_path: Path) -> None:
+    log, folder = tmp_path / "log", tmp_path / "sweep"
+    with pytest.raises(InputError, match="CLU_NO_ROOM here"):
+        search(cohort, folder, toy(log, "CLU_NO_ROOM"), trials=3, rungs=2, at_once=1)
+    assert [trial["state"] for trial in trials(folder)] == ["RUNNING"]
+    search(cohort, folder, toy(log, "CLU_NO_ROOM"), trials=3, rungs=2, at_once=1)
+    found = trials(folder)
+    assert [trial["note"] for trial in found if trial["state"] == "FAIL"] == ["interrupted"]
+    assert sum(trial["state"] in ("COMPLETE", "PRUNED") for trial in found) == 3
+    assert {trial["folder"] for trial in found} == {0, 2, 3}, "the interrupted trial goes on in its folder"
+
+
+@pytest.mark.slow
+def test_a_trial_whose_workers_keep_dying_is_tried_once_more(cohort: Path, tmp_path: Path) -> None:
+    log, folder = tmp_path / "log", tmp_path / "sweep"
+    search(cohort, folder, toy(log, "TRAIN_FAILED"), trials=2, at_once=1)
+    assert [trial["state"] for trial in trials(folder)] == ["FAIL", "COMPLETE", "COMPLETE"]
+    assert "TRAIN_FAILED" in trials(folder)[0]["note"]
+
+
+@pytest.mark.slow
+def test_a_store_that_is_lost_while_a_sweep_runs_is_one_line(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: Any, **__: Any) -> str:
+        raise InputError("TUNE_STORAGE", where="--storage", found="lost", remedy="the same command")
+
+    monkeypatch.setattr(study, "tell", lost)
+    with pytest.raises(InputError, match="TUNE_STORAGE --storage: lost"):
+        search(cohort, tmp_path / "sweep", toy(tmp_path / "log"), trials=2)
 
 
 DRIVER = """
