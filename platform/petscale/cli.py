@@ -398,18 +398,20 @@ def report(run: Positional[Path], cohort: Positional[Path]) -> None:
     print(report_run(run, cohort, read_evaluations(run, cohort)))
 
 
-def dashboard(folder: Positional[Path], storage: str = "", ray: bool = False, seconds: float | None = None) -> None:
-    """Serve TensorBoard and the Optuna dashboard of a run or a study on this machine's loopback until Ctrl-C.
+def dashboard(
+    folder: Positional[Path | None] = None, storage: str = "", cluster: str = "", seconds: float | None = None
+) -> None:
+    """Bring up TensorBoard, the Optuna dashboard and Ray's on this machine's loopback until Ctrl-C.
 
     Args:
-        folder: a run, or a study of petscale tune.
+        folder: a run, or a study of petscale tune; may be left out with --cluster.
         storage: of the study, as given to petscale tune.
-        ray: also ask a running Ray cluster for its dashboard's address.
+        cluster: a cluster file, or the URL of a dashboard: that cluster's Ray dashboard.
         seconds: stop by itself after so long.
     """
     from petscale.dashboards import serve
 
-    serve(folder, storage, ray=ray, seconds=seconds)
+    serve(folder, storage, cluster=cluster, seconds=seconds)
 
 
 def experiment(

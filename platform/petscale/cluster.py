@@ -180,40 +180,58 @@ def _follow(client: Any, job: str) -> None:
 
 
 @contextmanager
+def dashboard(cluster: str) -> Iterator[str]:
+    """Where this machine reaches the cluster's Ray dashboard until the block ends; it has answered to our token.
+
+    Raises:
+        InputError: CLU_FILE, CLU_UNREACHABLE, CLU_TOKEN, CLU_REFUSED.
+    """
+    with _address(cluster) as address:
+        with _answering(address, cluster):
+            pass
+        yield address
+
+
+@contextmanager
 def _client(cluster: str) -> Iterator[Any]:
     """A client of the cluster's job service, through an ssh tunnel where a cluster file says how."""
+    with _address(cluster) as address, _answering(address, cluster) as client:
+        yield client
+
+
+@contextmanager
+def _answering(address: str, cluster: str) -> Iterator[Any]:
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # before ray is imported: it looks once
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    with _address(cluster) as address:
-        try:
-            client = JobSubmissionClient(address)
-            for name in ("dashboard_sdk", "job.sdk"):  # they tell of every package and every socket
-                logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
-            yield client
-        except ConnectionError:
-            raise InputError(
-                "CLU_UNREACHABLE",
-                where=cluster,
-                found="no dashboard answers there",
-                remedy="start the cluster (ray up cluster.yaml), or name the right one with --cluster",
-            ) from None
-        except AuthenticationError:
-            raise InputError(
-                "CLU_TOKEN",
-                where="~/.ray/auth_token",
-                found="the cluster does not accept this machine's token, or there is none",
-                remedy="use the token that the cluster was started with (docs/how-to-cluster.md)",
-            ) from None
-        except RuntimeError as error:  # what else the service answers, a stale Ray's protocol for instance
-            raise InputError(
-                "CLU_REFUSED",
-                where=cluster,
-                found=(str(error).splitlines() or [""])[0],
-                remedy="petscale submit doctor tells whether versions differ; the head's logs tell the rest",
-            ) from None
+    try:
+        client = JobSubmissionClient(address)
+        for name in ("dashboard_sdk", "job.sdk"):  # they tell of every package and every socket
+            logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
+        yield client
+    except ConnectionError:
+        raise InputError(
+            "CLU_UNREACHABLE",
+            where=cluster,
+            found="no dashboard answers there",
+            remedy="start the cluster (ray up cluster.yaml), or name the right one with --cluster",
+        ) from None
+    except AuthenticationError:
+        raise InputError(
+            "CLU_TOKEN",
+            where="~/.ray/auth_token",
+            found="the cluster does not accept this machine's token, or there is none",
+            remedy="use the token that the cluster was started with (docs/how-to-cluster.md)",
+        ) from None
+    except RuntimeError as error:  # what else the service answers, a stale Ray's protocol for instance
+        raise InputError(
+            "CLU_REFUSED",
+            where=cluster,
+            found=(str(error).splitlines() or [""])[0],
+            remedy="petscale submit doctor tells whether versions differ; the head's logs tell the rest",
+        ) from None
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Dashboards of a run or a study: TensorBoard and Optuna's, served on this machine only and stopped again.
+"""Dashboards of a run or a study: TensorBoard and Optuna's, served on this machine only and stopped again; and Ray's.
 
 What it knows: how to start a server that dies with its parent, and how to tell that it answers.  What it refuses to
 know: what is in a log or a study, and any address but 127.0.0.1; the servers have no password, so every user of the
@@ -7,7 +7,6 @@ machine can read them.
 
 import importlib.util
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -20,16 +19,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from petscale import study
-from petscale.launch import CONFIG
+from petscale import cluster as clusters
+from petscale import launch, study
 from storage.errors import InputError
 
 LOOPBACK = "127.0.0.1"
-TENSORBOARD, OPTUNA = "TensorBoard", "Optuna dashboard"
+TENSORBOARD, OPTUNA, RAY = "TensorBoard", "Optuna dashboard", "Ray dashboard"
 TRIALS, LOGS = "trials", "tb"  # folders of a study and of a run
 START_S = 90.0  # importing takes seconds, on a machine that trains many
 STOP_S = 10.0
-RAY_S = 30.0
 
 # A child waits for the end of its standard input, which comes with its parent's end, kill -9 included, so that no
 # orphan is left on any system.  Its arguments come by the same pipe: the URL of a storage may hold a password, and
@@ -46,12 +44,6 @@ def end_with_parent():
 threading.Thread(target=end_with_parent, daemon=True).start()
 sys.argv = [module, *arguments]
 runpy.run_module(module, run_name="__main__", alter_sys=True)
-"""
-
-_RAY = """
-import logging, ray
-context = ray.init(address="auto", log_to_driver=False, logging_level=logging.CRITICAL)
-print(context.dashboard_url or "switched off in the running cluster")
 """
 
 
@@ -91,26 +83,35 @@ def missing(folder: Path, storage: str = "") -> str:
     return "" if _store(folder, storage) else "no study in the folder; name its database with --storage"
 
 
-def serve(folder: Path, storage: str = "", *, ray: bool = False, seconds: float | None = None) -> None:
+def serve(folder: Path | None, storage: str = "", *, cluster: str = "", seconds: float | None = None) -> None:
     """Print the addresses and serve until Ctrl-C, SIGTERM or the given time; then stop every server.
 
     Args:
-        folder: of a run or of a study.
+        folder: of a run or of a study; None for the cluster's dashboard alone.
         storage: as for ``serving``.
-        ray: whether to ask a running Ray cluster for its own dashboard's address; none is started.
+        cluster: a cluster file or the URL of a dashboard, whose Ray dashboard is brought to this machine; without it
+            that of the sweep which works in ``folder`` on this machine is told.
         seconds: how long; None until told to stop.
 
     Raises:
-        InputError: as ``serving``.
+        InputError: as ``serving``, as ``cluster.dashboard``; ``CFG_DASHBOARD`` where there is nothing to show.
     """
+    if folder is None and not cluster:
+        raise InputError(
+            "CFG_DASHBOARD", where="dashboard", found="nothing to show", remedy="name a run, a study or --cluster"
+        )
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with serving(folder, storage) as addresses:
-            told = dict(addresses)
-            if why := missing(folder, storage):
+        with ExitStack() as stack:
+            told = dict(stack.enter_context(serving(folder, storage))) if folder else {}
+            if folder and (why := missing(folder, storage)):
                 told[OPTUNA] = why
-            if ray:
-                told["Ray dashboard"] = ray_dashboard()
+            if cluster:
+                told[RAY] = f"{stack.enter_context(clusters.dashboard(cluster))} (token: ~/.ray/auth_token)"
+            elif folder and (shown := launch.ray_dashboard(folder)):
+                told[RAY] = f"http://{LOOPBACK}:{shown[0]}/ (token: {shown[1]})"
+            elif folder and _is_study(folder, storage):
+                told[RAY] = "no sweep of this study runs on this machine; for a cluster's: --cluster cluster.yaml"
             for name, address in told.items():
                 print(f"{name}: {address}", flush=True)
             until = time.monotonic() + seconds if seconds is not None else float("inf")
@@ -122,23 +123,6 @@ def serve(folder: Path, storage: str = "", *, ray: bool = False, seconds: float 
         signal.signal(signal.SIGTERM, before)
 
 
-def ray_dashboard() -> str:
-    """Address of the dashboard of the Ray cluster that runs (RAY_ADDRESS or this machine's), or why there is none."""
-    try:
-        # In a process of its own, for a dead head can end or hang the one that asks.
-        asked = subprocess.run(  # noqa: S603  (our own words)
-            [sys.executable, "-c", _RAY],
-            env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
-            capture_output=True,
-            text=True,
-            timeout=RAY_S,
-        )
-    except subprocess.TimeoutExpired:
-        return f"the cluster did not answer within {RAY_S:g} s"
-    lines = asked.stdout.splitlines()
-    return lines[-1] if asked.returncode == 0 and lines else "no cluster answers"
-
-
 def _is_study(folder: Path, storage: str) -> bool:
     """Tell a study's folder from a run's.
 
@@ -147,7 +131,7 @@ def _is_study(folder: Path, storage: str) -> bool:
     """
     if storage or any((folder / name).exists() for name in (study.JOURNAL, study.DATABASE, TRIALS)):
         return True
-    if not (folder / CONFIG).is_file():
+    if not (folder / launch.CONFIG).is_file():
         raise InputError(
             "CFG_RUN_FOLDER",
             where=folder.name,

@@ -38,6 +38,7 @@ from trainers.recipe import Recipe, Validated
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for the driver of a submitted job
 ROOM_TRIES = 5  # times that workers are waited for, a minute each by Ray's default; a lost node may come back
 FENCE_S = 240.0  # a node that is cut off takes minutes to notice; less than the other ranks wait (300 s)
+SESSION, DASHBOARD, TOKEN = "petscale-ray-", "dashboard.json", "token"  # a private cluster's folder, and files in it
 CHECKPOINTS, WEIGHTS, CONFIG = "checkpoints", "weights.safetensors", "config.json"
 
 
@@ -251,13 +252,14 @@ def _check_run(run: Path, identity: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def session(config: RunConfig, cpus: int, folder: Path, *read: Path) -> Iterator[None]:
+def session(config: RunConfig, cpus: int, folder: Path, *read: Path, dashboard: bool = False) -> Iterator[None]:
     """A Ray cluster for as long as the block lasts: the one that this process was submitted to, else a private one.
 
     Args:
         cpus: cores of a private one.
         folder: where work will be written, which every node of a cluster must see.
         read: files that every node must be able to read.
+        dashboard: whether a private one has Ray's, which ``ray_dashboard`` finds; a cluster has its own.
 
     Raises:
         InputError: CFG_RESOURCES; CLU_VERSIONS, CLU_STORAGE, CLU_NODE_SILENT: all before any work starts.  A cluster
@@ -270,7 +272,7 @@ def session(config: RunConfig, cpus: int, folder: Path, *read: Path) -> Iterator
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     address = nodes.joined()
     if not address:
-        # A private cluster of one secret that is never written down; an existing one brings its own token.
+        # A private cluster of one secret of its own; an existing one brings its own token.
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         # Ray's name for it: every socket on loopback.  Its metrics would else be open to the whole network.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
@@ -280,12 +282,12 @@ def session(config: RunConfig, cpus: int, folder: Path, *read: Path) -> Iterator
     temporary = _session_folder()
     private = {
         "num_cpus": cpus,
-        "include_dashboard": False,
+        "include_dashboard": dashboard,
         "object_store_memory": 100 * 2**20,
         "_temp_dir": f"{temporary}/r",  # Ray opens this folder to all users; the one above it stays ours
     }
     try:
-        ray.init(
+        started = ray.init(
             address=address or "local",
             runtime_env=runtime_env(config),
             log_to_driver=False,
@@ -300,6 +302,11 @@ def session(config: RunConfig, cpus: int, folder: Path, *read: Path) -> Iterator
             remedy="start it, or unset the variable to work on this machine alone",
         ) from None
     logging.getLogger("ray").setLevel(logging.ERROR)
+    if dashboard and not address:
+        (Path(temporary) / TOKEN).touch(0o600)
+        (Path(temporary) / TOKEN).write_text(os.environ["RAY_AUTH_TOKEN"])
+        shown = {"folder": str(folder.absolute()), "port": int(started.dashboard_url.rpartition(":")[2])}
+        integrity.write_json(Path(temporary) / DASHBOARD, shown)
     keep = True
     worker = {"CPU": config.cluster.cpus_per_worker} | ({"GPU": 1} if config.cluster.device == "cuda" else {})
     try:
@@ -384,12 +391,26 @@ def raise_refusal(run: Path) -> None:
         raise InputError(**json.loads((run / "error.json").read_bytes()))
 
 
+def ray_dashboard(folder: Path) -> tuple[int, Path] | None:
+    """Port of Ray's dashboard, and the file with its token, of the private cluster that works in ``folder`` now."""
+    for place in Path(tempfile.gettempdir()).glob(f"{SESSION}*"):
+        if place.stat().st_uid == os.getuid() and psutil.pid_exists(_owner(place)) and (place / DASHBOARD).exists():
+            shown = json.loads((place / DASHBOARD).read_bytes())
+            if shown["folder"] == str(folder.absolute()):
+                return int(shown["port"]), place / TOKEN
+    return None
+
+
+def _owner(session_folder: Path) -> int:
+    return int(session_folder.name.removeprefix(SESSION).split("-")[0])
+
+
 def _session_folder() -> str:
     """A short path (Ray's sockets lie below it) that names its owner, so that a killed driver's can be removed."""
-    for folder in Path(tempfile.gettempdir()).glob("petscale-ray-*"):
-        if not psutil.pid_exists(int(folder.name.split("-")[2])):
+    for folder in Path(tempfile.gettempdir()).glob(f"{SESSION}*"):
+        if not psutil.pid_exists(_owner(folder)):
             shutil.rmtree(folder, ignore_errors=True)
-    return tempfile.mkdtemp(prefix=f"petscale-ray-{os.getpid()}-")
+    return tempfile.mkdtemp(prefix=f"{SESSION}{os.getpid()}-")
 
 
 def require_resources(found: Mapping[str, float], config: RunConfig) -> None:

@@ -328,7 +328,7 @@ def _run(
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
     folder, cohort = Path(common["place"]).parent, Path(common["cohort"])
     with (
-        launch.session(base, room * cores, folder, cohort / "zarr.json"),
+        launch.session(base, room * cores, folder, cohort / "zarr.json", dashboard=True),
         nodes.asking([worker] * (config.at_once * cluster.workers)) as growing,  # trials begin as machines come
         tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder) as scratch,
     ):

@@ -1,10 +1,12 @@
 """Dashboards answer on the loopback address only, and nothing of them is left, however their parent ends."""
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from pathlib import Path
@@ -15,8 +17,8 @@ import psutil
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-from petscale import dashboards, study
-from petscale.dashboards import OPTUNA, TENSORBOARD, missing, serve, serving
+from petscale import dashboards, launch, study
+from petscale.dashboards import OPTUNA, RAY, TENSORBOARD, missing, serve, serving
 from storage.errors import InputError
 
 SECRET = "postgresql://petscale:swordfish@127.0.0.1:1/studies"
@@ -114,9 +116,10 @@ def test_serving_ends_in_time_and_says_what_is_not_installed(
     began = time.monotonic()
     serve(journal, seconds=0.2)
     assert time.monotonic() - began < 60
-    first, second = capsys.readouterr().out.splitlines()
+    first, second, third = capsys.readouterr().out.splitlines()
     assert first.startswith(f"{TENSORBOARD}: http://127.0.0.1:")
     assert second == f'{OPTUNA}: not installed; pip install "petscale[dashboard]"'
+    assert third.startswith(f"{RAY}: no sweep of this study runs on this machine")
     assert not servers()
 
 
@@ -171,11 +174,28 @@ def test_a_server_that_ends_at_once_is_told(run: Path) -> None:
     assert not servers()
 
 
-def test_ray_is_asked_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dashboards, "_RAY", 'print("a warning")\nprint("http://127.0.0.1:8265")')
-    assert dashboards.ray_dashboard() == "http://127.0.0.1:8265"
-    monkeypatch.setattr(dashboards, "_RAY", "raise ConnectionError")
-    assert dashboards.ray_dashboard() == "no cluster answers"
-    monkeypatch.setattr(dashboards, "_RAY", "import time; time.sleep(60)")
-    monkeypatch.setattr(dashboards, "RAY_S", 0.3)
-    assert "within 0.3 s" in dashboards.ray_dashboard()
+def test_nothing_to_show() -> None:
+    with pytest.raises(InputError, match="CFG_DASHBOARD dashboard: nothing to show"):
+        serve(None)
+
+
+def test_a_clusters_dashboard_must_answer(run: Path) -> None:
+    with pytest.raises(InputError, match="CLU_UNREACHABLE"):
+        serve(run, cluster="http://127.0.0.1:1", seconds=0)
+    assert not servers()
+
+
+def test_only_the_session_of_this_folder_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dead driver's session, another folder's and one without a dashboard are passed over."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for pid, folder in ((dead.pid, "mine"), (os.getpid(), "other"), (os.getppid(), "")):
+        place = tmp_path / f"{launch.SESSION}{pid}-x"
+        place.mkdir()
+        if folder:
+            facts = {"folder": str(tmp_path / folder), "port": pid}
+            (place / launch.DASHBOARD).write_text(json.dumps(facts))
+    assert launch.ray_dashboard(tmp_path / "mine") is None
+    found = launch.ray_dashboard(tmp_path / "other")
+    assert found == (os.getpid(), tmp_path / f"{launch.SESSION}{os.getpid()}-x" / launch.TOKEN)

@@ -274,6 +274,11 @@ def test_a_sweep(cluster: Cluster, cohort: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in study.glob("trials/*/*")} == before
 
 
+def test_the_clusters_dashboard_comes_to_the_laptop(cluster: Cluster) -> None:
+    shown = cluster.petscale("dashboard", "--cluster", "cluster.yaml", "--seconds", "0")
+    assert re.match(r"Ray dashboard: http://127\.0\.0\.1:\d+ ", shown.stdout), shown.stderr
+
+
 def test_a_job_is_stopped(cluster: Cluster, cohort: Path) -> None:
     job = cluster.detach(*train("stopped"))
     wait_for(lambda: bool(losses(cluster.lab.shared / "stopped")), 200, "a step")

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -217,6 +219,16 @@ if __name__ == "__main__":
 """
 
 
+def asked(address: str, token: str) -> int:
+    """What a dashboard answers to somebody with this token."""
+    words = urllib.request.Request(address, headers={"Authorization": f"Bearer {token}"} if token else {})
+    try:
+        with urllib.request.urlopen(words, timeout=30) as page:
+            return int(page.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
 @pytest.mark.slow
 def test_a_killed_driver_loses_and_repeats_no_finished_trial(cohort: Path, tmp_path: Path) -> None:
     script, log, folder = tmp_path / "driver.py", tmp_path / "log", tmp_path / "sweep"
@@ -230,8 +242,15 @@ def test_a_killed_driver_loses_and_repeats_no_finished_trial(cohort: Path, tmp_p
     until = time.monotonic() + 120
     while begun() < 3 and time.monotonic() < until:
         time.sleep(0.05)
+    shown = launch.ray_dashboard(folder)
+    assert shown
+    assert shown[1].stat().st_mode & 0o077 == 0
+    assert [
+        asked(f"http://127.0.0.1:{shown[0]}/api/jobs/", token) for token in (shown[1].read_text(), "1" * 64, "")
+    ] == [200, 403, 401]
     killed.send_signal(signal.SIGKILL)
     killed.wait()
+    assert launch.ray_dashboard(folder) is None
     finished = [trial["folder"] for trial in trials(folder) if trial["state"] == "COMPLETE"]
     assert begun() >= 3
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=240)
