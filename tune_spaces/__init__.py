@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import optuna
 from optuna.trial import BaseTrial, FixedTrial
 
 from storage.errors import InputError
@@ -43,11 +44,14 @@ def paper(recipe: str, name: str, config: Any) -> dict[str, Any]:
         config: the recipe's Config; as it comes, it holds the paper's values.
 
     Raises:
-        InputError: CFG_RANGE where the space does not hold ``config``.
+        InputError: TUNE_SPACE where the space sets what the recipe lacks, CFG_RANGE where it does not hold ``config``.
     """
     values = {f"recipe.{field.name}": getattr(config, field.name) for field in dataclasses.fields(config)}
     trial = FixedTrial(values | {key: read(config) for key, read in COMPOSED.get(recipe, {}).items()})
     where, remedy = f"space '{name}' of {recipe}", "start from a configuration inside it, or search another space"
+    if unknown := sorted({key for settings in _drawn(SPACES[recipe][name]) for key in settings} - values.keys()):
+        found, mend = f"it sets {', '.join(unknown)}, which the system lacks", f"mend tune_spaces/{recipe}.py"
+        raise InputError("TUNE_SPACE", where=where, found=found, remedy=mend)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # of a number out of range; of a word Optuna raises
@@ -59,3 +63,10 @@ def paper(recipe: str, name: str, config: Any) -> dict[str, Any]:
         if not same:
             raise InputError("CFG_RANGE", where=where, found=f"no trial gives {key}={values[key]}", remedy=remedy)
     return trial.params
+
+
+def _drawn(space: Space) -> list[Settings]:
+    """Settings of random trials, enough to have met every branch of a space of a few choices."""
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    study = optuna.create_study(storage=optuna.storages.InMemoryStorage(), sampler=sampler)
+    return [space(study.ask()) for _ in range(50)]

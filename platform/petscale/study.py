@@ -338,7 +338,6 @@ def open_study(
             remedy="give one objective, or two different ones for a Pareto front",
         )
     directions = [objective.direction for objective in objectives]
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # what a sweep does is told by petscale, once
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     if storage in ("", "journal"):

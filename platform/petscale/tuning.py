@@ -398,6 +398,7 @@ def sweep(
     Raises:
         InputError: any mistake, before a trial starts.
     """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # what a sweep does is told by petscale, once
     cohort, folder = cohort.absolute(), folder.absolute()
     _check_ranges(config)
     nodes.require_path(cohort, folder)

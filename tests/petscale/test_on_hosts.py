@@ -341,6 +341,31 @@ def test_a_node_dies_in_mid_training(cluster: Cluster, cohort: Path, reference: 
     cluster.wait_for_nodes(3)  # Ray on the head looks for it
 
 
+def test_a_node_dies_in_mid_sweep(cluster: Cluster, cohort: Path) -> None:
+    """Its trial goes on elsewhere from its last checkpoint; no finished trial is lost or repeated."""
+    study = cluster.lab.shared / "nodesweep"
+    settings = [*SETTINGS, "recipe.phase_samples=64,0,0,0"]
+    words = ["tune", "cohort", "--study", study.name, "--trials", "4", "--at-once", "3", "--set", *settings]
+    job = cluster.detach(*words)
+
+    def under_way() -> list[Host]:
+        """Hosts, beside the head, on which a trial trains."""
+        trains = any(8 < len(losses(run)) < 30 for run in study.glob("trials/*"))
+        return [host for host in cluster.lab.hosts[1:] if host.processes("ray::Trial")] if trains else []
+
+    wait_for(lambda: bool(under_way()), 200, "a trial on a host that is not the head")
+    lost = under_way()[0]
+    lost.kill()
+    assert cluster.wait_for_end(job, 400) == "succeeded", cluster.petscale("logs", job).stdout
+    runs = sorted(study.glob("trials/*"))
+    assert len(runs) == 4
+    for run in runs:
+        assert [one["step"] for one in losses(run)] == list(range(1, 33)), "every step once"
+    assert "4 of 4 trials over" in cluster.petscale("logs", job).stdout
+    lost.start()
+    cluster.wait_for_nodes(3)
+
+
 def test_a_node_is_cut_off(cluster: Cluster, cohort: Path, reference: Path) -> None:
     """It lives on behind a dead cable, and the storage is still there: no two attempts may write the same run."""
     run = cluster.lab.shared / "cable"

@@ -123,6 +123,19 @@ def test_a_configuration_outside_is_refused(recipe: str, name: str, change: dict
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("key", ["recipe.lambda_gan", "lambda_gan"])
+def test_a_space_that_names_what_the_recipe_lacks_is_refused(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where only one branch does."""
+
+    def space(trial: optuna.trial.BaseTrial) -> Settings:
+        clip = trial.suggest_float("recipe.clip", 0.005, 0.05)
+        return {"recipe.clip": clip} if clip < 0.04 else {"recipe.clip": clip, key: 1.0}
+
+    monkeypatch.setitem(SPACES["sgsgan"], "odd", space)
+    with pytest.raises(InputError, match=f"TUNE_SPACE space 'odd' of sgsgan: it sets {key}, which the system lacks"):
+        paper("sgsgan", "odd", RECIPES["sgsgan"].Config())
+
+
 def test_spaces_are_found_by_name_in_their_module() -> None:
     """A worker imports what it is told to call; a lambda or a closure it could not."""
     for recipe, name in EVERY:
