@@ -325,7 +325,8 @@ def _run(
     room = config.at_once or max(1, (os.cpu_count() or 1) // cores)
     gpus = config.gpus if cluster.workers == 1 else 1
     worker = {"CPU": cluster.cpus_per_worker} | ({"GPU": gpus} if cluster.device == "cuda" else {})
-    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    # Ctrl-C is the command line's to tell; Tune would end as if all were done.
+    os.environ |= {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
     folder, cohort = Path(common["place"]).parent, Path(common["cohort"])
     with (
         launch.session(base, room * cores, folder, cohort / "zarr.json", dashboard=True),

@@ -230,7 +230,8 @@ def asked(address: str, token: str) -> int:
 
 
 @pytest.mark.slow
-def test_a_killed_driver_loses_and_repeats_no_finished_trial(cohort: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_an_ended_driver_loses_and_repeats_no_finished_trial(how: signal.Signals, cohort: Path, tmp_path: Path) -> None:
     script, log, folder = tmp_path / "driver.py", tmp_path / "log", tmp_path / "sweep"
     script.write_text(DRIVER)
     words = [sys.executable, str(script), str(cohort), str(folder), str(log), *TINY]
@@ -248,9 +249,10 @@ def test_a_killed_driver_loses_and_repeats_no_finished_trial(cohort: Path, tmp_p
     assert [
         asked(f"http://127.0.0.1:{shown[0]}/api/jobs/", token) for token in (shown[1].read_text(), "1" * 64, "")
     ] == [200, 403, 401]
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    killed.send_signal(how)
+    assert killed.wait(60) == -how
     assert launch.ray_dashboard(folder) is None
+    assert not (folder / "report.html").exists()
     finished = [trial["folder"] for trial in trials(folder) if trial["state"] == "COMPLETE"]
     assert begun() >= 3
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=240)
