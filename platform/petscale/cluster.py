@@ -208,8 +208,8 @@ def _answering(address: str, cluster: str) -> Iterator[Any]:
 
     try:
         client = JobSubmissionClient(address)
-        for name in ("dashboard_sdk", "job.sdk"):  # they tell of every package and every socket
-            logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.WARNING)
+        for name in ("dashboard.modules.dashboard_sdk", "dashboard.modules.job.sdk", "_private.runtime_env.packaging"):
+            logging.getLogger(f"ray.{name}").setLevel(logging.WARNING)  # they tell of every package and every socket
         yield client
     except ConnectionError:
         raise InputError(
