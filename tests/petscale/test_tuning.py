@@ -18,6 +18,7 @@ import pytest
 from petscale import config as configs
 from petscale import launch, study, tuning
 from petscale.cli import main
+from petscale.progress import read_metrics
 from petscale.tuning import SweepConfig, Work, ends, sweep
 from storage.errors import InputError
 from storage.reader import open_cohort
@@ -295,6 +296,23 @@ def test_a_real_trial_reads_validation_patients_only_and_goes_on_from_its_checkp
         steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").open() if "start" in line]
         assert steps == [0, 4], "the second budget goes on where the first one ended"
     assert 'id="front"' in (folder / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_trial_of_two_workers_is_a_ray_train_job_per_budget_and_scores_alike(cohort: Path, tmp_path: Path) -> None:
+    found = {}
+    for workers in ("1", "2"):
+        folder = tmp_path / workers
+        asked = ["--trials", "1", "--rungs", "2", "--spaces", "losses", "--workers", workers, "--at-once", "2"]
+        main(["tune", str(cohort), "--study", str(folder), "--recipe", "s3pet", *asked, "--set", *TINY])
+        (trial,) = trials(folder)
+        assert trial["state"] == "COMPLETE"
+        found[workers] = trial["values"]
+    assert found["2"] == pytest.approx(found["1"], rel=0.02)  # batch norm is each worker's own
+    run = tmp_path / "2" / tuning.TRIALS / "0"
+    assert json.loads((run / launch.CONFIG).read_bytes())["config"]["cluster"]["workers"] == 2
+    assert not (run / "ray").exists()
+    assert [r["step"] for r in read_metrics(run / "metrics.jsonl") if r["event"] == "start"] == [0, 4]
 
 
 @pytest.mark.parametrize(
