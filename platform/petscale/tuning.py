@@ -15,6 +15,7 @@ stop between two budgets, never in the middle of one, so nothing has to be kille
 import json
 import math
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -530,7 +531,11 @@ def _write(
         chosen = configs.override(base, _words(trial.user_attrs["settings"]))
         path = folder / (BEST if place == 0 else f"best-{place + 1}.json")
         integrity.write_json(path, configs.to_json(chosen))
+        # The report may be handed on, and folders may name a patient; the terminal's line is to be repeated as it is.
         commands.append(f"petscale train {cohort.name} --config {path.name} --run runs/best-{trial.number}")
+        if place == 0:
+            words = ["petscale", "train", _from_here(cohort), "--config", _from_here(path)]
+            console.print(shlex.join([*words, "--run", f"runs/best-{trial.number}"]), markup=False, soft_wrap=True)
         written.append(path)
     page = folder / REPORT
     shown = [Shown(o.name, o.direction) for o in objectives]
@@ -553,6 +558,8 @@ def _write(
             ],
         ),
     )
-    for words in commands[:1]:
-        console.print(words, markup=False, soft_wrap=True)
     return [*written[:1], page]
+
+
+def _from_here(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -91,7 +92,9 @@ def test_budgets_end_with_the_whole_run_and_grow_by_the_factor() -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_goes_on_repeats_nothing_and_hands_over_its_best(cohort: Path, tmp_path: Path) -> None:
+def test_a_sweep_goes_on_repeats_nothing_and_hands_over_its_best(
+    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     log, folder = tmp_path / "log", tmp_path / "sweep"
     search(cohort, folder, toy(log), trials=3)
     first = lines(log)
@@ -106,8 +109,12 @@ def test_a_sweep_goes_on_repeats_nothing_and_hands_over_its_best(cohort: Path, t
     assert best.model.mask_full == nearest[2]
     assert best.model.mask_low >= best.model.mask_full
     assert "petscale train" in (folder / "report.html").read_text()
+    capsys.readouterr()
     search(cohort, folder, toy(log), trials=5)
     assert len(lines(log)) == 5, "nothing is left to do"
+    ready = shlex.split(capsys.readouterr().err.splitlines()[-1])
+    assert ready[:4] == ["petscale", "train", str(cohort), "--config"]
+    assert configs.read(Path(ready[4])) == best
 
 
 @pytest.mark.slow
