@@ -404,7 +404,8 @@ def ray_dashboard(folder: Path) -> tuple[int, Path] | None:
 
 
 def _owner(session_folder: Path) -> int:
-    return int(session_folder.name.removeprefix(SESSION).split("-")[0])
+    pid = session_folder.name.removeprefix(SESSION).split("-")[0]
+    return int(pid) if pid.isdecimal() else 0  # somebody else's idea of a name: nobody's process
 
 
 def _session_folder() -> str:

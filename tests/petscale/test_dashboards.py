@@ -196,6 +196,7 @@ def test_only_the_session_of_this_folder_is_told(tmp_path: Path, monkeypatch: py
         if folder:
             facts = {"folder": str(tmp_path / folder), "port": pid}
             (place / launch.DASHBOARD).write_text(json.dumps(facts))
+    (tmp_path / f"{launch.SESSION}strange").mkdir()
     assert launch.ray_dashboard(tmp_path / "mine") is None
     found = launch.ray_dashboard(tmp_path / "other")
     assert found == (os.getpid(), tmp_path / f"{launch.SESSION}{os.getpid()}-x" / launch.TOKEN)
