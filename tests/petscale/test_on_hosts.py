@@ -344,23 +344,25 @@ def test_a_node_dies_in_mid_training(cluster: Cluster, cohort: Path, reference: 
 def test_a_node_dies_in_mid_sweep(cluster: Cluster, cohort: Path) -> None:
     """Its trial goes on elsewhere from its last checkpoint; no finished trial is lost or repeated."""
     study = cluster.lab.shared / "nodesweep"
-    settings = [*SETTINGS, "recipe.phase_samples=64,0,0,0"]
+    settings = [*SETTINGS, "recipe.phase_samples=128,0,0,0"]
     words = ["tune", "cohort", "--study", study.name, "--trials", "4", "--at-once", "3", "--set", *settings]
     job = cluster.detach(*words)
+    training: list[Host] = []
 
-    def under_way() -> list[Host]:
-        """Hosts, beside the head, on which a trial trains."""
-        trains = any(8 < len(losses(run)) < 30 for run in study.glob("trials/*"))
-        return [host for host in cluster.lab.hosts[1:] if host.processes("ray::Trial")] if trains else []
+    def under_way() -> bool:
+        """Whether trials train, past their first checkpoint, and where beside the head."""
+        if any(8 < len(losses(run)) < 40 for run in study.glob("trials/*")):
+            training[:] = (host for host in cluster.lab.hosts[1:] if host.processes("ray::ResourceTrainable"))
+        return bool(training)
 
-    wait_for(lambda: bool(under_way()), 200, "a trial on a host that is not the head")
-    lost = under_way()[0]
+    wait_for(under_way, 200, "a trial on a host that is not the head")
+    lost = training[0]
     lost.kill()
     assert cluster.wait_for_end(job, 400) == "succeeded", cluster.petscale("logs", job).stdout
     runs = sorted(study.glob("trials/*"))
     assert len(runs) == 4
     for run in runs:
-        assert [one["step"] for one in losses(run)] == list(range(1, 33)), "every step once"
+        assert [one["step"] for one in losses(run)] == list(range(1, 65)), "every step once"
     assert "4 of 4 trials over" in cluster.petscale("logs", job).stdout
     lost.start()
     cluster.wait_for_nodes(3)
