@@ -101,7 +101,8 @@ def train_until(plan: launch.Plan, until: int) -> None:
     Raises:
         InputError: what a worker refused.
     """
-    with integrity.exclusive(plan.run, purpose="train"):
+    # The study is ours alone: whoever holds the run is this trial's last attempt, on a node that is lost.
+    with integrity.exclusive(plan.run, purpose="train", wait_s=launch.FENCE_S):
         plan.record("petscale tune")
         if plan.config.cluster.workers > 1:
             launch.train_on_ray(plan, until=until)
@@ -258,7 +259,7 @@ def _searcher(opened: optuna.Study, space: Space, trials: int, common: Mapping[s
                 folder = Path(common["place"]) / str(study.folder_of(asked.trial))
                 shown.began(asked.trial.number, folder, asked.settings)
                 return {**common, "settings": asked.settings, "folder": str(folder)}
-            return None
+            return Searcher.FINISHED  # Tune looks whether to stop only when a trial tells something
 
         def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
             with self._halting():

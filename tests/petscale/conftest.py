@@ -87,7 +87,7 @@ def run(tmp_path: Path) -> Path:
 def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """A mistake must be seen before a cluster starts."""
 
-    def never(*_: object) -> None:
+    def never(*_: object, **__: object) -> None:
         raise AssertionError("the cluster was started")
 
     monkeypatch.setattr(launch, "session", never)

@@ -193,13 +193,14 @@ def test_a_trial_whose_workers_keep_dying_is_tried_once_more(cohort: Path, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("call", ["ask", "tell"])
 def test_a_store_that_is_lost_while_a_sweep_runs_is_one_line(
-    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call: str, cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lost(*_: Any, **__: Any) -> str:
         raise InputError("TUNE_STORAGE", where="--storage", found="lost", remedy="the same command")
 
-    monkeypatch.setattr(study, "tell", lost)
+    monkeypatch.setattr(study, call, lost)
     with pytest.raises(InputError, match="TUNE_STORAGE --storage: lost"):
         search(cohort, tmp_path / "sweep", toy(tmp_path / "log"), trials=2)
 
