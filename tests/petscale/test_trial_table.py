@@ -37,6 +37,12 @@ def text(table: TrialTable, lines: int | None = None) -> str:
     return out.getvalue()
 
 
+def wait_for(words: str, out: io.StringIO) -> None:
+    until = time.monotonic() + 20
+    while words not in out.getvalue() and time.monotonic() < until:
+        time.sleep(0.02)
+
+
 def record(folder: Path, **facts: object) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / METRICS).open("a") as file:
@@ -112,9 +118,7 @@ def test_a_terminal_is_kept_up_to_date(tmp_path: Path, screen: Callable[[bool], 
     with table.watching():
         table.began(0, tmp_path, {"recipe.lr": 0.1})
         record(tmp_path, event="log", step=3, steps=8, patches_per_s=1.0)
-        until = time.monotonic() + 20
-        while "3/8 38%" not in out.getvalue() and time.monotonic() < until:
-            time.sleep(0.1)
+        wait_for("3/8 38%", out)
     assert "3/8 38%" in out.getvalue()
 
 
@@ -127,9 +131,7 @@ def test_a_log_has_a_summary_now_and_then_and_the_table_at_the_end(
     with table.watching():
         table.began(0, tmp_path, {"recipe.lr": 0.1})
         record(tmp_path, event="log", step=3, steps=8, patches_per_s=1.0)
-        until = time.monotonic() + 20
-        while "trial 0: 3/8" not in out.getvalue() and time.monotonic() < until:
-            time.sleep(0.02)
+        wait_for("trial 0: 3/8", out)
         table.heard(0, 0, {"psnr_body": 20.0})
         table.ended(0, "COMPLETE", "")
     assert "trial 0: 3/8 38%" in out.getvalue()
