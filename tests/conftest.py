@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from petscale.nodes import SILENT
+
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ |= SILENT
 # Ray looks once, when it is first imported: a test that only checks a cluster file must not settle it for the others.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AUTH_TOKEN", "0" * 64)

@@ -20,6 +20,7 @@ def test_it_is_safe_by_default() -> None:
     for safe in (
         "RAY_AUTH_MODE=token",
         "RAY_USAGE_STATS_ENABLED=0",
+        "RAY_USAGE_STATS_REPORT_URL=none",
         "umask 077",
         "ulimit -c 0",
         "chmod 600 ~/.ray/auth_token",

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import tyro
 from tyro.conf import Positional
 
+from petscale.nodes import SILENT
 from petscale.progress import console
 from storage import nifti, suv
 from storage.errors import InputError
@@ -596,7 +597,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run one command."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # libraries' notes are for developers; python -W shows them
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ |= SILENT
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if words == ["@command.json"]:

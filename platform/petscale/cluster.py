@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 from rich.table import Table
 
-from petscale.nodes import STORAGE, code
+from petscale.nodes import SILENT, STORAGE, code
 from petscale.progress import console
 from storage.errors import InputError
 
@@ -202,7 +202,7 @@ def _client(cluster: str) -> Iterator[Any]:
 @contextmanager
 def _answering(address: str, cluster: str) -> Iterator[Any]:
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # before ray is imported: it looks once
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ |= SILENT
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 

@@ -12,7 +12,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -49,7 +49,7 @@ def worker_environment(config: RunConfig) -> dict[str, str]:
         "DS_ACCELERATOR": config.cluster.device,
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
-        "RAY_USAGE_STATS_ENABLED": "0",
+        **nodes.SILENT,
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
@@ -71,6 +71,8 @@ def runtime_env(config: RunConfig) -> dict[str, Any]:
         if key := os.environ.get("PETSCALE_SITE_KEY"):  # the file's name: patients are hashed alike everywhere
             environment["env_vars"]["PETSCALE_SITE_KEY"] = key
         environment |= {} if os.environ.get(IN_JOB) else nodes.code()
+    else:
+        environment["env_vars"]["HOME"] = str(Path.home())  # not Ray's, see ``_homeless``
     return environment
 
 
@@ -269,7 +271,7 @@ def session(config: RunConfig, cpus: int, folder: Path, *read: Path, dashboard: 
 
     A private cluster's folder stays behind, for its logs, when the block ends in an error that is not a user's mistake.
     """
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
+    os.environ |= {**nodes.SILENT, "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_AUTH_MODE", "token")
     address = nodes.joined()
@@ -282,6 +284,7 @@ def session(config: RunConfig, cpus: int, folder: Path, *read: Path, dashboard: 
     import ray
 
     temporary = _session_folder()
+    environment = runtime_env(config)
     private = {
         "num_cpus": cpus,
         "include_dashboard": dashboard,
@@ -289,13 +292,14 @@ def session(config: RunConfig, cpus: int, folder: Path, *read: Path, dashboard: 
         "_temp_dir": f"{temporary}/r",  # Ray opens this folder to all users; the one above it stays ours
     }
     try:
-        started = ray.init(
-            address=address or "local",
-            runtime_env=runtime_env(config),
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            **({} if address else private),
-        )
+        with nullcontext() if address else _homeless():
+            started = ray.init(
+                address=address or "local",
+                runtime_env=environment,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **({} if address else private),
+            )
     except ConnectionError:
         raise InputError(
             "CLU_UNREACHABLE",
@@ -406,6 +410,19 @@ def ray_dashboard(folder: Path) -> tuple[int, Path] | None:
 def _owner(session_folder: Path) -> int:
     pid = session_folder.name.removeprefix(SESSION).split("-")[0]
     return int(pid) if pid.isdecimal() else 0  # somebody else's idea of a name: nobody's process
+
+
+@contextmanager
+def _homeless() -> Iterator[None]:
+    """Start processes that have no home: Ray's dashboard looks there for the cloud that it is in, and where it finds no
+    file it asks the network."""
+    home = os.environ.get("HOME")
+    os.environ["HOME"] = os.devnull
+    try:
+        yield
+    finally:
+        del os.environ["HOME"]
+        os.environ |= {} if home is None else {"HOME": home}
 
 
 def _session_folder() -> str:

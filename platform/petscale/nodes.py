@@ -23,6 +23,8 @@ from storage.errors import InputError
 
 STORAGE = "PETSCALE_STORAGE"  # names the folder that all nodes mount, where cluster.yaml says one
 SCALE_UP_S = "PETSCALE_SCALE_UP_S"  # set where the cluster grows: how long a new machine may take to come
+# Ray tells its makers even that it reports nothing, unless the place to tell it to is none.
+SILENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_USAGE_STATS_REPORT_URL": "none"}
 ALIKE = ("ray", "torch", "deepspeed", "numpy", "zarr", "tensorstore", "dask", "optuna")
 ROOMS = ("petscale", "storage", "trainers", "tune_spaces")
 ASK_AGAIN_S = 5.0

@@ -68,7 +68,7 @@ class TestAsWritten:
     def test_every_start_is_authenticated_silent_and_without_dumps(self) -> None:
         content = cluster()
         (shell,) = [command for command in content["setup_commands"] if "~/.petscale.sh <<" in command]
-        for word in ("RAY_AUTH_MODE=token", "RAY_USAGE_STATS_ENABLED=0", "ulimit -c 0", "umask 077", "chmod 600"):
+        for word in ("RAY_AUTH_MODE=token", "RAY_USAGE_STATS_REPORT_URL=none", "ulimit -c 0", "umask 077", "chmod 600"):
             assert word in shell
         for key in ("head_start_ray_commands", "worker_start_ray_commands"):
             assert all(command.startswith(". ~/.petscale.sh && ") for command in content[key])
@@ -92,6 +92,7 @@ class TestAsWritten:
             "PETSCALE_STORAGE=/srv/petscale",
             "RAY_AUTH_MODE=token",
             "RAY_USAGE_STATS_ENABLED=0",
+            "RAY_USAGE_STATS_REPORT_URL=none",
         ]
         assert token.stat().st_mode & 0o777 == 0o600
         commands = [c for key, value in content.items() if key.endswith("_commands") for c in value]

@@ -309,6 +309,7 @@ class TestDoors:
             for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
                 for container in group["template"]["spec"]["containers"]:
                     assert {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"} in container["env"]
+                    assert {"name": "RAY_USAGE_STATS_REPORT_URL", "value": "none"} in container["env"]
 
     @pytest.mark.parametrize("template", templates())
     def test_every_pod_is_behind_the_policies(self, template: dict[str, Any]) -> None:

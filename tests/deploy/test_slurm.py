@@ -283,6 +283,6 @@ def test_nothing_in_it_opens_a_door() -> None:
     text = SCRIPT.read_text()
     assert "0.0.0.0" not in text
     assert "--dashboard-host=127.0.0.1" in text
-    for word in ("RAY_AUTH_MODE=token", "RAY_USAGE_STATS_ENABLED=0", "ulimit -c 0", "umask 077"):
+    for word in ("RAY_AUTH_MODE=token", "RAY_USAGE_STATS_REPORT_URL=none", "ulimit -c 0", "umask 077"):
         assert word in text
     assert "ray stop" not in text  # it would end the Ray of everybody's job on the node

@@ -55,6 +55,7 @@ def raylet(**changed: Any) -> dict[str, Any]:
         "disk": PLENTY,
         "auth": {"mode": "token", "in_environment": False, "file": {"mode": 0o600, "uid": 1000}, "uid": 1000},
         "telemetry": False,
+        "says_it_is_off": False,
     } | changed
 
 
@@ -118,7 +119,8 @@ def test_nothing_is_said_of_a_healthy_machine() -> None:
         ("CLU_SHM", "note", {"ray": [], "shared_memory": {"free": 64 * 2**20, "total": 64 * 2**20}}, "64 MiB"),
         ("CLU_CORES", "mend", {"ray": [raylet(core_bytes=-1)]}, "Ray's processes"),
         ("CLU_CORES", "note", {"ray": [], "core_bytes": -1}, "core dumps are on"),
-        ("CLU_TELEMETRY", "mend", {"ray": [raylet(telemetry=True)]}, "usage statistics"),
+        ("CLU_TELEMETRY", "mend", {"ray": [raylet(telemetry=True, says_it_is_off=True)]}, "usage statistics are on"),
+        ("CLU_TELEMETRY", "note", {"ray": [raylet(says_it_is_off=True)]}, "usage statistics are off"),
         ("CLU_MEMORY", "mend", {"ray": [raylet(limits={"bytes": 8 * GIB})]}, "12.0 GiB, its control group grants 8.0"),
         ("CLU_MEMORY", "mend", {"ray": [raylet(limits={"cpus": 4.0})]}, "8 CPUs"),
         ("CLU_MEMORY", "note", {"ray": [], "limits": {"cpus": 2.0, "bytes": GIB}}, "1.0 GiB of memory and 2.0 of 8"),
@@ -600,15 +602,17 @@ def head(tmp_path: Path) -> Iterator[Callable[..., tuple[dict[str, Any], list[Fi
         pytest.skip("needs the right to make namespaces, and iproute2")
     folder = Path("/tmp") / f"p-{secrets.token_hex(4)}"  # short: Ray's sockets lie below it
     folder.mkdir(mode=0o700)
+    (folder / "ray_bootstrap_config.yaml").write_text("{}")  # or its dashboard looks for a cloud before it answers
     (folder / "token").touch(mode=0o600)
     (folder / "token").write_text(secrets.token_hex(32))
 
     def examine(mode: str, *options: str) -> tuple[dict[str, Any], list[Finding]]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         environment |= {
+            "HOME": str(folder),
             "RAY_AUTH_MODE": mode,
             "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
-            "RAY_USAGE_STATS_ENABLED": "0",
+            **nodes.SILENT,
             "OMP_NUM_THREADS": "1",
         }
         words = [f"--temp-dir={folder}/ray", "--port=0", "--num-cpus=1", "--object-store-memory=80000000", *options]
@@ -637,6 +641,7 @@ def test_a_head_with_a_token_lets_nobody_in(head: Callable[..., tuple[dict[str, 
     assert ray["store_bytes"] == 80_000_000
     assert ray["believes_cpus"] == 1
     assert not ray["telemetry"]
+    assert not ray["says_it_is_off"]
     assert not ray["session_open"], "Ray's folder is open, the one above it is not"
     listens = {(one["of"], one["ip"]) for one in facts["sockets"]}
     assert ("dashboard", "127.0.0.1") in listens

@@ -215,7 +215,7 @@ def test_rays_autoscaler_hears_it(folder: Path) -> None:
         "RAY_FAKE_CLUSTER": "1",
         "RAY_CLOUD_INSTANCE_ID": "f" * 51 + "00000",  # how Ray's fake provider names the head
         "RAY_enable_autoscaler_v2": "1",  # as ray up and KubeRay do
-        "RAY_USAGE_STATS_ENABLED": "0",
+        **nodes.SILENT,
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "OMP_NUM_THREADS": "1",
         nodes.SCALE_UP_S: "100",

@@ -192,6 +192,7 @@ def _raylet(process: psutil.Process) -> dict[str, Any]:
         }
         config = Path(environment.get("RAY_USAGE_STATS_CONFIG_PATH", home / ".ray" / "config.json"))
         found["telemetry"] = environment.get("RAY_USAGE_STATS_ENABLED", "") != "0" and not _switched_off(config)
+        found["says_it_is_off"] = "RAY_USAGE_STATS_REPORT_URL" not in environment
     return found
 
 

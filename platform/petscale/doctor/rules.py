@@ -14,12 +14,14 @@ from typing import Any, Literal
 
 from petscale.doctor.knock import ASKS, CLOSED, METRICS_ONLY, OPEN, UNTRIED, exposed, targets
 from petscale.doctor.machine import SHARED_MEMORY, WORKER, Facts
+from petscale.nodes import SILENT
 
 GIB = 2**30
 LEAST_FREE_BYTES, LEAST_FREE_SHARE = 10 * GIB, 0.05  # Ray places no objects on a disk that is 95 % full
 SKEW_MEND_S, SKEW_NOTE_S = 1.0, 0.1
 PRIVATE_STORE_BYTES = 100 * 2**20  # what `petscale train` on one machine asks of /dev/shm
 OLDEST_RAY = (2, 60)
+_SILENT = " ".join(f"{name}={value}" for name, value in SILENT.items())
 
 Level = Literal["ok", "note", "mend"]
 Machines = Mapping[str, Facts]  # by address, or by THIS alone
@@ -175,7 +177,9 @@ def cores(machine: Facts) -> Iterator[Said]:
 def telemetry(machine: Facts) -> Iterator[Said]:
     """Ray reports its use to its makers unless told not to: ``CLU_TELEMETRY``."""
     if any(raylet.get("telemetry") for raylet in machine["ray"]):
-        yield "mend", "Ray's usage statistics are on", "start every node with RAY_USAGE_STATS_ENABLED=0 exported"
+        yield "mend", "Ray's usage statistics are on", f"start every node with {_SILENT} exported"
+    elif any(raylet.get("says_it_is_off") for raylet in machine["ray"]):
+        yield "note", "Ray told its makers, once, that its usage statistics are off", f"export {_SILENT}"
 
 
 def memory(machine: Facts) -> Iterator[Said]:

@@ -1,0 +1,153 @@
+"""Nothing on the way asks the network for anything: a machine that would hear every name and every outer address."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from petscale import nodes
+
+# Runs in a network, mount and process namespace of its own.  The only outer address is the one at which clouds tell a
+# machine about itself; here it is this machine's and serves names, too.  Who asks for one, or connects, is put down.
+_APART = """
+import os, socket, subprocess, sys, threading
+from pathlib import Path
+OUTSIDE, here, work = "169.254.169.254", "192.0.2.10", Path(sys.argv[1])
+for words in ("link set lo up", f"address add {OUTSIDE}/32 dev lo", f"address add {here}/24 dev lo",
+              f"route add default dev lo src {here}"):
+    subprocess.run(["ip", *words.split()], check=True)
+for name, text in (("resolv.conf", f"nameserver {OUTSIDE}"), ("hosts", f"127.0.0.1 localhost {socket.gethostname()}")):
+    (work / name).write_text(text + chr(10))
+    subprocess.run(["mount", "--bind", work / name, f"/etc/{name}"], check=True)
+log = (work / "heard").open("a", buffering=1)
+names = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+names.bind((OUTSIDE, 53))
+def resolve():
+    while True:
+        asked, who = names.recvfrom(4096)
+        labels, at = [], 12
+        while asked[at]:
+            labels.append(asked[at + 1 : at + 1 + asked[at]].decode())
+            at += 1 + asked[at]
+        print("name", ".".join(labels), file=log)
+        question, is_a = asked[12 : at + 5], asked[at + 2] == 1
+        answer = bytes([192, 12, 0, 1, 0, 1, 0, 0, 0, 9, 0, 4, *map(int, OUTSIDE.split("."))]) if is_a else b""
+        names.sendto(asked[:2] + bytes([129, 128, 0, 1, 0, is_a, 0, 0, 0, 0]) + question + answer, who)
+def serve(port):
+    door = socket.create_server((OUTSIDE, port))
+    while True:
+        visitor, _ = door.accept()
+        print("port", port, file=log)
+        visitor.close()
+for one in ((resolve, ()), (serve, (80,)), (serve, (443,))):
+    threading.Thread(target=one[0], args=one[1], daemon=True).start()
+exec(sys.argv[2])
+"""
+
+# Until a dashboard has answered twice, for what Ray does at its start blocks it.
+_WAIT = """
+import http.client, time
+def wait_for(port):
+    until, answers = time.monotonic() + 90, 0
+    while answers < 2:
+        assert time.monotonic() < until
+        dashboard = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        try:
+            dashboard.request("GET", "/api/version")
+            answers += bool(dashboard.getresponse().status)
+        except OSError:
+            time.sleep(0.5)
+    time.sleep(2)
+"""
+
+_PRIVATE = """
+import json
+from petscale import launch
+from petscale.config import RunConfig
+with launch.session(RunConfig(), 1, work, dashboard=True):
+    import ray
+    homes = [os.environ["HOME"], ray.get(ray.remote(lambda: os.environ["HOME"]).remote())]
+    (shown,) = Path(os.environ["TMPDIR"]).glob("petscale-ray-*/dashboard.json")
+    wait_for(json.loads(shown.read_text())["port"])
+(work / "homes").write_text(json.dumps(homes))
+"""
+
+_TRAINED = """
+import json
+from petscale.cli import main
+asked = json.loads(sys.argv[3])
+main(["train", asked["cohort"], "--run", str(work / "run"), "--recipe", "s3pet", "--set", *asked["tiny"]])
+sweep = ["--study", str(work / "sweep"), "--recipe", "s3pet", "--spaces", "losses", "--trials", "2", "--rungs", "2"]
+main(["tune", asked["cohort"], *sweep, "--set", *asked["tiny"]])
+main(["report", str(work / "run"), asked["cohort"]])
+"""
+
+_STARTED = """
+ray = Path(sys.executable).with_name("ray")
+with (work / "log").open("w") as said:
+    subprocess.Popen([ray, "start", "--head", "--block", "--num-cpus=1", "--object-store-memory=80000000",
+                      f"--temp-dir={work}/r", "--dashboard-port=8265"], stdout=said, stderr=said)
+wait_for(8265)
+"""
+
+TINY = ["recipe.window=32", "recipe.slices=2", "recipe.dim=16", "recipe.blocks=1", "recipe.heads=2"]
+TINY += ["recipe.decoder_channels=8,4,4,4", *(f"recipe.{kind}_samples=16" for kind in ("low", "full", "swap"))]
+TINY += ["feed.low=low_drf20", "feed.cases_per_step=2", "split.unpaired_fraction=0.4"]
+
+
+def heard(script: str, work: Path, environment: Mapping[str, str], **asked: object) -> list[str]:
+    """What a script asked of the network."""
+    space = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if subprocess.run([*space, "ip", "link"], capture_output=True).returncode:
+        pytest.skip("needs the right to make namespaces, and iproute2")
+    ended = subprocess.run(
+        [*space, sys.executable, "-c", _APART, work, _WAIT + script, json.dumps(asked)],
+        env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return (work / "heard").read_text().splitlines()
+
+
+@pytest.fixture
+def work() -> Iterator[Path]:
+    """A folder with a short path: Ray's sockets lie below it."""
+    with tempfile.TemporaryDirectory(prefix="p-") as folder:
+        yield Path(folder)
+
+
+def test_the_machine_hears(work: Path) -> None:
+    script = "import socket; socket.create_connection(('a.example.org', 443)).close()"
+    assert {"name a.example.org", "port 443"} <= {*heard(script, work, {})}
+
+
+@pytest.mark.slow
+def test_a_private_cluster_asks_for_nothing(work: Path) -> None:
+    assert heard(_PRIVATE, work, {"TMPDIR": str(work)}) == []
+    assert json.loads((work / "homes").read_text()) == [os.environ["HOME"]] * 2
+
+
+@pytest.mark.slow
+def test_training_tuning_and_a_report_ask_for_nothing(cohort: Path, work: Path) -> None:
+    # torch looks for a name of the peer that it talks to, the loopback, to have it for its log.
+    asked = heard(_TRAINED, work, {"TMPDIR": str(work)}, cohort=str(cohort), tiny=TINY)
+    assert {*asked} <= {"name 1.0.0.127.in-addr.arpa"}
+    assert (work / "run" / "report.html").exists()
+    assert (work / "sweep" / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_a_started_cluster_reports_nothing(work: Path) -> None:
+    (work / "ray_bootstrap_config.yaml").write_text("{}")  # `ray up` leaves one in the head's home
+    environment = {"HOME": str(work), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
+    assert heard(_STARTED, work, environment | nodes.SILENT) == []
+    assert any(
+        line.startswith("name ") for line in heard(_STARTED, work, environment | {"RAY_USAGE_STATS_ENABLED": "0"})
+    )
