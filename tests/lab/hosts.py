@@ -137,6 +137,10 @@ def _furnish(own: Path) -> None:
     (own / "tmp").chmod(0o1777)
     users = f"root:x:0:0:root:{HOME}:/bin/bash\nsshd:x:74:65534::/run/sshd:/usr/sbin/nologin\n"
     (own / "passwd").write_text(users)
+    # Else whoever wants a name waits for a name server that is not there.  torch asks for IPv4 in IPv6's clothes.
+    names = {"127.0.0.1": "localhost"} | {f"{SUBNET}.{number}": f"host{number}" for number in range(1, 10)}
+    more = "".join(f"{ip} {name}\n::ffff:{ip} {name}\n" for ip, name in names.items())
+    (own / "hosts").write_text(Path("/etc/hosts").read_text() + more)
 
 
 def _private(own: Path, *more: str) -> str:
@@ -145,7 +149,7 @@ def _private(own: Path, *more: str) -> str:
     The interpreter and its environment stay where they are, also below a folder that is another one now.
     """
     kept = {VENV: own / "venv", Path(sys.base_prefix): own / "python"}
-    pairs = {"home": "/home", "passwd": "/etc/passwd", "tmp": "/tmp"}
+    pairs = {"home": "/home", "passwd": "/etc/passwd", "hosts": "/etc/hosts", "tmp": "/tmp"}
     return " && ".join(
         [
             *(f"mkdir -p {held} && mount --bind {place} {held}" for place, held in kept.items()),

@@ -66,6 +66,7 @@ def healthy(**changed: Any) -> dict[str, Any]:
         "ray": [raylet()],
         "sockets": [],
         "addresses": [HEAD],
+        "name_s": 0.01,
         "token_shown": False,
         "token_file": None,
         "disk": {"the temporary folder": PLENTY, "the storage": PLENTY},
@@ -96,7 +97,7 @@ def test_nothing_is_said_of_a_healthy_machine() -> None:
     found = rules.findings({THIS: healthy()})
     assert {one.level for one in found} == {"ok"}
     codes = [one.code for one in found]
-    assert len(set(codes)) == len(codes) == 10, "each code says once that all is well"
+    assert len(set(codes)) == len(codes) == 11, "each code says once that all is well"
     assert all(one.found for one in found)
 
 
@@ -120,6 +121,7 @@ def test_nothing_is_said_of_a_healthy_machine() -> None:
         ("CLU_CORES", "mend", {"ray": [raylet(core_bytes=-1)]}, "Ray's processes"),
         ("CLU_CORES", "note", {"ray": [], "core_bytes": -1}, "core dumps are on"),
         ("CLU_TELEMETRY", "mend", {"ray": [raylet(telemetry=True, says_it_is_off=True)]}, "usage statistics are on"),
+        ("CLU_NAMES", "note", {"name_s": machine.NAME_S}, "does not answer"),
         ("CLU_TELEMETRY", "note", {"ray": [raylet(says_it_is_off=True)]}, "usage statistics are off"),
         ("CLU_MEMORY", "mend", {"ray": [raylet(limits={"bytes": 8 * GIB})]}, "12.0 GiB, its control group grants 8.0"),
         ("CLU_MEMORY", "mend", {"ray": [raylet(limits={"cpus": 4.0})]}, "8 CPUs"),
@@ -559,6 +561,16 @@ def test_a_cluster_that_is_not_there_is_told_at_once(monkeypatch: pytest.MonkeyP
         doctor.check()
     assert refused.value.code == "CLU_DOCTOR"
     assert refused.value.where == "RAY_ADDRESS"
+
+
+def test_a_silent_name_server_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    let_go = threading.Event()
+    monkeypatch.setattr(machine, "NAME_S", 0.05)
+    monkeypatch.setattr("socket.getnameinfo", lambda *_: let_go.wait(60))
+    assert machine.name_s() >= 0.05
+    let_go.set()
+    monkeypatch.setattr(machine, "NAME_S", 60.0)
+    assert machine.name_s() < 60
 
 
 def test_what_is_alike_on_all_nodes_is_said_once() -> None:

@@ -15,7 +15,7 @@ from petscale import nodes
 # Runs in a network, mount and process namespace of its own.  The only outer address is the one at which clouds tell a
 # machine about itself; here it is this machine's and serves names, too.  Who asks for one, or connects, is put down.
 _APART = """
-import os, socket, subprocess, sys, threading
+import os, socket, subprocess, sys, threading, time
 from pathlib import Path
 OUTSIDE, here, work = "169.254.169.254", "192.0.2.10", Path(sys.argv[1])
 for words in ("link set lo up", f"address add {OUTSIDE}/32 dev lo", f"address add {here}/24 dev lo",
@@ -47,6 +47,7 @@ def serve(port):
 for one in ((resolve, ()), (serve, (80,)), (serve, (443,))):
     threading.Thread(target=one[0], args=one[1], daemon=True).start()
 exec(sys.argv[2])
+time.sleep(0.5)  # what was said last is still on its way to the log
 """
 
 # Until a dashboard has answered twice, for what Ray does at its start blocks it.

@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import psutil
@@ -27,6 +28,7 @@ from petscale import nodes
 Facts = Mapping[str, Any]
 
 ANYWHERE = ("0.0.0.0", "::")  # noqa: S104  (looked for, not listened on)
+NAME_S = 2.0  # a name server that lives answers at once, and glibc asks a dead one for ten seconds
 WORKER = "worker"  # tasks, actors and job drivers: the services below are Ray's own
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  (where Ray keeps its objects)
 CGROUPS = Path("/sys/fs/cgroup")
@@ -83,6 +85,7 @@ def facts(storage: Path | None = None) -> dict[str, Any]:
         "ray": [seen for process in raylets if (seen := _raylet(process))],
         "sockets": [one for process, kind in processes for one in _sockets(process, kind)],
         "addresses": addresses(),
+        "name_s": name_s(),
         "token_shown": any(_TOKEN_SHOWN.search(" ".join(words)) for words in _command_lines()),
         "token_file": _secret(Path.home() / ".ray" / "auth_token"),
         "disk": {"the temporary folder": space(Path(tempfile.gettempdir()))}
@@ -112,6 +115,25 @@ def addresses() -> list[str]:
     }
     known = sorted((ipaddress.ip_address(text.partition("%")[0]) for text in found), key=lambda a: (a.version, str(a)))
     return [str(one) for one in known if not (one.is_loopback or one.is_link_local)]
+
+
+def name_s() -> float:
+    """How long this machine takes to tell the name, or that there is none, of one of its addresses, s; at most NAME_S.
+
+    Asked as torch asks for each connection between workers: for the IPv4 address inside an IPv6 one, which /etc/hosts
+    answers only where it is written in this form.
+    """
+    address = next((one for one in addresses() if ":" not in one), "127.0.0.1")
+
+    def ask() -> None:
+        with suppress(OSError):
+            socket.getnameinfo((f"::ffff:{address}", 0, 0, 0), 0)
+
+    begin = time.monotonic()
+    asking = Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(NAME_S)
+    return time.monotonic() - begin
 
 
 def service(words: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from itertools import permutations
 from typing import Any, Literal
 
 from petscale.doctor.knock import ASKS, CLOSED, METRICS_ONLY, OPEN, UNTRIED, exposed, targets
-from petscale.doctor.machine import SHARED_MEMORY, WORKER, Facts
+from petscale.doctor.machine import NAME_S, SHARED_MEMORY, WORKER, Facts
 from petscale.nodes import SILENT
 
 GIB = 2**30
@@ -182,6 +182,13 @@ def telemetry(machine: Facts) -> Iterator[Said]:
         yield "note", "Ray told its makers, once, that its usage statistics are off", f"export {_SILENT}"
 
 
+def names(machine: Facts) -> Iterator[Said]:
+    """A name server that does not answer: ``CLU_NAMES``."""
+    if machine["name_s"] >= NAME_S:
+        found = "the name server does not answer: each connection between workers waits ten seconds or more for a name"
+        yield "note", found, "mend /etc/resolv.conf, or write each node into /etc/hosts, as `::ffff:192.0.2.11 node1`"
+
+
 def memory(machine: Facts) -> Iterator[Said]:
     """Control groups that grant less than what is believed: ``CLU_MEMORY``."""
     for raylet in machine["ray"]:
@@ -305,6 +312,7 @@ PER_MACHINE: tuple[tuple[str, Callable[[Facts], Iterator[Said]], str], ...] = (
     ("CLU_SHM", shared_memory, "shared memory is large enough"),
     ("CLU_CORES", cores, "core dumps are off"),
     ("CLU_TELEMETRY", telemetry, "no usage statistics are sent"),
+    ("CLU_NAMES", names, "the names of addresses are told at once"),
     ("CLU_MEMORY", memory, "memory and CPUs are what they seem"),
     ("CLU_TEMP", temporary, "no session folder of Ray that others can read"),
     ("CLU_GPU", gpu, "no GPU, or nothing wrong with it"),
