@@ -121,7 +121,7 @@ def train(cohort: Path, run: Path, config: RunConfig, *, command: str) -> Path:
         plan.record(command)
         cores = config.cluster.workers * config.cluster.cpus_per_worker
         with Watch(plan.run, plan.num_steps), session(config, cores, plan.run, cohort / "zarr.json"):
-            train_on_ray(plan)
+            train_on_ray(plan, guarded=bool(nodes.joined()))
     return plan.run / WEIGHTS
 
 
@@ -281,6 +281,8 @@ def session(config: RunConfig, cpus: int, folder: Path, *read: Path, dashboard: 
         # Ray's name for it: every socket on loopback.  Its metrics would else be open to the whole network.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
+        # Ray would look for new log files ten times a second, to print them; nobody asked it to.
+        os.environ |= {"RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0", "LOG_NAME_UPDATE_INTERVAL_S": "3600"}
     import ray
 
     temporary = _session_folder()
@@ -336,8 +338,12 @@ def session(config: RunConfig, cpus: int, folder: Path, *read: Path, dashboard: 
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def train_on_ray(plan: Plan, *, until: int | None = None) -> None:
+def train_on_ray(plan: Plan, *, until: int | None = None, guarded: bool = True) -> None:
     """Train by Ray Train's workers on the cluster that is there, to the end or until a step.
+
+    Args:
+        guarded: whether the workers' place is given back when the controller dies.  Who does that asks the dashboard
+            every second; a private cluster without one has nothing to ask, and ends with its driver anyway.
 
     Raises:
         InputError: what a worker refused; TRAIN_FAILED when workers keep dying.
@@ -346,9 +352,14 @@ def train_on_ray(plan: Plan, *, until: int | None = None) -> None:
     from ray.train import FailureConfig, ScalingConfig
     from ray.train import RunConfig as RayRunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    class Unguarded(TorchTrainer):  # type: ignore[misc,unused-ignore]
+        def _create_default_callbacks(self) -> list[Any]:
+            return [c for c in super()._create_default_callbacks() if not isinstance(c, PlacementGroupCleanerCallback)]
 
     run, cluster = plan.run, plan.config.cluster
-    trainer = TorchTrainer(
+    trainer = (TorchTrainer if guarded else Unguarded)(
         train_worker,
         train_loop_config={**plan.settings, "until": until},
         scaling_config=ScalingConfig(

@@ -107,6 +107,7 @@ def test_a_killed_worker_is_replaced_and_the_run_ends_bit_equal(cohort: Path, re
     family = psutil.Process(process.pid).children(recursive=True)
     workers = [p for p in family if p.cmdline() and "RayTrainWorker" in p.cmdline()[0]]
     assert len(workers) == 2
+    assert not [p for p in family if p.cmdline() and "PlacementGroupCleaner" in p.cmdline()[0]], "it has nothing to do"
     os.kill(workers[1].pid, signal.SIGKILL)
     finish(process)
     assert len(starts(tmp_path / "run")) == 2
