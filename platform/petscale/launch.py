@@ -121,7 +121,7 @@ def train(cohort: Path, run: Path, config: RunConfig, *, command: str) -> Path:
         plan.record(command)
         cores = config.cluster.workers * config.cluster.cpus_per_worker
         with Watch(plan.run, plan.num_steps), session(config, cores, plan.run, cohort / "zarr.json"):
-            train_on_ray(plan, guarded=bool(nodes.joined()))
+            train_on_ray(plan)
     return plan.run / WEIGHTS
 
 
@@ -338,12 +338,8 @@ def session(config: RunConfig, cpus: int, folder: Path, *read: Path, dashboard: 
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def train_on_ray(plan: Plan, *, until: int | None = None, guarded: bool = True) -> None:
+def train_on_ray(plan: Plan, *, until: int | None = None) -> None:
     """Train by Ray Train's workers on the cluster that is there, to the end or until a step.
-
-    Args:
-        guarded: whether the workers' place is given back when the controller dies.  Who does that asks the dashboard
-            every second; a private cluster without one has nothing to ask, and ends with its driver anyway.
 
     Raises:
         InputError: what a worker refused; TRAIN_FAILED when workers keep dying.
@@ -353,6 +349,10 @@ def train_on_ray(plan: Plan, *, until: int | None = None, guarded: bool = True) 
     from ray.train import RunConfig as RayRunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+    # Who gives the workers' place back when the controller dies asks the dashboard every second.  A private cluster has
+    # one for a sweep's trials alone, and ends with its driver anyway.
+    guarded = until is not None or nodes.joined()
 
     class Unguarded(TorchTrainer):  # type: ignore[misc,unused-ignore]
         def _create_default_callbacks(self) -> list[Any]:
