@@ -374,6 +374,11 @@ class TestDockerfile:
         assert all("-c constraints.txt" in line for line in installed)
         assert installed[0].endswith(" torch")  # first, as in the Makefile
 
+    def test_a_head_asks_no_network_for_its_cloud(self) -> None:
+        home = self.LINES.index("WORKDIR /home/petscale")
+        assert "RUN echo '{}' > ray_bootstrap_config.yaml" in self.LINES[home:]
+        assert any("RAY_USAGE_STATS_REPORT_URL=none" in line for line in self.LINES if line.startswith("ENV"))
+
     def test_its_user_is_nobody_special_and_leaves_no_dumps(self) -> None:
         assert "USER 1000:1000" in self.LINES
         assert any("ulimit -c 0" in line and "umask 077" in line for line in self.LINES)

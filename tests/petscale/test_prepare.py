@@ -1,5 +1,6 @@
 """Files and phantoms become cohorts: values, grids and patients are kept, names are not."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -112,9 +113,14 @@ def test_folders_become_hashed_cases(examinations: Path, tmp_path: Path, capsys:
     assert len({opened.case(name).subject for name in opened.cases}) == 2
     written = b"".join(p.read_bytes() + str(p.relative_to(cohort)).encode() for p in cohort.rglob("*") if p.is_file())
     said = "".join(capsys.readouterr()).encode()
-    # Words that neither a digest nor a hundred kilobytes of compressed voxels holds by chance.
+    # Short words are looked for where people read: a digest, a number or compressed voxels may hold them by chance.
     for word in (b"doe_", b"jane", b"roe_", b"john", b"_1961"):
         assert word not in written.lower() + said.lower()
+    files = [path.relative_to(cohort) for path in cohort.rglob("*") if path.is_file()]
+    texts = [(cohort / path).read_text() for path in files if path.suffix == ".json"]
+    assert texts
+    readable = re.sub(r"[0-9a-f]{8,}|\d*\.\d+", "", " ".join([*map(str, files), *texts, said.decode()]).lower())
+    assert not re.search(r"doe|roe|(?<!\d)(1961|1955)(?!\d)", readable)
 
 
 def test_folders_keep_their_names_where_the_user_says_so(examinations: Path, tmp_path: Path) -> None:
