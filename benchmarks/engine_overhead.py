@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from petscale import prepare
+from petscale.data.phantom import phantom_plans
 from storage.ingest import ingest
 from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig
@@ -90,7 +90,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         shape = (max(96, edge), max(80, edge), max(80, edge))
         body = PhantomConfig(shape=shape, spacing_mm=(9.0, 5.5, 5.5))
-        ingest(Path(folder), prepare.phantom_plans(2, body, LowDoseConfig(iterations=1), [20.0]), strict=True)
+        ingest(Path(folder), phantom_plans(2, body, LowDoseConfig(iterations=1), [20.0]), strict=True)
         cohort = open_cohort(Path(folder))
 
         makers = {

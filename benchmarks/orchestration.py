@@ -49,11 +49,11 @@ def peer(path: Path) -> None:
     """What torchrun starts: the loop of a petscale worker, without Ray around it."""
     import torch.distributed as dist
 
-    from petscale import launch
+    from petscale.training import worker
 
     dist.init_process_group("gloo")
-    launch.sending = lambda run, recipe, report: nullcontext(report)  # type: ignore[assignment]
-    launch.train_worker(json.loads(path.read_bytes()))
+    worker.sending = lambda run, recipe, report: nullcontext(report)  # type: ignore[assignment]
+    worker.train_worker(json.loads(path.read_bytes()))
     dist.barrier()
     dist.destroy_process_group()
 
@@ -131,15 +131,16 @@ def hosts(folder: Path, steps: int) -> Iterator[dict[str, Callable[[Path], list[
 def planned(cohort: Path, run: Path, steps: int, threads: int) -> tuple[Path, Mapping[str, str]]:
     """What torchrun's workers are told: a worker's settings, and its environment."""
     from petscale import config as configs
-    from petscale import launch
+    from petscale.cluster.session import worker_environment
+    from petscale.training.planning import plan_run
 
     config = configs.override(configs.from_json({"recipe": "sgsgan"}), [*settings(steps, threads), "cluster.workers=2"])
-    plan = launch.plan_run(cohort, run, config)
+    plan = plan_run(cohort, run, config)
     run.mkdir()
     plan.record("benchmark")
     path = run.parent / f"{run.name}.json"
-    path.write_text(json.dumps({**plan.settings, "until": None}))
-    return path, launch.worker_environment(config)
+    path.write_text(json.dumps(plan.job.to_json()))
+    return path, worker_environment(config)
 
 
 def main() -> None:

@@ -24,8 +24,10 @@ from pathlib import Path
 import optuna
 
 from petscale import config as configs
-from petscale import prepare
-from petscale.tuning import SweepConfig, sweep
+from petscale.data.phantom import phantom_plans
+from petscale.tuning.search import SweepConfig
+from petscale.tuning.sweep import sweep
+from petscale.tuning.trial import TrialJob
 from storage.ingest import ingest
 from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig
@@ -43,22 +45,20 @@ def ours(folder: Path, log: Path, trials: int, work_s: float) -> None:
     """`petscale tune` with work that trains nothing."""
     body = PhantomConfig(shape=(32, 24, 24), spacing_mm=(30.0, 15.0, 15.0))
     scan = LowDoseConfig(million_prompts_per_bed=20.0, iterations=1)
-    ingest(folder / "cohort", prepare.phantom_plans(4, body, scan, [20.0]), strict=True)
+    ingest(folder / "cohort", phantom_plans(4, body, scan, [20.0]), strict=True)
 
-    def work(settings: dict[str, object], rung: int) -> dict[str, float]:
+    def work(job: TrialJob, rung: int) -> dict[str, float]:
         begin = time.time()
         time.sleep(work_s)
-        tried = settings["settings"]
-        assert isinstance(tried, dict)
         note(log, begin)
-        return {"psnr_body": -sum((value - 0.5) ** 2 for value in tried.values())}
+        return {"psnr_body": -sum((value - 0.5) ** 2 for value in job.settings.values())}
 
     base = configs.override(
         configs.from_json({"recipe": "s3pet"}),
         ["recipe.window=16", "feed.low=low_drf20", "feed.cases_per_step=2", "split.unpaired_fraction=0.4"],
     )
     config = SweepConfig(spaces=("masking",), trials=trials, at_once=SLOTS)
-    sweep(folder / "cohort", folder / "study", base, config, command="benchmark", work=work)  # type: ignore[arg-type]
+    sweep(folder / "cohort", folder / "study", base, config, command="benchmark", work=work)
 
 
 def plain_optuna(folder: Path, log: Path, trials: int, work_s: float) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from petscale.nodes import SILENT
+from petscale.cluster.nodes import SILENT
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ |= SILENT
@@ -27,7 +27,7 @@ def site_key(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session")
 def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four small phantom patients with a full-dose scan, two low doses, CT and labels; read only."""
-    from petscale import prepare
+    from petscale.data.phantom import phantom_plans
     from storage.ingest import ingest
     from storage.lowdose import LowDoseConfig
     from storage.phantom import PhantomConfig
@@ -35,5 +35,5 @@ def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     body = PhantomConfig(shape=PHANTOM_SHAPE, spacing_mm=(20.0, 11.0, 11.0), num_lesions=2)
     scan = replace(LowDoseConfig(million_prompts_per_bed=20.0), iterations=1)
     folder = tmp_path_factory.mktemp("cohort")
-    ingest(folder, prepare.phantom_plans(4, body, scan, [4.0, 20.0]), strict=True)
+    ingest(folder, phantom_plans(4, body, scan, [4.0, 20.0]), strict=True)
     return folder

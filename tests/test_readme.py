@@ -111,26 +111,29 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def tiny_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """`petscale train` without a cluster: everything but Ray and the paper's size is the real thing."""
     from petscale import config as configs
-    from petscale import launch
+    from petscale.cluster import session as sessions
+    from petscale.folders import CHECKPOINTS, WEIGHTS
+    from petscale.training import driver
+    from petscale.training.planning import Plan
     from storage.reader import open_cohort
     from trainers import RECIPES, checkpoint, feed, loop
     from trainers.engine import plain_engine
 
-    real = launch.train
+    real = driver.train
     small = {"patch": (24, 24, 24), "patches_per_case": 1, "context_patches": 2, "critic_channels": 2}
 
     def train(cohort: Path, run: Path, config: configs.RunConfig, *, command: str) -> Path:
         model = replace(config.model, **small, phase_samples=(4, 0, 0, 0))
         return real(cohort, run, replace(config, model=model), command=command)
 
-    def here(plan: launch.Plan) -> None:
-        run, config, settings = plan.run, plan.config, plan.settings
+    def here(plan: Plan) -> None:
+        run, config, job = plan.run, plan.config, plan.job
         recipe = RECIPES[config.recipe].build(
             config.model, make_engine=plain_engine, patches_per_step=config.patches_per_step
         )
         source = feed.Feed(
-            open_cohort(Path(settings["cohort"])),
-            settings["streams"],
+            open_cohort(Path(job.cohort)),
+            job.roles.streams,
             config.feed,
             recipe.needs,
             rank=0,
@@ -146,18 +149,18 @@ def tiny_training(monkeypatch: pytest.MonkeyPatch) -> None:
             recipe,
             source,
             replace(config.loop, log_every=1),
-            folder=run / launch.CHECKPOINTS,
-            meta={**config.identity(), "cases": settings["cases"]},
+            folder=run / CHECKPOINTS,
+            meta={**config.identity(), "cases": job.cases},
             report=report,
             picture=lambda step, synthesizer: None,
             patches_per_step=config.patches_per_step,
         )
         facts = {"recipe": config.recipe, "config": json.dumps(configs.to_json(config))}
-        checkpoint.write_weights(run / launch.WEIGHTS, recipe.weights(), facts)
+        checkpoint.write_weights(run / WEIGHTS, recipe.weights(), facts)
 
-    monkeypatch.setattr(launch, "train", train)
-    monkeypatch.setattr(launch, "session", lambda *_: nullcontext())
-    monkeypatch.setattr(launch, "train_on_ray", here)
+    monkeypatch.setattr(driver, "train", train)
+    monkeypatch.setattr(sessions, "session", lambda *_: nullcontext())
+    monkeypatch.setattr(driver, "train_on_ray", here)
 
 
 def test_the_commands_run_in_order(desk: Path, tiny_training: None) -> None:

@@ -106,8 +106,12 @@ def test_no_path_of_a_machine() -> None:
         (
             "ray",
             {
-                *(f"platform/petscale/{name}.py" for name in ("cluster", "gauges", "launch", "nodes", "tuning")),
+                *(f"platform/petscale/cluster/{name}.py" for name in ("connection", "nodes", "placement", "session")),
+                "platform/petscale/cluster/shared_storage.py",
                 "platform/petscale/doctor/__init__.py",
+                "platform/petscale/training/driver.py",
+                "platform/petscale/training/metrics_export.py",
+                "platform/petscale/tuning/search.py",
             },
         ),
         ("pydicom", {"storage/dicom.py", "storage/dicom_header.py", "storage/dicom_write.py"}),

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from storage.internals import internal
 from trainers.recipe import Engine, EngineFactory, OptimizerFactory
 
 
@@ -162,7 +163,7 @@ class _DeepSpeed:
             moments.clear()
             named = {id(p): name for name, p in self.runner.net.named_parameters()}
             for parameter in group:
-                mapping = parameter._hp_mapping
+                mapping = internal(parameter, "_hp_mapping", "deepspeed")
                 if mapping is None:
                     continue  # this parameter lies in another rank's partition
                 here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
@@ -176,8 +177,9 @@ class _DeepSpeed:
                 fp32 = parameter.detach().flatten()[here.start : here.start + here.numel]
                 flat.data[there.start : there.start + there.numel] = fp32
         if any(moments for _, moments in self._partitions()):
+            link = internal(zero, "_lazy_init_hp_params_optimizer_state", "deepspeed")
             zero._hp_optimizer_states_linked = False
-            zero._lazy_init_hp_params_optimizer_state()
+            link()
 
     def _partitions(self) -> list[tuple[Tensor, dict[str, Tensor]]]:
         """This rank's flat fp32 masters, each with its optimizer state."""
@@ -192,7 +194,7 @@ def deepspeed_engines(config: EngineConfig, *, device: torch.device) -> EngineFa
 
     deepspeed.utils.logger.setLevel("WARNING")
     # A C++ operator for inference only, which DeepSpeed would compile at start-up on a CPU; petscale needs no compiler.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    internal(deepspeed.ops, "__compatible_ops__", "deepspeed")["deepspeed_shm_comm"] = False
     settings = {
         "train_micro_batch_size_per_gpu": 1,  # unused: recipes form their own batches
         "gradient_accumulation_steps": 1,

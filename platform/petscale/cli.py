@@ -16,8 +16,8 @@ from typing import Any, Literal
 import tyro
 from tyro.conf import Positional
 
-from petscale.nodes import SILENT
-from petscale.progress import console
+from petscale.cluster.nodes import SILENT
+from petscale.console import console
 from storage import nifti, suv
 from storage.errors import InputError
 from storage.ingest import CasePlan
@@ -45,15 +45,18 @@ def demo(folder: Path = Path("demo"), seed: int = 0) -> None:
         folder: where everything goes; run again to continue.
         seed: of patients, scans and training.
     """
-    from petscale import experiments, launch, prepare
-    from petscale.assess import evaluate_run, report_run
+    from petscale.data.cohorts import fill_cohort
+    from petscale.data.phantom import phantom_plans
+    from petscale.evaluation.run import evaluate_run
+    from petscale.experiments import runs
+    from petscale.experiments.runs import DEMO_DRFS, DEMO_PATIENTS, demo_phantom, demo_scan
+    from petscale.report.run import report_run
+    from petscale.training import driver
 
-    plans = prepare.phantom_plans(
-        experiments.DEMO_PATIENTS, experiments.demo_phantom(seed), experiments.demo_scan(seed), experiments.DEMO_DRFS
-    )
+    plans = phantom_plans(DEMO_PATIENTS, demo_phantom(seed), demo_scan(seed), DEMO_DRFS)
     cohort, run = folder / "cohort", folder / "run"
-    prepare.run("phantoms", cohort, plans, strict=True, workers=None)
-    launch.train(cohort, run, experiments.demo(seed), command=_command())
+    fill_cohort("phantoms", cohort, plans, strict=True, workers=None)
+    driver.train(cohort, run, runs.demo(seed), command=_command())
     print(report_run(run, cohort, evaluate_run(run, cohort)).absolute())
 
 
@@ -77,11 +80,10 @@ def phantom(
         realisations: noise realisations of each.
         workers: parallel tasks.
     """
-    from petscale import prepare
+    from petscale.data.cohorts import fill_cohort
+    from petscale.data.phantom import phantom_plans
 
-    prepare.run(
-        "phantoms", cohort, prepare.phantom_plans(cases, body, scan, drf, realisations), strict=True, workers=workers
-    )
+    fill_cohort("phantoms", cohort, phantom_plans(cases, body, scan, drf, realisations), strict=True, workers=workers)
 
 
 def simulate(
@@ -104,10 +106,11 @@ def simulate(
         realisations: noise realisations of each dose.
         workers: parallel tasks.
     """
-    from petscale import prepare
+    from petscale.data.cohorts import fill_cohort
+    from petscale.data.simulate import simulation_plans
 
-    plans = prepare.simulation_plans(source, truth, scan, drf, realisations)
-    prepare.run("simulate", cohort, plans, strict=False, workers=workers)
+    plans = simulation_plans(source, truth, scan, drf, realisations)
+    fill_cohort("simulate", cohort, plans, strict=False, workers=workers)
 
 
 def ingest(
@@ -147,15 +150,16 @@ def ingest(
         strict: stop at the first refused case.
         workers: parallel tasks.
     """
-    from petscale import prepare
+    from petscale.data.cohorts import fill_cohort
+    from petscale.data.ingest import Files, alias, find_cases, open_case
 
     overrides = suv.Overrides(weight_kg=weight_kg, dose_mbq=dose_mbq, injection_time=injection_time)
     if pet:
-        found = prepare.find_cases(source, pet, ct, mask)
+        found = find_cases(source, pet, ct, mask)
         plans: dict[str, Callable[[Path], CasePlan]] = {}
         for folder, (pet_path, ct_path, mask_path) in found.items():
-            files = prepare.Files(pet=pet_path, ct=ct_path, mask=mask_path, grid=grid, units=units, overrides=overrides)
-            name = prepare.alias(folder, names)
+            files = Files(pet=pet_path, ct=ct_path, mask=mask_path, grid=grid, units=units, overrides=overrides)
+            name = alias(folder, names)
             if name in plans:
                 raise InputError(
                     "SET_CASE_COLLISION",
@@ -163,9 +167,9 @@ def ingest(
                     found="two folders whose names differ in case only",
                     remedy="rename one, or use --names hash",
                 )
-            plans[name] = partial(prepare.open_case, files, subject=folder)
+            plans[name] = partial(open_case, files, subject=folder)
     else:
-        files = prepare.Files(
+        files = Files(
             pet=source,
             ct=Path(ct) if ct else None,
             mask=Path(mask) if mask else None,
@@ -173,9 +177,9 @@ def ingest(
             units=units,
             overrides=overrides,
         )
-        name = case or prepare.alias(source.name, "hash")
-        plans = {name: partial(prepare.open_case, files)}
-    prepare.run("ingest", cohort, plans, strict=strict, workers=workers)
+        name = case or alias(source.name, "hash")
+        plans = {name: partial(open_case, files)}
+    fill_cohort("ingest", cohort, plans, strict=strict, workers=workers)
 
 
 def verify(cohort: Positional[Path]) -> None:
@@ -225,13 +229,13 @@ def train(
         device: cpu or cuda.
     """
     from petscale import config as configs
-    from petscale import launch
+    from petscale.training import driver
 
     base = configs.read(config) if config else configs.from_json({"recipe": recipe})
     settings = [setting for group in set for setting in group]
     settings += [f"cluster.workers={workers}"] if workers is not None else []
     settings += [f"cluster.device={device}"] if device is not None else []
-    print(launch.train(cohort, run, configs.override(base, settings), command=_command()))
+    print(driver.train(cohort, run, configs.override(base, settings), command=_command()))
 
 
 def tune(
@@ -276,13 +280,14 @@ def tune(
         device: cpu or cuda.
     """
     from petscale import config as configs
-    from petscale import tuning
+    from petscale.tuning import sweep as sweeps
+    from petscale.tuning.search import SweepConfig
 
     base = configs.read(config) if config else configs.from_json({"recipe": recipe})
     settings = [setting for group in set for setting in group]
     settings += [f"cluster.workers={workers}"] if workers is not None else []
     settings += [f"cluster.device={device}"] if device is not None else []
-    sweep = tuning.SweepConfig(
+    sweep = SweepConfig(
         spaces=spaces,
         objectives=objectives,
         trials=trials,
@@ -294,7 +299,7 @@ def tune(
         gpus=gpus,
         storage=storage,
     )
-    for path in tuning.sweep(cohort, study, configs.override(base, settings), sweep, command=_command()):
+    for path in sweeps.sweep(cohort, study, configs.override(base, settings), sweep, command=_command()):
         print(path)
 
 
@@ -322,8 +327,8 @@ def synthesize(
         dose_mbq: stands instead of the header's.
         injection_time: stands instead of the header's.
     """
-    from petscale import prepare
-    from petscale.synthesize import open_run, synthesize_case, synthesize_ct, synthesize_pet
+    from petscale.data.ingest import Files
+    from petscale.inference import open_run, synthesize_case, synthesize_ct, synthesize_pet
     from storage.reader import open_cohort
 
     trained = open_run(run)
@@ -341,7 +346,7 @@ def synthesize(
         synthesize_ct(trained, source, output)
     else:
         overrides = suv.Overrides(weight_kg=weight_kg, dose_mbq=dose_mbq, injection_time=injection_time)
-        synthesize_pet(trained, prepare.Files(pet=source, units=units, overrides=overrides), output)
+        synthesize_pet(trained, Files(pet=source, units=units, overrides=overrides), output)
     print(output)
 
 
@@ -371,7 +376,7 @@ def evaluate(
         threshold_suv: a lesion is seen above it, on the real and on the synthesized PET.
         tolerance_mm: how far from a lesion a hit may lie.
     """
-    from petscale.assess import evaluate_run, make_judge
+    from petscale.evaluation.run import evaluate_run, make_judge
     from trainers.metrics.detection import DetectionConfig
     from trainers.metrics.unet_score import UnetScoreConfig
 
@@ -394,7 +399,8 @@ def report(run: Positional[Path], cohort: Positional[Path]) -> None:
         run: an evaluated run.
         cohort: the cohort it was evaluated on.
     """
-    from petscale.assess import read_evaluations, report_run
+    from petscale.evaluation.run import read_evaluations
+    from petscale.report.run import report_run
 
     print(report_run(run, cohort, read_evaluations(run, cohort)))
 
@@ -444,12 +450,12 @@ def experiment(
         workers: training processes.
         device: cpu or cuda.
     """
-    from petscale import campaign, experiments
+    from petscale.experiments import EXPERIMENTS, runner
 
     settings = [f"cluster.workers={workers}"] if workers is not None else []
     settings += [f"cluster.device={device}"] if device is not None else []
-    chosen = experiments.EXPERIMENTS[name](size)
-    print(campaign.run_experiment(chosen, folder / size, command=_command(), settings=settings))
+    chosen = EXPERIMENTS[name](size)
+    print(runner.run_experiment(chosen, folder / size, command=_command(), settings=settings))
 
 
 def doctor(storage: Path | None = None) -> None:
@@ -476,7 +482,7 @@ def submit(
         cluster: a cluster file, or the URL of a dashboard.
         detach: do not show the job's log.
     """
-    from petscale import cluster as clusters
+    from petscale.cluster import jobs
 
     if not command or command[0] not in COMMANDS or command[0] in LOCAL:
         raise InputError(
@@ -485,7 +491,7 @@ def submit(
             found=command[0] if command else "nothing to run",
             remedy=f"name one of {', '.join(name for name in COMMANDS if name not in LOCAL)}",
         )
-    print(clusters.submit(command, cluster, follow=not detach))
+    print(jobs.submit(command, cluster, follow=not detach))
 
 
 def status(job: Positional[str] = "", cluster: str = "cluster.yaml") -> None:
@@ -495,9 +501,9 @@ def status(job: Positional[str] = "", cluster: str = "cluster.yaml") -> None:
         job: one of them.
         cluster: a cluster file, or the URL of a dashboard.
     """
-    from petscale import cluster as clusters
+    from petscale.cluster import jobs
 
-    clusters.status(job, cluster)
+    jobs.status(job, cluster)
 
 
 def logs(job: Positional[str] = "", cluster: str = "cluster.yaml", follow: bool = False) -> None:
@@ -508,9 +514,9 @@ def logs(job: Positional[str] = "", cluster: str = "cluster.yaml", follow: bool 
         cluster: a cluster file, or the URL of a dashboard.
         follow: until the job ends.
     """
-    from petscale import cluster as clusters
+    from petscale.cluster import jobs
 
-    clusters.logs(job, cluster, follow=follow)
+    jobs.logs(job, cluster, follow=follow)
 
 
 def stop(job: Positional[str] = "", cluster: str = "cluster.yaml") -> None:
@@ -520,9 +526,9 @@ def stop(job: Positional[str] = "", cluster: str = "cluster.yaml") -> None:
         job: its name; the newest without one.
         cluster: a cluster file, or the URL of a dashboard.
     """
-    from petscale import cluster as clusters
+    from petscale.cluster import jobs
 
-    clusters.stop(job, cluster)
+    jobs.stop(job, cluster)
 
 
 LOCAL = ("submit", "status", "logs", "stop", "dashboard")  # of no use inside a job
@@ -601,7 +607,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         if words == ["@command.json"]:
-            from petscale.cluster import received
+            from petscale.cluster.jobs import received
 
             sys.argv[1:] = words = received()
         tyro.extras.subcommand_cli_from_dict(

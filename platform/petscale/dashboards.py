@@ -19,13 +19,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from petscale import cluster as clusters
-from petscale import launch, study
+from petscale.cluster.connection import dashboard
+from petscale.cluster.session import ray_dashboard
+from petscale.folders import CONFIG, EVENTS, TRIALS
+from petscale.tuning.study import DATABASE, JOURNAL, read_study
 from storage.errors import InputError
 
 LOOPBACK = "127.0.0.1"
 TENSORBOARD, OPTUNA, RAY = "TensorBoard", "Optuna dashboard", "Ray dashboard"
-TRIALS, LOGS = "trials", "tb"  # folders of a study and of a run
 START_S = 90.0  # importing takes seconds, on a machine that trains many
 STOP_S = 10.0
 
@@ -53,7 +54,7 @@ def serving(folder: Path, storage: str = "") -> Iterator[dict[str, str]]:
 
     Args:
         folder: of a run (TensorBoard only) or of a study.
-        storage: where the study is kept, as for ``study.open_study``; empty: the journal or the database in the folder.
+        storage: where the study is kept, as for ``open_study``; empty: the journal or the database in the folder.
 
     Returns:
         name -> address, each of which answers; Optuna's is left out where ``missing`` says why.
@@ -63,11 +64,11 @@ def serving(folder: Path, storage: str = "") -> Iterator[dict[str, str]]:
             ``TUNE_JOURNAL`` where the study cannot be read; ``CFG_DASHBOARD`` where a server does not start.
     """
     is_study = _is_study(folder, storage)
-    logs = folder / (TRIALS if is_study else LOGS)
+    logs = folder / (TRIALS if is_study else EVENTS)
     commands = {TENSORBOARD: ["tensorboard.main", "--logdir", str(logs.resolve()), "--load_fast", "false"]}
     store = _store(folder, storage) if is_study else ""
     if store:
-        study.read_study(folder, storage or ("sqlite" if store.startswith("sqlite:") else "journal"))
+        read_study(folder, storage or ("sqlite" if store.startswith("sqlite:") else "journal"))
     if store and _installed():
         commands[OPTUNA] = ["optuna_dashboard._cli", store, "--server", "wsgiref", "--quiet"]
     with ExitStack() as stack:
@@ -107,8 +108,8 @@ def serve(folder: Path | None, storage: str = "", *, cluster: str = "", seconds:
             if folder and (why := missing(folder, storage)):
                 told[OPTUNA] = why
             if cluster:
-                told[RAY] = f"{stack.enter_context(clusters.dashboard(cluster))} (token: ~/.ray/auth_token)"
-            elif folder and (shown := launch.ray_dashboard(folder)):
+                told[RAY] = f"{stack.enter_context(dashboard(cluster))} (token: ~/.ray/auth_token)"
+            elif folder and (shown := ray_dashboard(folder)):
                 told[RAY] = f"http://{LOOPBACK}:{shown[0]}/ (token: {shown[1]})"
             elif folder and _is_study(folder, storage):
                 told[RAY] = "no sweep of this study runs on this machine; for a cluster's: --cluster cluster.yaml"
@@ -129,9 +130,9 @@ def _is_study(folder: Path, storage: str) -> bool:
     Raises:
         InputError: ``CFG_RUN_FOLDER`` if it is neither.
     """
-    if storage or any((folder / name).exists() for name in (study.JOURNAL, study.DATABASE, TRIALS)):
+    if storage or any((folder / name).exists() for name in (JOURNAL, DATABASE, TRIALS)):
         return True
-    if not (folder / launch.CONFIG).is_file():
+    if not (folder / CONFIG).is_file():
         raise InputError(
             "CFG_RUN_FOLDER",
             where=folder.name,
@@ -145,9 +146,9 @@ def _store(folder: Path, storage: str) -> str:
     """The study's storage as the Optuna dashboard takes it; empty where the folder holds none."""
     if "://" in storage:
         return storage
-    if storage != "sqlite" and (folder / study.JOURNAL).is_file():
-        return str((folder / study.JOURNAL).resolve())
-    return f"sqlite:///{(folder / study.DATABASE).resolve()}" if (folder / study.DATABASE).is_file() else ""
+    if storage != "sqlite" and (folder / JOURNAL).is_file():
+        return str((folder / JOURNAL).resolve())
+    return f"sqlite:///{(folder / DATABASE).resolve()}" if (folder / DATABASE).is_file() else ""
 
 
 def _installed() -> bool:

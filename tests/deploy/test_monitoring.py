@@ -27,7 +27,7 @@ import pytest
 import torch
 import yaml
 
-from petscale.gauges import TAGS
+from petscale.training.metrics_export import TAGS
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "deploy" / "monitoring"
@@ -78,7 +78,13 @@ DRIVER = """
 import json, sys
 from pathlib import Path
 import ray
-from petscale import config as configs, launch, tuning
+from petscale import config as configs
+from petscale.cluster.session import worker_environment
+from petscale.training.driver import train_on_ray
+from petscale.training.planning import plan_run
+from petscale.tuning.search import SweepConfig
+from petscale.tuning.sweep import sweep
+from petscale.tuning.trial import TrialJob, train_and_score
 
 if __name__ == "__main__":
     asked = json.loads(sys.argv[1])
@@ -89,24 +95,26 @@ if __name__ == "__main__":
         num_cpus=2, include_dashboard=True, dashboard_host="127.0.0.1", dashboard_port=asked["dashboard"],
         _temp_dir=asked["ray"], _metrics_export_port=asked["metrics"], object_store_memory=100 * 2**20,
         log_to_driver=False, _system_config={"metrics_report_interval_ms": 1000},
-        runtime_env={"env_vars": launch.worker_environment(run)},
+        runtime_env={"env_vars": worker_environment(run)},
     )
     print(context.dashboard_url, flush=True)
     sys.stdin.readline()
-    plan = launch.plan_run(cohort, folder / "a_run", run)
+    plan = plan_run(cohort, folder / "a_run", run)
     plan.run.mkdir(parents=True)
     plan.record("petscale train")
-    launch.train_on_ray(plan)
+    train_on_ray(plan)
 
     @ray.remote(num_cpus=1)
     class Trial:
-        def step(self, settings):
-            return tuning.train_and_judge(settings, 0)
+        def step(self, job):
+            return train_and_score(job, 0)
 
-    settings = {"folder": str(folder / "a_study" / "trials" / "7"), "cohort": str(cohort), "rungs": 1, "factor": 3}
-    settings |= {"base": configs.to_json(trial), "objectives": ["psnr_body"], "settings": {}}
+    job = TrialJob(
+        folder=str(folder / "a_study" / "trials" / "7"), cohort=str(cohort), rungs=1, factor=3,
+        base=configs.to_json(trial), objectives=("psnr_body",), settings={},
+    )
     actor = Trial.remote()
-    print(json.dumps(ray.get(actor.step.remote(settings))), flush=True)
+    print(json.dumps(ray.get(actor.step.remote(job))), flush=True)
     sys.stdin.readline()
 """
 

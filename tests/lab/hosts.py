@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from petscale import nodes
+from petscale.cluster.nodes import SILENT
 
 NEEDED = ("ip", "unshare", "nsenter", "ssh", "ssh-keygen", "rsync", "/usr/sbin/sshd")
 VENV = Path(sys.prefix)
@@ -112,7 +112,7 @@ class Laboratory:
         """The launcher's environment: its own home, no trace of the test's."""
         code = f"{CHECKOUT}:{CHECKOUT}/platform"
         base = {"HOME": HOME, "PYTHONPATH": code, "PATH": f"{VENV / 'bin'}:{os.defpath}:/usr/sbin", "USER": "root"}
-        quiet = {"RAY_AUTH_MODE": "token", **nodes.SILENT}
+        quiet = {"RAY_AUTH_MODE": "token", **SILENT}
         return {**base, **quiet, "LANG": "C.UTF-8", "COLUMNS": "200", **(more or {})}
 
     def link(self, host: Host, state: str) -> None:

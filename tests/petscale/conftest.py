@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from petscale import config as configs
-from petscale import launch
 from petscale.cli import main
+from petscale.cluster import session as sessions
+from petscale.folders import CONFIG, WEIGHTS
 from storage import dicom_write, nifti
 from storage.phantom import PhantomConfig, phantom
 from trainers import RECIPES, checkpoint, sgsgan
@@ -76,10 +77,8 @@ def run(tmp_path: Path) -> Path:
     folder.mkdir()
     whole = configs.to_json(config)
     facts = {"config": whole, "command": "petscale train", "cohort": "cohort", "train": [], "test": [], "cases": {}}
-    (folder / launch.CONFIG).write_text(json.dumps(facts))
-    checkpoint.write_weights(
-        folder / launch.WEIGHTS, recipe.weights(), {"recipe": "sgsgan", "config": json.dumps(whole)}
-    )
+    (folder / CONFIG).write_text(json.dumps(facts))
+    checkpoint.write_weights(folder / WEIGHTS, recipe.weights(), {"recipe": "sgsgan", "config": json.dumps(whole)})
     return folder
 
 
@@ -90,4 +89,4 @@ def no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object, **__: object) -> None:
         raise AssertionError("the cluster was started")
 
-    monkeypatch.setattr(launch, "session", never)
+    monkeypatch.setattr(sessions, "session", never)

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from petscale import assess, launch
-from petscale.evaluate import REFERENCE
+from petscale.evaluation import run as evaluating
+from petscale.evaluation.scores import REFERENCE
+from petscale.folders import CONFIG, EVALUATION
 from storage import integrity
 from storage.errors import InputError
 from storage.reader import open_cohort
@@ -18,17 +19,17 @@ from trainers.metrics.unet_score import UnetScoreConfig
 def tested(run: Path, cohort: Path) -> Path:
     """The run of nobody's training, with a split."""
     opened = open_cohort(cohort)
-    facts = json.loads((run / launch.CONFIG).read_bytes())
+    facts = json.loads((run / CONFIG).read_bytes())
     facts |= {"train": opened.cases[1:], "unpaired": [], "test": opened.cases[:1]}
     facts["cases"] = {name: integrity.manifest(opened.case(name).folder)["root"] for name in opened.cases}
-    (run / launch.CONFIG).write_text(json.dumps(facts))
+    (run / CONFIG).write_text(json.dumps(facts))
     return run
 
 
 def test_scores_of_untrained_images_are_taken_over_and_not_made_again(
     tested: Path, cohort: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = assess.evaluate_run(tested, cohort)
+    whole = evaluating.evaluate_run(tested, cohort)
     asked: list[list[str]] = []
     real = image.stream_scores
 
@@ -36,33 +37,33 @@ def test_scores_of_untrained_images_are_taken_over_and_not_made_again(
         asked.append(list(candidates))
         return real(case, reference, candidates, *rest, **options)
 
-    monkeypatch.setattr("petscale.evaluate.stream_scores", watched)
-    again = assess.evaluate_run(tested, cohort, known=whole)["low_drf4"]
+    monkeypatch.setattr("petscale.evaluation.scoring.stream_scores", watched)
+    again = evaluating.evaluate_run(tested, cohort, known=whole)["low_drf4"]
     assert asked == [["synthesized"]]
     assert again.images == whole["low_drf4"].images
     assert sorted(map(repr, again.rows)) == sorted(map(repr, whole["low_drf4"].rows))
 
 
 def test_a_gaussian_of_another_width_is_scored_anew(tested: Path, cohort: Path) -> None:
-    whole = assess.evaluate_run(tested, cohort)
-    path = tested / assess.EVALUATION / "low_drf4" / "baseline.json"
+    whole = evaluating.evaluate_run(tested, cohort)
+    path = tested / EVALUATION / "low_drf4" / "baseline.json"
     content = json.loads(path.read_bytes())
     width = 3.0 if content["fwhm_mm"] != 3.0 else 4.0
     path.write_text(json.dumps({**content, "fwhm_mm": width}))
-    again = assess.evaluate_run(tested, cohort, known=whole)["low_drf4"]
+    again = evaluating.evaluate_run(tested, cohort, known=whole)["low_drf4"]
     assert f"Gaussian {width:g} mm" in again.images
     assert {row.image for row in again.rows} - {REFERENCE} == set(again.images)
 
 
 def test_the_judge_learns_from_the_training_cases_and_scores_every_image(tested: Path, cohort: Path) -> None:
     config = UnetScoreConfig(rois=("liver",), channels=1, patch=(24, 24, 24), halo=0, samples=4, patches_per_case=1)
-    judge = assess.make_judge(tested, cohort, config)
+    judge = evaluating.make_judge(tested, cohort, config)
     assert judge.cases == open_cohort(cohort).cases[1:]
-    evaluation = assess.evaluate_run(tested, cohort, judged_by=judge)["low_drf4"]
+    evaluation = evaluating.evaluate_run(tested, cohort, judged_by=judge)["low_drf4"]
     assert {row.image for row in evaluation.rows if row.rule == config.rule} == {REFERENCE, *evaluation.images}
-    weights = tested / assess.EVALUATION / "judge" / "judge.safetensors"
+    weights = tested / EVALUATION / "judge" / "judge.safetensors"
     made = weights.stat().st_mtime_ns
-    assess.make_judge(tested, cohort, config)
+    evaluating.make_judge(tested, cohort, config)
     assert weights.stat().st_mtime_ns == made
     with pytest.raises(InputError, match="SET_NO_LABELS"):
-        assess.make_judge(tested, cohort, UnetScoreConfig(rois=("thyroid",)))
+        evaluating.make_judge(tested, cohort, UnetScoreConfig(rois=("thyroid",)))

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from petscale.baselines import BY_HU, HU_EDGES, INPUT, GaussianSource, best_gaussian, from_json, mean_suv_by_hu
+from petscale.evaluation.baselines import (
+    BY_HU,
+    HU_EDGES,
+    INPUT,
+    GaussianSource,
+    baseline_from_json,
+    best_gaussian,
+    mean_suv_by_hu,
+)
 from storage.errors import InputError
 from storage.source import HU, LABEL, SUV, ArraySource, Grid
 
@@ -61,7 +69,7 @@ def test_best_gaussian_maximises_psnr_inside_the_body_and_says_so():
 def test_a_gaussian_is_kept_as_json():
     inside, activity = truth()
     choice = best_gaussian([(noisy(activity, 0.6, 2), source(activity), source(inside, LABEL))], (2.0, 6.0))
-    assert from_json(json.loads(json.dumps(choice.to_json()))) == choice
+    assert baseline_from_json(json.loads(json.dumps(choice.to_json()))) == choice
     assert list(choice.beside(source(activity))) == [INPUT, f"Gaussian {choice.fwhm_mm:g} mm"]
 
 
@@ -79,7 +87,7 @@ def test_the_table_holds_the_mean_suv_of_every_range_of_hu_over_all_training_cas
     last = np.searchsorted(HU_EDGES, 250.0) - 1
     assert set(table.suv[last + 1 :]) == {table.suv[last]}, "ranges nobody has take the nearest one"
     assert "2 training case(s)" in table.rule
-    assert from_json(json.loads(json.dumps(table.to_json()))) == table
+    assert baseline_from_json(json.loads(json.dumps(table.to_json()))) == table
     with pytest.raises(InputError, match="SET_EMPTY"):
         mean_suv_by_hu([])
 

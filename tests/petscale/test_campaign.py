@@ -9,25 +9,19 @@ import numpy as np
 import pytest
 from scipy.stats import wilcoxon
 
-from petscale import assess, campaign, launch
 from petscale import config as configs
-from petscale.baselines import INPUT
-from petscale.campaign import (
-    GAUSSIAN,
-    Column,
-    Experiment,
-    Order,
-    PhantomCohort,
-    Row,
-    compare,
-    headline,
-    resized_grid,
-    run_experiment,
-    verdict,
-)
 from petscale.cli import main
 from petscale.config import RunConfig
-from petscale.evaluate import REFERENCE, SYNTHESIZED, Evaluation, Gain
+from petscale.evaluation import run as evaluating
+from petscale.evaluation.baselines import INPUT
+from petscale.evaluation.scores import REFERENCE, SYNTHESIZED, Evaluation, Gain
+from petscale.experiments import cohorts, runner
+from petscale.experiments.cohorts import make_resized, resized_grid
+from petscale.experiments.design import GAUSSIAN, Column, Experiment, Order, PhantomCohort, Row
+from petscale.experiments.runner import run_experiment, run_folder
+from petscale.experiments.table import compare, headline, verdict
+from petscale.folders import CONFIG, EVALUATION, WEIGHTS
+from petscale.training import driver
 from storage.errors import InputError
 from storage.ingest import CasePlan, ingest
 from storage.lowdose import LowDoseConfig
@@ -113,28 +107,28 @@ def trained(monkeypatch, cohort):
         run.mkdir(parents=True)
         facts = {"config": configs.to_json(config), "test": roles.test, "command": command}
         facts |= {"train": roles.train, "unpaired": roles.unpaired, "cases": dict.fromkeys(roles.everyone, "digest")}
-        (run / launch.CONFIG).write_text(json.dumps(facts))
-        (run / launch.WEIGHTS).write_bytes(b"w")
+        (run / CONFIG).write_text(json.dumps(facts))
+        (run / WEIGHTS).write_bytes(b"w")
         made.runs.append((config.model.noise_std, config.split.fold))
-        return run / launch.WEIGHTS
+        return run / WEIGHTS
 
-    monkeypatch.setattr(launch, "train", train)
+    monkeypatch.setattr(driver, "train", train)
 
     def evaluate(run, cohort_folder, *, judged_by, lesions, lows, baselines, known):
         made.scored += 1
         found = evaluations(run, judged_by)
         for low, one in found.items():
-            (run / assess.EVALUATION / low).mkdir(parents=True, exist_ok=True)
-            one.write(run / assess.EVALUATION / low)
+            (run / EVALUATION / low).mkdir(parents=True, exist_ok=True)
+            one.write(run / EVALUATION / low)
         return found
 
     def make_judge(run, cohort_folder, config, folder):
         made.judges.append(folder.name)
         return config
 
-    monkeypatch.setattr(assess, "evaluate_run", evaluate)
-    monkeypatch.setattr(assess, "make_judge", make_judge)
-    monkeypatch.setattr(campaign, "make_cohort", lambda phantoms, folder: cohort)
+    monkeypatch.setattr(evaluating, "evaluate_run", evaluate)
+    monkeypatch.setattr(evaluating, "make_judge", make_judge)
+    monkeypatch.setattr(cohorts, "make_cohort", lambda phantoms, folder: cohort)
     return made
 
 
@@ -145,7 +139,7 @@ def made_up(patient, gain, draw):
 
 
 def evaluations(run, judge):
-    facts = json.loads((run / launch.CONFIG).read_bytes())
+    facts = json.loads((run / CONFIG).read_bytes())
     noise = facts["config"]["model"]["noise_std"]
     found = {}
     for draw, low in enumerate(facts["config"]["feed"]["low"]):
@@ -206,7 +200,7 @@ def test_tables_share_runs_of_equal_settings_whatever_the_rows_are_called(traine
 
 def test_a_run_is_another_when_a_setting_or_a_voxel_changes_but_not_by_where_it_is_computed(cohort, tmp_path):
     def folder(config, folds=2, where=cohort):
-        return campaign.run_folder(tmp_path, "row", config, folds, where).name
+        return run_folder(tmp_path, "row", config, folds, where).name
 
     config = run_config()
     assert folder(config) == folder(configs.override(config, ["cluster.workers=2", "loop.log_every=3"]))
@@ -235,7 +229,7 @@ def test_folds_test_every_patient_once_and_settings_reach_every_run(trained, tmp
     path = run_experiment(experiment("a"), tmp_path, command="x", settings=["cluster.workers=2"])
     tested = []
     for run in table(path)["facts"]["runs"]["a"]:
-        content = json.loads((tmp_path / run / launch.CONFIG).read_bytes())
+        content = json.loads((tmp_path / run / CONFIG).read_bytes())
         assert content["config"]["cluster"]["workers"] == 2
         tested += content["test"]
     assert sorted(tested) == [f"p{n}" for n in range(PATIENTS)]
@@ -342,7 +336,7 @@ def test_a_resized_grid_keeps_the_volumes_borders():
 
 
 def test_a_resized_run_is_scored_at_native_resolution_beside_resizing_alone(monkeypatch, cohort, tmp_path):
-    folder = campaign.make_resized(cohort, tmp_path / "resized-64")
+    folder = make_resized(cohort, tmp_path / "resized-64")
     native, small = open_cohort(cohort).case("p3"), open_cohort(folder).case("p3")
     assert small.subject == native.subject
     assert small.image("full").grid.shape == (64, 64, 64)
@@ -359,17 +353,17 @@ def test_a_resized_run_is_scored_at_native_resolution_beside_resizing_alone(monk
     run = tmp_path / "run"
     run.mkdir()
     config = run_config()
-    (run / launch.CONFIG).write_text(json.dumps({"config": configs.to_json(config), "test": ["p3", "p5"]}))
-    (run / launch.WEIGHTS).write_bytes(b"w")
+    (run / CONFIG).write_text(json.dumps({"config": configs.to_json(config), "test": ["p3", "p5"]}))
+    (run / WEIGHTS).write_bytes(b"w")
     asked = []
 
     def perfect(trained, place, case, low):
         asked.append(low)
         return case.image("full")
 
-    monkeypatch.setattr(campaign, "open_run", lambda place: None)
-    monkeypatch.setattr(campaign, "synthesize_case", perfect)
-    found = campaign._evaluate_resized(run, open_cohort(folder), open_cohort(cohort))
+    monkeypatch.setattr(runner, "open_run", lambda place: None)
+    monkeypatch.setattr(runner, "synthesize_case", perfect)
+    found = runner._evaluate_resized(run, open_cohort(folder), open_cohort(cohort))
     assert set(found) == {"low_drf6", "low_drf6_r1"}
     one = found["low_drf6"]
     assert one.images == (INPUT, f"{INPUT}, resized and back", f"{REFERENCE}, resized and back", SYNTHESIZED)
@@ -377,7 +371,7 @@ def test_a_resized_run_is_scored_at_native_resolution_beside_resizing_alone(monk
     assert psnr[SYNTHESIZED] == psnr[f"{REFERENCE}, resized and back"]
     assert psnr[SYNTHESIZED]["p3"] > psnr[INPUT]["p3"] + 3
     assert np.isfinite(list(psnr[SYNTHESIZED].values())).all()
-    again = campaign._evaluate_resized(run, open_cohort(folder), open_cohort(cohort))
+    again = runner._evaluate_resized(run, open_cohort(folder), open_cohort(cohort))
     assert len(asked) == 4
     assert again["low_drf6"].rows == one.rows
 
@@ -389,7 +383,7 @@ def test_the_command_hands_on_name_size_folder_and_where_to_run(monkeypatch, tmp
         seen.update(name=asked.name, folder=folder, settings=settings, words=command.split()[0])
         return folder / "table.md"
 
-    monkeypatch.setattr(campaign, "run_experiment", run)
+    monkeypatch.setattr(runner, "run_experiment", run)
     main(["experiment", "sgsgan_table3", "--size", "paper", "--folder", str(tmp_path), "--device", "cuda"])
     assert capsys.readouterr().out == f"{tmp_path / 'paper' / 'table.md'}\n"
     assert seen == {

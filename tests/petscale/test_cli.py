@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from petscale import cli, launch
+from petscale import cli
 from petscale import config as configs
 from petscale.cli import COMMANDS, main
 from petscale.config import RunConfig
-from petscale.progress import Watch, bar
+from petscale.console import bar
+from petscale.folders import WEIGHTS
+from petscale.training import driver
+from petscale.training.progress import Watch
 from storage.errors import InputError
 
 
@@ -51,9 +54,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
 
     def train(cohort: Path, run: Path, config: RunConfig, *, command: str) -> Path:
         seen.append(config)
-        return run / launch.WEIGHTS
+        return run / WEIGHTS
 
-    monkeypatch.setattr(launch, "train", train)
+    monkeypatch.setattr(driver, "train", train)
     return seen
 
 
@@ -131,7 +134,7 @@ def test_an_interrupt_says_how_to_go_on(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(launch, "train", interrupt)
+    monkeypatch.setattr(driver, "train", interrupt)
     with pytest.raises(SystemExit) as ended:
         main(["train", str(cohort), "--run", "never-made"])
     assert ended.value.code == 130
@@ -142,7 +145,7 @@ def test_our_own_defects_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, c
     def defect(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(launch, "train", defect)
+    monkeypatch.setattr(driver, "train", defect)
     with pytest.raises(ZeroDivisionError):
         main(["train", str(cohort), "--run", "never-made"])
 

@@ -14,7 +14,7 @@ import pytest
 
 from petscale import config as configs
 from petscale.config import RunConfig, SplitConfig, from_json, override, to_json
-from petscale.experiments import demo
+from petscale.experiments.runs import demo
 from storage.errors import InputError
 from storage.reader import open_cohort
 from trainers import RECIPES

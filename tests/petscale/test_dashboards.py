@@ -17,8 +17,11 @@ import psutil
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-from petscale import dashboards, launch, study
+from petscale import dashboards
+from petscale.cluster.session import DASHBOARD, SESSION, TOKEN, ray_dashboard
 from petscale.dashboards import OPTUNA, RAY, TENSORBOARD, missing, serve, serving
+from petscale.tuning import study
+from petscale.tuning.study import STUDY_NAME
 from storage.errors import InputError
 
 SECRET = "postgresql://petscale:swordfish@127.0.0.1:1/studies"
@@ -37,7 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def journal(tmp_path: Path) -> Path:
     (tmp_path / "trials" / "0" / "tb").mkdir(parents=True)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    kept = optuna.create_study(study_name=study.STUDY_NAME, storage=study._storage(tmp_path, ""))
+    kept = optuna.create_study(study_name=STUDY_NAME, storage=study._storage(tmp_path, ""))
     kept.tell(kept.ask(), 1.0)
     return tmp_path
 
@@ -127,11 +130,11 @@ def test_serving_ends_in_time_and_says_what_is_not_installed(
 @pytest.mark.parametrize("storage", ["", "sqlite"])
 def test_optuna_dashboard_serves_a_study(journal: Path, storage: str) -> None:
     if storage:
-        kept = optuna.create_study(study_name=study.STUDY_NAME, storage=study._storage(journal, storage))
+        kept = optuna.create_study(study_name=STUDY_NAME, storage=study._storage(journal, storage))
         kept.tell(kept.ask(), 1.0)
     with serving(journal, storage) as addresses:
         assert list(addresses) == [TENSORBOARD, OPTUNA]
-        assert study.STUDY_NAME in fetch(addresses[OPTUNA] + "api/studies")
+        assert STUDY_NAME in fetch(addresses[OPTUNA] + "api/studies")
     assert not servers()
 
 
@@ -191,12 +194,12 @@ def test_only_the_session_of_this_folder_is_told(tmp_path: Path, monkeypatch: py
     dead = subprocess.Popen(["true"])
     dead.wait()
     for pid, folder in ((dead.pid, "mine"), (os.getpid(), "other"), (os.getppid(), "")):
-        place = tmp_path / f"{launch.SESSION}{pid}-x"
+        place = tmp_path / f"{SESSION}{pid}-x"
         place.mkdir()
         if folder:
             facts = {"folder": str(tmp_path / folder), "port": pid}
-            (place / launch.DASHBOARD).write_text(json.dumps(facts))
-    (tmp_path / f"{launch.SESSION}strange").mkdir()
-    assert launch.ray_dashboard(tmp_path / "mine") is None
-    found = launch.ray_dashboard(tmp_path / "other")
-    assert found == (os.getpid(), tmp_path / f"{launch.SESSION}{os.getpid()}-x" / launch.TOKEN)
+            (place / DASHBOARD).write_text(json.dumps(facts))
+    (tmp_path / f"{SESSION}strange").mkdir()
+    assert ray_dashboard(tmp_path / "mine") is None
+    found = ray_dashboard(tmp_path / "other")
+    assert found == (os.getpid(), tmp_path / f"{SESSION}{os.getpid()}-x" / TOKEN)

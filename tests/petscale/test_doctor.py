@@ -20,9 +20,11 @@ import grpc
 import psutil
 import pytest
 
-from petscale import doctor, nodes
-from petscale.doctor import knock, machine, rules
-from petscale.doctor.knock import ASKS, CLOSED, METRICS_ONLY, OPEN, UNTRIED
+from petscale import doctor
+from petscale.cluster import nodes, shared_storage
+from petscale.cluster.nodes import SILENT, STORAGE
+from petscale.doctor import machine, port_probe, rules
+from petscale.doctor.port_probe import ASKS, CLOSED, METRICS_ONLY, OPEN, QUESTIONS, UNTRIED, targets
 from petscale.doctor.rules import THIS, Finding
 from storage.errors import InputError
 
@@ -230,7 +232,7 @@ def test_what_listens_on_the_loopback_alone_is_well() -> None:
     inside = served(("dashboard", "127.0.0.1", 8265), ("Ray client server", "::1", 10001), ("worker", "127.0.0.1", 1))
     (well,) = rules.ports({HEAD: inside}, {})
     assert well.level == "ok"
-    assert knock.targets(inside, HEAD) == []
+    assert targets(inside, HEAD) == []
 
 
 def test_one_open_answer_counts_whoever_knocked() -> None:
@@ -335,32 +337,32 @@ def grpc_server(method: str, code: grpc.StatusCode | None) -> Iterator[int]:
 )
 def test_knocking_at_http(status: int, kind: str, came: str) -> None:
     with http_server(status, kind) as port:
-        assert knock._knock_at(("127.0.0.1", port)) == came
-    assert knock._knock_at(("127.0.0.1", port)) == CLOSED
+        assert port_probe._knock_at(("127.0.0.1", port)) == came
+    assert port_probe._knock_at(("127.0.0.1", port)) == CLOSED
 
 
 @pytest.mark.parametrize(
     ("method", "code", "came"),
     [
-        (knock.QUESTIONS[0], None, OPEN),
-        (knock.QUESTIONS[-1], None, OPEN),
-        (knock.QUESTIONS[1], grpc.StatusCode.INVALID_ARGUMENT, OPEN),
-        (knock.QUESTIONS[1], grpc.StatusCode.UNAUTHENTICATED, ASKS),
+        (QUESTIONS[0], None, OPEN),
+        (QUESTIONS[-1], None, OPEN),
+        (QUESTIONS[1], grpc.StatusCode.INVALID_ARGUMENT, OPEN),
+        (QUESTIONS[1], grpc.StatusCode.UNAUTHENTICATED, ASKS),
         ("/ray.rpc.ObjectManagerService/Push", None, UNTRIED),
     ],
 )
 def test_knocking_at_grpc(method: str, code: grpc.StatusCode | None, came: str) -> None:
     with grpc_server(method, code) as port:
-        assert knock._knock_at(("127.0.0.1", port)) == came
+        assert port_probe._knock_at(("127.0.0.1", port)) == came
 
 
 def test_every_node_knocks_at_itself_and_at_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(knock, "_knock_at", lambda door: OPEN)
+    monkeypatch.setattr(port_probe, "_knock_at", lambda door: OPEN)
     doors = {f"192.0.2.{n}": [(f"192.0.2.{n}", 1)] for n in range(10, 14)}
     knocked = []
     for node in doors:
-        monkeypatch.setattr(knock, "addresses", lambda node=node: ["10.0.0.1", node])
-        answers = knock.knock(doors)
+        monkeypatch.setattr(port_probe, "addresses", lambda node=node: ["10.0.0.1", node])
+        answers = port_probe.knock(doors)
         assert [node, 1, OPEN] in answers
         knocked += [ip for ip, _, _ in answers]
     assert sorted(knocked) == sorted([*doors] * 2)
@@ -522,16 +524,16 @@ class Cluster:
         self.machines = machines
         self.asked: list[str] = []
         monkeypatch.setenv("RAY_ADDRESS", f"{HEAD}:6379")
-        monkeypatch.delenv(nodes.STORAGE, raising=False)
+        monkeypatch.delenv(STORAGE, raising=False)
         monkeypatch.setattr(doctor, "_joined", nullcontext)
         monkeypatch.setattr(nodes, "on_every_node", self.on_every_node)
-        monkeypatch.setattr(nodes, "check_shared", self.check_shared)
+        monkeypatch.setattr(shared_storage, "check_shared", self.check_shared)
 
     def on_every_node(self, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
         self.asked.append(function.__name__)
         if function is machine.facts:
             return self.machines
-        return {node: [] if function is knock.knock else function(*arguments) for node in self.machines}
+        return {node: [] if function is port_probe.knock else function(*arguments) for node in self.machines}
 
     def check_shared(self, folder: Path) -> None:
         raise InputError("CLU_STORAGE", where=folder.name, found=f"not seen by {NODE}", remedy="mount it on every node")
@@ -549,7 +551,7 @@ def test_a_cluster_is_asked_node_by_node(monkeypatch: pytest.MonkeyPatch, capsys
     assert "ok CLU_CLOCK all nodes" in out
     assert "somewhere" not in out
     assert [one.level for one in doctor.check() if one.code == "CLU_STORAGE"] == ["note"]
-    monkeypatch.setenv(nodes.STORAGE, "/somewhere/else")
+    monkeypatch.setenv(STORAGE, "/somewhere/else")
     assert [one.found for one in doctor.check() if one.code == "CLU_STORAGE"] == [f"else: not seen by {NODE}"]
 
 
@@ -624,7 +626,7 @@ def head(tmp_path: Path) -> Iterator[Callable[..., tuple[dict[str, Any], list[Fi
             "HOME": str(folder),
             "RAY_AUTH_MODE": mode,
             "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
-            **nodes.SILENT,
+            **SILENT,
             "OMP_NUM_THREADS": "1",
         }
         words = [f"--temp-dir={folder}/ray", "--port=0", "--num-cpus=1", "--object-store-memory=80000000", *options]

@@ -12,14 +12,9 @@ import torch
 from rich.console import Console
 from scipy.stats import wilcoxon
 
-from petscale.baselines import INPUT, best_gaussian
-from petscale.evaluate import (
-    REFERENCE,
-    SYNTHESIZED,
-    Evaluation,
-    read_evaluation,
-    score_case,
-)
+from petscale.evaluation.baselines import INPUT, best_gaussian
+from petscale.evaluation.scores import REFERENCE, SYNTHESIZED, Evaluation, read_evaluation
+from petscale.evaluation.scoring import score_case
 from storage.errors import InputError
 from storage.source import LABEL, SUV, ArraySource, Grid
 from trainers.metrics.image import Region, Score

@@ -6,11 +6,11 @@ from itertools import pairwise
 import pytest
 
 from petscale import config as configs
-from petscale import detection
-from petscale.baselines import BY_HU, INPUT
-from petscale.campaign import Experiment
 from petscale.cli import experiment as command
+from petscale.evaluation.baselines import BY_HU, INPUT
+from petscale.evaluation.detection import PRESET
 from petscale.experiments import EXPERIMENTS
+from petscale.experiments.design import Experiment
 from storage.phantom import LABEL_NAMES
 from trainers import RECIPES
 from trainers.metrics.presets import PRESETS
@@ -79,7 +79,7 @@ def test_columns_are_scores_that_are_computed(made):
     organs = {"whole volume": "whole", "body": "body", "lesions": "ROI", **dict.fromkeys(LABEL_NAMES.values(), "ROI")}
     organs["body"] = "body"
     for column in made.columns:
-        if column.preset == detection.PRESET:
+        if column.preset == PRESET:
             assert made.lesions is not None
             assert column.region == " and ".join(made.lesions.organs)
             assert column.mask in ("", made.lesions.text())

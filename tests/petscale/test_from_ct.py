@@ -12,11 +12,12 @@ import pytest
 import SimpleITK
 import torch
 
-from petscale import assess, launch, prepare
 from petscale import config as configs
-from petscale.baselines import BY_HU
 from petscale.cli import main
-from petscale.evaluate import SYNTHESIZED, read_evaluation
+from petscale.data.phantom import phantom_plans
+from petscale.evaluation.baselines import BY_HU
+from petscale.evaluation.scores import SYNTHESIZED, read_evaluation
+from petscale.folders import CONFIG, EVALUATION, REPORT, WEIGHTS
 from storage import dicom, geometry, integrity, nifti
 from storage.ingest import ingest
 from storage.lowdose import LowDoseConfig
@@ -66,7 +67,7 @@ def patients(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("patients")
     scan = LowDoseConfig(million_prompts_per_bed=20.0, iterations=1)
-    ingest(folder, prepare.phantom_plans(4, body, scan, []), strict=True)
+    ingest(folder, phantom_plans(4, body, scan, []), strict=True)
     return folder
 
 
@@ -83,10 +84,10 @@ def ct_run(request: pytest.FixtureRequest, tmp_path: Path, patients: Path) -> Pa
     facts = {"config": configs.to_json(config), "command": "petscale train", "cohort": "patients", "unpaired": []}
     facts |= {"train": opened.cases[1:], "validation": [], "test": opened.cases[:1]}
     facts["cases"] = {name: integrity.manifest(opened.case(name).folder)["root"] for name in opened.cases}
-    (folder / launch.CONFIG).write_text(json.dumps(facts))
+    (folder / CONFIG).write_text(json.dumps(facts))
     about = {"recipe": request.param, "config": json.dumps(facts["config"])}
     about["starts_from"] = json.dumps({"units": HU, "spacing_mm": SPACING_MM})
-    checkpoint.write_weights(folder / launch.WEIGHTS, recipe.weights(), about)
+    checkpoint.write_weights(folder / WEIGHTS, recipe.weights(), about)
     return folder
 
 
@@ -191,15 +192,15 @@ def test_from_training_to_the_report(recipe: str, patients: Path, scans: Path, t
     run = tmp_path / "run"
     chosen = [*_settings(recipe), "feed.cases_per_step=2", "loop.picture_every=3", "split.test_fraction=0.5"]
     main(["train", str(patients), "--run", str(run), "--recipe", recipe, "--set", *chosen])
-    facts = json.loads((run / launch.CONFIG).read_bytes())
+    facts = json.loads((run / CONFIG).read_bytes())
     assert len(facts["validation"]) == 1
     assert any(line["event"] == "validation" for line in map(json.loads, (run / "metrics.jsonl").open()))
     assert list((run / "pictures").glob("*.png"))
-    _, about = checkpoint.read_weights(run / launch.WEIGHTS)
+    _, about = checkpoint.read_weights(run / WEIGHTS)
     assert json.loads(about["starts_from"]) == {"units": HU, "spacing_mm": [14.0, 9.0, 9.0]}
     main(["evaluate", str(run), str(patients), "--detect", "lesion", "--within", "liver", "cyst"])
     main(["report", str(run), str(patients)])
-    page = (run / assess.REPORT).read_text()
+    page = (run / REPORT).read_text()
     assert f"<h1>{recipe}: CT to PET</h1>" in page
     assert "<h3>Lesion detection</h3>" in page
     assert 'alt="Anterior MIP of CT' in page
@@ -249,7 +250,7 @@ def test_a_pet_is_no_ct(ct_run: Path, scans: Path, tmp_path: Path, refused: Call
 
 def test_a_run_is_scored_beside_the_table_and_searched_for_lesions(ct_run: Path, patients: Path) -> None:
     main(["evaluate", str(ct_run), str(patients), "--detect", "lesion", "--within", "liver", "cyst"])
-    evaluation = read_evaluation(ct_run / assess.EVALUATION / "ct")
+    evaluation = read_evaluation(ct_run / EVALUATION / "ct")
     assert evaluation.images == (BY_HU, SYNTHESIZED)
     found = evaluation.metadata["detection"]
     assert isinstance(found, dict)
@@ -257,7 +258,7 @@ def test_a_run_is_scored_beside_the_table_and_searched_for_lesions(ct_run: Path,
     told = found["images"][SYNTHESIZED]["overlap"]
     lesions = next(row.value for row in evaluation.rows if row.rule.metric == "lesions")
     assert (told["num_scans"], told["num_lesions"]) == (1, lesions)
-    if "cascade" in (ct_run / launch.CONFIG).read_text():
+    if "cascade" in (ct_run / CONFIG).read_text():
         assert {"MS-SSIM", "CB 2"} <= {row.rule.metric for row in evaluation.rows}
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from petscale import gauges
-from petscale.gauges import TAGS, judged, named, readings, sending
+from petscale.training import metrics_export
+from petscale.training.metrics_export import TAGS, judged, named, readings, sending
 
 START = {"event": "start", "step": 200, "steps": 400, "world": 2, "warnings": []}
 LOG = {
@@ -112,7 +112,7 @@ def test_a_run_is_sent_with_its_names_only(heard: Heard, tmp_path: Path) -> None
 def test_values_are_said_again_until_the_run_ends(
     heard: Heard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gauges, "RESEND_S", 0.01)
+    monkeypatch.setattr(metrics_export, "RESEND_S", 0.01)
     with sending(tmp_path / "first", "sgsgan", lambda record: None) as report:
         report(LOG)
         report({**LOG, "phase": "critic"})
@@ -168,7 +168,7 @@ def test_a_trial_is_judged_on_whole_volumes(heard: Heard, tmp_path: Path) -> Non
 
 
 def test_what_ray_is_told_is_what_the_module_says() -> None:
-    told = str(gauges.__doc__)
+    told = str(metrics_export.__doc__)
     for name, tags in TAGS.items():
         (row,) = (line for line in told.splitlines() if line.startswith(f"{name} "))
         assert ", ".join(tags) in row

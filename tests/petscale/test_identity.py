@@ -21,8 +21,11 @@ from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
 
 from petscale import config as configs
-from petscale import launch
 from petscale.cli import main
+from petscale.cluster import session as sessions
+from petscale.folders import WEIGHTS
+from petscale.training import driver
+from petscale.training.planning import Plan
 from storage import dicom_write
 from storage.phantom import PhantomConfig, phantom
 from trainers import RECIPES, checkpoint
@@ -173,14 +176,14 @@ def test_the_canaries_are_there(clinic: Clinic) -> None:
     assert hits(content, [*HEADER[:-1], *LEAVES]) == [*HEADER[:-1], *LEAVES]
 
 
-def exported(plan: launch.Plan) -> None:
+def exported(plan: Plan) -> None:
     """In the place of Ray: fresh weights, written as a worker writes them."""
     run, config = plan.run, plan.config
     recipe = RECIPES[config.recipe].build(
         config.model, make_engine=plain_engine, patches_per_step=config.patches_per_step
     )
     facts = {"recipe": config.recipe, "config": json.dumps(configs.to_json(config))}
-    checkpoint.write_weights(run / launch.WEIGHTS, recipe.weights(), facts)
+    checkpoint.write_weights(run / WEIGHTS, recipe.weights(), facts)
 
 
 def test_a_whole_study_leaves_no_trace(
@@ -189,8 +192,8 @@ def test_a_whole_study_leaves_no_trace(
     scans, work = clinic.scans, clinic.work
     pet, ct, nii = scans / f"{FOLDER}-pet", scans / f"{FOLDER}-ct", scans / f"{FOLDER}.nii.gz"
     typed = scans / "work"  # how the folders are named on the command line that is recorded
-    monkeypatch.setattr(launch, "session", lambda *_: nullcontext())
-    monkeypatch.setattr(launch, "train_on_ray", exported)
+    monkeypatch.setattr(sessions, "session", lambda *_: nullcontext())
+    monkeypatch.setattr(driver, "train_on_ray", exported)
 
     def petscale(*words: object) -> None:
         monkeypatch.setattr(sys, "argv", ["petscale", *(str(w).replace(str(work), str(typed)) for w in words)])

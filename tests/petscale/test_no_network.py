@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from petscale import nodes
+from petscale.cluster.nodes import SILENT
 
 # Runs in a network, mount and process namespace of its own.  The only outer address is the one at which clouds tell a
 # machine about itself; here it is this machine's and serves names, too.  Who asks for one, or connects, is put down.
@@ -68,9 +68,9 @@ def wait_for(port):
 
 _PRIVATE = """
 import json
-from petscale import launch
+from petscale.cluster.session import session
 from petscale.config import RunConfig
-with launch.session(RunConfig(), 1, work, dashboard=True):
+with session(RunConfig(), 1, work, dashboard=True):
     import ray
     homes = [os.environ["HOME"], ray.get(ray.remote(lambda: os.environ["HOME"]).remote())]
     (shown,) = Path(os.environ["TMPDIR"]).glob("petscale-ray-*/dashboard.json")
@@ -148,5 +148,5 @@ def test_training_tuning_and_a_report_ask_for_nothing(cohort: Path, work: Path) 
 def test_a_started_cluster_reports_nothing(work: Path) -> None:
     (work / "ray_bootstrap_config.yaml").write_text("{}")  # `ray up` leaves one in the head's home
     environment = {"HOME": str(work), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
-    assert heard(_STARTED, work, environment | nodes.SILENT) == []
+    assert heard(_STARTED, work, environment | SILENT) == []
     assert "name usage-stats.ray.io" in heard(_STARTED, work, environment | {"RAY_USAGE_STATS_ENABLED": "0"})

@@ -13,7 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from petscale import cli, cluster, nodes
+from petscale import cli
+from petscale.cluster import installation, jobs, placement
+from petscale.cluster.installation import ALIKE, ROOMS, code_digest, versions
+from petscale.cluster.jobs import received
+from petscale.cluster.nodes import SILENT, STORAGE
+from petscale.cluster.placement import SCALE_UP_S
 from storage.errors import InputError
 
 Bundle = Mapping[str, float]
@@ -32,7 +37,7 @@ class Growing:
 
     def __post_init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("RAY_ADDRESS", "192.0.2.10:6379")
-        monkeypatch.setenv(nodes.SCALE_UP_S, "900")
+        monkeypatch.setenv(SCALE_UP_S, "900")
         monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": one} for one in self.machines])
         monkeypatch.setattr("ray.autoscaler.sdk.request_resources", self.request)
         monkeypatch.setattr("time.monotonic", lambda: self.now_s)
@@ -55,7 +60,7 @@ def test_machines_are_asked_for_waited_for_and_let_go(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     grown = Growing(monkeypatch, [HEAD], [MACHINE, MACHINE])
-    with nodes.room(PAIR):
+    with placement.room(PAIR):
         assert len(grown.machines) == 3
         assert grown.requests == [PAIR]
     assert grown.requests == [PAIR, []]
@@ -66,7 +71,7 @@ def test_a_cluster_that_has_room_does_not_wait(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     grown = Growing(monkeypatch, [{"CPU": 8.0, "GPU": 2.0}], [])
-    with nodes.room(PAIR):
+    with placement.room(PAIR):
         assert grown.requests == [PAIR]  # so that it stays
     assert grown.now_s == 0
     assert capsys.readouterr() == ("", "")
@@ -74,7 +79,7 @@ def test_a_cluster_that_has_room_does_not_wait(
 
 def test_time_is_over_at_last_and_the_request_is_withdrawn_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     grown = Growing(monkeypatch, [HEAD], [MACHINE])
-    with pytest.raises(KeyboardInterrupt), nodes.room(PAIR):
+    with pytest.raises(KeyboardInterrupt), placement.room(PAIR):
         raise KeyboardInterrupt
     assert grown.now_s == 900
     assert len(grown.machines) == 2
@@ -96,9 +101,9 @@ def test_what_machines_hold(
     machines: list[Bundle], bundles: Sequence[Bundle], holds: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Growing(monkeypatch, machines, [])
-    assert nodes._holds(bundles) is holds
+    assert placement._holds(bundles) is holds
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": False, "Resources": one} for one in machines])
-    assert nodes._holds(bundles) is (not bundles)  # the dead hold nothing
+    assert placement._holds(bundles) is (not bundles)  # the dead hold nothing
 
 
 @pytest.mark.parametrize(
@@ -114,7 +119,7 @@ def test_how_often_machines_hold_a_trials_workers(
     machines: list[Bundle], bundles: Sequence[Bundle], times: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Growing(monkeypatch, machines, [])
-    assert nodes.times(bundles) == times
+    assert placement.times(bundles) == times
 
 
 @pytest.mark.parametrize(("variable", "address"), [("", "192.0.2.10:6379"), ("0", "192.0.2.10:6379"), ("900", "")])
@@ -122,9 +127,9 @@ def test_a_cluster_that_does_not_grow_is_not_asked(
     variable: str, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grown = Growing(monkeypatch, [HEAD], [])
-    monkeypatch.setenv(nodes.SCALE_UP_S, variable)
+    monkeypatch.setenv(SCALE_UP_S, variable)
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with nodes.room(PAIR):
+    with placement.room(PAIR):
         assert grown.requests == []
     assert grown.now_s == 0
 
@@ -132,10 +137,10 @@ def test_a_cluster_that_does_not_grow_is_not_asked(
 @pytest.mark.parametrize("found", ["soon", "-1", "inf", "nan"])
 def test_a_patience_that_is_no_number_of_seconds(found: str, monkeypatch: pytest.MonkeyPatch) -> None:
     grown = Growing(monkeypatch, [HEAD], [])
-    monkeypatch.setenv(nodes.SCALE_UP_S, found)
-    with pytest.raises(InputError) as refused, nodes.room(PAIR):
+    monkeypatch.setenv(SCALE_UP_S, found)
+    with pytest.raises(InputError) as refused, placement.room(PAIR):
         raise AssertionError("it must not begin")
-    assert (refused.value.code, refused.value.where) == ("CFG_RANGE", nodes.SCALE_UP_S)
+    assert (refused.value.code, refused.value.where) == ("CFG_RANGE", SCALE_UP_S)
     assert grown.requests == []
 
 
@@ -174,7 +179,7 @@ words = ["--head", "--block", "--port=6379", "--num-cpus=0", "--node-ip-address=
 with open("log", "w") as log:
     subprocess.Popen([ray_program, "start", *words], stdout=log, stderr=log)
 import ray
-from petscale import nodes
+from petscale.cluster import placement
 for _ in range(60):
     try:
         ray.init(address="127.0.0.1:6379", log_to_driver=False, logging_level="ERROR")
@@ -188,7 +193,7 @@ def asked():
 def alive():
     return sum(one["Alive"] for one in ray.nodes())
 said = {"before": [alive(), asked()]}
-with nodes.room([{"CPU": 1}]):
+with placement.room([{"CPU": 1}]):
     said["within"] = [alive(), asked(), ray.cluster_resources().get("CPU", 0)]
 said["after"] = [alive(), asked()]
 print(json.dumps(said))
@@ -215,10 +220,10 @@ def test_rays_autoscaler_hears_it(folder: Path) -> None:
         "RAY_FAKE_CLUSTER": "1",
         "RAY_CLOUD_INSTANCE_ID": "f" * 51 + "00000",  # how Ray's fake provider names the head
         "RAY_enable_autoscaler_v2": "1",  # as ray up and KubeRay do
-        **nodes.SILENT,
+        **SILENT,
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "OMP_NUM_THREADS": "1",
-        nodes.SCALE_UP_S: "100",
+        SCALE_UP_S: "100",
     }
     words = [*_SPACE, sys.executable, "-c", _ALONE]
     ended = subprocess.run(words, env=environment, cwd=folder, capture_output=True, text=True, timeout=170)
@@ -232,34 +237,34 @@ def test_rays_autoscaler_hears_it(folder: Path) -> None:
 
 
 def test_the_code_digest_is_that_of_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for room in nodes.ROOMS:
+    for room in ROOMS:
         (tmp_path / room / "inner").mkdir(parents=True)
         (tmp_path / room / "inner" / "one.py").write_text(f"ROOM = {room!r}\n")
         (tmp_path / room / "page.j2").write_text("<p>")
-    monkeypatch.setattr(nodes, "_folder", lambda room: tmp_path / room)
-    digest = nodes.code_digest()
-    assert nodes.code_digest() == digest
+    monkeypatch.setattr(installation, "_folder", lambda room: tmp_path / room)
+    digest = code_digest()
+    assert code_digest() == digest
     (tmp_path / "storage" / "__pycache__").mkdir()
     (tmp_path / "storage" / "__pycache__" / "one.pyc").write_bytes(b"made here")
-    assert nodes.code_digest() == digest
+    assert code_digest() == digest
     seen = {digest}
     source = tmp_path / "storage" / "inner" / "one.py"
     source.write_text("ROOM = 'other'\n")
-    seen.add(nodes.code_digest())
+    seen.add(code_digest())
     (tmp_path / "storage" / "page.j2").write_text("<b>")
-    seen.add(nodes.code_digest())
+    seen.add(code_digest())
     source.rename(tmp_path / "storage" / "one.py")
-    seen.add(nodes.code_digest())
+    seen.add(code_digest())
     source.parent.joinpath("two.py").touch()
-    seen.add(nodes.code_digest())
+    seen.add(code_digest())
     assert len(seen) == 5
 
 
 def test_versions_name_all_that_must_be_alike() -> None:
-    found = nodes.versions()
-    assert {*found} == {"petscale", "python", *nodes.ALIKE}
+    found = versions()
+    assert {*found} == {"petscale", "python", *ALIKE}
     assert found["torch"] == importlib.metadata.version("torch")
-    assert found["petscale"] == nodes.code_digest()
+    assert found["petscale"] == code_digest()
 
 
 # ---- a command that travels -----------------------------------------------------------------------------------------
@@ -273,15 +278,15 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "laptop" / "best.json").write_text('{"lr": 1}')
     (tmp_path / "laptop" / "report.html").touch()
     monkeypatch.chdir(tmp_path / "laptop")
-    monkeypatch.setenv(nodes.STORAGE, str(tmp_path / "storage"))
+    monkeypatch.setenv(STORAGE, str(tmp_path / "storage"))
     return tmp_path
 
 
 def travelled(words: Sequence[str], job: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    sent = [cluster._sent(word, job / "job") for word in words]
+    sent = [jobs._sent(word, job / "job") for word in words]
     (job / "job" / "command.json").write_text(json.dumps(sent))
     monkeypatch.chdir(job / "job")
-    return cluster.received()
+    return received()
 
 
 def test_a_command_arrives_with_its_configuration(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,12 +308,12 @@ def test_a_storage_that_is_not_there(job: Path, monkeypatch: pytest.MonkeyPatch)
     (job / "storage").rmdir()
     with pytest.raises(InputError) as refused:
         travelled(["doctor"], job, monkeypatch)
-    assert (refused.value.code, refused.value.where) == ("CLU_STORAGE", nodes.STORAGE)
+    assert (refused.value.code, refused.value.where) == ("CLU_STORAGE", STORAGE)
     assert str(job) not in str(refused.value)
 
 
 def test_without_a_storage_a_job_stays_where_it_is(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(nodes.STORAGE)
+    monkeypatch.delenv(STORAGE)
     assert travelled(["doctor"], job, monkeypatch) == ["doctor"]
     assert Path.cwd() == job / "job"
 

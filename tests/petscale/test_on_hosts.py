@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from hosts import CHECKOUT, HOME, SUBNET, VENV, Host, Laboratory, laboratory, why_not
 
-from petscale.progress import read_metrics
+from petscale.training.progress import read_metrics
 from storage import integrity
 
 pytestmark = [

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from petscale import prepare
 from petscale.cli import main
+from petscale.data.cohorts import fill_cohort
+from petscale.data.ingest import Files, alias, open_case
+from petscale.data.simulate import simulation_plans
 from storage import dicom, dicom_write, geometry, nifti
 from storage.dicom_write import write_series
 from storage.lowdose import LowDoseConfig
@@ -130,10 +132,10 @@ def test_folders_keep_their_names_where_the_user_says_so(examinations: Path, tmp
 
 
 def test_an_alias_needs_the_sites_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    name = prepare.alias("Jane Doe", "hash")
-    assert name == prepare.alias("Jane Doe", "hash") != prepare.alias("Jane Do", "hash")
+    name = alias("Jane Doe", "hash")
+    assert name == alias("Jane Doe", "hash") != alias("Jane Do", "hash")
     monkeypatch.setenv("PETSCALE_SITE_KEY", str(tmp_path / "other.key"))
-    assert prepare.alias("Jane Doe", "hash") != name
+    assert alias("Jane Doe", "hash") != name
 
 
 def test_ingesting_again_keeps_what_is_there(scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,11 +184,11 @@ def test_simulating_again_with_another_scanner_is_refused_by_case(
     for name in ("phantom-001", "phantom-002", "phantom-003"):
         shutil.rmtree(source / "cases" / name)
     scan = replace(LowDoseConfig(), iterations=1)
-    plans = prepare.simulation_plans(source, "truth", scan, [4.0], 1)
-    prepare.run("simulate", tmp_path / "new", plans, strict=True, workers=1)
-    again = prepare.simulation_plans(source, "truth", replace(scan, iterations=2), [4.0], 1)
+    plans = simulation_plans(source, "truth", scan, [4.0], 1)
+    fill_cohort("simulate", tmp_path / "new", plans, strict=True, workers=1)
+    again = simulation_plans(source, "truth", replace(scan, iterations=2), [4.0], 1)
     with pytest.raises(Exception, match="SET_CASE_EXISTS case phantom-000"):
-        prepare.run("simulate", tmp_path / "new", again, strict=False, workers=1)
+        fill_cohort("simulate", tmp_path / "new", again, strict=False, workers=1)
     assert open_cohort(tmp_path / "new").cases == ("phantom-000",)
 
 
@@ -206,4 +208,4 @@ def test_the_ct_of_another_patient_is_refused_before_a_voxel_is_read(scans: Path
     values = np.full((16, 16, 16), -5.0, dtype=np.float32)
     dicom_write.write_series(tmp_path / "ct", ArraySource(values, body.ct.grid, HU), patient_id="P9", series_number=2)
     with pytest.raises(Exception, match="PAIR_PATIENT_MISMATCH"):
-        prepare.open_case(prepare.Files(pet=scans / "pet", ct=tmp_path / "ct"), tmp_path)
+        open_case(Files(pet=scans / "pet", ct=tmp_path / "ct"), tmp_path)

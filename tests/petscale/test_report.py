@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from petscale.baselines import INPUT, GaussianSource
-from petscale.evaluate import SYNTHESIZED, Evaluation, score_case
+from petscale.evaluation.baselines import INPUT, GaussianSource
+from petscale.evaluation.scores import SYNTHESIZED, Evaluation
+from petscale.evaluation.scoring import score_case
 from petscale.report import CaseImages, ReportData, write_report
-from petscale.report.page import read_metrics, verdict
 from petscale.report.pictures import GREY, Frame, case_rows, middle, mip, plane, png, signed_extreme
+from petscale.report.verdict import verdict
+from petscale.training.progress import read_metrics
 from storage.source import LABEL, SUV, ArraySource, Grid
 from trainers.metrics.image import Score
 from trainers.metrics.presets import BODY_PSNR

@@ -12,26 +12,23 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from petscale import study as studies
-from petscale.evaluate import Evaluation, score_case
-from petscale.study import (
-    OBJECTIVES,
-    SAMPLERS,
+from petscale.evaluation.scores import Evaluation
+from petscale.evaluation.scoring import score_case
+from petscale.tuning import objectives, study
+from petscale.tuning.objectives import OBJECTIVES, objective, value_of
+from petscale.tuning.samplers import SAMPLERS
+from petscale.tuning.study import hold, open_study, read_study, repair_journal
+from petscale.tuning.trials import (
+    RETRIES,
     ask,
     best,
     enqueue_first,
     finished,
     folder_of,
     history,
-    hold,
-    objective,
-    open_study,
-    read_study,
-    repair_journal,
     report,
     requeue,
     tell,
-    value_of,
 )
 from storage.errors import InputError
 from storage.source import LABEL, SUV, ArraySource, Grid
@@ -136,7 +133,7 @@ def test_every_stored_score_can_be_an_objective():
              for name, value in (("liver", 0.8), (UNION, 0.1), (MEAN, 0.8))]  # fmt: skip
     summary = Evaluation(tuple(rows), ("low", "net"), ("case-1",)).summary()
     seen = 0
-    for line in (line for line in summary if line.image == "net" and line.rule.metric not in studies._AIMLESS):
+    for line in (line for line in summary if line.image == "net" and line.rule.metric not in objectives._AIMLESS):
         wanted = objective(
             f"{line.rule.metric}:{line.kind if line.kind == 'whole' else line.region}:{line.rule.preset}"
         )
@@ -269,7 +266,7 @@ def test_a_store_out_of_reach_is_told_without_its_secrets(tmp_path, storage):
 
 def test_what_a_driver_says_is_told_without_the_password():
     url = "postgresql://me:a%20b@host/db?sslpassword=zz9"
-    assert studies._without_secrets("FATAL: 'a b' or a%20b or zz9 wrong", url) == "FATAL: '***' or *** or *** wrong"
+    assert study._without_secrets("FATAL: 'a b' or a%20b or zz9 wrong", url) == "FATAL: '***' or *** or *** wrong"
 
 
 def test_a_file_that_is_no_database_is_refused(tmp_path):
@@ -285,8 +282,8 @@ def test_there_is_nothing_to_look_at_where_no_study_is(tmp_path):
 
 
 def test_one_or_two_different_objectives(tmp_path):
-    for objectives in ((), (PSNR, objective("PSNR:body")), (PSNR, MAE, objective("ssim_body"))):
-        refused("TUNE_OBJECTIVE", opened, tmp_path, objectives=objectives)
+    for asked in ((), (PSNR, objective("PSNR:body")), (PSNR, MAE, objective("ssim_body"))):
+        refused("TUNE_OBJECTIVE", opened, tmp_path, objectives=asked)
     assert not list(tmp_path.iterdir())
 
 
@@ -421,14 +418,14 @@ def test_the_trials_of_this_driver_are_left_alone(tmp_path):
 
 def test_a_trial_that_fails_is_tried_once_more_in_its_folder(tmp_path):
     study = opened(tmp_path)
-    for attempt in range(studies.RETRIES + 1):
+    for attempt in range(RETRIES + 1):
         trial, _settings = ask(study, space)
         assert folder_of(trial) == 0
         assert tell(study, trial, state="FAIL", note="TRAIN_FAILED") == "FAIL"
         study = opened(tmp_path)
-        assert requeue(study) == ([trial.number] if attempt < studies.RETRIES else [])
+        assert requeue(study) == ([trial.number] if attempt < RETRIES else [])
         assert requeue(study) == []
-    assert [trial.number for trial in finished(study)] == [studies.RETRIES]
+    assert [trial.number for trial in finished(study)] == [RETRIES]
     assert {line["note"] for line in history(study)} == {"TRAIN_FAILED"}
     assert best(study) == []
 
@@ -552,7 +549,9 @@ def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch):
 KILLED = """
 import os, signal, sys, time
 from pathlib import Path
-from petscale.study import ask, finished, hold, objective, open_study, requeue, tell
+from petscale.tuning.objectives import objective
+from petscale.tuning.study import hold, open_study
+from petscale.tuning.trials import ask, finished, requeue, tell
 
 folder, storage = Path(sys.argv[1]), sys.argv[2]
 

@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from petscale.study import ask, finished, history, objective, open_study, requeue, tell
+from petscale.tuning.objectives import objective
+from petscale.tuning.study import open_study
+from petscale.tuning.trials import ask, finished, history, requeue, tell
 
 pytest.importorskip("psycopg")
 BIN = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/nowhere"))
@@ -24,7 +26,9 @@ pytestmark = pytest.mark.skipif(
 
 SESSION = """
 import sys
-from petscale.study import ask, objective, open_study, requeue, tell
+from petscale.tuning.objectives import objective
+from petscale.tuning.study import open_study
+from petscale.tuning.trials import ask, requeue, tell
 url, folder = sys.argv[1:]
 from pathlib import Path
 study = open_study(

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from petscale import trial_table
-from petscale.progress import METRICS
-from petscale.report.sweep import Objective
-from petscale.trial_table import TrialTable
+from petscale.folders import METRICS
+from petscale.report.sweep_trials import Objective
+from petscale.tuning import table as table_module
+from petscale.tuning.table import TrialTable
 
 PSNR = [Objective("psnr_body", "maximize")]
 
@@ -25,7 +25,7 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], io.StringIO]:
     def make(terminal: bool) -> io.StringIO:
         out = io.StringIO()
         console = Console(file=out, force_terminal=terminal, width=120, height=20, color_system=None)
-        monkeypatch.setattr(trial_table, "console", console)
+        monkeypatch.setattr(table_module, "console", console)
         return out
 
     return make
@@ -126,7 +126,7 @@ def test_a_log_has_a_summary_now_and_then_and_the_table_at_the_end(
     tmp_path: Path, screen: Callable[[bool], io.StringIO], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = screen(False)
-    monkeypatch.setattr(trial_table, "SUMMARY_S", 0.05)
+    monkeypatch.setattr(table_module, "SUMMARY_S", 0.05)
     table = TrialTable(PSNR, rungs=1, wanted=1)
     with table.watching():
         table.began(0, tmp_path, {"recipe.lr": 0.1})

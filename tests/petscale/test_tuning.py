@@ -10,17 +10,23 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from petscale import config as configs
-from petscale import launch, study, tuning
 from petscale.cli import main
-from petscale.progress import read_metrics
-from petscale.tuning import SweepConfig, Work, ends, sweep
+from petscale.cluster.session import ray_dashboard
+from petscale.folders import BEST, CONFIG, SCORED, TRIALS
+from petscale.training.progress import read_metrics
+from petscale.tuning import search as searching
+from petscale.tuning.search import SweepConfig
+from petscale.tuning.study import read_study
+from petscale.tuning.sweep import sweep
+from petscale.tuning.trial import TrialJob, Work, ends, train_and_score
+from petscale.tuning.trials import history
 from storage.errors import InputError
 from storage.reader import open_cohort
 from trainers import s3pet
@@ -48,15 +54,15 @@ def base() -> configs.RunConfig:
 def toy(log: Path, spoil: str = "") -> Work:
     """Work that trains nothing: a parabola in mask_full, one line per budget worked on, and one mishap."""
 
-    def work(settings: Mapping[str, Any], rung: int) -> dict[str, float]:
+    def work(job: TrialJob, rung: int) -> dict[str, float]:
         import os
         import signal
 
         from storage.errors import InputError
 
-        share = settings["settings"]["recipe.mask_full"]
+        share = job.settings["recipe.mask_full"]
         with log.open("a") as file:
-            file.write(f"{settings['folder'].rpartition('/')[2]} {rung} {share}\n")
+            file.write(f"{job.folder.rpartition('/')[2]} {rung} {share}\n")
         if spoil == "refuse" and share > 0.65:
             raise InputError("TRAIN_NONFINITE", where="step 3", found="l1 is not finite", remedy="none")
         mark = log.with_suffix(".killed")
@@ -66,7 +72,7 @@ def toy(log: Path, spoil: str = "") -> Work:
         if spoil.isupper() and not mark.exists():
             mark.touch()
             raise InputError(spoil, where="here", found="trouble", remedy="none")
-        return dict.fromkeys(settings["objectives"], -((share - 0.5) ** 2) * (1 + rung))
+        return dict.fromkeys(job.objectives, -((share - 0.5) ** 2) * (1 + rung))
 
     return work
 
@@ -81,7 +87,7 @@ def search(cohort: Path, folder: Path, work: Work, **settings: Any) -> list[Path
 
 
 def trials(folder: Path) -> list[dict[str, Any]]:
-    return study.history(study.read_study(folder))
+    return history(read_study(folder))
 
 
 def test_budgets_end_with_the_whole_run_and_grow_by_the_factor() -> None:
@@ -103,8 +109,8 @@ def test_a_sweep_goes_on_repeats_nothing_and_hands_over_its_best(
     written = search(cohort, folder, toy(log), trials=5, rungs=1)
     assert lines(log)[:3] == first
     assert sorted(Counter(number for number, _, _ in lines(log)).items()) == [(n, 1) for n in range(5)]
-    assert written == [folder / tuning.BEST, folder / "report.html"]
-    best = configs.read(folder / tuning.BEST)
+    assert written == [folder / BEST, folder / "report.html"]
+    best = configs.read(folder / BEST)
     nearest = min(lines(log), key=lambda line: abs(line[2] - 0.5))
     assert best.model.mask_full == nearest[2]
     assert best.model.mask_low >= best.model.mask_full
@@ -150,7 +156,7 @@ def test_small_trials_share_a_gpu(cohort: Path, tmp_path: Path, monkeypatch: pyt
 
     log, start = tmp_path / "log", ray.init
 
-    def work(settings: Mapping[str, Any], rung: int) -> dict[str, float]:
+    def work(job: TrialJob, rung: int) -> dict[str, float]:
         import os
         import time
 
@@ -158,7 +164,7 @@ def test_small_trials_share_a_gpu(cohort: Path, tmp_path: Path, monkeypatch: pyt
         time.sleep(3)
         with log.open("a") as file:
             file.write(f"{begin} {time.time()} {os.environ['CUDA_VISIBLE_DEVICES']}\n")
-        return dict.fromkeys(settings["objectives"], 1.0)
+        return dict.fromkeys(job.objectives, 1.0)
 
     monkeypatch.setattr(ray, "init", lambda **words: start(**{**words, "num_cpus": 8, "num_gpus": 1}))
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
@@ -200,7 +206,7 @@ def test_a_store_that_is_lost_while_a_sweep_runs_is_one_line(
     def lost(*_: Any, **__: Any) -> str:
         raise InputError("TUNE_STORAGE", where="--storage", found="lost", remedy="the same command")
 
-    monkeypatch.setattr(study, call, lost)
+    monkeypatch.setattr(searching, call, lost)
     with pytest.raises(InputError, match="TUNE_STORAGE --storage: lost"):
         search(cohort, tmp_path / "sweep", toy(tmp_path / "log"), trials=2)
 
@@ -209,17 +215,18 @@ DRIVER = """
 import sys, time
 from pathlib import Path
 from petscale import config as configs
-from petscale.tuning import SweepConfig, sweep
+from petscale.tuning.search import SweepConfig
+from petscale.tuning.sweep import sweep
 
 log = Path(sys.argv[3])
 
-def work(settings, rung):
+def work(job, rung):
     with log.open("a") as file:
-        file.write(f"begin {settings['folder'].rpartition('/')[2]} {settings['settings']['recipe.mask_full']}\\n")
+        file.write(f"begin {job.folder.rpartition('/')[2]} {job.settings['recipe.mask_full']}\\n")
     time.sleep(0.5)
     with log.open("a") as file:
-        file.write(f"end {settings['folder'].rpartition('/')[2]}\\n")
-    return {name: settings["settings"]["recipe.mask_full"] for name in settings["objectives"]}
+        file.write(f"end {job.folder.rpartition('/')[2]}\\n")
+    return {name: job.settings["recipe.mask_full"] for name in job.objectives}
 
 if __name__ == "__main__":
     base = configs.override(configs.from_json({"recipe": "s3pet"}), sys.argv[4:])
@@ -252,7 +259,7 @@ def test_an_ended_driver_loses_and_repeats_no_finished_trial(how: signal.Signals
     until = time.monotonic() + 120
     while begun() < 3 and time.monotonic() < until:
         time.sleep(0.05)
-    shown = launch.ray_dashboard(folder)
+    shown = ray_dashboard(folder)
     assert shown
     assert shown[1].stat().st_mode & 0o077 == 0
     assert [
@@ -260,7 +267,7 @@ def test_an_ended_driver_loses_and_repeats_no_finished_trial(how: signal.Signals
     ] == [200, 403, 401]
     killed.send_signal(how)
     assert killed.wait(60) == -how
-    assert launch.ray_dashboard(folder) is None
+    assert ray_dashboard(folder) is None
     assert not (folder / "report.html").exists()
     finished = [trial["folder"] for trial in trials(folder) if trial["state"] == "COMPLETE"]
     assert begun() >= 3
@@ -294,10 +301,10 @@ def test_a_real_trial_reads_validation_patients_only_and_goes_on_from_its_checkp
     assert [trial["state"] for trial in found] == ["COMPLETE"] * 2
     roles = configs.split_cases(open_cohort(cohort), base().split, unpaired=True, validation=True)
     for number in range(2):
-        run = folder / tuning.TRIALS / str(number)
-        facts = json.loads((run / launch.CONFIG).read_bytes())
+        run = folder / TRIALS / str(number)
+        facts = json.loads((run / CONFIG).read_bytes())
         assert tuple(facts["validation"]) == roles.validation
-        judged = json.loads((run / tuning.JUDGED).read_bytes())
+        judged = json.loads((run / SCORED).read_bytes())
         assert list(judged) == ["0", "1"]
         assert list(judged["1"].values()) == found[number]["values"]
         assert not set(roles.test) & {path.name for path in run.rglob("*")}, "a test patient has left a trace"
@@ -317,8 +324,8 @@ def test_a_trial_of_two_workers_is_a_ray_train_job_per_budget_and_scores_alike(c
         assert trial["state"] == "COMPLETE"
         found[workers] = trial["values"]
     assert found["2"] == pytest.approx(found["1"], rel=0.02)  # batch norm is each worker's own
-    run = tmp_path / "2" / tuning.TRIALS / "0"
-    assert json.loads((run / launch.CONFIG).read_bytes())["config"]["cluster"]["workers"] == 2
+    run = tmp_path / "2" / TRIALS / "0"
+    assert json.loads((run / CONFIG).read_bytes())["config"]["cluster"]["workers"] == 2
     assert not (run / "ray").exists()
     assert [r["step"] for r in read_metrics(run / "metrics.jsonl") if r["event"] == "start"] == [0, 4]
 
@@ -343,7 +350,7 @@ def test_mistakes_are_refused_before_any_trial(
 ) -> None:
     chosen = ["--recipe", "s3pet", "--spaces", "masking", "--set", *TINY]
     assert refused("tune", cohort, "--study", tmp_path / "sweep", *chosen, *words).startswith(told)
-    assert not (tmp_path / "sweep" / tuning.TRIALS).exists()
+    assert not (tmp_path / "sweep" / TRIALS).exists()
 
 
 def test_a_study_of_something_else_is_refused(
@@ -364,5 +371,5 @@ def test_what_fails_in_a_trial_is_a_coded_line(cohort: Path, tmp_path: Path) -> 
     settings = {"folder": str(tmp_path / "0"), "cohort": str(cohort), "base": configs.to_json(base()), "rungs": 1}
     settings |= {"factor": 3, "objectives": ["psnr_body"], "settings": {"recipe.mask_low": 2.0}}
     with pytest.raises(InputError, match="CFG_RANGE"):
-        tuning.train_and_judge(settings, 0)
+        train_and_score(settings, 0)
     assert os.listdir(tmp_path) == []

@@ -14,8 +14,10 @@ import numpy as np
 import pydicom
 import pytest
 
-from petscale import launch
 from petscale.cli import main
+from petscale.cluster import session as sessions
+from petscale.folders import CONFIG, WEIGHTS
+from petscale.training import driver
 from storage import dicom_write, integrity
 from storage.phantom import PhantomConfig, phantom
 from storage.source import HU, ArraySource, Grid
@@ -464,8 +466,8 @@ def test_a_run_of_other_settings(
     cohort: Path, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
-    monkeypatch.setattr(launch, "session", lambda *_: nullcontext())
-    monkeypatch.setattr(launch, "train_on_ray", lambda plan: None)
+    monkeypatch.setattr(sessions, "session", lambda *_: nullcontext())
+    monkeypatch.setattr(driver, "train_on_ray", lambda plan: None)
     main(["train", str(cohort), "--run", str(run), *SMALL])
     before = tree(run)
     line = refused("train", cohort, "--run", run, *SMALL, "recipe.lr=0.5")
@@ -514,7 +516,7 @@ def test_weights_that_are_not_the_runs(damage: str, tmp_path: Path, scans: Path,
 
     from trainers import checkpoint
 
-    weights = run / launch.WEIGHTS
+    weights = run / WEIGHTS
     if damage == "cut":
         weights.write_bytes(weights.read_bytes()[:-100])
     elif damage == "foreign":
@@ -562,11 +564,11 @@ def test_evaluate_without_test_cases(cohort: Path, run: Path, tmp_path: Path, re
     before = tree(run)
     for command in ("evaluate", "report"):
         assert refused(command, run, cohort).startswith("SET_NO_TEST")
-    (run / launch.CONFIG).write_text("{}")
+    (run / CONFIG).write_text("{}")
     assert refused("evaluate", run, cohort).startswith("CFG_RUN_FOLDER")
-    (run / launch.WEIGHTS).unlink()
-    del before[launch.WEIGHTS], before[launch.CONFIG]
-    assert tree(run).keys() == {*before, launch.CONFIG}
+    (run / WEIGHTS).unlink()
+    del before[WEIGHTS], before[CONFIG]
+    assert tree(run).keys() == {*before, CONFIG}
 
 
 # -- disks, processes, usage ------------------------------------------------------------------------------------------

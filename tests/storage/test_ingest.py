@@ -238,12 +238,12 @@ def test_root_digest_is_independent_of_the_processors_kernels(tmp_path):
     script = """if True:
         import sys
         from pathlib import Path
-        from petscale import prepare
+        from petscale.data.phantom import phantom_plans
         from storage.ingest import ingest
         from storage.lowdose import LowDoseConfig
         from storage.phantom import PhantomConfig
         body = PhantomConfig(shape=(20, 40, 40), spacing_mm=(50.0, 10.0, 10.0))
-        ingest(Path(sys.argv[1]), prepare.phantom_plans(1, body, LowDoseConfig(iterations=1), [4.0]), strict=True)
+        ingest(Path(sys.argv[1]), phantom_plans(1, body, LowDoseConfig(iterations=1), [4.0]), strict=True)
     """
     found = []
     for number, kernels in enumerate(

@@ -17,9 +17,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from petscale import nodes
-from petscale.doctor import knock, rules
+from petscale.cluster.nodes import STORAGE, joined, on_every_node
+from petscale.cluster.shared_storage import check_shared
+from petscale.doctor import port_probe, rules
 from petscale.doctor.machine import clock, facts
+from petscale.doctor.port_probe import targets
 from petscale.doctor.rules import THIS, Finding
 from storage.errors import InputError
 
@@ -42,12 +44,12 @@ def check(storage: Path | None = None) -> list[Finding]:
     Raises:
         InputError: ``CLU_DOCTOR`` if the cluster does not let us in; ``CLU_NODE_SILENT`` if a node does not answer.
     """
-    if not nodes.joined():
+    if not joined():
         return examine(lambda function, *arguments: {THIS: function(*arguments)}, _writes, storage)
-    if storage is None and os.environ.get(nodes.STORAGE):
-        storage = Path(os.environ[nodes.STORAGE])
+    if storage is None and os.environ.get(STORAGE):
+        storage = Path(os.environ[STORAGE])
     with _joined():
-        return examine(nodes.on_every_node, nodes.check_shared, storage)
+        return examine(on_every_node, check_shared, storage)
 
 
 def examine(ask: Ask, share: Callable[[Path], None], storage: Path | None) -> list[Finding]:
@@ -60,8 +62,8 @@ def examine(ask: Ask, share: Callable[[Path], None], storage: Path | None) -> li
     """
     machines = dict(ask(facts, storage))
     alone = set(machines) == {THIS}
-    doors = {where: knock.targets(machine, "" if alone else where) for where, machine in machines.items()}
-    knocks = ask(knock.knock, doors)
+    doors = {where: targets(machine, "" if alone else where) for where, machine in machines.items()}
+    knocks = ask(port_probe.knock, doors)
     found = [*rules.findings(machines), *rules.ports(machines, knocks), _storage(share, storage, alone)]
     return found if alone else rules.together([*found, rules.skew(_clock_offsets(ask))], machines)
 
@@ -73,7 +75,7 @@ def run(storage: Path | None = None) -> None:
         InputError: ``CLU_DOCTOR`` when something must be mended; as ``check``.
     """
     console = Console(highlight=False)
-    if not nodes.joined():
+    if not joined():
         text = "This machine only; a cluster is checked by `petscale submit doctor --storage FOLDER`."
         console.print(text, soft_wrap=True)
     found = sorted(check(storage), key=lambda one: list(COLOURS).index(one.level))
@@ -82,7 +84,7 @@ def run(storage: Path | None = None) -> None:
     if broken:
         raise InputError(
             "CLU_DOCTOR",
-            where="the cluster" if nodes.joined() else THIS,
+            where="the cluster" if joined() else THIS,
             found=f"{len(broken)} to mend ({', '.join(sorted({one.code for one in broken}))})",
             remedy="each line marked mend says what to do",
         )
@@ -114,11 +116,11 @@ def _joined() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    host, _, port = nodes.joined().rpartition(":")
+    host, _, port = joined().rpartition(":")
     try:
         if port.isdigit():  # asked first, for a head that is not there would end this process after two minutes
             socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
-        ray.init(address=nodes.joined(), log_to_driver=False, logging_level=logging.CRITICAL)
+        ray.init(address=joined(), log_to_driver=False, logging_level=logging.CRITICAL)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise InputError(
             "CLU_DOCTOR",

@@ -23,7 +23,7 @@ from typing import Any
 
 import psutil
 
-from petscale import nodes
+from petscale.cluster.installation import versions
 
 Facts = Mapping[str, Any]
 
@@ -81,7 +81,7 @@ def facts(storage: Path | None = None) -> dict[str, Any]:
     processes = list(_ray_processes())
     raylets = [process for process, kind in processes if kind == "raylet"]
     return {
-        "versions": nodes.versions(),
+        "versions": versions(),
         "ray": [seen for process in raylets if (seen := _raylet(process))],
         "sockets": [one for process, kind in processes for one in _sockets(process, kind)],
         "addresses": addresses(),

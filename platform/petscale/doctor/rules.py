@@ -12,9 +12,9 @@ from ipaddress import ip_address
 from itertools import permutations
 from typing import Any, Literal
 
-from petscale.doctor.knock import ASKS, CLOSED, METRICS_ONLY, OPEN, UNTRIED, exposed, targets
+from petscale.cluster.nodes import SILENT
 from petscale.doctor.machine import NAME_S, SHARED_MEMORY, WORKER, Facts
-from petscale.nodes import SILENT
+from petscale.doctor.port_probe import ASKS, CLOSED, METRICS_ONLY, OPEN, UNTRIED, exposed, targets
 
 GIB = 2**30
 LEAST_FREE_BYTES, LEAST_FREE_SHARE = 10 * GIB, 0.05  # Ray places no objects on a disk that is 95 % full

@@ -1,8 +1,7 @@
-"""Named runs and experiments: each says what it reproduces, what it costs and what it gives.
+"""``petscale experiment``: ablation tables of papers, repeated on simulated patients; this dict is the registry.
 
-A run is a RunConfig.  An experiment is one ablation table of a paper: one run per row and fold on one simulated cohort,
-the paper's own numbers, and the orderings that they show.  This package holds names, settings and published numbers;
-``petscale.campaign`` trains, scores and tabulates.
+An experiment is one table: one run per row and fold on one simulated cohort, the paper's own numbers, and the orderings
+that they show.  ``design`` says what an experiment is, ``runner`` trains and scores, ``table`` writes.
 
 Two sizes.  ``small``: two to five minutes per run on one core, networks and volumes shrunk; orderings may be asked of
 it, the paper's values may not.  ``paper``: the published networks, lengths and weights, for GPUs, on phantoms at 4 mm
@@ -11,15 +10,9 @@ and on fewer patients than the papers had.  Cohorts are phantoms at both sizes, 
 
 from collections.abc import Callable, Mapping
 
-from petscale.campaign import Experiment
-from petscale.config import ClusterConfig, RunConfig, SplitConfig
 from petscale.experiments import from_ct, low_dose
-from petscale.experiments.tables import Size
-from storage.lowdose import LowDoseConfig
-from storage.phantom import PhantomConfig
-from trainers import sgsgan
-from trainers.feed import FeedConfig
-from trainers.loop import LoopConfig
+from petscale.experiments.design import Experiment
+from petscale.experiments.rows import Size
 
 EXPERIMENTS: Mapping[str, Callable[[Size], Experiment]] = {
     "sgsgan_table2": low_dose.sgsgan_table2,
@@ -31,61 +24,3 @@ EXPERIMENTS: Mapping[str, Callable[[Size], Experiment]] = {
     "cascade_table4": from_ct.cascade_table4,
     "virtual_pet": from_ct.virtual_pet_rows,
 }
-
-DEMO_PATIENTS = 6
-DEMO_DRFS = (20.0,)
-
-
-def demo_phantom(seed: int = 0) -> PhantomConfig:
-    """A stylised adult at 5 mm, mid-thigh to vertex."""
-    return PhantomConfig(shape=(160, 80, 96), spacing_mm=(6.25, 5.0, 5.0), seed=100 * seed)
-
-
-def demo_scan(seed: int = 0) -> LowDoseConfig:
-    """A sparse scan, so that a twentieth of the dose is visibly noisy."""
-    return LowDoseConfig(seed=seed, million_prompts_per_bed=60.0)
-
-
-def demo(seed: int = 0) -> RunConfig:
-    """SGSGAN-DCITN on the demo's phantoms: minutes on two cores, not the paper's weeks on a V100.
-
-    Deviations from the paper, all for the clock: 32^3 patches, a narrow critic, a few hundred steps of phase 1 only.
-    Expected: at least 3 dB PSNR inside the body over the low-dose input.
-    """
-    return RunConfig(
-        recipe="sgsgan",
-        model=sgsgan.Config(
-            patch=(32, 32, 32),
-            patches_per_case=2,
-            critic_channels=8,
-            rois=(),
-            phase_samples=(1200, 0, 0, 0),
-        ),
-        feed=FeedConfig(low=("low_drf20",), cases_per_step=2, seed=seed),
-        loop=LoopConfig(log_every=5, save_every=50, picture_every=50, seed=seed),
-        split=SplitConfig(test_fraction=0.34, seed=seed),
-        cluster=ClusterConfig(workers=2),
-    )
-
-
-def sarcoma() -> RunConfig:
-    """SGSGAN-DCITN at DRF 4, 20 and 100, simulated from 39 public soft-tissue-sarcoma PETs, tumour guidance on.
-
-    All four phases in the paper's ratio 12:1:3:1, at three hundredths of their length: half an hour on two cores.
-    Every fourth patient is held out, and STS_001 with the whole-body scan.  Figures: docs/results/sarcoma.md.
-    """
-    held = (1, 5, 9, 13, 17, 21, 25, 29, 33, 37)
-    return RunConfig(
-        recipe="sgsgan",
-        model=sgsgan.Config(
-            patch=(40, 24, 24),  # the smallest crop is 47 x 27 x 26
-            critic_channels=16,
-            segmenter_channels=4,
-            rois=("lesion",),
-            phase_samples=(7200, 600, 1800, 600),
-        ),
-        feed=FeedConfig(low=("low_drf4", "low_drf20", "low_drf100"), cases_per_step=2),
-        loop=LoopConfig(log_every=10, save_every=100, picture_every=200),
-        split=SplitConfig(test=("sts_001_wholebody", *(f"sts_{number:03d}" for number in held))),
-        cluster=ClusterConfig(workers=2),
-    )

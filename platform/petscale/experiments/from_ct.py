@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from petscale.baselines import BY_HU
-from petscale.campaign import Column, Experiment, Order, PhantomCohort
 from petscale.config import RunConfig
-from petscale.detection import FALSE, SHARPNESS, TPR
-from petscale.experiments.tables import Size, orders_of, rows_of, run_of
+from petscale.evaluation.baselines import BY_HU
+from petscale.evaluation.detection import FALSE, SHARPNESS, TPR
+from petscale.experiments.design import Column, Experiment, Order, PhantomCohort
+from petscale.experiments.rows import Size, orders_of, rows_of, run_of
 from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig
 from trainers import cascade

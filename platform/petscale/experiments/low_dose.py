@@ -4,11 +4,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from petscale.baselines import INPUT
-from petscale.campaign import Column, Experiment, Order, PhantomCohort, Row
 from petscale.config import RunConfig, SplitConfig
-from petscale.evaluate import REFERENCE
-from petscale.experiments.tables import WHOLE_BODY, Size, orders_of, published, rows_of, run_of, steps_of
+from petscale.evaluation.baselines import INPUT
+from petscale.evaluation.scores import REFERENCE
+from petscale.experiments.design import Column, Experiment, Order, PhantomCohort, Row
+from petscale.experiments.rows import WHOLE_BODY, Size, orders_of, published, rows_of, run_of, steps_of
 from storage.layout import low_name
 from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig

@@ -6,31 +6,29 @@ What it refuses to know: which image is which, and any window chosen from an ima
 
 import base64
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LogNorm
-from matplotlib.figure import Figure
 from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 from PIL import Image
 from skimage.transform import resize
 
+from petscale.training.pictures import CT_HU
 from storage.source import Grid, ImageSource
 from trainers.metrics.image import slabs
 
 Picture = NDArray[np.float32]
+
 Slabs = Callable[[], Iterator[NDArray[np.float32]]]
 
 GREY, DIVERGING = "gray_r", "RdBu_r"  # white background; blue-white-red is told apart by colour-blind readers
-CT_HU, BONE_HU = (-160.0, 240.0), (0.0, 1000.0)  # shown black and white in slices of a CT, and in its MIPs
+
+BONE_HU = (0.0, 1000.0)  # shown black and white in MIPs of a CT
+
 MAX_PIXELS_HIGH = 440
-COLORS = ("#7a7a7a", "#e69f00", "#0072b2", "#009e73", "#cc79a7", "#d55e00")  # Okabe and Ito, grey for the input
-INK, FAINT = "#22303c", "#c9d1d8"
 
 
 @dataclass(frozen=True)
@@ -177,149 +175,12 @@ def png(picture: Picture, window: tuple[float, float], colormap: str) -> str:
     image = Image.fromarray(pixels)
     palette = np.rint(255 * colormaps[colormap](np.arange(256))[:, :3]).astype(np.uint8)
     image.putpalette(palette.tobytes())
-    return _data_uri(image)
+    return data_uri(image)
 
 
 def colour_bar(colormap: str) -> str:
     """Return the 256 colours of a colormap as a data URI, one pixel high."""
     return png(np.arange(256, dtype=np.float32)[None], (0, 255), colormap)
-
-
-# ---- charts ---------------------------------------------------------------------------------------------------------
-
-
-def joint_histogram(
-    images: Mapping[str, ImageSource], reference: ImageSource, body: ImageSource, top: float
-) -> dict[str, NDArray[np.float64]]:
-    """Count voxels inside the body by (full-dose SUV, image SUV) in 100 x 100 bins from 0 to ``top``."""
-    edges = np.linspace(0, top, 101)
-    counts = {name: np.zeros((100, 100)) for name in images}
-    for z0, z1 in slabs(reference.grid.shape):
-        inside = body.read(z0, z1) > 0.5
-        truth = reference.read(z0, z1)[inside]
-        for name, source in images.items():
-            counts[name] += np.histogram2d(truth, source.read(z0, z1)[inside], bins=(edges, edges))[0]
-    return counts
-
-
-def draw_histograms(counts: Mapping[str, NDArray[np.float64]], top: float) -> str:
-    """Draw joint histograms side by side on one logarithmic count scale, with the line of identity."""
-    figure = _figure(3.1 * len(counts) + 0.9, 3.1)
-    panels = figure.subplots(1, len(counts), squeeze=False, sharey=True)[0]
-    most = max(2.0, max(float(count.max()) for count in counts.values()))
-    mesh = None
-    for axes, (name, count) in zip(panels, counts.items(), strict=True):
-        edges = np.linspace(0, top, 101)
-        mesh = axes.pcolormesh(edges, edges, np.ma.masked_equal(count.T, 0), cmap="cividis_r", norm=LogNorm(1, most))
-        axes.plot([0, top], [0, top], color=INK, linewidth=0.8)
-        axes.set_aspect("equal")
-        _dress(axes, name, "full-dose SUV", "SUV" if axes is panels[0] else "")
-    if mesh is not None:
-        bar = figure.colorbar(mesh, ax=list(panels), shrink=0.8, pad=0.02)
-        bar.set_label("voxels", fontsize=8, color=INK)
-        bar.ax.tick_params(labelsize=7)
-    return figure_png(figure)
-
-
-def draw_bland_altman(points: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]], quantity: str) -> str:
-    """Draw (image - full) / full in % against the full-dose value, mean and 1.96 sd limits, one panel per image.
-
-    Args:
-        points: image -> (full-dose values, percent differences), regions of all cases.
-        quantity: for instance ``SUVmean``.
-    """
-    figure = _figure(3.1 * len(points), 2.7)
-    panels = figure.subplots(1, len(points), squeeze=False, sharey=True)[0]
-    for axes, (name, (truth, percent)), color in zip(panels, points.items(), COLORS, strict=False):
-        axes.axhline(0, color=INK, linewidth=0.7)
-        axes.plot(truth, percent, "o", markersize=3.5, alpha=0.75, color=color, markeredgewidth=0)
-        mean, spread = float(percent.mean()), float(percent.std(ddof=1)) if percent.size > 1 else 0.0
-        for level, style in ((mean, "-"), (mean - 1.96 * spread, "--"), (mean + 1.96 * spread, "--")):
-            axes.axhline(level, color=color, linewidth=1, linestyle=style)
-        axes.set_xlim(left=0)
-        limits = f"limits {mean - 1.96 * spread:+.1f} to {mean + 1.96 * spread:+.1f}"
-        title = f"{name}\n" + f"{mean:+.1f} % ({limits})".replace("-", "−")
-        _dress(axes, title, f"full-dose {quantity}", "difference [%]" if axes is panels[0] else "")
-    return figure_png(figure)
-
-
-def draw_noise_bias(points: Mapping[str, tuple[float, float]], organ: str) -> str:
-    """Draw image -> (bias of lesion SUVmax in %, noise of ``organ`` in %) as one named point each."""
-    figure = _figure(4.2, 3.0)
-    axes = figure.subplots()
-    axes.axvline(0, color=FAINT, linewidth=0.8)
-    for (name, (bias, noise)), color in zip(points.items(), COLORS, strict=False):
-        axes.plot(bias, noise, "o", markersize=6, color=color)
-        axes.annotate(name, (bias, noise), xytext=(6, 4), textcoords="offset points", fontsize=7.5, color=INK)
-    axes.margins(0.25)
-    _dress(axes, "", "bias of lesion SUVmax [%]", f"CoV of {organ} [%]")
-    return figure_png(figure)
-
-
-def draw_froc(
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], marks: Mapping[str, tuple[float, float]]
-) -> str:
-    """Draw image -> (false positives per scan, TPR) as steps, and the point of the threshold itself on each."""
-    figure = _figure(4.6, 3.0)
-    axes = figure.subplots()
-    furthest = max(1.0, *(point[0] for point in marks.values())) * 2
-    for (name, (false, tpr)), color in zip(curves.items(), COLORS, strict=False):
-        axes.step([*false, furthest], [*tpr, tpr[-1]], where="post", color=color, linewidth=1.2, label=name)
-        axes.plot(*marks[name], "o", markersize=5, color=color)
-    axes.set_xlim(-0.03 * furthest, furthest)
-    axes.set_ylim(-0.03, 1.03)
-    axes.legend(fontsize=7, frameon=False, loc="lower right")
-    _dress(axes, "FROC; dots: the threshold itself", "false positives per scan", "sensitivity (TPR)")
-    return figure_png(figure)
-
-
-def draw_curves(panels: Sequence[tuple[str, Sequence[tuple[str, Sequence[float], Sequence[float]]]]]) -> str:
-    """Draw small line charts over the training step.
-
-    Args:
-        panels: (title, curves), a curve being (label, steps, values); labels are phases and keep their colour.
-    """
-    columns = min(3, len(panels))
-    num_rows = -(-len(panels) // columns)
-    figure = _figure(3.3 * columns, 2.0 * num_rows)
-    grid = figure.subplots(num_rows, columns, squeeze=False)
-    phases = list(dict.fromkeys(label for _, curves in panels for label, _, _ in curves))
-    for axes, (title, curves) in zip(grid.flat, panels, strict=False):
-        for label, steps, values in curves:
-            color = COLORS[(2 + phases.index(label)) % len(COLORS)]
-            marker = "o" if len(steps) == 1 else None
-            axes.plot(steps, values, color=color, linewidth=1.1, label=label, marker=marker, markersize=3)
-        _dress(axes, title, "step", "")
-    for axes in list(grid.flat)[len(panels) :]:
-        axes.set_visible(False)
-    if len(phases) > 1:
-        grid[0][0].legend(fontsize=7, frameon=False)
-    return figure_png(figure)
-
-
-def figure_png(figure: Figure) -> str:
-    """Return a figure as a PNG data URI; no global state, so any thread may call it."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    rgba = np.asarray(canvas.buffer_rgba())
-    return _data_uri(Image.fromarray(rgba[..., :3]).quantize(128))
-
-
-def _figure(width: float, height: float) -> Figure:
-    return Figure(figsize=(width, height), dpi=170, layout="constrained", facecolor="white")
-
-
-def _dress(axes: Axes, title: str, x: str, y: str) -> None:
-    axes.set_title(title, fontsize=8.5, color=INK, loc="left")
-    axes.set_xlabel(x, fontsize=8, color=INK)
-    axes.set_ylabel(y, fontsize=8, color=INK)
-    axes.tick_params(labelsize=7, color=FAINT, labelcolor=INK)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(FAINT)
-
-
-# ---- pixels ---------------------------------------------------------------------------------------------------------
 
 
 def _read(source: ImageSource) -> Iterator[NDArray[np.float32]]:
@@ -361,7 +222,8 @@ def _to_pixels(picture: Picture, mm: tuple[float, float]) -> Picture:
     return np.asarray(resize(picture, shape, order=1, anti_aliasing=shrinks, preserve_range=True), dtype=np.float32)
 
 
-def _data_uri(image: Image.Image) -> str:
+def data_uri(image: Image.Image) -> str:
+    """Return an image as a PNG data URI."""
     content = io.BytesIO()
     image.save(content, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(content.getvalue()).decode()

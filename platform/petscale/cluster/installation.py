@@ -1,0 +1,68 @@
+"""This installation's code and library versions: what a cluster is sent, and the check that all nodes run the same."""
+
+import hashlib
+import importlib.metadata
+import importlib.util
+import platform
+from pathlib import Path
+from typing import Any
+
+from petscale.cluster.nodes import on_every_node
+from storage.errors import InputError
+
+ALIKE = ("ray", "torch", "deepspeed", "numpy", "zarr", "tensorstore", "dask", "optuna")
+
+ROOMS = ("petscale", "storage", "trainers", "tune_spaces")
+
+
+def code() -> dict[str, Any]:
+    """What brings this installation's code to a cluster: all rooms together, so that no node's older one is left.
+
+    Modules alone and no working folder: someone's folder may hold more than code.
+    """
+    return {"py_modules": [str(_folder(room)) for room in ROOMS]}
+
+
+def _folder(room: str) -> Path:
+    """Without importing it: that would load torch on every node."""
+    spec = importlib.util.find_spec(room)
+    assert spec
+    assert spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0])
+
+
+def code_digest() -> str:
+    """Digest of petscale's own source as this process imports it."""
+    digest = hashlib.sha256()
+    for room in ROOMS:
+        folder = _folder(room)
+        for path in sorted(folder.rglob("*")):
+            if path.suffix in (".py", ".j2"):
+                digest.update(f"{room}/{path.relative_to(folder)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def versions() -> dict[str, str]:
+    """What decides the digits of a result on this machine, and petscale's own code."""
+    return {
+        "petscale": code_digest(),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in ALIKE},
+    }
+
+
+def check_alike() -> None:
+    """Refuse a cluster whose nodes run other code than this process.
+
+    Raises:
+        InputError: CLU_VERSIONS, CLU_NODE_SILENT.
+    """
+    ours = versions()
+    for node, theirs in on_every_node(versions).items():
+        if other := [f"{name} {theirs[name]}, here {ours[name]}" for name in ours if theirs[name] != ours[name]]:
+            raise InputError(
+                "CLU_VERSIONS",
+                where=f"node {node}",
+                found="; ".join(other),
+                remedy="install the same versions on all nodes: ray down, ray up --no-config-cache with one checkout",
+            )

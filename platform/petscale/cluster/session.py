@@ -1,0 +1,199 @@
+"""A Ray cluster for as long as work lasts: the one this process was submitted to, or a private one on this machine."""
+
+import json
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from petscale.cluster.installation import check_alike, code
+from petscale.cluster.nodes import SILENT, joined, on_every_node
+from petscale.cluster.placement import room
+from petscale.cluster.shared_storage import check_shared
+from petscale.config import RunConfig
+from storage import integrity, remote
+from storage.errors import InputError
+
+IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for the driver of a submitted job
+
+SESSION, DASHBOARD, TOKEN = "petscale-ray-", "dashboard.json", "token"  # a private cluster's folder, and files in it
+
+
+def worker_environment(config: RunConfig) -> dict[str, str]:
+    """Environment of the workers: threads and accelerator fixed, no telemetry."""
+    threads = str(config.cluster.cpus_per_worker)
+    return {
+        "DS_ACCELERATOR": config.cluster.device,
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        **SILENT,
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        # glibc would return every large tensor to the system and fault its pages in again: a third of a step on a CPU.
+        # One arena, for a worker trains in a thread, whose own arena would be cut into pieces of 64 MB.
+        "MALLOC_ARENA_MAX": "1",
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": str(8 * 2**30),
+        "MALLOC_TOP_PAD_": str(256 * 2**20),
+    }
+
+
+def runtime_env(config: RunConfig) -> dict[str, Any]:
+    """What a worker needs: its environment, and on a cluster the driver's code unless its job has brought it."""
+    environment: dict[str, Any] = {"env_vars": worker_environment(config)}
+    if joined():
+        environment["worker_process_setup_hook"] = "petscale.cluster.nodes.use_cluster_network"
+        if key := os.environ.get("PETSCALE_SITE_KEY"):  # the file's name: patients are hashed alike everywhere
+            environment["env_vars"]["PETSCALE_SITE_KEY"] = key
+        environment |= {} if os.environ.get(IN_JOB) else code()
+    else:
+        environment["env_vars"]["HOME"] = str(Path.home())  # not Ray's, see ``_homeless``
+    return environment
+
+
+@contextmanager
+def session(config: RunConfig, cpus: int, folder: Path, *read: Path, dashboard: bool = False) -> Iterator[None]:
+    """A Ray cluster for as long as the block lasts: the one that this process was submitted to, else a private one.
+
+    Args:
+        cpus: cores of a private one.
+        folder: where work will be written, which every node of a cluster must see.
+        read: files that every node must be able to read.
+        dashboard: whether a private one has Ray's, which ``ray_dashboard`` finds; a cluster has its own.
+
+    Raises:
+        InputError: CFG_RESOURCES; CLU_VERSIONS, CLU_STORAGE, CLU_NODE_SILENT: all before any work starts.  A cluster
+            that grows (``SCALE_UP_S``) has had its time to by then.
+
+    A private cluster's folder stays behind, for its logs, when the block ends in an error that is not a user's mistake.
+    """
+    os.environ |= {**SILENT, "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    address = joined()
+    if not address:
+        # A private cluster of one secret of its own; an existing one brings its own token.
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        # Ray's name for it: every socket on loopback.  Its metrics would else be open to the whole network.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
+        # Ray would look for new log files ten times a second, to print them; nobody asked it to.
+        os.environ |= {"RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0", "LOG_NAME_UPDATE_INTERVAL_S": "3600"}
+    import ray
+
+    temporary = _session_folder()
+    environment = runtime_env(config)
+    private = {
+        "num_cpus": cpus,
+        "include_dashboard": dashboard,
+        "object_store_memory": 100 * 2**20,
+        "_temp_dir": f"{temporary}/r",  # Ray opens this folder to all users; the one above it stays ours
+    }
+    try:
+        with nullcontext() if address else _homeless():
+            started = ray.init(
+                address=address or "local",
+                runtime_env=environment,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **({} if address else private),
+            )
+    except ConnectionError:
+        raise InputError(
+            "CLU_UNREACHABLE",
+            where="RAY_ADDRESS",
+            found="no Ray cluster answers there",
+            remedy="start it, or unset the variable to work on this machine alone",
+        ) from None
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    if dashboard and not address:
+        (Path(temporary) / TOKEN).touch(0o600)
+        (Path(temporary) / TOKEN).write_text(os.environ["RAY_AUTH_TOKEN"])
+        shown = {"folder": str(folder.absolute()), "port": int(started.dashboard_url.rpartition(":")[2])}
+        integrity.write_json(Path(temporary) / DASHBOARD, shown)
+    keep = True
+    worker = {"CPU": config.cluster.cpus_per_worker} | ({"GPU": 1} if config.cluster.device == "cuda" else {})
+    try:
+        with room([worker] * config.cluster.workers):
+            require_resources(ray.cluster_resources(), config)
+            if address:
+                check_alike()
+                read = tuple(path.absolute() for path in read if not remote.origin(path.parent))
+                if url := remote.origin(folder):
+                    on_every_node(remote.check_writable, url)
+                else:
+                    check_shared(folder.absolute(), *read)
+            yield
+        keep = False
+    except InputError as error:
+        keep = error.code == "TRAIN_FAILED"
+        raise
+    finally:
+        ray.shutdown()
+        if not keep:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def ray_dashboard(folder: Path) -> tuple[int, Path] | None:
+    """Port of Ray's dashboard, and the file with its token, of the private cluster that works in ``folder`` now."""
+    for place in Path(tempfile.gettempdir()).glob(f"{SESSION}*"):
+        if place.stat().st_uid == os.getuid() and psutil.pid_exists(_owner(place)) and (place / DASHBOARD).exists():
+            shown = json.loads((place / DASHBOARD).read_bytes())
+            if shown["folder"] == str(folder.absolute()):
+                return int(shown["port"]), place / TOKEN
+    return None
+
+
+def _owner(session_folder: Path) -> int:
+    pid = session_folder.name.removeprefix(SESSION).split("-")[0]
+    return int(pid) if pid.isdecimal() else 0  # somebody else's idea of a name: nobody's process
+
+
+@contextmanager
+def _homeless() -> Iterator[None]:
+    """Start processes that have no home: Ray's dashboard looks there for the cloud that it is in, and where it finds no
+    file it asks the network."""
+    home = os.environ.get("HOME")
+    os.environ["HOME"] = os.devnull
+    try:
+        yield
+    finally:
+        del os.environ["HOME"]
+        os.environ |= {} if home is None else {"HOME": home}
+
+
+def _session_folder() -> str:
+    """A short path (Ray's sockets lie below it) that names its owner, so that a killed driver's can be removed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{SESSION}*"):
+        if not psutil.pid_exists(_owner(folder)):
+            shutil.rmtree(folder, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"{SESSION}{os.getpid()}-")
+
+
+def require_resources(found: Mapping[str, float], config: RunConfig) -> None:
+    """Ray would wait for ever for cores that do not exist.
+
+    Raises:
+        InputError: CFG_RESOURCES.
+    """
+    cluster = config.cluster
+    wanted = {"CPU": cluster.workers * cluster.cpus_per_worker}
+    if cluster.device == "cuda":
+        wanted["GPU"] = cluster.workers
+    for name, amount in wanted.items():
+        if found.get(name, 0) < amount:
+            raise InputError(
+                "CFG_RESOURCES",
+                where="cluster.workers",
+                found=f"{amount} {name} wanted, the cluster has {found.get(name, 0):g}",
+                remedy="ask for fewer workers or a bigger cluster",
+            )

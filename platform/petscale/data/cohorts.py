@@ -1,0 +1,120 @@
+"""Plans of cases become a cohort: storage's Dask graph run with a bar, here or spread over a cluster."""
+
+import hashlib
+import hmac
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from petscale.cluster import nodes
+from petscale.cluster.nodes import joined
+from petscale.cluster.placement import fewest_cpus
+from petscale.console import bar, console
+from storage import integrity, layout, remote
+from storage.errors import InputError
+from storage.ingest import CasePlan, Outcome, Spread, ingest, one_after_another, site_key
+
+Plans = Mapping[str, Callable[[Path], CasePlan]]
+
+
+def fill_cohort(title: str, cohort: Path, plans: Plans, *, strict: bool, workers: int | None) -> Outcome:
+    """Ingest with a bar over all tasks, then say what was committed, kept and refused.
+
+    Raises:
+        InputError: the first refusal when nothing was committed or kept, so that a single mistake is told as itself;
+            the cohort's folder is then as it was before.  SET_REFUSED when only some cases were refused.
+    """
+    if workers is not None and workers < 1:
+        raise InputError("CFG_RANGE", where="--workers", found=str(workers), remedy="give 1 or more")
+    with _restored_when_empty(cohort):
+        return _fill(title, cohort, plans, strict=strict, workers=workers)
+
+
+def _fill(title: str, cohort: Path, plans: Plans, *, strict: bool, workers: int | None) -> Outcome:
+    done: set[str] = set()
+    with bar(title, len(plans)) as advance, _spread(cohort, workers) as spread:
+
+        def progress(case: str, tasks: int, total: int) -> None:
+            done.update([case] if tasks == total else [])
+            advance(len(done), f"{case} {tasks}/{total} tasks")
+
+        outcome = ingest(cohort, plans, strict=strict, workers=workers, progress=progress, spread=spread)
+        if outcome.committed or outcome.kept:
+            advance(len(plans), "")
+    told = None if outcome.committed or outcome.kept else next(iter(outcome.refused.values()), None)
+    for case, error in outcome.refused.items():
+        if error is not told:
+            console.print(f"refused {case}: {error}", soft_wrap=True, markup=False)
+    if told:
+        raise told
+    summary = f"{cohort}: {len(outcome.committed)} committed, {len(outcome.kept)} already there"
+    console.print(summary, soft_wrap=True, markup=False)
+    if outcome.refused:
+        raise InputError(
+            "SET_REFUSED",
+            where=cohort.name,
+            found=f"{len(outcome.refused)} of {len(plans)} cases were refused, the others are committed",
+            remedy="see the lines above, mend these cases and run the same command again",
+        )
+    return outcome
+
+
+@contextmanager
+def _spread(cohort: Path, workers: int | None) -> Iterator[Spread]:
+    """One case after another on this machine; in a cluster's job, all nodes at once, a case each.
+
+    Raises:
+        InputError: CLU_SITE_KEY where nodes would call one patient by different names; those of ``launch.session``.
+    """
+    if not joined() or remote.origin(cohort):  # what is written for an object store is published from one node
+        yield one_after_another
+        return
+    if "PETSCALE_SITE_KEY" not in os.environ:
+        raise InputError(
+            "CLU_SITE_KEY",
+            where="PETSCALE_SITE_KEY",
+            found="not set: every node would hash patients with a key of its own",
+            remedy="let it name one file that all nodes read, as cluster.yaml does",
+        )
+    from petscale.cluster.session import session
+    from petscale.config import RunConfig
+
+    site_key()  # made if need be, before every node must find it
+    cohort.mkdir(parents=True, exist_ok=True)
+    with session(RunConfig(), 0, cohort, Path(os.environ["PETSCALE_SITE_KEY"])):
+        yield partial(nodes.spread, cpus=workers or min(4, fewest_cpus()))
+
+
+@contextmanager
+def _restored_when_empty(cohort: Path) -> Iterator[None]:
+    """When the block fails and has committed nothing to a new cohort, take away what it made."""
+    held = {path.name for path in cohort.iterdir()} if cohort.is_dir() else None
+    try:
+        yield
+    except BaseException:
+        if cohort.is_dir() and "zarr.json" not in (held or ()):
+            _take_away(cohort, held)
+        raise
+
+
+def _take_away(cohort: Path, held: set[str] | None) -> None:
+    try:
+        with integrity.exclusive(cohort, purpose="clean-up"):
+            if any(cohort.glob(f"{layout.CASES}/*/{integrity.MANIFEST}")):
+                return
+            for path in cohort.iterdir():
+                if path.name not in (held or ()):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if held is None:
+                cohort.rmdir()
+    except InputError:
+        return  # someone else is filling it
+
+
+def fingerprint(key: bytes, *parts: object) -> str:
+    """Keyed, so that a public file's digest does not tell which patient it is."""
+    return hmac.new(key or b"petscale", json.dumps(parts, sort_keys=True).encode(), hashlib.sha256).hexdigest()

@@ -1,0 +1,1 @@
+"""``petscale evaluate``: test cases synthesized and scored beside baselines that need no network."""

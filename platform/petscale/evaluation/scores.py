@@ -1,0 +1,266 @@
+"""Scores of test cases: rows, summaries over cases, paired tests, terminal tables, and the files they are kept in."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+from scipy.stats import wilcoxon
+
+from storage.errors import InputError
+from storage.integrity import write_bytes, write_json
+from trainers.metrics.image import Rule, Score
+from trainers.metrics.presets import BODY_PSNR
+
+SYNTHESIZED, REFERENCE = "synthesized", "full dose"
+
+FEWEST_FOR_A_TEST = 6  # two-sided Wilcoxon cannot fall below 0.05 with five pairs (smallest p is 2 / 2**n)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One score over all cases.
+
+    Args:
+        image: which image.
+        region: region's name, or ``lesions`` for all lesions together (mean over a case's lesions first).
+        kind: what sort of region.
+        rule: how each value was computed.
+        mean: mean over cases; sd is over cases too (ddof 1; NaN for one case).
+        num_cases: how many cases have the score.
+    """
+
+    image: str
+    region: str
+    kind: str
+    rule: Rule
+    mean: float
+    sd: float
+    num_cases: int
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How much better one image is than another, case by case.
+
+    Args:
+        over: name of the image it is compared with.
+        mean: mean over cases of the difference of scores; sd over cases.
+        num_better: cases in which the score is higher.
+        p_value: two-sided Wilcoxon signed-rank test, None with fewer than ``FEWEST_FOR_A_TEST`` cases.
+    """
+
+    over: str
+    mean: float
+    sd: float
+    num_better: int
+    num_cases: int
+    p_value: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Every score of a run's test cases.
+
+    Args:
+        rows: the scores.
+        images: scored images in order: the untreated input first, the network's last, filters between.
+        cases: aliases of the test cases, in order.
+        metadata: JSON-able facts about the run.
+    """
+
+    rows: tuple[Score, ...]
+    images: tuple[str, ...]
+    cases: tuple[str, ...]
+    metadata: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def synthesized(self) -> str:
+        """Name of the image under test."""
+        return self.images[-1]
+
+    def values(self, image: str, rule: Rule, region: str) -> dict[str, float]:
+        """Return case -> value of one score; ``lesions`` stands for the mean over a case's lesions."""
+        return {case: float(np.mean(values)) for case, values in self._index.get((image, rule, region), {}).items()}
+
+    @cached_property
+    def _index(self) -> dict[tuple[str, Rule, str], dict[str, list[float]]]:
+        found: dict[tuple[str, Rule, str], dict[str, list[float]]] = {}
+        for row in self.rows:
+            if not math.isnan(row.value):
+                cases = found.setdefault((row.image, row.rule, region_group(row)), {})
+                cases.setdefault(row.case, []).append(row.value)
+        return found
+
+    def summary(self) -> list[Summary]:
+        """Return mean and sd over cases of every score, in order of appearance."""
+        keys = dict.fromkeys((row.image, region_group(row), row.kind, row.rule) for row in self.rows)
+        found = []
+        for image, region, kind, rule in keys:
+            values = np.array(list(self.values(image, rule, region).values()))
+            if values.size:
+                mean, sd = _mean_sd(values)
+                found.append(Summary(image, region, kind, rule, mean, sd, values.size))
+        return found
+
+    def gain(self, over: str, rule: Rule = BODY_PSNR, region: str = "body") -> Gain | None:
+        """Return the network's gain over another image in one score; None when no case has both."""
+        ours, theirs = self.values(self.synthesized, rule, region), self.values(over, rule, region)
+        shared = [case for case in ours if case in theirs]
+        if not shared:
+            return None
+        gains = np.array([ours[case] - theirs[case] for case in shared])
+        test = len(gains) >= FEWEST_FOR_A_TEST and bool(np.isfinite(gains).all()) and bool(gains.any())
+        p_value = float(wilcoxon(gains).pvalue) if test else None
+        mean, sd = _mean_sd(gains)
+        return Gain(over, mean, sd, int((gains > 0).sum()), len(gains), p_value)
+
+    def write(self, folder: Path) -> None:
+        """Write ``scores.csv`` and ``scores.json`` into an existing folder, each whole or not at all."""
+        write_bytes(folder / "scores.csv", self.csv().encode())
+        write_json(folder / "scores.json", self.json())
+
+    def csv(self) -> str:
+        """Return every score as one line of CSV, the rule's fields in columns of their own."""
+        lines = [_flat(row) for row in self.rows]
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(lines[0]) if lines else ["case"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+        return text.getvalue()
+
+    def json(self) -> dict[str, object]:
+        """Return everything as JSON-able values, each rule once; numbers that are not finite become null."""
+        rules = list(dict.fromkeys(row.rule for row in self.rows))
+        number = {rule: index for index, rule in enumerate(rules)}
+        gains = [gain for name in self.images[:-1] if (gain := self.gain(name)) is not None]
+        content = {
+            "metadata": dict(self.metadata),
+            "cases": list(self.cases),
+            "images": list(self.images),
+            "gain_in_psnr_inside_the_body_db": [asdict(gain) for gain in gains],
+            "rules": [asdict(rule) for rule in rules],
+            "summary": [{**vars(line), "rule": number[line.rule]} for line in self.summary()],
+            "scores": [{**vars(row), "rule": number[row.rule]} for row in self.rows],
+        }
+        finite = _finite(content)
+        assert isinstance(finite, dict)
+        return finite
+
+    def table(self) -> Table:
+        """Return case means ± sd of the project's own rules in the whole volume, the body and the lesions."""
+        table = Table(title=f"{len(self.cases)} test case(s): mean ± sd over cases", title_justify="left")
+        table.add_column("region")
+        table.add_column("image")
+        summaries = [s for s in self.summary() if s.rule.preset == "native" and s.kind != "organ"]
+        metrics = list(dict.fromkeys(s.rule.metric for s in summaries))
+        for metric in metrics:
+            units = next(s.rule.units for s in summaries if s.rule.metric == metric)
+            table.add_column(metric if units == "1" else f"{metric} [{units}]".replace("[", r"\["), justify="right")
+        table.add_column(r"gain \[dB]", justify="right")
+        for region in dict.fromkeys(s.region for s in summaries):
+            for image in self.images:
+                cells = {s.rule.metric: s for s in summaries if (s.region, s.image) == (region, image)}
+                psnr = next((s.rule for s in cells.values() if s.rule.metric == "PSNR"), None)
+                shown = [plus_minus(cells[m].mean, cells[m].sd, m) if m in cells else "" for m in metrics]
+                table.add_row(region, image, *shown, self._gain_cell(image, psnr, region))
+            table.add_section()
+        return table
+
+    def unet_table(self) -> Table | None:
+        """Return case means ± sd of the Unet-score, the full dose first; None where no judge was asked."""
+        summaries = [s for s in self.summary() if s.rule.metric == "Unet-score"]
+        if not summaries:
+            return None
+        regions = list(dict.fromkeys(s.region for s in summaries))
+        title = f"Unet-score of {len(self.cases)} test case(s): mean ± sd over cases"
+        table = Table("image", title=title, title_justify="left")
+        for region in regions:
+            table.add_column(region, justify="right")
+        for image in dict.fromkeys(s.image for s in summaries):
+            cells = {s.region: plus_minus(s.mean, s.sd, s.rule.metric) for s in summaries if s.image == image}
+            table.add_row(image, *(cells.get(region, "") for region in regions))
+        return table
+
+    def _gain_cell(self, image: str, psnr: Rule | None, region: str) -> str:
+        """The gain over the untreated input of any image, so that the filter is judged as the network is."""
+        if psnr is None or image == self.images[0]:
+            return ""
+        ours, theirs = self.values(image, psnr, region), self.values(self.images[0], psnr, region)
+        return f"{np.mean([ours[case] - theirs[case] for case in ours if case in theirs]):+.2f}"
+
+
+def read_evaluation(folder: Path) -> Evaluation:
+    """Read back what ``Evaluation.write`` wrote; values that were not finite come back as NaN.
+
+    Raises:
+        InputError: ``SET_EVALUATION`` if ``scores.json`` is missing or is not one.
+    """
+    try:
+        content = json.loads((folder / "scores.json").read_text("utf-8"))
+        rules = [Rule(**rule) for rule in content["rules"]]
+        rows = [
+            Score(**{**row, "rule": rules[row["rule"]], "value": math.nan if row["value"] is None else row["value"]})
+            for row in content["scores"]
+        ]
+        return Evaluation(tuple(rows), tuple(content["images"]), tuple(content["cases"]), content["metadata"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            "SET_EVALUATION", where="scores.json", found=type(error).__name__, remedy="run petscale evaluate first"
+        ) from None
+
+
+def region_group(row: Score) -> str:
+    """What a score is summed up under: its region, or ``lesions``, for no two patients share a lesion."""
+    return "lesions" if row.kind == "lesion" else row.region
+
+
+DECIMALS = {"PSNR": 2, "SSIM": 4, "MS-SSIM": 4, "MAE": 4, "NRMSE": 3, "NMSE": 4, "Unet-score": 4, "MAPE": 2, "SCORE": 2}
+
+
+def plus_minus(mean: float, sd: float, metric: str) -> str:
+    """Return ``mean ± sd`` with the digits a metric deserves."""
+    places = DECIMALS.get(metric, 1)
+    return f"{mean:.{places}f}" if math.isnan(sd) else f"{mean:.{places}f} ± {sd:.{places}f}"
+
+
+def _mean_sd(values: NDArray[np.float64]) -> tuple[float, float]:
+    if not np.isfinite(values).all():
+        return float(values.mean()), float("nan")
+    return float(values.mean()), float(values.std(ddof=1)) if values.size > 1 else float("nan")
+
+
+def _flat(row: Score) -> dict[str, object]:
+    content = asdict(row)
+    rule = content.pop("rule")
+    assert isinstance(rule, dict)
+    rule["rule_region"] = rule.pop("region")
+    return {
+        **{name: content[name] for name in ("case", "image", "region", "kind")},
+        "metric": rule.pop("metric"),
+        "value": content["value"],
+        "units": rule.pop("units"),
+        "range_value": content["range_value"],
+        **rule,
+        "image_rule": content["image_rule"],
+    }
+
+
+def _finite(content: object) -> object:
+    """JSON has no infinity and no NaN."""
+    match content:
+        case float() if not math.isfinite(content):
+            return None
+        case dict():
+            return {key: _finite(value) for key, value in content.items()}
+        case list() | tuple():
+            return [_finite(value) for value in content]
+        case _:
+            return content

@@ -1,0 +1,104 @@
+"""One case scored: image quality by every preset, uptake in organs and lesions, the Unet-score."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+
+from petscale.evaluation.scores import REFERENCE
+from storage.reader import Case
+from storage.source import ImageSource
+from trainers.metrics.clinical import separate, uptake_scores
+from trainers.metrics.image import Region, Score, stream_scores
+from trainers.metrics.presets import PRESETS
+from trainers.metrics.slices import slice_scores
+from trainers.metrics.udpet import udpet_scores
+from trainers.metrics.unet_score import Judge, unet_scores
+
+
+def score_stored_case(
+    case: Case,
+    target: str,
+    candidates: Mapping[str, ImageSource],
+    *,
+    preset: str,
+    judge: Judge | None = None,
+    alias: str = "",
+) -> list[Score]:
+    """Score a committed case by the project's own preset and a system's, with the labels that the case holds.
+
+    Args:
+        case: a committed case.
+        target: name of its full-dose image in SUVbw.
+        candidates: as for ``score_case``.
+        preset: of the system.
+        judge: as for ``score_case``.
+        alias: what the scores call the case; default: its name.
+
+    Raises:
+        InputError: as ``score_case``.
+    """
+    return score_case(
+        alias or case.name,
+        case.image(target),
+        candidates,
+        body=case.image("body"),
+        labels=case.image("labels") if case.labels else None,
+        label_names=case.labels,
+        lesions=[label for label in case.labels.values() if label.startswith("lesion")],
+        presets=tuple(dict.fromkeys(("native", preset))),
+        judge=judge,
+    )
+
+
+def score_case(
+    case: str,
+    reference: ImageSource,
+    candidates: Mapping[str, ImageSource],
+    *,
+    body: ImageSource,
+    labels: ImageSource | None = None,
+    label_names: Mapping[int, str] | None = None,
+    lesions: Collection[str] = ("lesion",),
+    presets: Sequence[str] = ("native",),
+    judge: Judge | None = None,
+) -> list[Score]:
+    """Score one case: image quality by every preset, uptake in organs and lesions, and what a judge finds.
+
+    Args:
+        case: alias of the case.
+        reference: the full-dose image in SUVbw.
+        candidates: name to image, in the order low-dose input, Gaussian, synthesized.
+        body: greater than 0.5 inside the patient.
+        labels: integers naming organs and lesions, on the reference's grid.
+        label_names: what each label is; labels without a name, and those named ``body``, are no region.
+        lesions: names whose label holds lesions; each connected one becomes a region of its own, the largest first.
+        presets: keys of ``trainers.metrics.presets.PRESETS``; ``udpet2022`` brings its organ errors where there are
+            labels, ``cascade`` MS-SSIM and checkerboards.
+        judge: a U-Net that has not seen the case, for the Unet-score of every image and of the full dose itself; it
+            needs labels.
+
+    Raises:
+        InputError: as ``stream_scores``, ``stream_uptake`` and ``unet_scores`` do.
+    """
+    found = []
+    if judge is not None and labels is not None:
+        found = unet_scores(judge, case, {REFERENCE: reference, **candidates}, labels, label_names or {})
+    rules = [rule for preset in presets for rule in PRESETS[preset]]
+    regions = [Region("whole volume", "whole"), Region("body", "body")]
+    names = dict(label_names or {})
+    if labels is not None:
+        regions += [Region(name, "organ", n) for n, name in names.items() if name not in lesions and name != "body"]
+        for label, name in names.items():
+            if name in lesions:
+                labels = separated = separate(labels, label)
+                numbers = np.unique(separated.numbers).tolist()
+                regions += [Region(f"{name} {i + 1}", "lesion", number) for i, number in enumerate(numbers)]
+    scores = stream_scores(case, reference, candidates, rules, regions, body=body, labels=labels)
+    if labels is not None:
+        if "udpet2022" in presets:
+            organs = [region for region in regions if region.kind == "organ"]
+            scores += udpet_scores(case, reference, candidates, organs, scores, labels=labels)
+        scores += uptake_scores(case, reference, candidates, regions, labels=labels, reference_name=REFERENCE)
+    if "cascade" in presets:
+        scores += slice_scores(case, reference, candidates, body=body)
+    return scores + found

@@ -1,0 +1,189 @@
+"""What an experiment is: its cohort, rows, columns, orderings and the paper's numbers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from petscale.config import RunConfig
+from petscale.evaluation.baselines import INPUT
+from petscale.evaluation.detection import FALSE, HITS, LESIONS, PRESET, SHARPNESS, TPR
+from storage.layout import low_name
+from storage.lowdose import LowDoseConfig
+from storage.phantom import PhantomConfig
+from trainers.metrics.detection import DetectionConfig, Matching
+from trainers.metrics.unet_score import UnetScoreConfig
+
+GAUSSIAN = "best Gaussian"
+
+Scores = dict[str, dict[str, dict[str, float]]]  # image or row -> column label -> patient -> score, in our units
+
+Published = tuple[float, float | None]  # mean, and standard deviation where the paper prints one
+
+METRICS = {  # direction of the better, digits, units
+    "PSNR": (1, 2, "dB"),
+    "SSIM": (1, 4, ""),
+    "MAE": (-1, 4, "SUVbw"),
+    "MAE, cascade": (-1, 4, ""),  # of images in [0, 1]
+    "NRMSE": (-1, 3, "%"),  # of the range, as udpet2022 has it
+    "NMSE": (-1, 4, ""),
+    "Unet-score": (1, 4, ""),
+    "MS-SSIM": (1, 4, ""),
+    "CB 2": (-1, 1, "dB"),
+    "CB 4": (-1, 1, "dB"),
+    TPR: (1, 3, ""),
+    FALSE: (-1, 2, "per scan"),
+    SHARPNESS: (1, 2, "of the real PET's"),
+    HITS: (1, 1, "per scan"),
+    LESIONS: (1, 1, "per scan"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhantomCohort:
+    """Phantom patients, one case each, with simulated scans.
+
+    Args:
+        name: what its folder is called.
+        patients: how many.
+        body: the phantom; seeds count up from ``body.seed``.
+        scan: the scanner and its counts.
+        drfs: dose reduction factors.
+        realisations: independent low-dose images of each patient and dose.
+    """
+
+    name: str
+    patients: int
+    body: PhantomConfig
+    scan: LowDoseConfig
+    drfs: tuple[float, ...]
+    realisations: int = 1
+
+    def lows(self, drf: float) -> tuple[str, ...]:
+        """Names of the low-dose images of one dose."""
+        return tuple(low_name(drf, number) for number in range(self.realisations))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One score of a table.
+
+    Args:
+        label: what the table calls it.
+        metric: ``Rule.metric`` of the scores it is read from.
+        region: ``Score.region`` of these.
+        preset: ``Rule.preset`` of these, empty for any.
+        mask: ``Rule.mask`` of these, empty for any.
+        data_range: ``Rule.data_range`` of these, empty for any.
+    """
+
+    label: str
+    metric: str
+    region: str = "whole volume"
+    preset: str = ""
+    mask: str = ""
+    data_range: str = ""
+
+    @property
+    def _facts(self) -> tuple[int, int, str]:
+        return METRICS.get(f"{self.metric}, {self.preset}", METRICS[self.metric])
+
+    @property
+    def sign(self) -> int:
+        """1 where higher is better, -1 where lower is."""
+        return self._facts[0]
+
+    @property
+    def places(self) -> int:
+        """Digits after the point."""
+        return self._facts[1]
+
+    @property
+    def units(self) -> str:
+        """Ours; the paper's may be unknown."""
+        return self._facts[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One trained system of a table.
+
+    Args:
+        name: the paper's name of it.
+        config: its run; folds are filled in from the experiment.
+        paper: column label -> published value.
+        against: the row that it is tested against, or what needs no network: the low-dose input, or the mean SUV by HU.
+        resized: train on whole volumes resized to this edge length (by area) and score at the native grid; None for
+            native patches.
+    """
+
+    name: str
+    config: RunConfig
+    paper: Mapping[str, Published]
+    against: str = INPUT
+    resized: int | None = None
+
+
+@dataclass(frozen=True)
+class Order:
+    """The paper (or its open question) has ``better`` ahead of ``worse`` in ``column``."""
+
+    better: str
+    worse: str
+    column: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One table.
+
+    Args:
+        name: the key in ``EXPERIMENTS``.
+        title: what it asks.
+        source: where the paper's numbers stand.
+        cohort: whom it is asked of.
+        lows: images that networks start from and whose scores enter the table; a patient's realisations are averaged
+            first.
+        columns: scores.
+        rows: trained systems, in the paper's order.
+        untrained: images that nobody trained, the low-dose input among them: column label -> published value.
+        orders: the paper's orderings, each tested over patients.
+        folds: parts of the cross-validation; every patient is tested once.
+        unet_score: the judge of the Unet-score, None for none.  The tables of one cohort name the same, whether they
+            show it or not, since they share runs and scores.
+        lesions: what is to be detected where, None for nothing.
+        remarks: what a reader of the table must know, one sentence each.
+    """
+
+    name: str
+    title: str
+    source: str
+    cohort: PhantomCohort
+    lows: tuple[str, ...]
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    untrained: Mapping[str, Mapping[str, Published]]
+    orders: tuple[Order, ...]
+    folds: int
+    unet_score: UnetScoreConfig | None = None
+    lesions: DetectionConfig | None = None
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def collected(self) -> tuple[Column, ...]:
+        """The columns shown, and the counts that are pooled over patients."""
+        if self.lesions is None:
+            return self.columns
+        return (*self.columns, *(count for rule in MATCHINGS for count in counted(self.lesions, rule)))
+
+
+MATCHINGS: tuple[Matching, ...] = ("overlap", "peak")
+
+
+def counted(lesions: DetectionConfig, rule: Matching) -> tuple[Column, Column, Column]:
+    """Lesions found, lesions, and false positives of a patient by one rule."""
+    told = replace(lesions, rule=rule).text()
+    region = " and ".join(lesions.organs) or "body"
+    hits, number, false = (
+        Column(label=f"{metric}, {rule}", metric=metric, region=region, preset=PRESET, mask=told)
+        for metric in (HITS, LESIONS, FALSE)
+    )
+    return hits, number, false

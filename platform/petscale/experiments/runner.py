@@ -1,0 +1,237 @@
+"""Run an experiment: train and score every row on every fold, then write one table beside the paper's.
+
+Below one folder: ``<cohort>-<digest>/cohort``, ``<cohort>-<digest>/runs/<digest>-<row>/fold-<k>``, and
+``<experiment>/table.md`` and ``table.json``.  A run's digest is that of its configuration and of its cohort's voxels:
+tables share the runs they have in common, and a changed setting is another run, never an outdated number."""
+
+import hashlib
+import json
+import re
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from petscale import config as configs
+from petscale.cluster.shared_storage import require_path
+from petscale.config import RunConfig
+from petscale.console import console
+from petscale.evaluation import run as evaluating
+from petscale.evaluation.baselines import INPUT
+from petscale.evaluation.scores import (
+    REFERENCE,
+    SYNTHESIZED,
+    Evaluation,
+    read_evaluation,
+    region_group,
+)
+from petscale.evaluation.scoring import score_stored_case
+from petscale.experiments.cohorts import make_cohort, make_resized
+from petscale.experiments.design import GAUSSIAN, Column, Experiment, Row, Scores
+from petscale.experiments.table import as_json, headline, markdown
+from petscale.folders import CONFIG, EVALUATION, WEIGHTS
+from petscale.inference import open_run, synthesize_case
+from petscale.report.environment import environment
+from petscale.training import driver
+from storage import geometry, integrity
+from storage.reader import Cohort, open_cohort
+from storage.source import ImageSource
+from trainers import RECIPES
+
+
+def run_experiment(experiment: Experiment, folder: Path, *, command: str, settings: Sequence[str] = ()) -> Path:
+    """Train and score what is not there yet and write the table after every finished row.
+
+    Args:
+        folder: where cohorts, runs and tables of all experiments of one size go.
+        command: what the user typed, for the record.
+        settings: ``room.field=value`` for every run, as ``petscale train --set`` takes them.
+
+    Returns:
+        The path of ``table.md``.
+
+    Raises:
+        InputError: as ``driver.train`` and ``evaluating.evaluate_run`` do; the same command then continues.
+    """
+    require_path(folder)
+    place = folder / experiment.name
+    place.mkdir(parents=True, exist_ok=True)
+    home = folder / f"{experiment.cohort.name}-{_digest(asdict(experiment.cohort))}"
+    cohort = make_cohort(experiment.cohort, home / "cohort")
+    scores: Scores = {}
+    runs: dict[str, list[str]] = {}
+    known: dict[int, dict[str, Evaluation]] = {}  # a fold's input and Gaussian are scored once
+    for number, row in enumerate(experiment.rows, 1):
+        console.print(f"{experiment.name}: row {number} of {len(experiment.rows)}, {row.name}", markup=False)
+        config = configs.override(row.config, settings)
+        for fold in range(experiment.folds):
+            run, evaluations = _run_fold(experiment, row, config, fold, cohort, home, command, known.get(fold, {}))
+            if not row.resized:
+                known[fold] = evaluations
+            runs.setdefault(row.name, []).append(str(run.relative_to(folder)))
+            _collect(scores, experiment, row, evaluations)
+        facts = {"command": command, "runs": runs, **_facts()}
+        integrity.write_bytes(place / "table.md", markdown(experiment, scores, facts).encode())
+        integrity.write_json(place / "table.json", as_json(experiment, scores, facts))
+    console.print(headline(experiment, scores))
+    return place / "table.md"
+
+
+def _run_fold(
+    experiment: Experiment,
+    row: Row,
+    config: RunConfig,
+    fold: int,
+    native: Path,
+    home: Path,
+    command: str,
+    known: Mapping[str, Evaluation],
+) -> tuple[Path, dict[str, Evaluation]]:
+    """Train one row on one fold unless its weights are there, and score it unless its scores are."""
+    cohort = make_resized(native, home / f"resized-{row.resized}") if row.resized else native
+    run = run_folder(home / "runs", row.name, config, experiment.folds, cohort) / f"fold-{fold}"
+    if not (run / WEIGHTS).is_file():
+        split = replace(config.split, folds=experiment.folds, fold=fold)
+        driver.train(cohort, run, replace(config, split=split), command=command)
+    if row.resized:
+        return run, _evaluate_resized(run, open_cohort(cohort), open_cohort(native))
+    return run, _evaluate(run, native, experiment, home, known)
+
+
+def run_folder(runs: Path, row: str, config: RunConfig, folds: int, cohort: Path) -> Path:
+    """Folder of a row's folds, named by what decides its results; a row of another table may have made it."""
+    opened = open_cohort(cohort)
+    voxels = {name: integrity.manifest(opened.case(name).folder)["root"] for name in opened.cases}
+    split = replace(config.split, folds=folds, fold=0)
+    digest = _digest({"run": replace(config, split=split).identity(), "voxels": voxels})
+    there = sorted(runs.glob(f"{digest}-*"))
+    return there[0] if there else runs / f"{digest}-{re.sub('[^a-z0-9]+', '-', row.lower()).strip('-')}"
+
+
+def _evaluate(
+    run: Path, cohort: Path, experiment: Experiment, home: Path, known: Mapping[str, Evaluation]
+) -> dict[str, Evaluation]:
+    """Read a run's scores, or make them; one Gaussian and one judge of the Unet-score serve every row of a fold."""
+    unet_score = experiment.unet_score
+    found = {low: _scored(run, low) for low in experiment.lows}
+    whole = {low: there for low, there in found.items() if there is not None and _judged_by(there, experiment)}
+    if len(whole) == len(found):
+        return whole
+    config, facts = configs.read(run / CONFIG), json.loads((run / CONFIG).read_bytes())
+    seen = {name: facts["cases"][name] for name in (*facts["train"], *facts["unpaired"])}
+    judge = None
+    if unet_score is not None:
+        feed = [config.feed.full, config.feed.seed, config.feed.suv_scale, config.feed.cases_per_step]
+        judge = evaluating.make_judge(
+            run, cohort, unet_score, home / "judges" / _digest([asdict(unet_score), feed, seen])
+        )
+    baselines = home / "baselines" / _digest({name: seen[name] for name in facts["train"]})
+    return evaluating.evaluate_run(
+        run,
+        cohort,
+        judged_by=judge,
+        lesions=experiment.lesions,
+        lows=experiment.lows,
+        baselines=baselines,
+        known=known,
+    )
+
+
+def _scored(run: Path, name: str) -> Evaluation | None:
+    """The scores in one folder of a run's evaluation, None where there are none or the weights are newer."""
+    scores = run / EVALUATION / name / "scores.json"
+    fresh = scores.is_file() and scores.stat().st_mtime > (run / WEIGHTS).stat().st_mtime
+    return read_evaluation(scores.parent) if fresh else None
+
+
+def _judged_by(evaluation: Evaluation, wanted: Experiment) -> bool:
+    judge, lesions = wanted.unet_score, wanted.lesions
+    judged = judge is None or any(row.rule == judge.rule for row in evaluation.rows)
+    return judged and (lesions is None or any(row.rule.mask == lesions.text() for row in evaluation.rows))
+
+
+def _evaluate_resized(run: Path, resized: Cohort, native: Cohort) -> dict[str, Evaluation]:
+    """Put a run's 64^3 results back on the native grid and score them there as a native run's are.
+
+    Beside them stand the images that merely went down and up: the low-dose input, from whose noise resizing itself
+    takes away, and the full dose, whose loss of resolution no network at 64^3 can make good.
+    """
+    facts = json.loads((run / CONFIG).read_bytes())
+    config = configs.read(run / CONFIG)
+    trained = None
+    results = {}
+    for low in config.feed.low:
+        if (there := _scored(run, f"{low}-native")) is not None:
+            results[low] = there
+            continue
+        trained = trained or open_run(run)
+        rows = []
+        for name in facts["test"]:
+            case, small = native.case(name), resized.case(name)
+            back = partial(geometry.Resampled, grid=case.image(config.feed.full).grid, outside=0.0)
+            candidates: dict[str, ImageSource] = {
+                INPUT: case.image(low),
+                f"{INPUT}, resized and back": back(small.image(low)),
+                f"{REFERENCE}, resized and back": back(small.image(config.feed.full)),
+                SYNTHESIZED: back(synthesize_case(trained, run, small, low)),
+            }
+            rows += score_stored_case(case, config.feed.full, candidates, preset=RECIPES[config.recipe].PRESET)
+        about = {"low": low, "resized": "by area to the network's volume and back by linear interpolation"}
+        results[low] = Evaluation(tuple(rows), tuple(candidates), tuple(facts["test"]), about)
+        folder = run / EVALUATION / f"{low}-native"
+        folder.mkdir(parents=True, exist_ok=True)
+        results[low].write(folder)
+    return results
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _collect(scores: Scores, experiment: Experiment, row: Row, evaluations: Mapping[str, Evaluation]) -> None:
+    """Add one fold's patients.  Input and Gaussian are the same in every row of a fold and are taken once."""
+    chosen = [evaluations[low] for low in experiment.lows]
+    first = chosen[0]
+    for place, image in enumerate((*first.images, REFERENCE)):  # the full dose itself has some scores too
+        name = row.name if image == first.synthesized else GAUSSIAN if image.startswith("Gaussian") else image
+        for column in experiment.collected:
+            # A patient's realisations are averaged before patients are compared: they are no independent patients.
+            drawn = [_values(e, (*e.images, REFERENCE)[place], column) for e in chosen]
+            for patient in drawn[0]:
+                value = float(np.mean([values[patient] for values in drawn if patient in values]))
+                scores.setdefault(name, {}).setdefault(column.label, {})[patient] = value
+
+
+def _values(evaluation: Evaluation, image: str, column: Column) -> dict[str, float]:
+    for score in evaluation.rows:
+        rule = score.rule
+        if (rule.metric, region_group(score)) == (column.metric, column.region) and all(
+            wanted in ("", found)
+            for wanted, found in (
+                (column.preset, rule.preset),
+                (column.mask, rule.mask),
+                (column.data_range, rule.data_range),
+            )
+        ):
+            return evaluation.values(image, rule, column.region)
+    return {}
+
+
+def _facts() -> dict[str, str]:
+    return {"date": datetime.now(UTC).date().isoformat(), "commit": _commit(), **environment()}
+
+
+def _commit() -> str:
+    """The commit of this very file's checkout; ``unknown`` for an installed package, even inside another checkout."""
+    git: Callable[..., str] = partial(
+        subprocess.check_output, cwd=Path(__file__).parent, text=True, stderr=subprocess.DEVNULL
+    )
+    try:
+        git(["git", "ls-files", "--error-unmatch", Path(__file__).name])
+        return git(["git", "describe", "--always", "--dirty"]).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

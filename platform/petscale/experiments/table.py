@@ -1,0 +1,219 @@
+"""An experiment's table: ours beside the paper's, paired tests, as Markdown, JSON and on the terminal."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+from scipy.stats import wilcoxon
+
+from petscale import config as configs
+from petscale.evaluation.baselines import BY_HU, INPUT
+from petscale.evaluation.scores import (
+    FEWEST_FOR_A_TEST,
+    REFERENCE,
+    Gain,
+)
+from petscale.experiments.design import MATCHINGS, Column, Experiment, Order, Published, Scores, counted
+from trainers.metrics.detection import clopper_pearson, poisson_interval
+
+SIGNIFICANT = 0.05
+
+
+def compare(scores: Scores, better: str, worse: str, column: Column) -> Gain | None:
+    """How much better one row is than another, patient by patient, positive where ``column`` calls it better.
+
+    Returns:
+        Mean and sd (ddof 1) of the gain, patients in which it is positive, and the two-sided Wilcoxon signed-rank
+        test, None with fewer than ``FEWEST_FOR_A_TEST`` patients or without any difference; None without scores.
+    """
+    ours, theirs = (scores.get(name, {}).get(column.label, {}) for name in (better, worse))
+    gains = np.array([column.sign * (ours[patient] - theirs[patient]) for patient in ours if patient in theirs])
+    if not gains.size:
+        return None
+    finite = bool(np.isfinite(gains).all())
+    tested = len(gains) >= FEWEST_FOR_A_TEST and finite and bool(gains.any())
+    p_value = float(wilcoxon(gains).pvalue) if tested else None
+    sd = float(gains.std(ddof=1)) if finite and len(gains) > 1 else float("nan")
+    return Gain(worse, float(gains.mean()), sd, int((gains > 0).sum()), len(gains), p_value)
+
+
+def verdict(gain: Gain | None) -> str:
+    """What the patients say about an ordering, in words."""
+    if gain is None:
+        return "not computed"
+    if gain.p_value is None:
+        return "not tested"
+    if gain.p_value >= SIGNIFICANT:
+        return "within noise"
+    return "reproduced" if gain.mean > 0 else "not reproduced"
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One row of a table: a trained one, or an image that nobody trained."""
+
+    name: str
+    paper: Mapping[str, Published]
+    against: str
+
+
+def _lines(experiment: Experiment, scores: Scores) -> list[_Line]:
+    trained = [_Line(row.name, row.paper, row.against) for row in experiment.rows]
+    published = [
+        _Line(image, paper, "") for image, paper in experiment.untrained.items() if image == INPUT or image in scores
+    ]
+    known = {line.name for line in (*published, *trained)}
+    others = [_Line(name, {}, "" if name in (REFERENCE, BY_HU) else INPUT) for name in scores if name not in known]
+    return [*published, *others, *trained]
+
+
+def _ours(scores: Scores, name: str, column: Column) -> str:
+    values = np.array(list(scores.get(name, {}).get(column.label, {}).values()))
+    if not values.size:
+        return "-"
+    mean = f"{values.mean():.{column.places}f}"
+    spread = np.isfinite(values).all() and values.size > 1
+    return f"{mean} ± {values.std(ddof=1):.{column.places}f}" if spread else mean
+
+
+def _theirs(paper: Mapping[str, Published], column: Column) -> str:
+    if column.label not in paper:
+        return "-"
+    mean, sd = paper[column.label]
+    return f"{mean:g}" if sd is None else f"{mean:g} ± {sd:g}"
+
+
+def _p(gain: Gain | None) -> str:
+    if gain is None or gain.p_value is None:
+        return "-"
+    return f"{gain.p_value:.3f}" if gain.p_value >= 0.001 else f"{gain.p_value:.1e}"
+
+
+def _gained(gain: Gain | None, column: Column) -> str:
+    return "-" if gain is None else f"{gain.mean:+.{column.places}f} ({gain.num_better} of {gain.num_cases})"
+
+
+def markdown(experiment: Experiment, scores: Scores, facts: Mapping[str, Any]) -> str:
+    """Return the table as a page: per column ours beside the paper's, the gain over a row's reference and its p."""
+    done = [row.name for row in experiment.rows if row.name in scores]
+    patients = len({patient for columns in scores.values() for found in columns.values() for patient in found})
+    text = [f"# {experiment.title}", ""]
+    if len(done) < len(experiment.rows):
+        text += [f"**Partial: {len(done)} of {len(experiment.rows)} rows are finished.**", ""]
+    body = experiment.cohort.body
+    shape, spacing = " x ".join(map(str, body.shape)), " x ".join(f"{mm:g}" for mm in body.spacing_mm)
+    text += [
+        f"Paper: {experiment.source}.  Ours: {patients} simulated patients (phantoms of {shape} voxels, {spacing} mm), "
+        f"{experiment.folds} folds by patient, each patient tested once; scored on {', '.join(experiment.lows)}.",
+        "",
+        "Mean ± sd (ddof 1) over patients.  The gain is the mean difference, patient by patient, to the row named,"
+        " positive where the row is better, with the number of patients in which it is; p: two-sided Wilcoxon"
+        " signed-rank test over patients, not corrected for the number of tests.  The patients of a fold share one"
+        " network, so p speaks of these networks and not of other trainings.",
+        "",
+        *(f"- {remark}" for remark in experiment.remarks),
+        "",
+    ]
+    for column in experiment.columns:
+        units = f" [{column.units}]" if column.units else ""
+        text += [f"## {column.label}{units}, {'higher' if column.sign > 0 else 'lower'} is better", ""]
+        text += ["| row | ours | paper | gain | over | p |", "|---|---|---|---|---|---|"]
+        for line in _lines(experiment, scores):
+            gain = compare(scores, line.name, line.against, column)
+            cells = (_ours(scores, line.name, column), _theirs(line.paper, column), _gained(gain, column))
+            text.append(f"| {' | '.join((line.name, *cells, line.against or '-', _p(gain)))} |")
+        text.append("")
+    if experiment.lesions:
+        text += _pooled_table(experiment, scores)
+    text += ["## The paper's orderings", ""] if experiment.orders else []
+    for order, column, gain in _judged(experiment, scores):
+        told = f": {_gained(gain, column)}, p {_p(gain)}" if gain else ""
+        text.append(f"- {order.column}: {order.better} ahead of {order.worse}: **{verdict(gain)}**{told}")
+    text += ["", "## How it was made", "", f"`{facts['command']}`", "", "| | |", "|---|---|"]
+    text += [f"| {name} | {value} |" for name, value in facts.items() if isinstance(value, str) and name != "command"]
+    return "\n".join(text) + "\n"
+
+
+def _pooled_table(experiment: Experiment, scores: Scores) -> list[str]:
+    """Lesions found of all lesions, and false positives of all scans, with exact 95 % intervals."""
+    assert experiment.lesions is not None
+    text = ["## Lesions of all patients together", "", f"{experiment.lesions.text()}.", ""]
+    text += ["| row | found, overlap | false positives per scan | found, peak | false positives per scan, peak |"]
+    text += ["|---|---|---|---|---|"]
+    for line in _lines(experiment, scores):
+        cells = []
+        for rule in MATCHINGS:
+            counts = [scores.get(line.name, {}).get(c.label, {}) for c in counted(experiment.lesions, rule)]
+            hits, lesions, false = (round(sum(found.values())) for found in counts)
+            scans = len(counts[2])
+            found, alarms = clopper_pearson(hits, lesions) if lesions else None, poisson_interval(false, max(scans, 1))
+            share = f"{hits}/{lesions} = {hits / lesions:.2f} ({found[0]:.2f} to {found[1]:.2f})" if found else "-"
+            rate = f"{false / scans:.2f} ({alarms[0]:.2f} to {alarms[1]:.2f})" if scans else "-"
+            cells += [share, rate]
+        text.append(f"| {' | '.join((line.name, *cells))} |")
+    return [*text, ""]
+
+
+def _judged(experiment: Experiment, scores: Scores) -> list[tuple[Order, Column, Gain | None]]:
+    columns = {column.label: column for column in experiment.columns}
+    return [
+        (order, columns[order.column], compare(scores, order.better, order.worse, columns[order.column]))
+        for order in experiment.orders
+    ]
+
+
+def as_json(experiment: Experiment, scores: Scores, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return everything behind the table as JSON values: every patient's score, settings, tests and verdicts."""
+    lines = []
+    settings = {row.name: configs.to_json(row.config) for row in experiment.rows}
+    for line in _lines(experiment, scores):
+        cells = {}
+        for column in experiment.columns:
+            gain = compare(scores, line.name, line.against, column)
+            values = scores.get(line.name, {}).get(column.label, {})
+            cells[column.label] = {
+                "patients": {patient: _finite(value) for patient, value in values.items()},
+                "paper": line.paper.get(column.label),
+                "gain": {key: _finite(value) for key, value in asdict(gain).items()} if gain else None,
+            }
+        lines.append({"name": line.name, "columns": cells, "config": settings.get(line.name)})
+    return {
+        "experiment": experiment.name,
+        "source": experiment.source,
+        "complete": all(row.name in scores for row in experiment.rows),
+        "folds": experiment.folds,
+        "lows": list(experiment.lows),
+        "cohort": asdict(experiment.cohort),
+        "columns": [{**asdict(c), "units": c.units, "higher_is_better": c.sign > 0} for c in experiment.columns],
+        "rows": lines,
+        "orders": [
+            {**asdict(order), "verdict": verdict(gain), "p_value": gain.p_value if gain else None}
+            for order, _, gain in _judged(experiment, scores)
+        ],
+        "facts": dict(facts),
+    }
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity and no NaN."""
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def headline(experiment: Experiment, scores: Scores) -> Table:
+    """Return the scores of the whole volume for the terminal: ours, the paper's in brackets, p beside it."""
+    table = Table(title=f"{experiment.title}: mean ± sd over patients (paper), p", title_justify="left")
+    table.add_column("row")
+    columns = [column for column in experiment.columns if column.region == "whole volume"]
+    for column in columns:
+        table.add_column(f"{column.label} \\[{column.units}]" if column.units else column.label, justify="right")
+    for line in _lines(experiment, scores):
+        cells = []
+        for column in columns:
+            gain = compare(scores, line.name, line.against, column)
+            paper = f" ({_theirs(line.paper, column)})" if column.label in line.paper else ""
+            p_value = f", p {_p(gain)}" if gain and gain.p_value is not None else ""
+            cells.append(f"{_ours(scores, line.name, column)}{paper}{p_value}")
+        table.add_row(line.name, *cells)
+    return table

@@ -1,0 +1,17 @@
+"""Names of the files in a run's folder and in a study's folder; on disk they never change."""
+
+# A run: `petscale train RUN`
+CONFIG = "config.json"  # its configuration and record
+WEIGHTS = "weights.safetensors"  # what inference needs
+CHECKPOINTS = "checkpoints"  # committed states, for resuming
+METRICS = "metrics.jsonl"  # one record per line
+EVENTS = "tb"  # TensorBoard's copy of them
+PICTURES = "pictures"  # of a held-out patch, during training
+SYNTHESIS = "synthesis"  # per source image: a cohort of synthesized volumes
+EVALUATION = "evaluation"  # per source image: scores and baselines
+REPORT = "report.html"  # of a run or a study
+
+# A study: `petscale tune --study STUDY`
+TRIALS = "trials"  # a run per trial, by number
+SCORED = "judged.json"  # in a trial's run: the objectives after each budget
+BEST = "best.json"  # the best trial's configuration

@@ -1,0 +1,228 @@
+"""``petscale synthesize``: a run and a scan in, its full-dose estimate out, in the same kind of file.
+
+A low-dose PET comes back on its own grid and in its own unit.  A CT comes back as PET in SUVbw, on a grid of the voxel
+size that the run was trained at: a network knows sizes in voxels only.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from petscale import config as configs
+from petscale.config import RunConfig
+from petscale.console import bar
+from petscale.data.ingest import Files, is_nifti, open_ct, open_pet, suv_factor
+from petscale.folders import SYNTHESIS, WEIGHTS
+from storage import dicom, dicom_write, geometry, integrity, layout, nifti
+from storage.errors import InputError
+from storage.ingest import CasePlan, ingest
+from storage.patches import grid as tile_grid
+from storage.reader import Case, StoredImage, open_cohort
+from storage.source import HU, SUV, Grid, ImageSource
+from trainers import RECIPES, checkpoint
+from trainers.recipe import Synthesizer
+from trainers.synthesize import fitted, synthesize
+
+FROM_PET = json.dumps({"units": SUV, "spacing_mm": (1.0, 1.0, 1.0)})  # of weights from before they told
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run, ready for inference.
+
+    Args:
+        units: of the images that it starts from, SUVbw or HU.
+        spacing_mm: voxel edge lengths (z, y, x) of its training cases; what a CT is brought to.
+    """
+
+    config: RunConfig
+    synthesizer: Synthesizer
+    device: torch.device
+    units: str
+    spacing_mm: tuple[float, float, float]
+
+
+def open_run(run: Path) -> Trained:
+    """Load a run's weights.
+
+    Raises:
+        InputError: CKPT_NONE, CKPT_DAMAGED, CKPT_CONFIG.
+    """
+    weights, facts = checkpoint.read_weights(run / WEIGHTS)
+    try:
+        config = configs.from_json(json.loads(facts["config"]))
+        start = json.loads(facts.get("starts_from", FROM_PET))
+    except (KeyError, json.JSONDecodeError):
+        raise InputError(
+            "CKPT_CONFIG",
+            where=WEIGHTS,
+            found="weights without their configuration",
+            remedy="use the file that `petscale train` wrote",
+        ) from None
+    device = torch.device("cuda" if config.cluster.device == "cuda" and torch.cuda.is_available() else "cpu")
+    synthesizer = RECIPES[config.recipe].weights_to_synthesizer(
+        config.model, {name: value.to(device) for name, value in weights.items()}
+    )
+    return Trained(config, synthesizer, device, start["units"], start["spacing_mm"])
+
+
+def run_case(trained: Trained, case: Case, image: str, write: Callable[[int, NDArray[np.float32]], object]) -> None:
+    """Synthesize from one stored image with a bar; ``write`` gets finished slabs in SUV."""
+    tiling = trained.synthesizer.tiling
+    shape = case.image(image).grid.shape
+    done = 0
+    with bar("synthesize", sum(1 for _ in tile_grid(*fitted(tiling, shape), tiling.overlap))) as advance:
+
+        def progress(tiles: int) -> None:
+            nonlocal done
+            done += tiles
+            advance(done, f"{case.name} {image}")
+
+        synthesize(
+            trained.synthesizer,
+            case,
+            image,
+            write,
+            suv_scale=trained.config.feed.suv_scale,
+            device=trained.device,
+            progress=progress,
+        )
+
+
+class _Spool:
+    """A volume on disk between the network and a writer: slabs go in in order, any slab comes out.
+
+    Plain writes, no memory map: on a full disk a map ends the process by a signal, a write by an error.
+    """
+
+    def __init__(self, path: Path, grid: Grid) -> None:
+        self._path, self._shape = path, grid.shape
+        self._layer = grid.shape[1] * grid.shape[2]
+        path.write_bytes(b"")
+
+    def put(self, z0: int, slab: NDArray[np.float32]) -> None:
+        # Uptake is never negative: clipped on export only, never in training or scoring of patches.
+        with integrity.disk_errors(self._path), self._path.open("r+b") as file:
+            file.seek(z0 * self._layer * 4)
+            file.write(np.maximum(slab, 0).astype(np.float32).tobytes())
+
+    def read(self, z0: int, z1: int) -> NDArray[np.float32]:
+        count, offset = (z1 - z0) * self._layer, z0 * self._layer * 4
+        return np.fromfile(self._path, np.float32, count, offset=offset).reshape(z1 - z0, *self._shape[1:])
+
+
+def synthesize_case(trained: Trained, run: Path, case: Case, image: str) -> StoredImage:
+    """Synthesize a cohort's case into the run's own cohort of results, unless it is there already.
+
+    Returns:
+        The stored result, image ``synth_<image>``.
+    """
+    case.image(image)  # refused here, before anything is made under its name
+    name = f"synth_{image}"
+    store = run / SYNTHESIS / image
+    digest = hashlib.sha256((run / WEIGHTS).read_bytes()).hexdigest()
+    with tempfile.TemporaryDirectory(dir=run, prefix=".spool-") as scratch:
+
+        def plan(_: Path) -> CasePlan:
+            # Slabs are asked for only when they are stored: a case that is there already costs no synthesis.
+            result = _Lazy(Path(scratch) / "spool.f32", trained, case, image)
+            return CasePlan({name: result}, case.subject, f"{case.fingerprint} {digest}")
+
+        ingest(store, {case.name: plan}, strict=True, workers=1)
+    return open_cohort(store).case(case.name).image(name)
+
+
+class _Lazy:
+    """A synthesized volume that is computed when its first slab is asked for."""
+
+    def __init__(self, path: Path, trained: Trained, case: Case, image: str) -> None:
+        self.grid, self.units = case.image(image).grid, SUV
+        self.provenance = {"kind": "synthesized", "recipe": trained.config.recipe, "from": image}
+        self._path, self._trained, self._case, self._image = path, trained, case, image
+        self._spool: _Spool | None = None
+
+    def read(self, z0: int, z1: int) -> NDArray[np.float32]:
+        if self._spool is None:
+            self._spool = _Spool(self._path, self.grid)
+            run_case(self._trained, self._case, self._image, self._spool.put)
+        return self._spool.read(z0, z1)
+
+
+def synthesize_pet(trained: Trained, files: Files, output: Path) -> None:
+    """Synthesize a NIfTI file or a DICOM series of a low-dose PET into the same kind of file, unit and geometry.
+
+    Args:
+        files: the PET; its CT and mask are not used.
+        output: a new ``.nii`` or ``.nii.gz`` for NIfTI, a new folder for DICOM.
+
+    Raises:
+        InputError: IMG_FORMAT, DISK_EXISTS, and whatever is wrong with the input.
+    """
+    with _scratch_for(files.pet, output) as scratch:
+        source, _ = open_pet(files, scratch)
+        factor = suv_factor(files)
+        spool = _through(trained, layout.low_name(1), source, scratch)
+        if isinstance(source, dicom.DicomSource):
+            dicom_write.write_derived_series(output, source, spool.read, description=_description(trained))
+            return
+        nifti.write_nifti(output, source.grid, lambda z0, z1: spool.read(z0, z1) / np.float32(factor))
+
+
+def synthesize_ct(trained: Trained, ct: Path, output: Path) -> None:
+    """Synthesize a PET in SUVbw from a CT alone, at the voxel size that the run was trained at.
+
+    Args:
+        ct: a NIfTI file in HU or a DICOM series.
+        output: a new ``.nii`` or ``.nii.gz`` for NIfTI, a new folder for DICOM.
+
+    Raises:
+        InputError: IMG_FORMAT, DISK_EXISTS, CT_UNITS, and whatever is wrong with the input.
+    """
+    with _scratch_for(ct, output) as scratch:
+        source = open_ct(ct, scratch)
+        grid = geometry.coarser_grid(source.grid, trained.spacing_mm)
+        spool = _through(trained, trained.config.feed.low[0], geometry.Resampled(source, grid), scratch)
+        if isinstance(source, dicom.DicomSource):
+            what = _description(trained)
+            dicom_write.write_synthetic_pet(output, source, grid, spool.read, description=what)
+            return
+        nifti.write_nifti(output, grid, spool.read)
+
+
+def _description(trained: Trained) -> str:
+    return f"{trained.config.recipe} {'PET from CT' if trained.units == HU else 'full-dose estimate'}"
+
+
+@contextmanager
+def _scratch_for(source: Path, output: Path) -> Iterator[Path]:
+    """A folder on the output's disk, once the output is known to be possible."""
+    if output.exists():
+        raise InputError("DISK_EXISTS", where=output.name, found="exists already", remedy="choose another --output")
+    if is_nifti(source) != is_nifti(output):
+        raise InputError(
+            "IMG_FORMAT",
+            where=output.name,
+            found="input and output are of different kinds",
+            remedy="give a .nii.gz for NIfTI input and a folder for DICOM input",
+        )
+    # In a folder that is there: a refused input leaves no empty folders behind.
+    place = next(parent for parent in output.absolute().parents if parent.exists())
+    with integrity.disk_errors(output), tempfile.TemporaryDirectory(dir=place, prefix=".petscale-") as folder:
+        yield Path(folder)
+
+
+def _through(trained: Trained, name: str, source: ImageSource, scratch: Path) -> _Spool:
+    """Store a scan as a case of its own, as the network's tiles are read from a store, and synthesize it."""
+    plan = CasePlan({name: source}, subject="scan", fingerprint="scan")
+    ingest(scratch / "cohort", {"scan": lambda _: plan}, strict=True, workers=1)
+    spool = _Spool(scratch / "spool.f32", source.grid)
+    run_case(trained, open_cohort(scratch / "cohort").case("scan"), name, spool.put)
+    return spool

@@ -1,0 +1,88 @@
+"""``petscale report``: gather what a run's pages show, and write one page per source image."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from petscale.console import bar
+from petscale.evaluation.run import baseline_of, candidates_of, run_facts
+from petscale.evaluation.scores import Evaluation
+from petscale.folders import METRICS, REPORT, SYNTHESIS
+from petscale.report import CaseImages, ReportData, write_report
+from petscale.report.environment import environment
+from petscale.training.progress import read_metrics
+from storage import integrity
+from storage.reader import Case, open_cohort
+from storage.source import HU
+from trainers import RECIPES
+
+
+def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation]) -> Path:
+    """Write the run's reports, one page per low dose; returns the first one's path.
+
+    Args:
+        evaluations: what ``evaluate_run`` returned.
+
+    Raises:
+        InputError: as ``evaluate_run``.
+    """
+    config, facts = run_facts(run)
+    opened = open_cohort(cohort)
+    paths = []
+    with bar("report", len(evaluations)) as advance:
+        for number, (low, evaluation) in enumerate(evaluations.items()):
+            baseline = baseline_of(run, cohort, low)
+            pictured = {}
+            rules = {}
+            for name in evaluation.cases:
+                case = opened.case(name)
+                result = open_cohort(run / SYNTHESIS / low).case(name).image(f"synth_{low}")
+                start = case.image(low)
+                pictured[name] = CaseImages(
+                    case.image(config.feed.full),
+                    candidates_of(case, low, baseline, result),
+                    case.image("body"),
+                    ct=start if start.units == HU else None,
+                )
+                rules[name] = suv_rule(case.image(config.feed.full).provenance)
+            path = run / (REPORT if number == 0 else f"report-{low}.html")
+            write_report(
+                path,
+                ReportData(
+                    title=f"{config.recipe}: {_task(opened.case(evaluation.cases[0]), low)}",
+                    evaluation=evaluation,
+                    images=pictured,
+                    command=str(facts["command"]),
+                    config=facts["config"],
+                    metrics=[r for r in read_metrics(run / METRICS) if r["event"] == "log"],
+                    environment=environment(),
+                    cohort_digest=integrity.root_digest(facts["cases"], {}),
+                    suv_rules={name: rule for name, rule in rules.items() if rule},
+                    notes=[
+                        *RECIPES[config.recipe].remarks(config.model),
+                        *_notes(opened.case(evaluation.cases[0]), low),
+                    ],
+                ),
+            )
+            paths.append(path)
+            advance(number + 1, path.name)
+    return paths[0]
+
+
+def _task(case: Case, low: str) -> str:
+    return "CT to PET" if case.image(low).units == HU else f"{low} to full dose"
+
+
+def suv_rule(provenance: Mapping[str, object]) -> str:
+    """The reference-time rule an image's SUV rests on, empty when it was not read from DICOM."""
+    truth = provenance.get("truth")
+    facts = truth if isinstance(truth, Mapping) else provenance
+    return str(facts.get("reference_rule", ""))
+
+
+def _notes(case: Case, low: str) -> list[str]:
+    facts = case.image(low).provenance
+    if facts.get("kind") != "simulated low dose":
+        return []
+    truth = facts.get("truth")
+    of = "a phantom" if isinstance(truth, Mapping) and truth.get("kind") == "phantom" else "a given scan"
+    return [f"The low dose is simulated from {of} (2D slices, no time of flight); its noise is not a scanner's."]

@@ -1,0 +1,122 @@
+"""``petscale train``: from a checked plan to trained weights through Ray Train; the same command resumes."""
+
+import importlib
+import json
+import math
+import shutil
+import uuid
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from petscale.cluster import session as sessions
+from petscale.cluster.nodes import joined
+from petscale.cluster.session import require_resources
+from petscale.config import RunConfig
+from petscale.folders import WEIGHTS
+from petscale.training.planning import Plan, plan_run
+from petscale.training.progress import Watch
+from petscale.training.worker import train_worker
+from storage import integrity, remote
+from storage.errors import InputError
+from storage.internals import internal
+
+ROOM_TRIES = 5  # times that workers are waited for, a minute each by Ray's default; a lost node may come back
+
+
+def train(cohort: Path, run: Path, config: RunConfig, *, command: str) -> Path:
+    """Train, or go on training, and return the exported weights.
+
+    Args:
+        cohort: a committed cohort.
+        run: the run's folder; made if it does not exist, continued if it does.
+        command: what the user typed, for the record.
+
+    Raises:
+        InputError: any mistake, before the cluster starts where it can be seen then; TRAIN_FAILED when workers keep
+            dying.
+    """
+    plan = plan_run(cohort, run, config)
+    if not joined():  # a private cluster has the GPUs of this machine, and as many workers as asked for
+        require_resources({"CPU": math.inf, "GPU": torch.cuda.device_count()}, config)
+    with integrity.exclusive(plan.run, purpose="train"):
+        plan.record(command)
+        cores = config.cluster.workers * config.cluster.cpus_per_worker
+        with Watch(plan.run, plan.num_steps), sessions.session(config, cores, plan.run, cohort / "zarr.json"):
+            train_on_ray(plan)
+    return plan.run / WEIGHTS
+
+
+def train_on_ray(plan: Plan, *, until: int | None = None) -> None:
+    """Train by Ray Train's workers on the cluster that is there, to the end or until a step.
+
+    Raises:
+        InputError: what a worker refused; TRAIN_FAILED when workers keep dying.
+    """
+    import ray
+    from ray.train import FailureConfig, ScalingConfig
+    from ray.train import RunConfig as RayRunConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    # Who gives the workers' place back when the controller dies asks the dashboard every second.  A private cluster has
+    # one for a sweep's trials alone, and ends with its driver anyway.
+    guarded = until is not None or joined()
+
+    callbacks = importlib.import_module("ray.train.v2._internal.callbacks.placement_group_callback")
+    cleaner = internal(callbacks, "PlacementGroupCleanerCallback", "ray")
+    internal(TorchTrainer, "_create_default_callbacks", "ray")
+
+    class Unguarded(TorchTrainer):  # type: ignore[misc,unused-ignore]
+        def _create_default_callbacks(self) -> list[Any]:
+            return [c for c in super()._create_default_callbacks() if not isinstance(c, cleaner)]
+
+    run, cluster = plan.run, plan.config.cluster
+    trainer = (TorchTrainer if guarded else Unguarded)(
+        train_worker,
+        train_loop_config=replace(plan.job, until=until).to_json(),
+        scaling_config=ScalingConfig(
+            num_workers=cluster.workers,
+            use_gpu=cluster.device == "cuda",
+            resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.device == "cuda" else {}),
+        ),
+        torch_config=TorchConfig(timeout_s=300),
+        run_config=RayRunConfig(
+            # A fresh name: Ray's own notion of a latest checkpoint is never asked, our manifests are.
+            name=f"attempt-{uuid.uuid4().hex[:8]}",
+            storage_path=str(run / "ray"),
+            failure_config=FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=ROOM_TRIES - 1),
+        ),
+    )
+    failure: Exception | None = None
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        failure = error
+    finally:
+        shutil.rmtree(run / "ray", ignore_errors=True)
+    if held := remote.holding(remote.origin(run)):  # what rank 0 published, maybe from another node
+        remote.fetch(held.url, held=held)
+    raise_refusal(run)
+    if failure:
+        (run / "failure.log").write_text(str(failure))
+        if isinstance(failure, ray.train.ControllerError):
+            raise InputError(
+                "CLU_NO_ROOM",
+                where=run.name,
+                found=f"{cluster.workers} workers could not be started within {ROOM_TRIES} minutes; see failure.log",
+                remedy="bring lost nodes back (ray up), or run the same command with fewer workers: it continues",
+            )
+        raise InputError(
+            "TRAIN_FAILED",
+            where=run.name,
+            found=f"workers died {cluster.max_failures + 1} times; the first error is in failure.log",
+            remedy="run the same command again to continue from the last checkpoint",
+        )
+
+
+def raise_refusal(run: Path) -> None:
+    """Raise what a worker refused, if any did (InputError)."""
+    if (run / "error.json").is_file():
+        raise InputError(**json.loads((run / "error.json").read_bytes()))

@@ -1,0 +1,52 @@
+"""Pictures made during training: one patch of a held-out patient as source, synthesized and target."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from storage.patches import draw, generator
+from storage.reader import Case
+from storage.source import HU
+from trainers.feed import FeedConfig
+from trainers.recipe import Synthesizer
+from trainers.synthesize import case_context, fitted
+
+CT_HU = (-160.0, 240.0)  # shown black and white in slices of a CT: soft tissue
+
+
+def picture(
+    folder: Path, case: Case, feed: FeedConfig, device: torch.device, window_suv: float = 7.0
+) -> Callable[[int, Synthesizer], None]:
+    """Return the loop's picture function: start | synthesized | full of one held-out patch, in fixed windows."""
+
+    low, full, suv_scale = feed.low[0], feed.full, feed.suv_scale
+    from_ct = case.image(low).units == HU
+
+    def draw_picture(step: int, synthesizer: Synthesizer) -> None:
+        _, tile = fitted(synthesizer.tiling, case.aids.shape)
+        box = draw(case.aids, tile, {"uptake": 1.0}, generator(0, 6))
+        with torch.no_grad():
+            context = case_context(synthesizer, case, low, suv_scale=suv_scale, device=device)
+            source = torch.from_numpy(case.image(low).patch(box.grown(synthesizer.tiling.halo)))[None, None]
+            output = synthesizer(source.to(device) / suv_scale, context)[0, 0].cpu() * suv_scale
+        pet = (0.0, window_suv)
+        panels: dict[str, tuple[NDArray[np.float32], tuple[float, float], str]] = {
+            low: (case.image(low).patch(box), *((CT_HU, "gray") if from_ct else (pet, "gray_r"))),
+            "synthesized": (output.numpy(), pet, "gray_r"),
+            full: (case.image(full).patch(box), pet, "gray_r"),
+        }
+        figure = Figure(figsize=(9, 3.2), layout="constrained")
+        for axes, (title, (voxels, (black, white), colours)) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+            axes.imshow(voxels[len(voxels) // 2], cmap=colours, vmin=black, vmax=white)
+            axes.set_title(title, fontsize=9)
+            axes.set_axis_off()
+        figure.suptitle(f"step {step}, case {case.name}, SUV 0 to {window_suv:g}", fontsize=9)
+        folder.mkdir(exist_ok=True)
+        FigureCanvasAgg(figure).print_png(folder / f"step-{step:07d}.png")
+
+    return draw_picture

@@ -1,0 +1,186 @@
+"""What is checked before a run starts: cohort, split, configuration, other files, an earlier run in the folder."""
+
+import hashlib
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from petscale import config as configs
+from petscale.config import Roles, RunConfig
+from petscale.folders import CONFIG
+from petscale.training.job import WorkerJob
+from storage import integrity, layout, remote
+from storage.errors import InputError
+from storage.reader import Cohort, open_cohort
+from trainers import RECIPES, checkpoint, feed
+from trainers.engine import plain_engine
+from trainers.recipe import Recipe, Validated
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that passed every check that can be made before a cluster starts.
+
+    Args:
+        run: its folder.
+        config: its configuration, files from elsewhere by their names.
+        num_steps: of all phases together.
+        facts: what its record says.
+        job: what a worker needs.
+    """
+
+    run: Path
+    config: RunConfig
+    num_steps: int
+    facts: Mapping[str, Any]
+    job: WorkerJob
+
+    def record(self, command: str) -> None:
+        """Write the run's record, and forget what went wrong before."""
+        integrity.write_json(self.run / CONFIG, {**self.facts, "command": command})
+        (self.run / "error.json").unlink(missing_ok=True)
+        if held := remote.holding(remote.origin(self.run)):  # the workers' nodes bring it to themselves
+            remote.publish(self.run, held.url, held, without=("error.json",))
+
+
+def plan_run(cohort: Path, run: Path, config: RunConfig, *, validation: bool = False) -> Plan:
+    """Check everything that can be checked before a cluster starts.
+
+    Args:
+        validation: keep validation patients apart even if the recipe's own schedule listens to nobody.
+
+    Raises:
+        InputError: any mistake.
+    """
+    cohort, run = cohort.absolute(), run.absolute()
+    opened = open_cohort(cohort)
+    spec = RECIPES[config.recipe]
+    spec.check(config.model, config.feed)
+    files = {field: path.absolute() for field, path in spec.files(config.model).items()}
+    used = replace(config, model=replace(config.model, **{field: str(path) for field, path in files.items()}))
+    # Records name files by their last component: folders above may name a patient.  The digest says which it was.
+    config = replace(config, model=replace(config.model, **{field: path.name for field, path in files.items()}))
+    recipe = _dry(used)
+    needs = [recipe.needs(start) for start in recipe.phase_starts.values()]
+    roles = configs.split_cases(
+        opened,
+        config.split,
+        unpaired="unpaired" in spec.ROLES,
+        validation=validation or "validation" in spec.ROLES,
+    )
+    digests = {name: integrity.manifest(opened.case(name).folder)["root"] for name in roles.everyone}
+    for path in files.values():
+        _check_origin(path, config, {digests[name] for name in (*roles.validation, *roles.test)})
+    identity = {**config.identity(), "files": {field: _digest(path) for field, path in files.items()}, "cases": digests}
+    _check_run(run, identity)
+    feed.check_cases(opened, roles.streams, config.feed, needs)
+    if isinstance(recipe, Validated):
+        _check_validation(opened, roles, config, recipe)
+    facts = {"config": configs.to_json(config), **asdict(roles), "files": identity["files"], "cases": digests}
+    facts["cohort"] = cohort.name
+    held = remote.holding(remote.origin(run))
+    job = WorkerJob(
+        cohort=str(cohort),
+        run=str(run),
+        cohort_url=remote.origin(cohort),
+        lease=asdict(held) if held else None,
+        used=configs.to_json(used),
+        recorded=configs.to_json(config),
+        roles=roles,
+        cases=digests,
+        identity=identity,
+        starts_from=_starts_from(opened, roles.train, config.feed.low[0]),
+    )
+    return Plan(run, config, recipe.num_steps, facts, job)
+
+
+def _dry(config: RunConfig) -> Recipe:
+    """The recipe with networks nobody trains: its phases and needs can be asked for before a cluster exists."""
+    with torch.device("meta"):
+        return RECIPES[config.recipe].build(
+            config.model, make_engine=plain_engine, patches_per_step=config.patches_per_step
+        )
+
+
+def _starts_from(cohort: Cohort, cases: Sequence[str], image: str) -> dict[str, Any]:
+    """What a scan must be like to be synthesized from: its unit, and the voxel size that most training cases have."""
+    images = [cohort.case(name).image(image) for name in cases]
+    spacings = np.array([found.grid.spacing_mm for found in images])
+    return {"units": images[0].units, "spacing_mm": np.median(spacings, axis=0).round(4).tolist()}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check_origin(path: Path, config: RunConfig, kept_apart: Collection[str]) -> None:
+    """Refuse networks of an earlier run that saw other intensities, or the patients that this one is judged on.
+
+    Raises:
+        InputError: CKPT_SCALE, CKPT_LEAK, CKPT_DOSES.
+    """
+    facts = checkpoint.facts(path)
+    if "config" not in facts:  # not petscale's
+        return
+    if set(json.loads(facts.get("trained_on", "[]"))) & set(kept_apart):
+        raise InputError(
+            "CKPT_LEAK",
+            where=path.name,
+            found="these networks were trained on cases that this run tests or validates on",
+            remedy="use the split of the run that made them, or train them anew",
+        )
+    theirs = configs.from_json(json.loads(facts["config"])).feed
+    doses, ours = ({layout.drf_of(name) for name in feed.low} for feed in (theirs, config.feed))
+    if doses != ours:
+        raise InputError(
+            "CKPT_DOSES",
+            where=path.name,
+            found=f"trained on {', '.join(theirs.low)}, this run is fed {', '.join(config.feed.low)}",
+            remedy="use networks of the same dose reduction factor, or train them anew",
+        )
+    scale = theirs.suv_scale
+    if scale != config.feed.suv_scale:
+        raise InputError(
+            "CKPT_SCALE",
+            where=path.name,
+            found=f"trained on SUV / {scale:g}, this run uses SUV / {config.feed.suv_scale:g}",
+            remedy=f"use the same scale (--set feed.suv_scale={scale:g}) or other weights",
+        )
+
+
+def _check_validation(cohort: Cohort, roles: Roles, config: RunConfig, recipe: Validated) -> None:
+    """Refuse a run whose schedule would have nobody to listen to.
+
+    Raises:
+        InputError: SET_NO_VALIDATION, and those of ``feed.check_cases``.
+    """
+    if not roles.validation:
+        raise InputError(
+            "SET_NO_VALIDATION",
+            where="split",
+            found=f"{config.recipe} follows its scores on patients kept apart for that, and there are none",
+            remedy="give it some (--set split.validation_fraction=0.1), or ingest more patients",
+        )
+    feed.check_cases(cohort, {"paired": roles.validation}, config.feed, [recipe.validate_needs])
+
+
+def _check_run(run: Path, identity: Mapping[str, Any]) -> None:
+    """Refuse to continue a run under other settings or on other voxels, before anything starts."""
+    if (run / CONFIG).is_file():
+        found = configs.read(run / CONFIG).identity()
+        facts = json.loads((run / CONFIG).read_bytes())
+        held = {"files": facts.get("files", {}), "cases": facts.get("cases", {})}
+        checkpoint.check_same_run({**found, **held}, identity)
+    elif run.exists() and any(path.name != ".lock" for path in run.iterdir()):
+        raise InputError(
+            "CFG_RUN_FOLDER",
+            where=run.name,
+            found="the folder holds files that are not a run",
+            remedy="choose a new or empty folder for --run",
+        )

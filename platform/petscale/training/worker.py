@@ -1,0 +1,174 @@
+"""One training process: builds the system, its engines and its feed from plain JSON, and runs the loop."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from petscale import config as configs
+from petscale.folders import CHECKPOINTS, WEIGHTS
+from petscale.training.job import WorkerJob
+from petscale.training.metrics_export import sending
+from petscale.training.pictures import picture
+from petscale.training.progress import Reporter
+from storage import integrity, remote
+from storage.errors import InputError
+from storage.reader import open_cohort
+from trainers import RECIPES, checkpoint, feed, loop
+from trainers.engine import deepspeed_engines
+from trainers.recipe import Validated
+
+FENCE_S = 240.0  # a node that is cut off takes minutes to notice; less than the other ranks wait (300 s)
+
+
+def _silent(record: Mapping[str, Any]) -> None:
+    """What other ranks than 0 report."""
+
+
+@contextmanager
+def _brought(job: WorkerJob) -> Iterator[tuple[Path, Path, Callable[[], None]]]:
+    """The cohort and the run on this node, and what rank 0 calls after each commit; paths are mounted by all nodes.
+
+    Every rank resumes from what is published, nothing else: nodes must not differ in their newest checkpoint.
+    """
+    cohort, run = Path(job.cohort), Path(job.run)
+    publish: Callable[[], None] = _nothing
+    with ExitStack() as stack:
+        if job.lease:
+            held = remote.Lease(**job.lease)
+            if dist.get_rank() == 0:
+                held = stack.enter_context(remote.succession(held))  # an attempt still dying publishes no more
+            _together(_nothing)
+            run = _together(partial(remote.fetch, held.url, held=held))
+            publish = partial(remote.publish, run, held.url, held)
+        if job.cohort_url:
+            cohort = _together(partial(remote.fetch, job.cohort_url))
+        yield cohort, run, publish
+
+
+def _together(work: Callable[[], Any]) -> Any:
+    """Do ``work`` on all ranks; who is done waits for the others, however long, without a collective timing out.
+
+    Raises:
+        InputError: the same on every rank: what was refused on any.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
+        busy = torch.ones(1, device="cuda" if dist.get_backend() == "nccl" else "cpu")
+        while busy.item():
+            wait([future], timeout=5)
+            busy.fill_(not future.done())
+            dist.all_reduce(busy, op=dist.ReduceOp.MAX)
+    refused: list[BaseException | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(refused, future.exception())
+    for error in filter(None, refused):
+        raise error
+    return future.result()
+
+
+def _nothing() -> None:
+    """Where all nodes mount one path there is nothing to bring."""
+
+
+def _publishing(report: loop.Report, publish: Callable[[], None]) -> loop.Report:
+    """A report that publishes after each committed checkpoint; one that cannot be brought comes with the next."""
+
+    def told(record: dict[str, Any]) -> None:
+        report(record)
+        if record["event"] == "checkpoint":
+            try:
+                publish()
+            except InputError as error:
+                if error.code != "CLU_UNREACHABLE":
+                    raise
+                print(f"petscale: checkpoint not published yet ({error})", file=sys.stderr)
+
+    return told
+
+
+@contextmanager
+def _fence(run: Path) -> Iterator[None]:
+    """Hold the checkpoints alone.  Whoever does not let go in time is no user's mistake: the workers start again."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(integrity.exclusive(run / CHECKPOINTS, purpose="this attempt", wait_s=FENCE_S))
+        except InputError as error:
+            if error.code == "STORE_BUSY":
+                raise RuntimeError(str(error)) from None
+            raise
+        yield
+
+
+def train_worker(content: Mapping[str, Any]) -> None:
+    """One worker: the process group is up; everything else is built here from a ``WorkerJob`` as JSON.
+
+    What it refuses stands in the run's ``error.json`` afterwards.
+    """
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    job = WorkerJob.from_json(content)
+    config, run = configs.from_json(job.used), Path(job.run)
+    publish: Callable[[], None] = _nothing
+    rank, world = dist.get_rank(), dist.get_world_size()
+    device = (
+        torch.device("cuda", torch.cuda.current_device()) if config.cluster.device == "cuda" else torch.device("cpu")
+    )
+    torch.set_num_threads(config.cluster.cpus_per_worker)
+    torch.manual_seed(config.loop.seed)  # the networks' first weights
+    try:
+        with ExitStack() as stack:
+            place, run, publish = stack.enter_context(_brought(job))
+            if rank == 0:  # an attempt that is still dying must have let go of the checkpoints before this touches them
+                stack.enter_context(_fence(run))
+                report = _publishing(stack.enter_context(sending(run, config.recipe, Reporter(run))), publish)
+            else:
+                report = _silent
+            cohort = open_cohort(place)
+            recipe = RECIPES[config.recipe].build(
+                config.model,
+                make_engine=deepspeed_engines(config.engine, device=device),
+                patches_per_step=config.patches_per_step,
+            )
+            reads = partial(feed.Feed, cohort, rank=rank, world=world, device=device)
+            source = reads(job.roles.streams, config.feed, recipe.needs)
+            validation = None
+            if isinstance(recipe, Validated):
+                needs = recipe.validate_needs
+                validation = reads({"paired": job.roles.validation}, config.feed, lambda batch: needs)
+            shown = cohort.case((job.roles.test or job.roles.train)[0])
+            about = {"recipe": config.recipe, "config": json.dumps(job.recorded)}
+            about["starts_from"] = json.dumps(job.starts_from)
+            seen = sorted(job.cases[name] for name in (*job.roles.train, *job.roles.unpaired))
+            origin = {**about, "trained_on": json.dumps(seen)}
+            loop.fit(
+                recipe,
+                source,
+                config.loop,
+                folder=run / CHECKPOINTS,
+                meta=job.identity,
+                report=report,
+                picture=picture(run / "pictures", shown, config.feed, device),
+                patches_per_step=config.patches_per_step,
+                validation=validation,
+                export=lambda name, tensors: checkpoint.write_weights(run / f"{name}.safetensors", tensors, origin),
+                until=job.until,
+            )
+            weights = recipe.weights()
+            if rank == 0:
+                checkpoint.write_weights(run / WEIGHTS, weights, about)
+                publish()
+    except InputError as error:
+        # Told to the user once by the driver, not retried: it would fail again.
+        if rank == 0 or not (run / "error.json").exists():
+            facts = {"code": error.code, "where": error.where, "found": error.found, "remedy": error.remedy}
+            integrity.write_json(run / "error.json", facts)
+            if rank == 0:
+                with suppress(InputError):  # the driver may have lost the lease, or the store be away
+                    publish()

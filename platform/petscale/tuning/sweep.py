@@ -1,0 +1,225 @@
+"""``petscale tune``: checks a sweep, runs its trials, writes the best configuration and the report.
+
+The study is the only record.  Ray Tune's own state is neither saved nor restored: it is a pickle, and it would be a
+second record of what is finished.  A trial's folder is a run's folder; an interrupted trial continues in it from its
+last checkpoint, and budgets at which it was scored are not trained again."""
+
+import os
+import shlex
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+
+from petscale import config as configs
+from petscale.cluster import nodes
+from petscale.cluster.session import require_resources
+from petscale.cluster.shared_storage import require_path
+from petscale.config import RunConfig
+from petscale.console import console
+from petscale.folders import BEST, REPORT, TRIALS
+from petscale.report.environment import environment
+from petscale.report.sweep import SweepData, write_sweep
+from petscale.report.sweep_trials import Objective as Shown
+from petscale.report.sweep_trials import importances
+from petscale.training.planning import Plan, plan_run
+from petscale.tuning import objectives
+from petscale.tuning.objectives import Objective
+from petscale.tuning.search import SCRATCH, SweepConfig, run_trials
+from petscale.tuning.study import hold, open_study
+from petscale.tuning.table import TrialTable
+from petscale.tuning.trial import TrialJob, Work, as_settings, ends, train_and_score
+from petscale.tuning.trials import best, enqueue_first, finished, history, requeue
+from storage import integrity
+from storage.errors import InputError
+from storage.reader import Cohort, open_cohort
+from tune_spaces import SPACES, Settings, Space, paper
+
+
+def sweep(
+    cohort: Path, folder: Path, base: RunConfig, config: SweepConfig, *, command: str, work: Work = train_and_score
+) -> list[Path]:
+    """Search, or go on searching.
+
+    Args:
+        cohort: a committed cohort; its test patients are never read.
+        folder: of the study.
+        base: the run that trials vary.
+        config: what is searched.
+        command: what the user typed, for the record.
+        work: trains and judges one budget of a trial.
+
+    Returns:
+        The best trial's configuration and the report; the report alone where no trial was completed.
+
+    Raises:
+        InputError: any mistake, before a trial starts.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # what a sweep does is told by petscale, once
+    cohort, folder = cohort.absolute(), folder.absolute()
+    _check_ranges(config)
+    require_path(cohort, folder)
+    base = replace(base, loop=replace(base.loop, picture_every=0))  # pictures are of test patients
+    space, first = _joined(base, config.spaces)
+    objectives = [objectives.objective(name) for name in config.objectives]
+    plan = plan_run(cohort, folder / TRIALS / "none", base, validation=True)
+    _check_judges(plan, open_cohort(cohort), objectives)
+    if not nodes.joined():
+        require_resources({"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}, base)
+    with hold(folder):
+        budgets = ends(plan.num_steps, config.rungs, config.factor)
+        identity = {
+            "recipe": base.recipe,
+            "spaces": list(config.spaces),
+            "cases": plan.facts["cases"],
+            "configuration": base.identity(),
+            "budgets": budgets,
+        }
+        for left in folder.glob(f"{SCRATCH}*"):  # by a killed driver; we hold the folder
+            shutil.rmtree(left, ignore_errors=True)
+        opened = open_study(
+            folder,
+            storage=config.storage,
+            identity=identity,
+            objectives=objectives,
+            sampler=config.sampler,
+            seed=config.seed,
+        )
+        enqueue_first(opened, first)
+        requeue(opened)
+        if len(finished(opened)) < config.trials:
+            common = TrialJob(
+                cohort=str(cohort),
+                folder=str(folder / TRIALS),
+                base=configs.to_json(base),
+                settings={},
+                objectives=config.objectives,
+                rungs=len(budgets),
+                factor=config.factor,
+            )
+            table = TrialTable([Shown(o.name, o.direction) for o in objectives], len(budgets), config.trials)
+            table.earlier(history(opened))
+            with table.watching():
+                run_trials(opened, space, base, config, common, table, work)
+        return _write(folder, opened, cohort, base, config, objectives, plan, command)
+
+
+def _check_ranges(config: SweepConfig) -> None:
+    for where, found, good, wanted in (
+        ("--trials", config.trials, config.trials >= 1, "1 or more"),
+        ("--rungs", config.rungs, config.rungs >= 1, "1 or more"),
+        ("--factor", config.factor, config.factor >= 2, "2 or more"),
+        ("--at-once", config.at_once, config.at_once >= 0, "0 or more"),
+        ("--gpus", config.gpus, 0 < config.gpus <= 1, "a share of a GPU, above 0 and up to 1"),
+        ("--seed", config.seed, config.seed >= 0, "0 or more"),
+        ("--spaces", config.spaces, 0 < len(set(config.spaces)) == len(config.spaces), "names, each once"),
+    ):
+        if not good:
+            raise InputError("CFG_RANGE", where=where, found=repr(found), remedy=f"give {wanted}")
+
+
+def _joined(base: RunConfig, names: Sequence[str]) -> tuple[Space, dict[str, Any]]:
+    """The spaces as one, and the first trial's parameters: those of the run that trials vary.
+
+    Raises:
+        InputError: TUNE_SPACE; CFG_RANGE where that run lies outside a space.
+    """
+    known = SPACES[base.recipe]
+    for name in names:
+        if name not in known:
+            raise InputError(
+                "TUNE_SPACE",
+                where="--spaces",
+                found=f"{base.recipe} has no space '{name}'",
+                remedy=f"choose among {', '.join(known)}",
+            )
+    first: dict[str, Any] = {}
+    for name in names:
+        first |= paper(base.recipe, name, base.model)
+
+    def joined(trial: optuna.trial.BaseTrial) -> Settings:
+        settings: Settings = {}
+        for name in names:
+            settings |= known[name](trial)
+        return settings
+
+    return joined, first
+
+
+def _check_judges(plan: Plan, cohort: Cohort, objectives: Sequence[Objective]) -> None:
+    """Refuse a sweep that nobody could judge.
+
+    Raises:
+        InputError: SET_NO_VALIDATION, SET_NO_LABELS.
+    """
+    judges = plan.facts["validation"]
+    if not judges:
+        raise InputError(
+            "SET_NO_VALIDATION",
+            where="split",
+            found="trials are judged on patients kept apart for that, and there are none",
+            remedy="give it some (--set split.validation_fraction=0.2), or ingest more patients",
+        )
+    for objective in objectives:
+        if objective.region in ("lesions", "organs") and not any(cohort.case(name).labels for name in judges):
+            raise InputError(
+                "SET_NO_LABELS",
+                where=f"objective {objective.name}",
+                found="no validation patient has labels",
+                remedy="ingest labels (--mask), or choose an objective of the whole volume or the body",
+            )
+
+
+def _write(
+    folder: Path,
+    opened: optuna.Study,
+    cohort: Path,
+    base: RunConfig,
+    config: SweepConfig,
+    objectives: Sequence[Objective],
+    plan: Plan,
+    command: str,
+) -> list[Path]:
+    """Write the best configuration and the report."""
+    written = []
+    commands = []
+    for place, trial in enumerate(best(opened)):
+        chosen = configs.override(base, as_settings(trial.user_attrs["settings"]))
+        path = folder / (BEST if place == 0 else f"best-{place + 1}.json")
+        integrity.write_json(path, configs.to_json(chosen))
+        # The report may be handed on, and folders may name a patient; the terminal's line is to be repeated as it is.
+        commands.append(f"petscale train {cohort.name} --config {path.name} --run runs/best-{trial.number}")
+        if place == 0:
+            words = ["petscale", "train", _from_here(cohort), "--config", _from_here(path)]
+            console.print(shlex.join([*words, "--run", f"runs/best-{trial.number}"]), markup=False, soft_wrap=True)
+        written.append(path)
+    page = folder / REPORT
+    shown = [Shown(o.name, o.direction) for o in objectives]
+    write_sweep(
+        page,
+        SweepData(
+            title=f"{base.recipe}: {' and '.join(config.spaces)}",
+            recipe=base.recipe,
+            spaces=config.spaces,
+            objectives=shown,
+            trials=history(opened),
+            importances=importances(opened, shown),
+            command=command,
+            best_commands=commands,
+            cohort_digest=integrity.root_digest(plan.facts["cases"], {}),
+            environment=environment(),
+            notes=[
+                f"Judged on {len(plan.facts['validation'])} validation patient(s); the "
+                f"{len(plan.facts['test'])} test patient(s) were not read.",
+            ],
+        ),
+    )
+    return [*written[:1], page]
+
+
+def _from_here(path: Path) -> str:
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

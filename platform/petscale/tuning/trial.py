@@ -1,0 +1,158 @@
+"""One trial: trained up to a budget, then scored on validation patients."""
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from petscale import config as configs
+from petscale.evaluation.scores import SYNTHESIZED
+from petscale.evaluation.scoring import score_stored_case
+from petscale.folders import SCORED
+from petscale.inference import open_run
+from petscale.training import driver, metrics_export
+from petscale.training.driver import raise_refusal
+from petscale.training.planning import Plan, plan_run
+from petscale.training.worker import FENCE_S, train_worker
+from petscale.tuning.objectives import objective, value_of
+from storage import integrity
+from storage.reader import Cohort, open_cohort
+from storage.source import SUV, ArraySource
+from trainers import RECIPES
+from trainers.metrics.image import Score
+from trainers.synthesize import synthesize
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialJob:
+    """What a trial needs; travels as plain JSON.
+
+    Args:
+        cohort: absolute path of the cohort's folder.
+        folder: absolute path of the trial's run folder.
+        base: the configuration as JSON that trials vary.
+        settings: name of a field -> value, as a space suggests them.
+        objectives: names of what it is scored by.
+        rungs: number of budgets.
+        factor: each budget is so many times the one before.
+    """
+
+    cohort: str
+    folder: str
+    base: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    objectives: tuple[str, ...]
+    rungs: int
+    factor: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        content: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return content
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "TrialJob":
+        """Inverse of ``to_json``."""
+        return cls(**{**content, "objectives": tuple(content["objectives"])})
+
+
+Work = Callable[[TrialJob, int], dict[str, float]]
+
+
+def ends(num_steps: int, rungs: int, factor: int) -> list[int]:
+    """Steps after which a trial is judged, the last one the whole run's; budgets too small to differ fall together."""
+    return sorted({max(1, num_steps // factor**left) for left in range(rungs)})
+
+
+def train_until(plan: Plan, until: int) -> None:
+    """Train a trial up to a step: here where it has one worker, else as a Ray Train job.
+
+    Raises:
+        InputError: what a worker refused.
+    """
+    # The study is ours alone: whoever holds the run is this trial's last attempt, on a node that is lost.
+    with integrity.exclusive(plan.run, purpose="train", wait_s=FENCE_S):
+        plan.record("petscale tune")
+        if plan.config.cluster.workers > 1:
+            driver.train_on_ray(plan, until=until)
+            return
+        _join_alone()
+        train_worker(replace(plan.job, until=until).to_json())
+        raise_refusal(plan.run)
+
+
+def _join_alone() -> None:
+    """Make a process group of this process only, as engines expect; it serves the actor's later trials too."""
+    if not dist.is_initialized():
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+        dist.init_process_group(
+            "gloo",
+            store=dist.HashStore(),  # type: ignore[attr-defined]
+            rank=0,
+            world_size=1,
+        )
+
+
+def validation_scores(run: Path, cohort: Cohort, cases: Sequence[str]) -> list[Score]:
+    """Synthesize and score the validation patients of a run; a whole volume is held in memory."""
+    trained = open_run(run)
+    config = trained.config
+    rows = []
+    for name in cases:
+        case = cohort.case(name)
+        for low in config.feed.low:
+            grid = case.image(low).grid
+            volume = np.empty(grid.shape, dtype=np.float32)
+
+            def put(z0: int, slab: NDArray[np.float32]) -> None:
+                volume[z0 : z0 + len(slab)] = np.maximum(slab, 0)  # noqa: B023
+
+            scale = config.feed.suv_scale
+            synthesize(trained.synthesizer, case, low, put, suv_scale=scale, device=trained.device)
+            rows += score_stored_case(
+                case,
+                config.feed.full,
+                {SYNTHESIZED: ArraySource(volume, grid, SUV)},
+                preset=RECIPES[config.recipe].PRESET,
+                alias=f"{name} {low}",
+            )
+    return rows
+
+
+def train_and_score(job: TrialJob, rung: int) -> dict[str, float]:
+    """Train a trial up to one of its budgets and score it; what was scored before is read back.
+
+    Args:
+        job: the trial.
+        rung: which budget, from 0.
+
+    Returns:
+        Objective's name -> value on validation patients.
+
+    Raises:
+        InputError: a configuration that cannot be trained, or training that failed.
+    """
+    run = Path(job.folder)
+    judged: dict[str, dict[str, float]] = json.loads((run / SCORED).read_bytes()) if (run / SCORED).is_file() else {}
+    if str(rung) not in judged:
+        config = configs.override(configs.from_json(job.base), as_settings(job.settings))
+        plan = plan_run(Path(job.cohort), run, config, validation=True)
+        run.mkdir(parents=True, exist_ok=True)
+        train_until(plan, ends(plan.num_steps, job.rungs, job.factor)[rung])
+        rows = validation_scores(run, open_cohort(Path(job.cohort)), plan.facts["validation"])
+        wanted = [objective(name) for name in job.objectives]
+        judged[str(rung)] = {o.name: value_of(o, rows, SYNTHESIZED) for o in wanted}
+        integrity.write_json(run / SCORED, judged)
+        metrics_export.judged(run, config.recipe, judged[str(rung)])
+    return judged[str(rung)]
+
+
+def as_settings(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as ``--set`` takes them; values are Python literals."""
+    return [f"{name}={value!r}" for name, value in settings.items()]
