@@ -11,13 +11,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from storage.internals import internal
+from storage.ranges import Range, check_ranges
 from trainers.recipe import Engine, EngineFactory, OptimizerFactory
 
 
@@ -33,7 +34,10 @@ class EngineConfig:
 
     zero_stage: Literal[0, 1, 2] = 0
     precision: Literal["fp32", "bf16"] = "fp32"
-    gradient_clipping: float = 0.0
+    gradient_clipping: Annotated[float, Range(0)] = 0.0
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "engine")
 
 
 class _InPrecision(nn.Module):

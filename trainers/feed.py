@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from time import perf_counter
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from storage.errors import InputError
 from storage.layout import OVERVIEW, drf_of
 from storage.patches import Aids, PatchLocation, draw, generator
+from storage.ranges import Range, check_ranges
 from storage.reader import Case, Cohort
 from storage.source import SUV
 from trainers.recipe import Batch, Needs
@@ -42,10 +44,15 @@ class FeedConfig:
 
     low: tuple[str, ...] = ("low_drf20",)
     full: str = "full"
-    suv_scale: float = 1.0
-    seed: int = 0
-    cases_per_step: int = 2
-    read_ahead: int = 2
+    suv_scale: Annotated[float, Range(above=0)] = 1.0
+    seed: Annotated[int, Range(0)] = 0
+    cases_per_step: Annotated[int, Range(1)] = 2
+    read_ahead: Annotated[int, Range(0)] = 2
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "feed")
+        if not self.low:
+            raise InputError("CFG_RANGE", where="feed.low", found="()", remedy="give one low-dose image at least")
 
 
 def channel_values(labels: dict[int, str], roi: str) -> list[int]:

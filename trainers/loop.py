@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
 from storage.errors import InputError
+from storage.ranges import Range, check_ranges
 from trainers import checkpoint
 from trainers.feed import Feed
 from trainers.recipe import Exporting, Metrics, Recipe, Synthesizer, Validated
@@ -30,11 +31,14 @@ class LoopConfig:
         seed: of everything random inside a step (SGSGAN's noise).
     """
 
-    log_every: int = 10
-    save_every: int = 200
-    picture_every: int = 200
-    keep: int = 2
-    seed: int = 0
+    log_every: Annotated[int, Range(1)] = 10
+    save_every: Annotated[int, Range(1)] = 200
+    picture_every: Annotated[int, Range(0)] = 200
+    keep: Annotated[int, Range(1)] = 2
+    seed: Annotated[int, Range(0)] = 0
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "loop")
 
 
 Report = Callable[[dict[str, Any]], None]

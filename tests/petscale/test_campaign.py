@@ -21,6 +21,7 @@ from petscale.experiments.design import GAUSSIAN, Column, Experiment, Order, Pha
 from petscale.experiments.runner import run_experiment, run_folder
 from petscale.experiments.table import compare, headline, verdict
 from petscale.folders import CONFIG, EVALUATION, WEIGHTS
+from petscale.splits import split_cases
 from petscale.training import driver
 from storage.errors import InputError
 from storage.ingest import CasePlan, ingest
@@ -103,7 +104,7 @@ def trained(monkeypatch, cohort):
     def train(cohort_folder, run, config, *, command):
         if config.model.noise_std in made.fails:
             raise InputError("TRAIN_FAILED", where="run", found="a test", remedy="none")
-        roles = configs.split_cases(open_cohort(cohort_folder), config.split)
+        roles = split_cases(open_cohort(cohort_folder), config.split)
         run.mkdir(parents=True)
         facts = {"config": configs.to_json(config), "test": roles.test, "command": command}
         facts |= {"train": roles.train, "unpaired": roles.unpaired, "cases": dict.fromkeys(roles.everyone, "digest")}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from petscale import cli
+from petscale import commands
 from petscale import config as configs
 from petscale.cli import COMMANDS, main
 from petscale.config import RunConfig
@@ -44,7 +44,7 @@ def test_the_recorded_command_names_no_folders(
     typed: list[str], recorded: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/petscale", *typed])
-    assert cli._command() == recorded
+    assert commands.recorded() == recorded
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from petscale import config as configs
-from petscale.config import RunConfig, SplitConfig, from_json, override, to_json
+from petscale.config import RunConfig, from_json, override, to_json
 from petscale.experiments.runs import demo
+from petscale.splits import Roles, SplitConfig, split_cases
 from storage.errors import InputError
 from storage.reader import open_cohort
 from trainers import RECIPES
@@ -113,7 +114,7 @@ def test_what_a_remedy_advises_is_accepted(file: str, setting: str) -> None:
 
 def test_advice_is_found_and_wrong_advice_would_be_refused() -> None:
     files = {file for file, _ in ADVISED}
-    assert {"trainers/cg_3dsrgan.py", "trainers/s3pet.py", "platform/petscale/launch.py"} <= files
+    assert {"trainers/cg_3dsrgan.py", "trainers/s3pet.py", "platform/petscale/training/planning.py"} <= files
     assert ("trainers/cg_3dsrgan.py", "recipe.doses=4,20") in ADVISED  # the second after one --set
     assert ("trainers/perceptual.py", "recipe.vgg16_sha256=...") in ADVISED
     assert refusals("trainers/cg_3dsrgan.py", "recipe.refine=false") == {"CFG_VALUE"}
@@ -151,8 +152,8 @@ class People:
         return OneCase(f"subject-{int(name[-2:]) % 7}")
 
 
-def split(config: SplitConfig, **wanted: bool) -> configs.Roles:
-    return configs.split_cases(People(), config, **wanted)  # type: ignore[arg-type]
+def split(config: SplitConfig, **wanted: bool) -> Roles:
+    return split_cases(People(), config, **wanted)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -223,7 +224,7 @@ def test_splits_that_cannot_be() -> None:
 
 
 def test_a_real_cohort_splits(cohort: Path) -> None:
-    roles = configs.split_cases(open_cohort(cohort), SplitConfig())
+    roles = split_cases(open_cohort(cohort), SplitConfig())
     assert len(roles.train) == 3
     assert len(roles.test) == 1
 

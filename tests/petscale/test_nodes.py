@@ -331,4 +331,4 @@ def test_without_a_storage_a_job_stays_where_it_is(job: Path, monkeypatch: pytes
     ],
 )
 def test_options_of_a_submitted_command_are_its_own(words: str, apart: str) -> None:
-    assert " ".join(cli._apart(words.split())) == apart
+    assert " ".join(cli.apart(words.split())) == apart

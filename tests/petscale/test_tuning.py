@@ -20,6 +20,7 @@ from petscale import config as configs
 from petscale.cli import main
 from petscale.cluster.session import ray_dashboard
 from petscale.folders import BEST, CONFIG, SCORED, TRIALS
+from petscale.splits import split_cases
 from petscale.training.progress import read_metrics
 from petscale.tuning import search as searching
 from petscale.tuning.search import SweepConfig
@@ -299,7 +300,7 @@ def test_a_real_trial_reads_validation_patients_only_and_goes_on_from_its_checkp
     main(["tune", str(cohort), "--study", str(folder), "--recipe", "s3pet", *settings, "--set", *TINY])
     found = trials(folder)
     assert [trial["state"] for trial in found] == ["COMPLETE"] * 2
-    roles = configs.split_cases(open_cohort(cohort), base().split, unpaired=True, validation=True)
+    roles = split_cases(open_cohort(cohort), base().split, unpaired=True, validation=True)
     for number in range(2):
         run = folder / TRIALS / str(number)
         facts = json.loads((run / CONFIG).read_bytes())

@@ -4,11 +4,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from petscale.config import RunConfig, SplitConfig
+from petscale.config import RunConfig
 from petscale.evaluation.baselines import INPUT
 from petscale.evaluation.scores import REFERENCE
 from petscale.experiments.design import Column, Experiment, Order, PhantomCohort, Row
 from petscale.experiments.rows import WHOLE_BODY, Size, orders_of, published, rows_of, run_of, steps_of
+from petscale.splits import SplitConfig
 from storage.layout import low_name
 from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig

@@ -1,6 +1,7 @@
 """Named runs: functions that return a RunConfig; each says what it reproduces, what it costs and what to expect."""
 
-from petscale.config import ClusterConfig, RunConfig, SplitConfig
+from petscale.config import ClusterConfig, RunConfig
+from petscale.splits import SplitConfig
 from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig
 from trainers import sgsgan

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from petscale.config import Roles
+from petscale.splits import Roles
 
 
 @dataclass(frozen=True, kw_only=True)

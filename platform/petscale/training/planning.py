@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from petscale import config as configs
-from petscale.config import Roles, RunConfig
+from petscale.config import RunConfig
 from petscale.folders import CONFIG
+from petscale.splits import Roles, split_cases
 from petscale.training.job import WorkerJob
 from storage import integrity, layout, remote
 from storage.errors import InputError
@@ -67,7 +68,7 @@ def plan_run(cohort: Path, run: Path, config: RunConfig, *, validation: bool = F
     config = replace(config, model=replace(config.model, **{field: path.name for field, path in files.items()}))
     recipe = _dry(used)
     needs = [recipe.needs(start) for start in recipe.phase_starts.values()]
-    roles = configs.split_cases(
+    roles = split_cases(
         opened,
         config.split,
         unpaired="unpaired" in spec.ROLES,

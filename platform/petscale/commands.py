@@ -1,0 +1,570 @@
+"""The commands: one function each, its signature the arguments, its body the call of the code behind it.
+
+Nothing heavy is imported before a command runs: `petscale --help` and `petscale verify` load neither torch nor Ray.
+"""
+
+import dataclasses
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tyro.conf import Positional
+
+from petscale.console import console
+from storage import nifti, suv
+from storage.errors import InputError
+from storage.ingest import CasePlan
+from storage.lowdose import LowDoseConfig
+from storage.phantom import PhantomConfig
+from storage.source import HU
+
+if TYPE_CHECKING:
+    from petscale.config import RunConfig
+
+
+def recorded() -> str:
+    """What was typed, for the record: paths by their last component, since folders above may name a patient."""
+    return "petscale " + shlex.join(_without_folders(word) for word in sys.argv[1:])
+
+
+def _without_folders(word: str) -> str:
+    before = word.partition(os.sep)[0]
+    option = before[: before.rfind("=") + 1]  # --run=... and section.field=...
+    value = word.removeprefix(option)
+    return word if "://" in value else option + (Path(value).name or value)
+
+
+def demo(folder: Path = Path("demo"), seed: int = 0) -> None:
+    """Phantom cohort, simulated low dose, training, synthesis, evaluation, report: the whole job in minutes.
+
+    Args:
+        folder: where everything goes; run again to continue.
+        seed: of patients, scans and training.
+    """
+    from petscale.data.cohorts import fill_cohort
+    from petscale.data.phantom import phantom_plans
+    from petscale.evaluation.run import evaluate_run
+    from petscale.experiments import runs
+    from petscale.experiments.runs import DEMO_DRFS, DEMO_PATIENTS, demo_phantom, demo_scan
+    from petscale.report.run import report_run
+    from petscale.training import driver
+
+    plans = phantom_plans(DEMO_PATIENTS, demo_phantom(seed), demo_scan(seed), DEMO_DRFS)
+    cohort, run = folder / "cohort", folder / "run"
+    fill_cohort("phantoms", cohort, plans, strict=True, workers=None)
+    driver.train(cohort, run, runs.demo(seed), command=recorded())
+    print(report_run(run, cohort, evaluate_run(run, cohort)).absolute())
+
+
+def phantom(
+    cohort: Positional[Path],
+    cases: int = 6,
+    body: PhantomConfig = PhantomConfig(),  # noqa: B008
+    scan: LowDoseConfig = LowDoseConfig(),  # noqa: B008
+    drf: tuple[float, ...] = (4.0, 20.0, 100.0),
+    realisations: int = 1,
+    workers: int | None = None,
+) -> None:
+    """Make a cohort of phantom patients with simulated full-dose and low-dose scans.
+
+    Args:
+        cohort: folder of the cohort; made or added to.
+        cases: patients; their seeds count up from body.seed.
+        body: the phantom.
+        scan: the scanner and its counts; scan.drf is replaced by the values of drf.
+        drf: dose reduction factors; nothing after it for none, where a CT is to become the full dose.
+        realisations: noise realisations of each.
+        workers: parallel tasks.
+    """
+    from petscale.data.cohorts import fill_cohort
+    from petscale.data.phantom import phantom_plans
+
+    fill_cohort("phantoms", cohort, phantom_plans(cases, body, scan, drf, realisations), strict=True, workers=workers)
+
+
+def simulate(
+    source: Positional[Path],
+    cohort: Positional[Path],
+    drf: tuple[float, ...] = (4.0, 20.0, 100.0),
+    truth: str = "full",
+    scan: LowDoseConfig = LowDoseConfig(),  # noqa: B008
+    realisations: int = 1,
+    workers: int | None = None,
+) -> None:
+    """Make a cohort of simulated scans whose truth is an image of another cohort.
+
+    Args:
+        source: the cohort with the real or phantom scans.
+        cohort: the new cohort.
+        drf: dose reduction factors.
+        truth: image of the source that is taken as the true activity.
+        scan: the scanner and its counts.
+        realisations: noise realisations of each dose.
+        workers: parallel tasks.
+    """
+    from petscale.data.cohorts import fill_cohort
+    from petscale.data.simulate import simulation_plans
+
+    plans = simulation_plans(source, truth, scan, drf, realisations)
+    fill_cohort("simulate", cohort, plans, strict=False, workers=workers)
+
+
+def ingest(
+    source: Positional[Path],
+    cohort: Positional[Path],
+    case: str | None = None,
+    pet: str = "",
+    ct: str = "",
+    mask: str = "",
+    grid: Literal["pet", "ct"] = "pet",
+    units: nifti.Units = "SUVbw",
+    names: Literal["hash", "folder"] = "hash",
+    weight_kg: float | None = None,
+    dose_mbq: float | None = None,
+    injection_time: str | None = None,
+    strict: bool = False,
+    workers: int | None = None,
+) -> None:
+    """Read DICOM or NIfTI examinations into a cohort, in SUV, at their native resolution.
+
+    One examination: SOURCE is its PET (a DICOM folder or a NIfTI file), --ct and --mask are paths.
+    Many: SOURCE is a folder with one sub-folder per examination; --pet, --ct and --mask are names inside each.
+
+    Args:
+        source: a DICOM series' folder, a NIfTI file, or a folder of examinations.
+        cohort: folder of the cohort; made or added to.
+        case: name of a single case; without it a keyed hash is used.
+        pet: name of the PET inside each sub-folder; says that SOURCE holds many examinations.
+        ct: the CT; of a study's folder that holds PET and CT, name that folder again, or . inside each sub-folder.
+        mask: a mask on the grid chosen, value 1 a lesion.
+        grid: pet keeps the PET as it is and resamples the CT onto it; ct does the reverse.
+        units: unit of a NIfTI PET; DICOM says its own.
+        names: what many cases are called: a keyed hash, or their folders' names where these identify nobody.
+        weight_kg: stands instead of the header's; recorded.
+        dose_mbq: stands instead of the header's; recorded.
+        injection_time: stands instead of the header's, HH:MM[:SS] or ISO date-time; recorded.
+        strict: stop at the first refused case.
+        workers: parallel tasks.
+    """
+    from petscale.data.cohorts import fill_cohort
+    from petscale.data.ingest import Files, alias, find_cases, open_case
+
+    overrides = suv.Overrides(weight_kg=weight_kg, dose_mbq=dose_mbq, injection_time=injection_time)
+    if pet:
+        found = find_cases(source, pet, ct, mask)
+        plans: dict[str, Callable[[Path], CasePlan]] = {}
+        for folder, (pet_path, ct_path, mask_path) in found.items():
+            files = Files(pet=pet_path, ct=ct_path, mask=mask_path, grid=grid, units=units, overrides=overrides)
+            name = alias(folder, names)
+            if name in plans:
+                raise InputError(
+                    "SET_CASE_COLLISION",
+                    where=f"case {name}",
+                    found="two folders whose names differ in case only",
+                    remedy="rename one, or use --names hash",
+                )
+            plans[name] = partial(open_case, files, subject=folder)
+    else:
+        files = Files(
+            pet=source,
+            ct=Path(ct) if ct else None,
+            mask=Path(mask) if mask else None,
+            grid=grid,
+            units=units,
+            overrides=overrides,
+        )
+        name = case or alias(source.name, "hash")
+        plans = {name: partial(open_case, files)}
+    fill_cohort("ingest", cohort, plans, strict=strict, workers=workers)
+
+
+def verify(cohort: Positional[Path]) -> None:
+    """Read every byte of a cohort and name whatever is flipped, missing, truncated, swapped or foreign.
+
+    Args:
+        cohort: folder of the cohort.
+    """
+    from storage.ingest import verify as prove
+    from storage.reader import open_cohort
+
+    names = open_cohort(cohort).cases
+    damage = prove(cohort)
+    for case, found in damage.items():
+        for one in found:
+            console.print(f"damaged: {case}/{one.key}: {one.problem}", markup=False, soft_wrap=True)
+    if damage:
+        raise InputError(
+            "STORE_DAMAGED",
+            where=cohort.name,
+            found=f"{len(damage)} of {len(names)} cases are damaged: {', '.join(damage)}",
+            remedy="restore them from a copy, or remove their folders and ingest them again",
+        )
+    for name in names:
+        print(name)
+    print(f"{cohort}: {len(names)} cases, whole")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """Options of ``petscale train`` beside the fields of a run's configuration.
+
+    Args:
+        cohort: folder of the cohort.
+        run: folder of the run; made, or continued.
+        recipe: name of the system; it brings its own defaults.
+        config: a YAML or JSON file with the same names, or the config.json of a run, to start from.
+        set: settings of the form section.field=value, as older commands have them.
+        workers: training processes, short for --cluster.workers.
+        device: cpu or cuda, short for --cluster.device.
+    """
+
+    cohort: Positional[Path]
+    run: Path
+    recipe: str = "sgsgan"
+    config: Path | None = None
+    set: tuple[str, ...] = ()
+    workers: int | None = None
+    device: Literal["cpu", "cuda"] | None = None
+
+
+def train(options: TrainOptions, config: "RunConfig") -> None:
+    """Train a system on a cohort; the same command continues an interrupted run."""
+    from petscale.training import driver
+
+    print(driver.train(options.cohort, options.run, config, command=recorded()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions:
+    """Options of ``petscale tune`` beside the fields of the configuration that trials vary.
+
+    Args:
+        cohort: folder of the cohort; its test patients are never read.
+        study: folder of the study: its journal, a run folder per trial, the best configuration, the report.
+        recipe: name of the system; it brings its own defaults.
+        config: a YAML or JSON file with the same names, or the config.json of a run, that trials vary.
+        set: settings of the form section.field=value for every trial, as older commands have them.
+        spaces: what is searched: losses, practice, masking (s3pet), depth (cascade); several are joined.
+        objectives: one score on validation patients, or two for a Pareto front: psnr_body, suvmax_bias_lesions, ...,
+            or metric:region:preset of any score that petscale evaluate stores.
+        trials: finished trials wanted, those of earlier sessions included.
+        sampler: tpe, random or nsga2.
+        seed: of the sampler.
+        rungs: budgets after which a trial is scored, each factor times the one before; the last is the whole run.
+        factor: of budgets; at each all but the best 1 / factor of the trials are stopped (ASHA).
+        at_once: trials side by side; 0 for as many as fit.
+        gpus: share of a GPU that a trial of one worker has.
+        storage: of the study: a journal file in its folder, sqlite, or a database's URL.
+        workers: training processes of a trial, short for --cluster.workers.
+        device: cpu or cuda, short for --cluster.device.
+    """
+
+    cohort: Positional[Path]
+    study: Path
+    recipe: str = "sgsgan"
+    config: Path | None = None
+    set: tuple[str, ...] = ()
+    spaces: tuple[str, ...] = ("losses",)
+    objectives: tuple[str, ...] = ("psnr_body",)
+    trials: int = 16
+    sampler: str = "tpe"
+    seed: int = 0
+    rungs: int = 1
+    factor: int = 3
+    at_once: int = 0
+    gpus: float = 1.0
+    storage: str = ""
+    workers: int | None = None
+    device: Literal["cpu", "cuda"] | None = None
+
+
+def tune(options: TuneOptions, config: "RunConfig") -> None:
+    """Search loss weights, masking ratios, depths or training settings on validation patients; continues likewise."""
+    from petscale.tuning.search import SweepConfig
+    from petscale.tuning.sweep import sweep
+
+    fields = {field.name: getattr(options, field.name) for field in dataclasses.fields(SweepConfig)}
+    for path in sweep(options.cohort, options.study, config, SweepConfig(**fields), command=recorded()):
+        print(path)
+
+
+def synthesize(
+    run: Positional[Path],
+    source: Positional[Path],
+    output: Path | None = None,
+    case: str | None = None,
+    image: str | None = None,
+    units: nifti.Units = "SUVbw",
+    weight_kg: float | None = None,
+    dose_mbq: float | None = None,
+    injection_time: str | None = None,
+) -> None:
+    """Estimate the full-dose PET of a low-dose PET or, by a run that starts from CT, of a CT.
+
+    Args:
+        run: a finished run.
+        source: a NIfTI file or a DICOM series' folder of the run's kind of scan, or a cohort's folder with --case.
+        output: where a NIfTI file or a DICOM folder goes: the same kind as the input; --case writes into the run.
+        case: name of a case when SOURCE is a cohort.
+        image: the case's image to start from; default: the first one that the run was trained on.
+        units: unit of a NIfTI PET; the result is in the same.  From a CT it is in SUVbw.
+        weight_kg: stands instead of the header's.
+        dose_mbq: stands instead of the header's.
+        injection_time: stands instead of the header's.
+    """
+    from petscale.data.ingest import Files
+    from petscale.inference import open_run, synthesize_case, synthesize_ct, synthesize_pet
+    from storage.reader import open_cohort
+
+    trained = open_run(run)
+    if case is not None:
+        if output is not None:
+            raise InputError(
+                "CFG_OUTPUT", where="--output", found="given with --case", remedy="a case's result goes into the run"
+            )
+        stored = synthesize_case(trained, run, open_cohort(source).case(case), image or trained.config.feed.low[0])
+        print(stored.folder)
+        return
+    if output is None:
+        raise InputError("CFG_OUTPUT", where="--output", found="missing", remedy="name a new .nii.gz file or folder")
+    if trained.units == HU:
+        synthesize_ct(trained, source, output)
+    else:
+        overrides = suv.Overrides(weight_kg=weight_kg, dose_mbq=dose_mbq, injection_time=injection_time)
+        synthesize_pet(trained, Files(pet=source, units=units, overrides=overrides), output)
+    print(output)
+
+
+def evaluate(
+    run: Positional[Path],
+    cohort: Positional[Path],
+    unet_score: tuple[str, ...] = (),
+    judge_samples: int = 20_000,
+    judge_channels: int = 16,
+    detect: str = "",
+    within: tuple[str, ...] = (),
+    threshold_suv: float = 2.5,
+    tolerance_mm: float = 0.0,
+) -> None:
+    """Synthesize a run's test cases and score them beside what needs no network.
+
+    That is the untreated low dose and the best Gaussian filter of it, or for a CT the mean SUV of every HU.
+
+    Args:
+        run: a finished run.
+        cohort: the cohort it was trained on, or another one that holds its test cases.
+        unet_score: organs whose Dice by a U-Net trained on the run's full-dose images is wanted too (SGSGAN).
+        judge_samples: patches that this U-Net is trained on; the default is for a GPU.
+        judge_channels: its width; its levels have 2, 4, 8 and 16 times as many.
+        detect: label of lesions that are to be detected in the synthesized PET (lesion).
+        within: labels of the organs that are searched (liver); without it the whole body is.
+        threshold_suv: a lesion is seen above it, on the real and on the synthesized PET.
+        tolerance_mm: how far from a lesion a hit may lie.
+    """
+    from petscale.evaluation.run import evaluate_run, make_judge
+    from trainers.metrics.detection import DetectionConfig
+    from trainers.metrics.unet_score import UnetScoreConfig
+
+    judge = None
+    if unet_score:
+        config = UnetScoreConfig(rois=unet_score, samples=judge_samples, channels=judge_channels)
+        judge = make_judge(run, cohort, config)
+    lesions = None
+    if detect:
+        lesions = DetectionConfig(lesion=detect, organs=within, threshold_suv=threshold_suv, tolerance_mm=tolerance_mm)
+    elif within:
+        raise InputError("CFG_SET", where="--within", found="given alone", remedy="say what to find: --detect lesion")
+    evaluate_run(run, cohort, judged_by=judge, lesions=lesions)
+
+
+def report(run: Positional[Path], cohort: Positional[Path]) -> None:
+    """Write a run's report from its scores (evaluating it first if need be): one HTML file that needs no network.
+
+    Args:
+        run: an evaluated run.
+        cohort: the cohort it was evaluated on.
+    """
+    from petscale.evaluation.run import read_evaluations
+    from petscale.report.run import report_run
+
+    print(report_run(run, cohort, read_evaluations(run, cohort)))
+
+
+def dashboard(
+    folder: Positional[Path | None] = None, storage: str = "", cluster: str = "", seconds: float | None = None
+) -> None:
+    """Bring up TensorBoard, the Optuna dashboard and Ray's on this machine's loopback until Ctrl-C.
+
+    Args:
+        folder: a run, or a study of petscale tune; may be left out with --cluster.
+        storage: of the study, as given to petscale tune.
+        cluster: a cluster file, or the URL of a dashboard: that cluster's Ray dashboard.
+        seconds: stop by itself after so long.
+    """
+    from petscale.dashboards import serve
+
+    serve(folder, storage, cluster=cluster, seconds=seconds)
+
+
+def experiment(
+    name: Positional[
+        Literal[
+            "sgsgan_table2",
+            "sgsgan_table3",
+            "sgsgan_table4",
+            "cg_3dsrgan_table2",
+            "s3pet_table2",
+            "sgsgan_resized",
+            "cascade_table4",
+            "virtual_pet",
+        ]
+    ],
+    size: Literal["small", "paper"] = "small",
+    folder: Path = Path("experiments"),
+    workers: int | None = None,
+    device: Literal["cpu", "cuda"] | None = None,
+) -> None:
+    """Repeat a paper's ablation table on simulated patients: all rows and folds, scores and tests beside the paper's.
+
+    The same command continues where it stopped; tables share the runs they have in common.
+
+    Args:
+        name: which table.
+        size: small, for two cores, or the paper's networks and lengths, for GPUs.
+        folder: where cohorts, runs and tables go, in a sub-folder per size.
+        workers: training processes.
+        device: cpu or cuda.
+    """
+    from petscale.experiments import EXPERIMENTS, runner
+
+    settings = [f"cluster.workers={workers}"] if workers is not None else []
+    settings += [f"cluster.device={device}"] if device is not None else []
+    chosen = EXPERIMENTS[name](size)
+    print(runner.run_experiment(chosen, folder / size, command=recorded(), settings=settings))
+
+
+def doctor(storage: Path | None = None) -> None:
+    """Check this machine, or (`petscale submit doctor`) every node of a cluster, and print what to mend.
+
+    Args:
+        storage: the folder of cohorts and runs, on a cluster one that all nodes mount.
+    """
+    from petscale import doctor as doctors
+
+    doctors.run(storage)
+
+
+def submit(
+    command: Positional[tuple[str, ...]] = (),
+    cluster: str = "cluster.yaml",
+    detach: bool = False,
+) -> None:
+    """Run any other petscale command on a cluster, with this installation's code; it survives this terminal's end.
+
+    Args:
+        command: the command and its arguments; relative paths start at the cluster's shared storage, a .json file that
+            lies here travels along.
+        cluster: a cluster file, or the URL of a dashboard.
+        detach: do not show the job's log.
+    """
+    from petscale.cluster import jobs
+
+    jobs_can_run = [name for name, known in COMMANDS.items() if known.in_a_job]
+    if not command or command[0] not in jobs_can_run:
+        raise InputError(
+            "CFG_COMMAND",
+            where="submit",
+            found=command[0] if command else "nothing to run",
+            remedy=f"name one of {', '.join(jobs_can_run)}",
+        )
+    print(jobs.submit(command, cluster, follow=not detach))
+
+
+def status(job: Positional[str] = "", cluster: str = "cluster.yaml") -> None:
+    """Show the jobs of a cluster.
+
+    Args:
+        job: one of them.
+        cluster: a cluster file, or the URL of a dashboard.
+    """
+    from petscale.cluster import jobs
+
+    jobs.status(job, cluster)
+
+
+def logs(job: Positional[str] = "", cluster: str = "cluster.yaml", follow: bool = False) -> None:
+    """Print what a cluster's job has said.
+
+    Args:
+        job: its name; the newest without one.
+        cluster: a cluster file, or the URL of a dashboard.
+        follow: until the job ends.
+    """
+    from petscale.cluster import jobs
+
+    jobs.logs(job, cluster, follow=follow)
+
+
+def stop(job: Positional[str] = "", cluster: str = "cluster.yaml") -> None:
+    """End a cluster's job; the same command goes on from what was committed.
+
+    Args:
+        job: its name; the newest without one.
+        cluster: a cluster file, or the URL of a dashboard.
+    """
+    from petscale.cluster import jobs
+
+    jobs.stop(job, cluster)
+
+
+# ---- the table ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command as the command line knows it.
+
+    Args:
+        group: heading under which the help lists it.
+        function: what runs.
+        options: for a command that takes a run's configuration, the dataclass of its other options.
+        writes: name of the argument that names the folder it writes into, empty for none.
+        in_a_job: whether it can be submitted to a cluster.
+    """
+
+    group: Literal["start", "data", "train", "evaluate", "cluster"]
+    function: Callable[..., None]
+    options: type | None = None
+    writes: str = ""
+    in_a_job: bool = True
+
+    @property
+    def summary(self) -> str:
+        """The first line of the function's docstring."""
+        return (self.function.__doc__ or "").split("\n")[0]
+
+
+COMMANDS = {
+    "demo": Command("start", demo, writes="folder"),
+    "phantom": Command("data", phantom, writes="cohort"),
+    "ingest": Command("data", ingest, writes="cohort"),
+    "simulate": Command("data", simulate, writes="cohort"),
+    "verify": Command("data", verify),
+    "train": Command("train", train, TrainOptions, writes="run"),
+    "tune": Command("train", tune, TuneOptions, writes="study"),
+    "experiment": Command("train", experiment, writes="folder"),
+    "synthesize": Command("evaluate", synthesize, writes="run"),
+    "evaluate": Command("evaluate", evaluate, writes="run"),
+    "report": Command("evaluate", report, writes="run"),
+    "dashboard": Command("evaluate", dashboard, in_a_job=False),
+    "submit": Command("cluster", submit, in_a_job=False),
+    "status": Command("cluster", status, in_a_job=False),
+    "logs": Command("cluster", logs, in_a_job=False),
+    "stop": Command("cluster", stop, in_a_job=False),
+    "doctor": Command("cluster", doctor),
+}
