@@ -32,7 +32,7 @@ from petscale.tuning.objectives import Objective
 from petscale.tuning.search import SCRATCH, SweepConfig, run_trials
 from petscale.tuning.study import hold, open_study
 from petscale.tuning.table import TrialTable
-from petscale.tuning.trial import TrialJob, Work, as_settings, ends, train_and_score
+from petscale.tuning.trial import TrialJob, Work, ends, train_and_score
 from petscale.tuning.trials import best, enqueue_first, finished, history, requeue
 from storage import integrity
 from storage.errors import InputError
@@ -188,7 +188,7 @@ def _write(
     written = []
     commands = []
     for place, trial in enumerate(best(opened)):
-        chosen = configs.override(base, as_settings(trial.user_attrs["settings"]))
+        chosen = configs.with_fields(base, trial.user_attrs["settings"])
         path = folder / (BEST if place == 0 else f"best-{place + 1}.json")
         integrity.write_json(path, configs.to_json(chosen))
         # The report may be handed on, and folders may name a patient; the terminal's line is to be repeated as it is.

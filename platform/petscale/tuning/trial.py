@@ -141,7 +141,7 @@ def train_and_score(job: TrialJob, rung: int) -> dict[str, float]:
     run = Path(job.folder)
     judged: dict[str, dict[str, float]] = json.loads((run / SCORED).read_bytes()) if (run / SCORED).is_file() else {}
     if str(rung) not in judged:
-        config = configs.override(configs.from_json(job.base), as_settings(job.settings))
+        config = configs.with_fields(configs.from_json(job.base), job.settings)
         plan = plan_run(Path(job.cohort), run, config, validation=True)
         run.mkdir(parents=True, exist_ok=True)
         train_until(plan, ends(plan.num_steps, job.rungs, job.factor)[rung])
@@ -151,8 +151,3 @@ def train_and_score(job: TrialJob, rung: int) -> dict[str, float]:
         integrity.write_json(run / SCORED, judged)
         metrics_export.judged(run, config.recipe, judged[str(rung)])
     return judged[str(rung)]
-
-
-def as_settings(settings: Mapping[str, Any]) -> list[str]:
-    """Settings as ``--set`` takes them; values are Python literals."""
-    return [f"{name}={value!r}" for name, value in settings.items()]
