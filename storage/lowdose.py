@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy import ndimage, sparse
 
 from storage.errors import InputError
+from storage.randomness import Counts, generator
 from storage.source import HU, SUV, Grid, ImageSource
 
 MU_WATER_PER_MM = 0.0096  # linear attenuation of water at 511 keV
@@ -411,15 +412,14 @@ class LowDoseSource:
         drf = round(config.drf * 1000)
         if config.mode == "activity":
             expected = trues_and_scatter.astype(np.float64) / config.drf + randoms / config.drf**2
-            return _generator(config.seed, config.realisation, z, 2, drf, config.draw).poisson(expected)
-        full = _generator(config.seed, config.realisation, z, 0).poisson(trues_and_scatter.astype(np.float64) + randoms)
+            key = config.seed, config.realisation, z, Counts.LOW_ACTIVITY, drf, config.draw
+            return generator(*key).poisson(expected)
+        full_key = config.seed, config.realisation, z, Counts.FULL_DOSE
+        full = generator(*full_key).poisson(trues_and_scatter.astype(np.float64) + randoms)
         if config.drf == 1:
             return full
-        return _generator(config.seed, config.realisation, z, 1, drf, config.draw).binomial(full, 1 / config.drf)
-
-
-def _generator(*key: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+        key = config.seed, config.realisation, z, Counts.THINNED, drf, config.draw
+        return generator(*key).binomial(full, 1 / config.drf)
 
 
 def _reach(sigma_px: float) -> int:

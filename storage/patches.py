@@ -1,8 +1,4 @@
-"""Where patches lie: index arithmetic and seeded draws, no voxel is read and no tensor made here.
-
-Every draw is a pure function of integers (seed, purpose, index), so the order of samples does not depend on the number
-of workers, on a resume or on how far a loader reads ahead.
-"""
+"""Where patches lie: index arithmetic and seeded draws.  No voxel is read and no tensor is made here."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,11 +54,6 @@ class Aids:
     body: NDArray[np.float32]
     uptake: NDArray[np.float32]
     rois: Mapping[str, NDArray[np.float32]]
-
-
-def generator(*key: int) -> np.random.Generator:
-    """Counter-based random numbers for one purpose; the same integers give the same numbers anywhere."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
 def grid(shape: Shape, tile: Shape, overlap: Shape) -> Iterator[PatchLocation]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.errors import InputError
-from storage.patches import generator
+from storage.randomness import Stream, generator
 from storage.source import AIR_HU, HU, LABEL, SUV, Grid, ImageSource
 
 LABEL_NAMES: dict[int, str] = {
@@ -326,7 +326,9 @@ def _anatomy(config: PhantomConfig) -> _Anatomy:
 
     What came later draws from generators of its own, so that a seed remains the patient it was.
     """
-    rng, for_liver, for_lesions, for_cysts = (generator(config.seed, 0x9E7, *k) for k in ((), (1,), (2,), (3,)))
+    rng, for_liver, for_lesions, for_cysts = (
+        generator(config.seed, Stream.ANATOMY, *k) for k in ((), (1,), (2,), (3,))
+    )
     (nz, ny, nx), (dz, dy, dx) = config.shape, config.spacing_mm
     low, high = config.axial_coverage
     axial = min(nz * dz / ((high - low) * _VERTEX_TO_THIGH_MM), 1.15)

@@ -16,12 +16,11 @@ from torch import Tensor
 
 from storage.errors import InputError
 from storage.layout import OVERVIEW, drf_of
-from storage.patches import Aids, PatchLocation, draw, generator
+from storage.patches import Aids, PatchLocation, draw
+from storage.randomness import Stream, generator
 from storage.reader import Case, Cohort
 from storage.source import SUV
 from trainers.recipe import Batch, Needs
-
-_ORDER, _PLACE = 1, 2  # purposes of random draws: two draws of one seed and index never share numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,10 +154,10 @@ class Feed:
         groups = []
         for group in (step * self._config.cases_per_step + i for i in self._mine):
             epoch, turn = divmod(group, len(samples))
-            order = generator(self._config.seed, _ORDER, epoch).permutation(len(samples))
+            order = generator(self._config.seed, Stream.SAMPLE_ORDER, epoch).permutation(len(samples))
             case, image = samples[int(order[turn])]
             aids = _guided(self._cases[case], need.rois)
-            rng = generator(self._config.seed, _PLACE, group)
+            rng = generator(self._config.seed, Stream.PATCH_PLACE, group)
             boxes = [draw(aids, need.patch, need.sampler, rng) for _ in range(need.patches_per_case)]
             groups.append((case, image, boxes))
         return groups

@@ -20,7 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from petscale.report.pictures import CT_HU
 from storage import integrity
-from storage.patches import draw, generator
+from storage.patches import draw
+from storage.randomness import Stream, generator
 from storage.reader import Case
 from storage.source import HU
 from trainers.feed import FeedConfig
@@ -166,7 +167,7 @@ def picture(
 
     def draw_picture(step: int, synthesizer: Synthesizer) -> None:
         _, tile = fitted(synthesizer.tiling, case.aids.shape)
-        box = draw(case.aids, tile, {"uptake": 1.0}, generator(0, 6))
+        box = draw(case.aids, tile, {"uptake": 1.0}, generator(0, Stream.PREVIEW))
         with torch.no_grad():
             context = case_context(synthesizer, case, low, suv_scale=suv_scale, device=device)
             source = torch.from_numpy(case.image(low).patch(box.grown(synthesizer.tiling.halo)))[None, None]
