@@ -7,6 +7,7 @@ removes, and committed cases are never written again.
 import hashlib
 import hmac
 import json
+import math
 import os
 import secrets
 import shutil
@@ -30,7 +31,7 @@ from storage import geometry, integrity, layout
 from storage.errors import InputError
 from storage.patches import CELL
 from storage.reader import open_cohort
-from storage.source import HU, LABEL, SUV, Grid, ImageSource
+from storage.source import HU, LABEL, SUV, Dose, Grid, ImageSource, simulated_dose
 
 FAT_HU, SOFT_TISSUE_HU = -50.0, 20.0  # every CT of a patient holds voxels below the first and above the second
 
@@ -44,12 +45,19 @@ class CasePlan:
         subject: keyed hash of the patient (``subject_hash``), equal for all of the patient's cases.
         labels: value in the image ``labels`` -> name; empty when there is none.
         fingerprint: digest of the inputs and options; equal fingerprints mean the committed case may stay.
+        doses: name of a PET -> its dose, None for one that is no scan at any dose.  Of a simulated scan that is not
+            named, its provenance tells; any other image that is not named has no dose.
     """
 
     images: Mapping[str, ImageSource]
     subject: str
     fingerprint: str
     labels: Mapping[int, str] = field(default_factory=dict)
+    doses: Mapping[str, Dose | None] = field(default_factory=dict)
+
+    def dose(self, image: str) -> Dose | None:
+        """Return the dose of one image."""
+        return self.doses[image] if image in self.doses else simulated_dose(self.images[image].provenance)
 
 
 @dataclass
@@ -311,9 +319,9 @@ def case_graph(folder: Path, name: str, plan: CasePlan) -> Delayed:
             delayed(_store_slab)(folder / image, image, source, z0, z1, tuple(plan.labels))
             for z0, z1 in layout.slabs(grid.shape, dtype.itemsize)
         ]
-    outline = delayed(_outline)(
-        {image: source.units for image, source in plan.images.items()}, grid, spans, dict(plan.labels)
-    )
+    pets = _best_pets(plan)
+    cts = [image for image, source in plan.images.items() if source.units == HU]
+    outline = delayed(_outline)((cts or pets)[0], HU if cts else SUV, grid, spans, dict(plan.labels))
     _prepare_image(folder / "body", "body", grid, LABEL)
     body = [
         delayed(_store_body)(folder / "body", outline, grid, z0, z1)
@@ -332,8 +340,11 @@ def case_graph(folder: Path, name: str, plan: CasePlan) -> Delayed:
         "labels": {str(value): label for value, label in plan.labels.items()},
         "images": [*plan.images, "body"],
     }
-    sources = {image: (source.units, dict(source.provenance)) for image, source in plan.images.items()}
-    return delayed(_finish)(folder, name, grid, facts, sources, spans, body, viewing)
+    sources = {
+        image: (source.units, dict(source.provenance), layout.dose_attribute(plan.dose(image)))
+        for image, source in plan.images.items()
+    }
+    return delayed(_finish)(folder, name, grid, facts, sources, pets, spans, body, viewing)
 
 
 def _prepare_image(path: Path, name: str, grid: Grid, units: str) -> None:
@@ -373,22 +384,27 @@ def _store_slab(path: Path, image: str, source: ImageSource, z0: int, z1: int, v
 
 
 def _outline(
-    units: Mapping[str, str], grid: Grid, spans: Mapping[str, list[_Slab]], labels: Mapping[int, str]
+    image: str, units: str, grid: Grid, spans: Mapping[str, list[_Slab]], labels: Mapping[int, str]
 ) -> NDArray[np.bool_]:
-    """Body mask on the coarse grid: from the CT when there is one, else from the PET of the highest dose."""
-    image = next((i for i, unit in units.items() if unit == HU), None) or _best_pets(units)[0]
+    """Body mask on the coarse grid: from ``image``, the CT when there is one, else the PET of the highest dose."""
     coarse = np.concatenate([slab.coarse for slab in spans[image]])
     edges = _coarse_edges(grid)
     z, y, x = (mm * edge for mm, edge in zip(grid.spacing_mm, edges, strict=True))
-    mask = geometry.body_mask(coarse, units[image], (z, y, x))
+    mask = geometry.body_mask(coarse, units, (z, y, x))
     if labels:  # an organ is body wherever it lies
         mask |= np.concatenate([slab.coarse for slab in spans["labels"]]) > 0
     return mask
 
 
-def _best_pets(units: Mapping[str, str]) -> list[str]:
-    """Names of the PETs, the highest dose first."""
-    return sorted((i for i, unit in units.items() if unit == SUV), key=lambda i: (layout.drf_of(i) or 0.0, i))
+def _best_pets(plan: CasePlan) -> list[str]:
+    """Names of the PETs, the highest dose first.  One without a dose counts as full dose, an unknown factor is last."""
+
+    def rank(image: str) -> tuple[float, str]:
+        dose = plan.dose(image)
+        drf = 1.0 if dose is None else dose.drf
+        return (math.inf if math.isnan(drf) else drf, image)
+
+    return sorted((image for image, source in plan.images.items() if source.units == SUV), key=rank)
 
 
 def _store_body(path: Path, outline: NDArray[np.bool_], grid: Grid, z0: int, z1: int) -> NDArray[np.float32]:
@@ -424,15 +440,16 @@ def _finish(
     name: str,
     grid: Grid,
     facts: Mapping[str, Any],
-    sources: Mapping[str, tuple[str, Mapping[str, object]]],
+    sources: Mapping[str, tuple[str, Mapping[str, object], Mapping[str, object] | None]],
+    pets: Sequence[str],
     spans: Mapping[str, list[_Slab]],
     body: list[NDArray[np.float32]],
     viewing: list[None],
 ) -> None:
-    """Write aids and attributes once every shard is there."""
+    """Write aids and attributes once every shard is there; ``pets`` names the PETs, the highest dose first."""
     del viewing  # ordering only
     size = float(np.prod(grid.shape))
-    for image, (units, provenance) in sources.items():
+    for image, (units, provenance, dose) in sources.items():
         parts = spans[image]
         statistics = {
             "min": min(p.low for p in parts),
@@ -448,13 +465,12 @@ def _finish(
             )
         if units == HU:
             _check_hu(f"case {name}, image {image}", statistics["min"], statistics["max"])
-        _describe(folder / image, units, grid, provenance, statistics)
+        _describe(folder / image, units, grid, provenance, statistics, {"dose": dose} if units == SUV else {})
         if units == SUV:
             overview = np.stack([p.overview for p in parts if p.overview is not None]).sum(0)
             layout.write_array(folder / "aids" / f"overview_{image}", overview)
-    _describe(folder / "body", LABEL, grid, {}, {"min": 0.0, "max": 1.0})
+    _describe(folder / "body", LABEL, grid, {}, {"min": 0.0, "max": 1.0}, {})
     inside = np.concatenate(body).astype(np.float32)
-    pets = _best_pets({image: units for image, (units, _) in sources.items()})
     uptake = np.concatenate([p.cells[0] for p in spans[pets[0]]]) if pets else np.zeros_like(inside)
     layout.write_array(folder / "aids" / "uptake", np.clip(uptake, 0, None).astype(np.float32))
     layout.write_array(folder / "aids" / "body", inside)
@@ -482,7 +498,12 @@ def _check_hu(where: str, low: float, high: float) -> None:
 
 
 def _describe(
-    path: Path, units: str, grid: Grid, provenance: Mapping[str, object], statistics: Mapping[str, float]
+    path: Path,
+    units: str,
+    grid: Grid,
+    provenance: Mapping[str, object],
+    statistics: Mapping[str, float],
+    more: Mapping[str, object],
 ) -> None:
     layout.create_group(
         path,
@@ -492,6 +513,7 @@ def _describe(
                 "affine_ras_mm": grid.affine.tolist(),
                 "provenance": dict(provenance),
                 "statistics": dict(statistics),
+                **more,
             }
         },
     )

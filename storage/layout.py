@@ -4,7 +4,7 @@
     <cohort>/CATALOG.json                       case -> root digest of every committed case
     <cohort>/cases/<case>/MANIFEST.json         the commit point: every file with size and sha256
     <cohort>/cases/<case>/zarr.json             ``petscale``: subject (keyed hash), label names, fingerprint
-    <cohort>/cases/<case>/<image>/zarr.json     OME-Zarr 0.5 multiscale; ``petscale``: affine, units, provenance
+    <cohort>/cases/<case>/<image>/zarr.json     OME-Zarr 0.5 multiscale; ``petscale``: affine, units, dose, provenance
     <cohort>/cases/<case>/<image>/0             native voxels (z, y, x); 1, 2, ... are coarser and for viewing only
     <cohort>/cases/<case>/aids/...              what samplers and recipes need without reading voxels
 
@@ -14,6 +14,7 @@ shard, and hold 32^3 chunks, blosc-lz4 with byte shuffle and a crc32c that catch
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +27,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from storage import integrity
 from storage.errors import InputError
-from storage.source import LABEL, Grid
+from storage.source import LABEL, Dose, Grid, simulated_dose
 
 SCHEMA = 1
 CHUNK = 32
@@ -60,10 +61,30 @@ def low_name(drf: float, realisation: int = 0) -> str:
     return f"low_drf{drf:g}" + (f"_r{realisation}" if realisation else "")
 
 
+# Last users: trainers/feed.py, trainers/cg_3dsrgan.py, trainers/s3pet.py, platform/petscale/launch.py.  The dose is a
+# fact of an image (``StoredImage.dose``); this goes when they read it there.
 def drf_of(image: str) -> float | None:
     """Dose reduction factor in a low-dose image's name, None for any other image."""
     match = re.fullmatch(r"low_drf([0-9.]+)(_r\d+)?", image)
     return float(match.group(1)) if match else None
+
+
+def dose_attribute(dose: Dose | None) -> dict[str, Any] | None:
+    """Return a dose as JSON values; an unknown dose reduction factor is null, as JSON has no NaN."""
+    if dose is None:
+        return None
+    drf = None if math.isnan(dose.drf) else dose.drf
+    return {"drf": drf, "relation": dose.relation, "shares_noise": dose.shares_noise}
+
+
+def read_dose(facts: Mapping[str, Any]) -> Dose | None:
+    """Return the dose in an image's ``petscale`` attributes; of cohorts without it, the one its provenance tells."""
+    if "dose" not in facts:
+        return simulated_dose(facts["provenance"])
+    dose = facts["dose"]
+    if dose is None:
+        return None
+    return Dose(math.nan if dose["drf"] is None else float(dose["drf"]), dose["relation"], dose["shares_noise"])
 
 
 def _padded(length: int) -> int:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from storage import integrity, layout
 from storage.errors import InputError
 from storage.patches import Aids, PatchLocation
-from storage.source import AIR_HU, HU, Grid
+from storage.source import AIR_HU, HU, Dose, Grid
 
 # One pool for all readers of a process: decoded chunks are kept, so that neighbouring patches share their halos.
 _CONTEXT = ts.Context({"cache_pool": {"total_bytes_limit": 256 * 2**20}, "data_copy_concurrency": {"limit": 2}})
@@ -56,6 +56,11 @@ class StoredImage:
         """Allow-listed facts of the image's origin."""
         facts: Mapping[str, object] = self._facts["provenance"]
         return facts
+
+    @cached_property
+    def dose(self) -> Dose | None:
+        """With how many counts a PET was measured; None where nobody said it, and for CT and labels."""
+        return layout.read_dose(self._facts)
 
     @property
     def statistics(self) -> Mapping[str, float]:

@@ -19,7 +19,7 @@ from storage.errors import InputError
 from storage.ingest import CasePlan, Outcome, Spread, ingest, one_after_another, site_key, subject_hash
 from storage.lowdose import LowDoseConfig, LowDoseSource
 from storage.reader import open_cohort
-from storage.source import BQML, ImageSource
+from storage.source import BQML, Dose, ImageSource
 
 Plans = Mapping[str, Callable[[Path], CasePlan]]
 
@@ -132,13 +132,23 @@ def _check_doses(scan: LowDoseConfig, drfs: Sequence[float], realisations: int) 
 
 def low_doses(
     truth: ImageSource, ct: ImageSource | None, config: LowDoseConfig, drfs: Sequence[float], realisations: int
-) -> dict[str, ImageSource]:
+) -> dict[str, LowDoseSource]:
     """A full-dose scan of ``truth`` and its low-dose scans, all reconstructed alike."""
-    images: dict[str, ImageSource] = {"full": LowDoseSource(truth, ct, replace(config, drf=1.0, realisation=0))}
+    images = {"full": LowDoseSource(truth, ct, replace(config, drf=1.0, realisation=0))}
     for drf in drfs:
         for number in range(realisations):
             images[layout.low_name(drf, number)] = LowDoseSource(truth, ct, replace(config, drf=drf, draw=number))
     return images
+
+
+def _doses(scans: Mapping[str, LowDoseSource]) -> dict[str, Dose | None]:
+    """The doses of what ``low_doses`` simulates, and of its truth, which is no scan of this case."""
+    doses: dict[str, Dose | None] = {"truth": None}
+    for name, scan in scans.items():
+        same_scan = scan.config.mode == "thinning" and scan.config.realisation == scans["full"].config.realisation
+        full = scan.config.drf == 1
+        doses[name] = Dose(scan.config.drf, "full" if full else "simulated", None if full else same_scan)
+    return doses
 
 
 def phantom_plans(
@@ -167,6 +177,7 @@ def phantom_plans(
                 subject=subject_hash(f"phantom {person.seed}", b"phantoms are nobody"),
                 fingerprint=_fingerprint(b"", asdict(person), asdict(scan), list(drfs), realisations),
                 labels=body.label_names,
+                doses=_doses(scans),
             )
 
         return open_plan
@@ -200,6 +211,7 @@ def simulation_plans(source: Path, truth: str, scan: LowDoseConfig, drfs: Sequen
                 subject=case.subject,
                 fingerprint=_fingerprint(b"", case.fingerprint, truth, asdict(scan), number, list(drfs), realisations),
                 labels=case.labels,
+                doses=_doses(scans),
             )
 
         return open_plan
@@ -298,6 +310,7 @@ def open_case(files: Files, scratch: Path, *, subject: str | None = None) -> Cas
             *([files.grid] if files.grid != "pet" else []),  # as before there was a choice
         ),
         labels=labels,
+        doses={"full": Dose(1.0, "full", None)},
     )
 
 
