@@ -6,7 +6,6 @@ removes, and committed cases are never written again.
 
 import hashlib
 import hmac
-import json
 import math
 import os
 import secrets
@@ -32,6 +31,7 @@ from storage.errors import InputError
 from storage.patches import CELL
 from storage.reader import open_cohort
 from storage.source import HU, LABEL, SUV, Dose, Grid, ImageSource, simulated_dose
+from storage.verification import read_catalog
 
 FAT_HU, SOFT_TISSUE_HU = -50.0, 20.0  # every CT of a patient holds voxels below the first and above the second
 
@@ -194,7 +194,7 @@ def ingest(
 def _write_catalog(cohort: Path, committed: list[str]) -> None:
     """Add what is new.  A case that was lost or exchanged since keeps its entry, so that ``verify`` still tells."""
     try:
-        before: dict[str, str] | None = _catalog(cohort)
+        before: dict[str, str] | None = read_catalog(cohort)
     except ValueError:
         before = None
     after = dict(before or {})
@@ -517,36 +517,3 @@ def _describe(
             }
         },
     )
-
-
-def verify(cohort: Path) -> dict[str, list[integrity.Damage]]:
-    """Read every byte of a cohort; returns what is wrong by case, empty when it is whole."""
-    open_cohort(cohort)
-    folders = {path.name: path for path in (cohort / layout.CASES).glob("*") if path.is_dir()}
-    found = {name: integrity.verify(folder) for name, folder in folders.items()}
-    roots = {}
-    for name, folder in folders.items():
-        if not found[name]:
-            content = integrity.manifest(folder)
-            roots[name] = content["root"]
-            if content["facts"].get("case") != name:
-                found[name].append(integrity.Damage(integrity.MANIFEST, "belongs to another case"))
-    try:
-        catalog: dict[str, str] = _catalog(cohort)
-    except ValueError:
-        found[layout.CATALOG] = [integrity.Damage(layout.CATALOG, "missing or not readable")]
-        catalog = {}
-    for name, root in catalog.items():
-        if name not in folders:
-            found[name] = [integrity.Damage("", "the whole case is missing")]
-        elif name in roots and roots[name] != root:
-            found[name].append(integrity.Damage(integrity.MANIFEST, "is not the one that was committed"))
-    return {name: damage for name, damage in sorted(found.items()) if damage}
-
-
-def _catalog(cohort: Path) -> dict[str, str]:
-    try:
-        content: dict[str, str] = json.loads((cohort / layout.CATALOG).read_bytes())
-    except OSError as error:
-        raise ValueError from error
-    return content

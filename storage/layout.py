@@ -18,16 +18,17 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec, Crc32cCodec
 
 from storage import integrity
 from storage.errors import InputError
 from storage.source import LABEL, Dose, Grid, simulated_dose
+
+if TYPE_CHECKING:  # zarr takes a second to import, and only writers need it
+    import zarr
 
 SCHEMA = 1
 CHUNK = 32
@@ -119,6 +120,9 @@ def create_group(path: Path, attributes: Mapping[str, Any]) -> None:
 
 def create_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[np.generic], *, depth: int | None = None) -> None:
     """Make one array in the cohort's codecs; ``depth`` slices per shard, None for a single shard."""
+    import zarr
+    from zarr.codecs import BloscCodec, Crc32cCodec
+
     padded = tuple(_padded(n) for n in shape)
     zarr.create_array(
         path,
@@ -138,7 +142,9 @@ def write_array(path: Path, values: NDArray[np.generic]) -> None:
     _writable(path)[...] = values
 
 
-def _writable(path: Path) -> zarr.Array[Any]:
+def _writable(path: Path) -> "zarr.Array[Any]":
+    import zarr
+
     # Empty chunks are written, so that an absent one is always a loss, never background.
     return zarr.open_array(path, mode="r+").with_config({"write_empty_chunks": True})
 

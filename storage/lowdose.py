@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage, sparse
 
 from storage.errors import InputError
 from storage.randomness import Counts, generator
@@ -160,6 +159,8 @@ def projector(
 def _projector(
     shape_px: tuple[int, int], spacing_mm: tuple[float, float], num_angles: int, subsets: int, psf_fwhm_mm: float
 ) -> SystemMatrix:
+    from scipy import sparse  # scipy takes half a second to import, and a configuration does not need it
+
     (ny, nx), (dy, dx) = shape_px, spacing_mm
     bin_mm = max(dy, dx)
     sigma = psf_fwhm_mm * SIGMA_PER_FWHM / bin_mm
@@ -427,6 +428,8 @@ def _reach(sigma_px: float) -> int:
 
 
 def _gaussian(image: Array, sigma_px: float, axis: int) -> Array:
+    from scipy import ndimage
+
     if _reach(sigma_px) == 0:
         return image
     mode = "nearest" if axis == 0 else "constant"  # beyond the scan's ends the patient goes on; beside the body is air
@@ -435,6 +438,8 @@ def _gaussian(image: Array, sigma_px: float, axis: int) -> Array:
 
 def _smooth(sinogram: Array, sigma_bins: float) -> Array:
     """Blur (subsets, bins, angles) along the bins: three running means, which is a Gaussian near enough for scatter."""
+    from scipy import ndimage
+
     width = 2 * int(np.sqrt(4 * sigma_bins**2 + 1) / 2) + 1
     for _ in range(3):
         sinogram = ndimage.uniform_filter1d(sinogram, width, axis=1, mode="constant")
@@ -442,6 +447,8 @@ def _smooth(sinogram: Array, sigma_bins: float) -> Array:
 
 
 def _water_body(slice_suv: Array, spacing_mm: tuple[float, float]) -> Array:
+    from scipy import ndimage
+
     smooth = ndimage.gaussian_filter(slice_suv, [5.0 / d for d in spacing_mm], truncate=_TRUNCATE)
     body = ndimage.binary_fill_holes(smooth > BODY_SUV)
     return np.where(body, np.float32(MU_WATER_PER_MM), np.float32(0))

@@ -16,14 +16,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
-import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
 from storage.errors import InputError
 from storage.source import BQML, LABEL, SUV, Grid
+
+if TYPE_CHECKING:  # nibabel takes a second to import, and only those who open or write a file need it
+    import nibabel
 
 Units = Literal["SUVbw", "Bq/mL", "HU", "label"]
 
@@ -180,6 +182,8 @@ def write_nifti(path: Path, grid: Grid, read_slab: Callable[[int, int], NDArray[
         raise ValueError("a NIfTI file is named .nii or .nii.gz")
     if max(grid.shape) > 32767:
         raise _error("NII_BAD_DIM", path, "more than 32767 voxels along an axis", "NIfTI-1 cannot hold it")
+    import nibabel
+
     header = nibabel.Nifti1Header()
     header.set_data_dtype("<f4")
     header.set_data_shape(grid.shape[::-1])
@@ -287,6 +291,8 @@ def _layout(head: bytes, path: Path) -> _Layout:
     magic = head[344:348] if length == 348 else head[4:8]
     if magic != (b"n+1\0" if length == 348 else b"n+2\0"):
         raise _error("NII_NOT_NIFTI", path, "no single-file NIfTI (n+1 or n+2)", "save it as one .nii file")
+    import nibabel
+
     kind = nibabel.Nifti1Header if length == 348 else nibabel.Nifti2Header
     header = kind(head[:length], endianness=order, check=False)
 
@@ -320,7 +326,7 @@ def _layout(head: bytes, path: Path) -> _Layout:
     return layout
 
 
-def _scaling(header: nibabel.Nifti1Header, path: Path) -> tuple[float, float, tuple[str, ...]]:
+def _scaling(header: "nibabel.Nifti1Header", path: Path) -> tuple[float, float, tuple[str, ...]]:
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or np.isnan(slope):  # the standard's "no scaling"
         return 1.0, 0.0, ()
@@ -330,7 +336,7 @@ def _scaling(header: nibabel.Nifti1Header, path: Path) -> tuple[float, float, tu
 
 
 def _affine(
-    header: nibabel.Nifti1Header, shape: tuple[int, int, int], path: Path
+    header: "nibabel.Nifti1Header", shape: tuple[int, int, int], path: Path
 ) -> tuple[NDArray[np.float64], tuple[str, ...]]:
     spacing = np.asarray(header["pixdim"][1:4], dtype=np.float64)
     if not (np.isfinite(spacing).all() and (spacing > 0).all()):

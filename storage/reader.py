@@ -4,21 +4,17 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorstore as ts
 from numpy.typing import NDArray
 
 from storage import integrity, layout
 from storage.errors import InputError
 from storage.patches import Aids, PatchLocation
 from storage.source import AIR_HU, HU, Dose, Grid
-
-# One pool for all readers of a process: decoded chunks are kept, so that neighbouring patches share their halos.
-_CONTEXT = ts.Context({"cache_pool": {"total_bytes_limit": 256 * 2**20}, "data_copy_concurrency": {"limit": 2}})
 
 
 @dataclass(frozen=True)
@@ -269,14 +265,26 @@ def _no_metadata(folder: Path) -> InputError:
     )
 
 
+@cache
+def _context() -> Any:
+    """One pool for all readers of a process: decoded chunks are kept, so that neighbouring patches share halos."""
+    import tensorstore  # a third of a second, and only those who read voxels need it
+
+    return tensorstore.Context(
+        {"cache_pool": {"total_bytes_limit": 256 * 2**20}, "data_copy_concurrency": {"limit": 2}}
+    )
+
+
 def _open(folder: Path) -> Any:
+    import tensorstore
+
     spec = {
         "driver": "zarr3",
         "kvstore": {"driver": "file", "path": str(folder.absolute())},
         "fill_missing_data_reads": False,  # a shard that vanishes while we read is an error, never background
     }
     try:
-        return ts.open(spec, read=True, context=_CONTEXT, recheck_cached=False).result()
+        return tensorstore.open(spec, read=True, context=_context(), recheck_cached=False).result()
     except (ValueError, OSError):
         raise InputError(
             "STORE_DAMAGED",

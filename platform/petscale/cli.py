@@ -184,8 +184,8 @@ def verify(cohort: Positional[Path]) -> None:
     Args:
         cohort: folder of the cohort.
     """
-    from storage.ingest import verify as prove
     from storage.reader import open_cohort
+    from storage.verification import verify as prove
 
     names = open_cohort(cohort).cases
     damage = prove(cohort)

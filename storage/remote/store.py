@@ -17,9 +17,6 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import fsspec  # type: ignore[import-untyped]
-from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
-
 from storage import integrity
 from storage.errors import InputError
 
@@ -35,6 +32,8 @@ def url_of(path: Path | str) -> str:
     match = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", str(path))
     if not match:
         return ""
+    import fsspec  # type: ignore[import-untyped]  # a plain path does not need it
+
     scheme, rest = match.group(1).lower(), match.group(2).rstrip("/")
     if re.search(r":[^/]*@|:.*@", rest):
         raise _bad_url(scheme, "credentials in the address", "give them by the driver's environment, as AWS_PROFILE")
@@ -93,6 +92,12 @@ class Store:
         return _filesystem(self.url)
 
     @cached_property
+    def _local(self) -> bool:
+        from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
+
+        return isinstance(self.fs, LocalFileSystem)
+
+    @cached_property
     def _root(self) -> str:
         return str(self.fs._strip_protocol(self.url)).rstrip("/")
 
@@ -114,7 +119,7 @@ class Store:
 
     def put(self, key: str, path: Path) -> str:
         """Put a file, whole or not at all; returns the object's version."""
-        if isinstance(self.fs, LocalFileSystem):  # here a write is not whole or absent, a rename is
+        if self._local:  # here a write is not whole or absent, a rename is
             partial = self.at(str(PurePosixPath(key).with_name(f".{secrets.token_hex(4)}.partial")))
             self.fs.put_file(str(path), partial)
             os.replace(partial, self.at(key))
@@ -128,7 +133,7 @@ class Store:
     def create(self, key: str, content: bytes) -> bool:
         """Write an object that is not there yet; False when it is, unless a lost answer hid that it is ours."""
         try:
-            if isinstance(self.fs, LocalFileSystem):  # its "create" looks first and writes then
+            if self._local:  # its "create" looks first and writes then
                 with self.fs.open(self.at(key), "xb") as file:
                     file.write(content)
             else:
@@ -164,6 +169,8 @@ class Store:
 
 
 def _filesystem(url: str) -> Any:
+    import fsspec
+
     scheme = url.partition(":")[0]
     options = {"auto_mkdir": True} if scheme == "file" else {}
     try:

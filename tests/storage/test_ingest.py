@@ -17,12 +17,13 @@ import zarr
 
 from storage import integrity, layout
 from storage.errors import InputError
-from storage.ingest import CasePlan, create_cohort, ingest, site_key, subject_hash, verify
+from storage.ingest import CasePlan, create_cohort, ingest, site_key, subject_hash
 from storage.nifti import open_nifti
 from storage.patches import CELL
 from storage.phantom import LABEL_NAMES, PhantomConfig, phantom
 from storage.reader import open_cohort
 from storage.source import HU, LABEL, SUV, ArraySource, Grid
+from storage.verification import verify
 
 PATIENT = phantom(PhantomConfig(shape=(64, 48, 48), spacing_mm=(8.0, 8.0, 8.0), seed=3))
 
@@ -479,8 +480,9 @@ from pathlib import Path
 import numpy as np
 from storage import integrity
 from storage.errors import InputError
-from storage.ingest import CasePlan, ingest, verify
+from storage.ingest import CasePlan, ingest
 from storage.source import LABEL, SUV, ArraySource, Grid
+from storage.verification import verify
 
 def plans(names, shape=(20, 12, 12)):
     grid = Grid(shape, np.diag([-8.0, -8.0, 8.0, 1.0]))

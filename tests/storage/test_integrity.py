@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import cache
 
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ import tensorstore
 
 from storage import integrity, layout, reader
 from storage.errors import InputError
-from storage.ingest import CasePlan, ingest, verify
+from storage.ingest import CasePlan, ingest
 from storage.integrity import MANIFEST, Damage
 from storage.reader import open_cohort
 from storage.source import SUV, ArraySource, Grid
+from storage.verification import verify
 
 HOLDER = """
 import sys, time
@@ -243,7 +245,7 @@ def test_no_flipped_bit_is_ever_read_as_a_value(cohort, monkeypatch):
     rng = np.random.default_rng(22)
 
     def read():
-        monkeypatch.setattr(reader, "_CONTEXT", tensorstore.Context())  # nothing from memory
+        monkeypatch.setattr(reader, "_context", cache(tensorstore.Context))  # nothing from memory
         reader._case.cache_clear()
         case = open_cohort(cohort).case("a")
         aids = case.aids
