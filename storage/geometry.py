@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from scipy import ndimage, sparse
 
 from storage.errors import InputError
-from storage.source import AIR_HU, HU, Grid, ImageSource
+from storage.source import AIR_HU, BODY_SUV, HU, Grid, ImageSource
 
-BODY_SUV = 0.1  # smoothed uptake above this is body: air and table lie below it at every dose level
 BODY_HU = -400.0  # between air and fat
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from storage.errors import InputError
 
@@ -32,19 +32,35 @@ def fsync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content`` so that a crash leaves the old file or the new one, durable when this returns."""
+@contextmanager
+def replacing(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """Give a hidden file beside ``path`` that takes its place when the block ends well, and is removed when not.
+
+    A crash leaves the old file or the new one; the new one is durable when the block has ended.
+
+    Args:
+        mode: permissions of a new file, less the process's umask.
+
+    Raises:
+        InputError: DISK_FULL or DISK_DENIED.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with disk_errors(path):
-            with partial.open("wb") as file:
-                file.write(content)
+            with os.fdopen(os.open(partial, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, mode), "wb") as file:
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
             fsync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace ``path`` by ``content`` so that a crash leaves the old file or the new one, durable when this returns."""
+    with replacing(path) as file:
+        file.write(content)
 
 
 def write_json(path: Path, content: object) -> None:
@@ -145,7 +161,8 @@ class Damage:
     problem: str
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -234,7 +251,7 @@ def check_presence(folder: Path) -> dict[str, Any]:
                 found="missing" if size < 0 else f"{size} bytes instead of {entry['size']}",
                 remedy="run `petscale verify`, then restore the case from a copy, or remove and ingest it again",
             )
-        if path.name == "zarr.json" and _digest(path) != entry["sha256"]:
+        if path.name == "zarr.json" and file_digest(path) != entry["sha256"]:
             raise InputError(
                 "STORE_DAMAGED",
                 where=f"{folder.name}/{key}",
@@ -258,7 +275,7 @@ def verify(folder: Path) -> list[Damage]:
             damage.append(Damage(key, "missing"))
         elif path.stat().st_size != entry["size"]:
             damage.append(Damage(key, f"{path.stat().st_size} bytes instead of {entry['size']}"))
-        elif _digest(path) != entry["sha256"]:
+        elif file_digest(path) != entry["sha256"]:
             damage.append(Damage(key, "content differs from what was committed (flipped, swapped or stale)"))
     damage.extend(Damage(key, "was never committed") for key in sorted(present - content["files"].keys()))
     return damage

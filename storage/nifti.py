@@ -13,7 +13,7 @@ import struct
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.errors import InputError
+from storage.integrity import replacing
 from storage.source import BQML, LABEL, SUV, Grid
 
 if TYPE_CHECKING:  # nibabel takes a second to import, and only those who open or write a file need it
@@ -173,7 +174,8 @@ def write_nifti(path: Path, grid: Grid, read_slab: Callable[[int, int], NDArray[
         read_slab: ``read_slab(z0, z1)`` returns (z1 - z0, y, x).
 
     Raises:
-        InputError: ``IMG_NONFINITE``; ``NII_BAD_DIM`` beyond 32767 voxels along an axis.
+        InputError: ``IMG_NONFINITE``; ``NII_BAD_DIM`` beyond 32767 voxels along an axis; ``DISK_FULL`` or
+            ``DISK_DENIED`` when it cannot be written.
         ValueError: another suffix, or a slab of another shape.
     """
     path = Path(path)
@@ -195,7 +197,8 @@ def write_nifti(path: Path, grid: Grid, read_slab: Callable[[int, int], NDArray[
     header.set_xyzt_units("mm")
     header["vox_offset"] = 352
     rows = max(1, SLAB_BYTES // (4 * grid.shape[1] * grid.shape[2]))
-    with _replacing(path) as raw, _packed(raw) if name.endswith(".gz") else nullcontext(raw) as stream:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, 0o600) as raw, _packed(raw) if name.endswith(".gz") else nullcontext(raw) as stream:
         stream.write(header.binaryblock + bytes(4))
         for z0 in range(0, grid.shape[0], rows):
             z1 = min(z0 + rows, grid.shape[0])
@@ -375,27 +378,6 @@ def _gap_mm(a: NDArray[np.float64], b: NDArray[np.float64], shape: tuple[int, in
     z, y, x = (n - 1 for n in shape)
     corners = np.array([(i, j, k, 1) for i in (0, x) for j in (0, y) for k in (0, z)], dtype=np.float64)
     return float(np.abs(corners @ (a - b).T).max())
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """Give a hidden file beside ``path`` that takes its name when the block ends well, and is gone when not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _error(code: str, path: Path, found: str, remedy: str = "copy or save the file again") -> InputError:

@@ -8,13 +8,14 @@ examples and plumbing, and says nothing about patients.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from storage.errors import InputError
 from storage.randomness import Stream, generator
+from storage.ranges import Range, check_ranges
 from storage.source import AIR_HU, HU, LABEL, SUV, Grid, ImageSource
 
 LABEL_NAMES: dict[int, str] = {
@@ -61,7 +62,7 @@ class PhantomConfig:
     """One phantom.
 
     Args:
-        shape: voxels along (z, y, x), each at least 8.
+        shape: voxels along (z, y, x).
         spacing_mm: voxel edge lengths along (z, y, x) in mm.
         seed: everything that differs between two patients: body size, organ sizes, places, uptakes, texture, lesions.
         num_lesions: hot spheres; fewer are drawn where the body is too small to hold them apart.
@@ -79,44 +80,38 @@ class PhantomConfig:
         InputError: ``CFG_RANGE`` when a value is outside its range.
     """
 
-    shape: tuple[int, int, int] = (128, 96, 96)
-    spacing_mm: tuple[float, float, float] = (4.0, 4.0, 4.0)
-    seed: int = 0
-    num_lesions: int = 6
-    axial_coverage: tuple[float, float] = (0.0, 1.0)
+    shape: Annotated[tuple[int, int, int], Range(8)] = (128, 96, 96)
+    spacing_mm: Annotated[tuple[float, float, float], Range(above=0, high=1000)] = (4.0, 4.0, 4.0)
+    seed: Annotated[int, Range(0)] = 0
+    num_lesions: Annotated[int, Range(0, 100)] = 6
+    axial_coverage: Annotated[tuple[float, float], Range(0, 1)] = (0.0, 1.0)
     arms: Literal["none", "up", "down"] = "none"
     lesion_organs: tuple[str, ...] = ()
-    lesion_hu: tuple[float, float] = (45.0, 45.0)
-    num_cysts: int = 0
-    cyst_hu: tuple[float, float] = (0.0, 20.0)
-    liver_suv: tuple[float, float] | None = None
+    lesion_hu: Annotated[tuple[float, float], Range(-1000, 3000)] = (45.0, 45.0)
+    num_cysts: Annotated[int, Range(0, 100)] = 0
+    cyst_hu: Annotated[tuple[float, float], Range(-1000, 3000)] = (0.0, 20.0)
+    liver_suv: Annotated[tuple[float, float] | None, Range(0.1, 20)] = None
 
     def __post_init__(self) -> None:
+        check_ranges(self, "PhantomConfig")
         low, high = self.axial_coverage
         for name, good, wanted in (
-            ("shape", len(self.shape) == 3 and min(self.shape) >= 8, "three numbers (z, y, x) of at least 8 voxels"),
-            (
-                "spacing_mm",
-                len(self.spacing_mm) == 3 and 0 < min(self.spacing_mm) <= max(self.spacing_mm) <= 1e3,
-                "three numbers (z, y, x) up to 1000",
-            ),
-            ("seed", self.seed >= 0, "an integer of at least 0"),
-            ("num_lesions", 0 <= self.num_lesions <= 100, "0 to 100"),
-            ("axial_coverage", 0 <= low < high <= 1, "two fractions, 0 <= from < to <= 1"),
+            ("shape", len(self.shape) == 3, "three numbers (z, y, x)"),
+            ("spacing_mm", len(self.spacing_mm) == 3, "three numbers (z, y, x)"),
+            ("axial_coverage", low < high, "two fractions, from < to"),
             ("arms", self.arms in _HALF_WIDTH_MM, "none, up or down"),
             ("lesion_organs", {*self.lesion_organs} <= {*LESION_ORGANS}, f"names among {', '.join(LESION_ORGANS)}"),
-            ("lesion_hu", _is_range(self.lesion_hu, -1000, 3000), "two HU, -1000 <= from <= to <= 3000"),
-            ("num_cysts", 0 <= self.num_cysts <= 100, "0 to 100"),
-            ("cyst_hu", _is_range(self.cyst_hu, -1000, 3000), "two HU, -1000 <= from <= to <= 3000"),
-            ("liver_suv", self.liver_suv is None or _is_range(self.liver_suv, 0.1, 20), "two SUV between 0.1 and 20"),
+            ("lesion_hu", _ascends(self.lesion_hu), "two HU, from <= to"),
+            ("cyst_hu", _ascends(self.cyst_hu), "two HU, from <= to"),
+            ("liver_suv", self.liver_suv is None or _ascends(self.liver_suv), "two SUV, from <= to"),
         ):
             if not good:
                 found = str(getattr(self, name))
                 raise InputError("CFG_RANGE", where=f"PhantomConfig.{name}", found=found, remedy=f"give {wanted}")
 
 
-def _is_range(value: tuple[float, float], lowest: float, highest: float) -> bool:
-    return len(value) == 2 and lowest <= value[0] <= value[1] <= highest
+def _ascends(value: tuple[float, float]) -> bool:
+    return len(value) == 2 and value[0] <= value[1]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 SUV, BQML, HU, LABEL = "SUVbw", "Bq/mL", "HU", "label"  # the units an image may be in
 AIR_HU = -1000.0
+BODY_SUV = 0.1  # uptake above this is body: air and table lie below it at every dose, once an image is smoothed
 
 
 @dataclass(frozen=True, eq=False)

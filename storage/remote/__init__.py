@@ -138,10 +138,7 @@ class _Table:
 
 def _digest(path: Path) -> str:
     """SHA-256 of a file, empty when there is none."""
-    if not path.is_file():
-        return ""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return integrity.file_digest(path) if path.is_file() else ""
 
 
 def _each(work: Any, items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
