@@ -1,7 +1,6 @@
 """DICOM series out: a restored PET as a derived series of its template, a PET made of a CT, a phantom as its own.
 
-A series is written slice by slice into a hidden sibling folder that is renamed when it is whole.  This file knows which
-fields make a PET or CT slice; it refuses to know how voxels were made.
+A series is written slice by slice into a hidden folder beside the final one, which is renamed when it is whole.
 """
 
 import datetime

@@ -1,7 +1,4 @@
-"""Grids against each other: CT onto the PET grid or PET onto the CT's, area-exact shrinking, the body's outline.
-
-Knows no file format.
-"""
+"""Geometry of voxel grids: resampling one image onto another's grid, area-exact shrinking, the body's outline."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
-"""The Dask graph that turns one case's sources into one committed case: a task per shard, the aids, the rename.
+"""Ingest: one Dask graph per case writes its shards and sampling maps, then the case is committed by a rename.
 
-Nothing is written where readers look until everything is: a killed ingest leaves a staging folder that the next one
-removes, and committed cases are never written again.
+A case is built in a staging folder, where no reader looks.  A killed ingest leaves that folder; the next ingest removes
+it.  A committed case is never written again.
 """
 
 import hashlib
@@ -74,7 +74,7 @@ Spread = Callable[[Callable[[str], bool], Sequence[str]], Iterator[tuple[str, bo
 
 
 def _silent(case: str, done: int, total: int) -> None:
-    """Tell nobody."""
+    """Report nothing."""
 
 
 def site_key() -> bytes:
@@ -116,8 +116,8 @@ def create_cohort(folder: Path) -> None:
         InputError: STORE_NOT_EMPTY when the folder holds something else.
     """
     if not (folder / "zarr.json").exists():
-        strangers = [p.name for p in folder.iterdir() if not p.name.startswith(".")] if folder.exists() else []
-        if strangers:
+        others = [p.name for p in folder.iterdir() if not p.name.startswith(".")] if folder.exists() else []
+        if others:
             raise InputError(
                 "STORE_NOT_EMPTY",
                 where=folder.name,
@@ -159,7 +159,7 @@ def ingest(
         strict: raise on the first refused case.
         scheduler: Dask's local scheduler, ``threads`` or ``processes``.
         workers: tasks at a time; memory grows with them by a few shards each.  Default: the CPUs, 4 at most.
-        progress: told of every task done, or of every case where others do them.
+        progress: called after every task, or after every case where other machines do them.
         spread: does the cases, here or on other machines, and yields each one's name with whether it was new or with
             its refusal.
 
@@ -172,12 +172,12 @@ def ingest(
     with integrity.exclusive(cohort, purpose="ingest"):
         create_cohort(cohort)
         staging = cohort / layout.STAGING
-        shutil.rmtree(staging, ignore_errors=True)  # we hold the lock: whoever staged there is dead
+        shutil.rmtree(staging, ignore_errors=True)  # we hold the lock, so no other process is staging
         for partial_file in cohort.glob(".*.partial"):
             partial_file.unlink()
-        told = progress if spread is one_after_another else _silent  # a bar does not travel
+        report = progress if spread is one_after_another else _silent  # other machines cannot call it
         try:
-            for name, new in spread(partial(_ingest_case, cohort, plans, scheduler, workers, told), list(plans)):
+            for name, new in spread(partial(_ingest_case, cohort, plans, scheduler, workers, report), list(plans)):
                 if not isinstance(new, InputError):
                     (outcome.committed if new else outcome.kept).append(name)
                     progress(name, 1, 1)
@@ -192,7 +192,7 @@ def ingest(
 
 
 def _write_catalog(cohort: Path, committed: list[str]) -> None:
-    """Add what is new.  A case that was lost or exchanged since keeps its entry, so that ``verify`` still tells."""
+    """Add what is new.  A case that was lost or exchanged since keeps its entry, so that ``verify`` still finds it."""
     try:
         before: dict[str, str] | None = read_catalog(cohort)
     except ValueError:
@@ -296,7 +296,7 @@ class _Counter(Callback):  # type: ignore[misc]
 
 @dataclass(frozen=True, eq=False)
 class _Slab:
-    """What one pass over a slab leaves behind for the aids; all of it small."""
+    """What is kept of a slab for statistics, body outline and sampling maps; all of it small."""
 
     low: float
     high: float
@@ -367,7 +367,7 @@ def _store_slab(path: Path, image: str, source: ImageSource, z0: int, z1: int, v
             "IMG_NONFINITE",
             where=f"image {image}, slices {z0} to {z1 - 1}",
             found=f"{bad} voxels are NaN or infinite",
-            remedy="repair the image at its source; petscale does not invent values",
+            remedy="repair the image where it was made",
         )
     layout.write_shard(path / "0", z0, slab.astype(layout.storage_dtype(source.units), copy=False))
     cells = geometry.block_means(slab, (CELL, CELL, CELL))[None]
@@ -446,7 +446,7 @@ def _finish(
     body: list[NDArray[np.float32]],
     viewing: list[None],
 ) -> None:
-    """Write aids and attributes once every shard is there; ``pets`` names the PETs, the highest dose first."""
+    """Write sampling maps and attributes once every shard is there; ``pets`` names the PETs, the highest dose first."""
     del viewing  # ordering only
     size = float(np.prod(grid.shape))
     for image, (units, provenance, dose) in sources.items():

@@ -1,8 +1,8 @@
-"""Writes that are whole or absent, manifests that prove it, one writer at a time.
+"""Atomic writes, manifests with digests, and one writer at a time.
 
-A directory exists for petscale when its ``MANIFEST.json`` does; the rename that puts it there is the only commit point.
-Codec checksums catch a flipped bit in a chunk that is read; the manifest also catches what they cannot see: a missing,
-emptied, truncated, swapped or stale file, and tells its name.
+A directory is committed when its ``MANIFEST.json`` is there; the rename that puts it there is the only commit point.
+Codec checksums find a flipped bit in a chunk that is read.  The manifest also finds a missing, emptied, truncated,
+swapped or stale file, and names it.
 """
 
 import errno
@@ -70,7 +70,7 @@ def write_json(path: Path, content: object) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Tell a full disk or a read-only folder in one line.
+    """Turn the system's error about a full disk or a read-only folder into one line.
 
     Raises:
         InputError: DISK_FULL or DISK_DENIED.
@@ -181,7 +181,7 @@ def commit(folder: Path, facts: Mapping[str, object]) -> str:
     """Make every file below ``folder`` durable, list it with size and digest, and write the manifest last.
 
     Args:
-        facts: what else the manifest vouches for, for instance the case name.
+        facts: what else the manifest states, for instance the case name.
 
     Returns:
         The root digest.
@@ -203,7 +203,7 @@ def commit(folder: Path, facts: Mapping[str, object]) -> str:
 
 
 def manifest(folder: Path) -> dict[str, Any]:
-    """Read a manifest and prove it against its own root digest.
+    """Read a manifest and check it against its own root digest.
 
     Raises:
         InputError: STORE_UNCOMMITTED when there is none, STORE_DAMAGED when it does not agree with itself.
@@ -232,7 +232,7 @@ def manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_presence(folder: Path) -> dict[str, Any]:
-    """Cheap proof at opening: every file of the manifest is there in its full size, and metadata is as committed.
+    """Quick check at opening: every file of the manifest is there in its full size, and metadata is as committed.
 
     A missing shard would otherwise read as zeros, and a flipped bit in a shape, a unit or an affine would pass: only
     chunks carry checksums of their own.
@@ -262,7 +262,7 @@ def check_presence(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path) -> list[Damage]:
-    """Full proof: read every byte below ``folder`` and name whatever differs from its manifest."""
+    """Read every byte below ``folder`` and name whatever differs from its manifest."""
     try:
         content = manifest(folder)
     except InputError as error:

@@ -1,4 +1,4 @@
-"""The on-disk contract of a cohort: names, axes, chunks, shards and attributes.  It outlives the code that wrote it.
+"""The on-disk format of a cohort: names, axes, chunks, shards and attributes; older cohorts stay readable.
 
     <cohort>/zarr.json                          one Zarr v3 group; ``petscale`` attributes: schema version
     <cohort>/CATALOG.json                       case -> root digest of every committed case
@@ -6,11 +6,11 @@
     <cohort>/cases/<case>/zarr.json             ``petscale``: subject (keyed hash), label names, fingerprint
     <cohort>/cases/<case>/<image>/zarr.json     OME-Zarr 0.5 multiscale; ``petscale``: affine, units, dose, provenance
     <cohort>/cases/<case>/<image>/0             native voxels (z, y, x); 1, 2, ... are coarser and for viewing only
-    <cohort>/cases/<case>/aids/...              what samplers and recipes need without reading voxels
+    <cohort>/cases/<case>/aids/...              sampling maps: what samplers and recipes need without reading voxels
 
 <image> is ``full``, ``low_drf<N>`` (N = dose reduction factor), ``truth``, ``ct``, ``labels``, ``body`` or a
-user's own.  Shards are whole z slabs of at least 64 MiB (or the volume), so that one task writes one
-shard, and hold 32^3 chunks, blosc-lz4 with byte shuffle and a crc32c that catches a flipped bit.
+user's own.  Names are for users; no name is parsed.  Shards are whole z slabs of at least 64 MiB (or the volume), so
+that one task writes one shard.  They hold 32^3 chunks, blosc-lz4 with byte shuffle, and a crc32c to find flipped bits.
 """
 
 import json
@@ -177,7 +177,7 @@ def level_shape(shape: tuple[int, int, int], level: int) -> tuple[int, int, int]
 def ome_attributes(name: str, grid: Grid) -> dict[str, Any]:
     """OME-Zarr 0.5 metadata of a multiscale image; positions are those of voxel centres, in mm.
 
-    NGFF 0.5 knows scale and translation only; the full affine stands in our own namespace beside it.
+    NGFF 0.5 has scale and translation only; the full affine stands in the ``petscale`` attributes.
     """
     datasets = []
     for level in range(num_levels(grid.shape)):

@@ -1,11 +1,11 @@
 """Low-dose PET from full-dose PET: project, draw counts, reconstruct, one transaxial slice at a time.
 
-It knows a parallel-beam scanner without time of flight, as one sparse matrix per geometry: attenuation, scatter,
-randoms, Poisson counts and OSEM with a resolution model.  It refuses to know files, patients and networks.
+The scanner has parallel beams and no time of flight, and is one sparse matrix per geometry.  Modelled are attenuation,
+scatter, randoms, Poisson counts, and OSEM with a resolution model.
 
-What it is not: there are no oblique planes, so slices are coupled only by the axial blur of the truth and the post
-filter; scatter is smoothed trues, not single-scatter simulation; and a truth that is a real scan already holds that
-scanner's blur and noise.  Every number goes into ``LowDoseSource.provenance``.
+Limits: there are no oblique planes, so slices are coupled only by the axial blur of the truth and the post filter;
+scatter is smoothed trues, not single-scatter simulation; a truth that is a real scan already holds that scanner's blur
+and noise.  Every number of a simulation is in ``LowDoseSource.provenance``.
 """
 
 import threading

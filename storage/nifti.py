@@ -1,8 +1,7 @@
 """NIfTI files in and out: a memory-mapped source, and a writer that goes slab by slab.
 
-The affine is taken by nibabel's rule (sform if its code > 0, else qform) and kept; a volume is never reoriented.  This
-file knows the NIfTI-1 and -2 single-file formats; it refuses to know how a unit was made, and it believes no header
-before the file has been checked against it.
+Read are single files of NIfTI-1 and NIfTI-2; every header is checked against its file before it is used.  The affine is
+taken by nibabel's rule (sform if its code > 0, else qform) and kept; a volume is never reoriented.
 """
 
 import gzip
@@ -79,7 +78,7 @@ class NiftiSource:
         """Return the slab ``z0 <= z < z1`` as (z, y, x) in ``units``.
 
         Raises:
-            InputError: ``IMG_NONFINITE``; ``NII_BAD_LABEL`` if a label is no integer from 0 to 65535.
+            InputError: ``IMG_NONFINITE``; ``NII_BAD_LABEL`` if a label is not an integer from 0 to 65535.
         """
         stored = np.memmap(self.voxels, dtype=self.dtype, mode="r", offset=self.offset, shape=self.grid.shape)[z0:z1]
         with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes Inf and is refused below
@@ -99,7 +98,7 @@ class NiftiSource:
             raise InputError(
                 "NII_BAD_LABEL",
                 where=self.name,
-                found=f"values that are no integers from 0 to 65535 in slices {z0} to {z1 - 1}",
+                found=f"values that are not integers from 0 to 65535 in slices {z0} to {z1 - 1}",
                 remedy="give a label map, not an image",
             )
         return slab
@@ -215,7 +214,7 @@ def write_nifti(path: Path, grid: Grid, read_slab: Callable[[int, int], NDArray[
 
 
 def _inflate(stream: BinaryIO, path: Path, size: int, workdir: Path) -> tuple[_Layout, Path]:
-    """Inflate to a file below ``workdir``; the header is judged before anything large is written."""
+    """Inflate to a file below ``workdir``; the header is checked before anything large is written."""
     pieces = _inflated(stream, path)
     head = bytearray()
     for piece in pieces:
@@ -227,7 +226,7 @@ def _inflate(stream: BinaryIO, path: Path, size: int, workdir: Path) -> tuple[_L
         raise _error("NII_SIZE_LIE", path, f"{layout.end} bytes declared, more than {size} gzip bytes can hold")
     workdir.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(workdir).free < layout.end + SLACK_BYTES:
-        raise _error("DISK_FULL", path, f"no room for {layout.end} inflated bytes", "free some space")
+        raise _error("DISK_FULL", path, f"no space for {layout.end} inflated bytes", "free some space")
     handle, name = tempfile.mkstemp(suffix=".nii", dir=workdir)
     try:
         with os.fdopen(handle, "wb") as out:

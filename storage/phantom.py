@@ -1,9 +1,9 @@
 """An analytic whole-body phantom: activity (SUVbw), CT (HU), organ labels and known lesions, slab by slab.
 
-It knows a stylised anatomy (tubes and ellipsoids whose sizes, places and uptakes vary with the seed) and how to draw
-any slab of it at any voxel size without ever holding a volume.  It refuses to know scanners, noise and files.  Uptakes
-and densities are round values typical of FDG one hour after injection, not a measured population: it is made for tests,
-examples and plumbing, and says nothing about patients.
+The anatomy is stylised: tubes and ellipsoids whose sizes, places and uptakes vary with the seed.  Any slab is drawn at
+any voxel size without holding the volume.  There is no noise and no scanner: ``storage.lowdose`` simulates scans.
+Uptakes and densities are round values typical of FDG one hour after injection, not a measured population.  The phantom
+serves tests and examples; nothing about patients follows from it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -413,12 +413,12 @@ def _anatomy(config: PhantomConfig) -> _Anatomy:
     spine = tube(SPINE, marrow, 260, [(s, c, 0.0, r, r) for s, c, r in zip(vertebrae, curve, radius, strict=True)])
     parts += [spine, organ(BLADDER, vary(22.0, 0.4), 8, (858, -30, 0), (34, 34, 40))]
 
-    rooms = [right_lobe, right_lobe, *lungs]  # ellipsoids a lesion may lie in, each standing for its tissue
+    sites = [right_lobe, right_lobe, *lungs]  # ellipsoids a lesion may lie in, each standing for its tissue
     for row in spine.knots[30:-10:12]:  # the centre of a metastasis lies in the vertebra, its rim need not
-        rooms.append(_Part(SPINE, marrow, 260, np.stack([row[:3], scale * 24])))
+        sites.append(_Part(SPINE, marrow, 260, np.stack([row[:3], scale * 24])))
     for node in _NODES:
-        rooms.append(_Part(BODY, muscle, 50, np.stack([place(*node), scale * 24])))
-    named = [room for room in rooms if not config.lesion_organs or LABEL_NAMES[room.label] in config.lesion_organs]
+        sites.append(_Part(BODY, muscle, 50, np.stack([place(*node), scale * 24])))
+    named = [site for site in sites if not config.lesion_organs or LABEL_NAMES[site.label] in config.lesion_organs]
     lesions = _place(config, rng, parts, named, config.num_lesions, _LESION_CONTRAST, for_lesions, config.lesion_hu)
     lobes = [right_lobe, left_lobe]
     cysts = _place(
@@ -443,36 +443,36 @@ def _place(
     config: PhantomConfig,
     rng: np.random.Generator,
     parts: Sequence[_Part],
-    rooms: Sequence[_Part],
+    sites: Sequence[_Part],
     count: int,
     contrasts: tuple[float, float],
     for_hu: np.random.Generator,
     hu: tuple[float, float],
     others: Sequence[Lesion] = (),
 ) -> tuple[Lesion, ...]:
-    """Put spheres into the rooms: wholly inside the matrix, centred in the room's tissue, apart from all others."""
+    """Put spheres into the sites: wholly inside the matrix, centred in the site's tissue, apart from all others."""
     found: list[Lesion] = []
     end = [(n - 1) * d for n, d in zip(config.shape, config.spacing_mm, strict=True)]
     for _ in range(200 * count):
         if len(found) == count:
             break
-        room = rooms[int(rng.integers(len(rooms)))]
+        site = sites[int(rng.integers(len(sites)))]
         diameter = float(rng.choice(NEMA_DIAMETERS_MM))
         contrast = float(rng.uniform(*contrasts))
         ray = rng.normal(size=3)
         ray *= rng.uniform() ** (1 / 3) / np.linalg.norm(ray)
-        centre, half = room.knots
+        centre, half = site.knots
         at = centre + ray * (half - diameter / 2)
         apart = all(
             np.linalg.norm(at - np.array(other.centre_mm)) > (diameter + other.diameter_mm) / 2 + 10
             for other in (*found, *others)
         )
         inside = all(diameter / 2 <= c <= e - diameter / 2 for c, e in zip(at, end, strict=True))
-        if (half > diameter / 2).all() and apart and inside and _label_at(parts, at) == room.label:
+        if (half > diameter / 2).all() and apart and inside and _label_at(parts, at) == site.label:
             z, y, x = (float(c) for c in at)
-            suv = round(room.suv * contrast, 3)
-            organ, density = LABEL_NAMES[room.label], float(for_hu.uniform(*hu))
-            found.append(Lesion((z, y, x), diameter, suv, suv / room.suv, organ, density))
+            suv = round(site.suv * contrast, 3)
+            organ, density = LABEL_NAMES[site.label], float(for_hu.uniform(*hu))
+            found.append(Lesion((z, y, x), diameter, suv, suv / site.suv, organ, density))
     return tuple(found)
 
 

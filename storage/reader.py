@@ -1,4 +1,4 @@
-"""Committed cases and their voxels, read through tensorstore.  What is not committed cannot be seen from here."""
+"""Committed cases and their voxels, read through tensorstore; a case that is not committed is not listed."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from storage import integrity, layout
 from storage.errors import InputError
-from storage.patches import Aids, PatchLocation
+from storage.patches import PatchLocation, SamplingMaps
 from storage.source import AIR_HU, HU, Dose, Grid
 
 
@@ -55,7 +55,7 @@ class StoredImage:
 
     @cached_property
     def dose(self) -> Dose | None:
-        """With how many counts a PET was measured; None where nobody said it, and for CT and labels."""
+        """With how many counts a PET was measured; None where it is not known, and for CT and labels."""
         return layout.read_dose(self._facts)
 
     @property
@@ -155,24 +155,24 @@ class Case:
         return {}
 
     @cached_property
-    def aids(self) -> Aids:
-        """Sampling aids, read once."""
+    def sampling_maps(self) -> SamplingMaps:
+        """What samplers need of the case, read once."""
         names = [name for _, name in sorted(self.labels.items())]
-        rois = self._aid("rois") / np.float32(255) if names else ()
-        return Aids(
+        rois = self._map("rois") / np.float32(255) if names else ()
+        return SamplingMaps(
             shape=self.image("body").grid.shape,
-            body=self._aid("body"),
-            uptake=self._aid("uptake"),
+            body=self._map("body"),
+            uptake=self._map("uptake"),
             rois=dict(zip(names, rois, strict=True)),
         )
 
     def overview(self, image: str) -> NDArray[np.float32]:
         """Return the whole PET ``image`` resized to 64^3 by area, in SUV."""
         self.image(image)
-        return self._aid(f"overview_{image}")
+        return self._map(f"overview_{image}")
 
-    def _aid(self, name: str) -> NDArray[np.float32]:
-        return _values(_open(self.folder / "aids" / name), f"case {self.name}, aid {name}")
+    def _map(self, name: str) -> NDArray[np.float32]:
+        return _values(_open(self.folder / "aids" / name), f"case {self.name}, sampling map {name}")
 
 
 @dataclass(frozen=True)
@@ -188,9 +188,9 @@ class Cohort:
         return tuple(sorted(path.parent.name for path in parents))
 
     def case(self, name: str) -> Case:
-        """Open one case; every file of its manifest is there in full size, or this refuses.
+        """Open one case, after checking that every file of its manifest is there in full size.
 
-        Whoever opens the same case again in this process, by whichever cohort, is given what is open already.
+        A case that is open already in this process is returned again, whichever cohort it was opened by.
 
         Raises:
             InputError: SET_NO_CASE, STORE_DAMAGED, STORE_UNCOMMITTED.

@@ -1,7 +1,7 @@
-"""What every image is before it is stored: a grid, a unit, a dose, facts about its origin, and slabs on demand.
+"""Image sources: a grid, a unit, facts about the image's origin, and voxels slab by slab; and the dose of a PET.
 
-A DICOM series, a NIfTI file, the phantom, a simulated low-dose scan and a resampled CT are all sources, so that ingest
-knows one thing only and never needs a whole volume in memory.
+A DICOM series, a NIfTI file, the phantom, a simulated low-dose scan and a resampled CT are all sources, so ingest reads
+them alike and never holds a whole volume in memory.
 """
 
 from collections.abc import Mapping

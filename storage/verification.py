@@ -1,4 +1,4 @@
-"""Proof of a whole cohort: every case against its manifest, every manifest against the catalog.
+"""Verification of a whole cohort: every case against its manifest, every manifest against the catalog.
 
 Only digests are computed: no library for arrays is imported.
 """

@@ -89,7 +89,7 @@ def case_context(
     # A patch longer than a small volume is cut to it: at inference there is no batch that shapes must fit.
     z, y, x = (min(edge, size) for edge, size in zip(needs.patch, low.grid.shape, strict=True))
     rng = generator(seed, Stream.CASE_CONTEXT)
-    boxes = [draw(case.aids, (z, y, x), needs.sampler, rng) for _ in range(needs.patches_per_case)]
+    boxes = [draw(case.sampling_maps, (z, y, x), needs.sampler, rng) for _ in range(needs.patches_per_case)]
     arrays = np.stack([low.patch(box.grown(needs.halo))[None] for box in boxes]) / np.float32(suv_scale)
     overview = case.overview(image)[None, None] / np.float32(suv_scale)
     return dict(synthesizer.context(torch.from_numpy(overview).to(device), torch.from_numpy(arrays).to(device)))

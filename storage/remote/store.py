@@ -1,4 +1,4 @@
-"""Addresses and the few things that are asked of an object store, by fsspec; what it refuses is told in one line.
+"""Addresses and the few things that are asked of an object store, by fsspec; its errors become one line.
 
 A store is asked for three things: an object is put whole or not at all, a listing shows what was put, and an object can
 be created only if it is not there.  Encryption is the bucket's; credentials and endpoint come from the driver's own
@@ -206,8 +206,8 @@ def code_of(error: BaseException | None) -> str:
 
 
 @contextmanager
-def told(url: str) -> Iterator[None]:
-    """Tell what the store or its driver refuses in one line; libraries' messages may hold keys and are not repeated.
+def store_errors(url: str) -> Iterator[None]:
+    """Turn an error of the store or its driver into one line; libraries' messages may hold keys and are not repeated.
 
     Raises:
         InputError: CLU_CREDENTIALS, CLU_BUCKET, CLU_DENIED, CLU_UNREACHABLE, CLU_STORE.
@@ -232,7 +232,7 @@ def _refusal(error: Exception) -> tuple[str, str, str] | None:
         keys = "AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         return "CLU_CREDENTIALS", f"no valid credentials ({code or kind})", f"set {keys}, on every node"
     if code == "NoSuchBucket":
-        return "CLU_BUCKET", "no such bucket", "make it, or mend the URL"
+        return "CLU_BUCKET", "no such bucket", "make it, or correct the URL"
     if isinstance(error, PermissionError):
         remedy = "check the credentials, the bucket's policy and this machine's clock"
         return "CLU_DENIED", f"the store denies it ({code or 'no permission'})", remedy
@@ -256,12 +256,12 @@ def check_writable(url: str) -> None:
         InputError: CLU_URL, CLU_DRIVER, CLU_CREDENTIALS, CLU_BUCKET, CLU_DENIED, CLU_UNREACHABLE, CLU_STORE.
     """
     store, key = writable(url), f".probe-{secrets.token_hex(8)}"
-    with told(url):
+    with store_errors(url):
         try:
             first, second = (store.create(key, token.encode()) for token in ("first", "second"))
             whole = store.read(key) == b"first"
         finally:
-            with suppress(Exception):  # what made the probe fail is what has to be told
+            with suppress(Exception):  # the error of the probe itself is the one to report
                 store.remove(key)
     if not first or second or not whole:
         raise InputError(

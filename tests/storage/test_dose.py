@@ -116,7 +116,7 @@ def test_the_best_pet_is_that_of_the_highest_dose_whatever_it_is_called(
     told = {best: Dose(2.0, "simulated", True), middle: Dose(9.0, "separate", False)}
     told[worst] = Dose(math.nan, "separate", None)
     ingest(tmp_path, {"p": planned(CasePlan(images, "s", "f", doses=told))}, strict=True)
-    uptake = open_cohort(tmp_path).case("p").aids.uptake
+    uptake = open_cohort(tmp_path).case("p").sampling_maps.uptake
     assert uptake[0, 0, 0] == pytest.approx(images[best].voxels[:8, :8, :8].mean(), rel=1e-5)
 
 
@@ -124,7 +124,7 @@ def test_a_pet_without_a_dose_counts_as_full_dose_and_names_break_ties(tmp_path:
     images = {name: noise(seed) for seed, name in enumerate(("b", "c", "a"))}
     plan = CasePlan(images, "s", "f", doses={"a": Dose(4.0, "simulated", True), "c": Dose(1.0, "full", None)})
     ingest(tmp_path, {"p": planned(plan)}, strict=True)
-    uptake = open_cohort(tmp_path).case("p").aids.uptake
+    uptake = open_cohort(tmp_path).case("p").sampling_maps.uptake
     assert uptake[0, 0, 0] == pytest.approx(images["b"].voxels[:8, :8, :8].mean(), rel=1e-5)
 
 
@@ -137,4 +137,4 @@ def test_a_simulation_that_is_not_named_is_ordered_by_its_own_factor(tmp_path: P
     assert case.image("a").dose == Dose(50.0, "simulated", True)
     assert case.image("z").dose == Dose(1.0, "full", None)
     means = full.read(0, 16)[:8, :8, :8].mean()
-    assert case.aids.uptake[0, 0, 0] == pytest.approx(means, rel=1e-4, abs=1e-6)
+    assert case.sampling_maps.uptake[0, 0, 0] == pytest.approx(means, rel=1e-4, abs=1e-6)

@@ -254,13 +254,13 @@ def test_no_flipped_bit_is_ever_read_as_a_value(cohort, monkeypatch):
         monkeypatch.setattr(reader, "_context", cache(tensorstore.Context))  # nothing from memory
         reader._case.cache_clear()
         case = open_cohort(cohort).case("a")
-        aids = case.aids
+        maps = case.sampling_maps
         return [
             *(case.image(n).read(0, 20).tobytes() for n in case.images),
             *(case.image(n).grid.affine.tobytes() for n in case.images),
             *(case.overview(n).tobytes() for n in ("full", "low_drf4")),
-            aids.body.tobytes(),
-            aids.uptake.tobytes(),
+            maps.body.tobytes(),
+            maps.uptake.tobytes(),
             case.subject,
             case.fingerprint,
         ]

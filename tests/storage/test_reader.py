@@ -199,8 +199,8 @@ def test_a_flipped_aid_is_an_error(cohort, monkeypatch):
         path.write_bytes(whole[:20] + bytes([whole[20] ^ 1]) + whole[21:])
         monkeypatch.setattr(reader, "_context", cache(tensorstore.Context))  # nothing from the cache
         case = open_cohort(cohort).case("c")
-        with pytest.raises(InputError, match=f"STORE_DAMAGED case c, aid {name}"):
-            case.overview("full") if name == "overview_full" else case.aids
+        with pytest.raises(InputError, match=f"STORE_DAMAGED case c, sampling map {name}"):
+            case.overview("full") if name == "overview_full" else case.sampling_maps
         path.write_bytes(whole)
 
 
@@ -244,6 +244,6 @@ def test_changed_metadata_is_an_error_at_opening(cohort):
 def test_a_case_is_opened_once_per_process(pristine):
     case = open_cohort(pristine).case("c")
     again = open_cohort(pristine).case("c")
-    assert again.aids is case.aids
+    assert again.sampling_maps is case.sampling_maps
     assert again.image("full")._array is case.image("full")._array
     assert pickle.loads(pickle.dumps(case)).image("full").statistics == case.image("full").statistics  # for other nodes
