@@ -100,7 +100,7 @@ def body(maps: SamplingMaps, shape: Shape, rng: np.random.Generator) -> PatchLoc
 
 
 def uptake(maps: SamplingMaps, shape: Shape, rng: np.random.Generator) -> PatchLocation:
-    """Centre in the body, in proportion to the square root of the SUV, so that bladder and brain do not get most patches."""
+    """Centre in the body, in proportion to the square root of the SUV: bladder and brain do not get most patches."""
     return _centred(maps, shape, maps.body * np.sqrt(maps.uptake), rng)
 
 
