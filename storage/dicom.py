@@ -1,8 +1,7 @@
 """One DICOM series as an image source: headers scanned once, pixels decoded slab by slab.
 
-This file knows DICOM files and the geometry of a stack of slices; what a PET value means is ``storage.suv``'s.  It
-refuses to know other objects than PET and CT Image Storage, and it never forces, repairs or guesses: a file or series
-that is not whole ends in an ``InputError``.  Patient ID and UIDs stay in fields that no repr shows.
+Only PET and CT Image Storage are read.  Nothing is repaired or guessed: a file or series that is not whole ends in an
+``InputError``.  What a PET value means is in ``storage.suv``.  Patient ID and UIDs stay in fields that no repr shows.
 """
 
 import math

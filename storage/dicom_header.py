@@ -1,7 +1,7 @@
 """Fields of one DICOM header, taken as raw bytes: text, numbers, times on one clock.
 
-A damaged value is found here and is never printed by a library; an error names the field, never its content.  This file
-knows encodings of values; it refuses to know what a field means.
+Here values are decoded; what a field means is decided elsewhere.  A damaged value is found here, before a library could
+print it: an error names the field, never its content.
 """
 
 import datetime

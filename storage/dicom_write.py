@@ -1,7 +1,6 @@
 """DICOM series out: a restored PET as a derived series of its template, a PET made of a CT, a phantom as its own.
 
-A series is written slice by slice into a hidden sibling folder that is renamed when it is whole.  This file knows which
-fields make a PET or CT slice; it refuses to know how voxels were made.
+A series is written slice by slice into a hidden folder beside the final one, which is renamed when it is whole.
 """
 
 import datetime
@@ -24,6 +23,7 @@ from pydicom.valuerep import format_number_as_ds
 from storage.dicom import GE_SCAN_TIME, PHILIPS_BQML, PHILIPS_SUV, STORAGE, DicomSource
 from storage.dicom_header import PRIVATE_CREATORS
 from storage.errors import InputError
+from storage.integrity import fsync_folder
 from storage.source import HU, SUV, Grid, ImageSource
 from storage.suv import DAY_S, NUCLIDES, decay, mean_count_delay_s, suv_factor_decay_corrected
 
@@ -355,8 +355,4 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    parent = os.open(folder.parent, os.O_RDONLY)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)
+    fsync_folder(folder.parent)

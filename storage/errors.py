@@ -1,4 +1,4 @@
-"""The one error a user's mistake ends in: a stable code, where, what was found, what to do.
+"""The error for a user's mistake: a stable code, where, what was found, what to do.
 
 The families of codes (``DCM_``, ``SER_``, ``PET_``, ``PAIR_``, ``NII_``, ``IMG_``, ``SPLIT_``, ``SET_``, ``STORE_``,
 ``CFG_``, ``CKPT_``, ``CLU_``, ``DISK_``) are listed in docs/errors.md.  Nothing that identifies a patient may be put in
@@ -8,7 +8,7 @@ value.
 
 
 class InputError(ValueError):
-    """A user's mistake, told in one line.
+    """A user's mistake, in one line.
 
     Args:
         code: stable upper-case code with its family prefix, for instance ``NII_TRUNCATED``.

@@ -1,7 +1,4 @@
-"""Grids against each other: CT onto the PET grid or PET onto the CT's, area-exact shrinking, the body's outline.
-
-Knows no file format.
-"""
+"""Geometry of voxel grids: resampling one image onto another's grid, area-exact shrinking, the body's outline."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,9 +8,8 @@ from numpy.typing import NDArray
 from scipy import ndimage, sparse
 
 from storage.errors import InputError
-from storage.source import AIR_HU, HU, Grid, ImageSource
+from storage.source import AIR_HU, BODY_SUV, HU, Grid, ImageSource
 
-BODY_SUV = 0.1  # smoothed uptake above this is body: air and table lie below it at every dose level
 BODY_HU = -400.0  # between air and fat
 
 

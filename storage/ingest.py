@@ -1,12 +1,12 @@
-"""The Dask graph that turns one case's sources into one committed case: a task per shard, the aids, the rename.
+"""Ingest: one Dask graph per case writes its shards and sampling maps, then the case is committed by a rename.
 
-Nothing is written where readers look until everything is: a killed ingest leaves a staging folder that the next one
-removes, and committed cases are never written again.
+A case is built in a staging folder, where no reader looks.  A killed ingest leaves that folder; the next ingest removes
+it.  A committed case is never written again.
 """
 
 import hashlib
 import hmac
-import json
+import math
 import os
 import secrets
 import shutil
@@ -30,7 +30,8 @@ from storage import geometry, integrity, layout
 from storage.errors import InputError
 from storage.patches import CELL
 from storage.reader import open_cohort
-from storage.source import HU, LABEL, SUV, Grid, ImageSource
+from storage.source import HU, LABEL, SUV, Dose, Grid, ImageSource, simulated_dose
+from storage.verification import read_catalog
 
 FAT_HU, SOFT_TISSUE_HU = -50.0, 20.0  # every CT of a patient holds voxels below the first and above the second
 
@@ -44,12 +45,19 @@ class CasePlan:
         subject: keyed hash of the patient (``subject_hash``), equal for all of the patient's cases.
         labels: value in the image ``labels`` -> name; empty when there is none.
         fingerprint: digest of the inputs and options; equal fingerprints mean the committed case may stay.
+        doses: name of a PET -> its dose, None for one that is no scan at any dose.  Of a simulated scan that is not
+            named, its provenance tells; any other image that is not named has no dose.
     """
 
     images: Mapping[str, ImageSource]
     subject: str
     fingerprint: str
     labels: Mapping[int, str] = field(default_factory=dict)
+    doses: Mapping[str, Dose | None] = field(default_factory=dict)
+
+    def dose(self, image: str) -> Dose | None:
+        """Return the dose of one image."""
+        return self.doses[image] if image in self.doses else simulated_dose(self.images[image].provenance)
 
 
 @dataclass
@@ -66,7 +74,7 @@ Spread = Callable[[Callable[[str], bool], Sequence[str]], Iterator[tuple[str, bo
 
 
 def _silent(case: str, done: int, total: int) -> None:
-    """Tell nobody."""
+    """Report nothing."""
 
 
 def site_key() -> bytes:
@@ -108,8 +116,8 @@ def create_cohort(folder: Path) -> None:
         InputError: STORE_NOT_EMPTY when the folder holds something else.
     """
     if not (folder / "zarr.json").exists():
-        strangers = [p.name for p in folder.iterdir() if not p.name.startswith(".")] if folder.exists() else []
-        if strangers:
+        others = [p.name for p in folder.iterdir() if not p.name.startswith(".")] if folder.exists() else []
+        if others:
             raise InputError(
                 "STORE_NOT_EMPTY",
                 where=folder.name,
@@ -151,7 +159,7 @@ def ingest(
         strict: raise on the first refused case.
         scheduler: Dask's local scheduler, ``threads`` or ``processes``.
         workers: tasks at a time; memory grows with them by a few shards each.  Default: the CPUs, 4 at most.
-        progress: told of every task done, or of every case where others do them.
+        progress: called after every task, or after every case where other machines do them.
         spread: does the cases, here or on other machines, and yields each one's name with whether it was new or with
             its refusal.
 
@@ -164,12 +172,12 @@ def ingest(
     with integrity.exclusive(cohort, purpose="ingest"):
         create_cohort(cohort)
         staging = cohort / layout.STAGING
-        shutil.rmtree(staging, ignore_errors=True)  # we hold the lock: whoever staged there is dead
+        shutil.rmtree(staging, ignore_errors=True)  # we hold the lock, so no other process is staging
         for partial_file in cohort.glob(".*.partial"):
             partial_file.unlink()
-        told = progress if spread is one_after_another else _silent  # a bar does not travel
+        report = progress if spread is one_after_another else _silent  # other machines cannot call it
         try:
-            for name, new in spread(partial(_ingest_case, cohort, plans, scheduler, workers, told), list(plans)):
+            for name, new in spread(partial(_ingest_case, cohort, plans, scheduler, workers, report), list(plans)):
                 if not isinstance(new, InputError):
                     (outcome.committed if new else outcome.kept).append(name)
                     progress(name, 1, 1)
@@ -184,9 +192,9 @@ def ingest(
 
 
 def _write_catalog(cohort: Path, committed: list[str]) -> None:
-    """Add what is new.  A case that was lost or exchanged since keeps its entry, so that ``verify`` still tells."""
+    """Add what is new.  A case that was lost or exchanged since keeps its entry, so that ``verify`` still finds it."""
     try:
-        before: dict[str, str] | None = _catalog(cohort)
+        before: dict[str, str] | None = read_catalog(cohort)
     except ValueError:
         before = None
     after = dict(before or {})
@@ -288,7 +296,7 @@ class _Counter(Callback):  # type: ignore[misc]
 
 @dataclass(frozen=True, eq=False)
 class _Slab:
-    """What one pass over a slab leaves behind for the aids; all of it small."""
+    """What is kept of a slab for statistics, body outline and sampling maps; all of it small."""
 
     low: float
     high: float
@@ -311,9 +319,9 @@ def case_graph(folder: Path, name: str, plan: CasePlan) -> Delayed:
             delayed(_store_slab)(folder / image, image, source, z0, z1, tuple(plan.labels))
             for z0, z1 in layout.slabs(grid.shape, dtype.itemsize)
         ]
-    outline = delayed(_outline)(
-        {image: source.units for image, source in plan.images.items()}, grid, spans, dict(plan.labels)
-    )
+    pets = _best_pets(plan)
+    cts = [image for image, source in plan.images.items() if source.units == HU]
+    outline = delayed(_outline)((cts or pets)[0], HU if cts else SUV, grid, spans, dict(plan.labels))
     _prepare_image(folder / "body", "body", grid, LABEL)
     body = [
         delayed(_store_body)(folder / "body", outline, grid, z0, z1)
@@ -332,8 +340,11 @@ def case_graph(folder: Path, name: str, plan: CasePlan) -> Delayed:
         "labels": {str(value): label for value, label in plan.labels.items()},
         "images": [*plan.images, "body"],
     }
-    sources = {image: (source.units, dict(source.provenance)) for image, source in plan.images.items()}
-    return delayed(_finish)(folder, name, grid, facts, sources, spans, body, viewing)
+    sources = {
+        image: (source.units, dict(source.provenance), layout.dose_attribute(plan.dose(image)))
+        for image, source in plan.images.items()
+    }
+    return delayed(_finish)(folder, name, grid, facts, sources, pets, spans, body, viewing)
 
 
 def _prepare_image(path: Path, name: str, grid: Grid, units: str) -> None:
@@ -356,7 +367,7 @@ def _store_slab(path: Path, image: str, source: ImageSource, z0: int, z1: int, v
             "IMG_NONFINITE",
             where=f"image {image}, slices {z0} to {z1 - 1}",
             found=f"{bad} voxels are NaN or infinite",
-            remedy="repair the image at its source; petscale does not invent values",
+            remedy="repair the image where it was made",
         )
     layout.write_shard(path / "0", z0, slab.astype(layout.storage_dtype(source.units), copy=False))
     cells = geometry.block_means(slab, (CELL, CELL, CELL))[None]
@@ -373,22 +384,27 @@ def _store_slab(path: Path, image: str, source: ImageSource, z0: int, z1: int, v
 
 
 def _outline(
-    units: Mapping[str, str], grid: Grid, spans: Mapping[str, list[_Slab]], labels: Mapping[int, str]
+    image: str, units: str, grid: Grid, spans: Mapping[str, list[_Slab]], labels: Mapping[int, str]
 ) -> NDArray[np.bool_]:
-    """Body mask on the coarse grid: from the CT when there is one, else from the PET of the highest dose."""
-    image = next((i for i, unit in units.items() if unit == HU), None) or _best_pets(units)[0]
+    """Body mask on the coarse grid: from ``image``, the CT when there is one, else the PET of the highest dose."""
     coarse = np.concatenate([slab.coarse for slab in spans[image]])
     edges = _coarse_edges(grid)
     z, y, x = (mm * edge for mm, edge in zip(grid.spacing_mm, edges, strict=True))
-    mask = geometry.body_mask(coarse, units[image], (z, y, x))
+    mask = geometry.body_mask(coarse, units, (z, y, x))
     if labels:  # an organ is body wherever it lies
         mask |= np.concatenate([slab.coarse for slab in spans["labels"]]) > 0
     return mask
 
 
-def _best_pets(units: Mapping[str, str]) -> list[str]:
-    """Names of the PETs, the highest dose first."""
-    return sorted((i for i, unit in units.items() if unit == SUV), key=lambda i: (layout.drf_of(i) or 0.0, i))
+def _best_pets(plan: CasePlan) -> list[str]:
+    """Names of the PETs, the highest dose first.  One without a dose counts as full dose, an unknown factor is last."""
+
+    def rank(image: str) -> tuple[float, str]:
+        dose = plan.dose(image)
+        drf = 1.0 if dose is None else dose.drf
+        return (math.inf if math.isnan(drf) else drf, image)
+
+    return sorted((image for image, source in plan.images.items() if source.units == SUV), key=rank)
 
 
 def _store_body(path: Path, outline: NDArray[np.bool_], grid: Grid, z0: int, z1: int) -> NDArray[np.float32]:
@@ -424,15 +440,16 @@ def _finish(
     name: str,
     grid: Grid,
     facts: Mapping[str, Any],
-    sources: Mapping[str, tuple[str, Mapping[str, object]]],
+    sources: Mapping[str, tuple[str, Mapping[str, object], Mapping[str, object] | None]],
+    pets: Sequence[str],
     spans: Mapping[str, list[_Slab]],
     body: list[NDArray[np.float32]],
     viewing: list[None],
 ) -> None:
-    """Write aids and attributes once every shard is there."""
+    """Write sampling maps and attributes once every shard is there; ``pets`` names the PETs, the highest dose first."""
     del viewing  # ordering only
     size = float(np.prod(grid.shape))
-    for image, (units, provenance) in sources.items():
+    for image, (units, provenance, dose) in sources.items():
         parts = spans[image]
         statistics = {
             "min": min(p.low for p in parts),
@@ -448,13 +465,12 @@ def _finish(
             )
         if units == HU:
             _check_hu(f"case {name}, image {image}", statistics["min"], statistics["max"])
-        _describe(folder / image, units, grid, provenance, statistics)
+        _describe(folder / image, units, grid, provenance, statistics, {"dose": dose} if units == SUV else {})
         if units == SUV:
             overview = np.stack([p.overview for p in parts if p.overview is not None]).sum(0)
             layout.write_array(folder / "aids" / f"overview_{image}", overview)
-    _describe(folder / "body", LABEL, grid, {}, {"min": 0.0, "max": 1.0})
+    _describe(folder / "body", LABEL, grid, {}, {"min": 0.0, "max": 1.0}, {})
     inside = np.concatenate(body).astype(np.float32)
-    pets = _best_pets({image: units for image, (units, _) in sources.items()})
     uptake = np.concatenate([p.cells[0] for p in spans[pets[0]]]) if pets else np.zeros_like(inside)
     layout.write_array(folder / "aids" / "uptake", np.clip(uptake, 0, None).astype(np.float32))
     layout.write_array(folder / "aids" / "body", inside)
@@ -482,7 +498,12 @@ def _check_hu(where: str, low: float, high: float) -> None:
 
 
 def _describe(
-    path: Path, units: str, grid: Grid, provenance: Mapping[str, object], statistics: Mapping[str, float]
+    path: Path,
+    units: str,
+    grid: Grid,
+    provenance: Mapping[str, object],
+    statistics: Mapping[str, float],
+    more: Mapping[str, object],
 ) -> None:
     layout.create_group(
         path,
@@ -492,39 +513,7 @@ def _describe(
                 "affine_ras_mm": grid.affine.tolist(),
                 "provenance": dict(provenance),
                 "statistics": dict(statistics),
+                **more,
             }
         },
     )
-
-
-def verify(cohort: Path) -> dict[str, list[integrity.Damage]]:
-    """Read every byte of a cohort; returns what is wrong by case, empty when it is whole."""
-    open_cohort(cohort)
-    folders = {path.name: path for path in (cohort / layout.CASES).glob("*") if path.is_dir()}
-    found = {name: integrity.verify(folder) for name, folder in folders.items()}
-    roots = {}
-    for name, folder in folders.items():
-        if not found[name]:
-            content = integrity.manifest(folder)
-            roots[name] = content["root"]
-            if content["facts"].get("case") != name:
-                found[name].append(integrity.Damage(integrity.MANIFEST, "belongs to another case"))
-    try:
-        catalog: dict[str, str] = _catalog(cohort)
-    except ValueError:
-        found[layout.CATALOG] = [integrity.Damage(layout.CATALOG, "missing or not readable")]
-        catalog = {}
-    for name, root in catalog.items():
-        if name not in folders:
-            found[name] = [integrity.Damage("", "the whole case is missing")]
-        elif name in roots and roots[name] != root:
-            found[name].append(integrity.Damage(integrity.MANIFEST, "is not the one that was committed"))
-    return {name: damage for name, damage in sorted(found.items()) if damage}
-
-
-def _catalog(cohort: Path) -> dict[str, str]:
-    try:
-        content: dict[str, str] = json.loads((cohort / layout.CATALOG).read_bytes())
-    except OSError as error:
-        raise ValueError from error
-    return content

@@ -1,8 +1,8 @@
-"""Writes that are whole or absent, manifests that prove it, one writer at a time.
+"""Atomic writes, manifests with digests, and one writer at a time.
 
-A directory exists for petscale when its ``MANIFEST.json`` does; the rename that puts it there is the only commit point.
-Codec checksums catch a flipped bit in a chunk that is read; the manifest also catches what they cannot see: a missing,
-emptied, truncated, swapped or stale file, and tells its name.
+A directory is committed when its ``MANIFEST.json`` is there; the rename that puts it there is the only commit point.
+Codec checksums find a flipped bit in a chunk that is read.  The manifest also finds a missing, emptied, truncated,
+swapped or stale file, and names it.
 """
 
 import errno
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from storage.errors import InputError
 
@@ -32,19 +32,35 @@ def fsync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replace ``path`` by ``content`` so that a crash leaves the old file or the new one, durable when this returns."""
+@contextmanager
+def replacing(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """Give a hidden file beside ``path`` that takes its place when the block ends well, and is removed when not.
+
+    A crash leaves the old file or the new one; the new one is durable when the block has ended.
+
+    Args:
+        mode: permissions of a new file, less the process's umask.
+
+    Raises:
+        InputError: DISK_FULL or DISK_DENIED.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with disk_errors(path):
-            with partial.open("wb") as file:
-                file.write(content)
+            with os.fdopen(os.open(partial, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, mode), "wb") as file:
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
             fsync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace ``path`` by ``content`` so that a crash leaves the old file or the new one, durable when this returns."""
+    with replacing(path) as file:
+        file.write(content)
 
 
 def write_json(path: Path, content: object) -> None:
@@ -54,7 +70,7 @@ def write_json(path: Path, content: object) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Tell a full disk or a read-only folder in one line.
+    """Turn the system's error about a full disk or a read-only folder into one line.
 
     Raises:
         InputError: DISK_FULL or DISK_DENIED.
@@ -145,7 +161,8 @@ class Damage:
     problem: str
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -164,7 +181,7 @@ def commit(folder: Path, facts: Mapping[str, object]) -> str:
     """Make every file below ``folder`` durable, list it with size and digest, and write the manifest last.
 
     Args:
-        facts: what else the manifest vouches for, for instance the case name.
+        facts: what else the manifest states, for instance the case name.
 
     Returns:
         The root digest.
@@ -186,7 +203,7 @@ def commit(folder: Path, facts: Mapping[str, object]) -> str:
 
 
 def manifest(folder: Path) -> dict[str, Any]:
-    """Read a manifest and prove it against its own root digest.
+    """Read a manifest and check it against its own root digest.
 
     Raises:
         InputError: STORE_UNCOMMITTED when there is none, STORE_DAMAGED when it does not agree with itself.
@@ -215,7 +232,7 @@ def manifest(folder: Path) -> dict[str, Any]:
 
 
 def check_presence(folder: Path) -> dict[str, Any]:
-    """Cheap proof at opening: every file of the manifest is there in its full size, and metadata is as committed.
+    """Quick check at opening: every file of the manifest is there in its full size, and metadata is as committed.
 
     A missing shard would otherwise read as zeros, and a flipped bit in a shape, a unit or an affine would pass: only
     chunks carry checksums of their own.
@@ -234,7 +251,7 @@ def check_presence(folder: Path) -> dict[str, Any]:
                 found="missing" if size < 0 else f"{size} bytes instead of {entry['size']}",
                 remedy="run `petscale verify`, then restore the case from a copy, or remove and ingest it again",
             )
-        if path.name == "zarr.json" and _digest(path) != entry["sha256"]:
+        if path.name == "zarr.json" and file_digest(path) != entry["sha256"]:
             raise InputError(
                 "STORE_DAMAGED",
                 where=f"{folder.name}/{key}",
@@ -245,7 +262,7 @@ def check_presence(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path) -> list[Damage]:
-    """Full proof: read every byte below ``folder`` and name whatever differs from its manifest."""
+    """Read every byte below ``folder`` and name whatever differs from its manifest."""
     try:
         content = manifest(folder)
     except InputError as error:
@@ -258,7 +275,7 @@ def verify(folder: Path) -> list[Damage]:
             damage.append(Damage(key, "missing"))
         elif path.stat().st_size != entry["size"]:
             damage.append(Damage(key, f"{path.stat().st_size} bytes instead of {entry['size']}"))
-        elif _digest(path) != entry["sha256"]:
+        elif file_digest(path) != entry["sha256"]:
             damage.append(Damage(key, "content differs from what was committed (flipped, swapped or stale)"))
     damage.extend(Damage(key, "was never committed") for key in sorted(present - content["files"].keys()))
     return damage

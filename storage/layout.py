@@ -1,32 +1,34 @@
-"""The on-disk contract of a cohort: names, axes, chunks, shards and attributes.  It outlives the code that wrote it.
+"""The on-disk format of a cohort: names, axes, chunks, shards and attributes; older cohorts stay readable.
 
     <cohort>/zarr.json                          one Zarr v3 group; ``petscale`` attributes: schema version
     <cohort>/CATALOG.json                       case -> root digest of every committed case
     <cohort>/cases/<case>/MANIFEST.json         the commit point: every file with size and sha256
     <cohort>/cases/<case>/zarr.json             ``petscale``: subject (keyed hash), label names, fingerprint
-    <cohort>/cases/<case>/<image>/zarr.json     OME-Zarr 0.5 multiscale; ``petscale``: affine, units, provenance
+    <cohort>/cases/<case>/<image>/zarr.json     OME-Zarr 0.5 multiscale; ``petscale``: affine, units, dose, provenance
     <cohort>/cases/<case>/<image>/0             native voxels (z, y, x); 1, 2, ... are coarser and for viewing only
-    <cohort>/cases/<case>/aids/...              what samplers and recipes need without reading voxels
+    <cohort>/cases/<case>/aids/...              sampling maps: what samplers and recipes need without reading voxels
 
 <image> is ``full``, ``low_drf<N>`` (N = dose reduction factor), ``truth``, ``ct``, ``labels``, ``body`` or a
-user's own.  Shards are whole z slabs of at least 64 MiB (or the volume), so that one task writes one
-shard, and hold 32^3 chunks, blosc-lz4 with byte shuffle and a crc32c that catches a flipped bit.
+user's own.  Names are for users; no name is parsed.  Shards are whole z slabs of at least 64 MiB (or the volume), so
+that one task writes one shard.  They hold 32^3 chunks, blosc-lz4 with byte shuffle, and a crc32c to find flipped bits.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
 from numpy.typing import NDArray
-from zarr.codecs import BloscCodec, Crc32cCodec
 
 from storage import integrity
 from storage.errors import InputError
-from storage.source import LABEL, Grid
+from storage.source import LABEL, Dose, Grid, simulated_dose
+
+if TYPE_CHECKING:  # zarr takes a second to import, and only writers need it
+    import zarr
 
 SCHEMA = 1
 CHUNK = 32
@@ -60,10 +62,30 @@ def low_name(drf: float, realisation: int = 0) -> str:
     return f"low_drf{drf:g}" + (f"_r{realisation}" if realisation else "")
 
 
+# Last users: trainers/feed.py, trainers/cg_3dsrgan.py, trainers/s3pet.py, platform/petscale/launch.py.  The dose is a
+# fact of an image (``StoredImage.dose``); this goes when they read it there.
 def drf_of(image: str) -> float | None:
     """Dose reduction factor in a low-dose image's name, None for any other image."""
     match = re.fullmatch(r"low_drf([0-9.]+)(_r\d+)?", image)
     return float(match.group(1)) if match else None
+
+
+def dose_attribute(dose: Dose | None) -> dict[str, Any] | None:
+    """Return a dose as JSON values; an unknown dose reduction factor is null, as JSON has no NaN."""
+    if dose is None:
+        return None
+    drf = None if math.isnan(dose.drf) else dose.drf
+    return {"drf": drf, "relation": dose.relation, "shares_noise": dose.shares_noise}
+
+
+def read_dose(facts: Mapping[str, Any]) -> Dose | None:
+    """Return the dose in an image's ``petscale`` attributes; of cohorts without it, the one its provenance tells."""
+    if "dose" not in facts:
+        return simulated_dose(facts["provenance"])
+    dose = facts["dose"]
+    if dose is None:
+        return None
+    return Dose(math.nan if dose["drf"] is None else float(dose["drf"]), dose["relation"], dose["shares_noise"])
 
 
 def _padded(length: int) -> int:
@@ -98,6 +120,9 @@ def create_group(path: Path, attributes: Mapping[str, Any]) -> None:
 
 def create_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[np.generic], *, depth: int | None = None) -> None:
     """Make one array in the cohort's codecs; ``depth`` slices per shard, None for a single shard."""
+    import zarr
+    from zarr.codecs import BloscCodec, Crc32cCodec
+
     padded = tuple(_padded(n) for n in shape)
     zarr.create_array(
         path,
@@ -117,7 +142,9 @@ def write_array(path: Path, values: NDArray[np.generic]) -> None:
     _writable(path)[...] = values
 
 
-def _writable(path: Path) -> zarr.Array[Any]:
+def _writable(path: Path) -> "zarr.Array[Any]":
+    import zarr
+
     # Empty chunks are written, so that an absent one is always a loss, never background.
     return zarr.open_array(path, mode="r+").with_config({"write_empty_chunks": True})
 
@@ -150,7 +177,7 @@ def level_shape(shape: tuple[int, int, int], level: int) -> tuple[int, int, int]
 def ome_attributes(name: str, grid: Grid) -> dict[str, Any]:
     """OME-Zarr 0.5 metadata of a multiscale image; positions are those of voxel centres, in mm.
 
-    NGFF 0.5 knows scale and translation only; the full affine stands in our own namespace beside it.
+    NGFF 0.5 has scale and translation only; the full affine stands in the ``petscale`` attributes.
     """
     datasets = []
     for level in range(num_levels(grid.shape)):

@@ -1,29 +1,29 @@
 """Low-dose PET from full-dose PET: project, draw counts, reconstruct, one transaxial slice at a time.
 
-It knows a parallel-beam scanner without time of flight, as one sparse matrix per geometry: attenuation, scatter,
-randoms, Poisson counts and OSEM with a resolution model.  It refuses to know files, patients and networks.
+The scanner has parallel beams and no time of flight, and is one sparse matrix per geometry.  Modelled are attenuation,
+scatter, randoms, Poisson counts, and OSEM with a resolution model.
 
-What it is not: there are no oblique planes, so slices are coupled only by the axial blur of the truth and the post
-filter; scatter is smoothed trues, not single-scatter simulation; and a truth that is a real scan already holds that
-scanner's blur and noise.  Every number goes into ``LowDoseSource.provenance``.
+Limits: there are no oblique planes, so slices are coupled only by the axial blur of the truth and the post filter;
+scatter is smoothed trues, not single-scatter simulation; a truth that is a real scan already holds that scanner's blur
+and noise.  Every number of a simulation is in ``LowDoseSource.provenance``.
 """
 
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage, sparse
 
 from storage.errors import InputError
-from storage.source import HU, SUV, Grid, ImageSource
+from storage.randomness import Counts, generator
+from storage.ranges import Range, check_ranges
+from storage.source import BODY_SUV, HU, SUV, Grid, ImageSource
 
 MU_WATER_PER_MM = 0.0096  # linear attenuation of water at 511 keV
 SIGMA_PER_FWHM = 1 / np.sqrt(8 * np.log(2))
-BODY_SUV = 0.1  # uptake above which a voxel belongs to the body
 REFERENCE_BED_MM = 200.0  # one bed; the reference patient below fills it
 REFERENCE_RADIUS_MM = float(np.sqrt(70e6 / 1700.0 / np.pi))  # 70 kg of water, 1.70 m tall, as a cylinder: 114.5 mm
 
@@ -48,7 +48,7 @@ class LowDoseConfig:
     """One simulated scan.
 
     Args:
-        drf: dose reduction factor, at least 1.
+        drf: dose reduction factor.
         mode: ``thinning`` keeps each prompt of the full-dose scan with probability 1/drf, as a shorter scan would (all
             terms fall with drf); ``activity`` injects less (trues and scatter fall with drf, randoms with drf squared).
         seed: base of all random numbers.
@@ -62,8 +62,8 @@ class LowDoseConfig:
         iterations: OSEM iterations.
         subsets: OSEM subsets.
         num_angles: projections over 180 degrees, a multiple of subsets; None takes as many as the resolution needs.
-        psf_fwhm_mm: resolution of the scanner, modelled in plane by the reconstruction; 0 to 20.
-        post_filter_fwhm_mm: three-dimensional Gaussian after the reconstruction; 0 to 20.
+        psf_fwhm_mm: resolution of the scanner, modelled in plane by the reconstruction.
+        post_filter_fwhm_mm: three-dimensional Gaussian after the reconstruction.
         scatter_fraction: scatter over trues.
         randoms_fraction: randoms over trues at drf 1, over a 600 mm field of view.
 
@@ -71,36 +71,25 @@ class LowDoseConfig:
         InputError: ``CFG_RANGE`` when a value is outside its range.
     """
 
-    drf: float = 4.0
+    drf: Annotated[float, Range(1, 10_000)] = 4.0
     mode: Literal["thinning", "activity"] = "thinning"
-    seed: int = 0
-    realisation: int = 0
-    draw: int = 0
-    million_prompts_per_bed: float = 370.0
-    iterations: int = 3
-    subsets: int = 12
-    num_angles: int | None = None
-    psf_fwhm_mm: float = 5.0
-    post_filter_fwhm_mm: float = 4.0
-    scatter_fraction: float = 0.35
-    randoms_fraction: float = 0.5
+    seed: Annotated[int, Range(0)] = 0
+    realisation: Annotated[int, Range(0)] = 0
+    draw: Annotated[int, Range(0)] = 0
+    million_prompts_per_bed: Annotated[float, Range(above=0, high=1e6)] = 370.0
+    iterations: Annotated[int, Range(1, 1000)] = 3
+    subsets: Annotated[int, Range(1, 100)] = 12
+    num_angles: Annotated[int | None, Range(1)] = None
+    psf_fwhm_mm: Annotated[float, Range(0, 20)] = 5.0
+    post_filter_fwhm_mm: Annotated[float, Range(0, 20)] = 4.0
+    scatter_fraction: Annotated[float, Range(0, 5)] = 0.35
+    randoms_fraction: Annotated[float, Range(0, 50)] = 0.5
 
     def __post_init__(self) -> None:
-        angles = self.num_angles
+        check_ranges(self, "LowDoseConfig")
         for name, good, wanted in (
-            ("drf", 1 <= self.drf <= 10_000, "a factor of 1 to 10000"),
             ("mode", self.mode in ("thinning", "activity"), "thinning or activity"),
-            ("seed", self.seed >= 0, "an integer of at least 0"),
-            ("realisation", self.realisation >= 0, "an integer of at least 0"),
-            ("draw", self.draw >= 0, "an integer of at least 0"),
-            ("million_prompts_per_bed", 0 < self.million_prompts_per_bed <= 1e6, "a positive number of at most 1e6"),
-            ("iterations", 1 <= self.iterations <= 1000, "1 to 1000"),
-            ("subsets", 1 <= self.subsets <= 100, "1 to 100"),
-            ("num_angles", angles is None or (angles > 0 and angles % self.subsets == 0), "a multiple of subsets"),
-            ("psf_fwhm_mm", 0 <= self.psf_fwhm_mm <= 20, "0 to 20 mm"),
-            ("post_filter_fwhm_mm", 0 <= self.post_filter_fwhm_mm <= 20, "0 to 20 mm"),
-            ("scatter_fraction", 0 <= self.scatter_fraction <= 5, "0 to 5"),
-            ("randoms_fraction", 0 <= self.randoms_fraction <= 50, "0 to 50"),
+            ("num_angles", self.num_angles is None or self.num_angles % self.subsets == 0, "a multiple of subsets"),
         ):
             if not good:
                 found = str(getattr(self, name))
@@ -159,6 +148,8 @@ def projector(
 def _projector(
     shape_px: tuple[int, int], spacing_mm: tuple[float, float], num_angles: int, subsets: int, psf_fwhm_mm: float
 ) -> SystemMatrix:
+    from scipy import sparse  # scipy takes half a second to import, and a configuration does not need it
+
     (ny, nx), (dy, dx) = shape_px, spacing_mm
     bin_mm = max(dy, dx)
     sigma = psf_fwhm_mm * SIGMA_PER_FWHM / bin_mm
@@ -411,15 +402,14 @@ class LowDoseSource:
         drf = round(config.drf * 1000)
         if config.mode == "activity":
             expected = trues_and_scatter.astype(np.float64) / config.drf + randoms / config.drf**2
-            return _generator(config.seed, config.realisation, z, 2, drf, config.draw).poisson(expected)
-        full = _generator(config.seed, config.realisation, z, 0).poisson(trues_and_scatter.astype(np.float64) + randoms)
+            key = config.seed, config.realisation, z, Counts.LOW_ACTIVITY, drf, config.draw
+            return generator(*key).poisson(expected)
+        full_key = config.seed, config.realisation, z, Counts.FULL_DOSE
+        full = generator(*full_key).poisson(trues_and_scatter.astype(np.float64) + randoms)
         if config.drf == 1:
             return full
-        return _generator(config.seed, config.realisation, z, 1, drf, config.draw).binomial(full, 1 / config.drf)
-
-
-def _generator(*key: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+        key = config.seed, config.realisation, z, Counts.THINNED, drf, config.draw
+        return generator(*key).binomial(full, 1 / config.drf)
 
 
 def _reach(sigma_px: float) -> int:
@@ -427,6 +417,8 @@ def _reach(sigma_px: float) -> int:
 
 
 def _gaussian(image: Array, sigma_px: float, axis: int) -> Array:
+    from scipy import ndimage
+
     if _reach(sigma_px) == 0:
         return image
     mode = "nearest" if axis == 0 else "constant"  # beyond the scan's ends the patient goes on; beside the body is air
@@ -435,6 +427,8 @@ def _gaussian(image: Array, sigma_px: float, axis: int) -> Array:
 
 def _smooth(sinogram: Array, sigma_bins: float) -> Array:
     """Blur (subsets, bins, angles) along the bins: three running means, which is a Gaussian near enough for scatter."""
+    from scipy import ndimage
+
     width = 2 * int(np.sqrt(4 * sigma_bins**2 + 1) / 2) + 1
     for _ in range(3):
         sinogram = ndimage.uniform_filter1d(sinogram, width, axis=1, mode="constant")
@@ -442,6 +436,8 @@ def _smooth(sinogram: Array, sigma_bins: float) -> Array:
 
 
 def _water_body(slice_suv: Array, spacing_mm: tuple[float, float]) -> Array:
+    from scipy import ndimage
+
     smooth = ndimage.gaussian_filter(slice_suv, [5.0 / d for d in spacing_mm], truncate=_TRUNCATE)
     body = ndimage.binary_fill_holes(smooth > BODY_SUV)
     return np.where(body, np.float32(MU_WATER_PER_MM), np.float32(0))

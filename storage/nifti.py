@@ -1,8 +1,7 @@
 """NIfTI files in and out: a memory-mapped source, and a writer that goes slab by slab.
 
-The affine is taken by nibabel's rule (sform if its code > 0, else qform) and kept; a volume is never reoriented.  This
-file knows the NIfTI-1 and -2 single-file formats; it refuses to know how a unit was made, and it believes no header
-before the file has been checked against it.
+Read are single files of NIfTI-1 and NIfTI-2; every header is checked against its file before it is used.  The affine is
+taken by nibabel's rule (sform if its code > 0, else qform) and kept; a volume is never reoriented.
 """
 
 import gzip
@@ -13,17 +12,20 @@ import struct
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
-import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
 from storage.errors import InputError
+from storage.integrity import replacing
 from storage.source import BQML, LABEL, SUV, Grid
+
+if TYPE_CHECKING:  # nibabel takes a second to import, and only those who open or write a file need it
+    import nibabel
 
 Units = Literal["SUVbw", "Bq/mL", "HU", "label"]
 
@@ -76,7 +78,7 @@ class NiftiSource:
         """Return the slab ``z0 <= z < z1`` as (z, y, x) in ``units``.
 
         Raises:
-            InputError: ``IMG_NONFINITE``; ``NII_BAD_LABEL`` if a label is no integer from 0 to 65535.
+            InputError: ``IMG_NONFINITE``; ``NII_BAD_LABEL`` if a label is not an integer from 0 to 65535.
         """
         stored = np.memmap(self.voxels, dtype=self.dtype, mode="r", offset=self.offset, shape=self.grid.shape)[z0:z1]
         with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes Inf and is refused below
@@ -96,7 +98,7 @@ class NiftiSource:
             raise InputError(
                 "NII_BAD_LABEL",
                 where=self.name,
-                found=f"values that are no integers from 0 to 65535 in slices {z0} to {z1 - 1}",
+                found=f"values that are not integers from 0 to 65535 in slices {z0} to {z1 - 1}",
                 remedy="give a label map, not an image",
             )
         return slab
@@ -171,7 +173,8 @@ def write_nifti(path: Path, grid: Grid, read_slab: Callable[[int, int], NDArray[
         read_slab: ``read_slab(z0, z1)`` returns (z1 - z0, y, x).
 
     Raises:
-        InputError: ``IMG_NONFINITE``; ``NII_BAD_DIM`` beyond 32767 voxels along an axis.
+        InputError: ``IMG_NONFINITE``; ``NII_BAD_DIM`` beyond 32767 voxels along an axis; ``DISK_FULL`` or
+            ``DISK_DENIED`` when it cannot be written.
         ValueError: another suffix, or a slab of another shape.
     """
     path = Path(path)
@@ -180,6 +183,8 @@ def write_nifti(path: Path, grid: Grid, read_slab: Callable[[int, int], NDArray[
         raise ValueError("a NIfTI file is named .nii or .nii.gz")
     if max(grid.shape) > 32767:
         raise _error("NII_BAD_DIM", path, "more than 32767 voxels along an axis", "NIfTI-1 cannot hold it")
+    import nibabel
+
     header = nibabel.Nifti1Header()
     header.set_data_dtype("<f4")
     header.set_data_shape(grid.shape[::-1])
@@ -191,7 +196,8 @@ def write_nifti(path: Path, grid: Grid, read_slab: Callable[[int, int], NDArray[
     header.set_xyzt_units("mm")
     header["vox_offset"] = 352
     rows = max(1, SLAB_BYTES // (4 * grid.shape[1] * grid.shape[2]))
-    with _replacing(path) as raw, _packed(raw) if name.endswith(".gz") else nullcontext(raw) as stream:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, 0o600) as raw, _packed(raw) if name.endswith(".gz") else nullcontext(raw) as stream:
         stream.write(header.binaryblock + bytes(4))
         for z0 in range(0, grid.shape[0], rows):
             z1 = min(z0 + rows, grid.shape[0])
@@ -208,7 +214,7 @@ def write_nifti(path: Path, grid: Grid, read_slab: Callable[[int, int], NDArray[
 
 
 def _inflate(stream: BinaryIO, path: Path, size: int, workdir: Path) -> tuple[_Layout, Path]:
-    """Inflate to a file below ``workdir``; the header is judged before anything large is written."""
+    """Inflate to a file below ``workdir``; the header is checked before anything large is written."""
     pieces = _inflated(stream, path)
     head = bytearray()
     for piece in pieces:
@@ -220,7 +226,7 @@ def _inflate(stream: BinaryIO, path: Path, size: int, workdir: Path) -> tuple[_L
         raise _error("NII_SIZE_LIE", path, f"{layout.end} bytes declared, more than {size} gzip bytes can hold")
     workdir.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(workdir).free < layout.end + SLACK_BYTES:
-        raise _error("DISK_FULL", path, f"no room for {layout.end} inflated bytes", "free some space")
+        raise _error("DISK_FULL", path, f"no space for {layout.end} inflated bytes", "free some space")
     handle, name = tempfile.mkstemp(suffix=".nii", dir=workdir)
     try:
         with os.fdopen(handle, "wb") as out:
@@ -287,6 +293,8 @@ def _layout(head: bytes, path: Path) -> _Layout:
     magic = head[344:348] if length == 348 else head[4:8]
     if magic != (b"n+1\0" if length == 348 else b"n+2\0"):
         raise _error("NII_NOT_NIFTI", path, "no single-file NIfTI (n+1 or n+2)", "save it as one .nii file")
+    import nibabel
+
     kind = nibabel.Nifti1Header if length == 348 else nibabel.Nifti2Header
     header = kind(head[:length], endianness=order, check=False)
 
@@ -320,7 +328,7 @@ def _layout(head: bytes, path: Path) -> _Layout:
     return layout
 
 
-def _scaling(header: nibabel.Nifti1Header, path: Path) -> tuple[float, float, tuple[str, ...]]:
+def _scaling(header: "nibabel.Nifti1Header", path: Path) -> tuple[float, float, tuple[str, ...]]:
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if slope == 0 or np.isnan(slope):  # the standard's "no scaling"
         return 1.0, 0.0, ()
@@ -330,7 +338,7 @@ def _scaling(header: nibabel.Nifti1Header, path: Path) -> tuple[float, float, tu
 
 
 def _affine(
-    header: nibabel.Nifti1Header, shape: tuple[int, int, int], path: Path
+    header: "nibabel.Nifti1Header", shape: tuple[int, int, int], path: Path
 ) -> tuple[NDArray[np.float64], tuple[str, ...]]:
     spacing = np.asarray(header["pixdim"][1:4], dtype=np.float64)
     if not (np.isfinite(spacing).all() and (spacing > 0).all()):
@@ -369,27 +377,6 @@ def _gap_mm(a: NDArray[np.float64], b: NDArray[np.float64], shape: tuple[int, in
     z, y, x = (n - 1 for n in shape)
     corners = np.array([(i, j, k, 1) for i in (0, x) for j in (0, y) for k in (0, z)], dtype=np.float64)
     return float(np.abs(corners @ (a - b).T).max())
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """Give a hidden file beside ``path`` that takes its name when the block ends well, and is gone when not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _error(code: str, path: Path, found: str, remedy: str = "copy or save the file again") -> InputError:

@@ -1,8 +1,4 @@
-"""Where patches lie: index arithmetic and seeded draws, no voxel is read and no tensor made here.
-
-Every draw is a pure function of integers (seed, purpose, index), so the order of samples does not depend on the number
-of workers, on a resume or on how far a loader reads ahead.
-"""
+"""Where patches lie: index arithmetic and seeded draws.  No voxel is read and no tensor is made here."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Shape = tuple[int, int, int]
-CELL = 8  # edge length in voxels of the cells that the sampling aids describe
+CELL = 8  # edge length in voxels of the cells that the sampling maps describe
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,7 @@ class PatchLocation:
 
 
 @dataclass(frozen=True, eq=False)
-class Aids:
+class SamplingMaps:
     """What is known of a case without reading its voxels, on cells of ``CELL`` voxels edge.
 
     Args:
@@ -58,11 +54,6 @@ class Aids:
     body: NDArray[np.float32]
     uptake: NDArray[np.float32]
     rois: Mapping[str, NDArray[np.float32]]
-
-
-def generator(*key: int) -> np.random.Generator:
-    """Counter-based random numbers for one purpose; the same integers give the same numbers anywhere."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
 def grid(shape: Shape, tile: Shape, overlap: Shape) -> Iterator[PatchLocation]:
@@ -83,62 +74,62 @@ def _starts(length: int, edge: int, overlap: int) -> list[int]:
     return [*range(0, length - edge, edge - overlap), length - edge]
 
 
-def _centred(aids: Aids, shape: Shape, weight: NDArray[np.float32], rng: np.random.Generator) -> PatchLocation:
+def _centred(maps: SamplingMaps, shape: Shape, weight: NDArray[np.float32], rng: np.random.Generator) -> PatchLocation:
     """Draw a cell by its weight, a voxel uniformly in it, and centre the patch there as far as the volume allows."""
     total = np.cumsum(weight, dtype=np.float64)
     if total[-1] <= 0:
-        return uniform(aids, shape, rng)
+        return uniform(maps, shape, rng)
     flat = int(np.searchsorted(total, rng.random() * total[-1], side="right"))
     cell = np.unravel_index(min(flat, weight.size - 1), weight.shape)
     centre = [int(c) * CELL + int(rng.integers(CELL)) for c in cell]
     z, y, x = (
-        int(np.clip(c - n // 2, 0, max(0, size - n))) for c, n, size in zip(centre, shape, aids.shape, strict=True)
+        int(np.clip(c - n // 2, 0, max(0, size - n))) for c, n, size in zip(centre, shape, maps.shape, strict=True)
     )
     return PatchLocation((z, y, x), shape)
 
 
-def uniform(aids: Aids, shape: Shape, rng: np.random.Generator) -> PatchLocation:
+def uniform(maps: SamplingMaps, shape: Shape, rng: np.random.Generator) -> PatchLocation:
     """Every start with equal probability."""
-    z, y, x = (int(rng.integers(max(0, size - n) + 1)) for n, size in zip(shape, aids.shape, strict=True))
+    z, y, x = (int(rng.integers(max(0, size - n) + 1)) for n, size in zip(shape, maps.shape, strict=True))
     return PatchLocation((z, y, x), shape)
 
 
-def body(aids: Aids, shape: Shape, rng: np.random.Generator) -> PatchLocation:
+def body(maps: SamplingMaps, shape: Shape, rng: np.random.Generator) -> PatchLocation:
     """Centre in the body, every part of it alike."""
-    return _centred(aids, shape, aids.body, rng)
+    return _centred(maps, shape, maps.body, rng)
 
 
-def uptake(aids: Aids, shape: Shape, rng: np.random.Generator) -> PatchLocation:
-    """Centre in the body, in proportion to the square root of the SUV: bladder and brain do not take everything."""
-    return _centred(aids, shape, aids.body * np.sqrt(aids.uptake), rng)
+def uptake(maps: SamplingMaps, shape: Shape, rng: np.random.Generator) -> PatchLocation:
+    """Centre in the body, in proportion to the square root of the SUV: bladder and brain do not get most patches."""
+    return _centred(maps, shape, maps.body * np.sqrt(maps.uptake), rng)
 
 
-def roi(aids: Aids, shape: Shape, rng: np.random.Generator) -> PatchLocation:
+def roi(maps: SamplingMaps, shape: Shape, rng: np.random.Generator) -> PatchLocation:
     """Centre in a labelled region, regions with equal probability; in the body where the case has none."""
-    return _in_roi(aids, shape, sorted(name for name, cells in aids.rois.items() if cells.any()), rng)
+    return _in_roi(maps, shape, sorted(name for name, cells in maps.rois.items() if cells.any()), rng)
 
 
-def lesion(aids: Aids, shape: Shape, rng: np.random.Generator) -> PatchLocation:
+def lesion(maps: SamplingMaps, shape: Shape, rng: np.random.Generator) -> PatchLocation:
     """Centre in a lesion, lesions with equal probability; in the body where the case has none."""
-    names = sorted(name for name, cells in aids.rois.items() if name.startswith("lesion") and cells.any())
-    return _in_roi(aids, shape, names, rng)
+    names = sorted(name for name, cells in maps.rois.items() if name.startswith("lesion") and cells.any())
+    return _in_roi(maps, shape, names, rng)
 
 
-def _in_roi(aids: Aids, shape: Shape, names: Sequence[str], rng: np.random.Generator) -> PatchLocation:
+def _in_roi(maps: SamplingMaps, shape: Shape, names: Sequence[str], rng: np.random.Generator) -> PatchLocation:
     if not names:
-        return body(aids, shape, rng)
-    return _centred(aids, shape, aids.rois[names[int(rng.integers(len(names)))]], rng)
+        return body(maps, shape, rng)
+    return _centred(maps, shape, maps.rois[names[int(rng.integers(len(names)))]], rng)
 
 
-Sampler = Callable[[Aids, Shape, np.random.Generator], PatchLocation]
+Sampler = Callable[[SamplingMaps, Shape, np.random.Generator], PatchLocation]
 SAMPLERS: dict[str, Sampler] = {"uniform": uniform, "body": body, "uptake": uptake, "roi": roi, "lesion": lesion}
 
 
-def draw(aids: Aids, shape: Shape, laws: Mapping[str, float], rng: np.random.Generator) -> PatchLocation:
-    """Draw one patch by one of ``laws`` (names of ``SAMPLERS`` with their probabilities).
+def draw(maps: SamplingMaps, shape: Shape, samplers: Mapping[str, float], rng: np.random.Generator) -> PatchLocation:
+    """Draw one patch by one of ``samplers``: names of ``SAMPLERS`` with their weights.
 
     A patch longer than the volume along an axis starts at its first voxel there and passes its end.
     """
-    names = sorted(laws)
-    law = names[int(rng.choice(len(names), p=np.array([laws[name] for name in names]) / sum(laws.values())))]
-    return SAMPLERS[law](aids, shape, rng)
+    names = sorted(samplers)
+    chosen = names[int(rng.choice(len(names), p=np.array([samplers[name] for name in names]) / sum(samplers.values())))]
+    return SAMPLERS[chosen](maps, shape, rng)

@@ -1,20 +1,21 @@
 """An analytic whole-body phantom: activity (SUVbw), CT (HU), organ labels and known lesions, slab by slab.
 
-It knows a stylised anatomy (tubes and ellipsoids whose sizes, places and uptakes vary with the seed) and how to draw
-any slab of it at any voxel size without ever holding a volume.  It refuses to know scanners, noise and files.  Uptakes
-and densities are round values typical of FDG one hour after injection, not a measured population: it is made for tests,
-examples and plumbing, and says nothing about patients.
+The anatomy is stylised: tubes and ellipsoids whose sizes, places and uptakes vary with the seed.  Any slab is drawn at
+any voxel size without holding the volume.  There is no noise and no scanner: ``storage.lowdose`` simulates scans.
+Uptakes and densities are round values typical of FDG one hour after injection, not a measured population.  The phantom
+serves tests and examples; nothing about patients follows from it.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from storage.errors import InputError
-from storage.patches import generator
+from storage.randomness import Stream, generator
+from storage.ranges import Range, check_ranges
 from storage.source import AIR_HU, HU, LABEL, SUV, Grid, ImageSource
 
 LABEL_NAMES: dict[int, str] = {
@@ -61,7 +62,7 @@ class PhantomConfig:
     """One phantom.
 
     Args:
-        shape: voxels along (z, y, x), each at least 8.
+        shape: voxels along (z, y, x).
         spacing_mm: voxel edge lengths along (z, y, x) in mm.
         seed: everything that differs between two patients: body size, organ sizes, places, uptakes, texture, lesions.
         num_lesions: hot spheres; fewer are drawn where the body is too small to hold them apart.
@@ -79,44 +80,38 @@ class PhantomConfig:
         InputError: ``CFG_RANGE`` when a value is outside its range.
     """
 
-    shape: tuple[int, int, int] = (128, 96, 96)
-    spacing_mm: tuple[float, float, float] = (4.0, 4.0, 4.0)
-    seed: int = 0
-    num_lesions: int = 6
-    axial_coverage: tuple[float, float] = (0.0, 1.0)
+    shape: Annotated[tuple[int, int, int], Range(8)] = (128, 96, 96)
+    spacing_mm: Annotated[tuple[float, float, float], Range(above=0, high=1000)] = (4.0, 4.0, 4.0)
+    seed: Annotated[int, Range(0)] = 0
+    num_lesions: Annotated[int, Range(0, 100)] = 6
+    axial_coverage: Annotated[tuple[float, float], Range(0, 1)] = (0.0, 1.0)
     arms: Literal["none", "up", "down"] = "none"
     lesion_organs: tuple[str, ...] = ()
-    lesion_hu: tuple[float, float] = (45.0, 45.0)
-    num_cysts: int = 0
-    cyst_hu: tuple[float, float] = (0.0, 20.0)
-    liver_suv: tuple[float, float] | None = None
+    lesion_hu: Annotated[tuple[float, float], Range(-1000, 3000)] = (45.0, 45.0)
+    num_cysts: Annotated[int, Range(0, 100)] = 0
+    cyst_hu: Annotated[tuple[float, float], Range(-1000, 3000)] = (0.0, 20.0)
+    liver_suv: Annotated[tuple[float, float] | None, Range(0.1, 20)] = None
 
     def __post_init__(self) -> None:
+        check_ranges(self, "PhantomConfig")
         low, high = self.axial_coverage
         for name, good, wanted in (
-            ("shape", len(self.shape) == 3 and min(self.shape) >= 8, "three numbers (z, y, x) of at least 8 voxels"),
-            (
-                "spacing_mm",
-                len(self.spacing_mm) == 3 and 0 < min(self.spacing_mm) <= max(self.spacing_mm) <= 1e3,
-                "three numbers (z, y, x) up to 1000",
-            ),
-            ("seed", self.seed >= 0, "an integer of at least 0"),
-            ("num_lesions", 0 <= self.num_lesions <= 100, "0 to 100"),
-            ("axial_coverage", 0 <= low < high <= 1, "two fractions, 0 <= from < to <= 1"),
+            ("shape", len(self.shape) == 3, "three numbers (z, y, x)"),
+            ("spacing_mm", len(self.spacing_mm) == 3, "three numbers (z, y, x)"),
+            ("axial_coverage", low < high, "two fractions, from < to"),
             ("arms", self.arms in _HALF_WIDTH_MM, "none, up or down"),
             ("lesion_organs", {*self.lesion_organs} <= {*LESION_ORGANS}, f"names among {', '.join(LESION_ORGANS)}"),
-            ("lesion_hu", _is_range(self.lesion_hu, -1000, 3000), "two HU, -1000 <= from <= to <= 3000"),
-            ("num_cysts", 0 <= self.num_cysts <= 100, "0 to 100"),
-            ("cyst_hu", _is_range(self.cyst_hu, -1000, 3000), "two HU, -1000 <= from <= to <= 3000"),
-            ("liver_suv", self.liver_suv is None or _is_range(self.liver_suv, 0.1, 20), "two SUV between 0.1 and 20"),
+            ("lesion_hu", _ascends(self.lesion_hu), "two HU, from <= to"),
+            ("cyst_hu", _ascends(self.cyst_hu), "two HU, from <= to"),
+            ("liver_suv", self.liver_suv is None or _ascends(self.liver_suv), "two SUV, from <= to"),
         ):
             if not good:
                 found = str(getattr(self, name))
                 raise InputError("CFG_RANGE", where=f"PhantomConfig.{name}", found=found, remedy=f"give {wanted}")
 
 
-def _is_range(value: tuple[float, float], lowest: float, highest: float) -> bool:
-    return len(value) == 2 and lowest <= value[0] <= value[1] <= highest
+def _ascends(value: tuple[float, float]) -> bool:
+    return len(value) == 2 and value[0] <= value[1]
 
 
 @dataclass(frozen=True)
@@ -326,7 +321,9 @@ def _anatomy(config: PhantomConfig) -> _Anatomy:
 
     What came later draws from generators of its own, so that a seed remains the patient it was.
     """
-    rng, for_liver, for_lesions, for_cysts = (generator(config.seed, 0x9E7, *k) for k in ((), (1,), (2,), (3,)))
+    rng, for_liver, for_lesions, for_cysts = (
+        generator(config.seed, Stream.ANATOMY, *k) for k in ((), (1,), (2,), (3,))
+    )
     (nz, ny, nx), (dz, dy, dx) = config.shape, config.spacing_mm
     low, high = config.axial_coverage
     axial = min(nz * dz / ((high - low) * _VERTEX_TO_THIGH_MM), 1.15)
@@ -416,12 +413,12 @@ def _anatomy(config: PhantomConfig) -> _Anatomy:
     spine = tube(SPINE, marrow, 260, [(s, c, 0.0, r, r) for s, c, r in zip(vertebrae, curve, radius, strict=True)])
     parts += [spine, organ(BLADDER, vary(22.0, 0.4), 8, (858, -30, 0), (34, 34, 40))]
 
-    rooms = [right_lobe, right_lobe, *lungs]  # ellipsoids a lesion may lie in, each standing for its tissue
+    sites = [right_lobe, right_lobe, *lungs]  # ellipsoids a lesion may lie in, each standing for its tissue
     for row in spine.knots[30:-10:12]:  # the centre of a metastasis lies in the vertebra, its rim need not
-        rooms.append(_Part(SPINE, marrow, 260, np.stack([row[:3], scale * 24])))
+        sites.append(_Part(SPINE, marrow, 260, np.stack([row[:3], scale * 24])))
     for node in _NODES:
-        rooms.append(_Part(BODY, muscle, 50, np.stack([place(*node), scale * 24])))
-    named = [room for room in rooms if not config.lesion_organs or LABEL_NAMES[room.label] in config.lesion_organs]
+        sites.append(_Part(BODY, muscle, 50, np.stack([place(*node), scale * 24])))
+    named = [site for site in sites if not config.lesion_organs or LABEL_NAMES[site.label] in config.lesion_organs]
     lesions = _place(config, rng, parts, named, config.num_lesions, _LESION_CONTRAST, for_lesions, config.lesion_hu)
     lobes = [right_lobe, left_lobe]
     cysts = _place(
@@ -446,36 +443,36 @@ def _place(
     config: PhantomConfig,
     rng: np.random.Generator,
     parts: Sequence[_Part],
-    rooms: Sequence[_Part],
+    sites: Sequence[_Part],
     count: int,
     contrasts: tuple[float, float],
     for_hu: np.random.Generator,
     hu: tuple[float, float],
     others: Sequence[Lesion] = (),
 ) -> tuple[Lesion, ...]:
-    """Put spheres into the rooms: wholly inside the matrix, centred in the room's tissue, apart from all others."""
+    """Put spheres into the sites: wholly inside the matrix, centred in the site's tissue, apart from all others."""
     found: list[Lesion] = []
     end = [(n - 1) * d for n, d in zip(config.shape, config.spacing_mm, strict=True)]
     for _ in range(200 * count):
         if len(found) == count:
             break
-        room = rooms[int(rng.integers(len(rooms)))]
+        site = sites[int(rng.integers(len(sites)))]
         diameter = float(rng.choice(NEMA_DIAMETERS_MM))
         contrast = float(rng.uniform(*contrasts))
         ray = rng.normal(size=3)
         ray *= rng.uniform() ** (1 / 3) / np.linalg.norm(ray)
-        centre, half = room.knots
+        centre, half = site.knots
         at = centre + ray * (half - diameter / 2)
         apart = all(
             np.linalg.norm(at - np.array(other.centre_mm)) > (diameter + other.diameter_mm) / 2 + 10
             for other in (*found, *others)
         )
         inside = all(diameter / 2 <= c <= e - diameter / 2 for c, e in zip(at, end, strict=True))
-        if (half > diameter / 2).all() and apart and inside and _label_at(parts, at) == room.label:
+        if (half > diameter / 2).all() and apart and inside and _label_at(parts, at) == site.label:
             z, y, x = (float(c) for c in at)
-            suv = round(room.suv * contrast, 3)
-            organ, density = LABEL_NAMES[room.label], float(for_hu.uniform(*hu))
-            found.append(Lesion((z, y, x), diameter, suv, suv / room.suv, organ, density))
+            suv = round(site.suv * contrast, 3)
+            organ, density = LABEL_NAMES[site.label], float(for_hu.uniform(*hu))
+            found.append(Lesion((z, y, x), diameter, suv, suv / site.suv, organ, density))
     return tuple(found)
 
 

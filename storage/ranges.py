@@ -74,7 +74,7 @@ def check_ranges(config: object, where: str) -> None:
     """Refuse a dataclass instance that holds a number outside the range its field declares.
 
     Args:
-        config: the instance; values may be numbers, None (never refused), or tuples of numbers.
+        config: the instance; values may be numbers, None (never refused), or tuples or lists of numbers.
         where: what the configuration is called, before the field's name in the error.
 
     Raises:
@@ -82,6 +82,6 @@ def check_ranges(config: object, where: str) -> None:
     """
     for name, allowed in _declared(config.__class__):
         value = getattr(config, name)
-        numbers = value if isinstance(value, tuple) else (value,)
+        numbers = value if isinstance(value, tuple | list) else (value,)
         if not all(number is None or allowed.holds(number) for number in numbers):
             raise InputError("CFG_RANGE", where=f"{where}.{name}", found=repr(value), remedy=f"give {allowed.text}")

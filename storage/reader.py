@@ -1,24 +1,20 @@
-"""Committed cases and their voxels, read through tensorstore.  What is not committed cannot be seen from here."""
+"""Committed cases and their voxels, read through tensorstore; a case that is not committed is not listed."""
 
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorstore as ts
 from numpy.typing import NDArray
 
 from storage import integrity, layout
 from storage.errors import InputError
-from storage.patches import Aids, PatchLocation
-from storage.source import AIR_HU, HU, Grid
-
-# One pool for all readers of a process: decoded chunks are kept, so that neighbouring patches share their halos.
-_CONTEXT = ts.Context({"cache_pool": {"total_bytes_limit": 256 * 2**20}, "data_copy_concurrency": {"limit": 2}})
+from storage.patches import PatchLocation, SamplingMaps
+from storage.source import AIR_HU, HU, Dose, Grid
 
 
 @dataclass(frozen=True)
@@ -56,6 +52,11 @@ class StoredImage:
         """Allow-listed facts of the image's origin."""
         facts: Mapping[str, object] = self._facts["provenance"]
         return facts
+
+    @cached_property
+    def dose(self) -> Dose | None:
+        """With how many counts a PET was measured; None where it is not known, and for CT and labels."""
+        return layout.read_dose(self._facts)
 
     @property
     def statistics(self) -> Mapping[str, float]:
@@ -154,24 +155,24 @@ class Case:
         return {}
 
     @cached_property
-    def aids(self) -> Aids:
-        """Sampling aids, read once."""
+    def sampling_maps(self) -> SamplingMaps:
+        """What samplers need of the case, read once."""
         names = [name for _, name in sorted(self.labels.items())]
-        rois = self._aid("rois") / np.float32(255) if names else ()
-        return Aids(
+        rois = self._map("rois") / np.float32(255) if names else ()
+        return SamplingMaps(
             shape=self.image("body").grid.shape,
-            body=self._aid("body"),
-            uptake=self._aid("uptake"),
+            body=self._map("body"),
+            uptake=self._map("uptake"),
             rois=dict(zip(names, rois, strict=True)),
         )
 
     def overview(self, image: str) -> NDArray[np.float32]:
         """Return the whole PET ``image`` resized to 64^3 by area, in SUV."""
         self.image(image)
-        return self._aid(f"overview_{image}")
+        return self._map(f"overview_{image}")
 
-    def _aid(self, name: str) -> NDArray[np.float32]:
-        return _values(_open(self.folder / "aids" / name), f"case {self.name}, aid {name}")
+    def _map(self, name: str) -> NDArray[np.float32]:
+        return _values(_open(self.folder / "aids" / name), f"case {self.name}, sampling map {name}")
 
 
 @dataclass(frozen=True)
@@ -187,9 +188,9 @@ class Cohort:
         return tuple(sorted(path.parent.name for path in parents))
 
     def case(self, name: str) -> Case:
-        """Open one case; every file of its manifest is there in full size, or this refuses.
+        """Open one case, after checking that every file of its manifest is there in full size.
 
-        Whoever opens the same case again in this process, by whichever cohort, is given what is open already.
+        A case that is open already in this process is returned again, whichever cohort it was opened by.
 
         Raises:
             InputError: SET_NO_CASE, STORE_DAMAGED, STORE_UNCOMMITTED.
@@ -264,14 +265,26 @@ def _no_metadata(folder: Path) -> InputError:
     )
 
 
+@cache
+def _context() -> Any:
+    """One pool for all readers of a process: decoded chunks are kept, so that neighbouring patches share halos."""
+    import tensorstore  # a third of a second, and only those who read voxels need it
+
+    return tensorstore.Context(
+        {"cache_pool": {"total_bytes_limit": 256 * 2**20}, "data_copy_concurrency": {"limit": 2}}
+    )
+
+
 def _open(folder: Path) -> Any:
+    import tensorstore
+
     spec = {
         "driver": "zarr3",
         "kvstore": {"driver": "file", "path": str(folder.absolute())},
         "fill_missing_data_reads": False,  # a shard that vanishes while we read is an error, never background
     }
     try:
-        return ts.open(spec, read=True, context=_CONTEXT, recheck_cached=False).result()
+        return tensorstore.open(spec, read=True, context=_context(), recheck_cached=False).result()
     except (ValueError, OSError):
         raise InputError(
             "STORE_DAMAGED",

@@ -1,18 +1,19 @@
-"""What every image is before it is stored: a grid, a unit, facts about its origin, and slabs on demand.
+"""Image sources: a grid, a unit, facts about the image's origin, and voxels slab by slab; and the dose of a PET.
 
-A DICOM series, a NIfTI file, the phantom, a simulated low-dose scan and a resampled CT are all sources, so that ingest
-knows one thing only and never needs a whole volume in memory.
+A DICOM series, a NIfTI file, the phantom, a simulated low-dose scan and a resampled CT are all sources, so ingest reads
+them alike and never holds a whole volume in memory.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 SUV, BQML, HU, LABEL = "SUVbw", "Bq/mL", "HU", "label"  # the units an image may be in
 AIR_HU = -1000.0
+BODY_SUV = 0.1  # uptake above this is body: air and table lie below it at every dose, once an image is smoothed
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +47,41 @@ class Grid:
         corners = np.array([(i, j, k, 1) for i in (0, x) for j in (0, y) for k in (0, z)], dtype=np.float64)
         gap = corners @ (self.affine - other.affine).T
         return bool(np.abs(gap).max() <= tolerance_mm)
+
+
+@dataclass(frozen=True)
+class Dose:
+    """With how many counts a PET was measured, beside the full dose of its case.
+
+    Args:
+        drf: dose reduction factor, counts of the full dose over those of this image; 1 for the full dose itself, NaN
+            when it is unknown.
+        relation: where its counts come from.  ``full``: it is the full dose.  ``thinned``: list-mode events of the
+            full-dose scan, resampled.  ``separate``: another scan of the patient.  ``simulated``: a simulation.
+        shares_noise: whether its counts are a part of the full dose's own, so that both images share noise; None when
+            it is unknown, and for the full dose itself.
+    """
+
+    drf: float
+    relation: Literal["full", "thinned", "separate", "simulated"]
+    shares_noise: bool | None
+
+
+def simulated_dose(provenance: Mapping[str, object]) -> Dose | None:
+    """Return the dose of a simulated scan by its provenance, None for any other image.
+
+    Args:
+        provenance: of ``storage.lowdose.LowDoseSource``, also as cohorts keep it that store no dose of their own.
+    """
+    config = provenance.get("config")
+    if provenance.get("kind") != "simulated low dose" or not isinstance(config, Mapping):
+        return None
+    if config["drf"] == 1:
+        return Dose(1.0, "full", None)
+    # Every full dose that petscale simulates is realisation 0; thinning keeps counts of its own realisation.
+    thinned = config["mode"] == "thinning"
+    unknown = thinned and config.get("realisation", 0) != 0
+    return Dose(float(config["drf"]), "simulated", None if unknown else thinned)
 
 
 class ImageSource(Protocol):

@@ -1,7 +1,7 @@
-"""Tiles become a volume again, slab by slab: a separable window, divided by what it sums to.
+"""Stitching of overlapping tiles into a volume, slab by slab: a separable window, divided by its sum at each voxel.
 
-The weight that every voxel collects is a product of three vectors, so no count volume is kept; only the slab that tiles
-still touch is in memory.
+That sum is a product of three vectors, so no volume of weights is kept; only the slab that tiles still touch is in
+memory.
 """
 
 from collections.abc import Callable, Iterable

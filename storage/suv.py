@@ -1,8 +1,7 @@
 """From stored PET values to body-weight SUV: decay, the reference-time rule, and the factor of every stored unit.
 
-Pure functions on plain numbers.  This file knows the physics and the conventions of the PET module (DICOM PS3.3 C.8.9)
-and the IBSI SUV computation manual (2026); it refuses to know files, and it never guesses a weight, a dose or a time:
-what is missing ends in an ``InputError``.
+Pure functions on plain numbers, after the PET module (DICOM PS3.3 C.8.9) and the IBSI SUV computation manual (2026).  A
+weight, a dose or a time is never guessed: what is missing ends in an ``InputError``.
 
 Times are seconds on one clock of the series with an arbitrary origin that lies at a midnight, so that differences and
 times of day can be formed and no date is ever needed.

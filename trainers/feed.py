@@ -17,13 +17,12 @@ from torch import Tensor
 
 from storage.errors import InputError
 from storage.layout import OVERVIEW, drf_of
-from storage.patches import Aids, PatchLocation, draw, generator
+from storage.patches import PatchLocation, SamplingMaps, draw
+from storage.randomness import Stream, generator
 from storage.ranges import Range, check_ranges
 from storage.reader import Case, Cohort
 from storage.source import SUV
 from trainers.recipe import Batch, Needs
-
-_ORDER, _PLACE = 1, 2  # purposes of random draws: two draws of one seed and index never share numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,11 +109,11 @@ def check_cases(cohort: Cohort, streams: Streams, config: FeedConfig, needs: Seq
                         found=f"no ROI '{roi}' (there are: {', '.join(case.labels.values()) or 'none'})",
                         remedy="ingest labels, or train without guidance: --set recipe.rois=()",
                     )
-            if not need.beyond and any(n > size for n, size in zip(need.patch, case.aids.shape, strict=True)):
+            if not need.beyond and any(n > size for n, size in zip(need.patch, case.sampling_maps.shape, strict=True)):
                 raise InputError(
                     "IMG_TOO_SMALL",
                     where=f"case {name}",
-                    found=f"the patch {need.patch} (z, y, x) is larger than its {case.aids.shape} voxels",
+                    found=f"the patch {need.patch} (z, y, x) is larger than its {case.sampling_maps.shape} voxels",
                     remedy="choose a smaller patch (--set recipe.patch=...) or leave the case out",
                 )
 
@@ -162,11 +161,11 @@ class Feed:
         groups = []
         for group in (step * self._config.cases_per_step + i for i in self._mine):
             epoch, turn = divmod(group, len(samples))
-            order = generator(self._config.seed, _ORDER, epoch).permutation(len(samples))
+            order = generator(self._config.seed, Stream.SAMPLE_ORDER, epoch).permutation(len(samples))
             case, image = samples[int(order[turn])]
-            aids = _guided(self._cases[case], need.rois)
-            rng = generator(self._config.seed, _PLACE, group)
-            boxes = [draw(aids, need.patch, need.sampler, rng) for _ in range(need.patches_per_case)]
+            maps = _guided(self._cases[case], need.rois)
+            rng = generator(self._config.seed, Stream.PATCH_PLACE, group)
+            boxes = [draw(maps, need.patch, need.sampler, rng) for _ in range(need.patches_per_case)]
             groups.append((case, image, boxes))
         return groups
 
@@ -239,9 +238,10 @@ def _check_overview(size: int) -> None:
         )
 
 
-def _guided(case: Case, rois: Sequence[str]) -> Aids:
-    """Aids of a case, their regions narrowed to the guided ones when there are any."""
+def _guided(case: Case, rois: Sequence[str]) -> SamplingMaps:
+    """Sampling maps of a case, their regions narrowed to the guided ones when there are any."""
     if not rois:
-        return case.aids
+        return case.sampling_maps
+    maps = case.sampling_maps
     names = {case.labels[value] for roi in rois for value in channel_values(case.labels, roi)}
-    return replace(case.aids, rois={name: cells for name, cells in case.aids.rois.items() if name in names})
+    return replace(maps, rois={name: cells for name, cells in maps.rois.items() if name in names})

@@ -11,12 +11,11 @@ import torch
 import torch.distributed as dist
 
 from storage.errors import InputError
+from storage.randomness import Stream
 from storage.ranges import Range, check_ranges
 from trainers import checkpoint
 from trainers.feed import Feed
 from trainers.recipe import Exporting, Metrics, Recipe, Synthesizer, Validated
-
-_NOISE = 3  # purpose of the per-step torch seed, beside the feed's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +95,7 @@ def fit(
             failure = error
         _agree(failure, world)
         # Keyed by step and rank: a resumed run draws the same noise without any generator state in the checkpoint.
-        key = np.random.SeedSequence((config.seed, _NOISE, step, rank)).generate_state(1, np.uint64)[0]
+        key = np.random.SeedSequence((config.seed, Stream.STEP_NOISE, step, rank)).generate_state(1, np.uint64)[0]
         torch.manual_seed(int(key))
         metrics = recipe.step(batch, step)
         failure = _finite(metrics, step, places)

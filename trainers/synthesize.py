@@ -6,12 +6,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from storage.patches import PatchLocation, draw, generator
+from storage.patches import PatchLocation, draw
+from storage.randomness import Stream, generator
 from storage.reader import Case
 from storage.stitch import stitch
 from trainers.recipe import Synthesizer, Tiling
-
-_CONTEXT = 4  # purpose of the draws behind a case's context, beside the feed's and the loop's
 
 
 @torch.no_grad()
@@ -89,8 +88,8 @@ def case_context(
     low = case.image(image)
     # A patch longer than a small volume is cut to it: at inference there is no batch that shapes must fit.
     z, y, x = (min(edge, size) for edge, size in zip(needs.patch, low.grid.shape, strict=True))
-    rng = generator(seed, _CONTEXT)
-    boxes = [draw(case.aids, (z, y, x), needs.sampler, rng) for _ in range(needs.patches_per_case)]
+    rng = generator(seed, Stream.CASE_CONTEXT)
+    boxes = [draw(case.sampling_maps, (z, y, x), needs.sampler, rng) for _ in range(needs.patches_per_case)]
     arrays = np.stack([low.patch(box.grown(needs.halo))[None] for box in boxes]) / np.float32(suv_scale)
     overview = case.overview(image)[None, None] / np.float32(suv_scale)
     return dict(synthesizer.context(torch.from_numpy(overview).to(device), torch.from_numpy(arrays).to(device)))

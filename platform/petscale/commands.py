@@ -18,13 +18,13 @@ from tyro.conf import Positional
 from petscale.console import console
 from storage import nifti, suv
 from storage.errors import InputError
-from storage.ingest import CasePlan
 from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig
 from storage.source import HU
 
 if TYPE_CHECKING:
     from petscale.config import RunConfig
+    from storage.ingest import CasePlan
 
 
 def recorded() -> str:
@@ -189,8 +189,8 @@ def verify(cohort: Positional[Path]) -> None:
     Args:
         cohort: folder of the cohort.
     """
-    from storage.ingest import verify as prove
     from storage.reader import open_cohort
+    from storage.verification import verify as prove
 
     names = open_cohort(cohort).cases
     damage = prove(cohort)

@@ -4,8 +4,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated
 
-from storage import patches
 from storage.errors import InputError
+from storage.randomness import Stream, generator
 from storage.ranges import Range, check_ranges
 from storage.reader import Cohort
 
@@ -79,7 +79,7 @@ def split_cases(cohort: Cohort, config: SplitConfig, *, unpaired: bool = False, 
     """
     subjects = {name: cohort.case(name).subject for name in cohort.cases}
     people = sorted(set(subjects.values()))
-    order = [people[int(i)] for i in patches.generator(config.seed, 5).permutation(len(people))]
+    order = [people[int(i)] for i in generator(config.seed, Stream.SPLIT).permutation(len(people))]
     if config.folds:
         tested = set(order[config.fold :: config.folds])
     elif config.test:

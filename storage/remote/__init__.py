@@ -28,7 +28,7 @@ from storage.remote.store import (
     mirror,
     name_of,
     origin,
-    told,
+    store_errors,
     url_of,
     visible,
     writable,
@@ -83,7 +83,7 @@ def fetch(url: str, *, only: Sequence[str] = ("*",), held: Lease | None = None) 
     store, folder, home = Store(url), mirror(url), home_of(url)
     if held is None and written_here(url):
         return folder
-    with told(url), integrity.disk_errors(folder):
+    with store_errors(url), integrity.disk_errors(folder):
         folder.mkdir(exist_ok=True)
         with integrity.exclusive(home, purpose="fetch", wait_s=_PATIENCE_S):
             table = _Table(home / TABLE)
@@ -138,10 +138,7 @@ class _Table:
 
 def _digest(path: Path) -> str:
     """SHA-256 of a file, empty when there is none."""
-    if not path.is_file():
-        return ""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return integrity.file_digest(path) if path.is_file() else ""
 
 
 def _each(work: Any, items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
@@ -231,7 +228,7 @@ def _fetch_files(store: Store, folder: Path, unit: str, raw: bytes) -> None:
     target = folder / unit
     target.mkdir(parents=True, exist_ok=True)
     if (target / MANIFEST).exists() and (target / MANIFEST).read_bytes() != raw:
-        (target / MANIFEST).unlink()  # what it vouches for is about to change
+        (target / MANIFEST).unlink()  # the files that it lists are about to change
     files = _proven(folder.parent, unit, raw)["files"]
 
     def get(key: str) -> None:
@@ -303,7 +300,7 @@ def publish(folder: Path, url: str, held: Lease, *, without: Sequence[str] = ())
             CLU_ codes.
     """
     _publish(folder, url, held, lambda table, key, version: False)
-    with told(url):
+    with store_errors(url):
         for key in without:
             Store(url).remove(key)
 
@@ -333,7 +330,7 @@ def writing(url: str, purpose: str) -> Iterator[tuple[Path, Lease]]:
 
 def _publish(folder: Path, url: str, held: Lease, leave: Callable[[_Table, str, str | None], bool]) -> None:
     store, home = writable(url), home_of(url)
-    with told(url), integrity.exclusive(home, purpose="publish", wait_s=_PATIENCE_S):
+    with store_errors(url), integrity.exclusive(home, purpose="publish", wait_s=_PATIENCE_S):
         upload = _Upload(folder, store, held, _Table(home / TABLE), store.listing())
         local = [(key, *_split(key)) for key in _local(folder)]
         proofs = {unit: key for key, unit, name in local if unit and name == MANIFEST}

@@ -1,4 +1,4 @@
-"""Addresses and the few things that are asked of an object store, by fsspec; what it refuses is told in one line.
+"""Addresses and the few things that are asked of an object store, by fsspec; its errors become one line.
 
 A store is asked for three things: an object is put whole or not at all, a listing shows what was put, and an object can
 be created only if it is not there.  Encryption is the bucket's; credentials and endpoint come from the driver's own
@@ -17,9 +17,6 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import fsspec  # type: ignore[import-untyped]
-from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
-
 from storage import integrity
 from storage.errors import InputError
 
@@ -35,6 +32,8 @@ def url_of(path: Path | str) -> str:
     match = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", str(path))
     if not match:
         return ""
+    import fsspec  # type: ignore[import-untyped]  # a plain path does not need it
+
     scheme, rest = match.group(1).lower(), match.group(2).rstrip("/")
     if re.search(r":[^/]*@|:.*@", rest):
         raise _bad_url(scheme, "credentials in the address", "give them by the driver's environment, as AWS_PROFILE")
@@ -93,6 +92,12 @@ class Store:
         return _filesystem(self.url)
 
     @cached_property
+    def _local(self) -> bool:
+        from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
+
+        return isinstance(self.fs, LocalFileSystem)
+
+    @cached_property
     def _root(self) -> str:
         return str(self.fs._strip_protocol(self.url)).rstrip("/")
 
@@ -114,7 +119,7 @@ class Store:
 
     def put(self, key: str, path: Path) -> str:
         """Put a file, whole or not at all; returns the object's version."""
-        if isinstance(self.fs, LocalFileSystem):  # here a write is not whole or absent, a rename is
+        if self._local:  # here a write is not whole or absent, a rename is
             partial = self.at(str(PurePosixPath(key).with_name(f".{secrets.token_hex(4)}.partial")))
             self.fs.put_file(str(path), partial)
             os.replace(partial, self.at(key))
@@ -128,7 +133,7 @@ class Store:
     def create(self, key: str, content: bytes) -> bool:
         """Write an object that is not there yet; False when it is, unless a lost answer hid that it is ours."""
         try:
-            if isinstance(self.fs, LocalFileSystem):  # its "create" looks first and writes then
+            if self._local:  # its "create" looks first and writes then
                 with self.fs.open(self.at(key), "xb") as file:
                     file.write(content)
             else:
@@ -164,6 +169,8 @@ class Store:
 
 
 def _filesystem(url: str) -> Any:
+    import fsspec
+
     scheme = url.partition(":")[0]
     options = {"auto_mkdir": True} if scheme == "file" else {}
     try:
@@ -199,8 +206,8 @@ def code_of(error: BaseException | None) -> str:
 
 
 @contextmanager
-def told(url: str) -> Iterator[None]:
-    """Tell what the store or its driver refuses in one line; libraries' messages may hold keys and are not repeated.
+def store_errors(url: str) -> Iterator[None]:
+    """Turn an error of the store or its driver into one line; libraries' messages may hold keys and are not repeated.
 
     Raises:
         InputError: CLU_CREDENTIALS, CLU_BUCKET, CLU_DENIED, CLU_UNREACHABLE, CLU_STORE.
@@ -225,7 +232,7 @@ def _refusal(error: Exception) -> tuple[str, str, str] | None:
         keys = "AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         return "CLU_CREDENTIALS", f"no valid credentials ({code or kind})", f"set {keys}, on every node"
     if code == "NoSuchBucket":
-        return "CLU_BUCKET", "no such bucket", "make it, or mend the URL"
+        return "CLU_BUCKET", "no such bucket", "make it, or correct the URL"
     if isinstance(error, PermissionError):
         remedy = "check the credentials, the bucket's policy and this machine's clock"
         return "CLU_DENIED", f"the store denies it ({code or 'no permission'})", remedy
@@ -249,12 +256,12 @@ def check_writable(url: str) -> None:
         InputError: CLU_URL, CLU_DRIVER, CLU_CREDENTIALS, CLU_BUCKET, CLU_DENIED, CLU_UNREACHABLE, CLU_STORE.
     """
     store, key = writable(url), f".probe-{secrets.token_hex(8)}"
-    with told(url):
+    with store_errors(url):
         try:
             first, second = (store.create(key, token.encode()) for token in ("first", "second"))
             whole = store.read(key) == b"first"
         finally:
-            with suppress(Exception):  # what made the probe fail is what has to be told
+            with suppress(Exception):  # the error of the probe itself is the one to report
                 store.remove(key)
     if not first or second or not whole:
         raise InputError(

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from storage.errors import InputError
-from storage.remote.store import Store, home_of, name_of, told, writable
+from storage.remote.store import Store, home_of, name_of, store_errors, writable
 
 STALE_S, BEAT_S = 60.0, 10.0  # a lease that was silent for so long may be taken over; its holder speaks so often
 
@@ -44,7 +44,7 @@ class Lease:
         Raises:
             InputError: STORE_BUSY.
         """
-        with told(self.url):
+        with store_errors(self.url):
             found = Store(self.url).leases()
         if not found or found[-1] != self.number:
             raise _busy(self.url, "another process took over writing here")
@@ -129,7 +129,7 @@ def _key_of(number: int) -> str:
 
 def _acquire(url: str, purpose: str, family: str) -> Lease:
     store = writable(url)
-    with told(url):
+    with store_errors(url):
         found = store.leases()
         if found and not _free(store, _key_of(found[-1]), family):
             raise _busy(url, f"another process is writing here ({purpose} must wait)")

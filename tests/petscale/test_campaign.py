@@ -28,7 +28,7 @@ from storage.ingest import CasePlan, ingest
 from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig
 from storage.reader import open_cohort
-from storage.source import LABEL, SUV, ArraySource, Grid
+from storage.source import LABEL, SUV, ArraySource, Dose, Grid
 from trainers import sgsgan
 from trainers.feed import FeedConfig
 from trainers.metrics.image import Score
@@ -57,7 +57,8 @@ def cohort(tmp_path_factory):
         images = {"full": truth, "low_drf6": truth + noise[0] * inside, "low_drf6_r1": truth + noise[1] * inside}
         sources = {n: ArraySource(np.clip(v, 0, None).astype(np.float32), GRID, SUV) for n, v in images.items()}
         sources["labels"] = ArraySource((inside + 0 + liver).astype(np.float32), GRID, LABEL)
-        return CasePlan(sources, f"patient {number}", f"made up {number}", {1: "body", 2: "liver"})
+        doses = {"full": Dose(1.0, "full", None), "low_drf6": Dose(6.0, "separate", False)}
+        return CasePlan(sources, f"patient {number}", f"made up {number}", {1: "body", 2: "liver"}, doses)
 
     plans = {f"p{n}": lambda scratch, n=n: plan(n) for n in range(PATIENTS)}
     ingest(folder, plans, strict=True, workers=1)
@@ -341,6 +342,8 @@ def test_a_resized_run_is_scored_at_native_resolution_beside_resizing_alone(monk
     native, small = open_cohort(cohort).case("p3"), open_cohort(folder).case("p3")
     assert small.subject == native.subject
     assert small.image("full").grid.shape == (64, 64, 64)
+    assert small.image("low_drf6").dose == Dose(6.0, "separate", False)
+    assert small.image("full").dose == Dose(1.0, "full", None)
     np.testing.assert_allclose(small.image("full").read(0, 64), native.overview("full"), atol=1e-6)
     assert set(np.unique(small.image("labels").read(0, 64))) == {0, 1, 2}
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from petscale import config as configs
-from petscale.cli import experiment as command
+from petscale.commands import experiment as command
 from petscale.evaluation.baselines import BY_HU, INPUT
 from petscale.evaluation.detection import PRESET
 from petscale.experiments import EXPERIMENTS

@@ -17,7 +17,7 @@ from storage.dicom_write import write_series
 from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig, phantom
 from storage.reader import Case, open_cohort
-from storage.source import HU, LABEL, SUV, ArraySource, ImageSource
+from storage.source import HU, LABEL, SUV, ArraySource, Dose, ImageSource
 
 ARGS = tuple[str, ...]
 
@@ -42,6 +42,7 @@ def test_dicom_pet_and_ct(scans: Path, tmp_path: Path) -> None:
     main(["ingest", str(scans / "pet"), str(tmp_path / "cohort"), "--ct", str(scans / "ct")])
     case = only(tmp_path / "cohort")
     assert case.images == ("body", "ct", "full")
+    assert case.image("full").dose == Dose(1.0, "full", None)
     full, ct = case.image("full"), case.image("ct")
     assert (full.units, ct.units) == (SUV, HU)
     truth = nifti.open_nifti(scans / "suv.nii.gz", units="SUVbw", workdir=tmp_path)
@@ -168,6 +169,9 @@ def test_simulating_from_a_cohort(cohort: Path, tmp_path: Path) -> None:
         assert (new.subject, new.labels) == (old.subject, old.labels)
         for image in ("truth", "ct", "labels"):
             np.testing.assert_array_equal(whole(new.image(image)), whole(old.image(image)))
+        assert new.image("full").dose == Dose(1.0, "full", None)
+        assert new.image("truth").dose is None
+        assert [new.image(low).dose for low in lows] == [Dose(drf, "simulated", True) for drf in (10.0, 10.0, 4.0, 4.0)]
     case = made.case(made.cases[0])
     truth, full = whole(case.image("truth")), whole(case.image("full"))
     errors = [float(np.mean((whole(case.image(f"low_drf{drf}")) - full) ** 2)) for drf in (4, 10)]
@@ -201,6 +205,8 @@ def test_phantoms_are_people_of_their_own(tmp_path: Path) -> None:
     assert first.subject != second.subject
     assert not np.array_equal(whole(first.image("truth")), whole(second.image("truth")))
     assert first.images == ("body", "ct", "full", "labels", "low_drf20", "truth")
+    doses = [first.image(image).dose for image in ("full", "low_drf20", "truth")]
+    assert doses == [Dose(1.0, "full", None), Dose(20.0, "simulated", True), None]
 
 
 def test_the_ct_of_another_patient_is_refused_before_a_voxel_is_read(scans: Path, tmp_path: Path) -> None:

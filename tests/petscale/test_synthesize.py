@@ -161,7 +161,7 @@ def test_no_volume_is_held(run: Path, tmp_path: Path) -> None:
         plan = CasePlan({"low_drf1": ArraySource(voxels, grid, SUV)}, "s", "f")
         ingest(tmp_path / f"cohort{depth}", {"tall": lambda _: plan}, strict=True, workers=1)
         case = open_cohort(tmp_path / f"cohort{depth}").case("tall")
-        _ = case.aids
+        _ = case.sampling_maps
         spool = inference._Spool(tmp_path / f"spool{depth}", grid)
         gc.collect()
         tracemalloc.start()

@@ -17,12 +17,13 @@ import zarr
 
 from storage import integrity, layout
 from storage.errors import InputError
-from storage.ingest import CasePlan, create_cohort, ingest, site_key, subject_hash, verify
+from storage.ingest import CasePlan, create_cohort, ingest, site_key, subject_hash
 from storage.nifti import open_nifti
 from storage.patches import CELL
 from storage.phantom import LABEL_NAMES, PhantomConfig, phantom
 from storage.reader import open_cohort
 from storage.source import HU, LABEL, SUV, ArraySource, Grid
+from storage.verification import verify
 
 PATIENT = phantom(PhantomConfig(shape=(64, 48, 48), spacing_mm=(8.0, 8.0, 8.0), seed=3))
 
@@ -105,20 +106,20 @@ def test_several_shards_and_levels(tmp_path, monkeypatch):
 
 def test_labels_become_fractions_of_cells(tmp_path):
     ingest(tmp_path, {"p": phantom_plan()}, strict=True)
-    aids = open_cohort(tmp_path).case("p").aids
+    maps = open_cohort(tmp_path).case("p").sampling_maps
     labels = PATIENT.labels.read(0, 64)
     cells = tuple(-(-n // CELL) for n in labels.shape)
-    assert set(aids.rois) == set(LABEL_NAMES.values())
+    assert set(maps.rois) == set(LABEL_NAMES.values())
     for value, name in LABEL_NAMES.items():
         share = (labels == value).reshape(cells[0], CELL, cells[1], CELL, cells[2], CELL).mean((1, 3, 5))
-        assert aids.rois[name].shape == cells
-        assert np.abs(aids.rois[name] - share).max() <= 1 / 255 + 1e-6
-        assert ((aids.rois[name] > 0) == (share > 0)).all(), "one voxel is enough to be drawn"
+        assert maps.rois[name].shape == cells
+        assert np.abs(maps.rois[name] - share).max() <= 1 / 255 + 1e-6
+        assert ((maps.rois[name] > 0) == (share > 0)).all(), "one voxel is enough to be drawn"
     means = PATIENT.activity.read(0, 64).reshape(cells[0], CELL, cells[1], CELL, cells[2], CELL).mean((1, 3, 5))
-    np.testing.assert_allclose(aids.uptake, means, atol=1e-4)
+    np.testing.assert_allclose(maps.uptake, means, atol=1e-4)
     body = open_cohort(tmp_path).case("p").image("body").read(0, 64)
     np.testing.assert_allclose(
-        aids.body, body.reshape(cells[0], CELL, cells[1], CELL, cells[2], CELL).mean((1, 3, 5)), atol=1e-6
+        maps.body, body.reshape(cells[0], CELL, cells[1], CELL, cells[2], CELL).mean((1, 3, 5)), atol=1e-6
     )
 
 
@@ -128,7 +129,7 @@ def test_a_mask_without_names_is_stored(tmp_path):
     ingest(tmp_path, {"c": plan(full=full, labels=mask, other=mask)}, strict=True)
     case = open_cohort(tmp_path).case("c")
     assert (case.image("other").read(0, 20) == mask.voxels).all()
-    assert case.aids.rois == {}
+    assert case.sampling_maps.rois == {}
 
 
 @pytest.mark.parametrize("names", [("full",), ("full", "ct"), ("low_drf20", "low_drf4")])
@@ -154,8 +155,8 @@ def test_a_ct_alone_is_a_case(tmp_path):
     case = open_cohort(tmp_path).case("bare")
     assert case.images == ("body", "ct")
     assert case.image("ct").read(0, 64).tobytes() == PATIENT.ct.read(0, 64).tobytes()
-    assert case.aids.uptake.shape == case.aids.body.shape
-    assert not case.aids.uptake.any()
+    assert case.sampling_maps.uptake.shape == case.sampling_maps.body.shape
+    assert not case.sampling_maps.uptake.any()
     body, truth = case.image("body").read(0, 64) > 0, PATIENT.labels.read(0, 64) > 0
     assert (body & truth).sum() / (body | truth).sum() > 0.9
     assert verify(tmp_path) == {}
@@ -479,8 +480,9 @@ from pathlib import Path
 import numpy as np
 from storage import integrity
 from storage.errors import InputError
-from storage.ingest import CasePlan, ingest, verify
+from storage.ingest import CasePlan, ingest
 from storage.source import LABEL, SUV, ArraySource, Grid
+from storage.verification import verify
 
 def plans(names, shape=(20, 12, 12)):
     grid = Grid(shape, np.diag([-8.0, -8.0, 8.0, 1.0]))

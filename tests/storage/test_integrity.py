@@ -1,22 +1,30 @@
 """Whole or absent, one writer at a time, and every damage named."""
 
+import errno
+import hashlib
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorstore
+from hypothesis import given
+from hypothesis import strategies as st
 
 from storage import integrity, layout, reader
 from storage.errors import InputError
-from storage.ingest import CasePlan, ingest, verify
+from storage.ingest import CasePlan, ingest
 from storage.integrity import MANIFEST, Damage
 from storage.reader import open_cohort
 from storage.source import SUV, ArraySource, Grid
+from storage.verification import verify
 
 HOLDER = """
 import sys, time
@@ -243,16 +251,16 @@ def test_no_flipped_bit_is_ever_read_as_a_value(cohort, monkeypatch):
     rng = np.random.default_rng(22)
 
     def read():
-        monkeypatch.setattr(reader, "_CONTEXT", tensorstore.Context())  # nothing from memory
+        monkeypatch.setattr(reader, "_context", cache(tensorstore.Context))  # nothing from memory
         reader._case.cache_clear()
         case = open_cohort(cohort).case("a")
-        aids = case.aids
+        maps = case.sampling_maps
         return [
             *(case.image(n).read(0, 20).tobytes() for n in case.images),
             *(case.image(n).grid.affine.tobytes() for n in case.images),
             *(case.overview(n).tobytes() for n in ("full", "low_drf4")),
-            aids.body.tobytes(),
-            aids.uptake.tobytes(),
+            maps.body.tobytes(),
+            maps.uptake.tobytes(),
             case.subject,
             case.fingerprint,
         ]
@@ -363,3 +371,49 @@ def test_a_missing_catalog_is_told_and_made_again(cohort):
     assert list(verify(cohort)) == [layout.CATALOG]
     ingest(cohort, {})
     assert verify(cohort) == {}
+
+
+# --- one file at a time ---
+
+
+def fail_while_replacing(path: Path, content: bytes, error: Exception) -> None:
+    with integrity.replacing(path) as file:
+        file.write(content)
+        raise error
+
+
+@given(st.binary(max_size=200), st.binary(max_size=200))
+def test_a_file_is_replaced_whole_or_not_at_all(
+    tmp_path_factory: pytest.TempPathFactory, old: bytes, new: bytes
+) -> None:
+    path = tmp_path_factory.mktemp("file") / "a.bin"
+    with integrity.replacing(path) as file:
+        file.write(old)
+        assert not path.exists(), "nothing stands there before it is whole"
+    assert path.read_bytes() == old
+    with pytest.raises(RuntimeError):
+        fail_while_replacing(path, new, RuntimeError())
+    assert path.read_bytes() == old
+    with integrity.replacing(path) as file:
+        file.write(new)
+    assert path.read_bytes() == new
+    assert [found.name for found in path.parent.iterdir()] == ["a.bin"]
+    assert integrity.file_digest(path) == hashlib.sha256(new).hexdigest()
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o666])
+def test_a_new_file_has_the_permissions_asked_for(tmp_path: Path, mode: int) -> None:
+    umask = os.umask(0o022)
+    try:
+        with integrity.replacing(tmp_path / "a.bin", mode) as file:
+            file.write(b"a")
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE((tmp_path / "a.bin").stat().st_mode) == mode & ~0o022
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        fail_while_replacing(tmp_path / "a.bin", b"a", OSError(errno.ENOSPC, "no space"))
+    assert error.value.code == "DISK_FULL"
+    assert list(tmp_path.iterdir()) == []

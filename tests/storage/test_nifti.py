@@ -76,6 +76,7 @@ def test_round_trip(tmp_path, voxels, name):
     assert image.header.get_qform() == pytest.approx(grid.affine, abs=1e-3)
     assert image.header.get_xyzt_units()[0] == "mm"
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == [name]
+    assert (tmp_path / name).stat().st_mode & 0o077 == 0, "a patient's image is for its owner only"
 
 
 def test_a_sheared_affine_keeps_its_sform_only(tmp_path, voxels):

@@ -224,6 +224,10 @@ def test_memory_follows_the_slab_and_not_the_volume():
     ("field", "value"),
     [
         ("shape", (4, 48, 48)),
+        ("shape", (48, 48)),
+        ("spacing_mm", (1.0, 1.0)),
+        ("axial_coverage", (-0.1, 0.5)),
+        ("liver_suv", (3.0, 2.0)),
         ("spacing_mm", (0.0, 1.0, 1.0)),
         ("seed", -1),
         ("num_lesions", 101),

@@ -52,7 +52,8 @@ def test_a_range_holds_and_reads(
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("width", 0), ("share", 1.0), ("betas", (0.5, 1.0)), ("rate", 0.0), ("edges", (1, 0))]
+    ("field", "value"),
+    [("width", 0), ("share", 1.0), ("betas", (0.5, 1.0)), ("rate", 0.0), ("edges", (1, 0)), ("edges", [1, 0])],
 )
 def test_what_lies_outside_is_refused_by_field_value_and_range(field: str, value: object) -> None:
     check_ranges(Example(), "example")

@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import numpy as np
 import pytest
@@ -196,10 +197,10 @@ def test_a_flipped_aid_is_an_error(cohort, monkeypatch):
         path = next(p for p in (cohort / "cases" / "c" / "aids" / name / "c").rglob("*") if p.is_file())
         whole = path.read_bytes()
         path.write_bytes(whole[:20] + bytes([whole[20] ^ 1]) + whole[21:])
-        monkeypatch.setattr(reader, "_CONTEXT", tensorstore.Context())  # nothing from the cache
+        monkeypatch.setattr(reader, "_context", cache(tensorstore.Context))  # nothing from the cache
         case = open_cohort(cohort).case("c")
-        with pytest.raises(InputError, match=f"STORE_DAMAGED case c, aid {name}"):
-            case.overview("full") if name == "overview_full" else case.aids
+        with pytest.raises(InputError, match=f"STORE_DAMAGED case c, sampling map {name}"):
+            case.overview("full") if name == "overview_full" else case.sampling_maps
         path.write_bytes(whole)
 
 
@@ -216,7 +217,7 @@ def test_a_missing_shard_is_an_error_at_opening(cohort, spoil):
 
 @pytest.mark.parametrize("spoil", [lambda p: p.unlink(), lambda p: p.write_bytes(b"")])
 def test_a_shard_that_vanishes_while_we_read_is_an_error_and_never_zeros(cohort, monkeypatch, spoil):
-    monkeypatch.setattr(reader, "_CONTEXT", tensorstore.Context())
+    monkeypatch.setattr(reader, "_context", cache(tensorstore.Context))
     image = open_cohort(cohort).case("c").image("full")
     assert (image.read(0, 4) == FULL[:4]).all()
     spoil(shard(cohort))
@@ -243,6 +244,6 @@ def test_changed_metadata_is_an_error_at_opening(cohort):
 def test_a_case_is_opened_once_per_process(pristine):
     case = open_cohort(pristine).case("c")
     again = open_cohort(pristine).case("c")
-    assert again.aids is case.aids
+    assert again.sampling_maps is case.sampling_maps
     assert again.image("full")._array is case.image("full")._array
     assert pickle.loads(pickle.dumps(case)).image("full").statistics == case.image("full").statistics  # for other nodes

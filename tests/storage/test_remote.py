@@ -17,11 +17,12 @@ import pytest
 
 from storage import integrity, remote
 from storage.errors import InputError
-from storage.ingest import CasePlan, ingest, verify
+from storage.ingest import CasePlan, ingest
 from storage.integrity import MANIFEST
 from storage.reader import open_cohort
 from storage.remote import store, writer
 from storage.source import SUV, ArraySource, Grid
+from storage.verification import verify
 
 OPERATIONS = ("put_file", "get_file", "pipe_file", "cat_file", "rm_file", "find", "ls", "info", "modified")
 

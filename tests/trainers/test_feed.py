@@ -143,7 +143,7 @@ def test_a_patch_longer_than_the_volume_holds_air_beyond_it(cohort: Path) -> Non
     )
     batch = source.batch(0, 1)
     source.close()
-    _, height, width = opened.case(opened.cases[0]).aids.shape
+    _, height, width = opened.case(opened.cases[0]).sampling_maps.shape
     assert height < 48
     assert width < 56
     assert batch.low.shape == (2, 1, 3, 48, 56)

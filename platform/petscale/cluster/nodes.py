@@ -5,8 +5,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import psutil
-
 from storage.errors import InputError
 
 STORAGE = "PETSCALE_STORAGE"  # names the folder that all nodes mount, where cluster.yaml says one
@@ -82,6 +80,7 @@ def on_every_node(function: Callable[..., Any], *arguments: Any, timeout_s: floa
 def use_cluster_network() -> None:
     """Let workers talk over the interface that Ray talks over: gloo asks what the host's own name resolves to, and that
     is a loopback address on many a Debian."""
+    import psutil
     import ray
 
     address = ray.util.get_node_ip_address()

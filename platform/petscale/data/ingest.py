@@ -10,7 +10,7 @@ from petscale.data.cohorts import fingerprint
 from storage import dicom, geometry, layout, nifti, suv
 from storage.errors import InputError
 from storage.ingest import CasePlan, site_key, subject_hash
-from storage.source import BQML, ImageSource
+from storage.source import BQML, Dose, ImageSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +104,7 @@ def open_case(files: Files, scratch: Path, *, subject: str | None = None) -> Cas
             *([files.grid] if files.grid != "pet" else []),  # as before there was a choice
         ),
         labels=labels,
+        doses={"full": Dose(1.0, "full", None)},
     )
 
 

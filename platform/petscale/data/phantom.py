@@ -5,7 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from petscale.data.cohorts import Plans, fingerprint
-from petscale.data.simulate import check_doses, low_doses
+from petscale.data.simulate import check_doses, doses_of, low_doses
 from storage import phantom
 from storage.errors import InputError
 from storage.ingest import CasePlan, subject_hash
@@ -38,6 +38,7 @@ def phantom_plans(
                 subject=subject_hash(f"phantom {person.seed}", b"phantoms are nobody"),
                 fingerprint=fingerprint(b"", asdict(person), asdict(scan), list(drfs), realisations),
                 labels=body.label_names,
+                doses=doses_of(scans),
             )
 
         return open_plan

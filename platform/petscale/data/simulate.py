@@ -1,6 +1,6 @@
 """``petscale simulate``: plans of cases whose low doses are simulated from an image of another cohort."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from storage.errors import InputError
 from storage.ingest import CasePlan
 from storage.lowdose import LowDoseConfig, LowDoseSource
 from storage.reader import open_cohort
-from storage.source import ImageSource
+from storage.source import Dose, ImageSource
 
 
 def check_doses(scan: LowDoseConfig, drfs: Sequence[float], realisations: int) -> None:
@@ -27,13 +27,23 @@ def check_doses(scan: LowDoseConfig, drfs: Sequence[float], realisations: int) -
 
 def low_doses(
     truth: ImageSource, ct: ImageSource | None, config: LowDoseConfig, drfs: Sequence[float], realisations: int
-) -> dict[str, ImageSource]:
+) -> dict[str, LowDoseSource]:
     """A full-dose scan of ``truth`` and its low-dose scans, all reconstructed alike."""
-    images: dict[str, ImageSource] = {"full": LowDoseSource(truth, ct, replace(config, drf=1.0, realisation=0))}
+    images = {"full": LowDoseSource(truth, ct, replace(config, drf=1.0, realisation=0))}
     for drf in drfs:
         for number in range(realisations):
             images[layout.low_name(drf, number)] = LowDoseSource(truth, ct, replace(config, drf=drf, draw=number))
     return images
+
+
+def doses_of(scans: Mapping[str, LowDoseSource]) -> dict[str, Dose | None]:
+    """Return the doses of what ``low_doses`` simulates, and of its truth, which is no scan of this case."""
+    doses: dict[str, Dose | None] = {"truth": None}
+    for name, scan in scans.items():
+        same_scan = scan.config.mode == "thinning" and scan.config.realisation == scans["full"].config.realisation
+        full = scan.config.drf == 1
+        doses[name] = Dose(scan.config.drf, "full" if full else "simulated", None if full else same_scan)
+    return doses
 
 
 def simulation_plans(source: Path, truth: str, scan: LowDoseConfig, drfs: Sequence[float], realisations: int) -> Plans:
@@ -62,6 +72,7 @@ def simulation_plans(source: Path, truth: str, scan: LowDoseConfig, drfs: Sequen
                 subject=case.subject,
                 fingerprint=fingerprint(b"", case.fingerprint, truth, asdict(scan), number, list(drfs), realisations),
                 labels=case.labels,
+                doses=doses_of(scans),
             )
 
         return open_plan

@@ -35,10 +35,11 @@ def make_resized(native: Path, folder: Path) -> Path:
 
 def _resized_plan(case: Case, scratch: Path) -> CasePlan:
     images: dict[str, Any] = {}
+    doses = {}
     for name in case.images:
         image = case.image(name)
         if image.units == SUV:
-            voxels = case.overview(name)
+            voxels, doses[name] = case.overview(name), image.dose
             images[name] = ArraySource(voxels, resized_grid(image.grid, len(voxels)), SUV, {"kind": "resized by area"})
     edge = len(next(iter(images.values())).voxels)
     if case.labels:
@@ -46,7 +47,7 @@ def _resized_plan(case: Case, scratch: Path) -> CasePlan:
         z, y, x = (((np.arange(edge) + 0.5) * n / edge).astype(int) for n in labels.grid.shape)
         voxels = labels.read(0, labels.grid.shape[0])[np.ix_(z, y, x)]
         images["labels"] = ArraySource(voxels, resized_grid(labels.grid, edge), LABEL, {"kind": "nearest voxel"})
-    return CasePlan(images, case.subject, f"{case.fingerprint} resized to {edge}", case.labels)
+    return CasePlan(images, case.subject, f"{case.fingerprint} resized to {edge}", case.labels, doses)
 
 
 def resized_grid(grid: Grid, edge: int) -> Grid:

@@ -9,7 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from storage.patches import draw, generator
+from storage.patches import draw
+from storage.randomness import Stream, generator
 from storage.reader import Case
 from storage.source import HU
 from trainers.feed import FeedConfig
@@ -28,8 +29,8 @@ def picture(
     from_ct = case.image(low).units == HU
 
     def draw_picture(step: int, synthesizer: Synthesizer) -> None:
-        _, tile = fitted(synthesizer.tiling, case.aids.shape)
-        box = draw(case.aids, tile, {"uptake": 1.0}, generator(0, 6))
+        _, tile = fitted(synthesizer.tiling, case.sampling_maps.shape)
+        box = draw(case.sampling_maps, tile, {"uptake": 1.0}, generator(0, Stream.PREVIEW))
         with torch.no_grad():
             context = case_context(synthesizer, case, low, suv_scale=suv_scale, device=device)
             source = torch.from_numpy(case.image(low).patch(box.grown(synthesizer.tiling.halo)))[None, None]
