@@ -47,9 +47,9 @@ from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig
 from storage.reader import Case, Cohort, open_cohort
 from storage.source import LABEL, SUV, ArraySource, Grid, ImageSource
-from trainers import RECIPES
 from trainers.metrics.detection import DetectionConfig, Matching, clopper_pearson, poisson_interval
 from trainers.metrics.unet_score import UnetScoreConfig
+from trainers.systems import RECIPES
 
 GAUSSIAN = "best Gaussian"
 SIGNIFICANT = 0.05

@@ -16,10 +16,10 @@ import numpy as np
 from storage import patches
 from storage.errors import InputError
 from storage.reader import Cohort
-from trainers import RECIPES
 from trainers.engine import EngineConfig
 from trainers.feed import FeedConfig
 from trainers.loop import LoopConfig
+from trainers.systems import RECIPES
 
 
 @dataclass(frozen=True, kw_only=True)

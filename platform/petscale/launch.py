@@ -31,9 +31,10 @@ from petscale.progress import Reporter, Watch, picture
 from storage import integrity, layout, remote
 from storage.errors import InputError
 from storage.reader import Cohort, open_cohort
-from trainers import RECIPES, checkpoint, feed, loop
+from trainers import checkpoint, feed, loop
 from trainers.engine import deepspeed_engines, plain_engine
 from trainers.recipe import Recipe, Validated
+from trainers.systems import RECIPES
 
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for the driver of a submitted job
 ROOM_TRIES = 5  # times that workers are waited for, a minute each by Ray's default; a lost node may come back

@@ -45,9 +45,9 @@ from storage import integrity
 from storage.errors import InputError
 from storage.reader import Cohort, open_cohort
 from storage.source import SUV, ArraySource
-from trainers import RECIPES
 from trainers.metrics.image import Score
 from trainers.synthesize import synthesize
+from trainers.systems import RECIPES
 from tune_spaces import SPACES, Settings, Space, paper
 
 JUDGED, TRIALS, BEST = "judged.json", "trials", "best.json"

@@ -12,9 +12,9 @@ from petscale.campaign import Experiment
 from petscale.cli import experiment as command
 from petscale.experiments import EXPERIMENTS
 from storage.phantom import LABEL_NAMES
-from trainers import RECIPES
 from trainers.metrics.presets import PRESETS
 from trainers.metrics.slices import CHECKERBOARDS, ms_ssim_rule
+from trainers.systems import RECIPES
 
 SIZES = ("small", "paper")
 NAMES = {

@@ -25,8 +25,9 @@ from petscale import launch
 from petscale.cli import main
 from storage import dicom_write
 from storage.phantom import PhantomConfig, phantom
-from trainers import RECIPES, checkpoint
+from trainers import checkpoint
 from trainers.engine import plain_engine
+from trainers.systems import RECIPES
 
 TEXT = {  # free text, names and numbers of the header, VR by VR
     "PatientName": "CANARYNAME^JANE",

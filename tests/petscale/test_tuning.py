@@ -23,7 +23,7 @@ from petscale.progress import read_metrics
 from petscale.tuning import SweepConfig, Work, ends, sweep
 from storage.errors import InputError
 from storage.reader import open_cohort
-from trainers import s3pet
+from trainers.systems import s3pet
 
 TINY = [
     "recipe.window=32",

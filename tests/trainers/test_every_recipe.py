@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from storage.reader import open_cohort
-from trainers import RECIPES
 from trainers.engine import plain_engine
 from trainers.feed import Feed, FeedConfig
 from trainers.metrics.presets import PRESETS
 from trainers.recipe import Recipe, Validated
 from trainers.synthesize import synthesize
+from trainers.systems import RECIPES
 
 # The smallest honest size of each system: every phase, seconds on one core.
 SMALL: dict[str, dict[str, Any]] = {

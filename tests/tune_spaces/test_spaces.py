@@ -11,7 +11,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FixedTrial
 
 from storage.errors import InputError
-from trainers import RECIPES
+from trainers.systems import RECIPES
 from tune_spaces import COMPOSED, SPACES, Settings, paper
 
 EVERY = [(recipe, name) for recipe, spaces in SPACES.items() for name in spaces]

@@ -17,9 +17,9 @@ from petscale.experiments import from_ct, low_dose
 from petscale.experiments.tables import Size
 from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig
-from trainers import sgsgan
 from trainers.feed import FeedConfig
 from trainers.loop import LoopConfig
+from trainers.systems import sgsgan
 
 EXPERIMENTS: Mapping[str, Callable[[Size], Experiment]] = {
     "sgsgan_table2": low_dose.sgsgan_table2,

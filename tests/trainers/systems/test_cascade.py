@@ -15,8 +15,12 @@ from storage.errors import InputError
 from storage.patches import PatchLocation
 from storage.reader import Case
 from storage.source import HU
-from trainers import cascade
-from trainers.cascade import (
+from trainers.engine import plain_engine
+from trainers.feed import FeedConfig
+from trainers.recipe import Batch, Engine, OptimizerFactory, Recipe, Synthesizer, Tiling, Validated
+from trainers.synthesize import synthesize
+from trainers.systems import cascade
+from trainers.systems.cascade import (
     Cascade,
     CascadeGAN,
     CascadeSynthesizer,
@@ -26,10 +30,6 @@ from trainers.cascade import (
     psnr,
     unit_to_suv,
 )
-from trainers.engine import plain_engine
-from trainers.feed import FeedConfig
-from trainers.recipe import Batch, Engine, OptimizerFactory, Recipe, Synthesizer, Tiling, Validated
-from trainers.synthesize import synthesize
 
 SMALL: dict[str, Any] = {
     "patch": (1, 32, 32),

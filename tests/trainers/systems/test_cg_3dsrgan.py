@@ -13,11 +13,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from storage.errors import InputError
-from trainers import cg_3dsrgan, perceptual
-from trainers.cg_3dsrgan import CG3DSRGAN, Config, Plateau, WindowSynthesizer
+from trainers import perceptual
 from trainers.engine import plain_engine
 from trainers.feed import FeedConfig
 from trainers.recipe import Batch, Recipe, Synthesizer, Validated
+from trainers.systems import cg_3dsrgan
+from trainers.systems.cg_3dsrgan import CG3DSRGAN, Config, Plateau, WindowSynthesizer
 
 SMALL: dict[str, Any] = {
     "mlnet_channels": 4,

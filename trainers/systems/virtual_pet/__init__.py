@@ -6,8 +6,8 @@ PET.
 
 F and (G, D) are trained apart, in the phases "fcn" and "cgan"; nothing is shared, so either alone is a row of the
 comparison.  At inference F's image is taken where it exceeds SUV 2.5 and G's elsewhere, through Laplacian pyramids
-(``trainers.pyramid``).  This file knows no cohort, no machine and no path but that of VGG16's weights; random numbers
-(initial weights, dropout) come from torch's default generator, which the loop seeds from (seed, step, rank).
+(``pyramid``).  Random numbers (initial weights, dropout) come from torch's default generator, which the loop seeds from
+(seed, step, rank).  The only file read is that of VGG16's weights.
 
 Errors of the print:
     Sec. 2.3  patches of 70 x 70 and "C64-C128-C256-C512 downsample by 2" exclude each other: with stride 2 in all four
@@ -55,12 +55,13 @@ from torch import Tensor, nn
 
 from storage.errors import InputError
 from storage.source import HU
-from trainers import perceptual, pyramid
+from trainers import perceptual
 from trainers.blocks import PatchGAN, UNet, encoder_widths
-from trainers.fcn import FCN, check_weights, read_weights
 from trainers.feed import FeedConfig
 from trainers.losses import logistic_discriminator_loss, logistic_generator_loss
 from trainers.recipe import Batch, Engine, EngineFactory, Metrics, Needs, State, Tiling
+from trainers.systems.virtual_pet import pyramid
+from trainers.systems.virtual_pet.fcn import FCN, check_weights, read_weights
 
 FEED = FeedConfig(low=("ct",), suv_scale=1.0, cases_per_step=4)
 PRESET = "native"  # the paper scores no image

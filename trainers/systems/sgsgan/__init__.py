@@ -56,7 +56,7 @@ from storage.errors import InputError
 from trainers import losses
 from trainers.feed import FeedConfig
 from trainers.recipe import Batch, Engine, EngineFactory, Metrics, Needs, State, Tiling
-from trainers.sgsgan.networks import (
+from trainers.systems.sgsgan.networks import (
     DCITN,
     Critic,
     FixedFactors,

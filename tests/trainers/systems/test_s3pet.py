@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from storage.errors import InputError
 from storage.patches import PatchLocation
 from storage.stitch import stitch
-from trainers import checkpoint, s3pet
+from trainers import checkpoint
 from trainers.engine import EngineConfig, deepspeed_engines, plain_engine
 from trainers.feed import FeedConfig
 from trainers.recipe import Batch, EngineFactory, Exporting, Tiling
-from trainers.s3pet import Bilateral, Config
+from trainers.systems import s3pet
+from trainers.systems.s3pet import Bilateral, Config
 
 SMALL: dict[str, Any] = {
     "window": 32,

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from storage.errors import InputError
-from trainers import losses, sgsgan
+from trainers import losses
 from trainers.engine import plain_engine
 from trainers.recipe import Batch
-from trainers.sgsgan import Config, networks
+from trainers.systems import sgsgan
+from trainers.systems.sgsgan import Config, networks
 
 SMALL: dict[str, Any] = {
     "growth": 2,

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from storage.errors import InputError
 from storage.source import HU
-from trainers import virtual_pet
 from trainers.engine import plain_engine
-from trainers.fcn import FCN
 from trainers.feed import FeedConfig
 from trainers.losses import logistic_discriminator_loss, logistic_generator_loss
 from trainers.metrics.presets import PRESETS
 from trainers.recipe import Batch, Recipe, Synthesizer, Validated
-from trainers.virtual_pet import BlendSynthesizer, Config, Discriminator, Generator, VirtualPET, fcn_of
+from trainers.systems import virtual_pet
+from trainers.systems.virtual_pet import BlendSynthesizer, Config, Discriminator, Generator, VirtualPET, fcn_of
+from trainers.systems.virtual_pet.fcn import FCN
 
 SMALL: dict[str, Any] = {
     "patch": (1, 32, 32),
