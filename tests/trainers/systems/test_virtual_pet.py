@@ -258,7 +258,7 @@ def test_each_gan_loss_trains_its_own_network() -> None:
         engines = recipe.engines.items()
         return {name: {k: p.detach() for k, p in e.module.named_parameters()} for name, e in engines}
 
-    fresh = build(small())._engines().items()
+    fresh = build(small()).engines.items()
     start = {name: {k: p.detach() for k, p in e.module.named_parameters()} for name, e in fresh}
     free = trained("")
     assert moved(start, free) == {"G", "D"}
