@@ -261,7 +261,7 @@ def tune(
         recipe: name of the published system.
         config: a configuration file, or the config.json of a run, that trials vary.
         set: settings of the form room.field=value for every trial.
-        spaces: what is searched: losses, practice, masking (s3pet), depth (cascade); several are joined.
+        spaces: what is searched: losses, training, masking (s3pet), depth (cascade); several are joined.
         objectives: one score on validation patients, or two for a Pareto front: psnr_body, suvmax_bias_lesions, ...,
             or metric:region:preset of any score that petscale evaluate stores.
         trials: finished trials wanted, those of earlier sessions included.

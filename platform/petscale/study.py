@@ -38,6 +38,7 @@ from trainers.metrics.image import Rule, Score
 from trainers.metrics.presets import PRESETS
 from trainers.metrics.slices import CHECKERBOARDS, SCALE_WEIGHTS, ms_ssim_rule
 from trainers.metrics.udpet import MAPE, ORGAN_MAPE, SCORE
+from tune_spaces import present_names
 
 STUDY_NAME = "petscale"  # always set: Optuna would merge every study of a store under a name of its own
 JOURNAL, DATABASE, TOKEN = "study.journal", "study.db", "study.token"
@@ -454,6 +455,8 @@ def _token(folder: Path) -> str:
 def _compare(known: Any, facts: Mapping[str, Any]) -> None:
     if not isinstance(known, dict):
         raise _another("its origin (it was not made by petscale tune)")
+    if "spaces" in known:
+        known = {**known, "spaces": list(present_names(known["spaces"]))}  # a study made before a space was renamed
     differing = sorted(key for key in known.keys() | facts.keys() if known.get(key) != facts.get(key))
     if differing:
         raise _another(", ".join(differing))

@@ -48,7 +48,7 @@ from storage.source import SUV, ArraySource
 from trainers.metrics.image import Score
 from trainers.synthesize import synthesize
 from trainers.systems import RECIPES
-from tune_spaces import SPACES, Settings, Space, paper
+from tune_spaces import Settings, Space, paper, present_names, spaces_of
 
 JUDGED, TRIALS, BEST = "judged.json", "trials", "best.json"
 SCRATCH = ".tune-"  # Ray Tune's own notes: where every node sees them, and of no use to anyone afterwards
@@ -403,6 +403,7 @@ def sweep(
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # what a sweep does is told by petscale, once
     cohort, folder = cohort.absolute(), folder.absolute()
+    config = replace(config, spaces=present_names(config.spaces))
     _check_ranges(config)
     nodes.require_path(cohort, folder)
     base = replace(base, loop=replace(base.loop, picture_every=0))  # pictures are of test patients
@@ -469,7 +470,7 @@ def _joined(base: RunConfig, names: Sequence[str]) -> tuple[Space, dict[str, Any
     Raises:
         InputError: TUNE_SPACE; CFG_RANGE where that run lies outside a space.
     """
-    known = SPACES[base.recipe]
+    known = spaces_of(base.recipe, RECIPES[base.recipe])
     for name in names:
         if name not in known:
             raise InputError(

@@ -80,6 +80,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "epoch_samples": 2,
         "validate_batches": 1,
     },
+    "red_cnn": {"channels": 4, "patch": (2, 24, 24), "patches_per_case": 1, "samples": 8},
 }
 
 

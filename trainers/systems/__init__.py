@@ -27,6 +27,7 @@ BUILT_IN: dict[str, str] = {
     "s3pet": "trainers.systems.s3pet",
     "cascade": "trainers.systems.cascade",
     "virtual_pet": "trainers.systems.virtual_pet",
+    "red_cnn": "trainers.systems.red_cnn",
 }
 
 
