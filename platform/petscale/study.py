@@ -455,8 +455,10 @@ def _token(folder: Path) -> str:
 def _compare(known: Any, facts: Mapping[str, Any]) -> None:
     if not isinstance(known, dict):
         raise _another("its origin (it was not made by petscale tune)")
-    if "spaces" in known:
-        known = {**known, "spaces": list(present_names(known["spaces"]))}  # a study made before a space was renamed
+    known, facts = (  # a study may have been made before a space was renamed
+        {**either, "spaces": present_names(either["spaces"])} if "spaces" in either else either
+        for either in (known, facts)
+    )
     differing = sorted(key for key in known.keys() | facts.keys() if known.get(key) != facts.get(key))
     if differing:
         raise _another(", ".join(differing))
