@@ -27,12 +27,12 @@ from storage.ingest import ingest
 from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig
 from storage.reader import open_cohort
-from trainers import sgsgan
 from trainers.engine import EngineConfig, deepspeed_engines, plain_engine
 from trainers.feed import Feed, FeedConfig
 from trainers.loop import _agree, _finite
 from trainers.recipe import Batch
-from trainers.sgsgan.networks import Critic
+from trainers.systems import sgsgan
+from trainers.systems.sgsgan.networks import Critic
 
 
 def bare_loop(config: sgsgan.Config, device: torch.device) -> Callable[[Batch, int], None]:

@@ -9,7 +9,7 @@ import pytest
 
 from petscale.cli import COMMANDS
 from petscale.config import RunConfig
-from trainers import RECIPES
+from trainers.systems import RECIPES
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/**/*.md"))]

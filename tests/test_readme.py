@@ -110,8 +110,9 @@ def tiny_training(monkeypatch: pytest.MonkeyPatch) -> None:
     from petscale.training import driver
     from petscale.training.planning import Plan
     from storage.reader import open_cohort
-    from trainers import RECIPES, checkpoint, feed, loop
+    from trainers import checkpoint, feed, loop
     from trainers.engine import plain_engine
+    from trainers.systems import RECIPES
 
     real = driver.train
     small = {"patch": (24, 24, 24), "patches_per_case": 1, "context_patches": 2, "critic_channels": 2}

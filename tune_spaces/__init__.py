@@ -1,61 +1,100 @@
-"""Search spaces over the papers' Config fields, by Optuna trial; no torch, no Ray.
+"""Search spaces over the systems' Config fields, by Optuna trial; no torch, no Ray.
 
 A space is a function of a trial, one suggestion per line with the reason for its range, that returns settings as
 ``--set`` takes them.  A plain value is suggested under its setting's own name; a composed one under a name without a
-room, and the space's module says in ``COMPOSED`` how a Config is read back.  Ranges never depend on another suggestion,
-or Optuna could not learn across trials.  No space knows how a trial runs, for how long, or what is scored.
+dot, and ``COMPOSED`` says how it is read back from a Config.  Ranges never depend on another suggestion, or Optuna
+could not learn across trials.  A space does not depend on how a trial runs, for how long, or what is scored.
+
+A system from outside the tree brings ``SPACES``, name -> space, and if it needs to ``COMPOSED`` in its own module.
 """
 
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
 from optuna.trial import BaseTrial, FixedTrial
 
 from storage.errors import InputError
-from tune_spaces import cascade, cg_3dsrgan, s3pet, sgsgan, virtual_pet
+from trainers.systems import RECIPES
+from tune_spaces import cascade, cg_3dsrgan, red_cnn, s3pet, sgsgan, virtual_pet
 
 Settings = dict[str, Any]
 Space = Callable[[BaseTrial], Settings]
 
 SPACES: dict[str, dict[str, Space]] = {
-    "sgsgan": {"losses": sgsgan.losses, "practice": sgsgan.practice},
-    "cg_3dsrgan": {"losses": cg_3dsrgan.losses, "practice": cg_3dsrgan.practice},
-    "s3pet": {"losses": s3pet.losses, "masking": s3pet.masking, "practice": s3pet.practice},
-    "cascade": {"losses": cascade.losses, "depth": cascade.depth, "practice": cascade.practice},
-    "virtual_pet": {"losses": virtual_pet.losses, "practice": virtual_pet.practice},
+    "sgsgan": {"losses": sgsgan.losses, "training": sgsgan.training},
+    "cg_3dsrgan": {"losses": cg_3dsrgan.losses, "training": cg_3dsrgan.training},
+    "s3pet": {"losses": s3pet.losses, "masking": s3pet.masking, "training": s3pet.training},
+    "cascade": {"losses": cascade.losses, "depth": cascade.depth, "training": cascade.training},
+    "virtual_pet": {"losses": virtual_pet.losses, "training": virtual_pet.training},
+    "red_cnn": {"losses": red_cnn.losses, "training": red_cnn.training},
 }
 COMPOSED: dict[str, dict[str, Callable[[Any], Any]]] = {
     "sgsgan": sgsgan.COMPOSED,
     "cg_3dsrgan": cg_3dsrgan.COMPOSED,
     "s3pet": s3pet.COMPOSED,
+    "red_cnn": red_cnn.COMPOSED,
 }
+FORMER = {"practice": "training"}  # former name -> name of a space, for commands and studies made before
+
+
+def spaces_of(recipe: str, module: object) -> Mapping[str, Space]:
+    """Return name -> space of a system: of ``SPACES`` here, or those that its own module brings.
+
+    Args:
+        recipe: the system's name.
+        module: the system itself, ``RECIPES[recipe]``.
+
+    Raises:
+        InputError: TUNE_SPACE where there is none.
+    """
+    spaces = SPACES.get(recipe) or getattr(module, "SPACES", None)
+    if not isinstance(spaces, Mapping) or not spaces or not all(callable(space) for space in spaces.values()):
+        raise InputError(
+            "TUNE_SPACE",
+            where=f"system '{recipe}'",
+            found="it brings no search space" if not spaces else "its SPACES does not map names to functions",
+            remedy="give its module SPACES (docs/how-to-add-a-system.md), or train it without a search",
+        )
+    return spaces
+
+
+def present_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of spaces as they are called now.
+
+    >>> present_names(["losses", "practice"])
+    ('losses', 'training')
+    """
+    return tuple(FORMER.get(name, name) for name in names)
 
 
 def paper(recipe: str, name: str, config: Any) -> dict[str, Any]:
     """Return the parameters under which space ``name`` of ``recipe`` gives ``config``, which is to be the first trial.
 
     Args:
-        recipe: a key of ``SPACES``.
-        name: a key of ``SPACES[recipe]``.
-        config: the recipe's Config; as it comes, it holds the paper's values.
+        recipe: a system's name.
+        name: a key of its ``spaces_of``.
+        config: the system's Config; as it comes, it holds the paper's values.
 
     Raises:
         InputError: TUNE_SPACE where the space sets what the recipe lacks, CFG_RANGE where it does not hold ``config``.
     """
+    module = RECIPES[recipe]
+    space = spaces_of(recipe, module)[name]
+    composed = COMPOSED.get(recipe) or getattr(module, "COMPOSED", {})
     values = {f"recipe.{field.name}": getattr(config, field.name) for field in dataclasses.fields(config)}
-    trial = FixedTrial(values | {key: read(config) for key, read in COMPOSED.get(recipe, {}).items()})
+    trial = FixedTrial(values | {key: read(config) for key, read in composed.items()})
     where, remedy = f"space '{name}' of {recipe}", "start from a configuration inside it, or search another space"
-    if unknown := sorted({key for settings in _drawn(SPACES[recipe][name]) for key in settings} - values.keys()):
-        found, mend = f"it sets {', '.join(unknown)}, which the system lacks", f"mend tune_spaces/{recipe}.py"
-        raise InputError("TUNE_SPACE", where=where, found=found, remedy=mend)
+    if unknown := sorted({key for settings in _drawn(space) for key in settings} - values.keys()):
+        found = f"it sets {', '.join(unknown)}, which the system lacks"
+        raise InputError("TUNE_SPACE", where=where, found=found, remedy="correct the space, or search another")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # of a number out of range; of a word Optuna raises
-            settings = SPACES[recipe][name](trial)
+            settings = space(trial)
     except (UserWarning, ValueError) as error:
         raise InputError("CFG_RANGE", where=where, found=str(error).rstrip("."), remedy=remedy) from None
     for key, value in settings.items():

@@ -29,7 +29,7 @@ def depth(trial: BaseTrial) -> dict[str, Any]:
     }
 
 
-def practice(trial: BaseTrial) -> dict[str, Any]:
+def training(trial: BaseTrial) -> dict[str, Any]:
     """Learning rate and the layers that the paper's checkerboards and silences put in question."""
     return {
         # mostly below the published 1e-3: it is five times pix2pix's, and deep cascades show spikes at it

@@ -22,7 +22,7 @@ def losses(trial: BaseTrial) -> dict[str, Any]:
     }
 
 
-def practice(trial: BaseTrial) -> dict[str, Any]:
+def training(trial: BaseTrial) -> dict[str, Any]:
     """Learning rate and its decay, and what is fed."""
     edge = trial.suggest_int("patch_edge", 32, 128, step=32)  # voxels: R halves five times; 128 takes 2.4 times 96
     return {

@@ -34,7 +34,7 @@ def masking(trial: BaseTrial) -> dict[str, Any]:
     }
 
 
-def practice(trial: BaseTrial) -> dict[str, Any]:
+def training(trial: BaseTrial) -> dict[str, Any]:
     """Learning rate, depth of the encoders, and what is fed."""
     return {
         # a factor of 4 to 5 either way; one rate for both stages, and transformers without warm-up tend to break above

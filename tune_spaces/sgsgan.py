@@ -20,7 +20,7 @@ def losses(trial: BaseTrial) -> dict[str, Any]:
     }
 
 
-def practice(trial: BaseTrial) -> dict[str, Any]:
+def training(trial: BaseTrial) -> dict[str, Any]:
     """Learning rate, noise, width, and what is fed."""
     edge = trial.suggest_int("patch_edge", 32, 96, step=32)  # voxels: 32 is what both generators and D take, 64 ours
     return {

@@ -19,7 +19,7 @@ def losses(trial: BaseTrial) -> dict[str, Any]:
     }
 
 
-def practice(trial: BaseTrial) -> dict[str, Any]:
+def training(trial: BaseTrial) -> dict[str, Any]:
     """Learning rates, where one network hands over to the other, and what is fed."""
     return {
         # F: a factor of 5 either way; a VGG16 without batch norm does not start above

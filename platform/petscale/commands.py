@@ -249,7 +249,7 @@ class TuneOptions:
         recipe: name of the system; it brings its own defaults.
         config: a YAML or JSON file with the same names, or the config.json of a run, that trials vary.
         set: settings of the form section.field=value for every trial, as older commands have them.
-        spaces: what is searched: losses, practice, masking (s3pet), depth (cascade); several are joined.
+        spaces: what is searched: losses, training, masking (s3pet), depth (cascade); several are joined.
         objectives: one score on validation patients, or two for a Pareto front: psnr_body, suvmax_bias_lesions, ...,
             or metric:region:preset of any score that petscale evaluate stores.
         trials: finished trials wanted, those of earlier sessions included.

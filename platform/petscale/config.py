@@ -24,10 +24,10 @@ import yaml
 from petscale.splits import SplitConfig
 from storage.errors import InputError
 from storage.ranges import Range, check_ranges
-from trainers import RECIPES
 from trainers.engine import EngineConfig
 from trainers.feed import FeedConfig
 from trainers.loop import LoopConfig
+from trainers.systems import RECIPES
 
 SECTIONS = ("recipe", "feed", "loop", "engine", "split", "cluster")
 

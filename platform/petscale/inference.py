@@ -27,9 +27,10 @@ from storage.ingest import CasePlan, ingest
 from storage.patches import grid as tile_grid
 from storage.reader import Case, StoredImage, open_cohort
 from storage.source import HU, SUV, Grid, ImageSource
-from trainers import RECIPES, checkpoint
+from trainers import checkpoint
 from trainers.recipe import Synthesizer
 from trainers.synthesize import fitted, synthesize
+from trainers.systems import RECIPES
 
 FROM_PET = json.dumps({"units": SUV, "spacing_mm": (1.0, 1.0, 1.0)})  # of weights from before they told
 

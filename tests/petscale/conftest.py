@@ -14,9 +14,10 @@ from petscale.cluster import session as sessions
 from petscale.folders import CONFIG, WEIGHTS
 from storage import dicom_write, nifti
 from storage.phantom import PhantomConfig, phantom
-from trainers import RECIPES, checkpoint, sgsgan
+from trainers import checkpoint
 from trainers.engine import plain_engine
 from trainers.feed import FeedConfig
+from trainers.systems import RECIPES, sgsgan
 
 SHAPE, SPACING_MM = (32, 28, 30), (25.0, 15.0, 14.0)
 WEIGHT_KG, DOSE_MBQ = 70.0, 300.0

@@ -29,11 +29,11 @@ from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig
 from storage.reader import open_cohort
 from storage.source import LABEL, SUV, ArraySource, Dose, Grid
-from trainers import sgsgan
 from trainers.feed import FeedConfig
 from trainers.metrics.image import Score
 from trainers.metrics.presets import BODY_PSNR
 from trainers.metrics.unet_score import UnetScoreConfig
+from trainers.systems import sgsgan
 
 PATIENTS = 8
 GRID = Grid((40, 24, 28), np.array([[-4.0, 0, 0, 50], [0, -4.0, 0, 60], [0, 0, 3.0, -70], [0, 0, 0, 1]]))

@@ -18,7 +18,7 @@ from petscale.experiments.runs import demo
 from petscale.splits import Roles, SplitConfig, split_cases
 from storage.errors import InputError
 from storage.reader import open_cohort
-from trainers import RECIPES
+from trainers.systems import RECIPES
 
 ROOT = Path(__file__).parents[2]
 
@@ -114,11 +114,15 @@ def test_what_a_remedy_advises_is_accepted(file: str, setting: str) -> None:
 
 def test_advice_is_found_and_wrong_advice_would_be_refused() -> None:
     files = {file for file, _ in ADVISED}
-    assert {"trainers/cg_3dsrgan.py", "trainers/s3pet.py", "platform/petscale/training/planning.py"} <= files
-    assert ("trainers/cg_3dsrgan.py", "recipe.doses=4,20") in ADVISED  # the second after one --set
+    assert {
+        "trainers/systems/cg_3dsrgan.py",
+        "trainers/systems/s3pet.py",
+        "platform/petscale/training/planning.py",
+    } <= files
+    assert ("trainers/systems/cg_3dsrgan.py", "recipe.doses=4,20") in ADVISED  # the second after one --set
     assert ("trainers/perceptual.py", "recipe.vgg16_sha256=...") in ADVISED
-    assert refusals("trainers/cg_3dsrgan.py", "recipe.refine=false") == {"CFG_VALUE"}
-    assert refusals("trainers/s3pet.py", "recipe.refine=False") == {"CFG_FIELD"}
+    assert refusals("trainers/systems/cg_3dsrgan.py", "recipe.refine=false") == {"CFG_VALUE"}
+    assert refusals("trainers/systems/s3pet.py", "recipe.refine=False") == {"CFG_FIELD"}
     assert refusals("trainers/feed.py", "recipe.rooms=()") == {"CFG_FIELD"}
 
 

@@ -12,9 +12,9 @@ from petscale.evaluation.detection import PRESET
 from petscale.experiments import EXPERIMENTS
 from petscale.experiments.design import Experiment
 from storage.phantom import LABEL_NAMES
-from trainers import RECIPES
 from trainers.metrics.presets import PRESETS
 from trainers.metrics.slices import CHECKERBOARDS, ms_ssim_rule
+from trainers.systems import RECIPES
 
 SIZES = ("small", "paper")
 NAMES = {

@@ -24,8 +24,9 @@ from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig
 from storage.reader import open_cohort
 from storage.source import HU, SUV
-from trainers import RECIPES, checkpoint
+from trainers import checkpoint
 from trainers.engine import plain_engine
+from trainers.systems import RECIPES
 
 SPACING_MM = (25.0, 15.0, 14.0)  # what the run below says that it was trained at: the CT of ``scans`` is finer
 TINY = {

@@ -28,8 +28,9 @@ from petscale.training import driver
 from petscale.training.planning import Plan
 from storage import dicom_write
 from storage.phantom import PhantomConfig, phantom
-from trainers import RECIPES, checkpoint
+from trainers import checkpoint
 from trainers.engine import plain_engine
+from trainers.systems import RECIPES
 
 TEXT = {  # free text, names and numbers of the header, VR by VR
     "PatientName": "CANARYNAME^JANE",

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import optuna
@@ -213,6 +214,14 @@ def test_a_study_of_anything_else_is_refused_by_name(tmp_path, field, storage):
     assert f"differs in {field};" in message
     assert "another --study folder" in message
     assert len(finished(opened(tmp_path, storage))) == 1
+
+
+def test_a_study_made_before_a_space_was_renamed_goes_on(tmp_path: Path) -> None:
+    run(opened(tmp_path, spaces=["losses", "practice"]), 1)
+    again = opened(tmp_path, spaces=["losses", "training"])
+    assert len(finished(again)) == 1
+    assert again.user_attrs["identity"]["spaces"] == ["losses", "practice"], "what is stored stays as it was written"
+    assert "differs in spaces;" in refused("TUNE_STUDY", opened, tmp_path, spaces=["training"])
 
 
 def test_sampler_seed_and_the_way_an_objective_is_typed_may_change(tmp_path):

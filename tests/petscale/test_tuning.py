@@ -30,7 +30,7 @@ from petscale.tuning.trial import TrialJob, Work, ends, train_and_score
 from petscale.tuning.trials import history
 from storage.errors import InputError
 from storage.reader import open_cohort
-from trainers import s3pet
+from trainers.systems import s3pet
 
 TINY = [
     "recipe.window=32",

@@ -21,6 +21,7 @@ from petscale.training import driver
 from storage import dicom_write, integrity
 from storage.phantom import PhantomConfig, phantom
 from storage.source import HU, ArraySource, Grid
+from trainers.systems import BUILT_IN
 
 Refused = Callable[..., str]
 SMALL = ("--set", "recipe.patch=24,24,24", "recipe.rois=()", "feed.low=low_drf4")
@@ -474,17 +475,11 @@ def test_a_run_of_other_settings(
     assert line.startswith("CKPT_DRIFT")
     assert "model.lr" in line
     assert refused("train", cohort, "--run", run, *SMALL, "feed.seed=3").startswith("CKPT_DRIFT")
-    monkeypatch.setitem(prepare_recipes(), "twin", prepare_recipes()["sgsgan"])
+    monkeypatch.setitem(BUILT_IN, "twin", BUILT_IN["sgsgan"])
     assert refused("train", cohort, "--run", run, "--recipe", "twin", *SMALL).startswith("CKPT_RECIPE")
     assert tree(run) == before
     # What does not decide the result may change.
     main(["train", str(cohort), "--run", str(run), *SMALL, "--workers", "2", "--set", "loop.log_every=3"])
-
-
-def prepare_recipes() -> dict[str, object]:
-    from trainers import RECIPES
-
-    return RECIPES  # type: ignore[return-value]
 
 
 def test_a_run_folder_that_holds_other_files(cohort: Path, tmp_path: Path, refused: Refused) -> None:

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from storage.reader import open_cohort
-from trainers import RECIPES
 from trainers.engine import plain_engine
 from trainers.feed import Feed, FeedConfig
 from trainers.metrics.presets import PRESETS
 from trainers.recipe import Recipe, Validated
 from trainers.synthesize import synthesize
+from trainers.systems import RECIPES
 
 # The smallest honest size of each system: every phase, seconds on one core.
 SMALL: dict[str, dict[str, Any]] = {
@@ -80,6 +80,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "epoch_samples": 2,
         "validate_batches": 1,
     },
+    "red_cnn": {"channels": 4, "patch": (2, 24, 24), "patches_per_case": 1, "samples": 8},
 }
 
 

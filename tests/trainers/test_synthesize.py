@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from storage.reader import Case, open_cohort
-from trainers import sgsgan
 from trainers.engine import plain_engine
 from trainers.recipe import Needs, Tiling
 from trainers.synthesize import case_context, fitted, synthesize
+from trainers.systems import sgsgan
 
 CPU = torch.device("cpu")
 

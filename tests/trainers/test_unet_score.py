@@ -18,7 +18,7 @@ from trainers.feed import Feed, FeedConfig
 from trainers.metrics import unet_score
 from trainers.metrics.unet_score import MEAN, UNION, Judge, Training, UnetScoreConfig, judge, unet_scores
 from trainers.recipe import Recipe
-from trainers.sgsgan.networks import Segmenter
+from trainers.systems.sgsgan.networks import Segmenter
 
 FEED = FeedConfig(low=(), cases_per_step=2)
 TINY = UnetScoreConfig(rois=("liver", "brain"), channels=1, patch=(16, 16, 16), halo=4, samples=16, patches_per_case=1)

@@ -3,6 +3,7 @@
 import inspect
 from dataclasses import fields, replace
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import optuna
@@ -11,8 +12,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FixedTrial
 
 from storage.errors import InputError
-from trainers import RECIPES
-from tune_spaces import COMPOSED, SPACES, Settings, paper
+from trainers.systems import BUILT_IN, RECIPES
+from tune_spaces import COMPOSED, SPACES, Settings, paper, present_names, spaces_of
 
 EVERY = [(recipe, name) for recipe, spaces in SPACES.items() for name in spaces]
 Sample = tuple[Settings, dict[str, Any], dict[str, BaseDistribution]]
@@ -31,7 +32,7 @@ def samples(recipe: str, name: str) -> list[Sample]:
 
 
 def test_every_recipe_has_spaces() -> None:
-    assert SPACES.keys() == RECIPES.keys()
+    assert SPACES.keys() == BUILT_IN.keys()
     assert COMPOSED.keys() <= RECIPES.keys()
     assert all("losses" in spaces for spaces in SPACES.values())
     assert "masking" in SPACES["s3pet"]
@@ -111,10 +112,10 @@ def test_one_stage_has_nothing_to_connect() -> None:
 @pytest.mark.parametrize(
     ("recipe", "name", "change"),
     [
-        ("s3pet", "practice", {"lr": 1.0}),
+        ("s3pet", "training", {"lr": 1.0}),
         ("s3pet", "masking", {"mask_low": 0.5}),
-        ("cg_3dsrgan", "practice", {"patch": (96, 96, 64)}),
-        ("sgsgan", "practice", {"patch": (24, 24, 24)}),
+        ("cg_3dsrgan", "training", {"patch": (96, 96, 64)}),
+        ("sgsgan", "training", {"patch": (24, 24, 24)}),
     ],
 )
 def test_a_configuration_outside_is_refused(recipe: str, name: str, change: dict[str, Any]) -> None:
@@ -142,3 +143,20 @@ def test_spaces_are_found_by_name_in_their_module() -> None:
         space = SPACES[recipe][name]
         assert getattr(inspect.getmodule(space), space.__name__) is space
         assert space.__doc__
+
+
+def test_a_system_without_a_space_is_refused() -> None:
+    for module in (SimpleNamespace(), SimpleNamespace(SPACES={}), SimpleNamespace(SPACES={"losses": 1})):
+        with pytest.raises(InputError, match="TUNE_SPACE system 'other'"):
+            spaces_of("other", module)
+
+
+def test_a_system_may_bring_its_spaces() -> None:
+    own = SimpleNamespace(SPACES={"losses": SPACES["sgsgan"]["losses"]})
+    assert spaces_of("other", own) == own.SPACES
+    assert spaces_of("sgsgan", own) is SPACES["sgsgan"]
+
+
+def test_a_former_name_is_the_same_space() -> None:
+    assert present_names(("practice", "masking")) == ("training", "masking")
+    assert "practice" not in {name for _, name in EVERY}

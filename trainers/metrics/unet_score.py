@@ -42,8 +42,8 @@ from trainers.feed import Feed, FeedConfig, channel_values, check_cases
 from trainers.loop import LoopConfig, Report, fit
 from trainers.metrics.image import Rule, Score
 from trainers.recipe import Batch, Engine, Metrics, Needs, State, Synthesizer
-from trainers.sgsgan import segmentation_losses
-from trainers.sgsgan.networks import Segmenter
+from trainers.systems.sgsgan import segmentation_losses
+from trainers.systems.sgsgan.networks import Segmenter
 
 NAME, WEIGHTS, CHECKPOINTS = "unet-score", "judge.safetensors", "checkpoints"
 UNION, MEAN = "all organs", "mean over organs"

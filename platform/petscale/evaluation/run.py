@@ -22,10 +22,10 @@ from storage import integrity
 from storage.errors import InputError
 from storage.reader import Case, open_cohort
 from storage.source import HU, ImageSource
-from trainers import RECIPES
 from trainers.metrics.detection import DetectionConfig
 from trainers.metrics.image import Score
 from trainers.metrics.unet_score import Judge, UnetScoreConfig, judge
+from trainers.systems import RECIPES
 
 
 def run_facts(run: Path) -> tuple[RunConfig, dict[str, Any]]:

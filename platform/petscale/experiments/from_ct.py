@@ -9,11 +9,11 @@ from petscale.experiments.design import Column, Experiment, Order, PhantomCohort
 from petscale.experiments.rows import Size, orders_of, rows_of, run_of
 from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig
-from trainers import cascade
-from trainers import virtual_pet as virtual
 from trainers.feed import FeedConfig
 from trainers.metrics.detection import DetectionConfig
 from trainers.metrics.image import INSIDE
+from trainers.systems import cascade
+from trainers.systems import virtual_pet as virtual
 
 _REMARKS = (
     "In these phantoms a CT tells of uptake by its organs, by hypodense lesions and cysts, and by a texture that it "

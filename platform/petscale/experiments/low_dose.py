@@ -13,10 +13,10 @@ from petscale.splits import SplitConfig
 from storage.layout import low_name
 from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig
-from trainers import cg_3dsrgan, s3pet, sgsgan
 from trainers.feed import FeedConfig
 from trainers.metrics.image import INSIDE, MASK_BOTH, NO_MASK, NONZERO, ONE, TWO
 from trainers.metrics.unet_score import UNION, UnetScoreConfig
+from trainers.systems import cg_3dsrgan, s3pet, sgsgan
 
 # ---- SGSGAN ---------------------------------------------------------------------------------------------------------
 

@@ -40,7 +40,7 @@ from petscale.training import driver
 from storage import geometry, integrity
 from storage.reader import Cohort, open_cohort
 from storage.source import ImageSource
-from trainers import RECIPES
+from trainers.systems import RECIPES
 
 
 def run_experiment(experiment: Experiment, folder: Path, *, command: str, settings: Sequence[str] = ()) -> Path:

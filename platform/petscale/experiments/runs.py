@@ -4,9 +4,9 @@ from petscale.config import ClusterConfig, RunConfig
 from petscale.splits import SplitConfig
 from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig
-from trainers import sgsgan
 from trainers.feed import FeedConfig
 from trainers.loop import LoopConfig
+from trainers.systems import sgsgan
 
 DEMO_PATIENTS = 6
 

@@ -13,7 +13,7 @@ from petscale.training.progress import read_metrics
 from storage import integrity
 from storage.reader import Case, open_cohort
 from storage.source import HU
-from trainers import RECIPES
+from trainers.systems import RECIPES
 
 
 def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation]) -> Path:

@@ -18,9 +18,10 @@ from petscale.training.job import WorkerJob
 from storage import integrity, layout, remote
 from storage.errors import InputError
 from storage.reader import Cohort, open_cohort
-from trainers import RECIPES, checkpoint, feed
+from trainers import checkpoint, feed
 from trainers.engine import plain_engine
 from trainers.recipe import Recipe, Validated
+from trainers.systems import RECIPES
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,10 @@ from petscale.training.progress import Reporter
 from storage import integrity, remote
 from storage.errors import InputError
 from storage.reader import open_cohort
-from trainers import RECIPES, checkpoint, feed, loop
+from trainers import checkpoint, feed, loop
 from trainers.engine import deepspeed_engines
 from trainers.recipe import Validated
+from trainers.systems import RECIPES
 
 FENCE_S = 240.0  # a node that is cut off takes minutes to notice; less than the other ranks wait (300 s)
 

@@ -18,6 +18,7 @@ from petscale.tuning.objectives import Objective
 from petscale.tuning.samplers import sampler_of
 from storage.errors import InputError
 from storage.integrity import disk_errors, exclusive, write_bytes
+from tune_spaces import present_names
 
 STUDY_NAME = "petscale"  # always set: Optuna would merge every study of a store under a name of its own
 
@@ -185,6 +186,10 @@ def _token(folder: Path) -> str:
 def _compare(known: Any, facts: Mapping[str, Any]) -> None:
     if not isinstance(known, dict):
         raise _another("its origin (it was not made by petscale tune)")
+    known, facts = (  # a study may have been made before a space was renamed
+        {**either, "spaces": present_names(either["spaces"])} if "spaces" in either else either
+        for either in (known, facts)
+    )
     differing = sorted(key for key in known.keys() | facts.keys() if known.get(key) != facts.get(key))
     if differing:
         raise _another(", ".join(differing))

@@ -37,7 +37,8 @@ from petscale.tuning.trials import best, enqueue_first, finished, history, reque
 from storage import integrity
 from storage.errors import InputError
 from storage.reader import Cohort, open_cohort
-from tune_spaces import SPACES, Settings, Space, paper
+from trainers.systems import RECIPES
+from tune_spaces import Settings, Space, paper, present_names, spaces_of
 
 
 def sweep(
@@ -61,6 +62,7 @@ def sweep(
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # what a sweep does is told by petscale, once
     cohort, folder = cohort.absolute(), folder.absolute()
+    config = replace(config, spaces=present_names(config.spaces))
     _check_ranges(config)
     require_path(cohort, folder)
     base = replace(base, loop=replace(base.loop, picture_every=0))  # pictures are of test patients
@@ -128,7 +130,7 @@ def _joined(base: RunConfig, names: Sequence[str]) -> tuple[Space, dict[str, Any
     Raises:
         InputError: TUNE_SPACE; CFG_RANGE where that run lies outside a space.
     """
-    known = SPACES[base.recipe]
+    known = spaces_of(base.recipe, RECIPES[base.recipe])
     for name in names:
         if name not in known:
             raise InputError(

@@ -24,9 +24,9 @@ from petscale.tuning.objectives import objective, value_of
 from storage import integrity
 from storage.reader import Cohort, open_cohort
 from storage.source import SUV, ArraySource
-from trainers import RECIPES
 from trainers.metrics.image import Score
 from trainers.synthesize import synthesize
+from trainers.systems import RECIPES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from storage.errors import InputError
 from storage.patches import PatchLocation
 from storage.stitch import stitch
-from trainers import checkpoint, s3pet
+from trainers import checkpoint
+from trainers.assembly import WindowSynthesizer
 from trainers.engine import EngineConfig, deepspeed_engines, plain_engine
 from trainers.feed import FeedConfig
 from trainers.recipe import Batch, EngineFactory, Exporting, Tiling
-from trainers.s3pet import Bilateral, Config
+from trainers.systems import s3pet
+from trainers.systems.s3pet import Bilateral, Config
 
 SMALL: dict[str, Any] = {
     "window": 32,
@@ -381,7 +383,7 @@ class Ones(nn.Module):
         return torch.ones_like(x)
 
 
-def whole(synthesizer: s3pet.SliceSynthesizer, volume: NDArray[np.float32]) -> NDArray[np.float32]:
+def whole(synthesizer: WindowSynthesizer, volume: NDArray[np.float32]) -> NDArray[np.float32]:
     """Cut, synthesize and stitch as whole volumes are; what lies beyond the volume reads as 0."""
     tile = (min(synthesizer.tiling.tile[0], volume.shape[0]), *synthesizer.tiling.tile[1:])
     padded = np.pad(volume, [(0, edge) for edge in tile])
@@ -400,7 +402,7 @@ def whole(synthesizer: s3pet.SliceSynthesizer, volume: NDArray[np.float32]) -> N
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (17, 33, 50), (2, 72, 31), (1, 20, 110)])
 def test_windows_cover_every_voxel_and_their_weights_sum_to_one(shape: tuple[int, int, int]) -> None:
-    synthesizer = s3pet.SliceSynthesizer(Ones(), build(small()).synthesizer().tiling)
+    synthesizer = s3pet.slicewise(Ones(), build(small()).synthesizer().tiling)
     np.testing.assert_allclose(whole(synthesizer, np.zeros(shape, dtype=np.float32)), 1, rtol=1e-6)
 
 
@@ -427,7 +429,7 @@ def test_a_whole_volume_shows_no_seams() -> None:
     volume = F.avg_pool2d(torch.rand(4, 1, 100, 164, generator=random), 5, stride=1)[:, 0].numpy()
     synthesizer = recipe.synthesizer()
     blended = seam_score(whole(synthesizer, volume), 16)
-    hard = s3pet.SliceSynthesizer(synthesizer.network, Tiling(tile=(16, 32, 32), halo=(0, 0, 0)))
+    hard = s3pet.slicewise(synthesizer.network, Tiling(tile=(16, 32, 32), halo=(0, 0, 0)))
     assert blended < 1.2
     assert seam_score(whole(hard, volume), 32) > 3  # what blending removes
 

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from storage.errors import InputError
 from storage.source import HU
-from trainers import virtual_pet
 from trainers.engine import plain_engine
-from trainers.fcn import FCN
 from trainers.feed import FeedConfig
 from trainers.losses import logistic_discriminator_loss, logistic_generator_loss
 from trainers.metrics.presets import PRESETS
 from trainers.recipe import Batch, Recipe, Synthesizer, Validated
-from trainers.virtual_pet import BlendSynthesizer, Config, Discriminator, Generator, VirtualPET, fcn_of
+from trainers.systems import virtual_pet
+from trainers.systems.virtual_pet import BlendSynthesizer, Config, Discriminator, Generator, VirtualPET, fcn_of
+from trainers.systems.virtual_pet.fcn import FCN
 
 SMALL: dict[str, Any] = {
     "patch": (1, 32, 32),
@@ -228,9 +228,9 @@ def test_exactly_the_listed_networks_change(mode: str) -> None:
         assert moved(before, tensors(recipe)) == expected
         assert all(torch.isfinite(value) for value in metrics.values())
         assert not any(value.requires_grad for value in metrics.values())
-        grads = [p.grad for engine in recipe._engines().values() for p in engine.module.parameters()]
+        grads = [p.grad for engine in recipe.engines.values() for p in engine.module.parameters()]
         assert all(g is None or not g.any() for g in grads)  # nothing leaks into the next step
-        assert all(p.requires_grad for e in recipe._engines().values() for p in e.module.parameters())
+        assert all(p.requires_grad for e in recipe.engines.values() for p in e.module.parameters())
 
 
 class Held:
@@ -255,10 +255,10 @@ def test_each_gan_loss_trains_its_own_network() -> None:
         if held:
             setattr(recipe, held, Held(getattr(recipe, held)))
         run(recipe, 3)
-        engines = recipe._engines().items()
+        engines = recipe.engines.items()
         return {name: {k: p.detach() for k, p in e.module.named_parameters()} for name, e in engines}
 
-    fresh = build(small())._engines().items()
+    fresh = build(small()).engines.items()
     start = {name: {k: p.detach() for k, p in e.module.named_parameters()} for name, e in fresh}
     free = trained("")
     assert moved(start, free) == {"G", "D"}

@@ -45,14 +45,12 @@ Deviations:
 """
 
 import math
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -61,7 +59,9 @@ from torch import Tensor, nn
 
 from storage.errors import InputError
 from storage.layout import drf_of
-from trainers import perceptual
+from storage.ranges import Range
+from trainers import assembly, perceptual
+from trainers.assembly import WindowSynthesizer, cropped
 from trainers.feed import FeedConfig
 from trainers.recipe import Batch, Engine, EngineFactory, Metrics, Needs, State, Tiling
 
@@ -70,7 +70,6 @@ FEED = FeedConfig(
 )
 PRESET = "udpet2022"
 ROLES = frozenset({"validation"})
-PHASES = ("backbone", "joint", "statistics")
 LEVELS = 5  # of R: an output depends on the position of its window modulo 2^5
 HALO, REACH = 48, 7  # voxels: of a window around its tile (39 would do), and receptive radius of C
 AIR, FOREGROUND = 0.01, 0.05  # network units; the share of voxels above that shows a dose
@@ -116,58 +115,44 @@ class Config:
         validate_batches: batches behind one validation score.
     """
 
-    doses: tuple[float, ...] = (4.0, 10.0, 20.0, 50.0, 100.0)
-    mlnet_channels: int = 64
-    head_hidden: int = 256
-    contextual_channels: int = 32
-    discriminator_channels: int = 64
+    doses: Annotated[tuple[float, ...], Range(above=0)] = (4.0, 10.0, 20.0, 50.0, 100.0)
+    mlnet_channels: Annotated[int, Range(1)] = 64
+    head_hidden: Annotated[int, Range(1)] = 256
+    contextual_channels: Annotated[int, Range(1)] = 32
+    discriminator_channels: Annotated[int, Range(1)] = 64
     classify: bool = True
     adversarial: bool = True
     refine: bool = True
-    lambda_l1: float = 300.0
-    lambda_class: float = 10.0
-    lambda_perceptual: float = 10.0
-    lambda_adversarial: float = 1.0
+    lambda_l1: Annotated[float, Range(0)] = 300.0
+    lambda_class: Annotated[float, Range(0)] = 10.0
+    lambda_perceptual: Annotated[float, Range(0)] = 10.0
+    lambda_adversarial: Annotated[float, Range(0)] = 1.0
     perceptual: Literal["vgg16", "masked"] = "vgg16"
     vgg16_file: str = ""
     vgg16_sha256: str = ""
     detach_coarse: bool = False
-    lr: float = 2e-4
-    betas: tuple[float, float] = (0.5, 0.999)
-    weight_decay: float = 1e-5
-    plateau_factor: float = 0.1
-    plateau_patience: int = 5
-    stop_lr: float = 2e-6
-    epoch_samples: int = 4000
-    max_epochs: int = 100
-    backbone_samples: int = 20_000
-    calibration_samples: int = 800
+    lr: Annotated[float, Range(above=0)] = 2e-4
+    betas: Annotated[tuple[float, float], Range(0, below=1)] = (0.5, 0.999)
+    weight_decay: Annotated[float, Range(0)] = 1e-5
+    plateau_factor: Annotated[float, Range(above=0, below=1)] = 0.1
+    plateau_patience: Annotated[int, Range(0)] = 5
+    stop_lr: Annotated[float, Range(above=0)] = 2e-6
+    epoch_samples: Annotated[int, Range(1)] = 4000
+    max_epochs: Annotated[int, Range(1)] = 100
+    backbone_samples: Annotated[int, Range(1)] = 20_000
+    calibration_samples: Annotated[int, Range(0)] = 800
     patch: tuple[int, int, int] = (96, 96, 96)
-    patches_per_case: int = 1
-    validate_batches: int = 16
+    patches_per_case: Annotated[int, Range(1)] = 1
+    validate_batches: Annotated[int, Range(1)] = 16
 
     def __post_init__(self) -> None:
-        def require(valid: bool, code: str, field: str, remedy: str) -> None:
-            if not valid:
-                raise InputError(code, where=f"cg_3dsrgan.{field}", found=repr(getattr(self, field)), remedy=remedy)
-
-        require(self.perceptual in ("vgg16", "masked"), "CFG_CHOICE", "perceptual", "use one of vgg16, masked")
-        widths = ("mlnet_channels", "head_hidden", "contextual_channels", "discriminator_channels")
-        lengths = ("epoch_samples", "max_epochs", "backbone_samples", "patches_per_case", "validate_batches")
-        for field in (*widths, *lengths):
-            require(getattr(self, field) >= 1, "CFG_RANGE", field, "use 1 or more")
-        lambdas = ("lambda_l1", "lambda_class", "lambda_perceptual", "lambda_adversarial")
-        for field in (*lambdas, "weight_decay", "plateau_patience", "calibration_samples"):
-            require(getattr(self, field) >= 0, "CFG_RANGE", field, "use 0 or more")
-        require(self.lr > 0, "CFG_RANGE", "lr", "use a number above 0")
-        require(0 < self.stop_lr <= self.lr, "CFG_RANGE", "stop_lr", "use a number above 0 and up to lr")
-        require(0 < self.plateau_factor < 1, "CFG_RANGE", "plateau_factor", "use a number between 0 and 1")
-        require(all(0 <= b < 1 for b in self.betas), "CFG_RANGE", "betas", "use two numbers from 0 to below 1")
+        require = assembly.check_fields(self, "cg_3dsrgan")
+        require(self.stop_lr <= self.lr, "CFG_RANGE", "stop_lr", "use a number up to lr")
         require(
-            len(set(self.doses)) == len(self.doses) and all(dose > 0 for dose in self.doses),
+            len(set(self.doses)) == len(self.doses),
             "CFG_RANGE",
             "doses",
-            "name different dose reduction factors above 0",
+            "name every dose reduction factor once",
         )
         require(
             len(self.doses) > 1 or not self.classify,
@@ -294,13 +279,8 @@ class Generator(nn.Module):
         """Return y2 without its ``halo``; C, the dearer of the two, sees no more of it than it reaches."""
         coarse, _ = self.mlnet(low)
         if self.contextual is None:
-            return _crop(coarse, halo)
-        return _crop(self.contextual(_crop(coarse, halo - REACH)), REACH)
-
-
-def _crop(image: Tensor, margin: int) -> Tensor:
-    z, y, x = (edge - margin for edge in image.shape[2:])
-    return image[:, :, margin:z, margin:y, margin:x]
+            return cropped(coarse, (halo,) * 3)
+        return cropped(self.contextual(cropped(coarse, (halo - REACH,) * 3)), (REACH,) * 3)
 
 
 def generator(config: Config) -> Generator:
@@ -416,33 +396,23 @@ class CG3DSRGAN:
     ) -> None:
         self.config = config
         self.M, self.D, self.phi = M, D, phi
+        self.engines = assembly.present({"M": M, "D": D, "phi": phi})
         self.vgg16 = vgg16  # in no engine: neither trained nor part of any state
-        self.validate_every = math.ceil(config.epoch_samples / patches_per_step)
+        self.validate_every = assembly.steps_of(config.epoch_samples, patches_per_step)
         self.validate_batches = config.validate_batches
         self.validate_needs = Needs(
             patch=config.patch, halo=(0, 0, 0), patches_per_case=config.patches_per_case, sampler={"body": 1.0}
         )
-        backbone = math.ceil(config.backbone_samples / patches_per_step) if config.pretrains else 0
-        statistics = math.ceil(config.calibration_samples / patches_per_step)
-        self._ends = list(accumulate((backbone, config.max_epochs * self.validate_every, statistics)))
+        self._phases = assembly.Phases(
+            {
+                "backbone": assembly.steps_of(config.backbone_samples, patches_per_step) if config.pretrains else 0,
+                "joint": config.max_epochs * self.validate_every,  # at most: it may end early
+                "statistics": assembly.steps_of(config.calibration_samples, patches_per_step),
+            }
+        )
+        phases = self._phases
+        self.num_steps, self.phase_starts, self.phase = phases.num_steps, phases.starts, phases.at
         self._plateau = Plateau(config.lr)
-
-    @property
-    def num_steps(self) -> int:
-        """Steps of all phases together; fewer are made where the joint phase ends early."""
-        return self._ends[-1]
-
-    @property
-    def phase_starts(self) -> dict[str, int]:
-        """First step of every phase that has steps, in order."""
-        starts = zip(PHASES, [0, *self._ends], self._ends, strict=False)
-        return {name: start for name, start, end in starts if start < end}
-
-    def phase(self, step: int) -> str:
-        """Return the phase of ``step``, one of ``PHASES``."""
-        if not 0 <= step < self.num_steps:
-            raise ValueError(f"step {step} is not one of {self.num_steps}")
-        return PHASES[bisect_right(self._ends, step)]
 
     def needs(self, step: int) -> Needs:
         """Return what every step asks of the feed: pairs of patches in the body."""
@@ -538,7 +508,7 @@ class CG3DSRGAN:
         self._plateau = self._plateau.after(nrmse, self.config)
         self._set_lr()
         ends = self._plateau.lr < self.config.stop_lr * (1 - 1e-6)  # 2e-4 * 0.1 * 0.1 is no exact 2e-6
-        return self._ends[1] if ends else step
+        return self._phases.end("joint") if ends else step
 
     def _set_lr(self) -> None:
         for engine in (self.M, self.D):
@@ -547,54 +517,37 @@ class CG3DSRGAN:
 
     def weights(self) -> dict[str, Tensor]:
         """Return M's and C's weights and running statistics, as ``weights_to_synthesizer`` takes them."""
-        return {key.removeprefix("weight/"): v for key, v in self.M.state().items() if key.startswith("weight/")}
+        return assembly.weights_of(self.M)
 
-    def synthesizer(self) -> "WindowSynthesizer":
+    def synthesizer(self) -> WindowSynthesizer:
         """Return M and C at inference, sharing their current weights."""
         module = self.M.module
         assert isinstance(module, Generator)
-        return WindowSynthesizer(module)
+        return synthesizer_of(module)
 
     def state(self) -> State:
         """Return the states of M (with C), D and phi, as far as there are any, and the schedule's."""
         p = self._plateau
         numbers = {"lr": p.lr, "best": p.best, "bad": p.bad}
         schedule = {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
-        return {name: engine.state() for name, engine in self._engines().items()} | {"schedule": schedule}
+        return assembly.states(self.engines) | {"schedule": schedule}
 
     def load(self, state: State) -> None:
         """Continue from ``state``."""
-        for name, engine in self._engines().items():
-            engine.load(state[name])
+        assembly.load_states(self.engines, state)
         schedule = {name: float(value) for name, value in state["schedule"].items()}
         self._plateau = Plateau(schedule["lr"], schedule["best"], int(schedule["bad"]))
         self._set_lr()
 
-    def _engines(self) -> dict[str, Engine]:
-        engines = {"M": self.M, "D": self.D, "phi": self.phi}
-        return {name: engine for name, engine in engines.items() if engine is not None}
 
-
-@dataclass(frozen=True)
-class WindowSynthesizer:
-    """M and C at inference: ``trainers.recipe.Synthesizer``.
+def synthesizer_of(G: Generator) -> WindowSynthesizer:
+    """Return M and C at inference.
 
     Windows of tile + 2 * 48 voxels lie on R's grid of 32; from 39 voxels inside their faces on they equal any larger
     window, up to rounding.
     """
-
-    generator: Generator
-    tiling: Tiling = Tiling(tile=(64, 64, 64), halo=(HALO,) * 3, multiple=(2**LEVELS,) * 3)  # noqa: RUF009
-    context_needs: None = None
-
-    def context(self, overview: Tensor, low: Tensor) -> dict[str, Tensor]:
-        """Nothing is shared: batch norm is a fixed affine map at inference."""
-        return {}
-
-    @torch.no_grad()
-    def __call__(self, low: Float[Tensor, "b 1 zh yh xh"], context: Mapping[str, Tensor]) -> Float[Tensor, "b 1 z y x"]:
-        """Synthesize tiles; negatives are left in, to be clipped on export."""
-        return self.generator.eval().synthesize(low, HALO)
+    tiling = Tiling(tile=(64, 64, 64), halo=(HALO,) * 3, multiple=(2**LEVELS,) * 3)
+    return WindowSynthesizer(G, tiling, run=partial(G.synthesize, halo=HALO))
 
 
 def check(config: Config, feed: FeedConfig) -> None:
@@ -689,15 +642,5 @@ def weights_to_synthesizer(config: Config, weights: Mapping[str, Tensor]) -> Win
     Raises:
         InputError: CKPT_CONFIG.
     """
-    with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
-        G = generator(config)
-    wanted = {name: value.shape for name, value in G.state_dict().items()}
-    if wanted != {name: value.shape for name, value in weights.items()}:
-        raise InputError(
-            "CKPT_CONFIG",
-            where="weights of M",
-            found="names or shapes of another configuration",
-            remedy="use the configuration saved with the run",
-        )
-    G.load_state_dict(dict(weights), assign=True)
-    return WindowSynthesizer(G)
+    G = assembly.with_weights(partial(generator, config), weights, "weights of M")
+    return synthesizer_of(G)

@@ -42,8 +42,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -51,8 +50,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from storage.errors import InputError
+from storage.ranges import Range
 from storage.source import HU
+from trainers import assembly
 from trainers.blocks import INITIAL_SD, PatchGAN, UNet, Upsample, encoder_widths
 from trainers.feed import FeedConfig
 from trainers.losses import logistic_discriminator_loss, logistic_generator_loss
@@ -112,59 +112,35 @@ class Config:
         validate_batches: batches behind one validation score (64 windows with ``FEED``, Table 3's 64 test pairs).
     """
 
-    stages: int = 1
+    stages: Annotated[int, Range(1, 10)] = 1
     mode: Mode = "2d"
     patch: tuple[int, int, int] = (1, 256, 256)
-    width: int = 64
-    downs: int = 8
+    width: Annotated[int, Range(1)] = 64
+    downs: Annotated[int, Range(2, 10)] = 8
     upsample: Upsample = "deconv"
     dense: Dense = "none"
     loss_at: LossAt = "last"
     stop_gradient_between_stages: bool = False
-    lambda_mse: float = 100.0
-    lambda_adversarial: float = 1.0
+    lambda_mse: Annotated[float, Range(0)] = 100.0
+    lambda_adversarial: Annotated[float, Range(0)] = 1.0
     gan_mode: GanMode = "vanilla"
     out_act: OutAct = "tanh"
-    lr: float = 1e-3
-    betas: tuple[float, float] = (0.5, 0.999)
+    lr: Annotated[float, Range(above=0)] = 1e-3
+    betas: Annotated[tuple[float, float], Range(0, below=1)] = (0.5, 0.999)
     ct_window: tuple[float, float] = (-1000.0, 400.0)
-    suv_max: float = 20.0
-    critic_width: int = 64
+    suv_max: Annotated[float, Range(above=0)] = 20.0
+    critic_width: Annotated[int, Range(1)] = 64
     critic_strides: tuple[int, ...] = (2, 2, 2, 1)
     activation_checkpointing: bool = False
-    epoch_samples: int = 400
-    epochs: int = 200
-    patches_per_case: int = 1
-    validate_batches: int = 8
+    epoch_samples: Annotated[int, Range(1)] = 400
+    epochs: Annotated[int, Range(1)] = 200
+    patches_per_case: Annotated[int, Range(1)] = 1
+    validate_batches: Annotated[int, Range(1)] = 8
 
     def __post_init__(self) -> None:
-        def require(valid: bool, code: str, field: str, remedy: str) -> None:
-            if not valid:
-                raise InputError(code, where=f"cascade.{field}", found=repr(getattr(self, field)), remedy=remedy)
-
-        choices = {
-            "mode": Mode,
-            "upsample": Upsample,
-            "dense": Dense,
-            "loss_at": LossAt,
-            "gan_mode": GanMode,
-            "out_act": OutAct,
-        }
-        for field, choice in choices.items():
-            named = get_args(choice)
-            require(getattr(self, field) in named, "CFG_CHOICE", field, f"use one of {', '.join(named)}")
-        require(1 <= self.stages <= 10, "CFG_RANGE", "stages", "use 1 to 10")
-        counts = ("width", "critic_width", "epoch_samples", "epochs", "patches_per_case", "validate_batches")
-        for field in counts:
-            require(getattr(self, field) >= 1, "CFG_RANGE", field, "use 1 or more")
-        require(2 <= self.downs <= 10, "CFG_RANGE", "downs", "use 2 to 10")
-        for field in ("lambda_mse", "lambda_adversarial"):
-            require(getattr(self, field) >= 0, "CFG_RANGE", field, "use 0 or more")
+        require = assembly.check_fields(self, "cascade")
         remedy = "nothing would be learnt: give lambda_mse or lambda_adversarial a weight above 0"
         require(self.lambda_mse + self.lambda_adversarial > 0, "CFG_RANGE", "lambda_mse", remedy)
-        for field in ("lr", "suv_max"):
-            require(getattr(self, field) > 0, "CFG_RANGE", field, "use a number above 0")
-        require(all(0 <= b < 1 for b in self.betas), "CFG_RANGE", "betas", "use two numbers from 0 to below 1")
         lower, upper = self.ct_window
         require(lower < upper, "CFG_RANGE", "ct_window", "give the lower HU first: (-1000, 400)")
         remedy = "connections need stages to connect: --set recipe.stages=2, or recipe.dense=none"
@@ -413,8 +389,9 @@ class CascadeGAN:
     def __init__(self, config: Config, G: Engine, D: Engine | None, patches_per_step: int) -> None:
         self.config = config
         self.G, self.D = G, D
+        self.engines = assembly.present({"G": G, "D": D})
         c = config
-        self.validate_every = math.ceil(c.epoch_samples / patches_per_step)
+        self.validate_every = assembly.steps_of(c.epoch_samples, patches_per_step)
         self.validate_batches = c.validate_batches
         needs = partial(
             Needs,
@@ -429,22 +406,8 @@ class CascadeGAN:
         self.validate_needs = needs(sampler={"body": 1.0})
         self._best: dict[str, Tensor] = {}  # weights of the best epoch
         self._best_psnr, self._best_step = -math.inf, 0
-
-    @property
-    def num_steps(self) -> int:
-        """Steps of all epochs."""
-        return self.config.epochs * self.validate_every
-
-    @property
-    def phase_starts(self) -> dict[str, int]:
-        """The one phase."""
-        return {"train": 0}
-
-    def phase(self, step: int) -> str:
-        """Return the phase of ``step``."""
-        if not 0 <= step < self.num_steps:
-            raise ValueError(f"step {step} is not one of {self.num_steps}")
-        return "train"
+        phases = assembly.Phases({"train": c.epochs * self.validate_every})
+        self.num_steps, self.phase_starts, self.phase = phases.num_steps, phases.starts, phases.at
 
     def needs(self, step: int) -> Needs:
         """Return what every step asks of the feed: windows of CT in HU and of PET."""
@@ -503,16 +466,13 @@ class CascadeGAN:
     def observe(self, step: int, scores: Mapping[str, float]) -> int:
         """Keep this epoch's weights where its PSNR is the best so far (collective)."""
         if scores["psnr"] > self._best_psnr:
-            self._best = {name: value.cpu() for name, value in self._current().items()}
+            self._best = {name: value.cpu() for name, value in assembly.weights_of(self.G).items()}
             self._best_psnr, self._best_step = scores["psnr"], step
         return step
 
-    def _current(self) -> dict[str, Tensor]:
-        return {key.removeprefix("weight/"): v for key, v in self.G.state().items() if key.startswith("weight/")}
-
     def weights(self) -> dict[str, Tensor]:
         """Return G's weights and running statistics of the best epoch, or the present ones before any was scored."""
-        return dict(self._best) or self._current()
+        return dict(self._best) or assembly.weights_of(self.G)
 
     def synthesizer(self) -> "CascadeSynthesizer":
         """Return G at inference, sharing its current weights."""
@@ -520,23 +480,19 @@ class CascadeGAN:
 
     def state(self) -> State:
         """Return the states of G and D, and the best epoch's weights with its score and step."""
-        engines = {name: engine.state() for name, engine in self._engines().items()}
         numbers = {"psnr": self._best_psnr, "step": self._best_step}
         best = {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
-        return engines | {"best": best | {f"weight/{name}": value for name, value in self._best.items()}}
+        return assembly.states(self.engines) | {
+            "best": best | {f"weight/{name}": value for name, value in self._best.items()}
+        }
 
     def load(self, state: State) -> None:
         """Continue from ``state``."""
-        for name, engine in self._engines().items():
-            engine.load(state[name])
+        assembly.load_states(self.engines, state)
         best = state["best"]
         self._best_psnr, self._best_step = float(best["psnr"]), int(best["step"])
         start = "weight/"
         self._best = {key.removeprefix(start): v.clone() for key, v in best.items() if key.startswith(start)}
-
-    def _engines(self) -> dict[str, Engine]:
-        engines = {"G": self.G, "D": self.D}
-        return {name: engine for name, engine in engines.items() if engine is not None}
 
 
 @dataclass(frozen=True)
@@ -604,25 +560,10 @@ def check(config: Config, feed: FeedConfig) -> None:
     Raises:
         InputError: CFG_SCALE, CFG_INPUTS.
     """
-    if feed.suv_scale != 1:
-        raise InputError(
-            "CFG_SCALE",
-            where="feed.suv_scale",
-            found=f"{feed.suv_scale:g}; this recipe scales HU and SUV itself (recipe.ct_window, recipe.suv_max)",
-            remedy="use --set feed.suv_scale=1",
-        )
-    if len(feed.low) != 1:
-        raise InputError(
-            "CFG_INPUTS",
-            where="feed.low",
-            found=f"{len(feed.low)} images; this recipe starts from one, the CT",
-            remedy="use --set feed.low=ct",
-        )
+    assembly.check_ct_to_suv(feed)
 
 
-def files(config: Config) -> dict[str, Path]:
-    """Return nothing: the system starts from no other file."""
-    return {}
+files = assembly.no_files
 
 
 def remarks(config: Config) -> tuple[str, ...]:
@@ -657,15 +598,5 @@ def weights_to_synthesizer(config: Config, weights: Mapping[str, Tensor]) -> Cas
     Raises:
         InputError: CKPT_CONFIG.
     """
-    with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
-        network = Cascade(config)
-    wanted = {name: value.shape for name, value in network.state_dict().items()}
-    if wanted != {name: value.shape for name, value in weights.items()}:
-        raise InputError(
-            "CKPT_CONFIG",
-            where="weights of the cascade",
-            found="names or shapes of another configuration",
-            remedy="use the configuration saved with the run",
-        )
-    network.load_state_dict(dict(weights), assign=True)
+    network = assembly.with_weights(partial(Cascade, config), weights, "weights of the cascade")
     return CascadeSynthesizer(network, config)

@@ -6,8 +6,8 @@ PET.
 
 F and (G, D) are trained apart, in the phases "fcn" and "cgan"; nothing is shared, so either alone is a row of the
 comparison.  At inference F's image is taken where it exceeds SUV 2.5 and G's elsewhere, through Laplacian pyramids
-(``trainers.pyramid``).  This file knows no cohort, no machine and no path but that of VGG16's weights; random numbers
-(initial weights, dropout) come from torch's default generator, which the loop seeds from (seed, step, rank).
+(``pyramid``).  Random numbers (initial weights, dropout) come from torch's default generator, which the loop seeds from
+(seed, step, rank).  The only file read is that of VGG16's weights.
 
 Errors of the print:
     Sec. 2.3  patches of 70 x 70 and "C64-C128-C256-C512 downsample by 2" exclude each other: with stride 2 in all four
@@ -40,27 +40,26 @@ Deviations:
 """
 
 import math
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from storage.errors import InputError
+from storage.ranges import Range
 from storage.source import HU
-from trainers import perceptual, pyramid
+from trainers import assembly, perceptual
 from trainers.blocks import PatchGAN, UNet, encoder_widths
-from trainers.fcn import FCN, check_weights, read_weights
 from trainers.feed import FeedConfig
 from trainers.losses import logistic_discriminator_loss, logistic_generator_loss
 from trainers.recipe import Batch, Engine, EngineFactory, Metrics, Needs, State, Tiling
+from trainers.systems.virtual_pet import pyramid
+from trainers.systems.virtual_pet.fcn import FCN, check_weights, read_weights
 
 FEED = FeedConfig(low=("ct",), suv_scale=1.0, cases_per_step=4)
 PRESET = "native"  # the paper scores no image
@@ -117,64 +116,42 @@ class Config:
     mode: Literal["2d", "2.5d"] = "2.5d"
     networks: Literal["both", "fcn", "cgan"] = "both"
     ct_window: tuple[float, float] = (-160.0, 240.0)
-    suv_max: float = 20.0
-    fcn_widths: tuple[int, ...] = (64, 128, 256, 512, 512)
-    fcn_fc: int = 4096
+    suv_max: Annotated[float, Range(above=0)] = 20.0
+    fcn_widths: Annotated[tuple[int, ...], Range(1)] = (64, 128, 256, 512, 512)
+    fcn_fc: Annotated[int, Range(1)] = 4096
     fcn_fc6_kernel: int = 7
     fcn_norm: Literal["none", "batch"] = "none"
     fcn_weights: str = ""
     fcn_weights_sha256: str = ""
-    suv_weight_gamma: float = 1.0
-    suv_weight_floor: float = 0.0
-    suv_weight_mean: float = 1.0
+    suv_weight_gamma: Annotated[float, Range(0)] = 1.0
+    suv_weight_floor: Annotated[float, Range(0)] = 0.0
+    suv_weight_mean: Annotated[float, Range(above=0)] = 1.0
     cgan_suv_weighted: bool = False
-    lambda_l2: float = 100.0
-    generator_width: int = 64
-    generator_downs: int = 8
+    lambda_l2: Annotated[float, Range(0)] = 100.0
+    generator_width: Annotated[int, Range(1)] = 64
+    generator_downs: Annotated[int, Range(2)] = 8
     decoder: Literal["pix2pix", "listed"] = "pix2pix"
-    critic_width: int = 64
+    critic_width: Annotated[int, Range(1)] = 64
     critic_strides: tuple[int, ...] = (2, 2, 2, 1)
-    fcn_lr: float = 1e-4
-    fcn_betas: tuple[float, float] = (0.9, 0.999)
-    cgan_lr: float = 2e-4
-    cgan_betas: tuple[float, float] = (0.5, 0.999)
+    fcn_lr: Annotated[float, Range(above=0)] = 1e-4
+    fcn_betas: Annotated[tuple[float, float], Range(0, below=1)] = (0.9, 0.999)
+    cgan_lr: Annotated[float, Range(above=0)] = 2e-4
+    cgan_betas: Annotated[tuple[float, float], Range(0, below=1)] = (0.5, 0.999)
     blend: Literal["2d", "3d"] = "3d"
     blend_threshold_suv: float = 2.5
-    blend_levels: int = 3
+    blend_levels: Annotated[int, Range(0)] = 3
     fcn_samples: int = 85_000
     cgan_samples: int = 170_000
-    epoch_samples: int = 850
-    validate_batches: int = 25
-    patches_per_case: int = 1
+    epoch_samples: Annotated[int, Range(1)] = 850
+    validate_batches: Annotated[int, Range(1)] = 25
+    patches_per_case: Annotated[int, Range(1)] = 1
 
     def __post_init__(self) -> None:
-        def require(valid: bool, code: str, field: str, remedy: str) -> None:
-            if not valid:
-                raise InputError(code, where=f"virtual_pet.{field}", found=repr(getattr(self, field)), remedy=remedy)
-
-        choices: dict[str, tuple[str, ...]] = {
-            "mode": ("2d", "2.5d"),
-            "networks": ("both", *PHASES),
-            "fcn_norm": ("none", "batch"),
-            "decoder": ("pix2pix", "listed"),
-            "blend": ("2d", "3d"),
-        }
-        for field, names in choices.items():
-            require(getattr(self, field) in names, "CFG_CHOICE", field, f"use one of {', '.join(names)}")
-        for field in ("generator_width", "critic_width", "fcn_fc", "epoch_samples", "validate_batches"):
-            require(getattr(self, field) >= 1, "CFG_RANGE", field, "use 1 or more")
-        require(self.patches_per_case >= 1, "CFG_RANGE", "patches_per_case", "use 1 or more")
-        for field in ("suv_weight_gamma", "suv_weight_floor", "lambda_l2", "blend_levels"):
-            require(getattr(self, field) >= 0, "CFG_RANGE", field, "use 0 or more")
-        for field in ("suv_max", "suv_weight_mean", "fcn_lr", "cgan_lr"):
-            require(getattr(self, field) > 0, "CFG_RANGE", field, "use a number above 0")
-        for field in ("fcn_betas", "cgan_betas"):
-            require(all(0 <= b < 1 for b in getattr(self, field)), "CFG_RANGE", field, "use numbers of 0 to below 1")
+        require = assembly.check_fields(self, "virtual_pet")
         require(self.ct_window[0] < self.ct_window[1], "CFG_RANGE", "ct_window", "give the lower bound first")
-        remedy = "give 4 or 5 numbers of channels, each 1 or more"
-        require(len(self.fcn_widths) in (4, 5) and min(self.fcn_widths) >= 1, "CFG_RANGE", "fcn_widths", remedy)
+        remedy = "give 4 or 5 numbers of channels"
+        require(len(self.fcn_widths) in (4, 5), "CFG_RANGE", "fcn_widths", remedy)
         require(self.fcn_fc6_kernel % 2 == 1, "CFG_RANGE", "fcn_fc6_kernel", "use an odd number")
-        require(self.generator_downs >= 2, "CFG_RANGE", "generator_downs", "use 2 or more")
         remedy = "give strides of 1 or 2"
         require(set(self.critic_strides) in ({1}, {2}, {1, 2}), "CFG_RANGE", "critic_strides", remedy)
         step = 2 ** max(len(self.fcn_widths) if self.trains("fcn") else 0, self.downs)
@@ -329,10 +306,13 @@ class VirtualPET:
     def __init__(self, config: Config, F: Engine | None, G: Engine | None, D: Engine | None, patches: int) -> None:
         self.config = config
         self.F, self.G, self.D = F, G, D
+        self.engines = assembly.present({"F": F, "G": G, "D": D})
         slices = patches * config.patch[0]
-        self._ends = list(accumulate(math.ceil(config.samples(phase) / slices) for phase in PHASES))
+        phases = assembly.Phases({phase: assembly.steps_of(config.samples(phase), slices) for phase in PHASES})
+        self.num_steps, self.phase_starts, self.phase = phases.num_steps, phases.starts, phases.at
+        self._cgan_steps = phases.steps["cgan"]
         self._best: tuple[float, dict[str, Tensor]] = (math.inf, {})  # F's, by its loss on validation patients
-        self.validate_every = math.ceil(config.epoch_samples / slices)
+        self.validate_every = assembly.steps_of(config.epoch_samples, slices)
         self.validate_batches = config.validate_batches
         self.validate_needs = Needs(
             patch=config.patch,
@@ -342,23 +322,6 @@ class VirtualPET:
             units=HU,
             beyond=True,
         )
-
-    @property
-    def num_steps(self) -> int:
-        """Steps of both phases together."""
-        return self._ends[-1]
-
-    @property
-    def phase_starts(self) -> dict[str, int]:
-        """First step of every phase that has steps, in order."""
-        starts = zip(PHASES, [0, *self._ends], self._ends, strict=False)
-        return {name: start for name, start, end in starts if start < end}
-
-    def phase(self, step: int) -> str:
-        """Return the phase of ``step``, one of ``PHASES``."""
-        if not 0 <= step < self.num_steps:
-            raise ValueError(f"step {step} is not one of {self.num_steps}")
-        return PHASES[bisect_right(self._ends, step)]
 
     def needs(self, step: int) -> Needs:
         """Return what every step asks of the feed: whole slices of the body, CT with PET."""
@@ -410,8 +373,7 @@ class VirtualPET:
 
     def _cgan_lr_factor(self, step: int) -> float:
         """1 in the first half of the phase, then linearly to 0 after its last step (pix2pix's code)."""
-        steps = self._ends[1] - self._ends[0]
-        return min(1.0, 2 * (self._ends[1] - step) / steps)
+        return min(1.0, 2 * (self.num_steps - step) / self._cgan_steps)
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> Metrics:
@@ -454,23 +416,17 @@ class VirtualPET:
         """Return the states of F, G and D, as far as there are any, and the best F so far."""
         score, tensors = self._best
         best = {"score": torch.tensor(score, dtype=torch.float64)} | tensors
-        return {name: engine.state() for name, engine in self._engines().items()} | {"best": best}
+        return assembly.states(self.engines) | {"best": best}
 
     def load(self, state: State) -> None:
         """Continue from ``state``."""
-        for name, engine in self._engines().items():
-            engine.load(state[name])
+        assembly.load_states(self.engines, state)
         best = dict(state["best"])
         self._best = float(best.pop("score")), best
 
-    def _engines(self) -> dict[str, Engine]:
-        engines = {"F": self.F, "G": self.G, "D": self.D}
-        return {name: engine for name, engine in engines.items() if engine is not None}
-
 
 def _weights(engine: Engine) -> dict[str, Tensor]:
-    start = "weight/"
-    return {key.removeprefix(start): v.cpu() for key, v in engine.state().items() if key.startswith(start)}
+    return {name: value.cpu() for name, value in assembly.weights_of(engine).items()}
 
 
 # Inference
@@ -539,20 +495,7 @@ def check(config: Config, feed: FeedConfig) -> None:
     Raises:
         InputError: CFG_SCALE, CFG_INPUTS.
     """
-    if feed.suv_scale != 1:
-        raise InputError(
-            "CFG_SCALE",
-            where="feed.suv_scale",
-            found=f"{feed.suv_scale:g}; CT in HU and PET in SUV are scaled by the recipe",
-            remedy="use 1, and recipe.ct_window and recipe.suv_max for the scales",
-        )
-    if len(feed.low) != 1:
-        raise InputError(
-            "CFG_INPUTS",
-            where="feed.low",
-            found=f"{len(feed.low)} images; virtual PET starts from one CT",
-            remedy="name one (--set feed.low=ct)",
-        )
+    assembly.check_ct_to_suv(feed)
 
 
 def files(config: Config) -> dict[str, Path]:
@@ -620,17 +563,10 @@ def weights_to_synthesizer(config: Config, weights: Mapping[str, Tensor]) -> Ble
     Raises:
         InputError: CKPT_CONFIG.
     """
-    with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
-        fcn = fcn_of(config) if config.trains("fcn") else None
-        generator = Generator(config) if config.trains("cgan") else None
-    networks = nn.ModuleDict({name: net for name, net in (("F", fcn), ("G", generator)) if net is not None})
-    wanted = {name: value.shape for name, value in networks.state_dict().items()}
-    if wanted != {name: value.shape for name, value in weights.items()}:
-        raise InputError(
-            "CKPT_CONFIG",
-            where="weights of virtual PET",
-            found="names or shapes of another configuration",
-            remedy="use the configuration saved with the run",
-        )
-    networks.load_state_dict(dict(weights), assign=True)
-    return BlendSynthesizer(config, fcn, generator)
+
+    def networks() -> nn.ModuleDict:
+        builders = {"F": ("fcn", fcn_of), "G": ("cgan", Generator)}
+        return nn.ModuleDict({name: make(config) for name, (phase, make) in builders.items() if config.trains(phase)})
+
+    named = dict(assembly.with_weights(networks, weights, "weights of virtual PET"))
+    return BlendSynthesizer(config, named.get("F"), named.get("G"))

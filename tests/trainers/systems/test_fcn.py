@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from storage.errors import InputError
-from trainers.fcn import FCN, bilinear, check_weights, read_weights
+from trainers.systems.virtual_pet.fcn import FCN, bilinear, check_weights, read_weights
 
 SLIM = ((8, 16, 32, 64, 64), 64, 3, "none")
 

@@ -45,13 +45,12 @@ Deviations, because this trains on whole volumes at native resolution:
 """
 
 import math
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +59,9 @@ from torch import Tensor, nn
 
 from storage.errors import InputError
 from storage.layout import drf_of
-from trainers import checkpoint
+from storage.ranges import Range
+from trainers import assembly, checkpoint
+from trainers.assembly import WindowSynthesizer
 from trainers.feed import FeedConfig
 from trainers.recipe import Batch, Engine, EngineFactory, Metrics, Needs, State, Tiling
 
@@ -106,49 +107,39 @@ class Config:
         patches_per_case: slabs that one group holds, all of one case.
     """
 
-    window: int = 128
-    slices: int = 4
+    window: Annotated[int, Range(1)] = 128
+    slices: Annotated[int, Range(1)] = 4
     patch_size: int = 8
-    dim: int = 384
-    blocks: int = 4
-    heads: int = 6
-    mlp_ratio: int = 4
-    mask_low: float = 0.75
-    mask_full: float = 0.60
+    dim: Annotated[int, Range(1)] = 384
+    blocks: Annotated[int, Range(1)] = 4
+    heads: Annotated[int, Range(1)] = 6
+    mlp_ratio: Annotated[int, Range(1)] = 4
+    mask_low: Annotated[float, Range(0, below=1)] = 0.75
+    mask_full: Annotated[float, Range(0, below=1)] = 0.60
     pretrained: bool = True
     decouple: bool = True
     transfer: bool = True
     encoders: str = ""
-    decoder_channels: tuple[int, ...] = (256, 128, 64, 32)
-    gamma: float = 1.0
-    lambda_transfer: float = 1.0
-    lambda_rec: float = 5.0
-    lr: float = 2e-4
-    low_samples: int = 1_152_000
-    full_samples: int = 4_608_000
-    swap_samples: int = 384_000
-    patches_per_case: int = 1
+    decoder_channels: Annotated[tuple[int, ...], Range(1)] = (256, 128, 64, 32)
+    gamma: Annotated[float, Range(0)] = 1.0
+    lambda_transfer: Annotated[float, Range(0)] = 1.0
+    lambda_rec: Annotated[float, Range(0)] = 5.0
+    lr: Annotated[float, Range(above=0)] = 2e-4
+    low_samples: Annotated[int, Range(0)] = 1_152_000
+    full_samples: Annotated[int, Range(0)] = 4_608_000
+    swap_samples: Annotated[int, Range(0)] = 384_000
+    patches_per_case: Annotated[int, Range(1)] = 1
 
     def __post_init__(self) -> None:
-        def require(valid: bool, code: str, field: str, remedy: str) -> None:
-            if not valid:
-                raise InputError(code, where=f"s3pet.{field}", found=repr(getattr(self, field)), remedy=remedy)
-
+        require = assembly.check_fields(self, "s3pet")
         widths, undone = self.decoder_channels, 2 ** (len(self.decoder_channels) - 1)
-        for field in ("window", "slices", "dim", "blocks", "heads", "mlp_ratio", "patches_per_case"):
-            require(getattr(self, field) >= 1, "CFG_RANGE", field, "use 1 or more")
-        require(min(widths, default=0) >= 1, "CFG_RANGE", "decoder_channels", "give 1 or more channels per block")
+        require(len(widths) > 0, "CFG_RANGE", "decoder_channels", "give the channels of one block or more")
         remedy = f"use {undone}: {len(widths)} decoder blocks double the token grid between them"
         require(self.patch_size == undone, "CFG_PATCH_SIZE", "patch_size", remedy)
         remedy = f"use a multiple of patch_size ({undone})"
         require(self.window % undone == 0, "CFG_PATCH_SIZE", "window", remedy)
         remedy = f"use a multiple of 4 (positions) and of heads ({self.heads})"
         require(self.dim % self.heads == 0 and self.dim % 4 == 0, "CFG_RANGE", "dim", remedy)
-        for field in ("mask_low", "mask_full"):
-            require(0 <= getattr(self, field) < 1, "CFG_RANGE", field, "use a share of at least 0 and below 1")
-        require(self.lr > 0, "CFG_RANGE", "lr", "use a number above 0")
-        for field in ("gamma", "lambda_transfer", "lambda_rec", "low_samples", "full_samples", "swap_samples"):
-            require(getattr(self, field) >= 0, "CFG_RANGE", field, "use 0 or more")
         remedy = "set decouple=True too, whose tokens it swaps, or transfer=False"
         require(self.decouple or not self.transfer, "CFG_RANGE", "transfer", remedy)
         remedy = "leave it empty, or use the encoders with --set recipe.pretrained=True"
@@ -400,28 +391,14 @@ class S3PET:
         self, config: Config, autoencoders: Mapping[str, Engine], network: Engine, patches_per_step: int
     ) -> None:
         self.config = config
-        self.autoencoders = autoencoders
-        self.network = network
+        self.autoencoders, self.network = autoencoders, network
+        self.engines = {f"{dose} encoder": engine for dose, engine in autoencoders.items()} | {"network": network}
         slices = patches_per_step * config.slices
-        self._names = list(config.phase_samples)
-        self._ends = list(accumulate(math.ceil(n / slices) for n in config.phase_samples.values()))
-
-    @property
-    def num_steps(self) -> int:
-        """Steps of all phases together."""
-        return self._ends[-1]
-
-    @property
-    def phase_starts(self) -> dict[str, int]:
-        """First step of every phase that has steps, in order."""
-        starts = zip(self._names, [0, *self._ends], self._ends, strict=False)
-        return {name: start for name, start, end in starts if start < end}
-
-    def phase(self, step: int) -> str:
-        """Return the phase of ``step``, a key of ``IMAGES``."""
-        if not 0 <= step < self.num_steps:
-            raise ValueError(f"step {step} is not one of {self.num_steps}")
-        return self._names[bisect_right(self._ends, step)]
+        steps = {name: assembly.steps_of(samples, slices) for name, samples in config.phase_samples.items()}
+        phases = assembly.Phases(steps)
+        self.num_steps, self.phase_starts, self.phase = phases.num_steps, phases.starts, phases.at
+        # First step of Stage II, or the end of a run without one; 0 without Stage I.
+        self._stage_1_end = phases.num_steps - steps["token swap"] if autoencoders else 0
 
     def needs(self, step: int) -> Needs:
         """Return what ``step`` asks of the feed: slabs of one dose in Stage I, of both in Stage II."""
@@ -478,18 +455,11 @@ class S3PET:
 
     def _encoder(self, dose: str) -> dict[str, Tensor]:
         """Return what Stage I has made of an encoder so far, without head and mask token (collective)."""
-        start = "weight/encoder."
-        state = self.autoencoders[dose].state()
-        return {key.removeprefix(start): value for key, value in state.items() if key.startswith(start)}
+        return assembly.weights_of(self.autoencoders[dose], under="encoder.")
 
     def _trained_encoders(self) -> dict[str, Tensor]:
         named = {f"{dose}.{name}": v for dose in self.autoencoders for name, v in self._encoder(dose).items()}
         return named | {"settings": torch.tensor(list(_settings(self.config).values()))}
-
-    @property
-    def _stage_1_end(self) -> int:
-        """First step of Stage II, or the end of a run without one; 0 without Stage I."""
-        return self._ends[-2] if self.autoencoders else 0
 
     def exports(self, step: int) -> dict[str, dict[str, Tensor]]:
         """Return the trained encoders at the end of Stage I, for ``encoders`` of other runs (collective)."""
@@ -499,25 +469,20 @@ class S3PET:
         """Return what ``weights_to_synthesizer`` takes; the encoders of a run without Stage II."""
         if not self.config.swap_samples:
             return self._trained_encoders()
-        start = "weight/main." if self.config.decouple else "weight/"
-        return {key.removeprefix(start): v for key, v in self.network.state().items() if key.startswith(start)}
+        return assembly.weights_of(self.network, under="main." if self.config.decouple else "")
 
-    def synthesizer(self) -> "SliceSynthesizer":
+    def synthesizer(self) -> WindowSynthesizer:
         """Return the main branch at inference, sharing its current weights; untrained until Stage II."""
         module = self.network.module
-        return _synthesizer(self.config, module.main if isinstance(module, Bilateral) else module)
+        return slicewise(module.main if isinstance(module, Bilateral) else module, tiling_of(self.config))
 
     def state(self) -> State:
         """Return the states of Stage I's autoencoders and of Stage II's network."""
-        return {name: engine.state() for name, engine in self._engines().items()}
+        return assembly.states(self.engines)
 
     def load(self, state: State) -> None:
         """Continue from ``state``."""
-        for name, engine in self._engines().items():
-            engine.load(state[name])
-
-    def _engines(self) -> dict[str, Engine]:
-        return {f"{dose} encoder": engine for dose, engine in self.autoencoders.items()} | {"network": self.network}
+        assembly.load_states(self.engines, state)
 
 
 def _as_slices(slabs: Float[Tensor, "b 1 z y x"]) -> Float[Tensor, "bz 1 y x"]:
@@ -534,33 +499,18 @@ def _settings(config: Config) -> dict[str, int]:
     return {name: getattr(config, name) for name in ("window", "patch_size", "dim", "blocks", "heads", "mlp_ratio")}
 
 
-@dataclass(frozen=True)
-class SliceSynthesizer:
-    """The main branch at inference, slice by slice: ``trainers.recipe.Synthesizer``.
-
-    Windows must have the training size (z may be anything); batch norm uses its running statistics, so that a window
-    does not depend on its neighbours.
-    """
-
-    network: nn.Module
-    tiling: Tiling
-    context_needs: None = None
-
-    def context(self, overview: Float[Tensor, "1 1 o o o"], low: Float[Tensor, "n 1 zh yh xh"]) -> dict[str, Tensor]:
-        """Return nothing: no tile needs to know of another."""
-        return {}
-
-    @torch.no_grad()
-    def __call__(self, low: Float[Tensor, "b 1 z y x"], context: Mapping[str, Tensor]) -> Float[Tensor, "b 1 z y x"]:
-        """Synthesize windows; negatives are left in, to be clipped on export."""
-        slices: Tensor = self.network.eval()(_as_slices(low))
-        return slices.reshape(low.shape)
-
-
-def _synthesizer(config: Config, network: nn.Module) -> SliceSynthesizer:
+def tiling_of(config: Config) -> Tiling:
+    """Return windows of the training size that overlap by half; z may be anything."""
     half = config.window // 2
-    tile = (TILE_SLICES, config.window, config.window)
-    return SliceSynthesizer(network, Tiling(tile=tile, halo=(0, 0, 0), overlap=(0, half, half)))
+    return Tiling(tile=(TILE_SLICES, config.window, config.window), halo=(0, 0, 0), overlap=(0, half, half))
+
+
+def slicewise(network: nn.Module, tiling: Tiling) -> WindowSynthesizer:
+    """Return the main branch at inference, slice by slice.
+
+    Batch norm uses its running statistics, so that a window does not depend on its neighbours.
+    """
+    return WindowSynthesizer(network, tiling, run=lambda low: network(_as_slices(low)).reshape(low.shape))
 
 
 # What the registry asks of a paper
@@ -653,7 +603,7 @@ def _start_from(path: Path, config: Config, network: nn.Module) -> None:
             value.copy_(given[name])
 
 
-def weights_to_synthesizer(config: Config, weights: Mapping[str, Tensor]) -> SliceSynthesizer:
+def weights_to_synthesizer(config: Config, weights: Mapping[str, Tensor]) -> WindowSynthesizer:
     """Build the inference side alone from what ``S3PET.weights`` returned.
 
     Raises:
@@ -666,15 +616,6 @@ def weights_to_synthesizer(config: Config, weights: Mapping[str, Tensor]) -> Sli
             found="0: the run holds encoders only, which make no image",
             remedy="train a run with Stage II on them: --set recipe.encoders=RUN/encoders.safetensors",
         )
-    with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
-        network = MainBranch(config) if config.decouple else Baseline(config)
-    wanted = {name: value.shape for name, value in network.state_dict().items()}
-    if wanted != {name: value.shape for name, value in weights.items()}:
-        raise InputError(
-            "CKPT_CONFIG",
-            where="weights of S3PET",
-            found="names or shapes of another configuration",
-            remedy="use the configuration saved with the run",
-        )
-    network.load_state_dict(dict(weights), assign=True)
-    return _synthesizer(config, network)
+    build_network = MainBranch if config.decouple else Baseline
+    network = assembly.with_weights(partial(build_network, config), weights, "weights of S3PET")
+    return slicewise(network, tiling_of(config))

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from storage.errors import InputError
-from trainers import losses, sgsgan
+from trainers import losses
 from trainers.engine import plain_engine
 from trainers.recipe import Batch
-from trainers.sgsgan import Config, networks
+from trainers.systems import sgsgan
+from trainers.systems.sgsgan import Config, networks
 
 SMALL: dict[str, Any] = {
     "growth": 2,
@@ -442,7 +443,7 @@ def test_exactly_the_listed_networks_change(step: int, expected: set[str]) -> No
     metrics = run(recipe, step)
     assert all(torch.isfinite(value) for value in metrics.values())
     assert moved(before, weights(recipe)) == expected
-    grads = [p.grad for e in recipe._engines().values() for p in e.module.parameters()]
+    grads = [p.grad for e in recipe.engines.values() for p in e.module.parameters()]
     assert all(g is None or not g.any() for g in grads)  # nothing leaks into the next step
 
 
@@ -479,9 +480,7 @@ def test_every_critic_step_ends_in_clipped_weights() -> None:
     recipe = build(small())
     for step in (0, 1, 4):
         run(recipe, step)
-        bounds = {
-            name: max(p.abs().max().item() for p in e.module.parameters()) for name, e in recipe._engines().items()
-        }
+        bounds = {name: max(p.abs().max().item() for p in e.module.parameters()) for name, e in recipe.engines.items()}
         assert bounds["D"] == pytest.approx(0.01)
         assert bounds["G"] > 0.01
 

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from storage.errors import InputError
-from trainers import cg_3dsrgan, perceptual
-from trainers.cg_3dsrgan import CG3DSRGAN, Config
+from trainers import perceptual
 from trainers.engine import plain_engine
 from trainers.recipe import Batch
+from trainers.systems import cg_3dsrgan
+from trainers.systems.cg_3dsrgan import CG3DSRGAN, Config
 
 SMALL: dict[str, Any] = {
     "mlnet_channels": 4,

@@ -38,25 +38,21 @@ With ``patch`` (64, 64, 64), ``patches_per_case`` 1, ``context_patches`` 1 and `
 resized to 64^3, all of this reduces to the published system.
 """
 
-import math
-from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
-from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from storage.errors import InputError
-from trainers import losses
+from storage.ranges import Range
+from trainers import assembly, losses
 from trainers.feed import FeedConfig
 from trainers.recipe import Batch, Engine, EngineFactory, Metrics, Needs, State, Tiling
-from trainers.sgsgan.networks import (
+from trainers.systems.sgsgan.networks import (
     DCITN,
     Critic,
     FixedFactors,
@@ -119,54 +115,36 @@ class Config:
     """
 
     synthesis: Literal["dcitn", "unet3d"] = "dcitn"
-    growth: int = 8
-    units: int = 4
-    stem_channels: int | None = None
+    growth: Annotated[int, Range(1)] = 8
+    units: Annotated[int, Range(1)] = 4
+    stem_channels: Annotated[int | None, Range(1)] = None
     concat_input: bool = False
-    unet_channels: int = 48
+    unet_channels: Annotated[int, Range(1)] = 48
     modulated: tuple[int, ...] | None = None
-    style_dim: int = 512
+    style_dim: Annotated[int, Range(1)] = 512
     use_noise: bool = True
     use_adain: bool = True
-    noise_std: float = 0.01
-    critic_channels: int = 64
-    segmenter_channels: int = 16
+    noise_std: Annotated[float, Range(0)] = 0.01
+    critic_channels: Annotated[int, Range(1)] = 64
+    segmenter_channels: Annotated[int, Range(1)] = 16
     rois: tuple[str, ...] = ("liver", "brain", "kidneys", "bladder")
-    lambda_content: float = 100.0
-    lambda_seg: float = 1.0
+    lambda_content: Annotated[float, Range(0)] = 100.0
+    lambda_seg: Annotated[float, Range(0)] = 1.0
     content: Literal["l1", "l2", "gde", "l1+gde"] = "l1"
     seg_loss: Literal["bce", "dice", "bce+dice"] = "bce+dice"
-    lr: float = 1e-4
-    clip: float = 0.01
-    phase_samples: tuple[int, int, int, int] = (240_000, 20_000, 60_000, 20_000)
+    lr: Annotated[float, Range(above=0)] = 1e-4
+    clip: Annotated[float, Range(above=0)] = 0.01
+    phase_samples: Annotated[tuple[int, int, int, int], Range(0)] = (240_000, 20_000, 60_000, 20_000)
     overview: int = 64
     patch: tuple[int, int, int] = (64, 64, 64)
-    patches_per_case: int = 4
-    context_patches: int = 16
-    halo: int | None = None
-    roi_fraction: float = 0.5
-    lesion_fraction: float = 0.0
+    patches_per_case: Annotated[int, Range(1)] = 4
+    context_patches: Annotated[int, Range(1)] = 16
+    halo: Annotated[int | None, Range(0)] = None
+    roi_fraction: Annotated[float, Range(0)] = 0.5
+    lesion_fraction: Annotated[float, Range(0)] = 0.0
 
     def __post_init__(self) -> None:
-        def require(valid: bool, code: str, field: str, remedy: str) -> None:
-            if not valid:
-                raise InputError(code, where=f"sgsgan.{field}", found=repr(getattr(self, field)), remedy=remedy)
-
-        for field, choices in (
-            ("synthesis", ("dcitn", "unet3d")),
-            ("content", ("l1", "l2", "gde", "l1+gde")),
-            ("seg_loss", ("bce", "dice", "bce+dice")),
-        ):
-            require(getattr(self, field) in choices, "CFG_CHOICE", field, f"use one of {', '.join(choices)}")
-        for field in ("growth", "units", "unet_channels", "style_dim", "critic_channels", "segmenter_channels"):
-            require(getattr(self, field) >= 1, "CFG_RANGE", field, "use 1 or more")
-        for field in ("lr", "clip"):
-            require(getattr(self, field) > 0, "CFG_RANGE", field, "use a number above 0")
-        for field in ("noise_std", "lambda_content", "lambda_seg"):
-            require(getattr(self, field) >= 0, "CFG_RANGE", field, "use 0 or more")
-        for field in ("patches_per_case", "context_patches"):
-            require(getattr(self, field) >= 1, "CFG_RANGE", field, "use 1 or more")
-        require(self.stem_channels is None or self.stem_channels >= 1, "CFG_RANGE", "stem_channels", "use 1 or more")
+        require = assembly.check_fields(self, "sgsgan")
         edge = 8 if self.synthesis == "dcitn" else 32  # S halves three times, the 3D-UNet five times
         require(
             all(e % edge == 0 and e >= 24 for e in self.patch),
@@ -180,7 +158,6 @@ class Config:
             "overview",
             "use a multiple of 16: the mapping network halves it four times",
         )
-        require(self.margin >= 0, "CFG_RANGE", "halo", "use 0 or more")
         require(self.synthesis == "dcitn" or self.margin == 0, "CFG_RANGE", "halo", "use 0 with the 3D-UNet")
         top = self.units if self.synthesis == "dcitn" else 5
         require(
@@ -192,17 +169,17 @@ class Config:
             f"name different layers from 0 to {top}, or switch use_noise and use_adain off",
         )
         require(
-            len(self.phase_samples) == 4 and min(self.phase_samples) >= 0 < self.phase_samples[0],
+            len(self.phase_samples) == 4 and self.phase_samples[0] > 0,
             "CFG_RANGE",
             "phase_samples",
             "give four numbers of patches, the first above 0",
         )
         require(len(set(self.rois)) == len(self.rois), "CFG_ROI", "rois", "name every organ once")
         require(
-            min(self.roi_fraction, self.lesion_fraction) >= 0 and self.roi_fraction + self.lesion_fraction <= 1,
+            self.roi_fraction + self.lesion_fraction <= 1,
             "CFG_RANGE",
             "roi_fraction",
-            "use shares of at least 0 that make at most 1 with lesion_fraction",
+            "use shares that make at most 1 with lesion_fraction",
         )
 
     @property
@@ -284,28 +261,12 @@ class SGSGAN:
 
     def __init__(self, config: Config, G: Engine, D: Engine, S: Engine | None, patches_per_step: int) -> None:
         self.config = config
-        self.G = G
-        self.D = D
-        self.S = S
+        self.G, self.D, self.S = G, D, S
+        self.engines = assembly.present({"G": G, "D": D, "S": S})
         samples = config.phase_samples if config.rois else config.phase_samples[:1]
-        self._ends = list(accumulate(math.ceil(n / patches_per_step) for n in samples))
-
-    @property
-    def num_steps(self) -> int:
-        """Steps of all phases together."""
-        return self._ends[-1]
-
-    @property
-    def phase_starts(self) -> dict[str, int]:
-        """First step of every phase that has steps, in order."""
-        starts = zip(PHASES, [0, *self._ends], self._ends, strict=False)
-        return {name: start for name, start, end in starts if start < end}
-
-    def phase(self, step: int) -> str:
-        """Return the phase of ``step``, one of ``PHASES``."""
-        if not 0 <= step < self.num_steps:
-            raise ValueError(f"step {step} is not one of {self.num_steps}")
-        return PHASES[bisect_right(self._ends, step)]
+        steps = (assembly.steps_of(number, patches_per_step) for number in samples)
+        phases = assembly.Phases(dict(zip(PHASES, steps, strict=False)))
+        self.num_steps, self.phase_starts, self.phase = phases.num_steps, phases.starts, phases.at
 
     def needs(self, step: int) -> Needs:
         """Return what ``step`` asks of the feed: body patches, and from phase 2 on organs with their masks."""
@@ -386,7 +347,7 @@ class SGSGAN:
 
     def weights(self) -> dict[str, Tensor]:
         """Return G's weights, as ``weights_to_synthesizer`` takes them."""
-        return {key.removeprefix("weight/"): v for key, v in self.G.state().items() if key.startswith("weight/")}
+        return assembly.weights_of(self.G)
 
     def synthesizer(self) -> "StyleSynthesizer":
         """Return G at inference, sharing its current weights."""
@@ -396,16 +357,11 @@ class SGSGAN:
 
     def state(self) -> State:
         """Return the states of G, D and, where organs guide, S."""
-        return {name: engine.state() for name, engine in self._engines().items()}
+        return assembly.states(self.engines)
 
     def load(self, state: State) -> None:
         """Continue from ``state``."""
-        for name, engine in self._engines().items():
-            engine.load(state[name])
-
-    def _engines(self) -> dict[str, Engine]:
-        engines = {"G": self.G, "D": self.D}
-        return engines if self.S is None else engines | {"S": self.S}
+        assembly.load_states(self.engines, state)
 
 
 @dataclass(frozen=True)
@@ -456,13 +412,8 @@ def _synthesizer(config: Config, G: Generator) -> StyleSynthesizer:
     )
 
 
-def check(config: Config, feed: FeedConfig) -> None:
-    """Every dose is welcome: nothing in the system knows how many there are."""
-
-
-def files(config: Config) -> dict[str, Path]:
-    """Return no file: everything is learnt from the cohort."""
-    return {}
+check = assembly.accept_any_feed  # images of one dose or of several
+files = assembly.no_files
 
 
 def remarks(config: Config) -> tuple[str, ...]:
@@ -481,15 +432,5 @@ def build(config: Config, *, make_engine: EngineFactory, patches_per_step: int) 
 
 def weights_to_synthesizer(config: Config, weights: Mapping[str, Tensor]) -> StyleSynthesizer:
     """Build the inference side from G's weights, named as in ``state()["G"]`` without the prefix ``weight/``."""
-    with torch.device("meta"):  # no memory and no random numbers for weights that are replaced at once
-        G = generator(config)
-    wanted = {name: value.shape for name, value in G.state_dict().items()}
-    if wanted != {name: value.shape for name, value in weights.items()}:
-        raise InputError(
-            "CKPT_CONFIG",
-            where="weights of G",
-            found="names or shapes of another configuration",
-            remedy="use the configuration saved with the run",
-        )
-    G.load_state_dict(dict(weights), assign=True)
+    G = assembly.with_weights(partial(generator, config), weights, "weights of G")
     return _synthesizer(config, G)

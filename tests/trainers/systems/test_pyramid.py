@@ -6,7 +6,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from trainers import pyramid
+from trainers.systems.virtual_pet import pyramid
 
 SHAPES = [(7,), (8, 9), (1, 6, 5), (2, 3, 4), (6, 7, 8)]
 

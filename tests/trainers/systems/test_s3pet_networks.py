@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainers import s3pet
-from trainers.s3pet import Baseline, Bilateral, Config, Decoder, DsMAE, Encoder, MainBranch
+from trainers.systems import s3pet
+from trainers.systems.s3pet import Baseline, Bilateral, Config, Decoder, DsMAE, Encoder, MainBranch
 
 SMALL: dict[str, Any] = {
     "window": 32,

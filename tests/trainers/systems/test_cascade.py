@@ -15,8 +15,13 @@ from storage.errors import InputError
 from storage.patches import PatchLocation
 from storage.reader import Case
 from storage.source import HU
-from trainers import cascade
-from trainers.cascade import (
+from trainers import assembly
+from trainers.engine import plain_engine
+from trainers.feed import FeedConfig
+from trainers.recipe import Batch, Engine, OptimizerFactory, Recipe, Synthesizer, Tiling, Validated
+from trainers.synthesize import synthesize
+from trainers.systems import cascade
+from trainers.systems.cascade import (
     Cascade,
     CascadeGAN,
     CascadeSynthesizer,
@@ -26,10 +31,6 @@ from trainers.cascade import (
     psnr,
     unit_to_suv,
 )
-from trainers.engine import plain_engine
-from trainers.feed import FeedConfig
-from trainers.recipe import Batch, Engine, OptimizerFactory, Recipe, Synthesizer, Tiling, Validated
-from trainers.synthesize import synthesize
 
 SMALL: dict[str, Any] = {
     "patch": (1, 32, 32),
@@ -234,7 +235,7 @@ def test_the_best_epoch_is_kept() -> None:
     seen = []
     for step, score in enumerate((20.0, 25.0, 25.0, math.nan, 24.0)):
         run(recipe, step)
-        seen.append({name: value.clone() for name, value in recipe._current().items()})
+        seen.append({name: value.clone() for name, value in assembly.weights_of(recipe.G).items()})
         assert recipe.observe(step + 1, {"psnr": score, "mse": 1.0}) == step + 1
     assert same(recipe.weights(), seen[1])
     assert not same(recipe.weights(), seen[-1])

@@ -13,11 +13,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from storage.errors import InputError
-from trainers import cg_3dsrgan, perceptual
-from trainers.cg_3dsrgan import CG3DSRGAN, Config, Plateau, WindowSynthesizer
+from trainers import perceptual
 from trainers.engine import plain_engine
 from trainers.feed import FeedConfig
 from trainers.recipe import Batch, Recipe, Synthesizer, Validated
+from trainers.systems import cg_3dsrgan
+from trainers.systems.cg_3dsrgan import CG3DSRGAN, Config, Plateau, synthesizer_of
 
 SMALL: dict[str, Any] = {
     "mlnet_channels": 4,
@@ -139,9 +140,9 @@ def test_exactly_the_listed_networks_change(step: int, expected: set[str]) -> No
     assert moved(before, weights(recipe)) == expected
     # Running statistics are M's alone, and only a pre-training step leaves them.
     assert moved(statistics, weights(recipe, buffers=True)) == (set() if step == 0 else {"mlnet.down", "mlnet.up"})
-    grads = [p.grad for e in recipe._engines().values() for p in e.module.parameters()]
+    grads = [p.grad for e in recipe.engines.values() for p in e.module.parameters()]
     assert all(g is None or not g.any() for g in grads)  # nothing leaks into the next step
-    assert all(p.requires_grad for e in recipe._engines().values() for p in e.module.parameters())
+    assert all(p.requires_grad for e in recipe.engines.values() for p in e.module.parameters())
 
 
 def test_one_forward_of_m_per_step() -> None:
@@ -211,7 +212,7 @@ def test_tiles_of_any_size_equal_the_whole_volume() -> None:
     G = cg_3dsrgan.generator(small(contextual_channels=2))
     channels_last(G)
     perturb(G)
-    synthesizer = WindowSynthesizer(G)
+    synthesizer = synthesizer_of(G)
     tiling = synthesizer.tiling
     assert (tiling.tile, tiling.halo, tiling.overlap, tiling.multiple) == ((64,) * 3, (48,) * 3, (0,) * 3, (32,) * 3)
     shape, covered = (90, 20, 11), (96, 32, 32)
@@ -369,7 +370,7 @@ def test_every_row_of_the_ablation_has_its_networks_and_losses(
 def test_training_overfits_two_patches() -> None:
     """Two patches of hot blobs of two doses: the error falls, the doses are told apart, the activity is kept."""
     recipe = build(small(max_epochs=100, lr=4e-3, mlnet_channels=16))
-    for engine in recipe._engines().values():
+    for engine in recipe.engines.values():
         channels_last(engine.module)
     random = torch.Generator().manual_seed(0)
     places = torch.stack(torch.meshgrid(*[torch.arange(32.0)] * 3, indexing="ij"), dim=-1)

@@ -1,0 +1,289 @@
+"""Parts that systems are assembled from: checked settings, phases, states and weights, windows of inference.
+
+What a paper adds stands in its file of ``trainers/systems``; what several systems repeat stands here, as functions and
+small classes to be used, not inherited from.  ``Supervised`` is a whole recipe: one network, one loss, one phase.
+"""
+
+import dataclasses
+import math
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from storage.errors import InputError
+from storage.ranges import check_ranges
+from trainers.feed import FeedConfig
+from trainers.recipe import Batch, Engine, Metrics, Needs, State, Tiling
+
+Network = TypeVar("Network", bound=nn.Module)
+WEIGHT = "weight/"  # what the names of a network's weights and buffers begin with in an engine's state
+
+
+# Settings
+
+
+def check_fields(config: Any, where: str) -> Callable[[bool, str, str, str], None]:
+    """Refuse a configuration with a value that its field's type does not allow: ``Literal`` choices and ``Range``.
+
+    Args:
+        config: a dataclass instance.
+        where: the system's name, before the field's name in errors.
+
+    Returns:
+        ``require(valid, code, field, remedy)`` for checks across fields, which raises InputError of ``code``.
+
+    Raises:
+        InputError: CFG_CHOICE, CFG_RANGE.
+    """
+
+    def require(valid: bool, code: str, field: str, remedy: str) -> None:
+        if not valid:
+            raise InputError(code, where=f"{where}.{field}", found=repr(getattr(config, field)), remedy=remedy)
+
+    for field, allowed in _choices(config.__class__).items():
+        require(getattr(config, field) in allowed, "CFG_CHOICE", field, f"use one of {', '.join(map(str, allowed))}")
+    check_ranges(config, where)
+    return require
+
+
+@cache
+def _choices(config: type[Any]) -> dict[str, tuple[Any, ...]]:
+    hints = typing.get_type_hints(config)
+    names = [field.name for field in dataclasses.fields(config)]
+    return {name: typing.get_args(hints[name]) for name in names if typing.get_origin(hints[name]) is Literal}
+
+
+def accept_any_feed(config: Any, feed: FeedConfig) -> None:
+    """``RecipeSpec.check`` of a system that takes any images on any scale."""
+
+
+def check_ct_to_suv(feed: FeedConfig) -> None:
+    """Refuse what a system that makes PET in SUV from one CT in HU, and scales both itself, cannot be fed.
+
+    Raises:
+        InputError: CFG_SCALE, CFG_INPUTS.
+    """
+    if feed.suv_scale != 1:
+        raise InputError(
+            "CFG_SCALE",
+            where="feed.suv_scale",
+            found=f"{feed.suv_scale:g}; this system scales HU and SUV itself (recipe.ct_window, recipe.suv_max)",
+            remedy="use --set feed.suv_scale=1",
+        )
+    if len(feed.low) != 1:
+        raise InputError(
+            "CFG_INPUTS",
+            where="feed.low",
+            found=f"{len(feed.low)} images; this system starts from one, the CT",
+            remedy="use --set feed.low=ct",
+        )
+
+
+def no_files(config: Any) -> Mapping[str, Path]:
+    """``RecipeSpec.files`` of a system that learns everything from the cohort."""
+    return {}
+
+
+# Schedule
+
+
+def steps_of(samples: int, samples_per_step: int) -> int:
+    """Return the steps in which at least ``samples`` samples are seen."""
+    return math.ceil(samples / samples_per_step)
+
+
+@dataclass(frozen=True)
+class Phases:
+    """The phases of a training in order; a phase of 0 steps is left out.
+
+    Args:
+        steps: name -> number of steps.
+
+    >>> phases = Phases({"first": 2, "unused": 0, "last": 3})
+    >>> phases.num_steps, phases.starts, phases.at(1), phases.at(2), phases.end("first")
+    (5, {'first': 0, 'last': 2}, 'first', 'last', 2)
+    """
+
+    steps: Mapping[str, int]
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of all phases together."""
+        return sum(self.steps.values())
+
+    @property
+    def starts(self) -> dict[str, int]:
+        """First step of every phase that has steps, in order."""
+        return {name: self.end(name) - steps for name, steps in self.steps.items() if steps}
+
+    def end(self, name: str) -> int:
+        """Return the step after the last one of phase ``name``."""
+        return dict(zip(self.steps, accumulate(self.steps.values()), strict=True))[name]
+
+    def at(self, step: int) -> str:
+        """Return the name of the phase of ``step``.
+
+        Raises:
+            ValueError: there is no such step.
+        """
+        if not 0 <= step < self.num_steps:
+            raise ValueError(f"step {step} is not one of {self.num_steps}")
+        return next(name for name in self.steps if step < self.end(name))
+
+
+# States and weights
+
+
+def present(engines: Mapping[str, Engine | None]) -> dict[str, Engine]:
+    """Return the engines that a configuration has, by name; the others are None."""
+    return {name: engine for name, engine in engines.items() if engine is not None}
+
+
+def states(engines: Mapping[str, Engine]) -> State:
+    """Return the states of all engines by name (collective)."""
+    return {name: engine.state() for name, engine in engines.items()}
+
+
+def load_states(engines: Mapping[str, Engine], state: State) -> None:
+    """Continue from what ``states`` returned (collective); other entries of ``state`` are left to the caller."""
+    for name, engine in engines.items():
+        engine.load(state[name])
+
+
+def weights_of(engine: Engine, under: str = "") -> dict[str, Tensor]:
+    """Return an engine's weights and buffers, whole on every rank (collective).
+
+    Args:
+        under: only those whose name begins with it, named without it.
+    """
+    start = WEIGHT + under
+    return {key.removeprefix(start): value for key, value in engine.state().items() if key.startswith(start)}
+
+
+def with_weights(build: Callable[[], Network], weights: Mapping[str, Tensor], where: str) -> Network:
+    """Build a network that holds ``weights``, without memory or random numbers for weights of its own.
+
+    Args:
+        build: makes the network; called on the meta device.
+        weights: every weight and buffer by name.
+        where: what the weights are called in the error.
+
+    Raises:
+        InputError: CKPT_CONFIG where names or shapes are not the network's.
+    """
+    with torch.device("meta"):
+        network = build()
+    wanted = {name: value.shape for name, value in network.state_dict().items()}
+    if wanted != {name: value.shape for name, value in weights.items()}:
+        raise InputError(
+            "CKPT_CONFIG",
+            where=where,
+            found="names or shapes of another configuration",
+            remedy="use the configuration saved with the run",
+        )
+    network.load_state_dict(dict(weights), assign=True)
+    return network
+
+
+# Inference
+
+
+def cropped(image: Float[Tensor, "b c z y x"], margin: Sequence[int]) -> Float[Tensor, "b c z-2m y-2m x-2m"]:
+    """Return ``image`` without ``margin`` (z, y, x) voxels on either side."""
+    z, y, x = (slice(m, edge - m) for m, edge in zip(margin, image.shape[2:], strict=True))
+    return image[:, :, z, y, x]
+
+
+@dataclass(frozen=True)
+class WindowSynthesizer:
+    """A network at inference in windows that share nothing: ``trainers.recipe.Synthesizer``.
+
+    Args:
+        network: what is set to inference mode before every window.
+        tiling: how a volume is cut.
+        run: from a window (b, 1, z + 2 halo_z, ...) to its tile (b, 1, z, y, x); uses ``network``.
+    """
+
+    network: nn.Module
+    tiling: Tiling
+    run: Callable[[Tensor], Tensor]
+    context_needs: None = None
+
+    def context(self, overview: Tensor, low: Tensor) -> dict[str, Tensor]:
+        """Return nothing: a window depends on no other."""
+        return {}
+
+    @torch.no_grad()
+    def __call__(self, low: Float[Tensor, "b 1 zh yh xh"], context: Mapping[str, Tensor]) -> Float[Tensor, "b 1 z y x"]:
+        """Synthesize tiles; negatives are left in, to be clipped on export."""
+        self.network.eval()
+        return self.run(low)
+
+
+def windows(network: nn.Module, tiling: Tiling) -> WindowSynthesizer:
+    """Return the inference of a network whose output is as large as its input; the halo is cropped."""
+    return WindowSynthesizer(network, tiling, run=lambda low: cropped(network(low), tiling.halo))
+
+
+# A whole recipe
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """One network trained on pairs by one loss, for a fixed number of steps: ``trainers.recipe.Recipe``.
+
+    Args:
+        engine: of a network from (b, 1, z, y, x) to an image of the same size.
+        loss: of (image, target), both (b, 1, z, y, x); a scalar.
+        spec: what every step asks of the feed; what the network makes of its halo is cropped before the loss.
+        tiling: of inference.
+        phases: one phase.
+    """
+
+    engine: Engine
+    loss: Callable[[Tensor, Tensor], Tensor]
+    spec: Needs
+    tiling: Tiling
+    phases: Phases
+
+    @property
+    def num_steps(self) -> int:
+        return self.phases.num_steps
+
+    @property
+    def phase_starts(self) -> dict[str, int]:
+        return self.phases.starts
+
+    def phase(self, step: int) -> str:
+        return self.phases.at(step)
+
+    def needs(self, step: int) -> Needs:
+        return self.spec
+
+    def step(self, batch: Batch, step: int) -> Metrics:
+        """Update the network once."""
+        self.engine.module.train()
+        loss = self.loss(cropped(self.engine(batch.low), self.spec.halo), batch.full)
+        self.engine.backward(loss)
+        self.engine.step()
+        return {"loss": loss.detach()}
+
+    def weights(self) -> dict[str, Tensor]:
+        return weights_of(self.engine)
+
+    def synthesizer(self) -> WindowSynthesizer:
+        return windows(self.engine.module, self.tiling)
+
+    def state(self) -> State:
+        return states({"network": self.engine})
+
+    def load(self, state: State) -> None:
+        load_states({"network": self.engine}, state)
