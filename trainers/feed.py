@@ -50,8 +50,6 @@ class FeedConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "feed")
-        if not self.low:
-            raise InputError("CFG_RANGE", where="feed.low", found="()", remedy="give one low-dose image at least")
 
 
 def channel_values(labels: dict[int, str], roi: str) -> list[int]:

@@ -81,6 +81,8 @@ class RunConfig:
             object.__setattr__(self, "model", RECIPES[self.recipe].Config())
         if self.feed is None:
             object.__setattr__(self, "feed", RECIPES[self.recipe].FEED)
+        if not self.feed.low:
+            raise InputError("CFG_RANGE", where="feed.low", found="()", remedy="give one low-dose image at least")
         if self.feed.cases_per_step % self.cluster.workers:
             raise InputError(
                 "CFG_WORKERS",
