@@ -28,7 +28,7 @@ from storage.source import HU, ImageSource
 from trainers import RECIPES
 from trainers.metrics.detection import DetectionConfig
 from trainers.metrics.image import Score
-from trainers.metrics.unet_score import Judge, UnetScoreConfig, judge
+from trainers.organ_segmenter import OrganSegmenter, OrganSegmenterConfig, train_segmenter
 
 EVALUATION, REPORT = "evaluation", "report.html"
 
@@ -76,24 +76,26 @@ def _baseline(run: Path, cohort: Path, low: str, folder: Path | None = None) -> 
     return found
 
 
-def make_judge(run: Path, cohort: Path, config: UnetScoreConfig, folder: Path | None = None) -> Judge:
+def make_segmenter(run: Path, cohort: Path, config: OrganSegmenterConfig, folder: Path | None = None) -> OrganSegmenter:
     """Train the U-Net behind the Unet-score on the full-dose images of the run's training cases, or read it back.
 
     Args:
-        folder: the judge's, shared by runs of the same training cases; default: one in the run's evaluation.
+        folder: the segmenter's, shared by runs of the same training cases; default: one in the run's evaluation.
     """
     _, facts = _facts(run)
     cases = [*facts["train"], *facts.get("unpaired", ())]
     trained = configs.read(run / CONFIG)
     device = torch.device("cuda" if trained.cluster.device == "cuda" and torch.cuda.is_available() else "cpu")
-    with bar("judge", 1) as advance:
+    with bar("organ segmenter", 1) as advance:
 
         def follow(record: dict[str, Any]) -> None:
             if record["event"] == "log":
                 advance(0, f"step {record['step']}, loss {record['loss/segmentation']:.3f}")
 
         place = folder or run / EVALUATION / "judge"
-        made = judge(place, open_cohort(cohort), cases, config, feed=trained.feed, device=device, report=follow)
+        made = train_segmenter(
+            place, open_cohort(cohort), cases, config, feed=trained.feed, device=device, report=follow
+        )
         advance(1, "")
     return made
 
@@ -102,7 +104,7 @@ def evaluate_run(
     run: Path,
     cohort: Path,
     *,
-    judged_by: Judge | None = None,
+    segmenter: OrganSegmenter | None = None,
     lesions: DetectionConfig | None = None,
     lows: Sequence[str] = (),
     baselines: Path | None = None,
@@ -111,12 +113,12 @@ def evaluate_run(
     """Score every test case from every image fed; tables to the terminal, CSV and JSON to the run's folder.
 
     Args:
-        judged_by: a U-Net trained on the run's training cases, for the Unet-score.
+        segmenter: a U-Net trained on the run's training cases, for the Unet-score.
         lesions: what is to be detected where, None for nothing.
         lows: some of the images that the run starts from; () for all.
         baselines: where what needs no network is kept for runs of the same training cases; default: in the run.
-        known: image that the run starts from -> scores of the same cases by the same rules and judge, from another
-            run; those of images that no network made are taken from there.
+        known: image that the run starts from -> scores of the same cases by the same rules and segmenter, from
+            another run; those of images that no network made are taken from there.
 
     Raises:
         InputError: SET_NO_TEST, SET_NO_LABELS, CKPT_NONE, STORE_DAMAGED and their kin.
@@ -163,7 +165,7 @@ def evaluate_run(
                     label_names=case.labels,
                     lesions=[label for label in case.labels.values() if label.startswith("lesion")],
                     presets=("native", RECIPES[config.recipe].PRESET),
-                    judge=judged_by,
+                    segmenter=segmenter,
                 )
                 advance(1, f"{name} {low}")
         about: dict[str, Any] = {"low": low, "baseline": baseline.rule}

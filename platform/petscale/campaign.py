@@ -49,7 +49,7 @@ from storage.reader import Case, Cohort, open_cohort
 from storage.source import LABEL, SUV, ArraySource, Grid, ImageSource
 from trainers import RECIPES
 from trainers.metrics.detection import DetectionConfig, Matching, clopper_pearson, poisson_interval
-from trainers.metrics.unet_score import UnetScoreConfig
+from trainers.organ_segmenter import OrganSegmenterConfig
 
 GAUSSIAN = "best Gaussian"
 SIGNIFICANT = 0.05
@@ -187,8 +187,8 @@ class Experiment:
         untrained: images that nobody trained, the low-dose input among them: column label -> published value.
         orders: the paper's orderings, each tested over patients.
         folds: parts of the cross-validation; every patient is tested once.
-        unet_score: the judge of the Unet-score, None for none.  The tables of one cohort name the same, whether they
-            show it or not, since they share runs and scores.
+        unet_score: the organ segmenter of the Unet-score, None for none.  The tables of one cohort name the same,
+            whether they show it or not, since they share runs and scores.
         lesions: what is to be detected where, None for nothing.
         remarks: what a reader of the table must know, one sentence each.
     """
@@ -203,7 +203,7 @@ class Experiment:
     untrained: Mapping[str, Mapping[str, Published]]
     orders: tuple[Order, ...]
     folds: int
-    unet_score: UnetScoreConfig | None = None
+    unet_score: OrganSegmenterConfig | None = None
     lesions: DetectionConfig | None = None
     remarks: tuple[str, ...] = ()
 
@@ -339,7 +339,7 @@ def run_folder(runs: Path, row: str, config: RunConfig, folds: int, cohort: Path
 def _evaluate(
     run: Path, cohort: Path, experiment: Experiment, home: Path, known: Mapping[str, Evaluation]
 ) -> dict[str, Evaluation]:
-    """Read a run's scores, or make them; one Gaussian and one judge of the Unet-score serve every row of a fold."""
+    """Read a run's scores, or make them; one Gaussian and one organ segmenter serve every row of a fold."""
     unet_score = experiment.unet_score
     found = {low: _scored(run, low) for low in experiment.lows}
     whole = {low: there for low, there in found.items() if there is not None and _judged_by(there, experiment)}
@@ -347,15 +347,17 @@ def _evaluate(
         return whole
     config, facts = configs.read(run / launch.CONFIG), json.loads((run / launch.CONFIG).read_bytes())
     seen = {name: facts["cases"][name] for name in (*facts["train"], *facts["unpaired"])}
-    judge = None
+    segmenter = None
     if unet_score is not None:
         feed = [config.feed.full, config.feed.seed, config.feed.suv_scale, config.feed.cases_per_step]
-        judge = assess.make_judge(run, cohort, unet_score, home / "judges" / _digest([asdict(unet_score), feed, seen]))
+        segmenter = assess.make_segmenter(
+            run, cohort, unet_score, home / "judges" / _digest([asdict(unet_score), feed, seen])
+        )
     baselines = home / "baselines" / _digest({name: seen[name] for name in facts["train"]})
     return assess.evaluate_run(
         run,
         cohort,
-        judged_by=judge,
+        segmenter=segmenter,
         lesions=experiment.lesions,
         lows=experiment.lows,
         baselines=baselines,
@@ -371,8 +373,8 @@ def _scored(run: Path, name: str) -> Evaluation | None:
 
 
 def _judged_by(evaluation: Evaluation, wanted: Experiment) -> bool:
-    judge, lesions = wanted.unet_score, wanted.lesions
-    judged = judge is None or any(row.rule == judge.rule for row in evaluation.rows)
+    segmenter, lesions = wanted.unet_score, wanted.lesions
+    judged = segmenter is None or any(row.rule == segmenter.rule for row in evaluation.rows)
     return judged and (lesions is None or any(row.rule.mask == lesions.text() for row in evaluation.rows))
 
 

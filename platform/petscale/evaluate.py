@@ -26,7 +26,7 @@ from trainers.metrics.image import Region, Rule, Score, stream_scores
 from trainers.metrics.presets import BODY_PSNR, PRESETS
 from trainers.metrics.slices import slice_scores
 from trainers.metrics.udpet import udpet_scores
-from trainers.metrics.unet_score import Judge, unet_scores
+from trainers.metrics.unet_score import OrganFinder, unet_scores
 
 SYNTHESIZED, REFERENCE = "synthesized", "full dose"
 FEWEST_FOR_A_TEST = 6  # two-sided Wilcoxon cannot fall below 0.05 with five pairs (smallest p is 2 / 2**n)
@@ -45,9 +45,9 @@ def score_case(
     label_names: Mapping[int, str] | None = None,
     lesions: Collection[str] = ("lesion",),
     presets: Sequence[str] = ("native",),
-    judge: Judge | None = None,
+    segmenter: OrganFinder | None = None,
 ) -> list[Score]:
-    """Score one case: image quality by every preset, uptake in organs and lesions, and what a judge finds.
+    """Score one case: image quality by every preset, uptake in organs and lesions, and the Unet-score.
 
     Args:
         case: alias of the case.
@@ -59,15 +59,15 @@ def score_case(
         lesions: names whose label holds lesions; each connected one becomes a region of its own, the largest first.
         presets: keys of ``trainers.metrics.presets.PRESETS``; ``udpet2022`` brings its organ errors where there are
             labels, ``cascade`` MS-SSIM and checkerboards.
-        judge: a U-Net that has not seen the case, for the Unet-score of every image and of the full dose itself; it
-            needs labels.
+        segmenter: a network that was not trained on the case, for the Unet-score of every image and of the full dose
+            itself; it needs labels.
 
     Raises:
         InputError: as ``stream_scores``, ``stream_uptake`` and ``unet_scores`` do.
     """
     found = []
-    if judge is not None and labels is not None:
-        found = unet_scores(judge, case, {REFERENCE: reference, **candidates}, labels, label_names or {})
+    if segmenter is not None and labels is not None:
+        found = unet_scores(segmenter, case, {REFERENCE: reference, **candidates}, labels, label_names or {})
     rules = [rule for preset in presets for rule in PRESETS[preset]]
     regions = [Region("whole volume", "whole"), Region("body", "body")]
     names = dict(label_names or {})
@@ -243,7 +243,7 @@ class Evaluation:
         return table
 
     def unet_table(self) -> Table | None:
-        """Return case means ± sd of the Unet-score, the full dose first; None where no judge was asked."""
+        """Return case means ± sd of the Unet-score, the full dose first; None where no organ segmenter was used."""
         summaries = [s for s in self.summary() if s.rule.metric == "Unet-score"]
         if not summaries:
             return None

@@ -74,7 +74,7 @@ class Objective:
         return f"{self.metric}:{self.region}:{self.preset}"
 
 
-# The judge's own text is known when it has judged; beside every organ it scores their union and their mean.
+# The segmenter's own text is known when it has judged; beside every organ it scores their union and their mean.
 _UNET_SCORE, _UNION, _MEAN = Rule("Unet-score", "ROI", "", "1", preset="sgsgan"), "all organs", "mean over organs"
 _STORED = (
     *(rule for rules in PRESETS.values() for rule in rules),
@@ -211,7 +211,7 @@ def _no_score(objective: Objective, rows: Sequence[Score], inside: Sequence[Scor
     elif region in ("whole", "body"):
         found, remedy = f"no score by preset {objective.preset}", f"score with the preset {objective.preset}"
     elif objective.metric == "Unet-score":
-        found, remedy = "no judge has scored there", "train a judge, or choose another objective"
+        found, remedy = "no organ segmenter has scored there", "train one, or choose another objective"
     elif region in ("lesions", "organs"):
         found = f"no {region} are labelled in the validation cases"
         if objective.preset not in ("native", "clinical") and not rows:

@@ -11,7 +11,7 @@ from storage import integrity
 from storage.errors import InputError
 from storage.reader import open_cohort
 from trainers.metrics import image
-from trainers.metrics.unet_score import UnetScoreConfig
+from trainers.organ_segmenter import OrganSegmenterConfig
 
 
 @pytest.fixture
@@ -55,14 +55,16 @@ def test_a_gaussian_of_another_width_is_scored_anew(tested: Path, cohort: Path) 
 
 
 def test_the_judge_learns_from_the_training_cases_and_scores_every_image(tested: Path, cohort: Path) -> None:
-    config = UnetScoreConfig(rois=("liver",), channels=1, patch=(24, 24, 24), halo=0, samples=4, patches_per_case=1)
-    judge = assess.make_judge(tested, cohort, config)
-    assert judge.cases == open_cohort(cohort).cases[1:]
-    evaluation = assess.evaluate_run(tested, cohort, judged_by=judge)["low_drf4"]
+    config = OrganSegmenterConfig(
+        rois=("liver",), channels=1, patch=(24, 24, 24), halo=0, samples=4, patches_per_case=1
+    )
+    segmenter = assess.make_segmenter(tested, cohort, config)
+    assert segmenter.cases == open_cohort(cohort).cases[1:]
+    evaluation = assess.evaluate_run(tested, cohort, segmenter=segmenter)["low_drf4"]
     assert {row.image for row in evaluation.rows if row.rule == config.rule} == {REFERENCE, *evaluation.images}
     weights = tested / assess.EVALUATION / "judge" / "judge.safetensors"
     made = weights.stat().st_mtime_ns
-    assess.make_judge(tested, cohort, config)
+    assess.make_segmenter(tested, cohort, config)
     assert weights.stat().st_mtime_ns == made
     with pytest.raises(InputError, match="SET_NO_LABELS"):
-        assess.make_judge(tested, cohort, UnetScoreConfig(rois=("thyroid",)))
+        assess.make_segmenter(tested, cohort, OrganSegmenterConfig(rois=("thyroid",)))

@@ -38,7 +38,7 @@ from trainers import sgsgan
 from trainers.feed import FeedConfig
 from trainers.metrics.image import Score
 from trainers.metrics.presets import BODY_PSNR
-from trainers.metrics.unet_score import UnetScoreConfig
+from trainers.organ_segmenter import OrganSegmenterConfig
 
 PATIENTS = 8
 GRID = Grid((40, 24, 28), np.array([[-4.0, 0, 0, 50], [0, -4.0, 0, 60], [0, 0, 3.0, -70], [0, 0, 0, 1]]))
@@ -120,20 +120,20 @@ def trained(monkeypatch, cohort):
 
     monkeypatch.setattr(launch, "train", train)
 
-    def evaluate(run, cohort_folder, *, judged_by, lesions, lows, baselines, known):
+    def evaluate(run, cohort_folder, *, segmenter, lesions, lows, baselines, known):
         made.scored += 1
-        found = evaluations(run, judged_by)
+        found = evaluations(run, segmenter)
         for low, one in found.items():
             (run / assess.EVALUATION / low).mkdir(parents=True, exist_ok=True)
             one.write(run / assess.EVALUATION / low)
         return found
 
-    def make_judge(run, cohort_folder, config, folder):
+    def make_segmenter(run, cohort_folder, config, folder):
         made.judges.append(folder.name)
         return config
 
     monkeypatch.setattr(assess, "evaluate_run", evaluate)
-    monkeypatch.setattr(assess, "make_judge", make_judge)
+    monkeypatch.setattr(assess, "make_segmenter", make_segmenter)
     monkeypatch.setattr(campaign, "make_cohort", lambda phantoms, folder: cohort)
     return made
 
@@ -144,7 +144,7 @@ def made_up(patient, gain, draw):
     return 20.0 + 3 * number + gain * (1 + 0.1 * number) + (5.0 if draw else -5.0)
 
 
-def evaluations(run, judge):
+def evaluations(run, segmenter):
     facts = json.loads((run / launch.CONFIG).read_bytes())
     noise = facts["config"]["model"]["noise_std"]
     found = {}
@@ -155,9 +155,9 @@ def evaluations(run, judge):
             for patient in facts["test"]
             for image, gain in zip(images, (0.0, 0.5, 100 * noise), strict=True)
         ]
-        if judge is not None:
+        if segmenter is not None:
             dice = {REFERENCE: 0.9, **dict.fromkeys(images, 0.7)}
-            scores += [Score(p, i, "liver", "organ", judge.rule, v) for p in facts["test"] for i, v in dice.items()]
+            scores += [Score(p, i, "liver", "organ", segmenter.rule, v) for p in facts["test"] for i, v in dice.items()]
         found[low] = Evaluation(tuple(scores), images, tuple(facts["test"]))
     return found
 
@@ -271,20 +271,20 @@ def test_a_score_that_nobody_made_is_a_dash(trained, tmp_path):
 
 
 def test_one_judge_per_fold_serves_every_row_and_the_full_dose_stands_in_the_table(trained, tmp_path):
-    judge = UnetScoreConfig(rois=("liver",), samples=10)
+    segmenter = OrganSegmenterConfig(rois=("liver",), samples=10)
     run_experiment(experiment("a", "b"), tmp_path, command="x")
     assert not trained.judges
-    path = run_experiment(experiment("a", "b", unet_score=judge), tmp_path, command="x")
+    path = run_experiment(experiment("a", "b", unet_score=segmenter), tmp_path, command="x")
     assert (len(trained.runs), trained.scored) == (4, 8)
     assert len(trained.judges) == 4
     assert len(set(trained.judges)) == 2
     section = path.read_text().split("## Unet-score")[1].split("##")[0]
     assert "| full dose | 0.9000 ± 0.0000 | - | - | - | - |" in section
     assert "| a | 0.7000 ± 0.0000 | - | +0.0000 (0 of 8) | low-dose input | - |" in section
-    run_experiment(experiment("a", "b", unet_score=judge), tmp_path, command="x")
+    run_experiment(experiment("a", "b", unet_score=segmenter), tmp_path, command="x")
     run_experiment(experiment("a", "b"), tmp_path, command="x")
     assert trained.scored == 8
-    run_experiment(experiment("a", unet_score=replace(judge, samples=20)), tmp_path, command="x")
+    run_experiment(experiment("a", unet_score=replace(segmenter, samples=20)), tmp_path, command="x")
     assert trained.scored == 10
     assert len(set(trained.judges)) == 4
 

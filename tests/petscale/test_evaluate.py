@@ -24,7 +24,8 @@ from storage.errors import InputError
 from storage.source import LABEL, SUV, ArraySource, Grid
 from trainers.metrics.image import Region, Score
 from trainers.metrics.presets import BODY_PSNR, PRESETS
-from trainers.metrics.unet_score import MEAN, UNION, Judge, UnetScoreConfig
+from trainers.metrics.unet_score import MEAN, UNION
+from trainers.organ_segmenter import OrganSegmenter, OrganSegmenterConfig
 
 GRID = Grid((40, 24, 28), np.diag([-4.0, -4.0, 3.0, 1.0]))
 NAMES = {1: "body", 2: "liver", 3: "lesion"}
@@ -146,8 +147,8 @@ def shown(table):
 def test_a_judge_is_asked_about_every_image_and_the_full_dose_first():
     labels, activity = truth()
     full, low = noisy(activity, 0.01, 0), noisy(activity, 2.0, 1)
-    config = UnetScoreConfig(rois=("liver", "lesion"), patch=(16, 16, 16), halo=4)
-    judge = Judge(config, 1.0, lambda image: torch.cat([1 - (image - 3).abs(), image - 6], dim=1), CPU)
+    config = OrganSegmenterConfig(rois=("liver", "lesion"), patch=(16, 16, 16), halo=4)
+    segmenter = OrganSegmenter(config, 1.0, lambda image: torch.cat([1 - (image - 3).abs(), image - 6], dim=1), CPU)
     scores = score_case(
         "c",
         full,
@@ -156,7 +157,7 @@ def test_a_judge_is_asked_about_every_image_and_the_full_dose_first():
         labels=source(labels, LABEL),
         label_names=NAMES,
         presets=("udpet2022", "s3pet"),
-        judge=judge,
+        segmenter=segmenter,
     )
     asked = [score for score in scores if score.rule.metric == "Unet-score"]
     assert list(dict.fromkeys(score.image for score in asked)) == [REFERENCE, INPUT, SYNTHESIZED]

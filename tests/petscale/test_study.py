@@ -178,7 +178,7 @@ def test_a_score_that_is_missing_says_what_is_missing():
     assert "labelled: liver" in refused("TUNE_NO_SCORE", value_of, objective("PSNR:spleen"), rows, "net")
     assert "image low" in refused("TUNE_NO_SCORE", value_of, objective("PSNR:liver"), rows, "low")
     assert "preset s3pet" in refused("TUNE_NO_SCORE", value_of, objective("NMSE:whole"), rows, "net")
-    assert "judge" in refused("TUNE_NO_SCORE", value_of, objective("unet_score"), rows, "net")
+    assert "segmenter" in refused("TUNE_NO_SCORE", value_of, objective("unet_score"), rows, "net")
 
 
 # ---- opening --------------------------------------------------------------------------------------------------------
