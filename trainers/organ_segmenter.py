@@ -35,8 +35,9 @@ from trainers import checkpoint
 from trainers.engine import plain_engine
 from trainers.feed import Feed, FeedConfig, channel_values, check_cases
 from trainers.loop import LoopConfig, Report, fit
-from trainers.metrics.image import Rule
-from trainers.metrics.unet_score import unet_score_rule
+from trainers.metrics.definitions import ScoreDefinition
+from trainers.metrics.identifiers import segmenter_key
+from trainers.metrics.unet_score import unet_score_definition
 from trainers.recipe import Batch, Engine, Metrics, Needs, State, Synthesizer
 from trainers.sgsgan import segmentation_losses
 from trainers.sgsgan.networks import Segmenter
@@ -103,15 +104,21 @@ class OrganSegmenterConfig:
         )
 
     @property
-    def rule(self) -> Rule:
-        """How the Dice of one organ comes about."""
-        patch = " x ".join(map(str, self.patch))
-        segmenter = (
-            f"3D U-Net of {2 * self.channels} to {16 * self.channels} channels for {', '.join(self.rois)}, "
-            f"trained with BCE + Dice and RMSprop at {self.lr:g} on {self.samples} full-dose patches of {patch} voxels "
-            f"of the training cases, then fixed; windows of {patch} voxels, halo {self.halo}"
+    def key(self) -> str:
+        """What makes two Unet-scores comparable, as a short stable text (``identifiers.segmenter_key``)."""
+        return segmenter_key(
+            (2 * self.channels, 16 * self.channels),
+            rois=self.rois,
+            lr=self.lr,
+            samples=self.samples,
+            patch=self.patch,
+            halo=self.halo,
         )
-        return unet_score_rule(segmenter)
+
+    @property
+    def definition(self) -> ScoreDefinition:
+        """How the Dice of one organ comes about."""
+        return unet_score_definition(self.key)
 
 
 class SegmenterTraining:
@@ -181,9 +188,9 @@ class OrganSegmenter:
         return self.config.rois
 
     @property
-    def rule(self) -> Rule:
+    def definition(self) -> ScoreDefinition:
         """How the Dice of one organ comes about."""
-        return self.config.rule
+        return self.config.definition
 
     def label_values(self, label_names: Mapping[int, str], case: str) -> list[list[int]]:
         """Return the label values that make up every organ, in the order of ``rois``.

@@ -26,8 +26,8 @@ from storage.errors import InputError
 from storage.reader import Case, open_cohort
 from storage.source import HU, ImageSource
 from trainers import RECIPES
+from trainers.metrics.definitions import Score
 from trainers.metrics.detection import DetectionConfig
-from trainers.metrics.image import Score
 from trainers.organ_segmenter import OrganSegmenter, OrganSegmenterConfig, train_segmenter
 
 EVALUATION, REPORT = "evaluation", "report.html"
@@ -186,7 +186,7 @@ def _known(evaluation: Evaluation | None, case: str, images: Sequence[str]) -> l
     """Scores of a case's images that no network made."""
     untrained = images[:-1]
     rows = evaluation.rows if evaluation else ()
-    return [r for r in rows if r.case == case and r.image in untrained and r.rule.preset != detection.PRESET]
+    return [r for r in rows if r.case == case and r.image in untrained and r.definition.preset != detection.PRESET]
 
 
 def _check_unchanged(case: Case, digests: Mapping[str, str]) -> None:

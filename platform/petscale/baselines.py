@@ -15,7 +15,8 @@ from scipy.ndimage import gaussian_filter1d
 
 from storage.errors import InputError
 from storage.source import SUV, Grid, ImageSource
-from trainers.metrics.image import Region, read_reflected, slabs, stream_scores
+from trainers.metrics.definitions import Region
+from trainers.metrics.image import read_reflected, slabs, stream_scores
 from trainers.metrics.presets import BODY_PSNR
 
 INPUT, BY_HU = "low-dose input", "mean SUV by HU"

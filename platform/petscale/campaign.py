@@ -108,11 +108,11 @@ class Column:
 
     Args:
         label: what the table calls it.
-        metric: ``Rule.metric`` of the scores it is read from.
+        metric: ``ScoreDefinition.metric`` of the scores it is read from.
         region: ``Score.region`` of these.
-        preset: ``Rule.preset`` of these, empty for any.
-        mask: ``Rule.mask`` of these, empty for any.
-        data_range: ``Rule.data_range`` of these, empty for any.
+        preset: ``ScoreDefinition.preset`` of these, empty for any.
+        mask: ``ScoreDefinition.mask`` of these, empty for any.
+        data_range: ``ScoreDefinition.data_range`` of these, empty for any.
     """
 
     label: str
@@ -374,8 +374,8 @@ def _scored(run: Path, name: str) -> Evaluation | None:
 
 def _judged_by(evaluation: Evaluation, wanted: Experiment) -> bool:
     segmenter, lesions = wanted.unet_score, wanted.lesions
-    judged = segmenter is None or any(row.rule == segmenter.rule for row in evaluation.rows)
-    return judged and (lesions is None or any(row.rule.mask == lesions.text() for row in evaluation.rows))
+    judged = segmenter is None or any(row.definition == segmenter.definition for row in evaluation.rows)
+    return judged and (lesions is None or any(row.definition.mask == lesions.key for row in evaluation.rows))
 
 
 def _evaluate_resized(run: Path, resized: Cohort, native: Cohort) -> dict[str, Evaluation]:
@@ -444,7 +444,7 @@ def _collect(scores: Scores, experiment: Experiment, row: Row, evaluations: Mapp
 
 def _values(evaluation: Evaluation, image: str, column: Column) -> dict[str, float]:
     for score in evaluation.rows:
-        rule = score.rule
+        rule = score.definition
         if (rule.metric, region_group(score)) == (column.metric, column.region) and all(
             wanted in ("", found)
             for wanted, found in (
@@ -580,10 +580,10 @@ _RULES: tuple[Matching, ...] = ("overlap", "peak")
 
 def _counted(lesions: DetectionConfig, rule: Matching) -> tuple[Column, Column, Column]:
     """Lesions found, lesions, and false positives of a patient by one rule."""
-    told = replace(lesions, rule=rule).text()
+    key = replace(lesions, rule=rule).key
     region = " and ".join(lesions.organs) or "body"
     hits, number, false = (
-        Column(label=f"{metric}, {rule}", metric=metric, region=region, preset=detection.PRESET, mask=told)
+        Column(label=f"{metric}, {rule}", metric=metric, region=region, preset=detection.PRESET, mask=key)
         for metric in (detection.HITS, detection.LESIONS, detection.FALSE)
     )
     return hits, number, false

@@ -46,7 +46,7 @@ from storage.errors import InputError
 from storage.reader import Cohort, open_cohort
 from storage.source import SUV, ArraySource
 from trainers import RECIPES
-from trainers.metrics.image import Score
+from trainers.metrics.definitions import Score
 from trainers.synthesize import synthesize
 from tune_spaces import SPACES, Settings, Space, paper
 

@@ -61,7 +61,10 @@ def test_the_judge_learns_from_the_training_cases_and_scores_every_image(tested:
     segmenter = assess.make_segmenter(tested, cohort, config)
     assert segmenter.cases == open_cohort(cohort).cases[1:]
     evaluation = assess.evaluate_run(tested, cohort, segmenter=segmenter)["low_drf4"]
-    assert {row.image for row in evaluation.rows if row.rule == config.rule} == {REFERENCE, *evaluation.images}
+    assert {row.image for row in evaluation.rows if row.definition == config.definition} == {
+        REFERENCE,
+        *evaluation.images,
+    }
     weights = tested / assess.EVALUATION / "judge" / "judge.safetensors"
     made = weights.stat().st_mtime_ns
     assess.make_segmenter(tested, cohort, config)

@@ -36,7 +36,7 @@ from storage.reader import open_cohort
 from storage.source import LABEL, SUV, ArraySource, Grid
 from trainers import sgsgan
 from trainers.feed import FeedConfig
-from trainers.metrics.image import Score
+from trainers.metrics.definitions import Score
 from trainers.metrics.presets import BODY_PSNR
 from trainers.organ_segmenter import OrganSegmenterConfig
 
@@ -157,7 +157,9 @@ def evaluations(run, segmenter):
         ]
         if segmenter is not None:
             dice = {REFERENCE: 0.9, **dict.fromkeys(images, 0.7)}
-            scores += [Score(p, i, "liver", "organ", segmenter.rule, v) for p in facts["test"] for i, v in dice.items()]
+            scores += [
+                Score(p, i, "liver", "organ", segmenter.definition, v) for p in facts["test"] for i, v in dice.items()
+            ]
         found[low] = Evaluation(tuple(scores), images, tuple(facts["test"]))
     return found
 

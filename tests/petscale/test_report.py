@@ -15,7 +15,7 @@ from petscale.report import CaseImages, ReportData, write_report
 from petscale.report.page import read_metrics, verdict
 from petscale.report.pictures import GREY, Frame, case_rows, middle, mip, plane, png, signed_extreme
 from storage.source import LABEL, SUV, ArraySource, Grid
-from trainers.metrics.image import Score
+from trainers.metrics.definitions import Score
 from trainers.metrics.presets import BODY_PSNR
 
 SHAPE = (20, 16, 18)

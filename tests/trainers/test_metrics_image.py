@@ -9,6 +9,7 @@ from skimage.metrics import normalized_root_mse, peak_signal_noise_ratio, struct
 from storage.errors import InputError
 from storage.source import LABEL, SUV, ArraySource, Grid
 from trainers.metrics import image as m
+from trainers.metrics.identifiers import sentence
 from trainers.metrics.presets import PRESETS
 
 GRID = Grid((23, 17, 19), np.diag([-4.0, -4.0, 3.0, 1.0]))
@@ -101,9 +102,9 @@ def test_streaming_equals_whole_arrays(case, slab_voxels):
             "SSIM": m.ssim(x, y, data_range=peak, mask=mask),
             "MAE": m.mae(x, y, mask),
             "NRMSE": m.nrmse(x, y, mask),
-        }[score.rule.metric]
+        }[score.definition.metric]
         assert score.value == pytest.approx(want, rel=1e-9)
-        assert score.range_value == (pytest.approx(peak) if score.rule.metric in ("PSNR", "SSIM") else None)
+        assert score.range_value == (pytest.approx(peak) if score.definition.metric in ("PSNR", "SSIM") else None)
 
 
 @pytest.mark.parametrize("slab_voxels", [3 * 17 * 19, 10**6])
@@ -115,7 +116,7 @@ def test_masking_both_images_equals_the_full_grid_computation(case, slab_voxels)
     for region in (REGIONS[2], REGIONS[4]):
         mask = labels.voxels == region.label
         x, y = reference.voxels * mask, image.voxels * mask
-        got = {s.rule.metric: s for s in scores if s.region == region.name and s.rule.mask == m.MASK_BOTH}
+        got = {s.definition.metric: s for s in scores if s.region == region.name and s.definition.mask == m.MASK_BOTH}
         peak = float(x.max())
         assert got["PSNR"].range_value == pytest.approx(peak)
         assert got["PSNR"].value == pytest.approx(m.psnr(x, y, data_range=peak))
@@ -149,7 +150,7 @@ def test_a_rule_tells_range_mask_window_and_preset():
         for rule in rules:
             assert rule.preset == name
             assert rule.units
-            assert rule.mask in rule.text()
+            assert sentence(rule.mask) in rule.text()
             assert bool(rule.data_range) == (rule.metric in ("PSNR", "SSIM"))
             assert bool(rule.window) == (rule.metric == "SSIM")
         assert len(set(rules)) == len(rules)

@@ -234,7 +234,7 @@ def test_no_more_than_a_row_of_windows_is_read() -> None:
 
 
 def test_the_rule_tells_the_segmenter_and_its_training() -> None:
-    rule = OrganSegmenterConfig().rule
+    rule = OrganSegmenterConfig().definition
     told = rule.text()
     for phrase in (
         "32 to 256 channels",
@@ -247,4 +247,6 @@ def test_the_rule_tells_the_segmenter_and_its_training() -> None:
         assert phrase in told
     assert rule.preset == "sgsgan"
     assert rule.higher_is_better
-    assert rule != OrganSegmenterConfig(samples=10).rule  # scores of segmenters trained otherwise are not compared
+    assert (
+        rule != OrganSegmenterConfig(samples=10).definition
+    )  # scores of segmenters trained otherwise are not compared

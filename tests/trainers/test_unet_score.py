@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 
 from storage.errors import InputError
 from storage.source import BQML, LABEL, SUV, ArraySource, Grid, ImageSource
-from trainers.metrics.image import Rule
-from trainers.metrics.unet_score import MEAN, UNION, unet_score_rule, unet_scores
+from trainers.metrics.definitions import ScoreDefinition
+from trainers.metrics.unet_score import MEAN, UNION, unet_score_definition, unet_scores
 
 
 def source(voxels: Any, units: str = SUV) -> ArraySource:
     return ArraySource(np.asarray(voxels, np.float32), Grid(np.shape(voxels), np.diag([-4.0, -4.0, 3.0, 1.0])), units)
 
 
-RULE = unet_score_rule("a threshold")
+DEFINITION = unet_score_definition("a threshold")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Above:
 
     rois: tuple[str, ...]
     cases: tuple[str, ...] = ()
-    rule: Rule = RULE
+    definition: ScoreDefinition = DEFINITION
 
     def label_values(self, label_names: Mapping[int, str], case: str) -> list[list[int]]:
         return [[value for value, name in label_names.items() if name.startswith(roi)] for roi in self.rois]
@@ -48,7 +48,7 @@ def test_a_case_the_segmenter_was_trained_on_is_refused() -> None:
 
 def asked(rois: tuple[str, ...], image: Any, labels: Any, names: dict[int, str]) -> dict[str, float]:
     scores = unet_scores(Above(rois), "c", {"y": source(image)}, source(labels, LABEL), names)
-    assert {(s.case, s.image, s.kind, s.rule.metric) for s in scores} == {("c", "y", "organ", "Unet-score")}
+    assert {(s.case, s.image, s.kind, s.definition.metric) for s in scores} == {("c", "y", "organ", "Unet-score")}
     return {score.region: score.value for score in scores}
 
 

@@ -17,14 +17,16 @@ from scipy.sparse.csgraph import connected_components
 
 from storage.errors import InputError
 from storage.source import SUV, Grid, ImageSource
-from trainers.metrics.image import INSIDE, SLAB_VOXELS, Region, Rule, Score, slabs
+from trainers.metrics.definitions import Region, Score, ScoreDefinition
+from trainers.metrics.identifiers import INSIDE
+from trainers.metrics.image import SLAB_VOXELS, slabs
 
 PEAK_RADIUS_MM = 10 * (3 / (4 * np.pi)) ** (1 / 3)  # of a sphere of 1 mL
 _GATHER = 100_000  # sphere centres taken at once: bounds memory to a few MB
 
 
-def _clinical(metric: str, units: str) -> Rule:
-    return Rule(metric, "ROI", INSIDE, units, preset="clinical")
+def _clinical(metric: str, units: str) -> ScoreDefinition:
+    return ScoreDefinition(metric, "ROI", INSIDE, units, preset="clinical")
 
 
 VOLUME, NOISE = _clinical("volume", "mL"), _clinical("CoV", "%")
@@ -117,7 +119,8 @@ def uptake_scores(
                 if name != reference_name:
                     values[BIASES[quantity]] = bias_percent(true[quantity], value)
             scores += [
-                Score(case, name, region.name, region.kind, rule, value, None, how) for rule, value in values.items()
+                Score(case, name, region.name, region.kind, definition, value, None, how)
+                for definition, value in values.items()
             ]
     return scores
 

@@ -33,6 +33,7 @@ from scipy.stats import beta, binomtest, chi2
 from storage.errors import InputError
 from storage.source import SUV, Grid, ImageSource
 from trainers.metrics.clinical import separate
+from trainers.metrics.identifiers import detection_key, sentence
 from trainers.metrics.image import Box, Mask, slabs
 
 Volume = NDArray[np.float32]
@@ -68,14 +69,21 @@ class DetectionConfig:
     smallest_focus_ml: float = 0.2
     froc_thresholds_suv: tuple[float, ...] = tuple(np.arange(0.5, 10.25, 0.25).tolist())
 
+    @property
+    def key(self) -> str:
+        """What makes two counts comparable, as a short stable text: the ``mask`` of a score's definition."""
+        return detection_key(
+            self.rule,
+            threshold_suv=self.threshold_suv,
+            organs=self.organs,
+            lesion=self.lesion,
+            tolerance_mm=self.tolerance_mm,
+            focus_ml=self.smallest_focus_ml,
+        )
+
     def text(self) -> str:
         """Return the rule as one readable line."""
-        where = f"{' and '.join(self.organs)} with the lesions that touch it" if self.organs else "the whole body mask"
-        return (
-            f"{self.rule}: SUV above {self.threshold_suv:g} in {where}; lesions: label {self.lesion}, 26-connected, "
-            f"real SUVmax above {self.threshold_suv:g}; tolerance {self.tolerance_mm:g} mm; "
-            f"foci of {self.smallest_focus_ml:g} mL or more"
-        )
+        return sentence(self.key)
 
 
 # ---- where to look --------------------------------------------------------------------------------------------------

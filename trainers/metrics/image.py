@@ -1,8 +1,7 @@
 """PSNR, SSIM, MAE, NRMSE and NMSE in three dimensions, on arrays and on volumes that are read slab by slab.
 
-What it knows: how an error is averaged, over which voxels, on which scale and against which data range; every score
-says so in its ``Rule``.  What it refuses to know: which image is a network's, how many cases there are, what a good
-score is.
+How an error is averaged, over which voxels, on which scale and against which data range stands in every score's
+``ScoreDefinition``.
 
 SSIM is Wang et al. 2004 (doi 10.1109/TIP.2003.819861) with a three-dimensional window, K1 = 0.01 and K2 = 0.03.  The
 project's own has Gaussian weights over 11 voxels, sigma 1.5, and population covariance; edges are reflected, as in
@@ -12,7 +11,7 @@ scikit-image's default instead.
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,23 @@ from scipy.ndimage import correlate1d, find_objects
 
 from storage.errors import InputError
 from storage.source import ImageSource
+from trainers.metrics.definitions import Region, Score, ScoreDefinition
+from trainers.metrics.identifiers import (
+    FROM_0_TO_1,
+    MASK_BOTH,
+    MAX_REFERENCE,
+    MAX_REFERENCE_BODY,
+    MAX_REFERENCE_REGION,
+    NO_SCALE,
+    NONZERO,
+    ONE,
+    OWN_MAXIMA,
+    RANGE_REFERENCE,
+    SSIM_WINDOW,
+    TWO,
+    UNIFORM_WINDOW,
+    VOLUMES,
+)
 
 Real = NDArray[np.floating[Any]]
 Mask = NDArray[np.bool_]
@@ -29,21 +45,6 @@ K1, K2 = 0.01, 0.03
 WINDOW_RADIUS = 5
 _TAPS = np.exp(-0.5 * (np.arange(-WINDOW_RADIUS, WINDOW_RADIUS + 1) / 1.5) ** 2)
 SLAB_VOXELS = 3_000_000  # ~24 MB per float64 working array
-
-MAX_REFERENCE = "maximum of the full-dose volume"
-MAX_REFERENCE_BODY = "maximum of the full-dose image inside the body"
-MAX_REFERENCE_REGION = "maximum of the full-dose image inside the region"
-ONE, TWO = "1", "2 (the default of older scikit-image for floating-point images)"
-NO_MASK, INSIDE, MASK_BOTH = "none", "voxels inside the region", "both images multiplied by the region, full grid"
-NONZERO = "voxels of the region whose full dose is not 0"
-RMS_REFERENCE = "root mean square of the full-dose image in the region"
-POWER_REFERENCE = "sum of squares of the full-dose image in the region"
-RANGE_REFERENCE = "maximum minus minimum of the full-dose image in the region"
-SSIM_WINDOW = "Gaussian, sigma 1.5, 11 x 11 x 11 voxels, K1 0.01, K2 0.03, edges reflected"
-UNIFORM_WINDOW = "uniform, 7 x 7 x 7 voxels, K1 0.01, K2 0.03, sample covariance, mean over windows inside the volume"
-OWN_MAXIMA = "each image divided by its own maximum"
-FROM_0_TO_1 = "both images from the full dose's minimum and maximum to 0 and 1"
-
 
 FIXED_RANGES = {ONE: 1.0, TWO: 2.0}
 
@@ -73,98 +74,6 @@ WINDOWS: Mapping[str, Window] = {
     SSIM_WINDOW: WINDOW,
     UNIFORM_WINDOW: Window(np.full(7, 1 / 7), 7**3 / (7**3 - 1), True),
 }
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How a score was computed: two scores may be compared only where their rules are equal.
-
-    Args:
-        metric: name of the score, for instance ``PSNR``.
-        region: what the rule applies to: ``whole``, ``body`` or ``ROI`` (organs and lesions).
-        mask: which voxels enter, and how.
-        units: of the value.
-        data_range: what the peak of PSNR and SSIM is; empty where none enters.
-        normalisation: what an error is divided by; empty where nothing is.
-        window: the SSIM window; empty for other metrics.
-        clip: intensity clipping applied before scoring.
-        scale: what intensities were scaled by before scoring.
-        dimensionality: ``3D``, or how slices were combined.
-        aggregation: what one row is.
-        judge: the fixed network that measured, where one did.
-        preset: whose convention this is, a key of ``presets.PRESETS``, or ``clinical``.
-    """
-
-    metric: str
-    region: Literal["whole", "body", "ROI"]
-    mask: str
-    units: str
-    data_range: str = ""
-    normalisation: str = ""
-    window: str = ""
-    clip: str = "none"
-    scale: str = "none"
-    dimensionality: str = "3D"
-    aggregation: str = "one value per case and region"
-    judge: str = ""
-    preset: str = "native"
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Whether a larger value is the better one."""
-        return self.metric in ("PSNR", "SSIM", "MS-SSIM", "Unet-score", "SCORE")
-
-    def text(self) -> str:
-        """Return the rule as one readable line."""
-        facts = {
-            "mask": self.mask,
-            "data range": self.data_range,
-            "normalised by": self.normalisation,
-            "window": self.window,
-            "clip": self.clip,
-            "scale": self.scale,
-            "judge": self.judge,
-            "unit": self.units,
-        }
-        told = "; ".join(f"{name}: {fact}" for name, fact in facts.items() if fact)
-        return f"{self.metric}, {self.dimensionality}, preset {self.preset}; {told}; {self.aggregation}"
-
-
-@dataclass(frozen=True)
-class Region:
-    """A set of voxels with a name: the whole volume, the body, or a value of the label image."""
-
-    name: str
-    kind: Literal["whole", "body", "organ", "lesion"]
-    label: int = 0
-
-    def obeys(self, rule: Rule) -> bool:
-        """Whether ``rule`` is meant for this kind of region."""
-        return rule.region == (self.kind if self.kind in ("whole", "body") else "ROI")
-
-
-@dataclass(frozen=True)
-class Score:
-    """One number and everything needed to read it.
-
-    Args:
-        case: the case's alias.
-        image: which image was scored, for instance ``low-dose input``.
-        region: name of the region; ``kind`` is what sort of region it is.
-        rule: how the value was computed.
-        value: in ``rule.units``; infinite where PSNR meets no error, NaN where it is not defined.
-        range_value: the data range used, in the image's units unless the rule scales; None where the rule has none.
-        image_rule: how the image itself was made or chosen, where it has parameters.
-    """
-
-    case: str
-    image: str
-    region: str
-    kind: str
-    rule: Rule
-    value: float
-    range_value: float | None = None
-    image_rule: str = ""
 
 
 # ---- on arrays ------------------------------------------------------------------------------------------------------
@@ -246,20 +155,20 @@ def stream_scores(
     case: str,
     reference: ImageSource,
     candidates: Mapping[str, ImageSource],
-    rules: Sequence[Rule],
+    definitions: Sequence[ScoreDefinition],
     regions: Sequence[Region],
     *,
     body: ImageSource,
     labels: ImageSource | None = None,
     slab_voxels: int = SLAB_VOXELS,
 ) -> list[Score]:
-    """Score every candidate by every rule in every region the rule is meant for, holding a few slabs at a time.
+    """Score every candidate by every definition in every region it is meant for, holding a few slabs at a time.
 
     Args:
         case: the case's alias, copied into every score.
         reference: the full-dose image; candidates, body and labels lie on its grid.
         candidates: name to image, in the order wanted.
-        rules: which scores, see ``presets.PRESETS``; those of slices are left to ``slices.slice_scores``.
+        definitions: which scores, see ``presets.PRESETS``; those of slices are left to ``slices.slice_scores``.
         regions: where; the whole volume and the body among them; regions without a voxel give no score.
         body: greater than 0.5 inside the patient.
         labels: integers; needed when a region is an organ or a lesion.
@@ -283,14 +192,20 @@ def stream_scores(
             "IMG_EMPTY", where="body", found="no uptake inside the body mask", remedy="check the mask and the image"
         )
     regions = [region for region in regions if surveys[region].voxels]
-    rules = [rule for rule in rules if rule.dimensionality == "3D"]
-    jobs = [(region, rule) for region in regions for rule in rules if region.obeys(rule)]
+    definitions = [definition for definition in definitions if definition.dimensionality == VOLUMES]
+    jobs = [(region, definition) for region in regions for definition in definitions if region.obeys(definition)]
     ranges = {job: _range_of(job[1], surveys[job[0]], surveys) for job in jobs}
 
     errors = {(name, region): _Errors() for name in candidates for region in regions}
-    similar: dict[tuple[str, Region, Rule], tuple[float, int]] = {}  # sum of the SSIM map, voxels summed
-    local = [(region, rule) for region, rule in jobs if rule.metric == "SSIM" and rule.mask != MASK_BOTH]
-    views = list(dict.fromkeys((rule.window, rule.scale) for _, rule in local))  # rules of one view share moments
+    similar: dict[tuple[str, Region, ScoreDefinition], tuple[float, int]] = {}  # sum of the SSIM map, voxels summed
+    local = [
+        (region, definition)
+        for region, definition in jobs
+        if definition.metric == "SSIM" and definition.mask != MASK_BOTH
+    ]
+    views = list(
+        dict.fromkeys((definition.window, definition.scale) for _, definition in local)
+    )  # definitions of one view share moments
     halo = max((WINDOWS[window].radius for window, _ in views), default=0)
     own = any(scale == OWN_MAXIMA for _, scale in views)
     maxima = {name: _maximum(candidate, slab_voxels) if own else np.nan for name, candidate in candidates.items()}
@@ -315,46 +230,46 @@ def stream_scores(
                 errors[name, region].add(difference[box][masks[region]], x[middle][box][masks[region]])
             for view in views:
                 moments = seen[view].beside(y, halo, _scale_of(view[1], surveys, maxima[name]))
-                for region, rule in local:
-                    if region in boxes and view == (rule.window, rule.scale):
+                for region, definition in local:
+                    if region in boxes and view == (definition.window, definition.scale):
                         box = boxes[region]
-                        kept = masks[region] & _whole_windows(WINDOWS[rule.window], reference.grid.shape, box, z0)
-                        got = _ssim(moments.at(box, kept), ranges[region, rule])
-                        total, voxels = similar.get((name, region, rule), (0.0, 0))
-                        similar[name, region, rule] = total + float(got.sum()), voxels + got.size
+                        kept = masks[region] & _whole_windows(WINDOWS[definition.window], reference.grid.shape, box, z0)
+                        got = _ssim(moments.at(box, kept), ranges[region, definition])
+                        total, voxels = similar.get((name, region, definition), (0.0, 0))
+                        similar[name, region, definition] = total + float(got.sum()), voxels + got.size
 
     everything = int(np.prod(reference.grid.shape))
     scores = []
     for name, candidate in candidates.items():
         how = str(candidate.provenance.get("rule", ""))
-        for region, rule in jobs:
-            known, error, peak = surveys[region], errors[name, region], ranges[region, rule]
-            match rule.metric:
-                case "PSNR" if rule.mask == NONZERO:
+        for region, definition in jobs:
+            known, error, peak = surveys[region], errors[name, region], ranges[region, definition]
+            match definition.metric:
+                case "PSNR" if definition.mask == NONZERO:
                     mean_square = error.squared_nonzero / known.nonzero if known.nonzero else float("nan")
-                    value = _psnr(mean_square, peak * _scale_of(rule.scale, surveys)[1])
+                    value = _psnr(mean_square, peak * _scale_of(definition.scale, surveys)[1])
                 case "PSNR":
-                    value = _psnr(error.squared / (everything if rule.mask == MASK_BOTH else known.voxels), peak)
+                    value = _psnr(error.squared / (everything if definition.mask == MASK_BOTH else known.voxels), peak)
                 case "MAE":
-                    value = error.absolute / (everything if rule.mask == MASK_BOTH else known.voxels)
-                case "NRMSE" if rule.normalisation == RANGE_REFERENCE:
+                    value = error.absolute / (everything if definition.mask == MASK_BOTH else known.voxels)
+                case "NRMSE" if definition.normalisation == RANGE_REFERENCE:
                     span = known.maximum - known.minimum
                     value = 100 * float(np.sqrt(error.squared / known.voxels)) / span if span > 0 else float("nan")
                 case "NRMSE":
                     value = float(np.sqrt(error.squared / known.sum_squares)) if known.sum_squares > 0 else float("nan")
                 case "NMSE":
                     value = error.squared / known.sum_squares if known.sum_squares > 0 else float("nan")
-                case "SSIM" if rule.mask == MASK_BOTH:
+                case "SSIM" if definition.mask == MASK_BOTH:
                     assert labels is not None
                     assert known.box is not None
                     value = _ssim_masked(reference, candidate, labels, region, known.box, peak, slab_voxels)
                 case "SSIM":
-                    total, voxels = similar[name, region, rule]
+                    total, voxels = similar[name, region, definition]
                     value = total / voxels if voxels else float("nan")
                 case unknown:
                     raise AssertionError(f"no such metric: {unknown}")
-            used = peak if rule.data_range else None
-            scores.append(Score(case, name, region.name, region.kind, rule, value, used, how))
+            used = peak if definition.data_range else None
+            scores.append(Score(case, name, region.name, region.kind, definition, value, used, how))
     return scores
 
 
@@ -531,8 +446,8 @@ def _ssim_masked(
     return (total + (everything - voxels)) / everything
 
 
-def _range_of(rule: Rule, seen: Survey, surveys: Mapping[Region, Survey]) -> float:
-    match rule.data_range:
+def _range_of(definition: ScoreDefinition, seen: Survey, surveys: Mapping[Region, Survey]) -> float:
+    match definition.data_range:
         case "":
             return float("nan")
         case text if text in FIXED_RANGES:
@@ -543,12 +458,12 @@ def _range_of(rule: Rule, seen: Survey, surveys: Mapping[Region, Survey]) -> flo
             kind = "whole" if text == MAX_REFERENCE else "body"
             return next(seen.maximum for region, seen in surveys.items() if region.kind == kind)
         case unknown:
-            raise AssertionError(f"no such range rule: {unknown}")
+            raise AssertionError(f"no such range definition: {unknown}")
 
 
 def _scale_of(scale: str, surveys: Mapping[Region, Survey], own: float | None = None) -> Scale:
     """Offset and divisor of the reference, or of a candidate of maximum ``own``; NaN where that is not positive."""
-    if scale == "none":
+    if scale == NO_SCALE:
         return 0.0, 1.0
     whole = next(seen for region, seen in surveys.items() if region.kind == "whole")
     match scale:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from storage.errors import InputError
 from storage.source import SUV, ImageSource
-from trainers.metrics.image import Rule, Score
+from trainers.metrics.definitions import Score, ScoreDefinition
+from trainers.metrics.identifiers import DICE_MASK
 
 UNION, MEAN = "all organs", "mean over organs"
 
@@ -34,7 +35,7 @@ class OrganFinder(Protocol):
         """Cases it was trained on."""
 
     @property
-    def rule(self) -> Rule:
+    def definition(self) -> ScoreDefinition:
         """How the Dice of one organ comes about."""
 
     def label_values(self, label_names: Mapping[int, str], case: str) -> list[list[int]]:
@@ -55,10 +56,9 @@ class OrganFinder(Protocol):
         """
 
 
-def unet_score_rule(segmenter: str) -> Rule:
-    """Return how the Dice of one organ comes about, by the network described as ``segmenter``."""
-    mask = "Dice of p > 0.5 against the organ's mask, whole volume"
-    return Rule("Unet-score", "ROI", mask, "1", judge=segmenter, preset="sgsgan")
+def unet_score_definition(segmenter: str) -> ScoreDefinition:
+    """Return how the Dice of one organ comes about, by the network of key ``segmenter``."""
+    return ScoreDefinition("Unet-score", "ROI", DICE_MASK, "1", segmenter=segmenter, preset="sgsgan")
 
 
 def unet_scores(
@@ -93,7 +93,7 @@ def unet_scores(
             remedy="train it on the run's training cases alone",
         )
     organs = segmenter.label_values(label_names, case_name)
-    rule = segmenter.rule
+    definition = segmenter.definition
     scores = []
     for name, image in candidates.items():
         _check(name, image, labels)
@@ -109,7 +109,7 @@ def unet_scores(
         values = [*dice, sum(seen) / len(seen) if seen else math.nan]
         how = str(image.provenance.get("rule", ""))
         scores += [
-            Score(case_name, name, region, "organ", rule, value, None, how)
+            Score(case_name, name, region, "organ", definition, value, None, how)
             for region, value in zip((*segmenter.rois, UNION, MEAN), values, strict=True)
         ]
     return scores

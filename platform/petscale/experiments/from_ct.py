@@ -13,7 +13,7 @@ from trainers import cascade
 from trainers import virtual_pet as virtual
 from trainers.feed import FeedConfig
 from trainers.metrics.detection import DetectionConfig
-from trainers.metrics.image import INSIDE
+from trainers.metrics.identifiers import INSIDE
 
 _REMARKS = (
     "In these phantoms a CT tells of uptake by its organs, by hypodense lesions and cysts, and by a texture that it "

@@ -14,7 +14,7 @@ from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig
 from trainers import cg_3dsrgan, s3pet, sgsgan
 from trainers.feed import FeedConfig
-from trainers.metrics.image import INSIDE, MASK_BOTH, NO_MASK, NONZERO, ONE, TWO
+from trainers.metrics.identifiers import INSIDE, MASK_BOTH, NO_MASK, NONZERO, ONE, TWO
 from trainers.metrics.unet_score import UNION
 from trainers.organ_segmenter import OrganSegmenterConfig
 

@@ -25,7 +25,7 @@ from petscale.report import pictures
 from storage.integrity import write_bytes
 from storage.source import ImageSource
 from trainers.metrics.clinical import BIASES, NOISE, QUANTITIES, VOLUME
-from trainers.metrics.image import Rule
+from trainers.metrics.definitions import ScoreDefinition
 from trainers.metrics.presets import BODY_PSNR, BODY_SSIM
 
 SIGNIFICANT = 0.05
@@ -198,7 +198,7 @@ def _bias_sentences(evaluation: Evaluation, first: str) -> list[str]:
             [
                 abs(row.value)
                 for row in evaluation.rows
-                if row.image == name and row.rule == BIASES[quantity] and row.kind == "lesion"
+                if row.image == name and row.definition == BIASES[quantity] and row.kind == "lesion"
             ]
             for name in (evaluation.synthesized, first)
         )
@@ -254,15 +254,15 @@ KINDS = {
 
 def score_tables(evaluation: Evaluation) -> list[ScoreTable]:
     """Lay out the image-quality scores; the clinical ones have tables of their own."""
-    summaries = [line for line in evaluation.summary() if line.rule.preset not in ("clinical", detection.PRESET)]
+    summaries = [line for line in evaluation.summary() if line.definition.preset not in ("clinical", detection.PRESET)]
     letters = iter(_letters())
     tables = []
-    for preset in dict.fromkeys(line.rule.preset for line in summaries):
+    for preset in dict.fromkeys(line.definition.preset for line in summaries):
         for kind, title in KINDS.items():
-            mine = [line for line in summaries if line.kind == kind and line.rule.preset == preset]
+            mine = [line for line in summaries if line.kind == kind and line.definition.preset == preset]
             if not mine:
                 continue
-            rules = {rule: next(letters) for rule in dict.fromkeys(line.rule for line in mine)}
+            rules = {rule: next(letters) for rule in dict.fromkeys(line.definition for line in mine)}
             lines = _score_lines(evaluation, mine, list(rules))
             columns = tuple((_heading(rule), letter) for rule, letter in rules.items())
             told = tuple((letter, rule.text()) for rule, letter in rules.items())
@@ -270,11 +270,13 @@ def score_tables(evaluation: Evaluation) -> list[ScoreTable]:
     return tables
 
 
-def _score_lines(evaluation: Evaluation, summaries: list[Summary], rules: list[Rule]) -> list[dict[str, object]]:
+def _score_lines(
+    evaluation: Evaluation, summaries: list[Summary], rules: list[ScoreDefinition]
+) -> list[dict[str, object]]:
     lines: list[dict[str, object]] = []
-    by_key = {(line.region, line.image, line.rule): line for line in summaries}
+    by_key = {(line.region, line.image, line.definition): line for line in summaries}
     for region in dict.fromkeys(line.region for line in summaries):
-        best: dict[Rule, float] = {}
+        best: dict[ScoreDefinition, float] = {}
         for rule in rules:
             means = [by_key[key].mean for name in evaluation.images if (key := (region, name, rule)) in by_key]
             if means:
@@ -299,7 +301,7 @@ def _score_lines(evaluation: Evaluation, summaries: list[Summary], rules: list[R
     return lines
 
 
-def _heading(rule: Rule) -> str:
+def _heading(rule: ScoreDefinition) -> str:
     return rule.metric if rule.units == "1" else f"{rule.metric} [{rule.units}]"
 
 
@@ -313,7 +315,7 @@ def _letters() -> Iterable[str]:
 
 def _organ_table(evaluation: Evaluation) -> list[dict[str, object]]:
     """Per organ: full-dose SUVmean and noise, and per image the bias of SUVmean and the noise, means over cases."""
-    regions = dict.fromkeys(row.region for row in evaluation.rows if row.kind == "organ" and row.rule == VOLUME)
+    regions = dict.fromkeys(row.region for row in evaluation.rows if row.kind == "organ" and row.definition == VOLUME)
     lines: list[dict[str, object]] = []
     for region in regions:
         lines.append(
@@ -335,10 +337,10 @@ def _organ_table(evaluation: Evaluation) -> list[dict[str, object]]:
 
 
 def _lesion_table(evaluation: Evaluation) -> dict[str, object]:
-    found: dict[tuple[str, str], dict[tuple[str, Rule], float]] = {}
+    found: dict[tuple[str, str], dict[tuple[str, ScoreDefinition], float]] = {}
     for row in evaluation.rows:
         if row.kind == "lesion":
-            found.setdefault((row.case, row.region), {})[row.image, row.rule] = row.value
+            found.setdefault((row.case, row.region), {})[row.image, row.definition] = row.value
     lines = []
     for (case, region), values in list(found.items())[:MOST_LESIONS]:
         lines.append(
@@ -463,14 +465,14 @@ def _bland_altman(evaluation: Evaluation) -> str:
     truth = {
         (row.case, row.region): row.value
         for row in evaluation.rows
-        if row.image == REFERENCE and row.rule == QUANTITIES["SUVmean"]
+        if row.image == REFERENCE and row.definition == QUANTITIES["SUVmean"]
     }
     points = {}
     for name in evaluation.images:
         pairs = [
             (truth[row.case, row.region], row.value)
             for row in evaluation.rows
-            if row.image == name and row.rule == BIASES["SUVmean"] and not math.isnan(row.value)
+            if row.image == name and row.definition == BIASES["SUVmean"] and not math.isnan(row.value)
         ]
         if pairs:
             reference, percent = np.array(pairs).T
