@@ -16,8 +16,9 @@ from scipy.ndimage import gaussian_filter1d
 from storage.errors import InputError
 from storage.source import SUV, Grid, ImageSource
 from trainers.metrics.definitions import Region
-from trainers.metrics.image import read_reflected, slabs, stream_scores
 from trainers.metrics.presets import BODY_PSNR
+from trainers.metrics.slabs import read_reflected, slabs
+from trainers.metrics.streaming import stream_scores
 
 INPUT, BY_HU = "low-dose input", "mean SUV by HU"
 FWHMS_MM = (2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0, 15.0)

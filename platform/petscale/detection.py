@@ -14,20 +14,10 @@ from rich.table import Table
 from storage.reader import Case
 from storage.source import ImageSource
 from trainers.metrics.definitions import Score, ScoreDefinition
-from trainers.metrics.detection import (
-    DetectionConfig,
-    Found,
-    Realism,
-    Search,
-    detect,
-    froc,
-    mcnemar,
-    realism,
-    search,
-    summarise,
-    suvmax_bias,
-)
+from trainers.metrics.detection import DetectionConfig, Found, Search, detect, search
+from trainers.metrics.detection_statistics import froc, mcnemar, summarise, suvmax_bias
 from trainers.metrics.identifiers import GRADIENT_ENERGY, HIGH_FREQUENCY_POWER
+from trainers.metrics.realism import Realism, realism
 
 PRESET = "detection"
 BOOTSTRAP_SEED = 0

@@ -15,23 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.table import Table
-from scipy.stats import wilcoxon
 
 from storage.errors import InputError
-from storage.integrity import write_bytes, write_json
+from storage.integrity import json_safe, write_bytes, write_json
 from storage.source import ImageSource
 from trainers.metrics.clinical import separate, uptake_scores
 from trainers.metrics.definitions import Region, Score, ScoreDefinition, definition_from_json
-from trainers.metrics.image import stream_scores
 from trainers.metrics.presets import BODY_PSNR, PRESETS
 from trainers.metrics.slices import slice_scores
+from trainers.metrics.statistics import Gain, mean_sd, paired_gain
+from trainers.metrics.streaming import stream_scores
 from trainers.metrics.udpet import udpet_scores
 from trainers.metrics.unet_score import OrganFinder, unet_scores
 
 SYNTHESIZED, REFERENCE = "synthesized", "full dose"
-FEWEST_FOR_A_TEST = 6  # two-sided Wilcoxon cannot fall below 0.05 with five pairs (smallest p is 2 / 2**n)
 
 
 # ---- scoring --------------------------------------------------------------------------------------------------------
@@ -116,25 +114,6 @@ class Summary:
     num_cases: int
 
 
-@dataclass(frozen=True)
-class Gain:
-    """How much better one image is than another, case by case.
-
-    Args:
-        over: name of the image it is compared with.
-        mean: mean over cases of the difference of scores; sd over cases.
-        num_better: cases in which the score is higher.
-        p_value: two-sided Wilcoxon signed-rank test, None with fewer than ``FEWEST_FOR_A_TEST`` cases.
-    """
-
-    over: str
-    mean: float
-    sd: float
-    num_better: int
-    num_cases: int
-    p_value: float | None
-
-
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """Every score of a run's test cases.
@@ -176,21 +155,14 @@ class Evaluation:
         for image, region, kind, rule in keys:
             values = np.array(list(self.values(image, rule, region).values()))
             if values.size:
-                mean, sd = _mean_sd(values)
+                mean, sd = mean_sd(values)
                 found.append(Summary(image, region, kind, rule, mean, sd, values.size))
         return found
 
     def gain(self, over: str, rule: ScoreDefinition = BODY_PSNR, region: str = "body") -> Gain | None:
         """Return the network's gain over another image in one score; None when no case has both."""
         ours, theirs = self.values(self.synthesized, rule, region), self.values(over, rule, region)
-        shared = [case for case in ours if case in theirs]
-        if not shared:
-            return None
-        gains = np.array([ours[case] - theirs[case] for case in shared])
-        test = len(gains) >= FEWEST_FOR_A_TEST and bool(np.isfinite(gains).all()) and bool(gains.any())
-        p_value = float(wilcoxon(gains).pvalue) if test else None
-        mean, sd = _mean_sd(gains)
-        return Gain(over, mean, sd, int((gains > 0).sum()), len(gains), p_value)
+        return paired_gain(ours, theirs, over=over)
 
     def write(self, folder: Path) -> None:
         """Write ``scores.csv`` and ``scores.json`` into an existing folder, each whole or not at all."""
@@ -220,7 +192,7 @@ class Evaluation:
             "summary": [_with_rule(line, number) for line in self.summary()],
             "scores": [_with_rule(row, number) for row in self.rows],
         }
-        finite = _finite(content)
+        finite = json_safe(content)
         assert isinstance(finite, dict)
         return finite
 
@@ -310,12 +282,6 @@ def plus_minus(mean: float, sd: float, metric: str) -> str:
     return f"{mean:.{places}f}" if math.isnan(sd) else f"{mean:.{places}f} ± {sd:.{places}f}"
 
 
-def _mean_sd(values: NDArray[np.float64]) -> tuple[float, float]:
-    if not np.isfinite(values).all():
-        return float(values.mean()), float("nan")
-    return float(values.mean()), float(values.std(ddof=1)) if values.size > 1 else float("nan")
-
-
 def _flat(row: Score) -> dict[str, object]:
     told = {"judge" if name == "segmenter" else name: text for name, text in row.definition.sentences().items()}
     told["rule_region"] = told.pop("region")
@@ -328,16 +294,3 @@ def _flat(row: Score) -> dict[str, object]:
         **told,
         "image_rule": row.image_rule,
     }
-
-
-def _finite(content: object) -> object:
-    """JSON has no infinity and no NaN."""
-    match content:
-        case float() if not math.isfinite(content):
-            return None
-        case dict():
-            return {key: _finite(value) for key, value in content.items()}
-        case list() | tuple():
-            return [_finite(value) for value in content]
-        case _:
-            return content

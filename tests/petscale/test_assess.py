@@ -10,7 +10,7 @@ from petscale.evaluate import REFERENCE
 from storage import integrity
 from storage.errors import InputError
 from storage.reader import open_cohort
-from trainers.metrics import image
+from trainers.metrics import streaming
 from trainers.organ_segmenter import OrganSegmenterConfig
 
 
@@ -30,7 +30,7 @@ def test_scores_of_untrained_images_are_taken_over_and_not_made_again(
 ) -> None:
     whole = assess.evaluate_run(tested, cohort)
     asked: list[list[str]] = []
-    real = image.stream_scores
+    real = streaming.stream_scores
 
     def watched(case, reference, candidates, *rest, **options):  # type: ignore[no-untyped-def]
         asked.append(list(candidates))

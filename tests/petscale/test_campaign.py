@@ -27,7 +27,7 @@ from petscale.campaign import (
 )
 from petscale.cli import main
 from petscale.config import RunConfig
-from petscale.evaluate import REFERENCE, SYNTHESIZED, Evaluation, Gain
+from petscale.evaluate import REFERENCE, SYNTHESIZED, Evaluation
 from storage.errors import InputError
 from storage.ingest import CasePlan, ingest
 from storage.lowdose import LowDoseConfig
@@ -38,6 +38,7 @@ from trainers import sgsgan
 from trainers.feed import FeedConfig
 from trainers.metrics.definitions import Score
 from trainers.metrics.presets import BODY_PSNR
+from trainers.metrics.statistics import Gain
 from trainers.organ_segmenter import OrganSegmenterConfig
 
 PATIENTS = 8

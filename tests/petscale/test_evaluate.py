@@ -13,13 +13,7 @@ from rich.console import Console
 from scipy.stats import wilcoxon
 
 from petscale.baselines import INPUT, best_gaussian
-from petscale.evaluate import (
-    REFERENCE,
-    SYNTHESIZED,
-    Evaluation,
-    read_evaluation,
-    score_case,
-)
+from petscale.evaluate import REFERENCE, SYNTHESIZED, Evaluation, read_evaluation, score_case
 from storage.errors import InputError
 from storage.source import LABEL, SUV, ArraySource, Grid
 from trainers.metrics.definitions import Region, Score

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainers.metrics import clinical, detection, identifiers, slices, udpet
@@ -126,6 +126,7 @@ CONFIGS = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(CONFIGS, CONFIGS)
 def test_detection_keys_are_equal_for_equal_settings_and_tell_them(a: DetectionConfig, b: DetectionConfig) -> None:
     assert replace(a).key == a.key
@@ -139,6 +140,7 @@ def test_detection_keys_are_equal_for_equal_settings_and_tell_them(a: DetectionC
     assert a.text() != a.key
 
 
+@settings(deadline=None)
 @given(st.lists(NAMES, min_size=1, max_size=3, unique=True), st.floats(1e-6, 1.0), st.integers(1, 10**6))
 def test_segmenter_keys_are_read_from_their_sentences(rois: list[str], lr: float, samples: int) -> None:
     definition = OrganSegmenterConfig(rois=tuple(rois), lr=lr, samples=samples).definition

@@ -10,8 +10,8 @@ from storage.source import LABEL, SUV, ArraySource, Grid
 from trainers.metrics import udpet
 from trainers.metrics.definitions import Region, Score
 from trainers.metrics.identifiers import FROM_0_TO_1, NONZERO, OWN_MAXIMA
-from trainers.metrics.image import stream_scores
 from trainers.metrics.presets import BODY_PSNR, BODY_SSIM, PRESETS
+from trainers.metrics.streaming import stream_scores
 
 SHAPE = (23, 17, 19)
 

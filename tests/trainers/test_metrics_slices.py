@@ -12,8 +12,8 @@ from storage.errors import InputError
 from storage.source import BQML, LABEL, SUV, ArraySource, Grid
 from trainers.metrics import slices as s
 from trainers.metrics.definitions import Region
-from trainers.metrics.image import stream_scores
 from trainers.metrics.presets import PRESETS
+from trainers.metrics.streaming import stream_scores
 
 SHAPE = (18, 64, 80)
 

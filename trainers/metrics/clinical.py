@@ -19,7 +19,7 @@ from storage.errors import InputError
 from storage.source import SUV, Grid, ImageSource
 from trainers.metrics.definitions import Region, Score, ScoreDefinition
 from trainers.metrics.identifiers import INSIDE
-from trainers.metrics.image import SLAB_VOXELS, slabs
+from trainers.metrics.slabs import SLAB_VOXELS, slabs
 
 PEAK_RADIUS_MM = 10 * (3 / (4 * np.pi)) ** (1 / 3)  # of a sphere of 1 mL
 _GATHER = 100_000  # sphere centres taken at once: bounds memory to a few MB

@@ -24,8 +24,10 @@ from storage.errors import InputError
 from storage.source import SUV, ImageSource
 from trainers.metrics.definitions import Region, Score, ScoreDefinition
 from trainers.metrics.identifiers import BODY_BOX, checkerboard_aggregation, ms_ssim_window
-from trainers.metrics.image import K1, K2, SLAB_VOXELS, WINDOW, Mask, Real, slabs, survey
+from trainers.metrics.image import Mask, Real
 from trainers.metrics.presets import PRESETS, SUV_CEILING
+from trainers.metrics.slabs import SLAB_VOXELS, slabs, survey
+from trainers.metrics.ssim import K1, K2, WINDOW
 
 PSNR, SSIM, MAE, BODY_PSNR, BODY_MAE = PRESETS["cascade"]
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, finest first

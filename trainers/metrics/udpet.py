@@ -31,8 +31,8 @@ from trainers.metrics.identifiers import (
     NO_MASK,
     REFERENCE_VALUE,
 )
-from trainers.metrics.image import SLAB_VOXELS, slabs
 from trainers.metrics.presets import PRESETS
+from trainers.metrics.slabs import SLAB_VOXELS, slabs
 
 PSNR, SSIM, _, NRMSE = PRESETS["udpet2022"]  # SSIM at range 2
 

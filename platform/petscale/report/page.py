@@ -20,13 +20,14 @@ from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 
 from petscale import detection
-from petscale.evaluate import REFERENCE, Evaluation, Gain, Summary, plus_minus
+from petscale.evaluate import REFERENCE, Evaluation, Summary, plus_minus
 from petscale.report import pictures
 from storage.integrity import write_bytes
 from storage.source import ImageSource
 from trainers.metrics.clinical import BIASES, NOISE, QUANTITIES, VOLUME
 from trainers.metrics.definitions import ScoreDefinition
 from trainers.metrics.presets import BODY_PSNR, BODY_SSIM
+from trainers.metrics.statistics import Gain
 
 SIGNIFICANT = 0.05
 MOST_LESIONS = 40  # rows of the lesion table; the CSV holds all

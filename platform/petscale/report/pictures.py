@@ -21,7 +21,7 @@ from PIL import Image
 from skimage.transform import resize
 
 from storage.source import Grid, ImageSource
-from trainers.metrics.image import slabs
+from trainers.metrics.slabs import slabs
 
 Picture = NDArray[np.float32]
 Slabs = Callable[[], Iterator[NDArray[np.float32]]]

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from petscale.report.page import _script_json
 from petscale.report.pictures import COLORS, FAINT, INK, _dress, _figure, figure_png
-from storage.integrity import write_bytes
+from storage.integrity import json_safe, write_bytes
 
 Direction = Literal["minimize", "maximize"]
 
@@ -383,8 +383,8 @@ def _numbers(data: SweepData, trials: Sequence[Trial], names: Sequence[str]) -> 
     told = [
         {
             **trial,
-            "values": [_finite(value) for value in trial["values"] or ()],
-            "intermediate": {str(step): _finite(value) for step, value in (trial["intermediate"] or {}).items()},
+            "values": [json_safe(value) for value in trial["values"] or ()],
+            "intermediate": {str(step): json_safe(value) for step, value in (trial["intermediate"] or {}).items()},
         }
         for trial in data.trials
     ]
@@ -406,10 +406,6 @@ def _numbers(data: SweepData, trials: Sequence[Trial], names: Sequence[str]) -> 
         seconds = "" if trial.seconds is None else trial.seconds
         writer.writerow([trial.number, trial.told, *values, *params, seconds, trial.folder, trial.note])
     return content, text.getvalue()
-
-
-def _finite(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # ---- charts ---------------------------------------------------------------------------------------------------------
