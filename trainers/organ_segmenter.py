@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from storage import integrity
 from storage.errors import InputError
 from storage.patches import PatchLocation, grid
+from storage.ranges import Range, check_ranges
 from storage.reader import Cohort
 from storage.source import ImageSource
 from trainers import checkpoint
@@ -65,12 +66,12 @@ class OrganSegmenterConfig:
     """
 
     rois: tuple[str, ...] = ("liver", "brain", "kidneys", "bladder")
-    channels: int = 16
+    channels: Annotated[int, Range(1)] = 16
     patch: tuple[int, int, int] = (64, 64, 64)
     halo: int = 8
-    samples: int = 20_000
-    patches_per_case: int = 4
-    lr: float = 1e-4
+    samples: Annotated[int, Range(1)] = 20_000
+    patches_per_case: Annotated[int, Range(1)] = 4
+    lr: Annotated[float, Range(above=0)] = 1e-4
 
     def __post_init__(self) -> None:
         for field, good, code, remedy in (
@@ -82,14 +83,11 @@ class OrganSegmenterConfig:
                 f"use multiples of {DEEPEST} of at least {2 * DEEPEST} voxels",
             ),
             ("halo", 0 <= 2 * self.halo < min(self.patch), "CFG_RANGE", "use less than half of the patch, 0 or more"),
-            ("channels", self.channels >= 1, "CFG_RANGE", "use 1 or more"),
-            ("samples", self.samples >= 1, "CFG_RANGE", "use 1 or more"),
-            ("patches_per_case", self.patches_per_case >= 1, "CFG_RANGE", "use 1 or more"),
-            ("lr", self.lr > 0, "CFG_RANGE", "use a number above 0"),
         ):
             if not good:
                 found = repr(getattr(self, field))
                 raise InputError(code, where=f"unet_score.{field}", found=found, remedy=remedy)
+        check_ranges(self, "unet_score")
 
     @property
     def needs(self) -> Needs:

@@ -183,4 +183,4 @@ def test_regions_need_no_labels():
     full = source(activity)
     scores = score_case("c", full, {SYNTHESIZED: full}, body=source(labels > 0, LABEL))
     assert {s.kind for s in scores} == {"whole", "body"}
-    assert Region("body", "body").obeys(scores[-1].definition)
+    assert Region("body", "body").is_scored_by(scores[-1].definition)

@@ -1,6 +1,6 @@
-"""Uptake in regions as a physician reads it: SUVmean, SUVmax, SUVpeak, volume, TLG, noise, and the bias of each.
+"""Uptake in organs and lesions: SUVmean, SUVmax, SUVpeak, volume, TLG, noise, and the bias of each.
 
-What it knows: voxels of known volume in SUV.  What it refuses to know: how a lesion was outlined; the label image says.
+Images are in SUVbw; organs and lesions are outlined by a label image.
 
 SUVpeak is the highest mean over a sphere of 1 mL (radius 6.2 mm) centred on any voxel of the region; voxels of the
 sphere outside the region count, those outside the volume do not (IBSI global intensity peak, doi

@@ -102,7 +102,7 @@ class Region:
     kind: Literal["whole", "body", "organ", "lesion"]
     label: int = 0
 
-    def obeys(self, definition: ScoreDefinition) -> bool:
+    def is_scored_by(self, definition: ScoreDefinition) -> bool:
         """Whether ``definition`` is meant for this kind of region."""
         return definition.region == (self.kind if self.kind in ("whole", "body") else "ROI")
 

@@ -17,7 +17,8 @@ text alone suggests (every voxel, range the full dose's maximum) stand beside th
 
 ``cascade`` is Deng et al.'s cascade of U-Nets from CT to PET: axial slices of images in [0, 1], one mean over slices.
 The paper masks nothing and names no intensity scale; 20 SUV is this project's choice, and scores inside the body stand
-beside the paper's, because air flatters.  ``metrics.slices`` computes them and adds MS-SSIM and the checkerboards.
+beside the paper's, because air raises every score.  ``metrics.slices`` computes them and adds MS-SSIM and the
+checkerboards.
 """
 
 from collections.abc import Mapping
@@ -136,4 +137,4 @@ PRESETS: Mapping[str, tuple[ScoreDefinition, ...]] = {
     ),
 }
 
-BODY_PSNR, BODY_SSIM = PRESETS["native"][4:6]  # the headline scores: inside the body, where air flatters nobody
+BODY_PSNR, BODY_SSIM = PRESETS["native"][4:6]  # the headline scores: inside the body, without air

@@ -1,4 +1,4 @@
-"""Volumes read slab by slab: how they are cut, where regions lie in a slab, what one reading tells about a region."""
+"""Volumes read slab by slab: how they are cut, where regions lie in a slab, and a first reading of a region."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ def region_mask(region: Region, inside: Mask, mark: NDArray[np.int32] | None) ->
 
 @dataclass
 class Survey:
-    """What one reading of the reference tells about a region: size, extremes, power and bounding box."""
+    """What the first reading of the reference gives of a region: size, extremes, power and bounding box."""
 
     voxels: int = 0
     nonzero: int = 0

@@ -1,16 +1,13 @@
 """Scores of axial slices in [0, 1]: the cascade's PSNR, SSIM and MAE, MS-SSIM, and a measure of checkerboards.
 
-What it knows: two-dimensional images, how a slice's score is computed, and how slices make a case.  What it refuses to
-know: which image is a network's, and how an upsampling layer is built.
-
     SSIM     Wang et al. 2004 with an 11 x 11 Gaussian window; windows that pass the slice's edge are left out.
     MS-SSIM  Wang et al. 2003: contrast and structure at every scale, luminance at the coarsest; 2 x 2 means between
              scales, an odd last row or column dropped; a negative mean of a scale counts as 0.
     CB p     Power of the residual at period p over the power around it.  Transposed convolutions of stride 2 leave
              period 2 (the last layer), 4 (the one before), 8; more than 6 dB is a pattern.
 
-A slice without uptake has no PSNR: there it would be infinite for any image that is 0 too.  Such slices are told by the
-full dose alone, so that every image is judged on the same ones.
+A slice without uptake has no PSNR: there it would be infinite for any image that is 0 too.  The full dose alone decides
+which slices these are, so that every image is scored on the same ones.
 """
 
 from collections.abc import Mapping

@@ -81,7 +81,7 @@ def stream_scores(
         )
     regions = [region for region in regions if surveys[region].voxels]
     definitions = [definition for definition in definitions if definition.dimensionality == VOLUMES]
-    jobs = [(region, definition) for region in regions for definition in definitions if region.obeys(definition)]
+    jobs = [(region, definition) for region in regions for definition in definitions if region.is_scored_by(definition)]
     ranges = {job: _range_of(job[1], surveys[job[0]], surveys) for job in jobs}
     sums = _summed(volumes, candidates, regions, surveys, ranges)
     scores = []

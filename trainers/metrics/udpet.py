@@ -1,7 +1,6 @@
 """The local part of the Ultra-Low-Dose PET challenge's evaluator of 2022: errors of organs' features, and SCORE.
 
-What it knows: which features the evaluator compares, and their weights.  What it refuses to know: how an organ was
-outlined (the evaluator has spheres in liver, heart and kidneys; here the organs are those of the labels).
+The organs are those of the labels; the evaluator has spheres in liver, heart and kidneys.
 
     MAPE   weighted mean of |p - r| / |r| x 100 over the features of an organ, then the mean over organs.
     SCORE  0.5 (0.4 PSNR + 0.2 SSIM - 0.4 NRMSE) - 0.5 MAPE; NRMSE as a fraction, SSIM at range 2, MAPE in per cent.
