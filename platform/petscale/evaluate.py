@@ -100,7 +100,7 @@ class Summary:
         image: which image.
         region: region's name, or ``lesions`` for all lesions together (mean over a case's lesions first).
         kind: what sort of region.
-        rule: how each value was computed.
+        definition: how each value was computed.
         mean: mean over cases; sd is over cases too (ddof 1; NaN for one case).
         num_cases: how many cases have the score.
     """
