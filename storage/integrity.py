@@ -9,6 +9,7 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -66,6 +67,19 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, content: object) -> None:
     """Write ``content`` as ``write_bytes`` does."""
     write_bytes(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
+
+
+def json_safe(content: object) -> object:
+    """Return ``content`` with null in place of numbers that JSON does not have: infinities and NaN; tuples as lists."""
+    match content:
+        case float() if not math.isfinite(content):
+            return None
+        case dict():
+            return {key: json_safe(value) for key, value in content.items()}
+        case list() | tuple():
+            return [json_safe(value) for value in content]
+        case _:
+            return content
 
 
 @contextmanager

@@ -366,20 +366,20 @@ def evaluate(
         threshold_suv: a lesion is seen above it, on the real and on the synthesized PET.
         tolerance_mm: how far from a lesion a hit may lie.
     """
-    from petscale.evaluation.run import evaluate_run, make_judge
+    from petscale.evaluation.run import evaluate_run, make_segmenter
     from trainers.metrics.detection import DetectionConfig
-    from trainers.metrics.unet_score import UnetScoreConfig
+    from trainers.organ_segmenter import OrganSegmenterConfig
 
-    judge = None
+    segmenter = None
     if unet_score:
-        config = UnetScoreConfig(rois=unet_score, samples=judge_samples, channels=judge_channels)
-        judge = make_judge(run, cohort, config)
+        config = OrganSegmenterConfig(rois=unet_score, samples=judge_samples, channels=judge_channels)
+        segmenter = make_segmenter(run, cohort, config)
     lesions = None
     if detect:
         lesions = DetectionConfig(lesion=detect, organs=within, threshold_suv=threshold_suv, tolerance_mm=tolerance_mm)
     elif within:
         raise InputError("CFG_SET", where="--within", found="given alone", remedy="say what to find: --detect lesion")
-    evaluate_run(run, cohort, judged_by=judge, lesions=lesions)
+    evaluate_run(run, cohort, segmenter=segmenter, lesions=lesions)
 
 
 def report(run: Positional[Path], cohort: Positional[Path]) -> None:

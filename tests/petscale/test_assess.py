@@ -11,8 +11,8 @@ from petscale.folders import CONFIG, EVALUATION
 from storage import integrity
 from storage.errors import InputError
 from storage.reader import open_cohort
-from trainers.metrics import image
-from trainers.metrics.unet_score import UnetScoreConfig
+from trainers.metrics import streaming
+from trainers.organ_segmenter import OrganSegmenterConfig
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_scores_of_untrained_images_are_taken_over_and_not_made_again(
 ) -> None:
     whole = evaluating.evaluate_run(tested, cohort)
     asked: list[list[str]] = []
-    real = image.stream_scores
+    real = streaming.stream_scores
 
     def watched(case, reference, candidates, *rest, **options):  # type: ignore[no-untyped-def]
         asked.append(list(candidates))
@@ -56,14 +56,19 @@ def test_a_gaussian_of_another_width_is_scored_anew(tested: Path, cohort: Path) 
 
 
 def test_the_judge_learns_from_the_training_cases_and_scores_every_image(tested: Path, cohort: Path) -> None:
-    config = UnetScoreConfig(rois=("liver",), channels=1, patch=(24, 24, 24), halo=0, samples=4, patches_per_case=1)
-    judge = evaluating.make_judge(tested, cohort, config)
-    assert judge.cases == open_cohort(cohort).cases[1:]
-    evaluation = evaluating.evaluate_run(tested, cohort, judged_by=judge)["low_drf4"]
-    assert {row.image for row in evaluation.rows if row.rule == config.rule} == {REFERENCE, *evaluation.images}
+    config = OrganSegmenterConfig(
+        rois=("liver",), channels=1, patch=(24, 24, 24), halo=0, samples=4, patches_per_case=1
+    )
+    segmenter = evaluating.make_segmenter(tested, cohort, config)
+    assert segmenter.cases == open_cohort(cohort).cases[1:]
+    evaluation = evaluating.evaluate_run(tested, cohort, segmenter=segmenter)["low_drf4"]
+    assert {row.image for row in evaluation.rows if row.definition == config.definition} == {
+        REFERENCE,
+        *evaluation.images,
+    }
     weights = tested / EVALUATION / "judge" / "judge.safetensors"
     made = weights.stat().st_mtime_ns
-    evaluating.make_judge(tested, cohort, config)
+    evaluating.make_segmenter(tested, cohort, config)
     assert weights.stat().st_mtime_ns == made
     with pytest.raises(InputError, match="SET_NO_LABELS"):
-        evaluating.make_judge(tested, cohort, UnetScoreConfig(rois=("thyroid",)))
+        evaluating.make_segmenter(tested, cohort, OrganSegmenterConfig(rois=("thyroid",)))

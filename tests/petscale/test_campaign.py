@@ -14,7 +14,7 @@ from petscale.cli import main
 from petscale.config import RunConfig
 from petscale.evaluation import run as evaluating
 from petscale.evaluation.baselines import INPUT
-from petscale.evaluation.scores import REFERENCE, SYNTHESIZED, Evaluation, Gain
+from petscale.evaluation.scores import REFERENCE, SYNTHESIZED, Evaluation
 from petscale.experiments import cohorts, runner
 from petscale.experiments.cohorts import make_resized, resized_grid
 from petscale.experiments.design import GAUSSIAN, Column, Experiment, Order, PhantomCohort, Row
@@ -30,9 +30,10 @@ from storage.phantom import PhantomConfig
 from storage.reader import open_cohort
 from storage.source import LABEL, SUV, ArraySource, Dose, Grid
 from trainers.feed import FeedConfig
-from trainers.metrics.image import Score
+from trainers.metrics.definitions import Score
 from trainers.metrics.presets import BODY_PSNR
-from trainers.metrics.unet_score import UnetScoreConfig
+from trainers.metrics.statistics import Gain
+from trainers.organ_segmenter import OrganSegmenterConfig
 from trainers.systems import sgsgan
 
 PATIENTS = 8
@@ -116,20 +117,20 @@ def trained(monkeypatch, cohort):
 
     monkeypatch.setattr(driver, "train", train)
 
-    def evaluate(run, cohort_folder, *, judged_by, lesions, lows, baselines, known):
+    def evaluate(run, cohort_folder, *, segmenter, lesions, lows, baselines, known):
         made.scored += 1
-        found = evaluations(run, judged_by)
+        found = evaluations(run, segmenter)
         for low, one in found.items():
             (run / EVALUATION / low).mkdir(parents=True, exist_ok=True)
             one.write(run / EVALUATION / low)
         return found
 
-    def make_judge(run, cohort_folder, config, folder):
+    def make_segmenter(run, cohort_folder, config, folder):
         made.judges.append(folder.name)
         return config
 
     monkeypatch.setattr(evaluating, "evaluate_run", evaluate)
-    monkeypatch.setattr(evaluating, "make_judge", make_judge)
+    monkeypatch.setattr(evaluating, "make_segmenter", make_segmenter)
     monkeypatch.setattr(cohorts, "make_cohort", lambda phantoms, folder: cohort)
     return made
 
@@ -140,7 +141,7 @@ def made_up(patient, gain, draw):
     return 20.0 + 3 * number + gain * (1 + 0.1 * number) + (5.0 if draw else -5.0)
 
 
-def evaluations(run, judge):
+def evaluations(run, segmenter):
     facts = json.loads((run / CONFIG).read_bytes())
     noise = facts["config"]["model"]["noise_std"]
     found = {}
@@ -151,9 +152,11 @@ def evaluations(run, judge):
             for patient in facts["test"]
             for image, gain in zip(images, (0.0, 0.5, 100 * noise), strict=True)
         ]
-        if judge is not None:
+        if segmenter is not None:
             dice = {REFERENCE: 0.9, **dict.fromkeys(images, 0.7)}
-            scores += [Score(p, i, "liver", "organ", judge.rule, v) for p in facts["test"] for i, v in dice.items()]
+            scores += [
+                Score(p, i, "liver", "organ", segmenter.definition, v) for p in facts["test"] for i, v in dice.items()
+            ]
         found[low] = Evaluation(tuple(scores), images, tuple(facts["test"]))
     return found
 
@@ -267,20 +270,20 @@ def test_a_score_that_nobody_made_is_a_dash(trained, tmp_path):
 
 
 def test_one_judge_per_fold_serves_every_row_and_the_full_dose_stands_in_the_table(trained, tmp_path):
-    judge = UnetScoreConfig(rois=("liver",), samples=10)
+    segmenter = OrganSegmenterConfig(rois=("liver",), samples=10)
     run_experiment(experiment("a", "b"), tmp_path, command="x")
     assert not trained.judges
-    path = run_experiment(experiment("a", "b", unet_score=judge), tmp_path, command="x")
+    path = run_experiment(experiment("a", "b", unet_score=segmenter), tmp_path, command="x")
     assert (len(trained.runs), trained.scored) == (4, 8)
     assert len(trained.judges) == 4
     assert len(set(trained.judges)) == 2
     section = path.read_text().split("## Unet-score")[1].split("##")[0]
     assert "| full dose | 0.9000 ± 0.0000 | - | - | - | - |" in section
     assert "| a | 0.7000 ± 0.0000 | - | +0.0000 (0 of 8) | low-dose input | - |" in section
-    run_experiment(experiment("a", "b", unet_score=judge), tmp_path, command="x")
+    run_experiment(experiment("a", "b", unet_score=segmenter), tmp_path, command="x")
     run_experiment(experiment("a", "b"), tmp_path, command="x")
     assert trained.scored == 8
-    run_experiment(experiment("a", unet_score=replace(judge, samples=20)), tmp_path, command="x")
+    run_experiment(experiment("a", unet_score=replace(segmenter, samples=20)), tmp_path, command="x")
     assert trained.scored == 10
     assert len(set(trained.judges)) == 4
 

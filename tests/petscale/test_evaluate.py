@@ -17,9 +17,11 @@ from petscale.evaluation.scores import REFERENCE, SYNTHESIZED, Evaluation, read_
 from petscale.evaluation.scoring import score_case
 from storage.errors import InputError
 from storage.source import LABEL, SUV, ArraySource, Grid
-from trainers.metrics.image import Region, Score
+from trainers.metrics.definitions import Region, Score
+from trainers.metrics.identifiers import sentence
 from trainers.metrics.presets import BODY_PSNR, PRESETS
-from trainers.metrics.unet_score import MEAN, UNION, Judge, UnetScoreConfig
+from trainers.metrics.unet_score import MEAN, UNION
+from trainers.organ_segmenter import OrganSegmenter, OrganSegmenterConfig
 
 GRID = Grid((40, 24, 28), np.diag([-4.0, -4.0, 3.0, 1.0]))
 NAMES = {1: "body", 2: "liver", 3: "lesion"}
@@ -66,7 +68,7 @@ def test_a_case_is_scored_in_volume_body_organs_and_each_lesion():
         ("lesion 1", "lesion"),
         ("lesion 2", "lesion"),
     }
-    assert tuple(dict.fromkeys(s.image for s in scores if s.rule in PRESETS["native"])) == images
+    assert tuple(dict.fromkeys(s.image for s in scores if s.definition in PRESETS["native"])) == images
     assert all(("training case" in s.image_rule) == s.image.startswith("Gaussian") for s in scores)
 
 
@@ -120,9 +122,17 @@ def test_scores_are_read_back(tmp_path):
     written.write(tmp_path)
     read = read_evaluation(tmp_path)
     assert (read.rows, read.images, read.cases, read.metadata) == (tuple(scores), images, written.cases, {"drf": 20})
+    content = json.loads((tmp_path / "scores.json").read_text())  # as earlier versions stored it: sentences
+    content["rules"] = [{"judge": "", **sentences_of(rule)} for rule in content["rules"]]
+    (tmp_path / "scores.json").write_text(json.dumps(content))
+    assert read_evaluation(tmp_path).rows == read.rows
     (tmp_path / "scores.json").write_text("{}")
     with pytest.raises(InputError, match="SET_EVALUATION"):
         read_evaluation(tmp_path)
+
+
+def sentences_of(rule):
+    return {name: sentence(text) for name, text in rule.items() if name != "segmenter"}
 
 
 def test_table_shows_every_image_beside_the_input():
@@ -141,8 +151,8 @@ def shown(table):
 def test_a_judge_is_asked_about_every_image_and_the_full_dose_first():
     labels, activity = truth()
     full, low = noisy(activity, 0.01, 0), noisy(activity, 2.0, 1)
-    config = UnetScoreConfig(rois=("liver", "lesion"), patch=(16, 16, 16), halo=4)
-    judge = Judge(config, 1.0, lambda image: torch.cat([1 - (image - 3).abs(), image - 6], dim=1), CPU)
+    config = OrganSegmenterConfig(rois=("liver", "lesion"), patch=(16, 16, 16), halo=4)
+    segmenter = OrganSegmenter(config, 1.0, lambda image: torch.cat([1 - (image - 3).abs(), image - 6], dim=1), CPU)
     scores = score_case(
         "c",
         full,
@@ -151,14 +161,16 @@ def test_a_judge_is_asked_about_every_image_and_the_full_dose_first():
         labels=source(labels, LABEL),
         label_names=NAMES,
         presets=("udpet2022", "s3pet"),
-        judge=judge,
+        segmenter=segmenter,
     )
-    asked = [score for score in scores if score.rule.metric == "Unet-score"]
+    asked = [score for score in scores if score.definition.metric == "Unet-score"]
     assert list(dict.fromkeys(score.image for score in asked)) == [REFERENCE, INPUT, SYNTHESIZED]
     assert list(dict.fromkeys(score.region for score in asked)) == ["liver", "lesion", UNION, MEAN]
-    assert {s.region for s in scores if s.rule.metric == "MAPE"} == {"liver", "whole volume"}
+    assert {s.region for s in scores if s.definition.metric == "MAPE"} == {"liver", "whole volume"}
     evaluation = Evaluation(tuple(scores), (INPUT, SYNTHESIZED), ("c",))
-    dice = {image: evaluation.values(image, config.rule, "liver")["c"] for image in (REFERENCE, INPUT, SYNTHESIZED)}
+    dice = {
+        image: evaluation.values(image, config.definition, "liver")["c"] for image in (REFERENCE, INPUT, SYNTHESIZED)
+    }
     assert dice[REFERENCE] == dice[SYNTHESIZED] == 1.0 > dice[INPUT]
     text = shown(evaluation.unet_table())
     for word in (REFERENCE, INPUT, SYNTHESIZED, "liver", UNION, "1.0000"):
@@ -172,4 +184,4 @@ def test_regions_need_no_labels():
     full = source(activity)
     scores = score_case("c", full, {SYNTHESIZED: full}, body=source(labels > 0, LABEL))
     assert {s.kind for s in scores} == {"whole", "body"}
-    assert Region("body", "body").obeys(scores[-1].rule)
+    assert Region("body", "body").is_scored_by(scores[-1].definition)

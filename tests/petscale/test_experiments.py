@@ -13,7 +13,7 @@ from petscale.experiments import EXPERIMENTS
 from petscale.experiments.design import Experiment
 from storage.phantom import LABEL_NAMES
 from trainers.metrics.presets import PRESETS
-from trainers.metrics.slices import CHECKERBOARDS, ms_ssim_rule
+from trainers.metrics.slices import CHECKERBOARDS, ms_ssim_definition
 from trainers.systems import RECIPES
 
 SIZES = ("small", "paper")
@@ -75,7 +75,7 @@ def _patch(row):
 def test_columns_are_scores_that_are_computed(made):
     (recipe,) = {row.config.recipe for row in made.rows}
     rules = [rule for preset in {"native", RECIPES[recipe].PRESET} for rule in PRESETS[preset]]
-    rules += [*CHECKERBOARDS.values(), ms_ssim_rule(3)]
+    rules += [*CHECKERBOARDS.values(), ms_ssim_definition(3)]
     organs = {"whole volume": "whole", "body": "body", "lesions": "ROI", **dict.fromkeys(LABEL_NAMES.values(), "ROI")}
     organs["body"] = "body"
     for column in made.columns:

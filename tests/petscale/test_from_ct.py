@@ -257,10 +257,10 @@ def test_a_run_is_scored_beside_the_table_and_searched_for_lesions(ct_run: Path,
     assert isinstance(found, dict)
     assert list(found["images"]) == [BY_HU, SYNTHESIZED]
     told = found["images"][SYNTHESIZED]["overlap"]
-    lesions = next(row.value for row in evaluation.rows if row.rule.metric == "lesions")
+    lesions = next(row.value for row in evaluation.rows if row.definition.metric == "lesions")
     assert (told["num_scans"], told["num_lesions"]) == (1, lesions)
     if "cascade" in (ct_run / CONFIG).read_text():
-        assert {"MS-SSIM", "CB 2"} <= {row.rule.metric for row in evaluation.rows}
+        assert {"MS-SSIM", "CB 2"} <= {row.definition.metric for row in evaluation.rows}
 
 
 def test_detection_without_labels_is_refused_before_anything_is_synthesized(

@@ -17,7 +17,7 @@ from petscale.report.pictures import GREY, Frame, case_rows, middle, mip, plane,
 from petscale.report.verdict import verdict
 from petscale.training.progress import read_metrics
 from storage.source import LABEL, SUV, ArraySource, Grid
-from trainers.metrics.image import Score
+from trainers.metrics.definitions import Score
 from trainers.metrics.presets import BODY_PSNR
 
 SHAPE = (20, 16, 18)

@@ -34,7 +34,7 @@ from petscale.tuning.trials import (
 from storage.errors import InputError
 from storage.source import LABEL, SUV, ArraySource, Grid
 from trainers.metrics.clinical import BIASES
-from trainers.metrics.image import Rule, Score
+from trainers.metrics.definitions import Score, ScoreDefinition
 from trainers.metrics.presets import PRESETS
 from trainers.metrics.unet_score import MEAN, UNION
 
@@ -130,20 +130,21 @@ def test_every_stored_score_can_be_an_objective():
         label_names={1: "body", 2: "liver", 3: "lesion"},
         presets=list(PRESETS),
     )
-    rows += [Score("case-1", "net", name, "organ", Rule("Unet-score", "ROI", "Dice", "1", preset="sgsgan"), value)
+    unet_score = ScoreDefinition("Unet-score", "ROI", "Dice", "1", preset="sgsgan")
+    rows += [Score("case-1", "net", name, "organ", unet_score, value)
              for name, value in (("liver", 0.8), (UNION, 0.1), (MEAN, 0.8))]  # fmt: skip
     summary = Evaluation(tuple(rows), ("low", "net"), ("case-1",)).summary()
     seen = 0
-    for line in (line for line in summary if line.image == "net" and line.rule.metric not in objectives._AIMLESS):
+    for line in (line for line in summary if line.image == "net" and line.definition.metric not in objectives._AIMLESS):
         wanted = objective(
-            f"{line.rule.metric}:{line.kind if line.kind == 'whole' else line.region}:{line.rule.preset}"
+            f"{line.definition.metric}:{line.kind if line.kind == 'whole' else line.region}:{line.definition.preset}"
         )
         value = value_of(wanted, rows, "net")
         named = [s for s in summary if (s.image, s.kind, s.region) == ("net", line.kind, line.region)]
-        same = [s.mean for s in named if (s.rule.metric, s.rule.preset) == (wanted.metric, wanted.preset)]
+        same = [s.mean for s in named if (s.definition.metric, s.definition.preset) == (wanted.metric, wanted.preset)]
         if not wanted.absolute:
             assert value == pytest.approx(same[0], nan_ok=True), wanted
-        assert wanted.direction == ("maximize" if line.rule.higher_is_better else "minimize")
+        assert wanted.direction == ("maximize" if line.definition.higher_is_better else "minimize")
         seen += 1
     assert seen > 40
     assert all(math.isfinite(value_of(named, rows, "net")) for named in OBJECTIVES.values())
@@ -176,7 +177,7 @@ def test_a_score_that_is_missing_says_what_is_missing():
     assert "labelled: liver" in refused("TUNE_NO_SCORE", value_of, objective("PSNR:spleen"), rows, "net")
     assert "image low" in refused("TUNE_NO_SCORE", value_of, objective("PSNR:liver"), rows, "low")
     assert "preset s3pet" in refused("TUNE_NO_SCORE", value_of, objective("NMSE:whole"), rows, "net")
-    assert "judge" in refused("TUNE_NO_SCORE", value_of, objective("unet_score"), rows, "net")
+    assert "segmenter" in refused("TUNE_NO_SCORE", value_of, objective("unet_score"), rows, "net")
 
 
 # ---- opening --------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from scipy.ndimage import correlate, label
 from storage.errors import InputError
 from storage.source import BQML, LABEL, SUV, ArraySource, Grid
 from trainers.metrics import clinical as c
-from trainers.metrics.image import Region
+from trainers.metrics.definitions import Region
 
 SHAPE, SPACING = (24, 20, 22), (3.0, 2.5, 2.0)
 GRID = Grid(SHAPE, np.diag([-SPACING[2], -SPACING[1], SPACING[0], 1.0]))
@@ -53,12 +53,12 @@ def test_scores_hold_bias_against_the_full_dose(scene):
     image, labels = scene
     half = ArraySource(image.voxels * 0.5, GRID, SUV)
     scores = c.uptake_scores("case", image, {"low": half}, [ORGAN, LESION], labels=labels)
-    biases = [s for s in scores if s.rule in c.BIASES.values()]
+    biases = [s for s in scores if s.definition in c.BIASES.values()]
     assert {s.image for s in biases} == {"low"}
     assert [s.value for s in biases] == pytest.approx([-50.0] * len(biases))
-    assert {s.rule.metric for s in biases if s.kind == "lesion"} == {f"{q} bias" for q in c.QUANTITIES}
-    assert "TLG" not in {s.rule.metric for s in scores if s.kind == "organ"}
-    tlg = {s.image: s.value for s in scores if s.rule == c.QUANTITIES["TLG"]}
+    assert {s.definition.metric for s in biases if s.kind == "lesion"} == {f"{q} bias" for q in c.QUANTITIES}
+    assert "TLG" not in {s.definition.metric for s in scores if s.kind == "organ"}
+    tlg = {s.image: s.value for s in scores if s.definition == c.QUANTITIES["TLG"]}
     inside = labels.voxels == 2
     assert tlg["full dose"] == pytest.approx(image.voxels[inside].sum(dtype=np.float64) * 0.015)
 

@@ -11,7 +11,10 @@ from scipy.ndimage import gaussian_filter
 from storage.errors import InputError
 from storage.source import BQML, LABEL, SUV, ArraySource, Grid
 from trainers.metrics import detection as d
-from trainers.metrics.image import slabs
+from trainers.metrics import detection_statistics as pooled
+from trainers.metrics import realism as r
+from trainers.metrics.slabs import slabs
+from trainers.metrics.statistics import clopper_pearson, poisson_interval
 
 NAMES = {1: "liver", 2: "lesion", 3: "spleen"}
 BARE = d.DetectionConfig(smallest_focus_ml=0.0)
@@ -62,7 +65,7 @@ def test_the_line_worked_by_hand(rule):
     got = on_line([1, 2.6, 3, 1, 1, 2.7, 1, 2.5], [1, 2], [7])
     assert got.at.found(rule) == (True, False)  # 2.5 is not above 2.5
     assert got.at.false(rule) == 1
-    summary = d.summarise([got], replace(BARE, rule=rule), seed=0)
+    summary = pooled.summarise([got], replace(BARE, rule=rule), seed=0)
     assert (summary.tpr, summary.false_per_scan) == (0.5, 1.0)
     assert got.at.hot_ml == pytest.approx(3.0)
     assert summary.hot_over_lesions == pytest.approx(1.0)
@@ -74,7 +77,7 @@ def test_a_lesion_the_real_pet_does_not_show_is_left_out_and_a_hot_prediction_th
     assert [lesion.shown for lesion in got.lesions] == [True, False]
     assert got.at.overlap == got.at.peak == (True,)
     assert got.at.false_overlap == got.at.false_peak == 1
-    assert d.summarise([got], BARE, seed=0).num_left_out == 1
+    assert pooled.summarise([got], BARE, seed=0).num_left_out == 1
 
 
 def test_two_lesions_joined_by_one_focus():
@@ -107,7 +110,7 @@ def test_three_everywhere_games_overlap_and_not_peak():
         assert got.at.false_overlap == 0
         assert not any(got.at.peak)  # the centroid is voxel 4
         assert got.at.false_peak == 1
-        assert d.summarise([got], BARE, seed=0).hot_over_lesions == pytest.approx(9 / len(lesions))
+        assert pooled.summarise([got], BARE, seed=0).hot_over_lesions == pytest.approx(9 / len(lesions))
 
 
 @pytest.mark.parametrize("rule", ["overlap", "peak"])
@@ -172,7 +175,7 @@ def cohort():
 @pytest.mark.parametrize("rule", ["overlap", "peak"])
 def test_the_papers_figures(rule):
     config = replace(BARE, rule=rule)
-    got = d.summarise(cohort(), config, seed=1)
+    got = pooled.summarise(cohort(), config, seed=1)
     assert (got.num_scans, got.num_lesions, got.num_found, got.num_false) == (8, 26, 24, 2)
     assert got.tpr == pytest.approx(0.923077, abs=1e-6)
     assert got.false_per_scan == 0.25
@@ -181,30 +184,30 @@ def test_the_papers_figures(rule):
     for interval, value in ((got.tpr_bootstrap, got.tpr), (got.false_bootstrap, got.false_per_scan)):
         assert interval[0] <= value <= interval[1]
         assert interval[0] < interval[1]
-    assert got == d.summarise(cohort(), config, seed=1)
+    assert got == pooled.summarise(cohort(), config, seed=1)
     assert json.loads(json.dumps(got.json()))["tpr"] == got.tpr
     json.dumps([scan.json() for scan in cohort()], allow_nan=False)
 
 
 def test_intervals_at_their_ends():
-    assert d.clopper_pearson(0, 8) == (0.0, pytest.approx(1 - 0.025 ** (1 / 8)))
-    assert d.clopper_pearson(8, 8) == (pytest.approx(0.025 ** (1 / 8)), 1.0)
-    assert d.poisson_interval(0, 4) == (0.0, pytest.approx(-math.log(0.025) / 4))
+    assert clopper_pearson(0, 8) == (0.0, pytest.approx(1 - 0.025 ** (1 / 8)))
+    assert clopper_pearson(8, 8) == (pytest.approx(0.025 ** (1 / 8)), 1.0)
+    assert poisson_interval(0, 4) == (0.0, pytest.approx(-math.log(0.025) / 4))
 
 
 def test_scans_of_one_patient_are_resampled_together():
     founds = cohort()
-    alone = d.summarise(founds, BARE, seed=0, patients=["a"] * 8)
+    alone = pooled.summarise(founds, BARE, seed=0, patients=["a"] * 8)
     assert alone.num_patients == 1
     assert alone.tpr_bootstrap == (alone.tpr, alone.tpr)
-    assert d.summarise(founds, BARE, seed=0, patients=list("abcdefgh")) == d.summarise(founds, BARE, seed=0)
+    assert pooled.summarise(founds, BARE, seed=0, patients=list("abcdefgh")) == pooled.summarise(founds, BARE, seed=0)
 
 
 def test_scans_without_lesions_have_no_sensitivity_and_count_for_false_positives():
-    got = d.summarise([found(hot=0, extra=1), found(hot=0, extra=3)], BARE, seed=0)
+    got = pooled.summarise([found(hot=0, extra=1), found(hot=0, extra=3)], BARE, seed=0)
     assert got.tpr is got.tpr_interval is got.tpr_bootstrap is got.hot_over_lesions is None
     assert got.false_per_scan == 2.0
-    curve = d.froc([found(hot=0, extra=1)], BARE)
+    curve = pooled.froc([found(hot=0, extra=1)], BARE)
     assert {tpr for _, tpr in curve.tpr_at} == {0.0}
 
 
@@ -219,10 +222,10 @@ def noisy_scans():
 @pytest.mark.parametrize("rule", ["overlap", "peak"])
 def test_froc(rule):
     founds, config = list(noisy_scans()), replace(BARE, rule=rule)
-    curve, summary = d.froc(founds, config), d.summarise(founds, config, seed=0)
+    curve, summary = pooled.froc(founds, config), pooled.summarise(founds, config, seed=0)
     assert [p.threshold_suv for p in curve.points] == np.arange(0.5, 10.25, 0.25).tolist()
     assert curve.operating in curve.points
-    assert curve.operating == d.FrocPoint(2.5, summary.tpr, summary.false_per_scan)
+    assert curve.operating == pooled.FrocPoint(2.5, summary.tpr, summary.false_per_scan)
     if rule == "overlap":
         tprs = [p.tpr for p in curve.points]
         assert tprs == sorted(tprs, reverse=True)
@@ -246,20 +249,20 @@ def test_every_threshold_is_found_afresh():
 
 def test_mcnemar_counts_the_lesions_only_one_system_finds():
     all_found, none_found = [found(hot=6)], [found(hot=6, u=np.zeros_like)]
-    assert d.mcnemar(all_found, none_found, "overlap") == d.Discordance(6, 0, pytest.approx(2 / 2**6))
-    assert d.mcnemar(none_found, all_found, "peak") == d.Discordance(0, 6, pytest.approx(2 / 2**6))
-    assert d.mcnemar(all_found, all_found, "peak").p_value == 1.0
+    assert pooled.mcnemar(all_found, none_found, "overlap") == pooled.Discordance(6, 0, pytest.approx(2 / 2**6))
+    assert pooled.mcnemar(none_found, all_found, "peak") == pooled.Discordance(0, 6, pytest.approx(2 / 2**6))
+    assert pooled.mcnemar(all_found, all_found, "peak").p_value == 1.0
     with pytest.raises(ValueError, match="zip"):
-        d.mcnemar(all_found, [found(hot=5)], "peak")
+        pooled.mcnemar(all_found, [found(hot=5)], "peak")
 
 
 def test_bias_of_suvmax():
-    got = d.suvmax_bias([found(hot=1), found(hot=1, u=lambda y: y + 2)])
+    got = pooled.suvmax_bias([found(hot=1), found(hot=1, u=lambda y: y + 2)])
     assert (got.num_lesions, got.mean) == (2, 0.0)  # 4 against 6, and 8 against 6
     assert got.sd == pytest.approx(math.sqrt(8))
     assert got.limits == pytest.approx((-1.96 * math.sqrt(8), 1.96 * math.sqrt(8)))
-    assert d.suvmax_bias([found(hot=1)]) == d.Agreement(1, -2.0, None, None)
-    assert d.suvmax_bias([found(hot=0, extra=1)]) is None
+    assert pooled.suvmax_bias([found(hot=1)]) == pooled.Agreement(1, -2.0, None, None)
+    assert pooled.suvmax_bias([found(hot=0, extra=1)]) is None
 
 
 # ---- where to look --------------------------------------------------------------------------------------------------
@@ -339,13 +342,14 @@ def test_a_focus_outside_the_organ_is_ignored():
 
 def test_slabs_change_nothing(monkeypatch):
     real, u = (np.random.Generator(np.random.Philox(k)).gamma(4, 0.5, look("liver").region.shape) for k in range(2))
-    whole, sharpness = look("liver"), d.realism(real, u, look("liver"))
-    monkeypatch.setattr(d, "slabs", lambda shape: slabs(shape, 1))
+    whole, sharpness = look("liver"), r.realism(real, u, look("liver"))
+    for module in (d, r):
+        monkeypatch.setattr(module, "slabs", lambda shape: slabs(shape, 1))
     thin = look("liver")
     assert thin.box == whole.box
     assert np.array_equal(thin.region, whole.region)
     assert all(np.array_equal(a, b) for a, b in zip(thin.lesions, whole.lesions, strict=True))
-    again = d.realism(real, u, thin)
+    again = r.realism(real, u, thin)
     assert again.gradient_energy_ratio == pytest.approx(sharpness.gradient_energy_ratio, rel=1e-12)
 
 
@@ -398,15 +402,15 @@ def test_an_image_of_another_unit_or_grid_or_with_a_hole_is_refused():
 def test_a_copy_is_as_real_and_a_blurred_one_is_not():
     where = look("liver")
     real = np.random.Generator(np.random.Philox(2)).gamma(4, 0.5, where.region.shape).astype(np.float32)
-    copy, double = d.realism(real, real, where), d.realism(real, 2 * real + 1, where)
+    copy, double = r.realism(real, real, where), r.realism(real, 2 * real + 1, where)
     assert (copy.gradient_energy_ratio, copy.high_frequency_ratio) == (1.0, 1.0)
     assert double.gradient_energy_ratio == pytest.approx(4.0, rel=1e-4)
     assert double.high_frequency_ratio == pytest.approx(4.0, rel=1e-4)
-    blurred = d.realism(real, gaussian_filter(real, 1.0), where)
+    blurred = r.realism(real, gaussian_filter(real, 1.0), where)
     assert blurred.gradient_energy_ratio < 0.2
     assert blurred.high_frequency_ratio < 0.1
-    flat = d.realism(np.ones_like(real), real, where)
-    assert flat == d.Realism(None, None)
+    flat = r.realism(np.ones_like(real), real, where)
+    assert flat == r.Realism(None, None)
 
 
 def test_what_lies_outside_the_region_does_not_enter():
@@ -414,7 +418,7 @@ def test_what_lies_outside_the_region_does_not_enter():
     rng = np.random.Generator(np.random.Philox(2))
     real, u = (rng.gamma(4, 0.5, where.region.shape).astype(np.float32) for _ in range(2))
     other = np.where(where.region, u, 50).astype(np.float32)
-    assert d.realism(real, u, where) == d.realism(real, other, where)
+    assert r.realism(real, u, where) == r.realism(real, other, where)
 
 
 def test_the_gradient_is_per_mm_and_known_on_a_ramp():
@@ -424,5 +428,5 @@ def test_the_gradient_is_per_mm_and_known_on_a_ramp():
     pairs = [2 * 20, 3 * 15, 4 * 12]
     energy = [n / step**2 for n, step in zip(pairs, where.grid.spacing_mm, strict=True)]
     for axis in (1, 2):
-        ratio = d.realism(along[0], along[axis], where).gradient_energy_ratio
+        ratio = r.realism(along[0], along[axis], where).gradient_energy_ratio
         assert ratio == pytest.approx(energy[axis] / energy[0])

@@ -1,4 +1,4 @@
-"""Image scores: against scikit-image and MONAI on small arrays, and slab streaming against whole arrays."""
+"""Scores of arrays against scikit-image and MONAI."""
 
 import math
 
@@ -6,43 +6,14 @@ import numpy as np
 import pytest
 from skimage.metrics import normalized_root_mse, peak_signal_noise_ratio, structural_similarity
 
-from storage.errors import InputError
-from storage.source import LABEL, SUV, ArraySource, Grid
 from trainers.metrics import image as m
-from trainers.metrics.presets import PRESETS
-
-GRID = Grid((23, 17, 19), np.diag([-4.0, -4.0, 3.0, 1.0]))
+from trainers.metrics.ssim import ssim, ssim_map
 
 
-def volumes(shape=GRID.shape):
+def volumes():
     rng = np.random.Generator(np.random.Philox(7))
-    x = rng.gamma(2.0, 1.0, shape).astype(np.float32)
-    return x, (x + rng.normal(0, 0.5, shape)).astype(np.float32)
-
-
-def label_array():
-    labels = np.zeros(GRID.shape, np.float32)
-    labels[2:9, 3:9, 4:10] = 1
-    labels[15:23, 0:6, 12:19] = 3  # touches three faces
-    return labels
-
-
-@pytest.fixture
-def case():
-    x, y = volumes()
-    body = np.zeros(GRID.shape, np.float32)
-    body[1:23, 0:15, 2:19] = 1
-    source = lambda voxels, units=SUV: ArraySource(voxels, GRID, units)  # noqa: E731
-    return source(x), source(y), source(body, LABEL), source(label_array(), LABEL)
-
-
-REGIONS = [
-    m.Region("whole volume", "whole"),
-    m.Region("body", "body"),
-    m.Region("liver", "organ", 1),
-    m.Region("absent", "organ", 2),
-    m.Region("lesion 1", "lesion", 3),
-]
+    x = rng.gamma(2.0, 1.0, (23, 17, 19)).astype(np.float32)
+    return x, (x + rng.normal(0, 0.5, x.shape)).astype(np.float32)
 
 
 def test_plain_scores_equal_scikit_image():
@@ -53,7 +24,7 @@ def test_plain_scores_equal_scikit_image():
     _, theirs = structural_similarity(
         x, y, data_range=9.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True
     )
-    np.testing.assert_allclose(m.ssim_map(x, y, data_range=9.0), theirs, atol=1e-10)
+    np.testing.assert_allclose(ssim_map(x, y, data_range=9.0), theirs, atol=1e-10)
 
 
 def test_ssim_equals_monai_where_windows_lie_inside():
@@ -69,7 +40,7 @@ def test_ssim_equals_monai_where_windows_lie_inside():
         data_range=9.0,
         kernel_type=metrics.KernelType.GAUSSIAN,
     )
-    ours = m.ssim_map(x, y, data_range=9.0)[5:-5, 5:-5, 5:-5]
+    ours = ssim_map(x, y, data_range=9.0)[5:-5, 5:-5, 5:-5]
     np.testing.assert_allclose(ours, theirs[0, 0].numpy(), atol=2e-4)  # MONAI computes in float32
 
 
@@ -79,87 +50,4 @@ def test_known_values():
     assert m.nrmse(x, y) == 0.5
     assert m.psnr(x, y, data_range=10.0) == pytest.approx(20.0)
     assert m.psnr(x, x, data_range=10.0) == math.inf
-    assert m.ssim(x, x, data_range=10.0) == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize("slab_voxels", [1, 5 * 17 * 19, 10**6])
-def test_streaming_equals_whole_arrays(case, slab_voxels):
-    reference, image, body, labels = case
-    scores = m.stream_scores(
-        "c", reference, {"y": image}, PRESETS["native"], REGIONS, body=body, labels=labels, slab_voxels=slab_voxels
-    )
-    x, y = reference.voxels, image.voxels
-    peak = float(x[body.voxels > 0.5].max())
-    masks = {"whole": np.ones(x.shape, bool), "body": body.voxels > 0.5}
-    masks |= {"organ": labels.voxels == 1, "lesion": labels.voxels == 3}
-    assert {score.region for score in scores} == {"whole volume", "body", "liver", "lesion 1"}
-    assert len(scores) == 16
-    for score in scores:
-        mask = masks[score.kind]
-        want = {
-            "PSNR": m.psnr(x, y, data_range=peak, mask=mask),
-            "SSIM": m.ssim(x, y, data_range=peak, mask=mask),
-            "MAE": m.mae(x, y, mask),
-            "NRMSE": m.nrmse(x, y, mask),
-        }[score.rule.metric]
-        assert score.value == pytest.approx(want, rel=1e-9)
-        assert score.range_value == (pytest.approx(peak) if score.rule.metric in ("PSNR", "SSIM") else None)
-
-
-@pytest.mark.parametrize("slab_voxels", [3 * 17 * 19, 10**6])
-def test_masking_both_images_equals_the_full_grid_computation(case, slab_voxels):
-    reference, image, body, labels = case
-    scores = m.stream_scores(
-        "c", reference, {"y": image}, PRESETS["sgsgan"], REGIONS, body=body, labels=labels, slab_voxels=slab_voxels
-    )
-    for region in (REGIONS[2], REGIONS[4]):
-        mask = labels.voxels == region.label
-        x, y = reference.voxels * mask, image.voxels * mask
-        got = {s.rule.metric: s for s in scores if s.region == region.name and s.rule.mask == m.MASK_BOTH}
-        peak = float(x.max())
-        assert got["PSNR"].range_value == pytest.approx(peak)
-        assert got["PSNR"].value == pytest.approx(m.psnr(x, y, data_range=peak))
-        assert got["MAE"].value == pytest.approx(m.mae(x, y))
-        assert got["SSIM"].value == pytest.approx(m.ssim(x, y, data_range=peak), rel=1e-9)
-
-
-class Counting(ArraySource):
-    """Notes the thickest slab that was asked for."""
-
-    thickest = 0
-
-    def read(self, z0, z1):
-        type(self).thickest = max(self.thickest, z1 - z0)
-        return super().read(z0, z1)
-
-
-def test_no_more_than_a_slab_and_its_halo_is_read():
-    x, y = volumes((60, 6, 6))
-    grid = Grid((60, 6, 6), GRID.affine)
-    Counting.thickest = 0
-    sources = [Counting(v, grid, SUV) for v in (x, y, np.ones_like(x))]
-    m.stream_scores(
-        "c", sources[0], {"y": sources[1]}, PRESETS["native"], REGIONS[:2], body=sources[2], slab_voxels=144
-    )
-    assert Counting.thickest == 4 + 2 * m.WINDOW_RADIUS
-
-
-def test_a_rule_tells_range_mask_window_and_preset():
-    for name, rules in PRESETS.items():
-        for rule in rules:
-            assert rule.preset == name
-            assert rule.units
-            assert rule.mask in rule.text()
-            assert bool(rule.data_range) == (rule.metric in ("PSNR", "SSIM"))
-            assert bool(rule.window) == (rule.metric == "SSIM")
-        assert len(set(rules)) == len(rules)
-
-
-def test_refusals(case):
-    reference, image, body, _ = case
-    moved = ArraySource(image.voxels, Grid(GRID.shape, np.diag([-4.0, -4.0, 3.3, 1.0])), SUV)
-    broken = ArraySource(np.where(image.voxels > 3, np.nan, image.voxels), GRID, SUV)
-    empty = ArraySource(np.zeros(GRID.shape, np.float32), GRID, LABEL)
-    for candidate, mask, code in ((moved, body, "IMG_GRID"), (broken, body, "IMG_NAN"), (image, empty, "IMG_EMPTY")):
-        with pytest.raises(InputError, match=code):
-            m.stream_scores("c", reference, {"y": candidate}, PRESETS["native"], REGIONS[:2], body=mask)
+    assert ssim(x, x, data_range=10.0) == pytest.approx(1.0)

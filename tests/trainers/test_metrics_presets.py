@@ -8,8 +8,10 @@ from skimage.metrics import normalized_root_mse, peak_signal_noise_ratio, struct
 
 from storage.source import LABEL, SUV, ArraySource, Grid
 from trainers.metrics import udpet
-from trainers.metrics.image import FROM_0_TO_1, NONZERO, OWN_MAXIMA, Region, Score, stream_scores
+from trainers.metrics.definitions import Region, Score
+from trainers.metrics.identifiers import FROM_0_TO_1, NONZERO, OWN_MAXIMA
 from trainers.metrics.presets import BODY_PSNR, BODY_SSIM, PRESETS
+from trainers.metrics.streaming import stream_scores
 
 SHAPE = (23, 17, 19)
 
@@ -38,7 +40,7 @@ def scores(preset, y, x, slab_voxels=4 * 17 * 19) -> list[Score]:
 
 def values(preset, y, x, **settings):
     """(metric, data range) -> value."""
-    return {(s.rule.metric, s.rule.data_range[:1]): s.value for s in scores(preset, y, x, **settings)}
+    return {(s.definition.metric, s.definition.data_range[:1]): s.value for s in scores(preset, y, x, **settings)}
 
 
 @pytest.mark.parametrize("slab_voxels", [1, 4 * 17 * 19, 10**6])
@@ -64,7 +66,7 @@ def test_udpet2022_is_the_challenges_evaluator(slab_voxels, lowest):
 @pytest.mark.parametrize("lowest", [0.0, -0.7])
 def test_s3pet_is_the_laboratorys_script_in_3d_with_the_papers_text_beside_it(slab_voxels, lowest):
     y, x = volumes(lowest)
-    got = {(s.rule.metric, s.rule.scale): s for s in scores("s3pet", y, x, slab_voxels=slab_voxels)}
+    got = {(s.definition.metric, s.definition.scale): s for s in scores("s3pet", y, x, slab_voxels=slab_voxels)}
     y, x = y.astype(np.float64), x.astype(np.float64)
     ys, xs = ((v - y.min()) / (y.max() - y.min()) for v in (y, x))
     want = {
@@ -158,7 +160,7 @@ def organs(y, x, slab_voxels=4 * 17 * 19):
 def test_udpets_organ_errors_and_score(slab_voxels):
     y, x = volumes(0.5)
     labels, got = organs(y, x, slab_voxels)
-    value = {(s.region, s.rule.metric): s.value for s in got}
+    value = {(s.region, s.definition.metric): s.value for s in got}
     assert set(value) == {("liver", "MAPE"), ("heart", "MAPE"), ("whole volume", "MAPE"), ("whole volume", "SCORE")}
     of = [np.mean, np.max, np.sum, lambda v: np.sqrt(np.mean(v**2)), lambda v: np.percentile(v, 90), np.median]
     weights = np.array([4, 4, 3, 1, 1, 1]) / 14
@@ -175,8 +177,10 @@ def test_udpets_organ_errors_and_score(slab_voxels):
 
 def test_an_image_ten_per_cent_too_hot_has_an_organ_error_of_ten():
     y, _ = volumes(0.5)
-    assert [s.value for s in organs(y, 1.1 * y)[1] if s.rule.metric == "MAPE"] == pytest.approx([10.0] * 3, rel=1e-5)
-    assert {s.rule.higher_is_better for s in organs(y, 1.1 * y)[1] if s.rule.metric == "SCORE"} == {True}
+    assert [s.value for s in organs(y, 1.1 * y)[1] if s.definition.metric == "MAPE"] == pytest.approx(
+        [10.0] * 3, rel=1e-5
+    )
+    assert {s.definition.higher_is_better for s in organs(y, 1.1 * y)[1] if s.definition.metric == "SCORE"} == {True}
 
 
 def test_presets_side_by_side_score_as_alone():
@@ -188,8 +192,8 @@ def test_presets_side_by_side_score_as_alone():
     def run(rules):
         return stream_scores("c", source(y), {"x": source(x)}, rules, regions, body=body, slab_voxels=999)
 
-    together = {s.rule: s.value for s in run([rule for rules in PRESETS.values() for rule in rules])}
-    alone = {s.rule: s.value for rules in PRESETS.values() for s in run(rules)}
+    together = {s.definition: s.value for s in run([rule for rules in PRESETS.values() for rule in rules])}
+    alone = {s.definition: s.value for rules in PRESETS.values() for s in run(rules)}
     assert together == pytest.approx(alone, rel=1e-12)
 
 

@@ -11,8 +11,9 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from storage.errors import InputError
 from storage.source import BQML, LABEL, SUV, ArraySource, Grid
 from trainers.metrics import slices as s
-from trainers.metrics.image import Region, stream_scores
+from trainers.metrics.definitions import Region
 from trainers.metrics.presets import PRESETS
+from trainers.metrics.streaming import stream_scores
 
 SHAPE = (18, 64, 80)
 
@@ -45,7 +46,7 @@ def case(shape=SHAPE, ceiling=20.0):
 
 def scored(full, image, body, **settings):
     got = s.slice_scores("c", full, {"y": image}, body=body, **settings)
-    found = {(score.rule.metric, score.region): score.value for score in got}
+    found = {(score.definition.metric, score.region): score.value for score in got}
     assert len(found) == len(got)
     return found
 
@@ -86,8 +87,8 @@ def test_fewer_scales_have_renormalised_weights_and_equal_monais():
 def test_scales_that_fit_and_say_so():
     fits = {10: 0, 11: 1, 21: 1, 22: 2, 43: 2, 44: 3, 87: 3, 128: 4, 175: 4, 176: 5, 440: 5}
     assert {side: s.scales_that_fit((side, 440)) for side in fits} == fits
-    assert s.ms_ssim_rule(4) != s.ms_ssim_rule(5)
-    assert "4 of 5 scales" in s.ms_ssim_rule(4).text()
+    assert s.ms_ssim_definition(4) != s.ms_ssim_definition(5)
+    assert "4 of 5 scales" in s.ms_ssim_definition(4).text()
     x, y = pair((1, 12, 12))
     assert s.ms_ssim(x, y) == pytest.approx(s.ssim_2d(x, y))
     x, y = pair((10, 12))
@@ -163,15 +164,15 @@ def test_too_few_slices_have_no_checkerboard_score():
 def test_every_score_says_what_it_is():
     full, image, body = case()
     got = s.slice_scores("c", full, {"y": image}, body=body)
-    assert {score.rule for score in got} >= {*PRESETS["cascade"], *s.CHECKERBOARDS.values()}
+    assert {score.definition for score in got} >= {*PRESETS["cascade"], *s.CHECKERBOARDS.values()}
     for score in got:
-        assert score.kind == score.rule.region
-        assert score.rule.preset == "cascade"
-        assert score.rule.dimensionality != "3D"
-        assert (score.range_value == 1.0) == (score.rule.metric in ("PSNR", "SSIM", "MS-SSIM"))
-        assert score.rule.higher_is_better == (score.rule.metric in ("PSNR", "SSIM", "MS-SSIM"))
+        assert score.kind == score.definition.region
+        assert score.definition.preset == "cascade"
+        assert score.definition.dimensionality != "3D"
+        assert (score.range_value == 1.0) == (score.definition.metric in ("PSNR", "SSIM", "MS-SSIM"))
+        assert score.definition.higher_is_better == (score.definition.metric in ("PSNR", "SSIM", "MS-SSIM"))
         assert score.image_rule == "made"
-        assert "SUV from 0 to 20" in score.rule.text()
+        assert "SUV from 0 to 20" in score.definition.text()
     assert "6 dB" in s.CHECKERBOARDS[2].text()
 
 

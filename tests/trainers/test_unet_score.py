@@ -1,238 +1,54 @@
-"""The Unet-score: a judge that learns from full dose alone, resumes bit-equally, and sees volumes without seams."""
+"""The Unet-score of masks that any segmenter gives: Dice of organs, of their union, and their mean."""
 
 import math
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from numpy.typing import NDArray
 
 from storage.errors import InputError
-from storage.reader import Cohort, open_cohort
-from storage.source import BQML, LABEL, SUV, ArraySource, Grid
-from trainers import checkpoint
-from trainers.engine import plain_engine
-from trainers.feed import Feed, FeedConfig
-from trainers.metrics import unet_score
-from trainers.metrics.unet_score import MEAN, UNION, Judge, Training, UnetScoreConfig, judge, unet_scores
-from trainers.recipe import Recipe
-from trainers.systems.sgsgan.networks import Segmenter
-
-FEED = FeedConfig(low=(), cases_per_step=2)
-TINY = UnetScoreConfig(rois=("liver", "brain"), channels=1, patch=(16, 16, 16), halo=4, samples=16, patches_per_case=1)
-LEARNING = UnetScoreConfig(
-    rois=("liver",), channels=2, patch=(24, 24, 24), halo=4, samples=480, patches_per_case=4, lr=5e-3
-)
-CPU = torch.device("cpu")
-LOOP = unet_score.LoopConfig
-
-
-def opened(cohort: Path) -> tuple[Cohort, list[str], str]:
-    """The cohort, three training cases and the one that is judged."""
-    cases = open_cohort(cohort)
-    return cases, list(cases.cases[:3]), cases.cases[3]
-
-
-class StopHereError(Exception):
-    """A crash at a chosen moment."""
-
-
-# ---- training -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def learned(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Judge:
-    cases, train, _ = opened(cohort)
-    return judge(tmp_path_factory.mktemp("judge"), cases, train, LEARNING, feed=FEED)
-
-
-def test_the_judge_finds_an_organ_of_a_patient_it_has_not_seen_and_noise_hides_it(learned: Judge, cohort: Path) -> None:
-    cases, _, test = opened(cohort)
-    full = cases.case(test).image("full")
-    voxels = full.read(0, full.grid.shape[0])
-    noise = np.random.Generator(np.random.Philox(0)).normal(0, 10, voxels.shape).astype(np.float32)
-    images = {"full dose": full, "hidden": ArraySource(voxels + noise, full.grid, SUV)}
-    scores = unet_scores(learned, test, images, cases.case(test).image("labels"), cases.case(test).labels)
-    dice = {score.image: score.value for score in scores if score.region == "liver"}
-    assert dice["full dose"] > 0.4  # 0.47 to 0.66 over two seeds and one or two threads
-    assert dice["hidden"] < dice["full dose"] - 0.2
-    seen = cases.case(cases.cases[0])
-    with pytest.raises(InputError, match="CKPT_LEAK"):
-        unet_scores(learned, seen.name, {}, seen.image("labels"), seen.labels)
-
-
-def test_training_is_a_recipe_that_reads_full_dose_and_nothing_else(cohort: Path) -> None:
-    cases, train, _ = opened(cohort)
-    recipe: Recipe = Training(
-        TINY, plain_engine(Segmenter(1, 2), lambda p: torch.optim.RMSprop(p, lr=1e-4)), patches_per_step=3
-    )
-    assert recipe.num_steps == 6
-    assert {recipe.phase(step) for step in range(6)} == set(recipe.phase_starts)
-    source = Feed(cases, {"full": train}, FEED, recipe.needs, rank=0, world=1, device=CPU)
-    batch = source.batch(0, 1)
-    source.close()
-    assert batch.low.numel() == 0
-    assert {place.split()[1] for place in batch.places} == {"full"}
-    before = recipe.weights()
-    terms = recipe.step(batch, 0)
-    assert terms["segmentation"] == pytest.approx(float(terms["bce"] + terms["dice"]))
-    assert any(not torch.equal(before[name], value) for name, value in recipe.weights().items())
-
-
-def test_a_judge_that_was_interrupted_becomes_the_same_judge(
-    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cases, train, _ = opened(cohort)
-    monkeypatch.setattr(unet_score, "LoopConfig", lambda **kw: LOOP(save_every=3, log_every=1, **kw))
-    straight = judge(tmp_path / "straight", cases, train, TINY, feed=FEED)
-
-    def crash(record: dict[str, Any]) -> None:
-        if record["event"] == "log" and record["step"] == 5:
-            raise StopHereError
-
-    with pytest.raises(StopHereError):
-        judge(tmp_path / "crashed", cases, train, TINY, feed=FEED, report=crash)
-    records: list[dict[str, Any]] = []
-    resumed = judge(tmp_path / "crashed", cases, train, TINY, feed=FEED, report=records.append)
-    assert records[0]["step"] == 3
-    assert isinstance(straight.network, Segmenter)
-    assert isinstance(resumed.network, Segmenter)
-    for name, value in straight.network.state_dict().items():
-        assert torch.equal(value, resumed.network.state_dict()[name]), name
-
-
-def test_a_finished_judge_is_read_and_one_of_other_cases_or_settings_refused(cohort: Path, tmp_path: Path) -> None:
-    cases, train, test = opened(cohort)
-    torch.manual_seed(1)
-    untouched = torch.rand(1)
-    torch.manual_seed(1)
-    first = judge(tmp_path / "judge", cases, train, TINY, feed=FEED)
-    assert torch.equal(torch.rand(1), untouched)
-    records: list[dict[str, Any]] = []
-    again = judge(
-        tmp_path / "judge", cases, train[::-1], TINY, feed=FeedConfig(low=("low_drf4",)), report=records.append
-    )
-    assert not records
-    assert again.config == first.config
-    x = torch.rand(1, 1, 16, 16, 16)
-    assert torch.equal(first.network(x), again.network(x))
-    others: list[tuple[list[str], UnetScoreConfig, FeedConfig, str]] = [
-        ([*train[:2], test], TINY, FEED, test),
-        (train, UnetScoreConfig(**{**vars(TINY), "lr": 1e-3}), FEED, "unet_score.lr"),
-        (train, TINY, FeedConfig(suv_scale=5.0), "feed.suv_scale"),
-    ]
-    for names, config, feed, told in others:
-        with pytest.raises(InputError, match=f"CKPT_DRIFT.*{told}"):
-            judge(tmp_path / "judge", cases, names, config, feed=feed)
-    (tmp_path / "judge" / unet_score.WEIGHTS).unlink()  # interrupted before the export: the checkpoint refuses as well
-    with pytest.raises(InputError, match="CKPT_DRIFT"):
-        judge(tmp_path / "judge", cases, train[:2], TINY, feed=FEED)
-    checkpoint.write_weights(tmp_path / "judge" / unet_score.WEIGHTS, {"x": x}, {"recipe": "sgsgan"})
-    with pytest.raises(InputError, match="CKPT_RECIPE"):
-        judge(tmp_path / "judge", cases, train, TINY, feed=FEED)
-
-
-def test_a_cohort_without_the_organ_and_an_empty_fold_are_refused_before_training(cohort: Path, tmp_path: Path) -> None:
-    cases, train, test = opened(cohort)
-    config = UnetScoreConfig(**{**vars(TINY), "rois": ("liver", "thyroid")})
-    with pytest.raises(InputError, match=r"SET_NO_LABELS.*thyroid"):
-        judge(tmp_path / "judge", cases, train, config, feed=FEED)
-    with pytest.raises(InputError, match="SET_TOO_SMALL"):
-        judge(tmp_path / "judge", cases, [], TINY, feed=FEED)
-    with pytest.raises(InputError, match="IMG_TOO_SMALL"):
-        judge(tmp_path / "judge", cases, train, UnetScoreConfig(rois=("liver",)), feed=FEED)
-    assert not (tmp_path / "judge").exists()
-    case = cases.case(test)
-    with pytest.raises(InputError, match=r"SET_NO_LABELS.*thyroid"):
-        unet_scores(Judge(config, 1.0, above(1.0), CPU), test, {}, case.image("labels"), case.labels)
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "code"),
-    [
-        ("rois", (), "CFG_ROI"),
-        ("rois", ("liver", "liver"), "CFG_ROI"),
-        ("patch", (60, 64, 64), "CFG_PATCH_SIZE"),
-        ("patch", (8, 64, 64), "CFG_PATCH_SIZE"),
-        ("halo", 32, "CFG_RANGE"),
-        ("samples", 0, "CFG_RANGE"),
-        ("lr", 0.0, "CFG_RANGE"),
-    ],
-)
-def test_impossible_settings_are_refused(field: str, value: object, code: str) -> None:
-    with pytest.raises(InputError, match=f"{code} unet_score.{field}"):
-        UnetScoreConfig(**{field: value})  # type: ignore[arg-type]
-
-
-# ---- judgement, by a network that is a threshold --------------------------------------------------------------------
-
-
-def above(*thresholds: float) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Logits per organ that are positive where the image lies above the organ's threshold."""
-    return lambda image: torch.cat([image - threshold for threshold in thresholds], dim=1)
+from storage.source import BQML, LABEL, SUV, ArraySource, Grid, ImageSource
+from trainers.metrics.definitions import ScoreDefinition
+from trainers.metrics.unet_score import MEAN, UNION, unet_score_definition, unet_scores
 
 
 def source(voxels: Any, units: str = SUV) -> ArraySource:
     return ArraySource(np.asarray(voxels, np.float32), Grid(np.shape(voxels), np.diag([-4.0, -4.0, 3.0, 1.0])), units)
 
 
-@pytest.mark.parametrize("shape", [(40, 33, 24), (16, 16, 16), (9, 50, 5), (100, 16, 17)])
-@pytest.mark.parametrize("halo", [0, 4, 7])
-def test_windows_cover_every_voxel_once_whatever_the_shape(shape: tuple[int, int, int], halo: int) -> None:
-    voxels = np.random.Generator(np.random.Philox(1)).gamma(2.0, 1.0, shape).astype(np.float32)
-    config = UnetScoreConfig(**{**vars(TINY), "halo": halo})
-    slabs = list(Judge(config, 2.0, above(0.5, 1.5), CPU).masks(source(voxels)))
-    starts = np.cumsum([0, *(found.shape[1] for _, found in slabs)]).tolist()
-    assert [z0 for z0, _ in slabs] == starts[:-1]
-    found = np.concatenate([found for _, found in slabs], axis=1)
-    np.testing.assert_array_equal(found, np.stack([voxels / 2 > 0.5, voxels / 2 > 1.5]))
+DEFINITION = unet_score_definition("a threshold")
 
 
-def test_no_voxel_is_judged_at_an_inner_face_of_a_window() -> None:
-    def spoilt(image: torch.Tensor) -> torch.Tensor:
-        """Finds everything at the window's faces, nothing else."""
-        logits = torch.ones_like(image)
-        logits[..., 4:-4, 4:-4, 4:-4] = -1
-        return logits
+@dataclass(frozen=True)
+class Above:
+    """Finds the first organ above 0.5 SUV, the second above 10.5, and so on; five slices at a time."""
 
-    config = UnetScoreConfig(**{**vars(TINY), "rois": ("liver",)})
-    slabs = Judge(config, 1.0, spoilt, CPU).masks(source(np.zeros((40, 30, 30))))
-    found = np.concatenate([found for _, found in slabs], axis=1)[0]
-    assert not found[4:-4, 4:-4, 4:-4].any()
-    assert found[:4].all()  # the volume's own faces have no neighbour
+    rois: tuple[str, ...]
+    cases: tuple[str, ...] = ()
+    definition: ScoreDefinition = DEFINITION
 
+    def label_values(self, label_names: Mapping[int, str], case: str) -> list[list[int]]:
+        return [[value for value, name in label_names.items() if name.startswith(roi)] for roi in self.rois]
 
-class Counting(ArraySource):
-    """Notes the thickest slab that was asked for."""
-
-    thickest = 0
-
-    def read(self, z0: int, z1: int) -> Any:
-        type(self).thickest = max(self.thickest, z1 - z0)
-        return super().read(z0, z1)
+    def masks(self, image: ImageSource) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+        for z0 in range(0, image.grid.shape[0], 5):
+            slab = image.read(z0, min(z0 + 5, image.grid.shape[0]))
+            if not np.isfinite(slab).all():
+                raise InputError("IMG_NAN", where="image", found="not finite", remedy="repair")
+            yield z0, np.stack([slab > 0.5 + 10 * k for k in range(len(self.rois))])
 
 
-def test_no_more_than_a_row_of_windows_is_read() -> None:
-    image = source(np.ones((90, 20, 20)))
-    config = UnetScoreConfig(**{**vars(TINY), "rois": ("liver",)})
-    Counting.thickest = 0
-    unet_scores(
-        Judge(config, 1.0, above(0.5), CPU),
-        "c",
-        {"y": Counting(image.voxels, image.grid, SUV)},
-        Counting(image.voxels, image.grid, LABEL),
-        {1: "liver"},
-    )
-    assert Counting.thickest == 16
+def test_a_case_the_segmenter_was_trained_on_is_refused() -> None:
+    with pytest.raises(InputError, match="CKPT_LEAK"):
+        unet_scores(Above(("liver",), ("c",)), "c", {}, source(np.ones((4, 4, 4)), LABEL), {1: "liver"})
 
 
 def asked(rois: tuple[str, ...], image: Any, labels: Any, names: dict[int, str]) -> dict[str, float]:
-    config = UnetScoreConfig(**{**vars(TINY), "rois": rois})
-    network = above(*(0.5 + 10 * k for k in range(len(rois))))
-    scores = unet_scores(Judge(config, 1.0, network, CPU), "c", {"y": source(image)}, source(labels, LABEL), names)
-    assert {(s.case, s.image, s.kind, s.rule.metric) for s in scores} == {("c", "y", "organ", "Unet-score")}
+    scores = unet_scores(Above(rois), "c", {"y": source(image)}, source(labels, LABEL), names)
+    assert {(s.case, s.image, s.kind, s.definition.metric) for s in scores} == {("c", "y", "organ", "Unet-score")}
     return {score.region: score.value for score in scores}
 
 
@@ -263,7 +79,7 @@ def test_the_union_may_exceed_every_organ_as_the_papers_full_dose_does() -> None
 
 def test_images_that_do_not_fit_are_refused() -> None:
     labels = source(np.ones((16, 16, 16)), LABEL)
-    ours = Judge(UnetScoreConfig(**{**vars(TINY), "rois": ("liver",)}), 1.0, above(0.5), CPU)
+    ours = Above(("liver",))
     for image, code in (
         (source(np.ones((16, 16, 17))), "IMG_GRID"),
         (source(np.ones((16, 16, 16)), BQML), "IMG_UNITS"),
@@ -271,20 +87,3 @@ def test_images_that_do_not_fit_are_refused() -> None:
     ):
         with pytest.raises(InputError, match=code):
             unet_scores(ours, "c", {"y": image}, labels, {1: "liver"})
-
-
-def test_the_rule_tells_the_judge_and_its_training() -> None:
-    rule = UnetScoreConfig().rule
-    told = rule.text()
-    for phrase in (
-        "32 to 256 channels",
-        "liver, brain",
-        "full-dose patches",
-        "training cases",
-        "BCE + Dice",
-        "p > 0.5",
-    ):
-        assert phrase in told
-    assert rule.preset == "sgsgan"
-    assert rule.higher_is_better
-    assert rule != UnetScoreConfig(samples=10).rule  # scores of judges trained otherwise are not compared

@@ -1,1 +1,1 @@
-"""Scores that carry their rule: image quality, regional uptake, and each paper's conventions (``presets``)."""
+"""Scores that carry their definition: image quality, regional uptake, and each paper's conventions (``presets``)."""

@@ -1,6 +1,6 @@
-"""Uptake in regions as a physician reads it: SUVmean, SUVmax, SUVpeak, volume, TLG, noise, and the bias of each.
+"""Uptake in organs and lesions: SUVmean, SUVmax, SUVpeak, volume, TLG, noise, and the bias of each.
 
-What it knows: voxels of known volume in SUV.  What it refuses to know: how a lesion was outlined; the label image says.
+Images are in SUVbw; organs and lesions are outlined by a label image.
 
 SUVpeak is the highest mean over a sphere of 1 mL (radius 6.2 mm) centred on any voxel of the region; voxels of the
 sphere outside the region count, those outside the volume do not (IBSI global intensity peak, doi
@@ -17,14 +17,16 @@ from scipy.sparse.csgraph import connected_components
 
 from storage.errors import InputError
 from storage.source import SUV, Grid, ImageSource
-from trainers.metrics.image import INSIDE, SLAB_VOXELS, Region, Rule, Score, slabs
+from trainers.metrics.definitions import Region, Score, ScoreDefinition
+from trainers.metrics.identifiers import INSIDE
+from trainers.metrics.slabs import SLAB_VOXELS, slabs
 
 PEAK_RADIUS_MM = 10 * (3 / (4 * np.pi)) ** (1 / 3)  # of a sphere of 1 mL
 _GATHER = 100_000  # sphere centres taken at once: bounds memory to a few MB
 
 
-def _clinical(metric: str, units: str) -> Rule:
-    return Rule(metric, "ROI", INSIDE, units, preset="clinical")
+def _clinical(metric: str, units: str) -> ScoreDefinition:
+    return ScoreDefinition(metric, "ROI", INSIDE, units, preset="clinical")
 
 
 VOLUME, NOISE = _clinical("volume", "mL"), _clinical("CoV", "%")
@@ -117,7 +119,8 @@ def uptake_scores(
                 if name != reference_name:
                     values[BIASES[quantity]] = bias_percent(true[quantity], value)
             scores += [
-                Score(case, name, region.name, region.kind, rule, value, None, how) for rule, value in values.items()
+                Score(case, name, region.name, region.kind, definition, value, None, how)
+                for definition, value in values.items()
             ]
     return scores
 

@@ -1,8 +1,7 @@
-"""Lesions found in a synthesized PET: sensitivity, false positives per scan, FROC, and how real the image looks.
+"""Lesions found in one synthesized PET: where they are searched, and which of them are found.
 
-What it knows: the rule of Ben-Cohen et al. (arXiv 1707.09585), a tumour counts as found when the synthesized SUVmax in
-it exceeds 2.5, and what the paper leaves open, every choice a field of ``DetectionConfig``.  What it refuses to know:
-how an image was made, who outlined the lesions.
+Ben-Cohen et al. (arXiv 1707.09585): a tumour counts as found when the synthesized SUVmax in it exceeds 2.5.  What the
+paper leaves open is a field of ``DetectionConfig``.  ``detection_statistics`` pools many scans.
 
 A true lesion is a 26-connected component of the lesion label in region R whose SUVmax on the real PET exceeds the
 threshold; others are left out and counted, and a hot prediction there is a false positive.  A focus is a 26-connected
@@ -23,24 +22,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import product
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt, find_objects, label
-from scipy.stats import beta, binomtest, chi2
 
 from storage.errors import InputError
 from storage.source import SUV, Grid, ImageSource
 from trainers.metrics.clinical import separate
-from trainers.metrics.image import Box, Mask, slabs
+from trainers.metrics.identifiers import detection_key, sentence
+from trainers.metrics.image import Mask
+from trainers.metrics.slabs import Box, slabs
 
 Volume = NDArray[np.float32]
 Matching = Literal["overlap", "peak"]
-Interval = tuple[float, float]
 
-FALSE_POSITIVES = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0, 4.0, 8.0)  # per scan, where a FROC curve is read
-RESAMPLES = 2000
 _CORNERS = np.ones((3, 3, 3), dtype=np.uint8)  # 26-connectivity
 _NEIGHBOURS = np.array(list(product((-1, 0, 1), repeat=3)))
 
@@ -68,14 +65,21 @@ class DetectionConfig:
     smallest_focus_ml: float = 0.2
     froc_thresholds_suv: tuple[float, ...] = tuple(np.arange(0.5, 10.25, 0.25).tolist())
 
+    @property
+    def key(self) -> str:
+        """What makes two counts comparable, as a short stable text: the ``mask`` of a score's definition."""
+        return detection_key(
+            self.rule,
+            threshold_suv=self.threshold_suv,
+            organs=self.organs,
+            lesion=self.lesion,
+            tolerance_mm=self.tolerance_mm,
+            focus_ml=self.smallest_focus_ml,
+        )
+
     def text(self) -> str:
         """Return the rule as one readable line."""
-        where = f"{' and '.join(self.organs)} with the lesions that touch it" if self.organs else "the whole body mask"
-        return (
-            f"{self.rule}: SUV above {self.threshold_suv:g} in {where}; lesions: label {self.lesion}, 26-connected, "
-            f"real SUVmax above {self.threshold_suv:g}; tolerance {self.tolerance_mm:g} mm; "
-            f"foci of {self.smallest_focus_ml:g} mL or more"
-        )
+        return sentence(self.key)
 
 
 # ---- where to look --------------------------------------------------------------------------------------------------
@@ -389,263 +393,3 @@ def _peaks(
 def _float32(threshold: float) -> float:
     """The threshold as voxels see it, so that a focus and a lesion never disagree about a voxel of just that value."""
     return float(np.float32(threshold))
-
-
-# ---- many scans -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Detection:
-    """Sensitivity and false positives, pooled over scans; intervals are of 95 %.
-
-    Args:
-        rule: what counts as found.
-        num_scans: scans, those without a lesion among them; ``num_patients`` is what was resampled.
-        num_lesions: true lesions; num_found of them were found.
-        num_left_out: lesions the real PET does not show above the threshold.
-        tpr: found / lesions, None without a lesion; tpr_interval after Clopper and Pearson, which takes lesions for
-            independent; tpr_bootstrap over patients, which does not.
-        num_false: false positives; false_per_scan with its exact Poisson interval and the bootstrap's.
-        hot_over_lesions: volume above the threshold over the volume of true lesions; 1 is ideal, None without a lesion.
-        seed: of the bootstrap.
-    """
-
-    rule: str
-    num_scans: int
-    num_patients: int
-    num_lesions: int
-    num_found: int
-    num_left_out: int
-    tpr: float | None
-    tpr_interval: Interval | None
-    tpr_bootstrap: Interval | None
-    num_false: int
-    false_per_scan: float
-    false_interval: Interval
-    false_bootstrap: Interval
-    hot_over_lesions: float | None
-    seed: int
-
-    def json(self) -> dict[str, object]:
-        """Return everything as JSON-able values."""
-        return asdict(self)
-
-
-def summarise(
-    founds: Sequence[Found], config: DetectionConfig, *, seed: int, patients: Sequence[str] | None = None
-) -> Detection:
-    """Pool at least one scan by ``config.rule``.
-
-    Args:
-        founds: one per scan, found with ``config``.
-        config: ``rule`` may be either: both were computed.
-        seed: of the patients' bootstrap.
-        patients: whose scan each is (``Case.subject``); None: every scan is another patient's.
-    """
-    hits = np.array([sum(found.at.found(config.rule)) for found in founds])
-    lesions = np.array([len(found.shown) for found in founds])
-    false = np.array([found.at.false(config.rule) for found in founds])
-    who = list(patients) if patients is not None else [str(index) for index in range(len(founds))]
-    order = {name: index for index, name in enumerate(dict.fromkeys(who))}
-    group = np.array([order[name] for name in who])
-    per_patient = np.zeros((4, len(order)), dtype=np.intp)
-    for row, values in enumerate((hits, lesions, false, np.ones_like(hits))):
-        np.add.at(per_patient[row], group, values)
-    rng = np.random.Generator(np.random.Philox(seed))
-    drawn = per_patient[:, rng.integers(len(order), size=(RESAMPLES, len(order)))].sum(axis=-1)
-    with_lesions = drawn[:, drawn[1] > 0]  # a resample without a lesion has no sensitivity
-    num_found, num_lesions, num_false = int(hits.sum()), int(lesions.sum()), int(false.sum())
-    lesion_ml = sum(lesion.volume_ml for found in founds for lesion in found.shown)
-    return Detection(
-        rule=config.text(),
-        num_scans=len(founds),
-        num_patients=len(order),
-        num_lesions=num_lesions,
-        num_found=num_found,
-        num_left_out=sum(len(found.lesions) - len(found.shown) for found in founds),
-        tpr=num_found / num_lesions if num_lesions else None,
-        tpr_interval=clopper_pearson(num_found, num_lesions) if num_lesions else None,
-        tpr_bootstrap=_central(with_lesions[0] / with_lesions[1]) if num_lesions else None,
-        num_false=num_false,
-        false_per_scan=num_false / len(founds),
-        false_interval=poisson_interval(num_false, len(founds)),
-        false_bootstrap=_central(drawn[2] / drawn[3]),
-        hot_over_lesions=sum(found.at.hot_ml for found in founds) / lesion_ml if lesion_ml else None,
-        seed=seed,
-    )
-
-
-def clopper_pearson(successes: int, trials: int) -> Interval:
-    """Return the exact 95 % interval of a proportion."""
-    low = float(beta.ppf(0.025, successes, trials - successes + 1)) if successes else 0.0
-    high = float(beta.ppf(0.975, successes + 1, trials - successes)) if successes < trials else 1.0
-    return low, high
-
-
-def poisson_interval(events: int, scans: int) -> Interval:
-    """Return the exact 95 % interval of a rate per scan (Garwood)."""
-    low = float(chi2.ppf(0.025, 2 * events)) / 2 if events else 0.0
-    return low / scans, float(chi2.ppf(0.975, 2 * events + 2)) / 2 / scans
-
-
-def _central(values: NDArray[np.float64]) -> Interval:
-    low, high = np.percentile(values, (2.5, 97.5)).tolist()
-    return low, high
-
-
-@dataclass(frozen=True)
-class FrocPoint:
-    """Pooled sensitivity (0 where no scan has a lesion) and false positives per scan at one threshold."""
-
-    threshold_suv: float
-    tpr: float
-    false_per_scan: float
-
-
-@dataclass(frozen=True)
-class Froc:
-    """Free-response curve.
-
-    Args:
-        rule: what counts as found; its threshold is the operating point.
-        operating: the point at the rule's threshold.
-        points: every threshold, ascending; false positives need not fall, for foci join at low ones.
-        envelope: upper envelope, (false positives per scan, TPR), both ascending.
-        tpr_at: (false positives per scan allowed, highest TPR of a threshold that keeps to it); 0 where none does.
-    """
-
-    rule: str
-    operating: FrocPoint
-    points: tuple[FrocPoint, ...]
-    envelope: tuple[tuple[float, float], ...]
-    tpr_at: tuple[tuple[float, float], ...]
-
-    def json(self) -> dict[str, object]:
-        """Return everything as JSON-able values."""
-        return asdict(self)
-
-
-def froc(founds: Sequence[Found], config: DetectionConfig) -> Froc:
-    """Pool at least one scan at every threshold, by ``config.rule``."""
-    lesions = sum(len(found.shown) for found in founds)
-    points = []
-    for counts in zip(*(found.counts for found in founds), strict=True):
-        hits = sum(sum(count.found(config.rule)) for count in counts)
-        false = sum(count.false(config.rule) for count in counts)
-        points.append(FrocPoint(counts[0].threshold_suv, hits / lesions if lesions else 0.0, false / len(founds)))
-    envelope: list[tuple[float, float]] = []
-    for point in sorted(points, key=lambda p: (p.false_per_scan, -p.tpr)):
-        if not envelope or point.tpr > envelope[-1][1]:
-            envelope.append((point.false_per_scan, point.tpr))
-    allowed = tuple((rate, max((t for f, t in envelope if f <= rate), default=0.0)) for rate in FALSE_POSITIVES)
-    operating = next(point for point in points if point.threshold_suv == config.threshold_suv)
-    return Froc(config.text(), operating, tuple(points), tuple(envelope), allowed)
-
-
-@dataclass(frozen=True)
-class Discordance:
-    """Lesions that only one of two systems finds, and McNemar's exact two-sided p."""
-
-    only_first: int
-    only_second: int
-    p_value: float
-
-
-def mcnemar(first: Sequence[Found], second: Sequence[Found], rule: Matching) -> Discordance:
-    """Compare two systems on the same lesions; lesions of a patient are taken for independent, so p is too small.
-
-    Args:
-        first: one system's findings, scan by scan; second: the other's on the same scans.
-        rule: how lesions are found.
-
-    Raises:
-        ValueError: if the lesions are not the same ones.
-    """
-    pairs = [
-        pair
-        for a, b in zip(first, second, strict=True)
-        for pair in zip(a.at.found(rule), b.at.found(rule), strict=True)
-    ]
-    only_first, only_second = pairs.count((True, False)), pairs.count((False, True))
-    decided = only_first + only_second
-    p_value = float(binomtest(only_first, decided).pvalue) if decided else 1.0
-    return Discordance(only_first, only_second, p_value)
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """Bland and Altman: mean difference, its standard deviation and limits of agreement (mean -+ 1.96 sd), in SUV."""
-
-    num_lesions: int
-    mean: float
-    sd: float | None
-    limits: Interval | None
-
-
-def suvmax_bias(founds: Sequence[Found]) -> Agreement | None:
-    """Synthesized minus real SUVmax over the true lesions of all scans; None without one, no sd with one."""
-    gaps = np.array([lesion.synthesized_suvmax - lesion.real_suvmax for found in founds for lesion in found.shown])
-    if not gaps.size:
-        return None
-    mean = float(gaps.mean())
-    if gaps.size == 1:
-        return Agreement(1, mean, None, None)
-    sd = float(gaps.std(ddof=1))
-    return Agreement(gaps.size, mean, sd, (mean - 1.96 * sd, mean + 1.96 * sd))
-
-
-# ---- realism --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Realism:
-    """How sharp and how noisy a synthesized PET is beside the real one: 1 is alike, less is smoother.
-
-    Args:
-        gradient_energy_ratio: sum of squared gradients (SUV/mm, between neighbours both in R), synthesized / real.
-        high_frequency_ratio: power above half Nyquist in axial slices, synthesized / real; the slice's mean over R
-            removed, 0 outside R, Hann window over R's box.
-    """
-
-    gradient_energy_ratio: float | None
-    high_frequency_ratio: float | None
-
-
-def realism(real: Volume, synthesized: Volume, where: Search) -> Realism:
-    """Compare two images in R, both read by ``where.read``; None where the real one has no such power."""
-    images = (synthesized, real)
-    gradient = [_gradient_energy(image, where) for image in images]
-    high = [_high_frequency_power(image, where.region) for image in images]
-    return Realism(_ratio(*gradient), _ratio(*high))
-
-
-def _ratio(value: float, reference: float) -> float | None:
-    return value / reference if reference > 0 else None
-
-
-def _gradient_energy(image: Volume, where: Search) -> float:
-    total = 0.0
-    for z0, z1 in slabs(where.region.shape):
-        for axis, step in enumerate(where.grid.spacing_mm):
-            rows = slice(z0, z1 + (axis == 0))  # one slice on, for the gap between slabs
-            both = np.logical_and(*_neighbours(where.region[rows], axis))
-            here, there = _neighbours(image[rows], axis)
-            total += float(np.square((there - here)[both].astype(np.float64)).sum()) / step**2
-    return total
-
-
-def _neighbours(voxels: NDArray[Any], axis: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    moved = np.moveaxis(voxels, axis, 0)
-    return moved[:-1], moved[1:]
-
-
-def _high_frequency_power(image: Volume, region: Mask) -> float:
-    _, height, width = region.shape
-    window = np.hanning(height + 2)[1:-1, None] * np.hanning(width + 2)[1:-1]
-    high = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)) > 0.25  # cycles per voxel; Nyquist is 0.5
-    total = 0.0
-    for voxels, inside in zip(image, region, strict=True):
-        if inside.any():
-            about_zero = np.where(inside, voxels - voxels[inside].mean(dtype=np.float64), 0.0)
-            total += float(np.square(np.abs(np.fft.fft2(about_zero * window))[high]).sum())
-    return total

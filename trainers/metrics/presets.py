@@ -1,4 +1,4 @@
-"""Whose convention a score follows: one dict from a preset's name to its rules.
+"""Whose convention a score follows: one dict from a preset's name to its definitions.
 
 ``native`` is the project's own.  ``sgsgan`` is Zhou et al. 2022 (IEEE TMI, arXiv 2205.08887) as far as its tables allow
 it to be read: the paper multiplies images by an organ's mask and states neither data range nor denominator, so both
@@ -11,101 +11,109 @@ divides it there, so SSIM cannot see an error of scale.
 
 ``s3pet`` is read from the public test scripts of S3PET's laboratory, since the paper gives formulas only: PSNR over the
 voxels with uptake on images scaled by the full dose's minimum and maximum.  SSIM is in three dimensions, where those
-scripts differ, with scikit-image's default window, which is this project's choice.  The rules that the paper's text
-alone suggests (every voxel, range the full dose's maximum) stand beside them.  Where the full dose's minimum is 0, as
-in most PET, both SSIMs are one number.
+scripts differ, with scikit-image's default window, which is this project's choice.  The definitions that the paper's
+text alone suggests (every voxel, range the full dose's maximum) stand beside them.  Where the full dose's minimum is
+0, as in most PET, both SSIMs are one number.
 
 ``cascade`` is Deng et al.'s cascade of U-Nets from CT to PET: axial slices of images in [0, 1], one mean over slices.
 The paper masks nothing and names no intensity scale; 20 SUV is this project's choice, and scores inside the body stand
-beside the paper's, because air flatters.  ``metrics.slices`` computes them and adds MS-SSIM and the checkerboards.
+beside the paper's, because air raises every score.  ``metrics.slices`` computes them and adds MS-SSIM and the
+checkerboards.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
-from trainers.metrics.image import (
+from trainers.metrics.definitions import ScoreDefinition
+from trainers.metrics.identifiers import (
+    AXIAL,
+    CLIP_0_TO_20,
     FROM_0_TO_1,
     INSIDE,
     MASK_BOTH,
     MAX_REFERENCE,
     MAX_REFERENCE_BODY,
     MAX_REFERENCE_REGION,
+    MEAN_OVER_BODY_SLICES,
+    MEAN_OVER_NONZERO_BODY_SLICES,
+    MEAN_OVER_NONZERO_SLICES,
+    MEAN_OVER_SLICES,
     NO_MASK,
+    NO_SCALE,
     NONZERO,
     ONE,
     OWN_MAXIMA,
     POWER_REFERENCE,
     RANGE_REFERENCE,
     RMS_REFERENCE,
+    SLICE_WINDOW,
     SSIM_WINDOW,
+    SUV_OVER_20,
     TWO,
     UNIFORM_WINDOW,
-    Rule,
 )
 
 
-def _rules(region: Literal["whole", "body", "ROI"], mask: str, data_range: str, preset: str) -> tuple[Rule, Rule, Rule]:
-    mae = Rule("MAE", region, mask, "SUVbw", preset=preset)
+def _quality(
+    region: Literal["whole", "body", "ROI"], mask: str, data_range: str, preset: str
+) -> tuple[ScoreDefinition, ScoreDefinition, ScoreDefinition]:
+    mae = ScoreDefinition("MAE", region, mask, "SUVbw", preset=preset)
     psnr = replace(mae, metric="PSNR", units="dB", data_range=data_range)
     return psnr, replace(psnr, metric="SSIM", units="1", window=SSIM_WINDOW), mae
 
 
-def _nrmse(region: Literal["whole", "body", "ROI"], mask: str) -> Rule:
-    return Rule("NRMSE", region, mask, "1", normalisation=RMS_REFERENCE)
+def _nrmse(region: Literal["whole", "body", "ROI"], mask: str) -> ScoreDefinition:
+    return ScoreDefinition("NRMSE", region, mask, "1", normalisation=RMS_REFERENCE)
 
 
 def _whole(
-    metric: str, units: str, preset: str, *, mask: str = NO_MASK, data_range: str = "", scale: str = "none"
-) -> Rule:
+    metric: str, units: str, preset: str, *, mask: str = NO_MASK, data_range: str = "", scale: str = NO_SCALE
+) -> ScoreDefinition:
     window = UNIFORM_WINDOW if metric == "SSIM" else ""
-    return Rule(metric, "whole", mask, units, data_range, window=window, scale=scale, preset=preset)
+    return ScoreDefinition(metric, "whole", mask, units, data_range, window=window, scale=scale, preset=preset)
 
 
-AXIAL = "2D, axial slices"
-SUV_CEILING = 20.0
-SLICE_WINDOW = (
-    "Gaussian, sigma 1.5, 11 x 11 pixels, K1 0.01, K2 0.03, population covariance, mean over windows inside the slice"
-)
+SUV_CEILING = 20.0  # of CLIP_0_TO_20 and SUV_OVER_20
 
 
 def _sliced(
     metric: str,
     units: str,
-    slices: str,
+    aggregation: str,
     *,
     region: Literal["whole", "body"] = "whole",
     data_range: str = ONE,
     window: str = "",
-) -> Rule:
-    return Rule(
+) -> ScoreDefinition:
+    return ScoreDefinition(
         metric,
         region,
         INSIDE if region == "body" else NO_MASK,
         units,
         data_range,
         window=window,
-        clip=f"SUV from 0 to {SUV_CEILING:g}",
-        scale=f"SUV / {SUV_CEILING:g}",
+        clip=CLIP_0_TO_20,
+        scale=SUV_OVER_20,
         dimensionality=AXIAL,
-        aggregation=f"mean over the {slices}: one value per case and region",
+        aggregation=aggregation,
         preset="cascade",
     )
 
 
-PRESETS: Mapping[str, tuple[Rule, ...]] = {
+PRESETS: Mapping[str, tuple[ScoreDefinition, ...]] = {
     "native": (
-        *_rules("whole", NO_MASK, MAX_REFERENCE_BODY, "native"),
+        *_quality("whole", NO_MASK, MAX_REFERENCE_BODY, "native"),
         _nrmse("whole", NO_MASK),
-        *_rules("body", INSIDE, MAX_REFERENCE_BODY, "native"),
+        *_quality("body", INSIDE, MAX_REFERENCE_BODY, "native"),
         _nrmse("body", INSIDE),
-        *_rules("ROI", INSIDE, MAX_REFERENCE_BODY, "native"),
+        *_quality("ROI", INSIDE, MAX_REFERENCE_BODY, "native"),
         _nrmse("ROI", INSIDE),
     ),
     "sgsgan": (
-        *_rules("whole", NO_MASK, MAX_REFERENCE, "sgsgan"),
-        *_rules("ROI", MASK_BOTH, MAX_REFERENCE_REGION, "sgsgan"),
-        *_rules("ROI", INSIDE, MAX_REFERENCE_REGION, "sgsgan"),
+        *_quality("whole", NO_MASK, MAX_REFERENCE, "sgsgan"),
+        *_quality("ROI", MASK_BOTH, MAX_REFERENCE_REGION, "sgsgan"),
+        *_quality("ROI", INSIDE, MAX_REFERENCE_REGION, "sgsgan"),
     ),
     "udpet2022": (
         _whole("PSNR", "dB", "udpet2022", data_range=MAX_REFERENCE),
@@ -121,12 +129,12 @@ PRESETS: Mapping[str, tuple[Rule, ...]] = {
         _whole("SSIM", "1", "s3pet", data_range=MAX_REFERENCE),
     ),
     "cascade": (
-        _sliced("PSNR", "dB", "slices whose full dose is not 0 everywhere"),
-        _sliced("SSIM", "1", "slices", window=SLICE_WINDOW),
-        _sliced("MAE", "1", "slices", data_range=""),
-        _sliced("PSNR", "dB", "slices whose full dose is not 0 everywhere inside the body", region="body"),
-        _sliced("MAE", "1", "slices that meet the body", region="body", data_range=""),
+        _sliced("PSNR", "dB", MEAN_OVER_NONZERO_SLICES),
+        _sliced("SSIM", "1", MEAN_OVER_SLICES, window=SLICE_WINDOW),
+        _sliced("MAE", "1", MEAN_OVER_SLICES, data_range=""),
+        _sliced("PSNR", "dB", MEAN_OVER_NONZERO_BODY_SLICES, region="body"),
+        _sliced("MAE", "1", MEAN_OVER_BODY_SLICES, region="body", data_range=""),
     ),
 }
 
-BODY_PSNR, BODY_SSIM = PRESETS["native"][4:6]  # the headline scores: inside the body, where air flatters nobody
+BODY_PSNR, BODY_SSIM = PRESETS["native"][4:6]  # the headline scores: inside the body, without air

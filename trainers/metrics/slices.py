@@ -1,16 +1,13 @@
 """Scores of axial slices in [0, 1]: the cascade's PSNR, SSIM and MAE, MS-SSIM, and a measure of checkerboards.
 
-What it knows: two-dimensional images, how a slice's score is computed, and how slices make a case.  What it refuses to
-know: which image is a network's, and how an upsampling layer is built.
-
     SSIM     Wang et al. 2004 with an 11 x 11 Gaussian window; windows that pass the slice's edge are left out.
     MS-SSIM  Wang et al. 2003: contrast and structure at every scale, luminance at the coarsest; 2 x 2 means between
              scales, an odd last row or column dropped; a negative mean of a scale counts as 0.
     CB p     Power of the residual at period p over the power around it.  Transposed convolutions of stride 2 leave
              period 2 (the last layer), 4 (the one before), 8; more than 6 dB is a pattern.
 
-A slice without uptake has no PSNR: there it would be infinite for any image that is 0 too.  Such slices are told by the
-full dose alone, so that every image is judged on the same ones.
+A slice without uptake has no PSNR: there it would be infinite for any image that is 0 too.  The full dose alone decides
+which slices these are, so that every image is scored on the same ones.
 """
 
 from collections.abc import Mapping
@@ -22,8 +19,12 @@ from scipy.ndimage import correlate1d
 
 from storage.errors import InputError
 from storage.source import SUV, ImageSource
-from trainers.metrics.image import K1, K2, SLAB_VOXELS, WINDOW, Mask, Real, Region, Rule, Score, slabs, survey
+from trainers.metrics.definitions import Region, Score, ScoreDefinition
+from trainers.metrics.identifiers import BODY_BOX, checkerboard_aggregation, ms_ssim_window
+from trainers.metrics.image import Mask, Real
 from trainers.metrics.presets import PRESETS, SUV_CEILING
+from trainers.metrics.slabs import SLAB_VOXELS, slabs, survey
+from trainers.metrics.ssim import K1, K2, WINDOW
 
 PSNR, SSIM, MAE, BODY_PSNR, BODY_MAE = PRESETS["cascade"]
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, finest first
@@ -31,26 +32,22 @@ PERIODS = (2, 4, 8)
 ALARM_DB = 6.0
 FEWEST_SLICES = 16  # fewer leave the noise of a spectrum's bins too large for ALARM_DB
 
-CHECKERBOARDS: Mapping[int, Rule] = {
+CHECKERBOARDS: Mapping[int, ScoreDefinition] = {
     period: replace(
         MAE,
         metric=f"CB {period}",
         region="body",
-        mask="the body's bounding box, sides cut to multiples of 8",
+        mask=BODY_BOX,
         units="dB",
-        aggregation=(
-            f"power of the residual at period {period} over the mean power 3 to 6 bins around it; residual: image - "
-            f"full dose, its slice's mean removed, Hann window; spectra averaged over slices; none with fewer than "
-            f"{FEWEST_SLICES} slices or a side below {7 * period} voxels; above {ALARM_DB:g} dB is a pattern"
-        ),
+        aggregation=checkerboard_aggregation(period),
     )
     for period in PERIODS
 }
 
 
-def ms_ssim_rule(scales: int) -> Rule:
-    """Return the rule of an MS-SSIM with ``scales`` scales: scores of slices of other sizes may not be comparable."""
-    return replace(SSIM, metric="MS-SSIM", window=f"{SSIM.window}; {scales} of {len(SCALE_WEIGHTS)} scales")
+def ms_ssim_definition(scales: int) -> ScoreDefinition:
+    """Return the definition of an MS-SSIM with ``scales`` scales: slices of other sizes may have another."""
+    return replace(SSIM, metric="MS-SSIM", window=ms_ssim_window(scales))
 
 
 def scales_that_fit(shape: tuple[int, int]) -> int:
@@ -115,14 +112,14 @@ def slice_scores(
                 "IMG_UNITS", where=name, found=f"units {source.units}", remedy="convert it to SUVbw at ingest"
             )
     shape = reference.grid.shape
-    multiscale = ms_ssim_rule(scales_that_fit(shape[1:]))
+    multiscale = ms_ssim_definition(scales_that_fit(shape[1:]))
     within = Region("body", "body")
     box = survey(reference, [within], body=body, labels=None, slab_voxels=slab_voxels)[within].box
     z, y, x = box or (slice(0, 0),) * 3
     even_y, even_x = ((side.stop - side.start) // 8 * 8 for side in (y, x))
     crop = (slice(y.start, y.start + even_y), slice(x.start, x.start + even_x))
     spectra: dict[str, NDArray[np.float64] | float] = dict.fromkeys(candidates, 0.0)
-    values: dict[tuple[str, Rule], list[NDArray[np.float64]]] = {}  # one value per slice
+    values: dict[tuple[str, ScoreDefinition], list[NDArray[np.float64]]] = {}  # one value per slice
     for z0, z1 in slabs(shape, slab_voxels):
         full = _scaled(reference, z0, z1)
         inside = body.read(z0, z1) > 0.5
@@ -134,7 +131,7 @@ def slice_scores(
             spectra[name] += len(error[rows]) * _power(error[rows, *crop])
             similar, similar_at_scales = _similarities(full, image)
             mean_square, mean_square_inside = _means(error**2), _means(error**2, inside)
-            for rule, found in {
+            for definition, found in {
                 PSNR: np.where(uptake, _decibels(mean_square), np.nan),
                 SSIM: similar,
                 multiscale: similar_at_scales,
@@ -142,17 +139,21 @@ def slice_scores(
                 BODY_PSNR: np.where(uptake_inside, _decibels(mean_square_inside), np.nan),
                 BODY_MAE: _means(np.abs(error), inside),
             }.items():
-                values.setdefault((name, rule), []).append(found)
+                values.setdefault((name, definition), []).append(found)
     scores = []
     for name, candidate in candidates.items():
         how = str(candidate.provenance.get("rule", ""))
-        found_of = {rule: _mean_of_defined(np.concatenate(values[name, rule])) for n, rule in values if n == name}
+        found_of = {
+            definition: _mean_of_defined(np.concatenate(values[name, definition]))
+            for n, definition in values
+            if n == name
+        }
         enough = z.stop - z.start >= FEWEST_SLICES
-        for period, rule in CHECKERBOARDS.items():
-            found_of[rule] = _peak_over_ring(np.asarray(spectra[name]), period) if enough else float("nan")
-        for rule, value in found_of.items():
-            region = ("whole volume", "whole") if rule.region == "whole" else ("body", "body")
-            scores.append(Score(case, name, *region, rule, value, 1.0 if rule.data_range else None, how))
+        for period, definition in CHECKERBOARDS.items():
+            found_of[definition] = _peak_over_ring(np.asarray(spectra[name]), period) if enough else float("nan")
+        for definition, value in found_of.items():
+            region = ("whole volume", "whole") if definition.region == "whole" else ("body", "body")
+            scores.append(Score(case, name, *region, definition, value, 1.0 if definition.data_range else None, how))
     return scores
 
 

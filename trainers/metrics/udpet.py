@@ -1,7 +1,6 @@
 """The local part of the Ultra-Low-Dose PET challenge's evaluator of 2022: errors of organs' features, and SCORE.
 
-What it knows: which features the evaluator compares, and their weights.  What it refuses to know: how an organ was
-outlined (the evaluator has spheres in liver, heart and kidneys; here the organs are those of the labels).
+The organs are those of the labels; the evaluator has spheres in liver, heart and kidneys.
 
     MAPE   weighted mean of |p - r| / |r| x 100 over the features of an organ, then the mean over organs.
     SCORE  0.5 (0.4 PSNR + 0.2 SSIM - 0.4 NRMSE) - 0.5 MAPE; NRMSE as a fraction, SSIM at range 2, MAPE in per cent.
@@ -22,8 +21,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.source import ImageSource
-from trainers.metrics.image import INSIDE, NO_MASK, SLAB_VOXELS, Region, Rule, Score, slabs
+from trainers.metrics.definitions import Region, Score, ScoreDefinition
+from trainers.metrics.identifiers import (
+    CHALLENGE_SCORE,
+    FEATURE_MEAN,
+    FEATURE_MEAN_OVER_ORGANS,
+    INSIDE,
+    NO_MASK,
+    REFERENCE_VALUE,
+)
 from trainers.metrics.presets import PRESETS
+from trainers.metrics.slabs import SLAB_VOXELS, slabs
 
 PSNR, SSIM, _, NRMSE = PRESETS["udpet2022"]  # SSIM at range 2
 
@@ -35,25 +43,17 @@ WEIGHTS = {
     "90th percentile": 0.05,
     "median": 0.05,
 }
-_TOLD = ", ".join(f"{name} {weight:.2f}" for name, weight in WEIGHTS.items())
-ORGAN_MAPE = Rule(
+ORGAN_MAPE = ScoreDefinition(
     "MAPE",
     "ROI",
     INSIDE,
     "%",
-    normalisation="the full dose's value",
-    aggregation=f"mean over features, weighted {_TOLD}, weights divided by their sum",
+    normalisation=REFERENCE_VALUE,
+    aggregation=FEATURE_MEAN,
     preset="udpet2022",
 )
-MAPE = replace(ORGAN_MAPE, region="whole", aggregation=f"{ORGAN_MAPE.aggregation}; mean over organs")
-SCORE = Rule(
-    "SCORE",
-    "whole",
-    NO_MASK,
-    "1",
-    aggregation=f"0.5 (0.4 PSNR + 0.2 SSIM (range 2) - 0.4 NRMSE) - 0.5 MAPE; MAPE: {MAPE.aggregation}",
-    preset="udpet2022",
-)
+MAPE = replace(ORGAN_MAPE, region="whole", aggregation=FEATURE_MEAN_OVER_ORGANS)
+SCORE = ScoreDefinition("SCORE", "whole", NO_MASK, "1", aggregation=CHALLENGE_SCORE, preset="udpet2022")
 
 
 def organ_features(
@@ -121,11 +121,11 @@ def udpet_scores(
         features = organ_features(image, labels, organs, slab_voxels=slab_voxels)
         errors = {organ: mape(truth[organ], features[organ]) for organ in truth}
         overall = sum(errors.values()) / len(errors)
-        mine = {score.rule: score.value for score in quality if score.image == name}
+        mine = {score.definition: score.value for score in quality if score.image == name}
         total = 0.5 * (0.4 * mine[PSNR] + 0.2 * mine[SSIM] - 0.4 * mine[NRMSE] / 100) - 0.5 * overall
         scores += [Score(case, name, o.name, o.kind, ORGAN_MAPE, error, None, how) for o, error in errors.items()]
         scores += [
-            Score(case, name, "whole volume", "whole", rule, value, None, how)
-            for rule, value in ((MAPE, overall), (SCORE, total))
+            Score(case, name, "whole volume", "whole", definition, value, None, how)
+            for definition, value in ((MAPE, overall), (SCORE, total))
         ]
     return scores

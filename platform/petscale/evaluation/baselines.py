@@ -15,8 +15,10 @@ from scipy.ndimage import gaussian_filter1d
 
 from storage.errors import InputError
 from storage.source import SUV, Grid, ImageSource
-from trainers.metrics.image import Region, read_reflected, slabs, stream_scores
+from trainers.metrics.definitions import Region
 from trainers.metrics.presets import BODY_PSNR
+from trainers.metrics.slabs import read_reflected, slabs
+from trainers.metrics.streaming import stream_scores
 
 INPUT, BY_HU = "low-dose input", "mean SUV by HU"
 

@@ -13,27 +13,15 @@ from rich.table import Table
 
 from storage.reader import Case
 from storage.source import ImageSource
-from trainers.metrics.detection import (
-    DetectionConfig,
-    Found,
-    Realism,
-    Search,
-    detect,
-    froc,
-    mcnemar,
-    realism,
-    search,
-    summarise,
-    suvmax_bias,
-)
-from trainers.metrics.image import Rule, Score
+from trainers.metrics.definitions import Score, ScoreDefinition
+from trainers.metrics.detection import DetectionConfig, Found, Search, detect, search
+from trainers.metrics.detection_statistics import froc, mcnemar, summarise, suvmax_bias
+from trainers.metrics.identifiers import GRADIENT_ENERGY, HIGH_FREQUENCY_POWER
+from trainers.metrics.realism import Realism, realism
 
 PRESET = "detection"
-
 BOOTSTRAP_SEED = 0
-
 TPR, HITS, LESIONS, FALSE = "TPR", "lesions found", "lesions", "false positives"
-
 SHARPNESS, NOISE_POWER = "gradient energy", "high-frequency power"
 
 
@@ -75,24 +63,22 @@ def scores(scan: Scan, config: DetectionConfig) -> list[Score]:
     region, kind = (" and ".join(config.organs), "organ") if config.organs else ("body", "body")
     rows = []
 
-    def add(image: str, metric: str, units: str, value: float | None, told: str) -> None:
-        rule = Rule(metric, "ROI" if config.organs else "body", told, units, preset=PRESET)
+    def add(image: str, metric: str, units: str, value: float | None, mask: str) -> None:
+        rule = ScoreDefinition(metric, "ROI" if config.organs else "body", mask, units, preset=PRESET)
         if value is not None:
             rows.append(Score(scan.case, image, region, kind, rule, value))
 
     for image, found in scan.founds.items():
         for matching in ("overlap", "peak"):
-            told = replace(config, rule=matching).text()
+            key = replace(config, rule=matching).key
             hits = found.at.found(matching)
-            add(image, TPR, "1", sum(hits) / len(hits) if hits else None, told)
-            add(image, HITS, "per scan", sum(hits), told)
-            add(image, LESIONS, "per scan", len(hits), told)
-            add(image, FALSE, "per scan", found.at.false(matching), told)
+            add(image, TPR, "1", sum(hits) / len(hits) if hits else None, key)
+            add(image, HITS, "per scan", sum(hits), key)
+            add(image, LESIONS, "per scan", len(hits), key)
+            add(image, FALSE, "per scan", found.at.false(matching), key)
         like = scan.realism[image]
-        add(image, SHARPNESS, "of the real PET's", like.gradient_energy_ratio, "sum of squared gradients")
-        add(
-            image, NOISE_POWER, "of the real PET's", like.high_frequency_ratio, "power above half Nyquist, axial slices"
-        )
+        add(image, SHARPNESS, "of the real PET's", like.gradient_energy_ratio, GRADIENT_ENERGY)
+        add(image, NOISE_POWER, "of the real PET's", like.high_frequency_ratio, HIGH_FREQUENCY_POWER)
     return rows
 
 

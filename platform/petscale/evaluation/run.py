@@ -22,9 +22,9 @@ from storage import integrity
 from storage.errors import InputError
 from storage.reader import Case, open_cohort
 from storage.source import HU, ImageSource
+from trainers.metrics.definitions import Score
 from trainers.metrics.detection import DetectionConfig
-from trainers.metrics.image import Score
-from trainers.metrics.unet_score import Judge, UnetScoreConfig, judge
+from trainers.organ_segmenter import OrganSegmenter, OrganSegmenterConfig, train_segmenter
 from trainers.systems import RECIPES
 
 
@@ -77,24 +77,26 @@ def baseline_of(run: Path, cohort: Path, low: str, folder: Path | None = None) -
     return found
 
 
-def make_judge(run: Path, cohort: Path, config: UnetScoreConfig, folder: Path | None = None) -> Judge:
+def make_segmenter(run: Path, cohort: Path, config: OrganSegmenterConfig, folder: Path | None = None) -> OrganSegmenter:
     """Train the U-Net behind the Unet-score on the full-dose images of the run's training cases, or read it back.
 
     Args:
-        folder: the judge's, shared by runs of the same training cases; default: one in the run's evaluation.
+        folder: the segmenter's, shared by runs of the same training cases; default: one in the run's evaluation.
     """
     _, facts = run_facts(run)
     cases = [*facts["train"], *facts.get("unpaired", ())]
     trained = configs.read(run / CONFIG)
     device = torch.device("cuda" if trained.cluster.device == "cuda" and torch.cuda.is_available() else "cpu")
-    with bar("judge", 1) as advance:
+    with bar("organ segmenter", 1) as advance:
 
         def follow(record: dict[str, Any]) -> None:
             if record["event"] == "log":
                 advance(0, f"step {record['step']}, loss {record['loss/segmentation']:.3f}")
 
         place = folder or run / EVALUATION / "judge"
-        made = judge(place, open_cohort(cohort), cases, config, feed=trained.feed, device=device, report=follow)
+        made = train_segmenter(
+            place, open_cohort(cohort), cases, config, feed=trained.feed, device=device, report=follow
+        )
         advance(1, "")
     return made
 
@@ -103,7 +105,7 @@ def evaluate_run(
     run: Path,
     cohort: Path,
     *,
-    judged_by: Judge | None = None,
+    segmenter: OrganSegmenter | None = None,
     lesions: DetectionConfig | None = None,
     lows: Sequence[str] = (),
     baselines: Path | None = None,
@@ -112,12 +114,12 @@ def evaluate_run(
     """Score every test case from every image fed; tables to the terminal, CSV and JSON to the run's folder.
 
     Args:
-        judged_by: a U-Net trained on the run's training cases, for the Unet-score.
+        segmenter: a U-Net trained on the run's training cases, for the Unet-score.
         lesions: what is to be detected where, None for nothing.
         lows: some of the images that the run starts from; () for all.
         baselines: where what needs no network is kept for runs of the same training cases; default: in the run.
-        known: image that the run starts from -> scores of the same cases by the same rules and judge, from another
-            run; those of images that no network made are taken from there.
+        known: image that the run starts from -> scores of the same cases by the same rules and segmenter, from
+            another run; those of images that no network made are taken from there.
 
     Raises:
         InputError: SET_NO_TEST, SET_NO_LABELS, CKPT_NONE, STORE_DAMAGED and their kin.
@@ -156,7 +158,7 @@ def evaluate_run(
             with bar("evaluate", 1) as advance:
                 advance(0, f"{name} {low}")
                 rows += held + score_stored_case(
-                    case, config.feed.full, candidates, preset=RECIPES[config.recipe].PRESET, judge=judged_by
+                    case, config.feed.full, candidates, preset=RECIPES[config.recipe].PRESET, segmenter=segmenter
                 )
                 advance(1, f"{name} {low}")
         about: dict[str, Any] = {"low": low, "baseline": baseline.rule}
@@ -177,7 +179,7 @@ def _known(evaluation: Evaluation | None, case: str, images: Sequence[str]) -> l
     """Scores of a case's images that no network made."""
     untrained = images[:-1]
     rows = evaluation.rows if evaluation else ()
-    return [r for r in rows if r.case == case and r.image in untrained and r.rule.preset != PRESET]
+    return [r for r in rows if r.case == case and r.image in untrained and r.definition.preset != PRESET]
 
 
 def _check_unchanged(case: Case, digests: Mapping[str, str]) -> None:

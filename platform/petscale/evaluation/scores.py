@@ -4,24 +4,22 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.table import Table
-from scipy.stats import wilcoxon
 
 from storage.errors import InputError
-from storage.integrity import write_bytes, write_json
-from trainers.metrics.image import Rule, Score
+from storage.integrity import json_safe, write_bytes, write_json
+from trainers.metrics.definitions import Score, ScoreDefinition, definition_from_json
 from trainers.metrics.presets import BODY_PSNR
+from trainers.metrics.statistics import Gain, mean_sd, paired_gain
 
 SYNTHESIZED, REFERENCE = "synthesized", "full dose"
-
-FEWEST_FOR_A_TEST = 6  # two-sided Wilcoxon cannot fall below 0.05 with five pairs (smallest p is 2 / 2**n)
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Summary:
         image: which image.
         region: region's name, or ``lesions`` for all lesions together (mean over a case's lesions first).
         kind: what sort of region.
-        rule: how each value was computed.
+        definition: how each value was computed.
         mean: mean over cases; sd is over cases too (ddof 1; NaN for one case).
         num_cases: how many cases have the score.
     """
@@ -40,29 +38,10 @@ class Summary:
     image: str
     region: str
     kind: str
-    rule: Rule
+    definition: ScoreDefinition
     mean: float
     sd: float
     num_cases: int
-
-
-@dataclass(frozen=True)
-class Gain:
-    """How much better one image is than another, case by case.
-
-    Args:
-        over: name of the image it is compared with.
-        mean: mean over cases of the difference of scores; sd over cases.
-        num_better: cases in which the score is higher.
-        p_value: two-sided Wilcoxon signed-rank test, None with fewer than ``FEWEST_FOR_A_TEST`` cases.
-    """
-
-    over: str
-    mean: float
-    sd: float
-    num_better: int
-    num_cases: int
-    p_value: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,41 +65,34 @@ class Evaluation:
         """Name of the image under test."""
         return self.images[-1]
 
-    def values(self, image: str, rule: Rule, region: str) -> dict[str, float]:
+    def values(self, image: str, rule: ScoreDefinition, region: str) -> dict[str, float]:
         """Return case -> value of one score; ``lesions`` stands for the mean over a case's lesions."""
         return {case: float(np.mean(values)) for case, values in self._index.get((image, rule, region), {}).items()}
 
     @cached_property
-    def _index(self) -> dict[tuple[str, Rule, str], dict[str, list[float]]]:
-        found: dict[tuple[str, Rule, str], dict[str, list[float]]] = {}
+    def _index(self) -> dict[tuple[str, ScoreDefinition, str], dict[str, list[float]]]:
+        found: dict[tuple[str, ScoreDefinition, str], dict[str, list[float]]] = {}
         for row in self.rows:
             if not math.isnan(row.value):
-                cases = found.setdefault((row.image, row.rule, region_group(row)), {})
+                cases = found.setdefault((row.image, row.definition, region_group(row)), {})
                 cases.setdefault(row.case, []).append(row.value)
         return found
 
     def summary(self) -> list[Summary]:
         """Return mean and sd over cases of every score, in order of appearance."""
-        keys = dict.fromkeys((row.image, region_group(row), row.kind, row.rule) for row in self.rows)
+        keys = dict.fromkeys((row.image, region_group(row), row.kind, row.definition) for row in self.rows)
         found = []
         for image, region, kind, rule in keys:
             values = np.array(list(self.values(image, rule, region).values()))
             if values.size:
-                mean, sd = _mean_sd(values)
+                mean, sd = mean_sd(values)
                 found.append(Summary(image, region, kind, rule, mean, sd, values.size))
         return found
 
-    def gain(self, over: str, rule: Rule = BODY_PSNR, region: str = "body") -> Gain | None:
+    def gain(self, over: str, rule: ScoreDefinition = BODY_PSNR, region: str = "body") -> Gain | None:
         """Return the network's gain over another image in one score; None when no case has both."""
         ours, theirs = self.values(self.synthesized, rule, region), self.values(over, rule, region)
-        shared = [case for case in ours if case in theirs]
-        if not shared:
-            return None
-        gains = np.array([ours[case] - theirs[case] for case in shared])
-        test = len(gains) >= FEWEST_FOR_A_TEST and bool(np.isfinite(gains).all()) and bool(gains.any())
-        p_value = float(wilcoxon(gains).pvalue) if test else None
-        mean, sd = _mean_sd(gains)
-        return Gain(over, mean, sd, int((gains > 0).sum()), len(gains), p_value)
+        return paired_gain(ours, theirs, over=over)
 
     def write(self, folder: Path) -> None:
         """Write ``scores.csv`` and ``scores.json`` into an existing folder, each whole or not at all."""
@@ -138,7 +110,7 @@ class Evaluation:
 
     def json(self) -> dict[str, object]:
         """Return everything as JSON-able values, each rule once; numbers that are not finite become null."""
-        rules = list(dict.fromkeys(row.rule for row in self.rows))
+        rules = list(dict.fromkeys(row.definition for row in self.rows))
         number = {rule: index for index, rule in enumerate(rules)}
         gains = [gain for name in self.images[:-1] if (gain := self.gain(name)) is not None]
         content = {
@@ -146,11 +118,11 @@ class Evaluation:
             "cases": list(self.cases),
             "images": list(self.images),
             "gain_in_psnr_inside_the_body_db": [asdict(gain) for gain in gains],
-            "rules": [asdict(rule) for rule in rules],
-            "summary": [{**vars(line), "rule": number[line.rule]} for line in self.summary()],
-            "scores": [{**vars(row), "rule": number[row.rule]} for row in self.rows],
+            "rules": [rule.to_json() for rule in rules],
+            "summary": [_with_rule(line, number) for line in self.summary()],
+            "scores": [_with_rule(row, number) for row in self.rows],
         }
-        finite = _finite(content)
+        finite = json_safe(content)
         assert isinstance(finite, dict)
         return finite
 
@@ -159,24 +131,24 @@ class Evaluation:
         table = Table(title=f"{len(self.cases)} test case(s): mean ± sd over cases", title_justify="left")
         table.add_column("region")
         table.add_column("image")
-        summaries = [s for s in self.summary() if s.rule.preset == "native" and s.kind != "organ"]
-        metrics = list(dict.fromkeys(s.rule.metric for s in summaries))
+        summaries = [s for s in self.summary() if s.definition.preset == "native" and s.kind != "organ"]
+        metrics = list(dict.fromkeys(s.definition.metric for s in summaries))
         for metric in metrics:
-            units = next(s.rule.units for s in summaries if s.rule.metric == metric)
+            units = next(s.definition.units for s in summaries if s.definition.metric == metric)
             table.add_column(metric if units == "1" else f"{metric} [{units}]".replace("[", r"\["), justify="right")
         table.add_column(r"gain \[dB]", justify="right")
         for region in dict.fromkeys(s.region for s in summaries):
             for image in self.images:
-                cells = {s.rule.metric: s for s in summaries if (s.region, s.image) == (region, image)}
-                psnr = next((s.rule for s in cells.values() if s.rule.metric == "PSNR"), None)
+                cells = {s.definition.metric: s for s in summaries if (s.region, s.image) == (region, image)}
+                psnr = next((s.definition for s in cells.values() if s.definition.metric == "PSNR"), None)
                 shown = [plus_minus(cells[m].mean, cells[m].sd, m) if m in cells else "" for m in metrics]
                 table.add_row(region, image, *shown, self._gain_cell(image, psnr, region))
             table.add_section()
         return table
 
     def unet_table(self) -> Table | None:
-        """Return case means ± sd of the Unet-score, the full dose first; None where no judge was asked."""
-        summaries = [s for s in self.summary() if s.rule.metric == "Unet-score"]
+        """Return case means ± sd of the Unet-score, the full dose first; None where no organ segmenter was used."""
+        summaries = [s for s in self.summary() if s.definition.metric == "Unet-score"]
         if not summaries:
             return None
         regions = list(dict.fromkeys(s.region for s in summaries))
@@ -185,11 +157,11 @@ class Evaluation:
         for region in regions:
             table.add_column(region, justify="right")
         for image in dict.fromkeys(s.image for s in summaries):
-            cells = {s.region: plus_minus(s.mean, s.sd, s.rule.metric) for s in summaries if s.image == image}
+            cells = {s.region: plus_minus(s.mean, s.sd, s.definition.metric) for s in summaries if s.image == image}
             table.add_row(image, *(cells.get(region, "") for region in regions))
         return table
 
-    def _gain_cell(self, image: str, psnr: Rule | None, region: str) -> str:
+    def _gain_cell(self, image: str, psnr: ScoreDefinition | None, region: str) -> str:
         """The gain over the untreated input of any image, so that the filter is judged as the network is."""
         if psnr is None or image == self.images[0]:
             return ""
@@ -205,16 +177,25 @@ def read_evaluation(folder: Path) -> Evaluation:
     """
     try:
         content = json.loads((folder / "scores.json").read_text("utf-8"))
-        rules = [Rule(**rule) for rule in content["rules"]]
-        rows = [
-            Score(**{**row, "rule": rules[row["rule"]], "value": math.nan if row["value"] is None else row["value"]})
-            for row in content["scores"]
-        ]
+        rules = [definition_from_json(rule) for rule in content["rules"]]
+        rows = [_score(row, rules) for row in content["scores"]]
         return Evaluation(tuple(rows), tuple(content["images"]), tuple(content["cases"]), content["metadata"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             "SET_EVALUATION", where="scores.json", found=type(error).__name__, remedy="run petscale evaluate first"
         ) from None
+
+
+def _with_rule(line: Score | Summary, number: Mapping[ScoreDefinition, int]) -> dict[str, object]:
+    """The fields of a line, its definition as a place in the file's ``rules``."""
+    content = {**vars(line), "rule": number[line.definition]}
+    del content["definition"]
+    return content
+
+
+def _score(content: Mapping[str, Any], rules: Sequence[ScoreDefinition]) -> Score:
+    fields = {**content, "value": math.nan if content["value"] is None else content["value"]}
+    return Score(definition=rules[fields.pop("rule")], **fields)
 
 
 def region_group(row: Score) -> str:
@@ -231,36 +212,15 @@ def plus_minus(mean: float, sd: float, metric: str) -> str:
     return f"{mean:.{places}f}" if math.isnan(sd) else f"{mean:.{places}f} ± {sd:.{places}f}"
 
 
-def _mean_sd(values: NDArray[np.float64]) -> tuple[float, float]:
-    if not np.isfinite(values).all():
-        return float(values.mean()), float("nan")
-    return float(values.mean()), float(values.std(ddof=1)) if values.size > 1 else float("nan")
-
-
 def _flat(row: Score) -> dict[str, object]:
-    content = asdict(row)
-    rule = content.pop("rule")
-    assert isinstance(rule, dict)
-    rule["rule_region"] = rule.pop("region")
+    told = {"judge" if name == "segmenter" else name: text for name, text in row.definition.sentences().items()}
+    told["rule_region"] = told.pop("region")
     return {
-        **{name: content[name] for name in ("case", "image", "region", "kind")},
-        "metric": rule.pop("metric"),
-        "value": content["value"],
-        "units": rule.pop("units"),
-        "range_value": content["range_value"],
-        **rule,
-        "image_rule": content["image_rule"],
+        **{name: getattr(row, name) for name in ("case", "image", "region", "kind")},
+        "metric": told.pop("metric"),
+        "value": row.value,
+        "units": told.pop("units"),
+        "range_value": row.range_value,
+        **told,
+        "image_rule": row.image_rule,
     }
-
-
-def _finite(content: object) -> object:
-    """JSON has no infinity and no NaN."""
-    match content:
-        case float() if not math.isfinite(content):
-            return None
-        case dict():
-            return {key: _finite(value) for key, value in content.items()}
-        case list() | tuple():
-            return [_finite(value) for value in content]
-        case _:
-            return content

@@ -8,11 +8,12 @@ from petscale.evaluation.scores import REFERENCE
 from storage.reader import Case
 from storage.source import ImageSource
 from trainers.metrics.clinical import separate, uptake_scores
-from trainers.metrics.image import Region, Score, stream_scores
+from trainers.metrics.definitions import Region, Score
 from trainers.metrics.presets import PRESETS
 from trainers.metrics.slices import slice_scores
+from trainers.metrics.streaming import stream_scores
 from trainers.metrics.udpet import udpet_scores
-from trainers.metrics.unet_score import Judge, unet_scores
+from trainers.metrics.unet_score import OrganFinder, unet_scores
 
 
 def score_stored_case(
@@ -21,7 +22,7 @@ def score_stored_case(
     candidates: Mapping[str, ImageSource],
     *,
     preset: str,
-    judge: Judge | None = None,
+    segmenter: OrganFinder | None = None,
     alias: str = "",
 ) -> list[Score]:
     """Score a committed case by the project's own preset and a system's, with the labels that the case holds.
@@ -31,7 +32,7 @@ def score_stored_case(
         target: name of its full-dose image in SUVbw.
         candidates: as for ``score_case``.
         preset: of the system.
-        judge: as for ``score_case``.
+        segmenter: as for ``score_case``.
         alias: what the scores call the case; default: its name.
 
     Raises:
@@ -46,7 +47,7 @@ def score_stored_case(
         label_names=case.labels,
         lesions=[label for label in case.labels.values() if label.startswith("lesion")],
         presets=tuple(dict.fromkeys(("native", preset))),
-        judge=judge,
+        segmenter=segmenter,
     )
 
 
@@ -60,9 +61,9 @@ def score_case(
     label_names: Mapping[int, str] | None = None,
     lesions: Collection[str] = ("lesion",),
     presets: Sequence[str] = ("native",),
-    judge: Judge | None = None,
+    segmenter: OrganFinder | None = None,
 ) -> list[Score]:
-    """Score one case: image quality by every preset, uptake in organs and lesions, and what a judge finds.
+    """Score one case: image quality by every preset, uptake in organs and lesions, and the Unet-score.
 
     Args:
         case: alias of the case.
@@ -74,15 +75,15 @@ def score_case(
         lesions: names whose label holds lesions; each connected one becomes a region of its own, the largest first.
         presets: keys of ``trainers.metrics.presets.PRESETS``; ``udpet2022`` brings its organ errors where there are
             labels, ``cascade`` MS-SSIM and checkerboards.
-        judge: a U-Net that has not seen the case, for the Unet-score of every image and of the full dose itself; it
-            needs labels.
+        segmenter: a network that was not trained on the case, for the Unet-score of every image and of the full dose
+            itself; it needs labels.
 
     Raises:
         InputError: as ``stream_scores``, ``stream_uptake`` and ``unet_scores`` do.
     """
     found = []
-    if judge is not None and labels is not None:
-        found = unet_scores(judge, case, {REFERENCE: reference, **candidates}, labels, label_names or {})
+    if segmenter is not None and labels is not None:
+        found = unet_scores(segmenter, case, {REFERENCE: reference, **candidates}, labels, label_names or {})
     rules = [rule for preset in presets for rule in PRESETS[preset]]
     regions = [Region("whole volume", "whole"), Region("body", "body")]
     names = dict(label_names or {})

@@ -10,7 +10,7 @@ from storage.layout import low_name
 from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig
 from trainers.metrics.detection import DetectionConfig, Matching
-from trainers.metrics.unet_score import UnetScoreConfig
+from trainers.organ_segmenter import OrganSegmenterConfig
 
 GAUSSIAN = "best Gaussian"
 
@@ -68,11 +68,11 @@ class Column:
 
     Args:
         label: what the table calls it.
-        metric: ``Rule.metric`` of the scores it is read from.
+        metric: ``ScoreDefinition.metric`` of the scores it is read from.
         region: ``Score.region`` of these.
-        preset: ``Rule.preset`` of these, empty for any.
-        mask: ``Rule.mask`` of these, empty for any.
-        data_range: ``Rule.data_range`` of these, empty for any.
+        preset: ``ScoreDefinition.preset`` of these, empty for any.
+        mask: ``ScoreDefinition.mask`` of these, empty for any.
+        data_range: ``ScoreDefinition.data_range`` of these, empty for any.
     """
 
     label: str
@@ -147,8 +147,8 @@ class Experiment:
         untrained: images that nobody trained, the low-dose input among them: column label -> published value.
         orders: the paper's orderings, each tested over patients.
         folds: parts of the cross-validation; every patient is tested once.
-        unet_score: the judge of the Unet-score, None for none.  The tables of one cohort name the same, whether they
-            show it or not, since they share runs and scores.
+        unet_score: the organ segmenter of the Unet-score, None for none.  The tables of one cohort name the same,
+            whether they show it or not, since they share runs and scores.
         lesions: what is to be detected where, None for nothing.
         remarks: what a reader of the table must know, one sentence each.
     """
@@ -163,7 +163,7 @@ class Experiment:
     untrained: Mapping[str, Mapping[str, Published]]
     orders: tuple[Order, ...]
     folds: int
-    unet_score: UnetScoreConfig | None = None
+    unet_score: OrganSegmenterConfig | None = None
     lesions: DetectionConfig | None = None
     remarks: tuple[str, ...] = ()
 
@@ -180,10 +180,10 @@ MATCHINGS: tuple[Matching, ...] = ("overlap", "peak")
 
 def counted(lesions: DetectionConfig, rule: Matching) -> tuple[Column, Column, Column]:
     """Lesions found, lesions, and false positives of a patient by one rule."""
-    told = replace(lesions, rule=rule).text()
+    key = replace(lesions, rule=rule).key
     region = " and ".join(lesions.organs) or "body"
     hits, number, false = (
-        Column(label=f"{metric}, {rule}", metric=metric, region=region, preset=PRESET, mask=told)
+        Column(label=f"{metric}, {rule}", metric=metric, region=region, preset=PRESET, mask=key)
         for metric in (HITS, LESIONS, FALSE)
     )
     return hits, number, false

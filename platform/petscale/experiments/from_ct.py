@@ -11,7 +11,7 @@ from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig
 from trainers.feed import FeedConfig
 from trainers.metrics.detection import DetectionConfig
-from trainers.metrics.image import INSIDE
+from trainers.metrics.identifiers import INSIDE
 from trainers.systems import cascade
 from trainers.systems import virtual_pet as virtual
 

@@ -14,8 +14,9 @@ from storage.layout import low_name
 from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig
 from trainers.feed import FeedConfig
-from trainers.metrics.image import INSIDE, MASK_BOTH, NO_MASK, NONZERO, ONE, TWO
-from trainers.metrics.unet_score import UNION, UnetScoreConfig
+from trainers.metrics.identifiers import INSIDE, MASK_BOTH, NO_MASK, NONZERO, ONE, TWO
+from trainers.metrics.unet_score import UNION
+from trainers.organ_segmenter import OrganSegmenterConfig
 from trainers.systems import cg_3dsrgan, s3pet, sgsgan
 
 # ---- SGSGAN ---------------------------------------------------------------------------------------------------------
@@ -122,9 +123,9 @@ def _sgsgan_experiment(
         },
         orders=orders,
         folds={"small": 2, "paper": 21}[size],
-        unet_score=UnetScoreConfig(channels=4, patch=(32, 32, 32), halo=4, samples=2000, lr=1e-3)
+        unet_score=OrganSegmenterConfig(channels=4, patch=(32, 32, 32), halo=4, samples=2000, lr=1e-3)
         if size == "small"
-        else UnetScoreConfig(),
+        else OrganSegmenterConfig(),
         remarks=_SGSGAN_REMARKS,
     )
 

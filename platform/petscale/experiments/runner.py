@@ -115,25 +115,25 @@ def run_folder(runs: Path, row: str, config: RunConfig, folds: int, cohort: Path
 def _evaluate(
     run: Path, cohort: Path, experiment: Experiment, home: Path, known: Mapping[str, Evaluation]
 ) -> dict[str, Evaluation]:
-    """Read a run's scores, or make them; one Gaussian and one judge of the Unet-score serve every row of a fold."""
+    """Read a run's scores, or make them; one Gaussian and one organ segmenter serve every row of a fold."""
     unet_score = experiment.unet_score
     found = {low: _scored(run, low) for low in experiment.lows}
-    whole = {low: there for low, there in found.items() if there is not None and _judged_by(there, experiment)}
+    whole = {low: there for low, there in found.items() if there is not None and _segmenter(there, experiment)}
     if len(whole) == len(found):
         return whole
     config, facts = configs.read(run / CONFIG), json.loads((run / CONFIG).read_bytes())
     seen = {name: facts["cases"][name] for name in (*facts["train"], *facts["unpaired"])}
-    judge = None
+    segmenter = None
     if unet_score is not None:
         feed = [config.feed.full, config.feed.seed, config.feed.suv_scale, config.feed.cases_per_step]
-        judge = evaluating.make_judge(
+        segmenter = evaluating.make_segmenter(
             run, cohort, unet_score, home / "judges" / _digest([asdict(unet_score), feed, seen])
         )
     baselines = home / "baselines" / _digest({name: seen[name] for name in facts["train"]})
     return evaluating.evaluate_run(
         run,
         cohort,
-        judged_by=judge,
+        segmenter=segmenter,
         lesions=experiment.lesions,
         lows=experiment.lows,
         baselines=baselines,
@@ -148,10 +148,10 @@ def _scored(run: Path, name: str) -> Evaluation | None:
     return read_evaluation(scores.parent) if fresh else None
 
 
-def _judged_by(evaluation: Evaluation, wanted: Experiment) -> bool:
-    judge, lesions = wanted.unet_score, wanted.lesions
-    judged = judge is None or any(row.rule == judge.rule for row in evaluation.rows)
-    return judged and (lesions is None or any(row.rule.mask == lesions.text() for row in evaluation.rows))
+def _segmenter(evaluation: Evaluation, wanted: Experiment) -> bool:
+    segmenter, lesions = wanted.unet_score, wanted.lesions
+    judged = segmenter is None or any(row.definition == segmenter.definition for row in evaluation.rows)
+    return judged and (lesions is None or any(row.definition.mask == lesions.key for row in evaluation.rows))
 
 
 def _evaluate_resized(run: Path, resized: Cohort, native: Cohort) -> dict[str, Evaluation]:
@@ -208,7 +208,7 @@ def _collect(scores: Scores, experiment: Experiment, row: Row, evaluations: Mapp
 
 def _values(evaluation: Evaluation, image: str, column: Column) -> dict[str, float]:
     for score in evaluation.rows:
-        rule = score.rule
+        rule = score.definition
         if (rule.metric, region_group(score)) == (column.metric, column.region) and all(
             wanted in ("", found)
             for wanted, found in (

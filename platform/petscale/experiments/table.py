@@ -6,17 +6,13 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table
-from scipy.stats import wilcoxon
 
 from petscale import config as configs
 from petscale.evaluation.baselines import BY_HU, INPUT
-from petscale.evaluation.scores import (
-    FEWEST_FOR_A_TEST,
-    REFERENCE,
-    Gain,
-)
+from petscale.evaluation.scores import REFERENCE
 from petscale.experiments.design import MATCHINGS, Column, Experiment, Order, Published, Scores, counted
-from trainers.metrics.detection import clopper_pearson, poisson_interval
+from storage import integrity
+from trainers.metrics.statistics import Gain, clopper_pearson, paired_gain, poisson_interval
 
 SIGNIFICANT = 0.05
 
@@ -26,17 +22,10 @@ def compare(scores: Scores, better: str, worse: str, column: Column) -> Gain | N
 
     Returns:
         Mean and sd (ddof 1) of the gain, patients in which it is positive, and the two-sided Wilcoxon signed-rank
-        test, None with fewer than ``FEWEST_FOR_A_TEST`` patients or without any difference; None without scores.
+        test as in ``statistics.Gain``; None without scores.
     """
     ours, theirs = (scores.get(name, {}).get(column.label, {}) for name in (better, worse))
-    gains = np.array([column.sign * (ours[patient] - theirs[patient]) for patient in ours if patient in theirs])
-    if not gains.size:
-        return None
-    finite = bool(np.isfinite(gains).all())
-    tested = len(gains) >= FEWEST_FOR_A_TEST and finite and bool(gains.any())
-    p_value = float(wilcoxon(gains).pvalue) if tested else None
-    sd = float(gains.std(ddof=1)) if finite and len(gains) > 1 else float("nan")
-    return Gain(worse, float(gains.mean()), sd, int((gains > 0).sum()), len(gains), p_value)
+    return paired_gain(ours, theirs, over=worse, sign=column.sign)
 
 
 def verdict(gain: Gain | None) -> str:
@@ -174,9 +163,9 @@ def as_json(experiment: Experiment, scores: Scores, facts: Mapping[str, Any]) ->
             gain = compare(scores, line.name, line.against, column)
             values = scores.get(line.name, {}).get(column.label, {})
             cells[column.label] = {
-                "patients": {patient: _finite(value) for patient, value in values.items()},
+                "patients": {patient: integrity.json_safe(value) for patient, value in values.items()},
                 "paper": line.paper.get(column.label),
-                "gain": {key: _finite(value) for key, value in asdict(gain).items()} if gain else None,
+                "gain": {key: integrity.json_safe(value) for key, value in asdict(gain).items()} if gain else None,
             }
         lines.append({"name": line.name, "columns": cells, "config": settings.get(line.name)})
     return {
@@ -194,11 +183,6 @@ def as_json(experiment: Experiment, scores: Scores, facts: Mapping[str, Any]) ->
         ],
         "facts": dict(facts),
     }
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity and no NaN."""
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def headline(experiment: Experiment, scores: Scores) -> Table:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from petscale.report.pictures import data_uri
 from storage.source import ImageSource
-from trainers.metrics.image import slabs
+from trainers.metrics.slabs import slabs
 
 COLORS = ("#7a7a7a", "#e69f00", "#0072b2", "#009e73", "#cc79a7", "#d55e00")  # Okabe and Ito, grey for the input
 

@@ -208,14 +208,14 @@ def _bland_altman(evaluation: Evaluation) -> str:
     truth = {
         (row.case, row.region): row.value
         for row in evaluation.rows
-        if row.image == REFERENCE and row.rule == QUANTITIES["SUVmean"]
+        if row.image == REFERENCE and row.definition == QUANTITIES["SUVmean"]
     }
     points = {}
     for name in evaluation.images:
         pairs = [
             (truth[row.case, row.region], row.value)
             for row in evaluation.rows
-            if row.image == name and row.rule == BIASES["SUVmean"] and not math.isnan(row.value)
+            if row.image == name and row.definition == BIASES["SUVmean"] and not math.isnan(row.value)
         ]
         if pairs:
             reference, percent = np.array(pairs).T

@@ -18,7 +18,7 @@ from skimage.transform import resize
 
 from petscale.training.pictures import CT_HU
 from storage.source import Grid, ImageSource
-from trainers.metrics.image import slabs
+from trainers.metrics.slabs import slabs
 
 Picture = NDArray[np.float32]
 

@@ -9,7 +9,7 @@ import numpy as np
 from petscale.evaluation.detection import PRESET
 from petscale.evaluation.scores import REFERENCE, Evaluation, Summary, plus_minus
 from trainers.metrics.clinical import BIASES, NOISE, QUANTITIES, VOLUME
-from trainers.metrics.image import Rule
+from trainers.metrics.definitions import ScoreDefinition
 from trainers.metrics.presets import BODY_PSNR, BODY_SSIM
 
 MOST_LESIONS = 40  # rows of the lesion table; the CSV holds all
@@ -51,15 +51,15 @@ KINDS = {
 
 def score_tables(evaluation: Evaluation) -> list[ScoreTable]:
     """Lay out the image-quality scores; the clinical ones have tables of their own."""
-    summaries = [line for line in evaluation.summary() if line.rule.preset not in ("clinical", PRESET)]
+    summaries = [line for line in evaluation.summary() if line.definition.preset not in ("clinical", PRESET)]
     letters = iter(_letters())
     tables = []
-    for preset in dict.fromkeys(line.rule.preset for line in summaries):
+    for preset in dict.fromkeys(line.definition.preset for line in summaries):
         for kind, title in KINDS.items():
-            mine = [line for line in summaries if line.kind == kind and line.rule.preset == preset]
+            mine = [line for line in summaries if line.kind == kind and line.definition.preset == preset]
             if not mine:
                 continue
-            rules = {rule: next(letters) for rule in dict.fromkeys(line.rule for line in mine)}
+            rules = {rule: next(letters) for rule in dict.fromkeys(line.definition for line in mine)}
             lines = _score_lines(evaluation, mine, list(rules))
             columns = tuple((_heading(rule), letter) for rule, letter in rules.items())
             told = tuple((letter, rule.text()) for rule, letter in rules.items())
@@ -67,11 +67,13 @@ def score_tables(evaluation: Evaluation) -> list[ScoreTable]:
     return tables
 
 
-def _score_lines(evaluation: Evaluation, summaries: list[Summary], rules: list[Rule]) -> list[dict[str, object]]:
+def _score_lines(
+    evaluation: Evaluation, summaries: list[Summary], rules: list[ScoreDefinition]
+) -> list[dict[str, object]]:
     lines: list[dict[str, object]] = []
-    by_key = {(line.region, line.image, line.rule): line for line in summaries}
+    by_key = {(line.region, line.image, line.definition): line for line in summaries}
     for region in dict.fromkeys(line.region for line in summaries):
-        best: dict[Rule, float] = {}
+        best: dict[ScoreDefinition, float] = {}
         for rule in rules:
             means = [by_key[key].mean for name in evaluation.images if (key := (region, name, rule)) in by_key]
             if means:
@@ -96,7 +98,7 @@ def _score_lines(evaluation: Evaluation, summaries: list[Summary], rules: list[R
     return lines
 
 
-def _heading(rule: Rule) -> str:
+def _heading(rule: ScoreDefinition) -> str:
     return rule.metric if rule.units == "1" else f"{rule.metric} [{rule.units}]"
 
 
@@ -110,7 +112,7 @@ def _letters() -> Iterable[str]:
 
 def organ_table(evaluation: Evaluation) -> list[dict[str, object]]:
     """Per organ: full-dose SUVmean and noise, and per image the bias of SUVmean and the noise, means over cases."""
-    regions = dict.fromkeys(row.region for row in evaluation.rows if row.kind == "organ" and row.rule == VOLUME)
+    regions = dict.fromkeys(row.region for row in evaluation.rows if row.kind == "organ" and row.definition == VOLUME)
     lines: list[dict[str, object]] = []
     for region in regions:
         lines.append(
@@ -133,10 +135,10 @@ def organ_table(evaluation: Evaluation) -> list[dict[str, object]]:
 
 def lesion_table(evaluation: Evaluation) -> dict[str, object]:
     """Return the lesion table: a line per case and lesion, at most ``MOST_LESIONS``."""
-    found: dict[tuple[str, str], dict[tuple[str, Rule], float]] = {}
+    found: dict[tuple[str, str], dict[tuple[str, ScoreDefinition], float]] = {}
     for row in evaluation.rows:
         if row.kind == "lesion":
-            found.setdefault((row.case, row.region), {})[row.image, row.rule] = row.value
+            found.setdefault((row.case, row.region), {})[row.image, row.definition] = row.value
     lines = []
     for (case, region), values in list(found.items())[:MOST_LESIONS]:
         lines.append(

@@ -7,7 +7,6 @@ chosen, run or stored, and any claim that a difference of one seed on validation
 import base64
 import csv
 import io
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -36,7 +35,7 @@ from petscale.report.sweep_trials import (
     trial_of,
     value_text,
 )
-from storage.integrity import write_bytes
+from storage.integrity import json_safe, write_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +120,7 @@ class Verdict:
 
 
 def verdict(objectives: Sequence[Objective], trials: Sequence[Trial]) -> Verdict:
-    """Judge the best trials against the paper's, without calling one seed's difference an improvement."""
+    """Compare the best trials against the paper's, without calling one seed's difference an improvement."""
     complete = [trial for trial in trials if trial.values]
     counts = ", ".join(f"{number} {told}" for told, number in _counts(trials).items())
     tally = f"{_plural(len(trials))}: {counts}." if trials else "No trial has started."
@@ -241,8 +240,8 @@ def _numbers(data: SweepData, trials: Sequence[Trial], names: Sequence[str]) -> 
     told = [
         {
             **trial,
-            "values": [_finite(value) for value in trial["values"] or ()],
-            "intermediate": {str(step): _finite(value) for step, value in (trial["intermediate"] or {}).items()},
+            "values": [json_safe(value) for value in trial["values"] or ()],
+            "intermediate": {str(step): json_safe(value) for step, value in (trial["intermediate"] or {}).items()},
         }
         for trial in data.trials
     ]
@@ -264,7 +263,3 @@ def _numbers(data: SweepData, trials: Sequence[Trial], names: Sequence[str]) -> 
         seconds = "" if trial.seconds is None else trial.seconds
         writer.writerow([trial.number, trial.told, *values, *params, seconds, trial.folder, trial.note])
     return content, text.getvalue()
-
-
-def _finite(value: object) -> object:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from petscale.evaluation.scores import Evaluation, Gain
+from petscale.evaluation.scores import Evaluation
 from trainers.metrics.clinical import BIASES
+from trainers.metrics.statistics import Gain
 
 SIGNIFICANT = 0.05
 
@@ -22,7 +23,7 @@ class Verdict:
 
 
 def verdict(evaluation: Evaluation) -> Verdict:
-    """Judge the network by PSNR inside the body, against the untreated input and against every filter beside it."""
+    """Compare the network by PSNR inside the body, against the untreated input and against every filter beside it."""
     first, *filters = evaluation.images[:-1]
     over_input = evaluation.gain(first)
     if over_input is None:
@@ -68,7 +69,7 @@ def _bias_sentences(evaluation: Evaluation, first: str) -> list[str]:
             [
                 abs(row.value)
                 for row in evaluation.rows
-                if row.image == name and row.rule == BIASES[quantity] and row.kind == "lesion"
+                if row.image == name and row.definition == BIASES[quantity] and row.kind == "lesion"
             ]
             for name in (evaluation.synthesized, first)
         )

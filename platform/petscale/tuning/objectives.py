@@ -10,9 +10,9 @@ import numpy as np
 
 from storage.errors import InputError
 from trainers.metrics.clinical import BIASES, NOISE, QUANTITIES, VOLUME
-from trainers.metrics.image import Rule, Score
+from trainers.metrics.definitions import Score, ScoreDefinition
 from trainers.metrics.presets import PRESETS
-from trainers.metrics.slices import CHECKERBOARDS, SCALE_WEIGHTS, ms_ssim_rule
+from trainers.metrics.slices import CHECKERBOARDS, SCALE_WEIGHTS, ms_ssim_definition
 from trainers.metrics.udpet import MAPE, ORGAN_MAPE, SCORE
 
 
@@ -22,9 +22,9 @@ class Objective:
 
     Args:
         name: as the user typed it.
-        metric: ``Rule.metric`` of the score.
+        metric: ``ScoreDefinition.metric`` of the score.
         region: ``whole``, ``body``, ``lesions``, ``organs`` (each averaged within a case first) or an organ's name.
-        preset: ``Rule.preset`` of the score.
+        preset: ``ScoreDefinition.preset`` of the score.
         direction: which way is better.
         absolute: whether a value's magnitude counts, as for biases: +20 % and -20 % do not make a good image.
     """
@@ -42,8 +42,12 @@ class Objective:
         return f"{self.metric}:{self.region}:{self.preset}"
 
 
-# The judge's own text is known when it has judged; beside every organ it scores their union and their mean.
-_UNET_SCORE, _UNION, _MEAN = Rule("Unet-score", "ROI", "", "1", preset="sgsgan"), "all organs", "mean over organs"
+# The segmenter's own key is known when it has scored; beside every organ it scores their union and their mean.
+_UNET_SCORE, _UNION, _MEAN = (
+    ScoreDefinition("Unet-score", "ROI", "", "1", preset="sgsgan"),
+    "all organs",
+    "mean over organs",
+)
 
 _STORED = (
     *(rule for rules in PRESETS.values() for rule in rules),
@@ -52,7 +56,7 @@ _STORED = (
     ORGAN_MAPE,
     MAPE,
     SCORE,
-    ms_ssim_rule(len(SCALE_WEIGHTS)),
+    ms_ssim_definition(len(SCALE_WEIGHTS)),
     *CHECKERBOARDS.values(),
     _UNET_SCORE,
 )
@@ -62,7 +66,7 @@ _AIMLESS = [rule.metric for rule in (*QUANTITIES.values(), VOLUME)]  # neither m
 _REGIONS = ("whole", "body", "lesions", "organs")
 
 
-def _objective(name: str, rule: Rule, region: str) -> Objective:
+def _objective(name: str, rule: ScoreDefinition, region: str) -> Objective:
     direction: Literal["maximize", "minimize"] = "maximize" if rule.higher_is_better else "minimize"
     return Objective(name, rule.metric, region, rule.preset, direction, rule in BIASES.values())
 
@@ -135,11 +139,15 @@ def value_of(objective: Objective, rows: Sequence[Score], image: str) -> float:
     Raises:
         InputError: ``TUNE_NO_SCORE`` if no row has the score, telling what is missing.
     """
-    rows = [row for row in rows if (row.rule.metric, row.rule.preset) == (objective.metric, objective.preset)]
+    rows = [
+        row for row in rows if (row.definition.metric, row.definition.preset) == (objective.metric, objective.preset)
+    ]
     inside = [row for row in rows if _inside(objective.region, row)]
-    first = next((rule for rule in PRESETS.get(objective.preset, ()) if any(r.rule == rule for r in inside)), None)
+    first = next(
+        (rule for rule in PRESETS.get(objective.preset, ()) if any(r.definition == rule for r in inside)), None
+    )
     if first is not None:
-        inside = [row for row in inside if row.rule == first]
+        inside = [row for row in inside if row.definition == first]
     others = [row for row in inside if row.image != image]
     undefined = {(row.case, row.region) for row in others}
     undefined -= {(row.case, row.region) for row in others if not math.isnan(row.value)}
@@ -183,7 +191,7 @@ def _no_score(objective: Objective, rows: Sequence[Score], inside: Sequence[Scor
     elif region in ("whole", "body"):
         found, remedy = f"no score by preset {objective.preset}", f"score with the preset {objective.preset}"
     elif objective.metric == "Unet-score":
-        found, remedy = "no judge has scored there", "train a judge, or choose another objective"
+        found, remedy = "no organ segmenter has scored there", "train one, or choose another objective"
     elif region in ("lesions", "organs"):
         found = f"no {region} are labelled in the validation cases"
         if objective.preset not in ("native", "clinical") and not rows:

@@ -24,7 +24,7 @@ from petscale.tuning.objectives import objective, value_of
 from storage import integrity
 from storage.reader import Cohort, open_cohort
 from storage.source import SUV, ArraySource
-from trainers.metrics.image import Score
+from trainers.metrics.definitions import Score
 from trainers.synthesize import synthesize
 from trainers.systems import RECIPES
 

@@ -1,0 +1,60 @@
+"""Gains paired by case."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import wilcoxon
+
+from storage.integrity import json_safe
+from trainers.metrics.statistics import FEWEST_FOR_A_TEST, Gain, mean_sd, paired_gain
+
+SCORES = st.dictionaries(st.sampled_from("abcdefghijkl"), st.floats(-50, 50), max_size=12)
+
+
+@settings(deadline=None)
+@given(SCORES, SCORES, st.sampled_from([1, -1]))
+def test_a_gain_is_over_the_cases_both_have_and_changes_its_sign_with_the_sides(
+    ours: dict[str, float], theirs: dict[str, float], sign: int
+) -> None:
+    gain, back = paired_gain(ours, theirs, over="b", sign=sign), paired_gain(theirs, ours, over="a", sign=sign)
+    shared = sorted(set(ours) & set(theirs))
+    if not shared:
+        assert gain is back is None
+        return
+    assert gain is not None
+    assert back is not None
+    assert gain.num_cases == back.num_cases == len(shared)
+    assert gain.mean == pytest.approx(-back.mean)
+    assert gain.mean == pytest.approx(np.mean([sign * (ours[case] - theirs[case]) for case in shared]))
+    assert gain.num_better + back.num_better + sum(ours[case] == theirs[case] for case in shared) == len(shared)
+    assert (gain.p_value is None) == (len(shared) < FEWEST_FOR_A_TEST or all(ours[c] == theirs[c] for c in shared))
+
+
+def test_the_test_is_wilcoxons_and_needs_six_cases_that_differ_and_are_finite() -> None:
+    gains = {f"c{index}": float(value) for index, value in enumerate((0.5, 1.0, 0.8, -0.2, 1.4, 0.9))}
+    zero = dict.fromkeys(gains, 0.0)
+    gain = paired_gain(gains, zero, over="x")
+    assert gain is not None
+    assert gain.p_value == pytest.approx(wilcoxon(list(gains.values())).pvalue)
+    assert paired_gain(zero, zero, over="x") == Gain("x", 0.0, 0.0, 0, 6, None)
+    infinite = paired_gain({**gains, "c0": math.inf}, zero, over="x")
+    assert infinite is not None
+    assert infinite.mean == math.inf
+    assert math.isnan(infinite.sd)
+    assert infinite.p_value is None
+    assert paired_gain({}, zero, over="x") is None
+
+
+def test_one_value_has_no_spread() -> None:
+    mean, sd = mean_sd(np.array([2.0]))
+    assert mean == 2.0
+    assert math.isnan(sd)
+    assert mean_sd(np.array([1.0, 3.0])) == pytest.approx((2.0, math.sqrt(2)))
+
+
+def test_json_gets_null_for_what_is_not_finite() -> None:
+    content = {"a": (1.0, math.inf), "b": [math.nan, np.float64(-np.inf)], "c": "inf", "d": {"e": 3}}
+    assert json_safe(content) == {"a": [1.0, None], "b": [None, None], "c": "inf", "d": {"e": 3}}

@@ -1,0 +1,336 @@
+"""PSNR, SSIM, MAE, NRMSE and NMSE of volumes that are read slab by slab.
+
+How an error is averaged, over which voxels, on which scale and against which data range stands in every score's
+``ScoreDefinition``.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from storage.errors import InputError
+from storage.source import ImageSource
+from trainers.metrics.definitions import Region, Score, ScoreDefinition
+from trainers.metrics.identifiers import (
+    FROM_0_TO_1,
+    MASK_BOTH,
+    MAX_REFERENCE,
+    MAX_REFERENCE_BODY,
+    MAX_REFERENCE_REGION,
+    NO_SCALE,
+    NONZERO,
+    ONE,
+    OWN_MAXIMA,
+    RANGE_REFERENCE,
+    TWO,
+    VOLUMES,
+)
+from trainers.metrics.image import Mask, psnr_of
+from trainers.metrics.slabs import (
+    SLAB_VOXELS,
+    Box,
+    Survey,
+    cut_box,
+    read_reflected,
+    region_mask,
+    region_slabs,
+    slabs,
+    survey,
+)
+from trainers.metrics.ssim import WINDOW, WINDOW_RADIUS, WINDOWS, Moments, Scale, Seen, blur, similarity, whole_windows
+
+FIXED_RANGES = {ONE: 1.0, TWO: 2.0}
+Job = tuple[Region, ScoreDefinition]
+
+
+def stream_scores(
+    case: str,
+    reference: ImageSource,
+    candidates: Mapping[str, ImageSource],
+    definitions: Sequence[ScoreDefinition],
+    regions: Sequence[Region],
+    *,
+    body: ImageSource,
+    labels: ImageSource | None = None,
+    slab_voxels: int = SLAB_VOXELS,
+) -> list[Score]:
+    """Score every candidate by every definition in every region it is meant for, holding a few slabs at a time.
+
+    Args:
+        case: the case's alias, copied into every score.
+        reference: the full-dose image; candidates, body and labels lie on its grid.
+        candidates: name to image, in the order wanted.
+        definitions: which scores, see ``presets.PRESETS``; those of slices are left to ``slices.slice_scores``.
+        regions: where; the whole volume and the body among them; regions without a voxel give no score.
+        body: greater than 0.5 inside the patient.
+        labels: integers; needed when a region is an organ or a lesion.
+        slab_voxels: size of the slabs; the scores do not depend on it beyond rounding.
+
+    Raises:
+        InputError: ``IMG_GRID`` if an image lies on another grid than the reference; ``IMG_NAN`` if one is not finite;
+            ``IMG_EMPTY`` if the body holds no uptake.
+    """
+    volumes = _Volumes(reference, body, labels, slab_voxels)
+    _check_grids(reference, {**candidates, "body": body, **({"labels": labels} if labels else {})})
+    surveys = survey(reference, regions, body=body, labels=labels, slab_voxels=slab_voxels)
+    if any(region.kind == "body" and seen.maximum <= 0 for region, seen in surveys.items()):
+        raise InputError(
+            "IMG_EMPTY", where="body", found="no uptake inside the body mask", remedy="check the mask and the image"
+        )
+    regions = [region for region in regions if surveys[region].voxels]
+    definitions = [definition for definition in definitions if definition.dimensionality == VOLUMES]
+    jobs = [(region, definition) for region in regions for definition in definitions if region.is_scored_by(definition)]
+    ranges = {job: _range_of(job[1], surveys[job[0]], surveys) for job in jobs}
+    sums = _summed(volumes, candidates, regions, surveys, ranges)
+    scores = []
+    for name, candidate in candidates.items():
+        how = str(candidate.provenance.get("rule", ""))
+        for region, definition in jobs:
+            known, peak = surveys[region], ranges[region, definition]
+            if definition.metric != "SSIM":
+                divisor = _scale_of(definition.scale, surveys)[1] if definition.mask == NONZERO else 1.0
+                value = _error_score(definition, sums.errors[name, region], known, volumes.size, peak, divisor)
+            elif definition.mask == MASK_BOTH:
+                value = _ssim_masked(volumes, candidate, region, known, peak)
+            else:
+                total, voxels = sums.similar[name, region, definition]
+                value = total / voxels if voxels else float("nan")
+            used = peak if definition.data_range else None
+            scores.append(Score(case, name, region.name, region.kind, definition, value, used, how))
+    return scores
+
+
+@dataclass(frozen=True, eq=False)
+class _Volumes:
+    """What every candidate is scored against, on one grid."""
+
+    reference: ImageSource
+    body: ImageSource
+    labels: ImageSource | None
+    slab_voxels: int
+
+    @property
+    def size(self) -> int:
+        """Voxels of the grid."""
+        return int(np.prod(self.reference.grid.shape))
+
+
+def _check_grids(reference: ImageSource, others: Mapping[str, ImageSource]) -> None:
+    for name, source in others.items():
+        if not reference.grid.matches(source.grid):
+            raise InputError(
+                "IMG_GRID",
+                where=name,
+                found=f"shape {source.grid.shape} against the reference's {reference.grid.shape}, or another affine",
+                remedy="score images on one grid: resample none of them silently",
+            )
+
+
+# ---- sums over slabs ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Errors:
+    absolute: float = 0.0
+    squared: float = 0.0
+    squared_nonzero: float = 0.0  # where the reference is not 0
+
+    def add(self, difference: NDArray[np.float64], reference: NDArray[np.float64]) -> None:
+        squares = np.square(difference)
+        self.absolute += float(np.abs(difference).sum())
+        self.squared += float(squares.sum())
+        self.squared_nonzero += float(squares[reference != 0].sum())
+
+
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """Of a candidate's name and a region: errors; with a definition too: sum of the SSIM map and voxels summed."""
+
+    errors: dict[tuple[str, Region], _Errors]
+    similar: dict[tuple[str, Region, ScoreDefinition], tuple[float, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class _Slab:
+    """A slab of the reference with a halo of slices beyond either face, and the regions in it.
+
+    Args:
+        z0: the slab is ``z0 <= z < z1`` of the volume.
+        x: the reference, (z1 - z0 + 2 halo, y, x).
+        halo: slices.
+        boxes: regions that have voxels in the slab and their bounding boxes there.
+        masks: their voxels, each of its box's shape.
+    """
+
+    z0: int
+    z1: int
+    x: NDArray[np.float64]
+    halo: int
+    boxes: Mapping[Region, Box]
+    masks: Mapping[Region, Mask]
+
+    @property
+    def middle(self) -> slice:
+        """Where ``x`` is the slab itself."""
+        return slice(self.halo, self.halo + self.z1 - self.z0)
+
+
+def _summed(
+    volumes: _Volumes,
+    candidates: Mapping[str, ImageSource],
+    regions: Sequence[Region],
+    surveys: Mapping[Region, Survey],
+    ranges: Mapping[Job, float],
+) -> _Sums:
+    """Read the reference and every candidate once and sum up errors and SSIM maps over the regions."""
+    sums = _Sums({(name, region): _Errors() for name in candidates for region in regions})
+    local = [job for job in ranges if job[1].metric == "SSIM" and job[1].mask != MASK_BOTH]
+    # Definitions of one view (window and scale) share moments.
+    views = list(dict.fromkeys((definition.window, definition.scale) for _, definition in local))
+    halo = max((WINDOWS[window].radius for window, _ in views), default=0)
+    own = any(scale == OWN_MAXIMA for _, scale in views)
+    maxima = {name: _maximum(image, volumes.slab_voxels) if own else np.nan for name, image in candidates.items()}
+    for z0, z1 in slabs(volumes.reference.grid.shape, volumes.slab_voxels):
+        slab = _read_slab(volumes, regions, surveys, z0, z1, halo)
+        seen = {view: Seen.of(slab.x, view, halo, _scale_of(view[1], surveys)) for view in views}
+        for name, candidate in candidates.items():
+            y = _read_finite(name, candidate, z0, z1, halo)
+            difference = (y - slab.x)[slab.middle]
+            for region, box in slab.boxes.items():
+                mask = slab.masks[region]
+                sums.errors[name, region].add(difference[box][mask], slab.x[slab.middle][box][mask])
+            for view in views:
+                moments = seen[view].beside(y, halo, _scale_of(view[1], surveys, maxima[name]))
+                for region, definition in local:
+                    if region in slab.boxes and view == (definition.window, definition.scale):
+                        got = _ssim_of(moments, slab, region, definition, volumes, ranges[region, definition])
+                        total, voxels = sums.similar.get((name, region, definition), (0.0, 0))
+                        sums.similar[name, region, definition] = total + float(got.sum()), voxels + got.size
+    return sums
+
+
+def _ssim_of(
+    moments: Moments, slab: _Slab, region: Region, definition: ScoreDefinition, volumes: _Volumes, peak: float
+) -> NDArray[np.float64]:
+    """SSIM at a region's voxels of one slab."""
+    box = slab.boxes[region]
+    whole = whole_windows(WINDOWS[definition.window], volumes.reference.grid.shape, box, slab.z0)
+    return similarity(moments.at(box, slab.masks[region] & whole), peak)
+
+
+def _read_slab(
+    volumes: _Volumes, regions: Sequence[Region], surveys: Mapping[Region, Survey], z0: int, z1: int, halo: int
+) -> _Slab:
+    x = read_reflected(volumes.reference, z0, z1, halo)
+    inside, mark = region_slabs(volumes.body, volumes.labels, z0, z1)
+    boxes = {region: box for region in regions if (box := cut_box(surveys[region].box, z0, z1)) is not None}
+    masks = {
+        region: region_mask(region, inside[box], mark[box] if mark is not None else None)
+        for region, box in boxes.items()
+    }
+    return _Slab(z0, z1, x, halo, boxes, masks)
+
+
+def _read_finite(name: str, candidate: ImageSource, z0: int, z1: int, halo: int) -> NDArray[np.float64]:
+    y = read_reflected(candidate, z0, z1, halo)
+    if not np.isfinite(y).all():
+        raise InputError(
+            "IMG_NAN", where=name, found="values that are not finite", remedy="repair the image before scoring"
+        )
+    return y
+
+
+# ---- one value ------------------------------------------------------------------------------------------------------
+
+
+def _error_score(
+    definition: ScoreDefinition, error: _Errors, known: Survey, everything: int, peak: float, divisor: float
+) -> float:
+    """PSNR, MAE, NRMSE or NMSE of one region.
+
+    Args:
+        definition: which.
+        error: sums over the region.
+        known: the reference in the region.
+        everything: voxels of the whole grid.
+        peak: the data range.
+        divisor: what intensities were divided by, where the mask is the reference's voxels that are not 0.
+    """
+    match definition.metric:
+        case "PSNR" if definition.mask == NONZERO:
+            mean_square = error.squared_nonzero / known.nonzero if known.nonzero else float("nan")
+            return psnr_of(mean_square, peak * divisor)
+        case "PSNR":
+            return psnr_of(error.squared / (everything if definition.mask == MASK_BOTH else known.voxels), peak)
+        case "MAE":
+            return error.absolute / (everything if definition.mask == MASK_BOTH else known.voxels)
+        case "NRMSE" if definition.normalisation == RANGE_REFERENCE:
+            span = known.maximum - known.minimum
+            return 100 * float(np.sqrt(error.squared / known.voxels)) / span if span > 0 else float("nan")
+        case "NRMSE":
+            return float(np.sqrt(error.squared / known.sum_squares)) if known.sum_squares > 0 else float("nan")
+        case "NMSE":
+            return error.squared / known.sum_squares if known.sum_squares > 0 else float("nan")
+        case unknown:
+            raise AssertionError(f"no such metric: {unknown}")
+
+
+def _ssim_masked(volumes: _Volumes, candidate: ImageSource, region: Region, known: Survey, peak: float) -> float:
+    """SSIM over the full grid of both images multiplied by a region.
+
+    Away from the region both images are zero and SSIM is exactly 1, so only its box and a window's radius are computed.
+    """
+    assert volumes.labels is not None
+    assert known.box is not None
+    shape = volumes.reference.grid.shape
+    _, y_box, x_box = grown = tuple(
+        slice(max(s.start - WINDOW_RADIUS, 0), min(s.stop + WINDOW_RADIUS, n))
+        for s, n in zip(known.box, shape, strict=True)
+    )
+    # A cut face must keep zeros beyond it: the reflection there mirrors voxels that are already outside the region.
+    total, voxels = 0.0, 0
+    for z0, z1 in slabs((grown[0].stop - grown[0].start, shape[1], shape[2]), volumes.slab_voxels):
+        z0, z1 = z0 + grown[0].start, z1 + grown[0].start
+        mark = read_reflected(volumes.labels, z0, z1, WINDOW_RADIUS)[:, y_box, x_box] == region.label
+        x = read_reflected(volumes.reference, z0, z1, WINDOW_RADIUS)[:, y_box, x_box] * mark
+        y = read_reflected(candidate, z0, z1, WINDOW_RADIUS)[:, y_box, x_box] * mark
+        found = similarity(Moments.of(blur(x, WINDOW), blur(x * x, WINDOW), x, y, WINDOW), peak)
+        total, voxels = total + float(found.sum()), voxels + found.size
+    return (total + (volumes.size - voxels)) / volumes.size
+
+
+def _range_of(definition: ScoreDefinition, seen: Survey, surveys: Mapping[Region, Survey]) -> float:
+    match definition.data_range:
+        case "":
+            return float("nan")
+        case text if text in FIXED_RANGES:
+            return FIXED_RANGES[text]
+        case text if text == MAX_REFERENCE_REGION:
+            return seen.maximum
+        case text if text in (MAX_REFERENCE, MAX_REFERENCE_BODY):
+            kind = "whole" if text == MAX_REFERENCE else "body"
+            return next(seen.maximum for region, seen in surveys.items() if region.kind == kind)
+        case unknown:
+            raise AssertionError(f"no such range definition: {unknown}")
+
+
+def _scale_of(scale: str, surveys: Mapping[Region, Survey], own: float | None = None) -> Scale:
+    """Offset and divisor of the reference, or of a candidate of maximum ``own``; NaN where that is not positive."""
+    if scale == NO_SCALE:
+        return 0.0, 1.0
+    whole = next(seen for region, seen in surveys.items() if region.kind == "whole")
+    match scale:
+        case text if text == OWN_MAXIMA:
+            maximum = whole.maximum if own is None else own
+            return 0.0, maximum if maximum > 0 else float("nan")
+        case text if text == FROM_0_TO_1:
+            span = whole.maximum - whole.minimum
+            return whole.minimum, span if span > 0 else float("nan")
+        case unknown:
+            raise AssertionError(f"no such scale: {unknown}")
+
+
+def _maximum(source: ImageSource, slab_voxels: int) -> float:
+    return max(float(source.read(z0, z1).max()) for z0, z1 in slabs(source.grid.shape, slab_voxels))
