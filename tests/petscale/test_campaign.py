@@ -15,7 +15,7 @@ from petscale.config import RunConfig
 from petscale.evaluation import run as evaluating
 from petscale.evaluation.baselines import INPUT
 from petscale.evaluation.scores import REFERENCE, SYNTHESIZED, Evaluation
-from petscale.experiments import cohorts, runner
+from petscale.experiments import runner
 from petscale.experiments.cohorts import make_resized, resized_grid
 from petscale.experiments.design import GAUSSIAN, Column, Experiment, Order, PhantomCohort, Row
 from petscale.experiments.runner import run_experiment, run_folder
@@ -131,7 +131,7 @@ def trained(monkeypatch, cohort):
 
     monkeypatch.setattr(evaluating, "evaluate_run", evaluate)
     monkeypatch.setattr(evaluating, "make_segmenter", make_segmenter)
-    monkeypatch.setattr(cohorts, "make_cohort", lambda phantoms, folder: cohort)
+    monkeypatch.setattr(runner, "make_cohort", lambda phantoms, folder: cohort)
     return made
 
 
@@ -143,7 +143,7 @@ def made_up(patient, gain, draw):
 
 def evaluations(run, segmenter):
     facts = json.loads((run / CONFIG).read_bytes())
-    noise = facts["config"]["model"]["noise_std"]
+    noise = facts["config"]["recipe"]["noise_std"]
     found = {}
     for draw, low in enumerate(facts["config"]["feed"]["low"]):
         images = (INPUT, f"Gaussian {4 + draw} mm", SYNTHESIZED)
