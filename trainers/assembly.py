@@ -243,7 +243,7 @@ class Supervised:
     Args:
         engine: of a network from (b, 1, z, y, x) to an image of the same size.
         loss: of (image, target), both (b, 1, z, y, x); a scalar.
-        spec: what every step asks of the feed; what the network makes of its halo is cropped before the loss.
+        spec: which patches every step reads; what the network makes of their halo is cropped before the loss.
         tiling: of inference.
         phases: one phase.
     """

@@ -1,7 +1,7 @@
 """Networks that two systems share: pix2pix's U-Net and its PatchGAN (Isola et al. 2017, arXiv 1611.07004, Sec. 6.1).
 
-Layers are those of the authors' code, whose parameter counts the papers of both systems agree with.  Known here: the
-layers, in two or three dimensions.  Not known: what an image means, losses, windows and which paper asks.
+Layers are those of the authors' code, whose parameter counts the papers of both systems agree with, in two or three
+dimensions.
 """
 
 from collections.abc import Sequence
@@ -109,7 +109,7 @@ class UNet(nn.Module):
 
 
 class PatchGAN(nn.Module):
-    """pix2pix's discriminator; every logit judges one window.  No last non-linearity.
+    """pix2pix's discriminator; every logit scores one window.  No last non-linearity.
 
     Args:
         inputs: channels of condition and image together.

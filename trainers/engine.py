@@ -1,4 +1,4 @@
-"""A network and its optimizer become an engine.  The only file that knows DeepSpeed.
+"""A network and its optimizer become an engine.  The only file that imports DeepSpeed.
 
 Precision ``bf16`` means bf16 autocast over fp32 weights: the optimizer, WGAN's weight clipping and the checkpoint see
 the exact numbers, and there is no second copy of the weights that could drift away from them.

@@ -1,4 +1,4 @@
-"""The one loop.  It knows steps, ranks, checkpoints and finite numbers; no paper, no network, no cluster."""
+"""The training loop of every system: steps, ranks, checkpoints, and the check that losses are finite."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ def fit(
         meta: recipe name, configuration and cases; a checkpoint made under others is refused.
         report: gets one record per log interval and per checkpoint, on rank 0.
         picture: gets (step, synthesizer) now and then, on rank 0.
-        validation: batches of patients that are not trained on, for a recipe whose schedule listens to them.
+        validation: batches of patients that are not trained on, for a recipe whose schedule follows their scores.
         export: gets (name, tensors) of networks that a recipe wants kept at the end of a phase, on rank 0.
         until: stop, committed, once so many steps are made; a later call goes on.
 

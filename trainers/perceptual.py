@@ -1,9 +1,9 @@
 """Perceptual losses (Johnson et al., arXiv 1603.08155): images compared by the features of a frozen network.
 
 Two such networks: VGG16 trained on ImageNet, for slices, its weights in a file that the user gives and names by digest;
-and a small 3D encoder-decoder, trained to restore masked blocks of the run's own full-dose patches.  This file knows
-images on a run's intensity scale; it knows no recipe, weighs no loss and never fetches anything.  Random numbers
-(slices, masks) come from torch's default generator on the CPU, so that every device draws the same.
+and a small 3D encoder-decoder, trained to restore masked blocks of the run's own full-dose patches.  Images are on
+the run's intensity scale.  Nothing is downloaded.  Random numbers (slices, masks) come from torch's default generator
+on the CPU, so that every device draws the same.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""What the loop may ask of a paper, and what a paper may ask of the loop.  No network, loss or phase is named here."""
+"""The contracts between the loop and a system: batches, engines, recipes, synthesizers, and a system's module."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -20,13 +20,13 @@ State = dict[str, dict[str, Tensor]]  # engine name -> tensors, complete and ind
 
 @dataclass(frozen=True)
 class Needs:
-    """What one step of a recipe asks of the feed; a pure function of the step.
+    """Which patches one step of a recipe reads; a pure function of the step.
 
     Args:
         patch: edge lengths (z, y, x) in voxels of the patches the losses see.
         halo: extra voxels (z, y, x) read on either side of the patch that a network starts from.
         patches_per_case: patches that one group holds, all of one case.
-        sampler: weights of the location laws of ``storage.patches.SAMPLERS``, summing to 1.
+        sampler: weights of the samplers of ``storage.patches.SAMPLERS``, summing to 1.
         rois: names of the organs whose masks are read; empty for none.
         overview: edge length of the resized whole low-dose volume, 0 for none.
         images: ``paired`` for both doses of one place; ``low`` or ``full`` for one dose alone, which may come from
@@ -175,7 +175,7 @@ class Recipe(Protocol):
         ...
 
     def needs(self, step: int) -> Needs:
-        """Return what ``step`` asks of the feed."""
+        """Return which patches ``step`` reads."""
         ...
 
     def step(self, batch: Batch, step: int) -> Metrics:
@@ -191,7 +191,7 @@ class Recipe(Protocol):
         ...
 
     def state(self) -> State:
-        """Return the engines' states by name, and whatever else a resumed run must know."""
+        """Return the engines' states by name, and whatever else a resumed run depends on."""
         ...
 
     def load(self, state: State) -> None:
@@ -201,7 +201,7 @@ class Recipe(Protocol):
 
 @runtime_checkable
 class Validated(Protocol):
-    """What a recipe offers besides when its schedule listens to scores on patients that are not trained on.
+    """What a recipe offers besides when its schedule follows scores on patients that are not trained on.
 
     ``validate_every`` steps apart, ``validate_batches`` batches of ``validate_needs``, the same ones every time.
     """
@@ -229,15 +229,15 @@ class Exporting(Protocol):
 
 
 class RecipeSpec(Protocol):
-    """One line of the registry: a paper's module seen from outside.
+    """A system's module as the registry, the loop and the platform use it.
 
     Args:
         Config: the paper's configuration, its defaults the published values.
         FEED: which images and which intensity scale the paper trains on.
         PRESET: the paper's conventions of scoring, a key of ``trainers.metrics.presets.PRESETS``.
-        ROLES: what patients do beside training in pairs and being tested: ``validation`` where a schedule listens to
-            them, ``unpaired`` where some give their full dose alone.  Every variant of a system splits alike, also
-            one that leaves a role unused, so that ablations are compared on the same pairs.
+        ROLES: what patients do beside training in pairs and being tested: ``validation`` where a schedule follows
+            their scores, ``unpaired`` where some give their full dose alone.  Every variant of a system splits alike,
+            also one that leaves a role unused, so that ablations are compared on the same pairs.
     """
 
     Config: type[Any]

@@ -5,9 +5,8 @@ published; this is written from the text.  Letters: x CT, y real PET, N stages, 
 discriminator on pairs (x, .).  The plain cascade is yhat_1 = G_1(x), yhat_k = G_k(yhat_{k-1}): from stage 2 on the CT
 is seen through yhat_{k-1} alone.  Only yhat_N is scored.
 
-This file knows the system: configuration, networks, losses, the order of updates and which epoch is kept.  It knows no
-cohort and no machine.  Random numbers (initial weights, dropout) come from torch's default generator, which the loop
-seeds per step.
+This file holds the configuration, networks, losses, the order of updates and the choice of the epoch that is kept.
+Random numbers (initial weights, dropout) come from torch's default generator, which the loop seeds per step.
 
 Errors of the print, corrected:
     Table 1     Encoder 3 gives 512 channels where Encoder 4 takes 256: it gives 256, as Decoder 5 needs.
@@ -22,7 +21,7 @@ Readings where the text is silent:
                 that there were three); a PET is the mean of the three.  A window per image would destroy SUV.
     Losses      "MSE and adversarial loss": pix2pix's with MSE for its L1, 100 : 1; D is its PatchGAN of 70 pixels.
     DSGGAN      "dense connections and segmented optimisation at the output of every stage": every stage sees the CT and
-                all images before it, every image is scored, one D judges all.  The paper gives neither wiring nor N;
+                all images before it, every image is scored, one D scores all.  The paper gives neither wiring nor N;
                 two more wirings examine its sentence that skips are "replaced by depth-aware connections".
     Epochs      Table 4 is the best of more than 200 epochs on the test set, for each score another.  Here one epoch is
                 kept, that of the best PSNR on validation patients.
@@ -203,7 +202,7 @@ class Config:
 
 
 def logits(edge: int, strides: Sequence[int]) -> int:
-    """Return how many windows D judges along an axis of ``edge`` voxels: 30 of 256 with pix2pix's strides."""
+    """Return how many windows D scores along an axis of ``edge`` voxels: 30 of 256 with pix2pix's strides."""
     for stride in (*strides, 1):
         edge = (edge - 2) // stride + 1
     return edge
@@ -410,7 +409,7 @@ class CascadeGAN:
         self.num_steps, self.phase_starts, self.phase = phases.num_steps, phases.starts, phases.at
 
     def needs(self, step: int) -> Needs:
-        """Return what every step asks of the feed: windows of CT in HU and of PET."""
+        """Return which patches every step reads: windows of CT in HU and of PET."""
         return self._needs
 
     def step(self, batch: Batch, step: int) -> Metrics:
@@ -428,9 +427,9 @@ class CascadeGAN:
             self.D.step()
         mse = [F.mse_loss(image, pet) for image in scored]
         adversarial: list[Tensor] = []
-        with nullcontext() if self.D is None else self.D.frozen() as judge:
-            if judge is not None:
-                adversarial = [adversarial_loss(logits, c.gan_mode) for logits in judge(ct, *scored)]
+        with nullcontext() if self.D is None else self.D.frozen() as D:
+            if D is not None:
+                adversarial = [adversarial_loss(logits, c.gan_mode) for logits in D(ct, *scored)]
                 metrics["adversarial"] = adversarial[-1]
             loss = total(c, mse, adversarial)
             self.G.backward(loss)
@@ -551,7 +550,7 @@ class CascadeSynthesizer:
         return F.pad(ct, (0, 0, 0, 0, 0, deep), mode="replicate") if self.config.mode == "3d" else ct
 
 
-# What the registry asks of a paper
+# What the registry reads
 
 
 def check(config: Config, feed: FeedConfig) -> None:

@@ -4,8 +4,8 @@ Xue, Peng, Bi, Feng, Kim 2023, arXiv 2304.00725.  No code was published; this is
 dose, y full dose, M = ML-Net (3D U-Net R, classification head on its encoder), y1 = R(x) coarse, C Contextual-Net,
 y2 = C(y1) refined, D discriminator on pairs (x, .), phi the frozen network of the perceptual loss.
 
-This file knows the system: configuration, networks, losses, phases and the order of updates; ``perceptual`` holds phi.
-Neither knows a cohort or a machine.  Random numbers come from torch's default generator, which the loop seeds per step.
+This file holds the configuration, networks, losses, phases and the order of updates; ``perceptual`` holds phi.  Random
+numbers come from torch's default generator, which the loop seeds per step.
 
 Errors of the print, corrected:
     Sec. III-B  "lambda1 = 300, lambda1 = 10, lambda1 = 10, lambda4 = 1" is 300, 10, 10, 1 for lambda1 to lambda4.
@@ -276,7 +276,7 @@ class Generator(nn.Module):
         return coarse, logits, self.contextual(coarse.detach() if self.detach_coarse else coarse)
 
     def synthesize(self, low: Float[Tensor, "b 1 zh yh xh"], halo: int) -> Float[Tensor, "b 1 z y x"]:
-        """Return y2 without its ``halo``; C, the dearer of the two, sees no more of it than it reaches."""
+        """Return y2 without its ``halo``; C, which costs more than R, reads no more of it than it reaches."""
         coarse, _ = self.mlnet(low)
         if self.contextual is None:
             return cropped(coarse, (halo,) * 3)
@@ -415,7 +415,7 @@ class CG3DSRGAN:
         self._plateau = Plateau(config.lr)
 
     def needs(self, step: int) -> Needs:
-        """Return what every step asks of the feed: pairs of patches in the body."""
+        """Return which patches every step reads: pairs of patches in the body."""
         return self.validate_needs
 
     def step(self, batch: Batch, step: int) -> Metrics:
@@ -459,9 +459,9 @@ class CG3DSRGAN:
             metrics["accuracy"] = ((logits.argmax(1) == classes) * shown).sum() / shown.sum().clamp(min=1)
         if c.perceives:
             terms["perceptual"] = self._perceptual(refined, batch.full)
-        with nullcontext() if self.D is None else self.D.frozen() as judge:
-            if judge is not None:
-                (score,) = judge(batch.low, refined)
+        with nullcontext() if self.D is None else self.D.frozen() as D:
+            if D is not None:
+                (score,) = D(batch.low, refined)
                 terms["adversarial"] = adversarial_loss(score)
             loss = torch.stack([getattr(c, f"lambda_{name}") * term for name, term in terms.items()]).sum()
             self.M.backward(loss)

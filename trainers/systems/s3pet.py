@@ -8,8 +8,8 @@ projectors, D decoders; e tokens of an encoder, ``di`` dose-invariant and ``ds``
 Stage I trains one masked autoencoder (DsMAE) per dose on images that need no partner.  Stage II fine-tunes both
 encoders on pairs, splits their tokens, and decodes each dose from the other's invariant tokens.  Inference is E_L, P_L,
 P_I, M and D_S, from the low dose alone.  Random numbers (initial weights, masks) come from torch's default generator,
-which the loop seeds from (seed, step, rank) before each step.  This file knows no cohort, no machine and no path but
-the one in ``encoders``.
+which the loop seeds from (seed, step, rank) before each step.  The only file read is the
+one named by ``encoders``.
 
 Errors of the print: D = {L, D} is {L, S} (Sec. III-A); decoders are "linear-based" (Sec. III-B) and "CNN-based" (Dose
 Decoders, which gives their layers and is followed); DKD and DKL are "shared" as a whole, then only the invariant
@@ -233,7 +233,7 @@ class Encoder(nn.Module):
         self.apply(_xavier)
 
     def embed(self, x: Float[Tensor, "b 1 y x"]) -> Float[Tensor, "b n d"]:
-        """Return one token per patch that knows nothing but its patch."""
+        """Return one token per patch, computed from its patch alone."""
         tokens: Tensor = self.embedding(patchify(x, self.patch_size))
         return tokens
 
@@ -401,7 +401,7 @@ class S3PET:
         self._stage_1_end = phases.num_steps - steps["token swap"] if autoencoders else 0
 
     def needs(self, step: int) -> Needs:
-        """Return what ``step`` asks of the feed: slabs of one dose in Stage I, of both in Stage II."""
+        """Return which patches ``step`` reads: slabs of one dose in Stage I, of both in Stage II."""
         c = self.config
         return Needs(
             patch=(c.slices, c.window, c.window),
@@ -441,7 +441,7 @@ class S3PET:
         loss = total(self.config, terms)
         self.network.backward(loss)
         self.network.step()
-        # Eq. 3 alone teaches s_ds, and is content where both token sets collapse: their spread over tokens tells.
+        # Eq. 3 alone teaches s_ds; it is minimal as well where both token sets collapse, as their spread would show.
         spread = dict(zip(("l_di", "s_di", "s_ds", "sh_ds"), outputs[2:], strict=False))
         variances = {f"variance_{name}": t.detach().flatten(0, 1).var(0).mean() for name, t in spread.items()}
         return {"total": loss, **terms, **variances}
@@ -513,7 +513,7 @@ def slicewise(network: nn.Module, tiling: Tiling) -> WindowSynthesizer:
     return WindowSynthesizer(network, tiling, run=lambda low: network(_as_slices(low)).reshape(low.shape))
 
 
-# What the registry asks of a paper
+# What the registry reads
 
 
 def check(config: Config, feed: FeedConfig) -> None:

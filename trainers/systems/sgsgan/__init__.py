@@ -4,10 +4,9 @@ Zhou, Yang, Zhang, Chang, Fan, Xu, IEEE Transactions on Medical Imaging 2022, ar
 this is written from the text.  Capital letters are the paper's: G generator, D critic, S segmenter, x low dose
 (``low``), y full dose (``full``), W style vector (``style``), P noise scales, A affine maps.
 
-This file knows the system: configuration, losses, the four phases and their order of updates; ``networks`` holds G, D
-and S.  Neither knows a file, a cohort or a machine.  Random numbers (initial weights, noise) come from torch's default
-generator: the loop seeds it from (seed, step, rank) before each step, so that a resumed run draws what an uninterrupted
-one would have drawn.
+This file holds the configuration, the losses, the four phases and their order of updates; ``networks`` holds G, D and
+S.  Random numbers (initial weights, noise) come from torch's default generator, which the loop seeds from (seed, step,
+rank) before each step, so that a resumed run draws what an uninterrupted one would have drawn.
 
 Errors of the print, corrected:
     Eq. 8   one formula for D and G would make G's images *more* fake: D minimises mean D(G(x)) - mean D(y), G minimises
@@ -269,16 +268,16 @@ class SGSGAN:
         self.num_steps, self.phase_starts, self.phase = phases.num_steps, phases.starts, phases.at
 
     def needs(self, step: int) -> Needs:
-        """Return what ``step`` asks of the feed: body patches, and from phase 2 on organs with their masks."""
+        """Return which patches ``step`` reads: of the body, and from phase 2 on of organs with their masks."""
         c = self.config
         guided = self.phase(step) != "gan"
         roi = c.roi_fraction if guided else 0.0
-        laws = {"body": 1 - roi - c.lesion_fraction, "roi": roi, "lesion": c.lesion_fraction}
+        shares = {"body": 1 - roi - c.lesion_fraction, "roi": roi, "lesion": c.lesion_fraction}
         return Needs(
             patch=c.patch,
             halo=(c.margin,) * 3,
             patches_per_case=c.patches_per_case,
-            sampler={law: weight for law, weight in laws.items() if weight > 0},
+            sampler={name: share for name, share in shares.items() if share > 0},
             rois=c.rois if guided else (),
             overview=c.overview if c.use_adain else 0,
         )

@@ -324,7 +324,7 @@ class VirtualPET:
         )
 
     def needs(self, step: int) -> Needs:
-        """Return what every step asks of the feed: whole slices of the body, CT with PET."""
+        """Return which patches every step reads: whole slices of the body, CT with PET."""
         return self.validate_needs
 
     def step(self, batch: Batch, step: int) -> Metrics:
@@ -363,8 +363,8 @@ class VirtualPET:
 
         weights = suv_weights(c, suv) if c.cgan_suv_weighted else torch.ones_like(suv)
         l2 = weighted_l2(image, target, weights)
-        with self.D.frozen() as judge:  # the updated D
-            (score,) = judge(x, image)
+        with self.D.frozen() as D:  # the updated D
+            (score,) = D(x, image)
             adversarial = logistic_generator_loss(score)
             loss = c.lambda_l2 * l2 + adversarial
             self.G.backward(loss)
@@ -399,7 +399,7 @@ class VirtualPET:
         return step
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the best F, the last one where nobody validated, and the last G."""
+        """Return the best F, the last one where there was no validation, and the last G."""
         named = {}
         if self.F is not None:
             named["F"] = self._best[1] or _weights(self.F)
@@ -486,7 +486,7 @@ def _volumes(slices: Sequence[Float[Tensor, "1 1 y x"]], volumes: int) -> Float[
     return stack.reshape(volumes, 1, -1, *stack.shape[2:])
 
 
-# What the registry asks of a paper
+# What the registry reads
 
 
 def check(config: Config, feed: FeedConfig) -> None:

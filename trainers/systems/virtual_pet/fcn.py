@@ -3,7 +3,7 @@
 Long, Shelhamer, Darrell 2015 (arXiv 1411.4038) stop at the third pooling (FCN-8s); here the second is scored as well.
 VGG16 is Simonyan's and Zisserman's (arXiv 1409.1556).  Convolutions are padded by 1 and the first fully connected layer
 by half its kernel, where the authors' code pads the image by 100 and crops: sizes are exact, and weights fit both.
-Known here: layers, their start, and a file of ImageNet weights that the user has.  Not known: what an image means.
+ImageNet weights are read from a file that the user has.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,6 @@
 """Two images become one through Laplacian pyramids (Burt and Adelson, ACM Trans. Graphics 2, 217, 1983).
 
-Along any axes of a tensor, on any number of levels.  Known here: kernels, levels and edges.  Not known: what the images
-and the mask mean, and who chooses them.
+Along any axes of a tensor, on any number of levels.
 
 A voxel reaches ``4 (2^levels - 1)`` voxels far, and levels keep every second voxel counted from the first one.  So a
 tile with that much around it whose first voxel lies on a multiple of ``2^levels`` is blended bit for bit as the whole.
