@@ -130,7 +130,7 @@ def tiny_training(monkeypatch: pytest.MonkeyPatch) -> None:
             open_cohort(Path(job.cohort)),
             job.roles.streams,
             config.feed,
-            recipe.needs,
+            recipe.batch_spec,
             rank=0,
             world=1,
             device=torch.device("cpu"),

@@ -39,7 +39,7 @@ from trainers.loop import LoopConfig, Report, fit
 from trainers.metrics.definitions import ScoreDefinition
 from trainers.metrics.identifiers import segmenter_key
 from trainers.metrics.unet_score import unet_score_definition
-from trainers.recipe import Batch, Engine, Metrics, Needs, State, Synthesizer
+from trainers.recipe import Batch, BatchSpec, Engine, Metrics, State, Synthesizer
 from trainers.systems.sgsgan import segmentation_losses
 from trainers.systems.sgsgan.networks import Segmenter
 
@@ -90,9 +90,9 @@ class OrganSegmenterConfig:
         check_ranges(self, "unet_score")
 
     @property
-    def needs(self) -> Needs:
+    def batch_spec(self) -> BatchSpec:
         """Full-dose patches with the masks of the organs."""
-        return Needs(
+        return BatchSpec(
             patch=self.patch,
             halo=(0, 0, 0),
             patches_per_case=self.patches_per_case,
@@ -133,9 +133,9 @@ class SegmenterTraining:
         """Return the name of the only phase."""
         return NAME
 
-    def needs(self, step: int) -> Needs:
+    def batch_spec(self, step: int) -> BatchSpec:
         """Return the same needs for every step."""
-        return self.config.needs
+        return self.config.batch_spec
 
     def step(self, batch: Batch, step: int) -> Metrics:
         """Update the U-Net on full-dose patches and their masks (Eq. 7)."""
@@ -282,7 +282,7 @@ def train_segmenter(
         )
     for name in cases:
         label_values(cohort.case(name).labels, config.rois, name)
-    check_cases(cohort, {"full": cases}, feed, [config.needs])
+    check_cases(cohort, {"full": cases}, feed, [config.batch_spec])
     identity = _identity(cohort, cases, config, feed)
     with integrity.exclusive(folder, purpose="the organ segmenter's training"):
         if not (folder / WEIGHTS).is_file():
@@ -326,7 +326,7 @@ def _train(
         training = SegmenterTraining(config, engine, patches_per_step)
         fit(
             training,
-            Feed(cohort, {"full": cases}, feed, training.needs, rank=0, world=1, device=device),
+            Feed(cohort, {"full": cases}, feed, training.batch_spec, rank=0, world=1, device=device),
             LoopConfig(picture_every=0, seed=feed.seed),
             folder=folder,
             meta=identity,

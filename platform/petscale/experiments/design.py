@@ -150,7 +150,7 @@ class Experiment:
         unet_score: the organ segmenter of the Unet-score, None for none.  The tables of one cohort name the same,
             whether they show it or not, since they share runs and scores.
         lesions: what is to be detected where, None for nothing.
-        remarks: what a reader of the table must know, one sentence each.
+        caveats: what a reader of the table must know, one sentence each.
     """
 
     name: str
@@ -165,7 +165,7 @@ class Experiment:
     folds: int
     unet_score: OrganSegmenterConfig | None = None
     lesions: DetectionConfig | None = None
-    remarks: tuple[str, ...] = ()
+    caveats: tuple[str, ...] = ()
 
     @property
     def collected(self) -> tuple[Column, ...]:

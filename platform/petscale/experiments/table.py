@@ -102,7 +102,7 @@ def markdown(experiment: Experiment, scores: Scores, facts: Mapping[str, Any]) -
         " signed-rank test over patients, not corrected for the number of tests.  The patients of a fold share one"
         " network, so p speaks of these networks and not of other trainings.",
         "",
-        *(f"- {remark}" for remark in experiment.remarks),
+        *(f"- {caveat}" for caveat in experiment.caveats),
         "",
     ]
     for column in experiment.columns:

@@ -138,11 +138,11 @@ def train_worker(content: Mapping[str, Any]) -> None:
                 patches_per_step=config.patches_per_step,
             )
             reads = partial(feed.Feed, cohort, rank=rank, world=world, device=device)
-            source = reads(job.roles.streams, config.feed, recipe.needs)
+            source = reads(job.roles.streams, config.feed, recipe.batch_spec)
             validation = None
             if isinstance(recipe, Validated):
-                needs = recipe.validate_needs
-                validation = reads({"paired": job.roles.validation}, config.feed, lambda batch: needs)
+                spec = recipe.validation_batch
+                validation = reads({"paired": job.roles.validation}, config.feed, lambda batch: spec)
             shown = cohort.case((job.roles.test or job.roles.train)[0])
             about = {"recipe": config.recipe, "config": json.dumps(job.recorded)}
             about["starts_from"] = json.dumps(job.starts_from)
