@@ -112,7 +112,7 @@ def main() -> None:
                 cohort,
                 {"paired": cohort.cases},
                 FeedConfig(cases_per_step=1),
-                some.needs,
+                some.batch_spec,
                 rank=0,
                 world=1,
                 device=device,

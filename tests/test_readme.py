@@ -133,7 +133,7 @@ def tiny_training(monkeypatch: pytest.MonkeyPatch) -> None:
             open_cohort(Path(settings["cohort"])),
             settings["streams"],
             config.feed,
-            recipe.needs,
+            recipe.batch_spec,
             rank=0,
             world=1,
             device=torch.device("cpu"),

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from storage.errors import InputError
 from storage.ranges import check_ranges
 from trainers.feed import FeedConfig
-from trainers.recipe import Batch, Engine, Metrics, Needs, State, Tiling
+from trainers.recipe import Batch, BatchSpec, Engine, Metrics, State, Tiling
 
 Network = TypeVar("Network", bound=nn.Module)
 WEIGHT = "weight/"  # what the names of a network's weights and buffers begin with in an engine's state
@@ -215,7 +215,7 @@ class WindowSynthesizer:
     network: nn.Module
     tiling: Tiling
     run: Callable[[Tensor], Tensor]
-    context_needs: None = None
+    context_batch: None = None
 
     def context(self, overview: Tensor, low: Tensor) -> dict[str, Tensor]:
         """Return nothing: a window depends on no other."""
@@ -250,7 +250,7 @@ class Supervised:
 
     engine: Engine
     loss: Callable[[Tensor, Tensor], Tensor]
-    spec: Needs
+    spec: BatchSpec
     tiling: Tiling
     phases: Phases
 
@@ -265,7 +265,7 @@ class Supervised:
     def phase(self, step: int) -> str:
         return self.phases.at(step)
 
-    def needs(self, step: int) -> Needs:
+    def batch_spec(self, step: int) -> BatchSpec:
         return self.spec
 
     def step(self, batch: Batch, step: int) -> Metrics:

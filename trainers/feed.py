@@ -19,7 +19,7 @@ from storage.layout import OVERVIEW, drf_of
 from storage.patches import Aids, PatchLocation, draw, generator
 from storage.reader import Case, Cohort
 from storage.source import SUV
-from trainers.recipe import Batch, Needs
+from trainers.recipe import Batch, BatchSpec
 
 _ORDER, _PLACE = 1, 2  # purposes of random draws: two draws of one seed and index never share numbers
 
@@ -53,16 +53,16 @@ def channel_values(labels: dict[int, str], roi: str) -> list[int]:
     return [value for value, name in labels.items() if name == roi or name.startswith((f"{roi} ", f"{roi}_"))]
 
 
-Streams = Mapping[str, Sequence[str]]  # a kind of ``Needs.images`` -> the cases that it is read from
+Streams = Mapping[str, Sequence[str]]  # a kind of ``BatchSpec.images`` -> the cases that it is read from
 
 
-def _images_read(config: FeedConfig, need: Needs) -> list[tuple[str, str]]:
+def _images_read(config: FeedConfig, need: BatchSpec) -> list[tuple[str, str]]:
     """Names of the images that a step with ``need`` reads, and the units that they must have."""
     low, full = [(image, need.units) for image in config.low], [(config.full, SUV)]
     return {"paired": low + full, "low": low, "full": full}[need.images]
 
 
-def check_cases(cohort: Cohort, streams: Streams, config: FeedConfig, needs: Sequence[Needs]) -> None:
+def check_cases(cohort: Cohort, streams: Streams, config: FeedConfig, needs: Sequence[BatchSpec]) -> None:
     """Refuse before anything is started what would fail in the middle.
 
     Raises:
@@ -120,7 +120,7 @@ class Feed:
         cohort: Cohort,
         streams: Streams,
         config: FeedConfig,
-        needs: Callable[[int], Needs],
+        needs: Callable[[int], BatchSpec],
         *,
         rank: int,
         world: int,

@@ -19,7 +19,7 @@ State = dict[str, dict[str, Tensor]]  # engine name -> tensors, complete and ind
 
 
 @dataclass(frozen=True)
-class Needs:
+class BatchSpec:
     """Which patches one step of a recipe reads; a pure function of the step.
 
     Args:
@@ -144,7 +144,7 @@ class Synthesizer(Protocol):
     @property
     def tiling(self) -> Tiling: ...
     @property
-    def context_needs(self) -> Needs | None:
+    def context_batch(self) -> BatchSpec | None:
         """Patches to draw for the context of a case (rois and full dose are not read), or None when it needs none."""
         ...
 
@@ -174,7 +174,7 @@ class Recipe(Protocol):
         """Return the name of the phase that ``step`` belongs to."""
         ...
 
-    def needs(self, step: int) -> Needs:
+    def batch_spec(self, step: int) -> BatchSpec:
         """Return which patches ``step`` reads."""
         ...
 
@@ -203,12 +203,12 @@ class Recipe(Protocol):
 class Validated(Protocol):
     """What a recipe offers besides when its schedule follows scores on patients that are not trained on.
 
-    ``validate_every`` steps apart, ``validate_batches`` batches of ``validate_needs``, the same ones every time.
+    ``validate_every`` steps apart, ``validate_batches`` batches of ``validation_batch``, the same ones every time.
     """
 
     validate_every: int
     validate_batches: int
-    validate_needs: Needs
+    validation_batch: BatchSpec
 
     def validate(self, batch: Batch) -> Metrics:
         """Score one batch without training; the loop averages over batches and ranks."""
@@ -253,7 +253,7 @@ class RecipeSpec(Protocol):
         """Return field -> file, for files from elsewhere that a run of ``config`` rests on, checked to be there."""
         ...
 
-    def remarks(self, config: Any) -> Sequence[str]:
+    def caveats(self, config: Any) -> Sequence[str]:
         """Return what every report on a run of ``config`` must say beside its scores."""
         ...
 

@@ -83,14 +83,14 @@ def case_context(
     synthesizer: Synthesizer, case: Case, image: str, *, suv_scale: float, device: torch.device, seed: int = 0
 ) -> dict[str, torch.Tensor]:
     """Compute what all tiles of a case share, from the low-dose image alone."""
-    needs = synthesizer.context_needs
-    if needs is None:
+    spec = synthesizer.context_batch
+    if spec is None:
         return {}
     low = case.image(image)
     # A patch longer than a small volume is cut to it: at inference there is no batch that shapes must fit.
-    z, y, x = (min(edge, size) for edge, size in zip(needs.patch, low.grid.shape, strict=True))
+    z, y, x = (min(edge, size) for edge, size in zip(spec.patch, low.grid.shape, strict=True))
     rng = generator(seed, _CONTEXT)
-    boxes = [draw(case.aids, (z, y, x), needs.sampler, rng) for _ in range(needs.patches_per_case)]
-    arrays = np.stack([low.patch(box.grown(needs.halo))[None] for box in boxes]) / np.float32(suv_scale)
+    boxes = [draw(case.aids, (z, y, x), spec.sampler, rng) for _ in range(spec.patches_per_case)]
+    arrays = np.stack([low.patch(box.grown(spec.halo))[None] for box in boxes]) / np.float32(suv_scale)
     overview = case.overview(image)[None, None] / np.float32(suv_scale)
     return dict(synthesizer.context(torch.from_numpy(overview).to(device), torch.from_numpy(arrays).to(device)))

@@ -250,7 +250,7 @@ def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation]) -
                     cohort_digest=integrity.root_digest(facts["cases"], {}),
                     suv_rules={name: rule for name, rule in rules.items() if rule},
                     notes=[
-                        *RECIPES[config.recipe].remarks(config.model),
+                        *RECIPES[config.recipe].caveats(config.model),
                         *_notes(opened.case(evaluation.cases[0]), low),
                     ],
                 ),

@@ -190,7 +190,7 @@ class Experiment:
         unet_score: the judge of the Unet-score, None for none.  The tables of one cohort name the same, whether they
             show it or not, since they share runs and scores.
         lesions: what is to be detected where, None for nothing.
-        remarks: what a reader of the table must know, one sentence each.
+        caveats: what a reader of the table must know, one sentence each.
     """
 
     name: str
@@ -205,7 +205,7 @@ class Experiment:
     folds: int
     unet_score: UnetScoreConfig | None = None
     lesions: DetectionConfig | None = None
-    remarks: tuple[str, ...] = ()
+    caveats: tuple[str, ...] = ()
 
     @property
     def collected(self) -> tuple[Column, ...]:
@@ -550,7 +550,7 @@ def markdown(experiment: Experiment, scores: Scores, facts: Mapping[str, Any]) -
         " signed-rank test over patients, not corrected for the number of tests.  The patients of a fold share one"
         " network, so p speaks of these networks and not of other trainings.",
         "",
-        *(f"- {remark}" for remark in experiment.remarks),
+        *(f"- {caveat}" for caveat in experiment.caveats),
         "",
     ]
     for column in experiment.columns:

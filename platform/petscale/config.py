@@ -65,7 +65,7 @@ class Roles:
 
     @property
     def streams(self) -> dict[str, tuple[str, ...]]:
-        """The cases behind every kind of ``Needs.images``."""
+        """The cases behind every kind of ``BatchSpec.images``."""
         return {"paired": self.train, "low": self.train, "full": self.unpaired}
 
     @property

@@ -144,7 +144,7 @@ def plan_run(cohort: Path, run: Path, config: RunConfig, *, validation: bool = F
     # Records name files by their last component: folders above may name a patient.  The digest says which it was.
     config = replace(config, model=replace(config.model, **{field: path.name for field, path in files.items()}))
     recipe = _dry(used)
-    needs = [recipe.needs(start) for start in recipe.phase_starts.values()]
+    specs = [recipe.batch_spec(start) for start in recipe.phase_starts.values()]
     roles = configs.split_cases(
         opened,
         config.split,
@@ -156,7 +156,7 @@ def plan_run(cohort: Path, run: Path, config: RunConfig, *, validation: bool = F
         _check_origin(path, config, {digests[name] for name in (*roles.validation, *roles.test)})
     identity = {**config.identity(), "files": {field: _digest(path) for field, path in files.items()}, "cases": digests}
     _check_run(run, identity)
-    feed.check_cases(opened, roles.streams, config.feed, needs)
+    feed.check_cases(opened, roles.streams, config.feed, specs)
     if isinstance(recipe, Validated):
         _check_validation(opened, roles, config, recipe)
     facts = {"config": configs.to_json(config), **asdict(roles), "files": identity["files"], "cases": digests}
@@ -237,7 +237,7 @@ def _check_validation(cohort: Cohort, roles: Roles, config: RunConfig, recipe: V
             found=f"{config.recipe} follows its scores on patients kept apart for that, and there are none",
             remedy="give it some (--set split.validation_fraction=0.1), or ingest more patients",
         )
-    feed.check_cases(cohort, {"paired": roles.validation}, config.feed, [recipe.validate_needs])
+    feed.check_cases(cohort, {"paired": roles.validation}, config.feed, [recipe.validation_batch])
 
 
 def _check_run(run: Path, identity: Mapping[str, Any]) -> None:
@@ -572,11 +572,11 @@ def train_worker(settings: dict[str, Any]) -> None:
                 patches_per_step=config.patches_per_step,
             )
             reads = partial(feed.Feed, cohort, rank=rank, world=world, device=device)
-            source = reads(settings["streams"], config.feed, recipe.needs)
+            source = reads(settings["streams"], config.feed, recipe.batch_spec)
             validation = None
             if isinstance(recipe, Validated):
-                needs = recipe.validate_needs
-                validation = reads({"paired": settings["validation"]}, config.feed, lambda batch: needs)
+                spec = recipe.validation_batch
+                validation = reads({"paired": settings["validation"]}, config.feed, lambda batch: spec)
             shown = cohort.case((settings["test"] or settings["train"])[0])
             about = {"recipe": config.recipe, "config": json.dumps(settings["config"])}
             about["starts_from"] = settings["starts_from"]

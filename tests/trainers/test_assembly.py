@@ -137,5 +137,5 @@ def test_windows_share_nothing_and_lose_their_halo() -> None:
     image = synthesizer(low, {})
     assert torch.equal(image, 2 * low[:, :, :, 1:3, 2:4])
     assert not image.requires_grad
-    assert (synthesizer.tiling, synthesizer.context_needs, synthesizer.context(low, low)) == (tiling, None, {})
+    assert (synthesizer.tiling, synthesizer.context_batch, synthesizer.context(low, low)) == (tiling, None, {})
     assert math.prod(image.shape) == 8

@@ -102,7 +102,7 @@ def build(name: str) -> Recipe:
 def feed(cohort: Path, name: str, recipe: Recipe) -> Feed:
     opened = open_cohort(cohort)
     streams = dict.fromkeys(("paired", "low", "full"), opened.cases)
-    return Feed(opened, streams, feed_config(name), recipe.needs, rank=0, world=1, device=torch.device("cpu"))
+    return Feed(opened, streams, feed_config(name), recipe.batch_spec, rank=0, world=1, device=torch.device("cpu"))
 
 
 def steps(cohort: Path, name: str, recipe: Recipe, begin: int, end: int) -> list[dict[str, float]]:
@@ -139,12 +139,12 @@ def test_a_system_says_how_it_is_fed_scored_and_reported(name: str) -> None:
     spec = RECIPES[name]
     config = spec.Config(**SMALL[name])
     assert PRESETS[spec.PRESET]
-    assert all(isinstance(remark, str) and remark for remark in spec.remarks(config))
-    assert spec.remarks(config)
+    assert all(isinstance(caveat, str) and caveat for caveat in spec.caveats(config))
+    assert spec.caveats(config)
     assert spec.files(config) == {}, "the small size needs no file from elsewhere"
     with torch.device("meta"):  # what is asked before a cluster starts costs no memory
         dry = spec.build(config, make_engine=plain_engine, patches_per_step=2)
-    assert {dry.needs(step).images for step in range(dry.num_steps)} <= {"paired", "low", "full"}
+    assert {dry.batch_spec(step).images for step in range(dry.num_steps)} <= {"paired", "low", "full"}
 
 
 @pytest.mark.parametrize("name", RECIPES)

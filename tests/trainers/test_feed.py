@@ -11,15 +11,17 @@ from storage.errors import InputError
 from storage.reader import open_cohort
 from storage.source import HU
 from trainers.feed import Feed, FeedConfig, channel_values, check_cases
-from trainers.recipe import Needs
+from trainers.recipe import BatchSpec
 
-NEEDS = Needs(patch=(24, 24, 24), halo=(2, 2, 2), patches_per_case=2, sampler={"body": 0.5, "lesion": 0.5}, overview=64)
-GUIDED = Needs(
+NEEDS = BatchSpec(
+    patch=(24, 24, 24), halo=(2, 2, 2), patches_per_case=2, sampler={"body": 0.5, "lesion": 0.5}, overview=64
+)
+GUIDED = BatchSpec(
     patch=(24, 24, 24), halo=(0, 0, 0), patches_per_case=2, sampler={"roi": 1.0}, rois=("liver", "lesion"), overview=0
 )
 
 
-def feed(cohort: Path, *, rank: int = 0, world: int = 1, needs: Needs = NEEDS, **settings: object) -> Feed:
+def feed(cohort: Path, *, rank: int = 0, world: int = 1, needs: BatchSpec = NEEDS, **settings: object) -> Feed:
     config = FeedConfig(**{"low": ("low_drf4", "low_drf20"), "cases_per_step": 12, **settings})  # type: ignore[arg-type]
     cases = open_cohort(cohort).cases
     streams = {"paired": cases, "low": cases[:2], "full": cases[2:]}
@@ -112,10 +114,10 @@ def test_check_cases_names_what_is_missing(cohort: Path) -> None:
         check_cases(opened, {"paired": opened.cases}, FeedConfig(low=("low_drf7",)), [NEEDS])
     with pytest.raises(InputError, match="SET_TOO_SMALL"):
         check_cases(opened, {"paired": []}, good, [NEEDS])
-    thyroid = Needs(patch=(24, 24, 24), halo=(0, 0, 0), patches_per_case=1, sampler={"roi": 1.0}, rois=("thyroid",))
+    thyroid = BatchSpec(patch=(24, 24, 24), halo=(0, 0, 0), patches_per_case=1, sampler={"roi": 1.0}, rois=("thyroid",))
     with pytest.raises(InputError, match=r"SET_NO_LABELS.*thyroid"):
         check_cases(opened, {"paired": opened.cases}, good, [thyroid])
-    huge = Needs(patch=(24, 24, 64), halo=(0, 0, 0), patches_per_case=1, sampler={"body": 1.0})
+    huge = BatchSpec(patch=(24, 24, 64), halo=(0, 0, 0), patches_per_case=1, sampler={"body": 1.0})
     with pytest.raises(InputError, match="IMG_TOO_SMALL"):
         check_cases(opened, {"paired": opened.cases}, good, [huge])
     check_cases(opened, {"paired": opened.cases}, good, [replace(huge, beyond=True)])
@@ -136,7 +138,7 @@ def test_check_cases_refuses_a_ct_for_a_pet_and_a_pet_for_a_ct(cohort: Path) -> 
 
 def test_a_patch_longer_than_the_volume_holds_air_beyond_it(cohort: Path) -> None:
     opened = open_cohort(cohort)
-    need = Needs((1, 48, 56), (1, 0, 0), 2, {"body": 1.0}, units=HU, beyond=True)
+    need = BatchSpec((1, 48, 56), (1, 0, 0), 2, {"body": 1.0}, units=HU, beyond=True)
     config = FeedConfig(low=("ct",), suv_scale=1.0, cases_per_step=1)
     source = Feed(
         opened, {"paired": opened.cases}, config, lambda step: need, rank=0, world=1, device=torch.device("cpu")

@@ -58,7 +58,13 @@ def build(name: str) -> Recipe:
 def run(cohort: Path, name: str, recipe: Recipe, begin: int, end: int) -> None:
     opened = open_cohort(cohort)
     feed = Feed(
-        opened, {"paired": opened.cases}, RECIPES[name].FEED, recipe.needs, rank=0, world=1, device=torch.device("cpu")
+        opened,
+        {"paired": opened.cases},
+        RECIPES[name].FEED,
+        recipe.batch_spec,
+        rank=0,
+        world=1,
+        device=torch.device("cpu"),
     )
     for step in range(begin, end):
         torch.manual_seed(step)
@@ -79,7 +85,7 @@ def test_the_system_is_found_by_its_entry_point(name: str) -> None:
     config = module.Config()
     module.check(config, module.FEED)
     assert module.files(config) == {}
-    assert all(module.remarks(config))
+    assert all(module.caveats(config))
 
 
 def test_it_trains_and_resumes_bit_equal(name: str, cohort: Path) -> None:

@@ -14,9 +14,9 @@ from trainers import checkpoint
 from trainers.engine import plain_engine
 from trainers.feed import Feed, FeedConfig
 from trainers.loop import LoopConfig, fit
-from trainers.recipe import Batch, Metrics, Needs, State, Synthesizer
+from trainers.recipe import Batch, BatchSpec, Metrics, State, Synthesizer
 
-NEEDS = Needs(patch=(24, 24, 24), halo=(0, 0, 0), patches_per_case=1, sampler={"body": 1.0})
+NEEDS = BatchSpec(patch=(24, 24, 24), halo=(0, 0, 0), patches_per_case=1, sampler={"body": 1.0})
 
 
 class Toy:
@@ -33,7 +33,7 @@ class Toy:
     def phase(self, step: int) -> str:
         return "one" if step < 6 else "two"
 
-    def needs(self, step: int) -> Needs:
+    def batch_spec(self, step: int) -> BatchSpec:
         return NEEDS
 
     def step(self, batch: Batch, step: int) -> Metrics:
@@ -63,7 +63,7 @@ class Listener(Toy):
 
     validate_every = 2
     validate_batches = 3
-    validate_needs = NEEDS
+    validation_batch = NEEDS
 
     def __init__(self, stop_at: int = 100) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ def run(
     config = FeedConfig(low=("low_drf4",), cases_per_step=2)
 
     def feed(cases: tuple[str, ...]) -> Feed:
-        return Feed(opened, {"paired": cases}, config, recipe.needs, rank=0, world=1, device=torch.device("cpu"))
+        return Feed(opened, {"paired": cases}, config, recipe.batch_spec, rank=0, world=1, device=torch.device("cpu"))
 
     sources = feed(opened.cases[1:]), feed(opened.cases[:1])
     records: list[dict[str, Any]] = []

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from storage.reader import Case, open_cohort
 from trainers.engine import plain_engine
-from trainers.recipe import Needs, Tiling
+from trainers.recipe import BatchSpec, Tiling
 from trainers.synthesize import case_context, fitted, synthesize
 from trainers.systems import sgsgan
 
@@ -25,7 +25,7 @@ class Identity:
     """A network that returns its input."""
 
     tiling: Tiling
-    context_needs: Needs | None = None
+    context_batch: BatchSpec | None = None
 
     def context(self, overview: Tensor, low: Tensor) -> Mapping[str, Tensor]:
         raise AssertionError("asks for no context")
@@ -106,7 +106,7 @@ def test_sgsgan_tiles_equal_the_whole_volume_without_seams(case: Case) -> None:
             """The same context whatever the tile."""
 
             tiling = synthesizer.tiling
-            context_needs = None
+            context_batch = None
 
             def __call__(self, low: Tensor, _: Mapping[str, Tensor]) -> Tensor:
                 return synthesizer(low, context)  # noqa: B023

@@ -41,7 +41,7 @@ from trainers.engine import plain_engine
 from trainers.feed import Feed, FeedConfig, channel_values, check_cases
 from trainers.loop import LoopConfig, Report, fit
 from trainers.metrics.image import Rule, Score
-from trainers.recipe import Batch, Engine, Metrics, Needs, State, Synthesizer
+from trainers.recipe import Batch, BatchSpec, Engine, Metrics, State, Synthesizer
 from trainers.systems.sgsgan import segmentation_losses
 from trainers.systems.sgsgan.networks import Segmenter
 
@@ -96,9 +96,9 @@ class UnetScoreConfig:
                 raise InputError(code, where=f"unet_score.{field}", found=found, remedy=remedy)
 
     @property
-    def needs(self) -> Needs:
+    def batch_spec(self) -> BatchSpec:
         """Full-dose patches with the masks of the organs."""
-        return Needs(
+        return BatchSpec(
             patch=self.patch,
             halo=(0, 0, 0),
             patches_per_case=self.patches_per_case,
@@ -134,9 +134,9 @@ class Training:
         """Return the name of the only phase."""
         return NAME
 
-    def needs(self, step: int) -> Needs:
+    def batch_spec(self, step: int) -> BatchSpec:
         """Return the same needs for every step."""
-        return self.config.needs
+        return self.config.batch_spec
 
     def step(self, batch: Batch, step: int) -> Metrics:
         """Update the U-Net on full-dose patches and their masks (Eq. 7)."""
@@ -265,7 +265,7 @@ def judge(
         )
     for name in cases:
         _organs(cohort.case(name).labels, config.rois, name)
-    check_cases(cohort, {"full": cases}, feed, [config.needs])
+    check_cases(cohort, {"full": cases}, feed, [config.batch_spec])
     identity = _identity(cohort, cases, config, feed)
     with integrity.exclusive(folder, purpose="the judge's training"):
         if not (folder / WEIGHTS).is_file():
@@ -309,7 +309,7 @@ def _train(
         training = Training(config, engine, patches_per_step)
         fit(
             training,
-            Feed(cohort, {"full": cases}, feed, training.needs, rank=0, world=1, device=device),
+            Feed(cohort, {"full": cases}, feed, training.batch_spec, rank=0, world=1, device=device),
             LoopConfig(picture_every=0, seed=feed.seed),
             folder=folder,
             meta=identity,

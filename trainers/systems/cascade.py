@@ -55,7 +55,7 @@ from trainers import assembly
 from trainers.blocks import INITIAL_SD, PatchGAN, UNet, Upsample, encoder_widths
 from trainers.feed import FeedConfig
 from trainers.losses import logistic_discriminator_loss, logistic_generator_loss
-from trainers.recipe import Batch, Engine, EngineFactory, Metrics, Needs, State, Tiling
+from trainers.recipe import Batch, BatchSpec, Engine, EngineFactory, Metrics, State, Tiling
 
 FEED = FeedConfig(low=("ct",), suv_scale=1.0, cases_per_step=8)
 PRESET = "cascade"
@@ -392,8 +392,8 @@ class CascadeGAN:
         c = config
         self.validate_every = assembly.steps_of(c.epoch_samples, patches_per_step)
         self.validate_batches = c.validate_batches
-        needs = partial(
-            Needs,
+        spec = partial(
+            BatchSpec,
             patch=c.patch,
             halo=(0, 0, 0),
             patches_per_case=c.patches_per_case,
@@ -401,16 +401,16 @@ class CascadeGAN:
             # Beyond a scan's ends CT is repeated and PET is 0, which would teach that a body has no uptake.
             beyond=c.mode != "3d",
         )
-        self._needs = needs(sampler=SAMPLER)
-        self.validate_needs = needs(sampler={"body": 1.0})
+        self._batch_spec = spec(sampler=SAMPLER)
+        self.validation_batch = spec(sampler={"body": 1.0})
         self._best: dict[str, Tensor] = {}  # weights of the best epoch
         self._best_psnr, self._best_step = -math.inf, 0
         phases = assembly.Phases({"train": c.epochs * self.validate_every})
         self.num_steps, self.phase_starts, self.phase = phases.num_steps, phases.starts, phases.at
 
-    def needs(self, step: int) -> Needs:
+    def batch_spec(self, step: int) -> BatchSpec:
         """Return which patches every step reads: windows of CT in HU and of PET."""
-        return self._needs
+        return self._batch_spec
 
     def step(self, batch: Batch, step: int) -> Metrics:
         """Update D on detached images, then G against the updated D (pix2pix's order)."""
@@ -504,7 +504,7 @@ class CascadeSynthesizer:
 
     network: nn.Module
     config: Config
-    context_needs: None = None
+    context_batch: None = None
 
     @property
     def tiling(self) -> Tiling:
@@ -565,7 +565,7 @@ def check(config: Config, feed: FeedConfig) -> None:
 files = assembly.no_files
 
 
-def remarks(config: Config) -> tuple[str, ...]:
+def caveats(config: Config) -> tuple[str, ...]:
     """Say which network was trained, how the epoch was chosen and what its PET cannot show."""
     c = config
     lines = [

@@ -63,7 +63,7 @@ from storage.ranges import Range
 from trainers import assembly, perceptual
 from trainers.assembly import WindowSynthesizer, cropped
 from trainers.feed import FeedConfig
-from trainers.recipe import Batch, Engine, EngineFactory, Metrics, Needs, State, Tiling
+from trainers.recipe import Batch, BatchSpec, Engine, EngineFactory, Metrics, State, Tiling
 
 FEED = FeedConfig(
     low=("low_drf4", "low_drf10", "low_drf20", "low_drf50", "low_drf100"), suv_scale=10.0, cases_per_step=4
@@ -400,7 +400,7 @@ class CG3DSRGAN:
         self.vgg16 = vgg16  # in no engine: neither trained nor part of any state
         self.validate_every = assembly.steps_of(config.epoch_samples, patches_per_step)
         self.validate_batches = config.validate_batches
-        self.validate_needs = Needs(
+        self.validation_batch = BatchSpec(
             patch=config.patch, halo=(0, 0, 0), patches_per_case=config.patches_per_case, sampler={"body": 1.0}
         )
         self._phases = assembly.Phases(
@@ -414,9 +414,9 @@ class CG3DSRGAN:
         self.num_steps, self.phase_starts, self.phase = phases.num_steps, phases.starts, phases.at
         self._plateau = Plateau(config.lr)
 
-    def needs(self, step: int) -> Needs:
+    def batch_spec(self, step: int) -> BatchSpec:
         """Return which patches every step reads: pairs of patches in the body."""
-        return self.validate_needs
+        return self.validation_batch
 
     def step(self, batch: Batch, step: int) -> Metrics:
         """Update phi, or D and then M with C, or batch norm's statistics alone."""
@@ -601,7 +601,7 @@ def files(config: Config) -> dict[str, Path]:
     return {"vgg16_file": file}
 
 
-def remarks(config: Config) -> tuple[str, ...]:
+def caveats(config: Config) -> tuple[str, ...]:
     """Say what the perceptual loss, the classes and the model kept are."""
     backbone = "none"
     if config.perceives and config.perceptual == "vgg16":

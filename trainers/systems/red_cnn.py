@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from storage.ranges import Range
 from trainers import assembly
 from trainers.feed import FeedConfig
-from trainers.recipe import EngineFactory, Needs, Tiling
+from trainers.recipe import BatchSpec, EngineFactory, Tiling
 
 FEED = FeedConfig(suv_scale=5.0, cases_per_step=8)
 PRESET = "native"
@@ -88,7 +88,7 @@ class REDCNN(nn.Module):
 check, files = assembly.accept_any_feed, assembly.no_files
 
 
-def remarks(config: Config) -> tuple[str, ...]:
+def caveats(config: Config) -> tuple[str, ...]:
     """Say what this implementation rests on."""
     return ("RED-CNN: a re-implementation from the paper's text and public implementations, trained on PET slices.",)
 
@@ -96,7 +96,7 @@ def remarks(config: Config) -> tuple[str, ...]:
 def build(config: Config, *, make_engine: EngineFactory, patches_per_step: int) -> assembly.Supervised:
     """Build the network and its engine; ``patches_per_step`` counts the patches of all ranks."""
     engine = make_engine(REDCNN(config.channels), partial(torch.optim.Adam, lr=config.lr))
-    spec = Needs(config.patch, (0, 0, 0), config.patches_per_case, {"body": 1.0})
+    spec = BatchSpec(config.patch, (0, 0, 0), config.patches_per_case, {"body": 1.0})
     phases = assembly.Phases({"train": assembly.steps_of(config.samples, patches_per_step)})
     return assembly.Supervised(engine, LOSSES[config.loss], spec, TILING, phases)
 

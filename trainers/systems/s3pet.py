@@ -63,7 +63,7 @@ from storage.ranges import Range
 from trainers import assembly, checkpoint
 from trainers.assembly import WindowSynthesizer
 from trainers.feed import FeedConfig
-from trainers.recipe import Batch, Engine, EngineFactory, Metrics, Needs, State, Tiling
+from trainers.recipe import Batch, BatchSpec, Engine, EngineFactory, Metrics, State, Tiling
 
 FEED = FeedConfig(low=("low_drf10",), suv_scale=5.0, cases_per_step=8)  # 8 slabs of 4 slices: the paper's batch of 32
 PRESET = "s3pet"
@@ -400,10 +400,10 @@ class S3PET:
         # First step of Stage II, or the end of a run without one; 0 without Stage I.
         self._stage_1_end = phases.num_steps - steps["token swap"] if autoencoders else 0
 
-    def needs(self, step: int) -> Needs:
+    def batch_spec(self, step: int) -> BatchSpec:
         """Return which patches ``step`` reads: slabs of one dose in Stage I, of both in Stage II."""
         c = self.config
-        return Needs(
+        return BatchSpec(
             patch=(c.slices, c.window, c.window),
             halo=(0, 0, 0),
             patches_per_case=c.patches_per_case,
@@ -552,7 +552,7 @@ def files(config: Config) -> dict[str, Path]:
     return {"encoders": path}
 
 
-def remarks(config: Config) -> tuple[str, ...]:
+def caveats(config: Config) -> tuple[str, ...]:
     """Say which row of Table II was trained, where its encoders came from, and what must not be concluded."""
     here = f"trained in this run on {config.low_samples} low-dose" + (
         f" and {config.full_samples} full-dose slices" if config.decouple else " slices"

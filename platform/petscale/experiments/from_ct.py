@@ -102,7 +102,7 @@ def cascade_table4(size: Size) -> Experiment:
         untrained={},
         orders=orders_of(sliced, rows, {}, pairs),
         folds=2 if small else 5,
-        remarks=(
+        caveats=(
             *_REMARKS,
             "Here one epoch is chosen for all scores, on validation patients; the paper's numbers are maxima over more "
             "than 200 looks at its test set.",
@@ -165,7 +165,7 @@ def virtual_pet_rows(size: Size) -> Experiment:
         ),
         folds=2 if small else 5,
         lesions=lesions,
-        remarks=(
+        caveats=(
             *_REMARKS,
             "The orderings are the paper's in words: the FCN finds, the conditional GAN looks real, the blend does "
             "both. It prints numbers of the blend alone.",

@@ -52,7 +52,7 @@ _SGSGAN_UNTRAINED = {
         0.8087 0.8065 0.8095 0.8064 0.8083""",
     ),
 }
-_SGSGAN_REMARKS = (
+_SGSGAN_CAVEATS = (
     "The paper's intensities have no known unit, so its MAE is no target; its PSNR and SSIM rest on data ranges and "
     "masks that it does not state.",
     "Rows without guidance train G on as many patches as phases 1 and 3 of the guided ones together.",
@@ -124,7 +124,7 @@ def _sgsgan_experiment(
         unet_score=UnetScoreConfig(channels=4, patch=(32, 32, 32), halo=4, samples=2000, lr=1e-3)
         if size == "small"
         else UnetScoreConfig(),
-        remarks=_SGSGAN_REMARKS,
+        caveats=_SGSGAN_CAVEATS,
     )
 
 
@@ -317,7 +317,7 @@ def sgsgan_resized(size: Size) -> Experiment:
         untrained={INPUT: {}},
         orders=tuple(Order("native patches", "64^3, resized", label) for label in asked),
         folds={"small": 2, "paper": 21}[size],
-        remarks=(
+        caveats=(
             "Both rows are scored at native resolution by the same rules; the paper scores its 64^3 volumes.",
             "Both rows see as many patch voxels in as many steps; the native one reads a halo besides.",
             "The orderings are the question's, not the paper's: it prints no such comparison.",
@@ -379,7 +379,7 @@ def cg_3dsrgan_table2(size: Size) -> Experiment:
         untrained=untrained,
         orders=orders_of(compared, rows, untrained, pairs),
         folds=2 if small else 5,
-        remarks=(
+        caveats=(
             "The feature loss is that of the recipe's masked backbone, not of VGG-16.",
             "The low-dose input's PSNR here is that of a simulated scan; the paper's is a total-body scanner's.",
         ),
@@ -445,5 +445,5 @@ def s3pet_table2(size: Size) -> Experiment:
         untrained=untrained,
         orders=orders_of(columns, rows, untrained, pairs),
         folds=2 if small else 5,
-        remarks=("The paper tests on 20 patients and reports no paired test; its steps lie within its own spread.",),
+        caveats=("The paper tests on 20 patients and reports no paired test; its steps lie within its own spread.",),
     )

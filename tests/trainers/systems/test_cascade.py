@@ -307,11 +307,11 @@ def test_steps_are_counted_in_epochs() -> None:
     assert recipe.phase(9_999) == "train"
     with pytest.raises(ValueError, match="not one of 10000"):
         recipe.phase(10_000)
-    needs = recipe.needs(0)
-    assert (needs.patch, needs.halo, needs.units, needs.beyond) == ((1, 256, 256), (0, 0, 0), HU, True)
-    assert sum(needs.sampler.values()) == pytest.approx(1)
-    assert needs.sampler["uptake"] == 0.5
-    assert not build(small(**SMALL_3D)).needs(0).beyond
+    spec = recipe.batch_spec(0)
+    assert (spec.patch, spec.halo, spec.units, spec.beyond) == ((1, 256, 256), (0, 0, 0), HU, True)
+    assert sum(spec.sampler.values()) == pytest.approx(1)
+    assert spec.sampler["uptake"] == 0.5
+    assert not build(small(**SMALL_3D)).batch_spec(0).beyond
     assert build(small(epoch_samples=5)).num_steps == 3 * 3
 
 
@@ -353,7 +353,7 @@ def test_exported_weights_synthesize_what_the_recipe_does(name: str) -> None:
     assert torch.equal(torch.get_rng_state(), before)
     mine: Synthesizer = recipe.synthesizer()
     assert mine.tiling == theirs.tiling
-    assert mine.context_needs is None
+    assert mine.context_batch is None
     halo, depth = mine.tiling.halo[0], config.patch[0] if config.mode == "3d" else 3
     low = 2000 * torch.rand(1, 1, depth + 2 * halo, *config.patch[1:]) - 1000
     a, b = mine(low, mine.context(low, low)), theirs(low, {})
@@ -600,7 +600,7 @@ def test_another_scale_and_several_images_are_refused() -> None:
 def test_remarks_say_what_was_trained_and_how_the_epoch_was_chosen(changes: dict[str, Any], variant: str) -> None:
     config = Config(**changes)
     assert config.variant == variant
-    lines = " ".join(cascade.remarks(config))
+    lines = " ".join(cascade.caveats(config))
     assert f"Variant: {variant};" in lines
     assert "epoch chosen on validation patients, not on test patients as the paper did" in lines
     assert ("neither DSGGAN's wiring" in lines) == (config.dense != "none")

@@ -240,7 +240,7 @@ def test_exported_weights_synthesize_what_the_recipe_does(variant: str) -> None:
     assert torch.equal(torch.get_rng_state(), before)
     mine: Synthesizer = recipe.synthesizer()
     assert mine.tiling == theirs.tiling
-    assert mine.context_needs is None
+    assert mine.context_batch is None
     assert mine.context(torch.zeros(1), torch.zeros(1)) == {}
     low = torch.rand(1, 1, 128, 128, 128)
     a, b = mine(low, {}), theirs(low, {})
@@ -331,8 +331,8 @@ def test_steps_are_counted_in_samples() -> None:
         recipe.phase(12)
     plain = build(small(calibration_samples=0, **BASELINE))
     assert plain.phase_starts == {"joint": 0}
-    needs = recipe.needs(3)
-    assert (needs.patch, needs.halo, needs.sampler, needs.images) == ((32, 32, 32), (0, 0, 0), {"body": 1.0}, "paired")
+    spec = recipe.batch_spec(3)
+    assert (spec.patch, spec.halo, spec.sampler, spec.images) == ((32, 32, 32), (0, 0, 0), {"body": 1.0}, "paired")
 
 
 # Ablations.
@@ -445,7 +445,7 @@ def test_vgg16_is_read_from_its_file_and_kept_out_of_training(
     assert metrics["perceptual"] > 0
     assert all(torch.equal(v, frozen[k]) for k, v in recipe.vgg16.state_dict().items())
     assert all(p.grad is None for p in recipe.vgg16.parameters())
-    assert vgg16["vgg16_sha256"] in cg_3dsrgan.remarks(config)[0]
+    assert vgg16["vgg16_sha256"] in cg_3dsrgan.caveats(config)[0]
 
 
 def test_a_dry_run_needs_no_weights_and_the_real_one_refuses_to_go_without() -> None:
@@ -485,11 +485,11 @@ def test_doses_must_be_those_of_the_images_fed() -> None:
 
 
 def test_remarks_tell_the_backbone_the_classes_and_which_model_is_kept() -> None:
-    lines = " ".join(cg_3dsrgan.remarks(small()))
+    lines = " ".join(cg_3dsrgan.caveats(small()))
     assert "not the paper's VGG16" in lines
     assert "4, 10, 20, 50, 100" in lines
     assert "last" in lines
-    lines = " ".join(cg_3dsrgan.remarks(small(**BASELINE)))
+    lines = " ".join(cg_3dsrgan.caveats(small(**BASELINE)))
     assert "perceptual loss: none" in lines
     assert "classes: none" in lines
 

@@ -151,5 +151,5 @@ def test_a_configuration_that_cannot_be_trained_is_refused(changes: dict[str, An
 
 
 def test_the_report_names_its_origin() -> None:
-    (remark,) = red_cnn.remarks(Config())
-    assert "re-implementation" in remark
+    (caveat,) = red_cnn.caveats(Config())
+    assert "re-implementation" in caveat

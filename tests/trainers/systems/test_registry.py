@@ -17,7 +17,7 @@ Config = FEED = PRESET = object
 ROLES = frozenset()
 def check(config, feed): ...
 def files(config): return {}
-def remarks(config): return ("outside",)
+def caveats(config): return ("outside",)
 def build(config, *, make_engine, patches_per_step): ...
 def weights_to_synthesizer(config, weights): ...
 """
@@ -67,7 +67,7 @@ def test_a_system_from_outside_is_found(install: Install) -> None:
     assert list(RECIPES)[-1] == "outsider"
     assert len(RECIPES) == before + 1
     assert "outsider_module" not in sys.modules, "listing imports nothing"
-    assert list(RECIPES["outsider"].remarks(None)) == ["outside"]
+    assert list(RECIPES["outsider"].caveats(None)) == ["outside"]
 
 
 @pytest.mark.parametrize(

@@ -66,13 +66,13 @@ def build(config: Config, seed: int = 0) -> s3pet.S3PET:
 def make_batch(recipe: s3pet.S3PET, step: int) -> Batch:
     """What the feed gives: only the doses asked for."""
     random = torch.Generator().manual_seed(step)
-    needs = recipe.needs(step)
-    low, full = torch.rand(2, 2, 1, *needs.patch, generator=random)
+    spec = recipe.batch_spec(step)
+    low, full = torch.rand(2, 2, 1, *spec.patch, generator=random)
     none = torch.zeros(2, 1, 0, 0, 0)
     return Batch(
-        low=none if needs.images == "full" else low,
-        full=none if needs.images == "low" else full,
-        masks=torch.zeros(2, 0, *needs.patch),
+        low=none if spec.images == "full" else low,
+        full=none if spec.images == "low" else full,
+        masks=torch.zeros(2, 0, *spec.patch),
         overview=none,
         drf=torch.full((2,), 10.0),
         cases=2,
@@ -102,9 +102,9 @@ def test_published_schedule_gives_the_paper_s_steps() -> None:
         )
     assert recipe.phase_starts == {"low encoder": 0, "full encoder": 36_000, "token swap": 180_000}
     assert recipe.num_steps == 192_000
-    assert [recipe.needs(s).images for s in (0, 36_000, 180_000)] == ["low", "full", "paired"]
-    assert recipe.needs(0).patch == (4, 128, 128)
-    assert sum(recipe.needs(0).sampler.values()) == pytest.approx(1)
+    assert [recipe.batch_spec(s).images for s in (0, 36_000, 180_000)] == ["low", "full", "paired"]
+    assert recipe.batch_spec(0).patch == (4, 128, 128)
+    assert sum(recipe.batch_spec(0).sampler.values()) == pytest.approx(1)
 
 
 def test_without_the_transfer_loss_the_specific_projector_of_full_dose_learns_nothing() -> None:
@@ -322,7 +322,7 @@ def test_exported_weights_synthesize_what_the_recipe_does(changes: dict[str, Any
     assert torch.equal(torch.get_rng_state(), before)
     mine = recipe.synthesizer()
     assert mine.tiling == theirs.tiling
-    assert mine.context_needs is None
+    assert mine.context_batch is None
     low = torch.rand(2, 1, 3, 32, 32)
     assert torch.equal(mine(low, mine.context(low, low)), theirs(low, {}))
     with pytest.raises(InputError, match="CKPT_CONFIG"):
@@ -484,8 +484,8 @@ def test_one_dose_is_welcome(low: tuple[str, ...]) -> None:
 
 
 def test_remarks_say_what_was_trained() -> None:
-    assert "variant: S3PET;" in s3pet.remarks(Config())[0]
-    assert "disentanglement" in s3pet.remarks(Config())[1]
-    assert "baseline; encoders not pre-trained" in s3pet.remarks(Config(**V0))[0]
-    assert "baseline + DsMAE;" in s3pet.remarks(Config(**V1))[0]
-    assert "earlier run" in s3pet.remarks(Config(encoders="e.safetensors"))[0]
+    assert "variant: S3PET;" in s3pet.caveats(Config())[0]
+    assert "disentanglement" in s3pet.caveats(Config())[1]
+    assert "baseline; encoders not pre-trained" in s3pet.caveats(Config(**V0))[0]
+    assert "baseline + DsMAE;" in s3pet.caveats(Config(**V1))[0]
+    assert "earlier run" in s3pet.caveats(Config(encoders="e.safetensors"))[0]

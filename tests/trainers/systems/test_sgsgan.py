@@ -55,12 +55,12 @@ def build(config: Config, seed: int = 0) -> sgsgan.SGSGAN:
 
 def make_batch(recipe: sgsgan.SGSGAN, step: int, cases: int = 1) -> Batch:
     random = torch.Generator().manual_seed(step)
-    needs = recipe.needs(step)
-    b = cases * needs.patches_per_case
-    full = torch.rand(b, 1, *needs.patch, generator=random)
-    low = torch.rand(b, 1, *(n + 2 * h for n, h in zip(needs.patch, needs.halo, strict=True)), generator=random)
-    masks = (torch.rand(b, len(needs.rois), *needs.patch, generator=random) > 0.7).float()
-    overview = torch.rand(cases, 1, needs.overview, needs.overview, needs.overview, generator=random)
+    spec = recipe.batch_spec(step)
+    b = cases * spec.patches_per_case
+    full = torch.rand(b, 1, *spec.patch, generator=random)
+    low = torch.rand(b, 1, *(n + 2 * h for n, h in zip(spec.patch, spec.halo, strict=True)), generator=random)
+    masks = (torch.rand(b, len(spec.rois), *spec.patch, generator=random) > 0.7).float()
+    overview = torch.rand(cases, 1, spec.overview, spec.overview, spec.overview, generator=random)
     return Batch(
         low=low, full=full, masks=masks, overview=overview, drf=torch.full((b,), 20.0), cases=cases, places=("",) * b
     )
@@ -420,13 +420,13 @@ def test_phases_have_the_papers_length_and_order() -> None:
     ]
     with pytest.raises(ValueError, match="7"):
         recipe.phase(7)
-    assert recipe.needs(0).rois == ()
-    assert recipe.needs(0).sampler == {"body": 1.0}
+    assert recipe.batch_spec(0).rois == ()
+    assert recipe.batch_spec(0).sampler == {"body": 1.0}
     for step in range(3, 7):
-        assert recipe.needs(step).rois == ("liver", "bladder")
-        assert recipe.needs(step).sampler == {"body": 0.5, "roi": 0.5}
-    assert recipe.needs(0).overview == 16
-    assert recipe.needs(0).halo == (6, 6, 6)
+        assert recipe.batch_spec(step).rois == ("liver", "bladder")
+        assert recipe.batch_spec(step).sampler == {"body": 0.5, "roi": 0.5}
+    assert recipe.batch_spec(0).overview == 16
+    assert recipe.batch_spec(0).halo == (6, 6, 6)
 
 
 def test_without_organs_only_phase_1_is_left() -> None:
@@ -590,11 +590,11 @@ def test_exported_weights_synthesize_what_the_recipe_does(changes: dict[str, Any
     theirs = sgsgan.weights_to_synthesizer(config, exported)
     assert torch.equal(torch.get_rng_state(), before)
     assert mine.tiling == theirs.tiling
-    assert mine.context_needs == theirs.context_needs
+    assert mine.context_batch == theirs.context_batch
     edge = 32 + 2 * mine.tiling.halo[0]
     low, overview = torch.rand(3, 1, edge, edge, edge), torch.rand(1, 1, 16, 16, 16)
-    needs = mine.context_needs
-    contexts = [{} if needs is None else s.context(overview, low) for s in (mine, theirs)]
+    spec = mine.context_batch
+    contexts = [{} if spec is None else s.context(overview, low) for s in (mine, theirs)]
     a, b = (s(low[:1], c) for s, c in zip((mine, theirs), contexts, strict=True))
     assert torch.equal(a, b)
     assert a.shape == (1, 1, 32, 32, 32)
@@ -607,10 +607,10 @@ def test_needs_of_inference() -> None:
     styled = build(small()).synthesizer()
     assert styled.tiling.overlap == (0, 0, 0)
     assert styled.tiling.halo == (6, 6, 6)
-    assert styled.context_needs is not None
-    assert styled.context_needs.patches_per_case == 3
-    assert styled.context_needs.sampler == {"body": 1.0}
-    assert build(small(**PLAIN)).synthesizer().context_needs is None
+    assert styled.context_batch is not None
+    assert styled.context_batch.patches_per_case == 3
+    assert styled.context_batch.sampler == {"body": 1.0}
+    assert build(small(**PLAIN)).synthesizer().context_batch is None
     assert build(small(halo=0)).synthesizer().tiling.overlap == (12, 12, 12)
     unet = build(small(synthesis="unet3d", unet_channels=2, patch=(64, 64, 64))).synthesizer()
     assert (unet.tiling.halo, unet.tiling.overlap) == ((0, 0, 0), (32, 32, 32))

@@ -309,10 +309,10 @@ def test_steps_are_counted_in_slices() -> None:
         recipe.phase(4)
     assert isinstance(recipe, Validated)
     assert recipe.validate_every == 2
-    needs = recipe.needs(0)
-    assert (needs.patch, needs.halo, needs.images, needs.units) == ((2, 32, 32), (1, 0, 0), "paired", HU)
-    assert needs.beyond
-    assert build(small(mode="2d")).needs(0).halo == (0, 0, 0)
+    spec = recipe.batch_spec(0)
+    assert (spec.patch, spec.halo, spec.images, spec.units) == ((2, 32, 32), (1, 0, 0), "paired", HU)
+    assert spec.beyond
+    assert build(small(mode="2d")).batch_spec(0).halo == (0, 0, 0)
 
 
 @pytest.mark.parametrize(("networks", "engines"), [("fcn", {"F"}), ("cgan", {"G", "D"}), ("both", {"F", "G", "D"})])
@@ -508,7 +508,7 @@ def test_exported_weights_synthesize_what_the_recipe_does(networks: str) -> None
     assert torch.equal(torch.get_rng_state(), before)
     mine: Synthesizer = recipe.synthesizer()
     assert mine.tiling == theirs.tiling
-    assert mine.context_needs is None
+    assert mine.context_batch is None
     assert mine.context(torch.zeros(1), torch.zeros(1)) == {}
     low = volume(4, mine.tiling.halo[0])
     a, b = mine(low, {}), theirs(low, {})
@@ -533,7 +533,7 @@ def test_the_fcn_starts_from_vgg16s_file(tmp_path: Path) -> None:
     assert virtual_pet.files(config) == {"fcn_weights": path}
     exported = build(config).weights()
     assert all(torch.equal(exported[f"F.{name}"], value) for name, value in weights.items())
-    assert digest in " ".join(virtual_pet.remarks(config))
+    assert digest in " ".join(virtual_pet.caveats(config))
     assert virtual_pet.files(small()) == {}
     assert virtual_pet.files(small(networks="cgan", fcn_weights="none.safetensors")) == {}
     missing = small(fcn_weights="none.safetensors", fcn_weights_sha256=digest)
@@ -566,14 +566,14 @@ def test_a_run_is_fed_one_ct_in_hu_and_pet_in_suv() -> None:
 
 
 def test_remarks_tell_the_variant_the_start_the_weights_and_the_blending() -> None:
-    lines = " ".join(virtual_pet.remarks(Config(blend_levels=2)))
+    lines = " ".join(virtual_pet.caveats(Config(blend_levels=2)))
     for part in ("blended", "no ImageNet weights", "SUV^1", "not weighted by SUV", "3d, 2 levels", "grid"):
         assert part in lines
-    lines = " ".join(virtual_pet.remarks(Config(networks="fcn", suv_weight_gamma=0)))
+    lines = " ".join(virtual_pet.caveats(Config(networks="fcn", suv_weight_gamma=0)))
     assert "FCN alone" in lines
     assert "not weighted" in lines
     assert "Blending" not in lines
-    lines = " ".join(virtual_pet.remarks(Config(networks="cgan", cgan_suv_weighted=True)))
+    lines = " ".join(virtual_pet.caveats(Config(networks="cgan", cgan_suv_weighted=True)))
     assert "conditional GAN alone" in lines
     assert "ImageNet" not in lines
 

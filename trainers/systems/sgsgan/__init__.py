@@ -50,7 +50,7 @@ from torch import Tensor, nn
 from storage.ranges import Range
 from trainers import assembly, losses
 from trainers.feed import FeedConfig
-from trainers.recipe import Batch, Engine, EngineFactory, Metrics, Needs, State, Tiling
+from trainers.recipe import Batch, BatchSpec, Engine, EngineFactory, Metrics, State, Tiling
 from trainers.systems.sgsgan.networks import (
     DCITN,
     Critic,
@@ -267,13 +267,13 @@ class SGSGAN:
         phases = assembly.Phases(dict(zip(PHASES, steps, strict=False)))
         self.num_steps, self.phase_starts, self.phase = phases.num_steps, phases.starts, phases.at
 
-    def needs(self, step: int) -> Needs:
+    def batch_spec(self, step: int) -> BatchSpec:
         """Return which patches ``step`` reads: of the body, and from phase 2 on of organs with their masks."""
         c = self.config
         guided = self.phase(step) != "gan"
         roi = c.roi_fraction if guided else 0.0
         shares = {"body": 1 - roi - c.lesion_fraction, "roi": roi, "lesion": c.lesion_fraction}
-        return Needs(
+        return BatchSpec(
             patch=c.patch,
             halo=(c.margin,) * 3,
             patches_per_case=c.patches_per_case,
@@ -372,7 +372,7 @@ class StyleSynthesizer:
 
     generator: Generator
     tiling: Tiling
-    context_needs: Needs | None
+    context_batch: BatchSpec | None
 
     @torch.no_grad()
     def context(
@@ -399,7 +399,7 @@ def _synthesizer(config: Config, G: Generator) -> StyleSynthesizer:
             halo=(config.margin,) * 3,
             overlap=(overlap, overlap, overlap),
         ),
-        context_needs=Needs(
+        context_batch=BatchSpec(
             patch=config.patch,
             halo=(config.margin,) * 3,
             patches_per_case=config.context_patches,
@@ -415,7 +415,7 @@ check = assembly.accept_any_feed  # images of one dose or of several
 files = assembly.no_files
 
 
-def remarks(config: Config) -> tuple[str, ...]:
+def caveats(config: Config) -> tuple[str, ...]:
     """Say which organs guided the generator."""
     return (f"SGSGAN-{config.synthesis}; guidance: {', '.join(config.rois) or 'none'}.",)
 

@@ -57,7 +57,7 @@ from trainers import assembly, perceptual
 from trainers.blocks import PatchGAN, UNet, encoder_widths
 from trainers.feed import FeedConfig
 from trainers.losses import logistic_discriminator_loss, logistic_generator_loss
-from trainers.recipe import Batch, Engine, EngineFactory, Metrics, Needs, State, Tiling
+from trainers.recipe import Batch, BatchSpec, Engine, EngineFactory, Metrics, State, Tiling
 from trainers.systems.virtual_pet import pyramid
 from trainers.systems.virtual_pet.fcn import FCN, check_weights, read_weights
 
@@ -314,7 +314,7 @@ class VirtualPET:
         self._best: tuple[float, dict[str, Tensor]] = (math.inf, {})  # F's, by its loss on validation patients
         self.validate_every = assembly.steps_of(config.epoch_samples, slices)
         self.validate_batches = config.validate_batches
-        self.validate_needs = Needs(
+        self.validation_batch = BatchSpec(
             patch=config.patch,
             halo=(config.halo, 0, 0),
             patches_per_case=config.patches_per_case,
@@ -323,9 +323,9 @@ class VirtualPET:
             beyond=True,
         )
 
-    def needs(self, step: int) -> Needs:
+    def batch_spec(self, step: int) -> BatchSpec:
         """Return which patches every step reads: whole slices of the body, CT with PET."""
-        return self.validate_needs
+        return self.validation_batch
 
     def step(self, batch: Batch, step: int) -> Metrics:
         """Update F, or D and then G."""
@@ -443,7 +443,7 @@ class BlendSynthesizer:
     config: Config
     fcn: nn.Module | None
     generator: nn.Module | None
-    context_needs: None = None
+    context_batch: None = None
 
     @property
     def tiling(self) -> Tiling:
@@ -511,7 +511,7 @@ def files(config: Config) -> dict[str, Path]:
     return {"fcn_weights": file}
 
 
-def remarks(config: Config) -> tuple[str, ...]:
+def caveats(config: Config) -> tuple[str, ...]:
     """Say what was trained, where F's weights come from, how images were blended and what must not be compared."""
     c = config
     names = {"both": "FCN and conditional GAN, blended", "fcn": "FCN alone", "cgan": "conditional GAN alone"}
