@@ -24,6 +24,7 @@ from petscale.tuning import SweepConfig, Work, ends, sweep
 from storage.errors import InputError
 from storage.reader import open_cohort
 from trainers.systems import s3pet
+from tune_spaces import SPACES
 
 TINY = [
     "recipe.window=32",
@@ -344,6 +345,15 @@ def test_mistakes_are_refused_before_any_trial(
     chosen = ["--recipe", "s3pet", "--spaces", "masking", "--set", *TINY]
     assert refused("tune", cohort, "--study", tmp_path / "sweep", *chosen, *words).startswith(told)
     assert not (tmp_path / "sweep" / tuning.TRIALS).exists()
+
+
+def test_a_system_without_a_space_is_refused(
+    cohort: Path, tmp_path: Path, refused: Callable[..., str], no_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(SPACES, "s3pet")
+    chosen = ["--recipe", "s3pet", "--spaces", "masking", "--set", *TINY]
+    line = refused("tune", cohort, "--study", tmp_path / "sweep", *chosen)
+    assert line.startswith("TUNE_SPACE system 's3pet': it brings no search space;")
 
 
 def test_a_study_of_something_else_is_refused(
