@@ -194,7 +194,7 @@ def test_exported_weights_synthesize_a_whole_volume_as_the_recipe_does(name: str
 def test_validation_trains_nothing_and_the_schedule_goes_forward(name: str, cohort: Path) -> None:
     recipe = build(name)
     if not isinstance(recipe, Validated):
-        pytest.skip("its schedule listens to nobody")
+        pytest.skip("its schedule follows no scores")
     steps(cohort, name, recipe, 0, recipe.num_steps // 2)
     source = feed(cohort, name, recipe)
     before = flat(recipe)
