@@ -43,8 +43,8 @@ def bare_loop(config: sgsgan.Config, device: torch.device) -> Callable[[Batch, i
 
     def step(batch: Batch, number: int) -> None:
         torch.manual_seed(number)
-        fake = G(batch.low, batch.overview, cases=batch.cases)
-        real_score, fake_score = D(torch.cat([batch.full, fake.detach()])).chunk(2)
+        fake = G(batch.source, batch.overview, cases=batch.cases)
+        real_score, fake_score = D(torch.cat([batch.target, fake.detach()])).chunk(2)
         (fake_score.mean() - real_score.mean()).backward()
         D_optimizer.step()
         D_optimizer.zero_grad()
@@ -52,7 +52,7 @@ def bare_loop(config: sgsgan.Config, device: torch.device) -> Callable[[Batch, i
             for weight in D.parameters():
                 weight.clamp_(-config.clip, config.clip)
         D.requires_grad_(False)
-        loss = config.lambda_content * F.l1_loss(fake, batch.full) - D(fake).mean()
+        loss = config.lambda_content * F.l1_loss(fake, batch.target) - D(fake).mean()
         loss.backward()
         D.requires_grad_(True)
         G_optimizer.step()

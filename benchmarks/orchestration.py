@@ -40,7 +40,7 @@ def settings(steps: int, threads: int) -> list[str]:
         "loop.log_every=1",
         "loop.picture_every=0",
         "loop.save_every=1000",
-        "feed.low=low_drf4",
+        "feed.source=low_drf4",
         f"cluster.cpus_per_worker={threads}",
     ]
 

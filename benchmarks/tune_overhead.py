@@ -55,7 +55,7 @@ def ours(folder: Path, log: Path, trials: int, work_s: float) -> None:
 
     base = configs.override(
         configs.from_json({"recipe": "s3pet"}),
-        ["recipe.window=16", "feed.low=low_drf20", "feed.cases_per_step=2", "split.unpaired_fraction=0.4"],
+        ["recipe.window=16", "feed.source=low_drf20", "feed.cases_per_step=2", "split.unpaired_fraction=0.4"],
     )
     config = SweepConfig(spaces=("masking",), trials=trials, at_once=SLOTS)
     sweep(folder / "cohort", folder / "study", base, config, command="benchmark", work=work)

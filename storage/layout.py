@@ -62,14 +62,6 @@ def low_name(drf: float, realisation: int = 0) -> str:
     return f"low_drf{drf:g}" + (f"_r{realisation}" if realisation else "")
 
 
-# Last users: trainers/feed.py, trainers/cg_3dsrgan.py, trainers/s3pet.py, platform/petscale/launch.py.  The dose is a
-# fact of an image (``StoredImage.dose``); this goes when they read it there.
-def drf_of(image: str) -> float | None:
-    """Dose reduction factor in a low-dose image's name, None for any other image."""
-    match = re.fullmatch(r"low_drf([0-9.]+)(_r\d+)?", image)
-    return float(match.group(1)) if match else None
-
-
 def dose_attribute(dose: Dose | None) -> dict[str, Any] | None:
     """Return a dose as JSON values; an unknown dose reduction factor is null, as JSON has no NaN."""
     if dose is None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from storage.errors import InputError
 from storage.ranges import check_ranges
 from trainers.feed import FeedConfig
-from trainers.recipe import Batch, BatchSpec, Engine, Metrics, State, Tiling
+from trainers.recipe import Batch, BatchSpec, Doses, Engine, Metrics, State, Tiling
 
 Network = TypeVar("Network", bound=nn.Module)
 WEIGHT = "weight/"  # what the names of a network's weights and buffers begin with in an engine's state
@@ -61,8 +61,8 @@ def _choices(config: type[Any]) -> dict[str, tuple[Any, ...]]:
     return {name: typing.get_args(hints[name]) for name in names if typing.get_origin(hints[name]) is Literal}
 
 
-def accept_any_feed(config: Any, feed: FeedConfig) -> None:
-    """``RecipeSpec.check`` of a system that takes any images on any scale."""
+def accept_any_feed(config: Any, feed: FeedConfig, doses: Doses) -> None:
+    """``RecipeSpec.check`` of a system that takes any images, on any scale and of any dose."""
 
 
 def check_ct_to_suv(feed: FeedConfig) -> None:
@@ -78,12 +78,12 @@ def check_ct_to_suv(feed: FeedConfig) -> None:
             found=f"{feed.suv_scale:g}; this system scales HU and SUV itself (recipe.ct_window, recipe.suv_max)",
             remedy="use --set feed.suv_scale=1",
         )
-    if len(feed.low) != 1:
+    if len(feed.source) != 1:
         raise InputError(
             "CFG_INPUTS",
-            where="feed.low",
-            found=f"{len(feed.low)} images; this system starts from one, the CT",
-            remedy="use --set feed.low=ct",
+            where="feed.source",
+            found=f"{len(feed.source)} images; this system starts from one, the CT",
+            remedy="use --set feed.source=ct",
         )
 
 
@@ -217,20 +217,22 @@ class WindowSynthesizer:
     run: Callable[[Tensor], Tensor]
     context_batch: None = None
 
-    def context(self, overview: Tensor, low: Tensor) -> dict[str, Tensor]:
+    def context(self, overview: Tensor, source: Tensor) -> dict[str, Tensor]:
         """Return nothing: a window depends on no other."""
         return {}
 
     @torch.no_grad()
-    def __call__(self, low: Float[Tensor, "b 1 zh yh xh"], context: Mapping[str, Tensor]) -> Float[Tensor, "b 1 z y x"]:
+    def __call__(
+        self, source: Float[Tensor, "b 1 zh yh xh"], context: Mapping[str, Tensor]
+    ) -> Float[Tensor, "b 1 z y x"]:
         """Synthesize tiles; negatives are left in, to be clipped on export."""
         self.network.eval()
-        return self.run(low)
+        return self.run(source)
 
 
 def windows(network: nn.Module, tiling: Tiling) -> WindowSynthesizer:
     """Return the inference of a network whose output is as large as its input; the halo is cropped."""
-    return WindowSynthesizer(network, tiling, run=lambda low: cropped(network(low), tiling.halo))
+    return WindowSynthesizer(network, tiling, run=lambda source: cropped(network(source), tiling.halo))
 
 
 # A whole recipe
@@ -271,7 +273,7 @@ class Supervised:
     def step(self, batch: Batch, step: int) -> Metrics:
         """Update the network once."""
         self.engine.module.train()
-        loss = self.loss(cropped(self.engine(batch.low), self.spec.halo), batch.full)
+        loss = self.loss(cropped(self.engine(batch.source), self.spec.halo), batch.target)
         self.engine.backward(loss)
         self.engine.step()
         return {"loss": loss.detach()}

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from storage import integrity
 from storage.errors import InputError
+from trainers.feed import present_names
 from trainers.recipe import State
 
 STATE, META = "state.safetensors", "meta.json"
@@ -97,6 +98,7 @@ def check_same_run(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     Raises:
         InputError: CKPT_RECIPE, CKPT_DRIFT naming the fields that differ.
     """
+    found = {**found, "feed": present_names(found["feed"])} if "feed" in found else found
     if found.get("recipe") != wanted.get("recipe"):
         raise InputError(
             "CKPT_RECIPE",

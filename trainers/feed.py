@@ -9,20 +9,20 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from storage.errors import InputError
-from storage.layout import OVERVIEW, drf_of
+from storage.layout import OVERVIEW
 from storage.patches import PatchLocation, SamplingMaps, draw
 from storage.randomness import Stream, generator
 from storage.ranges import Range, check_ranges
-from storage.reader import Case, Cohort
+from storage.reader import Case, Cohort, StoredImage
 from storage.source import SUV
-from trainers.recipe import Batch, BatchSpec
+from trainers.recipe import Batch, BatchSpec, Doses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +30,10 @@ class FeedConfig:
     """Which voxels a run sees.
 
     Args:
-        low: names of the images that a network starts from, low-dose PETs or ``ct``; every pair of a case and one of
-            them is one sample of an epoch.
-        full: name of the image that it is to give: the full-dose PET.
-        suv_scale: SUV that becomes 1 for the networks; fixed, invertible, the same for low and full dose.  1 keeps
+        source: names of the images that a network starts from, low-dose PETs or ``ct``; every pair of a case and one
+            of them is one sample of an epoch.
+        target: name of the image that it is to give: the full-dose PET.
+        suv_scale: SUV that becomes 1 for the networks; fixed, invertible, the same for source and target.  1 keeps
             losses in SUV; the larger it is, the more SGSGAN's critic, blind to scale, outweighs the content loss.
             CT to PET needs 1: these systems clip and scale CT and PET themselves.
         seed: of the sample order.
@@ -41,8 +41,8 @@ class FeedConfig:
         read_ahead: steps read in advance; changes speed and memory, never the samples.
     """
 
-    low: tuple[str, ...] = ("low_drf20",)
-    full: str = "full"
+    source: tuple[str, ...] = ("low_drf20",)
+    target: str = "full"
     suv_scale: Annotated[float, Range(above=0)] = 1.0
     seed: Annotated[int, Range(0)] = 0
     cases_per_step: Annotated[int, Range(1)] = 2
@@ -50,6 +50,14 @@ class FeedConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "feed")
+
+
+FORMER = {"low": "source", "full": "target"}  # fields of ``FeedConfig`` in what was written before, and their names now
+
+
+def present_names(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return stored fields of a ``FeedConfig`` under the names that they have now."""
+    return {FORMER.get(name, name): value for name, value in fields.items()}
 
 
 def channel_values(labels: dict[int, str], roi: str) -> list[int]:
@@ -62,8 +70,8 @@ Streams = Mapping[str, Sequence[str]]  # a kind of ``BatchSpec.images`` -> the c
 
 def _images_read(config: FeedConfig, need: BatchSpec) -> list[tuple[str, str]]:
     """Names of the images that a step with ``need`` reads, and the units that they must have."""
-    low, full = [(image, need.units) for image in config.low], [(config.full, SUV)]
-    return {"paired": low + full, "low": low, "full": full}[need.images]
+    source, target = [(image, need.units) for image in config.source], [(config.target, SUV)]
+    return {"paired": source + target, "source": source, "target": target}[need.images]
 
 
 def check_cases(cohort: Cohort, streams: Streams, config: FeedConfig, needs: Sequence[BatchSpec]) -> None:
@@ -75,7 +83,7 @@ def check_cases(cohort: Cohort, streams: Streams, config: FeedConfig, needs: Seq
     """
     for need in needs:
         cases = streams.get(need.images, ())
-        if not cases and need.images == "full":
+        if not cases and need.images == "target":
             raise InputError(
                 "SET_NO_UNPAIRED",
                 where="train",
@@ -97,7 +105,8 @@ def check_cases(cohort: Cohort, streams: Streams, config: FeedConfig, needs: Seq
                         "SET_WRONG_UNITS",
                         where=f"case {name}, image {image}",
                         found=f"an image in {found}, the recipe takes {wanted} there",
-                        remedy="name the images it is made for (--set feed.low=... feed.full=...), or another --recipe",
+                        remedy="name the images that it is made for (--set feed.source=... feed.target=...), "
+                        "or another --recipe",
                     )
             for roi in need.rois:
                 if not channel_values(case.labels, roi):
@@ -114,6 +123,18 @@ def check_cases(cohort: Cohort, streams: Streams, config: FeedConfig, needs: Seq
                     found=f"the patch {need.patch} (z, y, x) is larger than its {case.sampling_maps.shape} voxels",
                     remedy="choose a smaller patch (--set recipe.patch=...) or leave the case out",
                 )
+
+
+def drf_of(image: StoredImage) -> float:
+    """Return the dose reduction factor that an image states, NaN where it states none."""
+    return math.nan if image.dose is None else image.dose.drf
+
+
+def doses_fed(cohort: Cohort, cases: Sequence[str], config: FeedConfig) -> Doses:
+    """Return source image -> its dose reduction factors in ``cases``, NaN among them where one is unknown."""
+    unknown = math.nan  # one object, so that a set holds it once
+    factors = {image: [drf_of(cohort.case(name).image(image)) for name in cases] for image in config.source}
+    return {image: frozenset(unknown if math.isnan(x) else x for x in found) for image, found in factors.items()}
 
 
 class Feed:
@@ -138,9 +159,9 @@ class Feed:
                 remedy="choose a number of workers that divides it, or change it for a new run",
             )
         self._config, self._needs, self._device = config, needs, device
-        lows = {"paired": config.low, "low": config.low, "full": (config.full,)}
+        read = {"paired": config.source, "source": config.source, "target": (config.target,)}
         self._samples = {
-            kind: [(case, image) for case in sorted(cases) for image in lows[kind]] for kind, cases in streams.items()
+            kind: [(case, image) for case in sorted(cases) for image in read[kind]] for kind, cases in streams.items()
         }
         self._cases = {name: cohort.case(name) for cases in streams.values() for name in cases}
         share = config.cases_per_step // world
@@ -152,7 +173,7 @@ class Feed:
     def plan(self, step: int) -> list[tuple[str, str, list[PatchLocation]]]:
         """Say which (case, image, boxes) this rank reads for ``step``; a pure function.
 
-        The image is the low dose, with the full dose of the same place where pairs are asked for.
+        The image is the source, with the target of the same place where pairs are asked for.
         """
         need = self._needs(step)
         samples = self._samples[need.images]
@@ -179,11 +200,9 @@ class Feed:
         self.waited_s += perf_counter() - begin
         if self._device.type == "cpu":
             return batch
-        low, full, masks, overview, drf = (
-            t.pin_memory().to(self._device, non_blocking=True)
-            for t in (batch.low, batch.full, batch.masks, batch.overview, batch.drf)
-        )
-        return replace(batch, low=low, full=full, masks=masks, overview=overview, drf=drf)
+        names = ("source", "target", "masks", "overview", "drf", "spacing_mm")
+        moved = {name: getattr(batch, name).pin_memory().to(self._device, non_blocking=True) for name in names}
+        return replace(batch, **moved)
 
     def close(self) -> None:
         """Stop reading ahead."""
@@ -191,15 +210,18 @@ class Feed:
 
     def _read(self, step: int) -> Batch:
         need = self._needs(step)
-        low, full, masks, overview, drf, places = [], [], [], [], [], []
+        source, target, masks, overview, drf, spacing_mm, places = [], [], [], [], [], [], []
         nothing = np.zeros((1, 0, 0, 0), dtype=np.float32)
         for name, image, boxes in self.plan(step):
             case = self._cases[name]
             wanted = [channel_values(case.labels, roi) for roi in need.rois]
             for box in boxes:
-                low.append(nothing if need.images == "full" else case.image(image).patch(box.grown(need.halo))[None])
-                full.append(nothing if need.images == "low" else case.image(self._config.full).patch(box)[None])
-                drf.append(drf_of(image) or math.nan)
+                source.append(
+                    nothing if need.images == "target" else case.image(image).patch(box.grown(need.halo))[None]
+                )
+                target.append(nothing if need.images == "source" else case.image(self._config.target).patch(box)[None])
+                drf.append(math.nan if need.images == "target" else drf_of(case.image(image)))
+                spacing_mm.append(case.image(image).grid.spacing_mm)
                 if wanted:
                     labels = case.image("labels").patch(box)
                     masks.append(np.stack([np.isin(labels, values) for values in wanted]).astype(np.float32))
@@ -212,13 +234,15 @@ class Feed:
         scale = 1.0 / self._config.suv_scale
         empty = torch.zeros(len(self._mine), 1, 0, 0, 0)
         return Batch(
-            low=_tensor(low) * scale,
-            full=_tensor(full) * scale,
+            source=_tensor(source) * (scale if need.units == SUV else 1.0),
+            target=_tensor(target) * scale,
             masks=_tensor(masks),
             overview=_tensor(overview) * scale if overview else empty,
             drf=torch.tensor(drf),
             cases=len(self._mine),
             places=tuple(places),
+            spacing_mm=torch.tensor(spacing_mm),
+            units=need.units,
         )
 
 

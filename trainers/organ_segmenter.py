@@ -98,7 +98,7 @@ class OrganSegmenterConfig:
             patches_per_case=self.patches_per_case,
             sampler=SAMPLER,
             rois=self.rois,
-            images="full",
+            images="target",
         )
 
     @property
@@ -139,7 +139,7 @@ class SegmenterTraining:
 
     def step(self, batch: Batch, step: int) -> Metrics:
         """Update the U-Net on full-dose patches and their masks (Eq. 7)."""
-        terms = segmentation_losses(self.engine(batch.full), batch.masks, "bce+dice")
+        terms = segmentation_losses(self.engine(batch.target), batch.masks, "bce+dice")
         loss = torch.stack(list(terms.values())).sum()
         self.engine.backward(loss)
         self.engine.step()
@@ -282,7 +282,7 @@ def train_segmenter(
         )
     for name in cases:
         label_values(cohort.case(name).labels, config.rois, name)
-    check_cases(cohort, {"full": cases}, feed, [config.batch_spec])
+    check_cases(cohort, {"target": cases}, feed, [config.batch_spec])
     identity = _identity(cohort, cases, config, feed)
     with integrity.exclusive(folder, purpose="the organ segmenter's training"):
         if not (folder / WEIGHTS).is_file():
@@ -300,7 +300,7 @@ def train_segmenter(
 def _identity(cohort: Cohort, cases: Sequence[str], config: OrganSegmenterConfig, feed: FeedConfig) -> dict[str, Any]:
     """What makes two segmenters the same, as JSON gives it back."""
     facts = asdict(feed)
-    seen = {name: facts[name] for name in ("full", "suv_scale", "seed", "cases_per_step")}
+    seen = {name: facts[name] for name in ("target", "suv_scale", "seed", "cases_per_step")}
     digests = {name: integrity.manifest(cohort.case(name).folder)["root"] for name in sorted(cases)}
     content: dict[str, Any] = json.loads(
         json.dumps({"recipe": NAME, "unet_score": asdict(config), "feed": seen, "cases": digests})
@@ -326,7 +326,7 @@ def _train(
         training = SegmenterTraining(config, engine, patches_per_step)
         fit(
             training,
-            Feed(cohort, {"full": cases}, feed, training.batch_spec, rank=0, world=1, device=device),
+            Feed(cohort, {"target": cases}, feed, training.batch_spec, rank=0, world=1, device=device),
             LoopConfig(picture_every=0, seed=feed.seed),
             folder=folder,
             meta=identity,

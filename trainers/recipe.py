@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn, optim
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from trainers.feed import FeedConfig
 
 Metrics = dict[str, Tensor]  # detached scalars; the loop averages them over ranks and checks that they are finite
+Doses = Mapping[str, frozenset[float]]  # source image -> its dose reduction factors in the run's cases; NaN unknown
 State = dict[str, dict[str, Tensor]]  # engine name -> tensors, complete and independent of ranks and ZeRO stage
 
 
@@ -28,9 +30,9 @@ class BatchSpec:
         patches_per_case: patches that one group holds, all of one case.
         sampler: weights of the samplers of ``storage.patches.SAMPLERS``, summing to 1.
         rois: names of the organs whose masks are read; empty for none.
-        overview: edge length of the resized whole low-dose volume, 0 for none.
-        images: ``paired`` for both doses of one place; ``low`` or ``full`` for one dose alone, which may come from
-            other patients (the run's unpaired ones for ``full``).
+        overview: edge length of the resized whole source volume, 0 for none.
+        images: ``paired`` for source and target of one place; ``source`` or ``target`` for one alone, which may come
+            from other patients (the run's unpaired ones for ``target``).
         units: of the images that a network starts from, ``SUVbw`` or ``HU``.
         beyond: whether a patch may be longer than a volume, and then holds what lies beyond it.
     """
@@ -41,7 +43,7 @@ class BatchSpec:
     sampler: Mapping[str, float]
     rois: tuple[str, ...] = ()
     overview: int = 0
-    images: Literal["paired", "low", "full"] = "paired"
+    images: Literal["paired", "source", "target"] = "paired"
     units: str = SUV
     beyond: bool = False
 
@@ -51,23 +53,28 @@ class Batch:
     """Groups of patches; the ``n`` patches of one case are neighbours, so b = cases * n.
 
     Args:
-        low: (b, 1, z + 2 halo_z, y + 2 halo_y, x + 2 halo_x) what a network starts from: low-dose PET on the run's
-            intensity scale, or CT in HU; (b, 1, 0, 0, 0) where full dose alone was asked for.
-        full: (b, 1, z, y, x) full-dose PET on the same scale; (b, 1, 0, 0, 0) where low dose alone was asked for.
+        source: (b, 1, z + 2 halo_z, y + 2 halo_y, x + 2 halo_x) what a network starts from: a PET on the run's
+            intensity scale, or a CT in HU; (b, 1, 0, 0, 0) where the target alone was asked for.
+        target: (b, 1, z, y, x) the PET wanted, on the same scale; (b, 1, 0, 0, 0) where the source alone was asked for.
         masks: (b, k, z, y, x) 0 or 1, one channel per ROI asked for; k may be 0.
-        overview: (cases, 1, o, o, o) the whole low-dose volume resized, on the same scale.
-        drf: (b,) dose reduction factor of every low-dose patch, by its image's name; NaN where that says none.
+        overview: (cases, 1, o, o, o) the whole source volume resized, on the same scale.
+        drf: (b,) dose reduction factor of every source patch, as its image states it; NaN where it states none, and
+            where the target alone was asked for.
+        spacing_mm: (b, 3) voxel edge lengths along z, y and x.
+        units: of the source images, ``SUVbw`` or ``HU``.
         cases: number of groups.
         places: for every patch, "case image z,y,x": what an error message may name.
     """
 
-    low: Float[Tensor, "b 1 zh yh xh"]
-    full: Float[Tensor, "b 1 z y x"]
+    source: Float[Tensor, "b 1 zh yh xh"]
+    target: Float[Tensor, "b 1 z y x"]
     masks: Float[Tensor, "b k z y x"]
     overview: Float[Tensor, "cases 1 o o o"]
     drf: Float[Tensor, " b"]
     cases: int
     places: tuple[str, ...]
+    spacing_mm: Float[Tensor, "b 3"] = torch.empty(0, 3)  # noqa: RUF009  (a constant)
+    units: str = SUV
 
 
 class Engine(Protocol):
@@ -139,20 +146,28 @@ class Tiling:
 
 
 class Synthesizer(Protocol):
-    """A trained recipe at inference: one context per case, then any number of tiles in any order."""
+    """A trained recipe at inference: one context per case, then any number of tiles in any order.
+
+    A system's own takes and gives the units of its batches; ``trainers.synthesize.InSuv`` makes of it one that takes
+    and gives SUV (or takes HU), which is what everyone else is given.
+    """
 
     @property
     def tiling(self) -> Tiling: ...
     @property
     def context_batch(self) -> BatchSpec | None:
-        """Patches to draw for the context of a case (rois and full dose are not read), or None when it needs none."""
+        """Patches to draw for the context of a case (rois and target are not read), or None when it needs none."""
         ...
 
-    def context(self, overview: Float[Tensor, "1 1 o o o"], low: Float[Tensor, "n 1 zh yh xh"]) -> Mapping[str, Tensor]:
+    def context(
+        self, overview: Float[Tensor, "1 1 o o o"], source: Float[Tensor, "n 1 zh yh xh"]
+    ) -> Mapping[str, Tensor]:
         """Compute once per case whatever every tile of it must share."""
         ...
 
-    def __call__(self, low: Float[Tensor, "b 1 zh yh xh"], context: Mapping[str, Tensor]) -> Float[Tensor, "b 1 z y x"]:
+    def __call__(
+        self, source: Float[Tensor, "b 1 zh yh xh"], context: Mapping[str, Tensor]
+    ) -> Float[Tensor, "b 1 z y x"]:
         """Synthesize tiles; the halo is cropped from the result."""
         ...
 
@@ -245,8 +260,8 @@ class RecipeSpec(Protocol):
     PRESET: str
     ROLES: frozenset[str]
 
-    def check(self, config: Any, feed: "FeedConfig") -> None:
-        """Refuse a configuration that does not fit the images fed and their scale (InputError)."""
+    def check(self, config: Any, feed: "FeedConfig", doses: "Doses") -> None:
+        """Refuse a configuration that does not fit the images fed, their scale and their doses (InputError)."""
         ...
 
     def files(self, config: Any) -> Mapping[str, Path]:

@@ -1,16 +1,60 @@
 """Whole volumes from any recipe's synthesizer: one context per case, tiles in order, a slab of memory."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
+from torch import Tensor
 
 from storage.patches import PatchLocation, draw
 from storage.randomness import Stream, generator
 from storage.reader import Case
+from storage.source import SUV
 from storage.stitch import stitch
-from trainers.recipe import Synthesizer, Tiling
+from trainers.recipe import BatchSpec, Synthesizer, Tiling
+
+
+@dataclass(frozen=True)
+class InSuv:
+    """A synthesizer that takes a PET in SUVbw or a CT in HU and gives SUVbw, around a system's own.
+
+    Args:
+        inner: in the units of the system's batches.
+        suv_scale: SUV that is 1 there.
+        units: of the images that it starts from; HU are never scaled.
+    """
+
+    inner: Synthesizer
+    suv_scale: float
+    units: str = SUV
+
+    @property
+    def tiling(self) -> Tiling:
+        """How a volume is to be cut."""
+        return self.inner.tiling
+
+    @property
+    def context_batch(self) -> BatchSpec | None:
+        """Patches to draw for the context of a case, None for none."""
+        return self.inner.context_batch
+
+    def context(
+        self, overview: Float[Tensor, "1 1 o o o"], source: Float[Tensor, "n 1 zh yh xh"]
+    ) -> Mapping[str, Tensor]:
+        """Compute once per case whatever every tile of it must share."""
+        return self.inner.context(self._scaled(overview), self._scaled(source))
+
+    def __call__(
+        self, source: Float[Tensor, "b 1 zh yh xh"], context: Mapping[str, Tensor]
+    ) -> Float[Tensor, "b 1 z y x"]:
+        """Synthesize tiles in SUVbw; the halo is cropped from the result."""
+        return self.inner(self._scaled(source), context) * self.suv_scale
+
+    def _scaled(self, image: Tensor) -> Tensor:
+        return image / self.suv_scale if self.units == SUV else image
 
 
 @torch.no_grad()
@@ -20,44 +64,41 @@ def synthesize(
     image: str,
     write: Callable[[int, NDArray[np.float32]], object],
     *,
-    suv_scale: float,
     device: torch.device,
     batch: int = 1,
     seed: int = 0,
     progress: Callable[[int], object] = lambda tiles: None,
 ) -> None:
-    """Synthesize a full-dose volume from one stored low-dose image.
+    """Synthesize a whole volume from one stored image.
 
     Args:
         case: a committed case.
-        image: name of its low-dose image.
+        image: name of the image to start from, in SUVbw or HU.
         write: gets z0 and a finished slab (dz, y, x) in SUV, in order, each voxel once.
-        suv_scale: the run's intensity scale.
         batch: tiles at a time.
         seed: of the patches that the case's context is drawn from.
         progress: gets the number of tiles just done.
     """
-    low = case.image(image)
+    source = case.image(image)
 
     def patches(boxes: list[PatchLocation], halo: tuple[int, int, int]) -> torch.Tensor:
-        arrays = [low.patch(box.grown(halo))[None] for box in boxes]
-        return torch.from_numpy(np.stack(arrays) / np.float32(suv_scale)).to(device)
+        return torch.from_numpy(np.stack([source.patch(box.grown(halo))[None] for box in boxes])).to(device)
 
-    context = case_context(synthesizer, case, image, suv_scale=suv_scale, device=device, seed=seed)
+    context = case_context(synthesizer, case, image, device=device, seed=seed)
     tiling = synthesizer.tiling
 
     def tiles(boxes: list[PatchLocation]) -> Iterator[NDArray[np.float32]]:
-        output = synthesizer(patches(boxes, tiling.halo), context).float().cpu().numpy() * np.float32(suv_scale)
+        output = synthesizer(patches(boxes, tiling.halo), context).float().cpu().numpy()
         progress(len(boxes))
         yield from output[:, 0]
 
-    depth, height, width = low.grid.shape
+    depth, height, width = source.grid.shape
 
     def write_inside(z0: int, slab: NDArray[np.float32]) -> None:
         if z0 < depth:
             write(z0, np.ascontiguousarray(slab[: depth - z0, :height, :width]))
 
-    covered, tile = fitted(tiling, low.grid.shape)
+    covered, tile = fitted(tiling, source.grid.shape)
     stitch(covered, tile, tiling.overlap, tiles, write_inside, batch=batch)
 
 
@@ -79,17 +120,17 @@ def fitted(tiling: Tiling, shape: tuple[int, int, int]) -> tuple[tuple[int, int,
 
 @torch.no_grad()
 def case_context(
-    synthesizer: Synthesizer, case: Case, image: str, *, suv_scale: float, device: torch.device, seed: int = 0
+    synthesizer: Synthesizer, case: Case, image: str, *, device: torch.device, seed: int = 0
 ) -> dict[str, torch.Tensor]:
-    """Compute what all tiles of a case share, from the low-dose image alone."""
+    """Compute what all tiles of a case share, from the image that they start from alone."""
     spec = synthesizer.context_batch
     if spec is None:
         return {}
-    low = case.image(image)
+    source = case.image(image)
     # A patch longer than a small volume is cut to it: at inference there is no batch that shapes must fit.
-    z, y, x = (min(edge, size) for edge, size in zip(spec.patch, low.grid.shape, strict=True))
+    z, y, x = (min(edge, size) for edge, size in zip(spec.patch, source.grid.shape, strict=True))
     rng = generator(seed, Stream.CASE_CONTEXT)
     boxes = [draw(case.sampling_maps, (z, y, x), spec.sampler, rng) for _ in range(spec.patches_per_case)]
-    arrays = np.stack([low.patch(box.grown(spec.halo))[None] for box in boxes]) / np.float32(suv_scale)
-    overview = case.overview(image)[None, None] / np.float32(suv_scale)
+    arrays = np.stack([source.patch(box.grown(spec.halo))[None] for box in boxes])
+    overview = case.overview(image)[None, None]
     return dict(synthesizer.context(torch.from_numpy(overview).to(device), torch.from_numpy(arrays).to(device)))

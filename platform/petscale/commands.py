@@ -327,7 +327,7 @@ def synthesize(
             raise InputError(
                 "CFG_OUTPUT", where="--output", found="given with --case", remedy="a case's result goes into the run"
             )
-        stored = synthesize_case(trained, run, open_cohort(source).case(case), image or trained.config.feed.low[0])
+        stored = synthesize_case(trained, run, open_cohort(source).case(case), image or trained.config.feed.source[0])
         print(stored.folder)
         return
     if output is None:

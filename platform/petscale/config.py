@@ -25,7 +25,7 @@ from petscale.splits import SplitConfig
 from storage.errors import InputError
 from storage.ranges import Range, check_ranges
 from trainers.engine import EngineConfig
-from trainers.feed import FeedConfig
+from trainers.feed import FORMER, FeedConfig
 from trainers.loop import LoopConfig
 from trainers.systems import RECIPES
 
@@ -81,8 +81,10 @@ class RunConfig:
             object.__setattr__(self, "model", RECIPES[self.recipe].Config())
         if self.feed is None:
             object.__setattr__(self, "feed", RECIPES[self.recipe].FEED)
-        if not self.feed.low:
-            raise InputError("CFG_RANGE", where="feed.low", found="()", remedy="give one low-dose image at least")
+        if not self.feed.source:
+            raise InputError(
+                "CFG_RANGE", where="feed.source", found="()", remedy="give one image at least to start from"
+            )
         if self.feed.cases_per_step % self.cluster.workers:
             raise InputError(
                 "CFG_WORKERS",
@@ -122,7 +124,8 @@ def to_json(config: RunConfig) -> dict[str, Any]:
 def from_json(content: Mapping[str, Any]) -> RunConfig:
     """Inverse of ``to_json``; what is left out has the system's defaults.
 
-    Also reads what petscale wrote before sections had one name: ``recipe`` as a word beside the section ``model``.
+    Also reads what petscale wrote before: ``recipe`` as a word beside the section ``model``, and ``feed.low`` and
+    ``feed.full`` for the source and the target.
 
     Raises:
         InputError: CFG_RECIPE, CFG_FIELD, CFG_VALUE, CFG_RANGE and the system's own; CFG_CONTRADICTION.
@@ -158,7 +161,8 @@ def _sections(content: Any) -> dict[str, dict[str, Any]]:
             raise _unknown("CFG_RECIPE", "recipe", str(value), list(RECIPES))
         else:
             raise _bad_value(section, value, "fields")
-        for name, one in fields.items():
+        for former, one in fields.items():
+            name = FORMER.get(former, former) if section == "feed" else former
             if name in found[section] and found[section][name] != one:
                 raise contradiction(f"{section}.{name}", found[section][name], one)
             found[section][str(name)] = one
@@ -217,6 +221,7 @@ def with_fields(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
         section, dot, key = name.partition(".")
         if not dot:
             raise _no_field(name)
+        key = FORMER.get(key, key) if section == "feed" else key
         if section not in SECTIONS:
             raise _unknown("CFG_FIELD", "--set", section, list(SECTIONS))
         if key not in content[section] or (section, key) == ("recipe", "name"):

@@ -29,7 +29,7 @@ from storage.reader import Case, StoredImage, open_cohort
 from storage.source import HU, SUV, Grid, ImageSource
 from trainers import checkpoint
 from trainers.recipe import Synthesizer
-from trainers.synthesize import fitted, synthesize
+from trainers.synthesize import InSuv, fitted, synthesize
 from trainers.systems import RECIPES
 
 FROM_PET = json.dumps({"units": SUV, "spacing_mm": (1.0, 1.0, 1.0)})  # of weights from before they told
@@ -40,6 +40,7 @@ class Trained:
     """A finished run, ready for inference.
 
     Args:
+        synthesizer: takes those images and gives SUVbw.
         units: of the images that it starts from, SUVbw or HU.
         spacing_mm: voxel edge lengths (z, y, x) of its training cases; what a CT is brought to.
     """
@@ -72,7 +73,8 @@ def open_run(run: Path) -> Trained:
     synthesizer = RECIPES[config.recipe].weights_to_synthesizer(
         config.model, {name: value.to(device) for name, value in weights.items()}
     )
-    return Trained(config, synthesizer, device, start["units"], start["spacing_mm"])
+    in_suv = InSuv(synthesizer, config.feed.suv_scale, start["units"])
+    return Trained(config, in_suv, device, start["units"], start["spacing_mm"])
 
 
 def run_case(trained: Trained, case: Case, image: str, write: Callable[[int, NDArray[np.float32]], object]) -> None:
@@ -92,7 +94,6 @@ def run_case(trained: Trained, case: Case, image: str, write: Callable[[int, NDA
             case,
             image,
             write,
-            suv_scale=trained.config.feed.suv_scale,
             device=trained.device,
             progress=progress,
         )
@@ -190,7 +191,7 @@ def synthesize_ct(trained: Trained, ct: Path, output: Path) -> None:
     with _scratch_for(ct, output) as scratch:
         source = open_ct(ct, scratch)
         grid = geometry.coarser_grid(source.grid, trained.spacing_mm)
-        spool = _through(trained, trained.config.feed.low[0], geometry.Resampled(source, grid), scratch)
+        spool = _through(trained, trained.config.feed.source[0], geometry.Resampled(source, grid), scratch)
         if isinstance(source, dicom.DicomSource):
             what = _description(trained)
             dicom_write.write_synthetic_pet(output, source, grid, spool.read, description=what)

@@ -63,7 +63,7 @@ class Roles:
     @property
     def streams(self) -> dict[str, tuple[str, ...]]:
         """The cases behind every kind of ``BatchSpec.images``."""
-        return {"paired": self.train, "low": self.train, "full": self.unpaired}
+        return {"paired": self.train, "source": self.train, "target": self.unpaired}
 
     @property
     def everyone(self) -> tuple[str, ...]:

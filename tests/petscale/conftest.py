@@ -73,7 +73,7 @@ def run(tmp_path: Path) -> Path:
     """What `petscale train` leaves behind, its weights fresh; no test cases."""
     folder = tmp_path / "run"
     torch.manual_seed(0)
-    config = configs.RunConfig(model=TINY, feed=FeedConfig(low=("low_drf4",)))
+    config = configs.RunConfig(model=TINY, feed=FeedConfig(source=("low_drf4",)))
     recipe = RECIPES["sgsgan"].build(TINY, make_engine=plain_engine, patches_per_step=config.patches_per_step)
     folder.mkdir()
     whole = configs.to_json(config)

@@ -69,7 +69,7 @@ def cohort(tmp_path_factory):
 def run_config(noise_std=0.01):
     return RunConfig(
         model=sgsgan.Config(rois=(), phase_samples=(8, 0, 0, 0), noise_std=noise_std),
-        feed=FeedConfig(low=("low_drf6", "low_drf6_r1")),
+        feed=FeedConfig(source=("low_drf6", "low_drf6_r1")),
     )
 
 
@@ -85,11 +85,11 @@ def experiment(*names, name="tiny", noise=(0.01, 0.02, 0.03), **more):
     ]
     asked = {
         "title": "A tiny table",
-        "source": "nobody",
+        "published_in": "nobody",
         "cohort": PhantomCohort(
             name="c", patients=PATIENTS, body=PhantomConfig(), scan=LowDoseConfig(), drfs=(6.0,), realisations=2
         ),
-        "lows": ("low_drf6", "low_drf6_r1"),
+        "sources": ("low_drf6", "low_drf6_r1"),
         "columns": (PSNR, UNET),
         "untrained": {INPUT: {"PSNR": (25.0, None)}},
         "orders": tuple(Order(b, a, "PSNR") for a, b in zip((INPUT, *names), names, strict=False)),
@@ -117,7 +117,7 @@ def trained(monkeypatch, cohort):
 
     monkeypatch.setattr(driver, "train", train)
 
-    def evaluate(run, cohort_folder, *, segmenter, lesions, lows, baselines, known):
+    def evaluate(run, cohort_folder, *, segmenter, lesions, sources, baselines, known):
         made.scored += 1
         found = evaluations(run, segmenter)
         for low, one in found.items():

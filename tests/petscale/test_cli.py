@@ -61,7 +61,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
 
 
 def test_settings_may_be_given_together_or_one_by_one(trained: list[RunConfig]) -> None:
-    main(["train", "c", "--run", "r", "--set", "loop.seed=1", "recipe.patch=32,32,32", "feed.low=low_drf4,low_drf20"])
+    main(
+        ["train", "c", "--run", "r", "--set", "loop.seed=1", "recipe.patch=32,32,32", "feed.source=low_drf4,low_drf20"]
+    )
     main(
         [
             "train",
@@ -72,10 +74,10 @@ def test_settings_may_be_given_together_or_one_by_one(trained: list[RunConfig]) 
             "loop.seed=1",
             "--set",
             "recipe.patch=32,32,32",
-            "feed.low=low_drf4,low_drf20",
+            "feed.source=low_drf4,low_drf20",
         ]
     )
-    wanted = configs.override(RunConfig(), ["loop.seed=1", "recipe.patch=32,32,32", "feed.low=low_drf4,low_drf20"])
+    wanted = configs.override(RunConfig(), ["loop.seed=1", "recipe.patch=32,32,32", "feed.source=low_drf4,low_drf20"])
     assert trained == [wanted, wanted]
 
 

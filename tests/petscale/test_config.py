@@ -51,7 +51,7 @@ def test_settings() -> None:
         RunConfig(),
         [
             "recipe.patch=32,32,40",
-            "feed.low=low_drf4,low_drf20",
+            "feed.source=low_drf4,low_drf20",
             "recipe.rois=()",
             "recipe.lr=1",
             "recipe.content=l2",
@@ -61,7 +61,7 @@ def test_settings() -> None:
         ],
     )
     assert config.model.patch == (32, 32, 40)
-    assert config.feed.low == ("low_drf4", "low_drf20")
+    assert config.feed.source == ("low_drf4", "low_drf20")
     assert config.model.rois == ()
     assert isinstance(config.model.lr, float)
     assert (config.model.content, config.model.use_noise, config.model.halo) == ("l2", False, None)
@@ -69,7 +69,7 @@ def test_settings() -> None:
     assert override(config, []) == config
     assert override(RunConfig(), ["recipe.patch=[32, 32, 40]"]).model.patch == (32, 32, 40)
     assert override(RunConfig(), ["recipe.rois=liver"]).model.rois == ("liver",)
-    assert override(RunConfig(), ["feed.low=low_drf4"]).feed.low == ("low_drf4",)
+    assert override(RunConfig(), ["feed.source=low_drf4"]).feed.source == ("low_drf4",)
     # The later of two settings of one field holds.
     assert override(RunConfig(), ["loop.seed=1", "loop.seed=2"]).loop.seed == 2
 

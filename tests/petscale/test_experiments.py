@@ -56,14 +56,14 @@ def test_rows_are_the_papers_and_their_runs_valid(made):
     assert len(set(labels)) == len(labels)
     for number, row in enumerate(made.rows):
         assert configs.from_json(configs.to_json(row.config)) == row.config
-        assert set(row.config.feed.low) >= set(made.lows)
+        assert set(row.config.feed.source) >= set(made.sources)
         assert row.against in (INPUT, BY_HU, *(other.name for other in made.rows[:number]))
         assert set(row.paper) in (set(), PRINTED.get(made.name, set(labels)))
-        if made.lows != ("ct",):
+        if made.sources != ("ct",):
             assert all(edge <= size for edge, size in zip(_patch(row), made.cohort.body.shape, strict=True))
     assert any(row.paper for row in made.rows) or made.name == "sgsgan_resized"
-    made_lows = {low for drf in made.cohort.drfs for low in made.cohort.lows(drf)} or {"ct"}
-    assert made_lows >= set(made.rows[0].config.feed.low)
+    made_lows = {low for drf in made.cohort.drfs for low in made.cohort.sources_at(drf)} or {"ct"}
+    assert made_lows >= set(made.rows[0].config.feed.source)
     assert made.cohort.patients // made.folds >= 2
 
 

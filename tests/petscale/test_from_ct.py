@@ -145,10 +145,10 @@ def test_a_ct_that_is_not_in_hu_is_refused(scans: Path, tmp_path: Path, refused:
     ("settings", "told"),
     [
         (["feed.suv_scale=7"], "CFG_SCALE feed.suv_scale"),
-        (["feed.low=ct,full"], "CFG_INPUTS feed.low"),
-        (["feed.low=low_drf4"], "SET_NO_IMAGE case phantom-000"),
-        (["feed.low=full"], "SET_WRONG_UNITS case phantom-"),
-        (["feed.full=ct"], "SET_WRONG_UNITS case phantom-"),
+        (["feed.source=ct,full"], "CFG_INPUTS feed.source"),
+        (["feed.source=low_drf4"], "SET_NO_IMAGE case phantom-000"),
+        (["feed.source=full"], "SET_WRONG_UNITS case phantom-"),
+        (["feed.target=ct"], "SET_WRONG_UNITS case phantom-"),
         (["split.validation_fraction=0"], "SET_NO_VALIDATION split"),
     ],
 )
@@ -176,7 +176,7 @@ def test_a_low_dose_system_refuses_a_ct(
         "--run",
         tmp_path / "run",
         "--set",
-        "feed.low=ct",
+        "feed.source=ct",
         "recipe.rois=()",
         "recipe.patch=24,24,24",
     ]

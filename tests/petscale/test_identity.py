@@ -209,7 +209,7 @@ def test_a_whole_study_leaves_no_trace(
     names = sorted(p.name for p in (work / "low" / "cases").iterdir() if p.is_dir())
     held = [name for name in names if name != "other"]
     settings = ["recipe.patch=24,24,24", "recipe.patches_per_case=1", "recipe.context_patches=2", "recipe.rois=()"]
-    settings += ["recipe.critic_channels=2", "feed.low=low_drf4", f"split.test={','.join(held)}"]
+    settings += ["recipe.critic_channels=2", "feed.source=low_drf4", f"split.test={','.join(held)}"]
     petscale("train", work / "low", "--run", work / "run", "--set", *settings)
     petscale("synthesize", work / "run", work / "low", "--case", held[0])
     petscale("synthesize", work / "run", nii, "--output", work / "restored.nii.gz")

@@ -98,7 +98,7 @@ wait_for(8265)
 
 TINY = ["recipe.window=32", "recipe.slices=2", "recipe.dim=16", "recipe.blocks=1", "recipe.heads=2"]
 TINY += ["recipe.decoder_channels=8,4,4,4", *(f"recipe.{kind}_samples=16" for kind in ("low", "full", "swap"))]
-TINY += ["feed.low=low_drf20", "feed.cases_per_step=2", "split.unpaired_fraction=0.4"]
+TINY += ["feed.source=low_drf20", "feed.cases_per_step=2", "split.unpaired_fraction=0.4"]
 
 
 def heard(script: str, work: Path, environment: Mapping[str, str], **asked: object) -> list[str]:

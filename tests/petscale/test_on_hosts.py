@@ -39,7 +39,7 @@ SETTINGS = [
     "loop.log_every=1",
     "loop.save_every=4",
     "loop.picture_every=0",
-    "feed.low=low_drf4",
+    "feed.source=low_drf4",
     # As many as a host has, so that two workers are on two hosts.
     f"cluster.cpus_per_worker={os.cpu_count()}",
 ]

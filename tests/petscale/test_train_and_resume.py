@@ -29,7 +29,7 @@ SETTINGS = [
     "loop.log_every=1",
     "loop.save_every=4",
     "loop.picture_every=8",
-    "feed.low=low_drf4",
+    "feed.source=low_drf4",
 ]
 
 pytestmark = pytest.mark.slow
@@ -183,13 +183,13 @@ CG = [
     "recipe.validate_batches=1",
     "recipe.backbone_samples=8",
     "recipe.calibration_samples=8",
-    "feed.low=low_drf4,low_drf20",
+    "feed.source=low_drf4,low_drf20",
 ]
 LOOP = ["loop.log_every=1", "loop.save_every=2", "loop.picture_every=0"]
 
 
 def words(recipe: str, settings: list[str], cohort: Path, run: Path, *more: str) -> list[str]:
-    low = [] if any(setting.startswith("feed.low") for setting in settings) else ["feed.low=low_drf4"]
+    low = [] if any(setting.startswith("feed.source") for setting in settings) else ["feed.source=low_drf4"]
     chosen = [*settings, *low, "feed.cases_per_step=4", *LOOP, *more]
     start_of = command(cohort, run)
     return [*start_of[: start_of.index("--workers")], "--recipe", recipe, "--workers", "2", "--set", *chosen]

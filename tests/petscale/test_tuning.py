@@ -43,7 +43,7 @@ TINY = [
     "recipe.low_samples=16",
     "recipe.full_samples=16",
     "recipe.swap_samples=16",
-    "feed.low=low_drf20",
+    "feed.source=low_drf20",
     "feed.cases_per_step=2",
     "split.unpaired_fraction=0.4",
 ]

@@ -24,7 +24,7 @@ from storage.source import HU, ArraySource, Grid
 from trainers.systems import BUILT_IN
 
 Refused = Callable[..., str]
-SMALL = ("--set", "recipe.patch=24,24,24", "recipe.rois=()", "feed.low=low_drf4")
+SMALL = ("--set", "recipe.patch=24,24,24", "recipe.rois=()", "feed.source=low_drf4")
 
 pytestmark = pytest.mark.usefixtures("no_ray")
 
@@ -364,8 +364,8 @@ def test_an_empty_cohort(tmp_path: Path, refused: Refused, run: Path) -> None:
 
 
 CG = ["--recipe", "cg_3dsrgan", "--set", "recipe.doses=4,20", "recipe.perceptual=masked", "recipe.patch=32,32,32"]
-CG += ["feed.low=low_drf4,low_drf20"]
-S3PET = ["--recipe", "s3pet", "--set", "recipe.window=32", "feed.low=low_drf4"]
+CG += ["feed.source=low_drf4,low_drf20"]
+S3PET = ["--recipe", "s3pet", "--set", "recipe.window=32", "feed.source=low_drf4"]
 
 # -- train ------------------------------------------------------------------------------------------------------------
 
@@ -393,10 +393,10 @@ S3PET = ["--recipe", "s3pet", "--set", "recipe.window=32", "feed.low=low_drf4"]
         (["--set", "engine.zero_stage=3"], "CFG_VALUE engine.zero_stage"),
         (["--set", "recipe.patch=30,32,32"], "CFG_PATCH_SIZE"),
         (["--set", "recipe.patch=16,32,32"], "CFG_PATCH_SIZE"),
-        (["--set", "recipe.patch=64,64,64", "recipe.rois=()", "feed.low=low_drf4"], "IMG_TOO_SMALL case phantom-"),
+        (["--set", "recipe.patch=64,64,64", "recipe.rois=()", "feed.source=low_drf4"], "IMG_TOO_SMALL case phantom-"),
         ([*SMALL, "recipe.rois=livre"], "SET_NO_LABELS case phantom-"),
-        ([*SMALL, "feed.low=low_drf7"], "SET_NO_IMAGE case phantom-"),
-        ([*SMALL, "feed.low=()"], "CFG_RANGE feed.low"),
+        ([*SMALL, "feed.source=low_drf7"], "SET_NO_IMAGE case phantom-"),
+        ([*SMALL, "feed.source=()"], "CFG_RANGE feed.source"),
         ([*SMALL, "feed.suv_scale=0"], "CFG_RANGE feed.suv_scale"),
         ([*SMALL, "feed.cases_per_step=0"], "CFG_RANGE feed.cases_per_step"),
         ([*SMALL, "loop.log_every=0"], "CFG_RANGE loop.log_every"),
@@ -408,15 +408,15 @@ S3PET = ["--recipe", "s3pet", "--set", "recipe.window=32", "feed.low=low_drf4"]
         ([*SMALL, "--workers", "0"], "CFG_RANGE cluster.workers"),
         ([*SMALL, "--workers", "2", "--device", "cuda"], "CFG_RESOURCES cluster.workers: 2 GPU wanted"),
         ([*CG, "recipe.perceptual=vgg16"], "CFG_BACKBONE"),
-        ([*CG, "recipe.doses=4,10,20"], "CFG_DOSES feed.low"),
+        ([*CG, "recipe.doses=4,10,20"], "CFG_DOSES feed.source"),
         ([*CG, "split.validation_fraction=0"], "SET_NO_VALIDATION split"),
-        ([*CG, "feed.low=low_drf4,low_drf50", "recipe.doses=4,50"], "SET_NO_IMAGE case phantom-"),
+        ([*CG, "feed.source=low_drf4,low_drf50", "recipe.doses=4,50"], "SET_NO_IMAGE case phantom-"),
         (["--recipe", "cg_3dsrgan", "--set", "recipe.perceptual=masked"], "SET_NO_IMAGE case phantom-"),
-        ([*S3PET, "feed.low=low_drf4,low_drf20"], "CFG_DOSES feed.low"),
+        ([*S3PET, "feed.source=low_drf4,low_drf20"], "CFG_DOSES feed.source"),
         ([*S3PET, "split.unpaired_fraction=0"], "SET_NO_UNPAIRED train"),
         ([*S3PET, "recipe.low_samples=0"], "CFG_STAGE s3pet.low_samples"),
         ([*S3PET, "recipe.encoders=absent.safetensors"], "CKPT_NONE absent.safetensors"),
-        (["--recipe", "s3pet", "--set", "feed.low=low_drf4"], "IMG_TOO_SMALL case phantom-"),
+        (["--recipe", "s3pet", "--set", "feed.source=low_drf4"], "IMG_TOO_SMALL case phantom-"),
         (["--config", "absent.json"], "CFG_NO_FILE absent.json"),
         (["--config", "."], "CFG_NO_FILE .: no such file"),
     ],

@@ -50,11 +50,11 @@ def test_checks_across_fields_name_the_field_and_its_value() -> None:
 
 
 def test_a_ct_is_fed_alone_and_unscaled() -> None:
-    assembly.check_ct_to_suv(FeedConfig(low=("ct",), suv_scale=1.0))
+    assembly.check_ct_to_suv(FeedConfig(source=("ct",), suv_scale=1.0))
     with pytest.raises(InputError, match="CFG_SCALE"):
-        assembly.check_ct_to_suv(FeedConfig(low=("ct",), suv_scale=2.0))
+        assembly.check_ct_to_suv(FeedConfig(source=("ct",), suv_scale=2.0))
     with pytest.raises(InputError, match="CFG_INPUTS"):
-        assembly.check_ct_to_suv(FeedConfig(low=("ct", "ct_2"), suv_scale=1.0))
+        assembly.check_ct_to_suv(FeedConfig(source=("ct", "ct_2"), suv_scale=1.0))
 
 
 @given(st.dictionaries(st.text(max_size=3), st.integers(0, 5), min_size=1, max_size=6))

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from doses import stated
 
 from storage.reader import open_cohort
 from trainers.engine import plain_engine
 from trainers.feed import Feed, FeedConfig
 from trainers.metrics.presets import PRESETS
 from trainers.recipe import Recipe, Validated
-from trainers.synthesize import synthesize
+from trainers.synthesize import InSuv, synthesize
 from trainers.systems import RECIPES
 
 # The smallest honest size of each system: every phase, seconds on one core.
@@ -86,14 +87,14 @@ SMALL: dict[str, dict[str, Any]] = {
 
 def feed_config(name: str) -> FeedConfig:
     published = RECIPES[name].FEED
-    low = published.low if published.low == ("ct",) else ("low_drf4", "low_drf20")[-len(published.low) :]
-    return replace(published, low=low, cases_per_step=2)
+    low = published.source if published.source == ("ct",) else ("low_drf4", "low_drf20")[-len(published.source) :]
+    return replace(published, source=low, cases_per_step=2)
 
 
 def build(name: str) -> Recipe:
     torch.manual_seed(0)
     config = RECIPES[name].Config(**SMALL[name])
-    RECIPES[name].check(config, feed_config(name))
+    RECIPES[name].check(config, feed_config(name), stated(*feed_config(name).source))
     return RECIPES[name].build(
         config, make_engine=plain_engine, patches_per_step=config.patches_per_case * feed_config(name).cases_per_step
     )
@@ -101,7 +102,7 @@ def build(name: str) -> Recipe:
 
 def feed(cohort: Path, name: str, recipe: Recipe) -> Feed:
     opened = open_cohort(cohort)
-    streams = dict.fromkeys(("paired", "low", "full"), opened.cases)
+    streams = dict.fromkeys(("paired", "source", "target"), opened.cases)
     return Feed(opened, streams, feed_config(name), recipe.batch_spec, rank=0, world=1, device=torch.device("cpu"))
 
 
@@ -144,7 +145,7 @@ def test_a_system_says_how_it_is_fed_scored_and_reported(name: str) -> None:
     assert spec.files(config) == {}, "the small size needs no file from elsewhere"
     with torch.device("meta"):  # what is asked before a cluster starts costs no memory
         dry = spec.build(config, make_engine=plain_engine, patches_per_step=2)
-    assert {dry.batch_spec(step).images for step in range(dry.num_steps)} <= {"paired", "low", "full"}
+    assert {dry.batch_spec(step).images for step in range(dry.num_steps)} <= {"paired", "source", "target"}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -183,7 +184,8 @@ def test_exported_weights_synthesize_a_whole_volume_as_the_recipe_does(name: str
             covered[z0 : z0 + len(slab)] += 1  # noqa: B023
 
         fed = feed_config(name)
-        synthesize(synthesizer, case, fed.low[0], write, suv_scale=fed.suv_scale, device=torch.device("cpu"))
+        in_suv = InSuv(synthesizer, fed.suv_scale, case.image(fed.source[0]).units)
+        synthesize(in_suv, case, fed.source[0], write, device=torch.device("cpu"))
         assert (covered == 1).all()
         assert np.isfinite(volume).all()
         results.append(volume)

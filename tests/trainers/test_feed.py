@@ -1,5 +1,6 @@
 """The feed: sample order as pure arithmetic, whatever the workers, the read-ahead and the resumes."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -9,8 +10,8 @@ import torch
 
 from storage.errors import InputError
 from storage.reader import open_cohort
-from storage.source import HU
-from trainers.feed import Feed, FeedConfig, channel_values, check_cases
+from storage.source import HU, SUV
+from trainers.feed import Feed, FeedConfig, channel_values, check_cases, doses_fed
 from trainers.recipe import BatchSpec
 
 NEEDS = BatchSpec(
@@ -22,9 +23,9 @@ GUIDED = BatchSpec(
 
 
 def feed(cohort: Path, *, rank: int = 0, world: int = 1, needs: BatchSpec = NEEDS, **settings: object) -> Feed:
-    config = FeedConfig(**{"low": ("low_drf4", "low_drf20"), "cases_per_step": 12, **settings})  # type: ignore[arg-type]
+    config = FeedConfig(**{"source": ("low_drf4", "low_drf20"), "cases_per_step": 12, **settings})  # type: ignore[arg-type]
     cases = open_cohort(cohort).cases
-    streams = {"paired": cases, "low": cases[:2], "full": cases[2:]}
+    streams = {"paired": cases, "source": cases[:2], "target": cases[2:]}
     return Feed(
         open_cohort(cohort), streams, config, lambda step: needs, rank=rank, world=world, device=torch.device("cpu")
     )
@@ -65,8 +66,8 @@ def test_batches_do_not_depend_on_reading_ahead_or_on_where_a_run_resumes(cohort
     for step in (2, 3):
         again = resumed.batch(step, 4)
         assert again.places == batches[step].places
-        assert torch.equal(again.low, batches[step].low)
-        assert torch.equal(again.full, batches[step].full)
+        assert torch.equal(again.source, batches[step].source)
+        assert torch.equal(again.target, batches[step].target)
     resumed.close()
 
 
@@ -74,8 +75,8 @@ def test_batch_holds_what_the_plan_says(cohort: Path) -> None:
     source = feed(cohort, cases_per_step=2, suv_scale=5.0)
     batch = source.batch(3, 4)
     opened = open_cohort(cohort)
-    assert batch.low.shape == (4, 1, 28, 28, 28)
-    assert batch.full.shape == (4, 1, 24, 24, 24)
+    assert batch.source.shape == (4, 1, 28, 28, 28)
+    assert batch.target.shape == (4, 1, 24, 24, 24)
     assert batch.overview.shape == (2, 1, 64, 64, 64)
     assert batch.masks.shape == (4, 0, 24, 24, 24)
     for group, (name, low, boxes) in enumerate(source.plan(3)):
@@ -84,9 +85,9 @@ def test_batch_holds_what_the_plan_says(cohort: Path) -> None:
         for place, box in enumerate(boxes):
             index = 2 * group + place
             assert batch.places[index] == f"{name} {low} {box}"
-            torch.testing.assert_close(batch.full[index, 0], torch.from_numpy(case.image("full").patch(box)) / 5)
+            torch.testing.assert_close(batch.target[index, 0], torch.from_numpy(case.image("full").patch(box)) / 5)
             torch.testing.assert_close(
-                batch.low[index, 0], torch.from_numpy(case.image(low).patch(box.grown((2, 2, 2)))) / 5
+                batch.source[index, 0], torch.from_numpy(case.image(low).patch(box.grown((2, 2, 2)))) / 5
             )
     source.close()
 
@@ -108,10 +109,10 @@ def test_masks_are_the_labels_one_channel_per_roi(cohort: Path) -> None:
 
 def test_check_cases_names_what_is_missing(cohort: Path) -> None:
     opened = open_cohort(cohort)
-    good = FeedConfig(low=("low_drf4",))
+    good = FeedConfig(source=("low_drf4",))
     check_cases(opened, {"paired": opened.cases}, good, [NEEDS, GUIDED])
     with pytest.raises(InputError, match=r"SET_NO_IMAGE.*low_drf7.*low_drf4"):
-        check_cases(opened, {"paired": opened.cases}, FeedConfig(low=("low_drf7",)), [NEEDS])
+        check_cases(opened, {"paired": opened.cases}, FeedConfig(source=("low_drf7",)), [NEEDS])
     with pytest.raises(InputError, match="SET_TOO_SMALL"):
         check_cases(opened, {"paired": []}, good, [NEEDS])
     thyroid = BatchSpec(patch=(24, 24, 24), halo=(0, 0, 0), patches_per_case=1, sampler={"roi": 1.0}, rois=("thyroid",))
@@ -127,19 +128,19 @@ def test_check_cases_refuses_a_ct_for_a_pet_and_a_pet_for_a_ct(cohort: Path) -> 
     opened = open_cohort(cohort)
     streams = {"paired": opened.cases}
     ct = replace(NEEDS, units=HU)
-    check_cases(opened, streams, FeedConfig(low=("ct",)), [ct])
+    check_cases(opened, streams, FeedConfig(source=("ct",)), [ct])
     with pytest.raises(InputError, match=r"SET_WRONG_UNITS case .*image ct.*in HU.*takes SUVbw"):
-        check_cases(opened, streams, FeedConfig(low=("ct",)), [NEEDS])
+        check_cases(opened, streams, FeedConfig(source=("ct",)), [NEEDS])
     with pytest.raises(InputError, match=r"SET_WRONG_UNITS .*image low_drf4.*in SUVbw.*takes HU"):
-        check_cases(opened, streams, FeedConfig(low=("low_drf4",)), [ct])
+        check_cases(opened, streams, FeedConfig(source=("low_drf4",)), [ct])
     with pytest.raises(InputError, match=r"SET_WRONG_UNITS .*image ct.*takes SUVbw"):
-        check_cases(opened, streams, FeedConfig(low=("low_drf4",), full="ct"), [NEEDS])
+        check_cases(opened, streams, FeedConfig(source=("low_drf4",), target="ct"), [NEEDS])
 
 
 def test_a_patch_longer_than_the_volume_holds_air_beyond_it(cohort: Path) -> None:
     opened = open_cohort(cohort)
     need = BatchSpec((1, 48, 56), (1, 0, 0), 2, {"body": 1.0}, units=HU, beyond=True)
-    config = FeedConfig(low=("ct",), suv_scale=1.0, cases_per_step=1)
+    config = FeedConfig(source=("ct",), suv_scale=1.0, cases_per_step=1)
     source = Feed(
         opened, {"paired": opened.cases}, config, lambda step: need, rank=0, world=1, device=torch.device("cpu")
     )
@@ -148,27 +149,27 @@ def test_a_patch_longer_than_the_volume_holds_air_beyond_it(cohort: Path) -> Non
     _, height, width = opened.case(opened.cases[0]).sampling_maps.shape
     assert height < 48
     assert width < 56
-    assert batch.low.shape == (2, 1, 3, 48, 56)
+    assert batch.source.shape == (2, 1, 3, 48, 56)
     for beyond in ((..., slice(height, None), slice(None)), (..., slice(width, None))):
-        assert (batch.low[beyond] == -1000).all()
-        assert (batch.full[beyond] == 0).all()
-    assert batch.low[..., :height, :width].max() > 0
+        assert (batch.source[beyond] == -1000).all()
+        assert (batch.target[beyond] == 0).all()
+    assert batch.source[..., :height, :width].max() > 0
 
 
 @pytest.mark.parametrize(
-    ("images", "places"), [("low", {"phantom-000", "phantom-001"}), ("full", {"phantom-002", "phantom-003"})]
+    ("images", "places"), [("source", {"phantom-000", "phantom-001"}), ("target", {"phantom-002", "phantom-003"})]
 )
 def test_one_dose_alone_comes_from_its_own_patients(
-    cohort: Path, images: Literal["low", "full"], places: set[str]
+    cohort: Path, images: Literal["source", "target"], places: set[str]
 ) -> None:
     source = feed(cohort, cases_per_step=4, needs=replace(NEEDS, images=images, overview=0))
     seen = set()
     for step in range(3):
         batch = source.batch(step, 3)
-        empty, filled = (batch.full, batch.low) if images == "low" else (batch.low, batch.full)
+        empty, filled = (batch.target, batch.source) if images == "source" else (batch.source, batch.target)
         assert empty.shape == (8, 1, 0, 0, 0)
         assert filled.any()
-        assert torch.isnan(batch.drf).all() if images == "full" else not torch.isnan(batch.drf).any()
+        assert torch.isnan(batch.drf).all() if images == "target" else not torch.isnan(batch.drf).any()
         seen |= {place.split()[0] for place in batch.places}
     source.close()
     assert seen == places
@@ -180,6 +181,25 @@ def test_every_patch_knows_its_dose(cohort: Path) -> None:
     assert [f"low_drf{drf:g}" for drf in batch.drf.tolist()] == [place.split()[1] for place in batch.places]
     assert len(set(batch.drf.tolist())) == 2
     source.close()
+
+
+def test_every_patch_knows_its_unit_and_voxel_size(cohort: Path) -> None:
+    source = feed(cohort, cases_per_step=2)
+    batch = source.batch(0, 1)
+    source.close()
+    grid = open_cohort(cohort).case("phantom-000").image("full").grid
+    assert batch.units == SUV
+    assert batch.spacing_mm.shape == (len(batch.drf), 3)
+    assert torch.allclose(batch.spacing_mm, torch.tensor(grid.spacing_mm))
+
+
+def test_a_dose_is_what_an_image_states_whatever_it_is_called(cohort: Path) -> None:
+    opened = open_cohort(cohort)
+    config = FeedConfig(source=("low_drf20", "truth", "full"))
+    doses = doses_fed(opened, opened.cases, config)
+    assert doses["low_drf20"] == {20.0}
+    assert doses["full"] == {1.0}
+    assert [math.isnan(drf) for drf in doses["truth"]] == [True]
 
 
 def test_steps_may_be_skipped(cohort: Path) -> None:
@@ -194,7 +214,9 @@ def test_steps_may_be_skipped(cohort: Path) -> None:
 def test_missing_unpaired_patients_are_told_with_the_setting_that_makes_them(cohort: Path) -> None:
     opened = open_cohort(cohort)
     with pytest.raises(InputError, match=r"SET_NO_UNPAIRED.*split.unpaired_fraction"):
-        check_cases(opened, {"paired": opened.cases, "full": []}, FeedConfig(), [replace(NEEDS, images="full")])
+        check_cases(opened, {"paired": opened.cases, "target": []}, FeedConfig(), [replace(NEEDS, images="target")])
     with pytest.raises(InputError, match=r"SET_NO_IMAGE.*low_drf7"):
-        check_cases(opened, {"low": opened.cases}, FeedConfig(low=("low_drf7",)), [replace(NEEDS, images="low")])
-    check_cases(opened, {"full": opened.cases}, FeedConfig(low=("low_drf7",)), [replace(NEEDS, images="full")])
+        check_cases(
+            opened, {"source": opened.cases}, FeedConfig(source=("low_drf7",)), [replace(NEEDS, images="source")]
+        )
+    check_cases(opened, {"target": opened.cases}, FeedConfig(source=("low_drf7",)), [replace(NEEDS, images="target")])

@@ -18,7 +18,7 @@ from storage.reader import open_cohort
 from trainers.engine import plain_engine
 from trainers.feed import Feed
 from trainers.recipe import Recipe
-from trainers.synthesize import synthesize
+from trainers.synthesize import InSuv, synthesize
 from trainers.systems import GROUP, RECIPES
 from tune_spaces import paper, spaces_of
 
@@ -83,7 +83,7 @@ def test_the_system_is_found_by_its_entry_point(name: str) -> None:
     module = RECIPES[name]
     assert isinstance(module, ModuleType)
     config = module.Config()
-    module.check(config, module.FEED)
+    module.check(config, module.FEED, {})
     assert module.files(config) == {}
     assert all(module.caveats(config))
 
@@ -108,8 +108,8 @@ def test_its_exported_weights_synthesize_and_tiles_equal_the_whole(name: str, co
 
     def volume(synthesizer: object) -> NDArray[np.float32]:
         slabs: dict[int, NDArray[np.float32]] = {}
-        scale, cpu = module.FEED.suv_scale, torch.device("cpu")
-        synthesize(synthesizer, case, "low_drf20", slabs.__setitem__, suv_scale=scale, device=cpu)  # type: ignore[arg-type]
+        in_suv = InSuv(synthesizer, module.FEED.suv_scale)  # type: ignore[arg-type]
+        synthesize(in_suv, case, "low_drf20", slabs.__setitem__, device=torch.device("cpu"))
         return np.concatenate([slabs[z] for z in sorted(slabs)])
 
     whole = volume(alone)

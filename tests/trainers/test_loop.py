@@ -37,8 +37,8 @@ class Toy:
         return NEEDS
 
     def step(self, batch: Batch, step: int) -> Metrics:
-        output = self.engine(batch.low + 0.01 * torch.randn_like(batch.low))
-        loss = (output - batch.full).abs().mean()
+        output = self.engine(batch.source + 0.01 * torch.randn_like(batch.source))
+        loss = (output - batch.target).abs().mean()
         if step == self.poison:
             loss = loss * torch.inf
         self.engine.backward(loss)
@@ -73,7 +73,7 @@ class Listener(Toy):
 
     def validate(self, batch: Batch) -> Metrics:
         with torch.no_grad():
-            return {"mse": (self.engine.module(batch.low) - batch.full).square().mean()}
+            return {"mse": (self.engine.module(batch.source) - batch.target).square().mean()}
 
     def observe(self, step: int, scores: Mapping[str, float]) -> int:
         self.heard.append((step, scores["mse"]))
@@ -99,7 +99,7 @@ def run(
     cohort: Path, folder: Path, recipe: Toy, *, crash_at: int | None = None, until: int | None = None, **settings: Any
 ) -> list[dict[str, Any]]:
     opened = open_cohort(cohort)
-    config = FeedConfig(low=("low_drf4",), cases_per_step=2)
+    config = FeedConfig(source=("low_drf4",), cases_per_step=2)
 
     def feed(cases: tuple[str, ...]) -> Feed:
         return Feed(opened, {"paired": cases}, config, recipe.batch_spec, rank=0, world=1, device=torch.device("cpu"))

@@ -20,7 +20,7 @@ from trainers.organ_segmenter import OrganSegmenter, OrganSegmenterConfig, Segme
 from trainers.recipe import Recipe
 from trainers.systems.sgsgan.networks import Segmenter
 
-FEED = FeedConfig(low=(), cases_per_step=2)
+FEED = FeedConfig(source=(), cases_per_step=2)
 TINY = OrganSegmenterConfig(
     rois=("liver", "brain"), channels=1, patch=(16, 16, 16), halo=4, samples=16, patches_per_case=1
 )
@@ -76,7 +76,7 @@ def test_training_is_a_recipe_that_reads_full_dose_and_nothing_else(cohort: Path
     source = Feed(cases, {"full": train}, FEED, recipe.batch_spec, rank=0, world=1, device=CPU)
     batch = source.batch(0, 1)
     source.close()
-    assert batch.low.numel() == 0
+    assert batch.source.numel() == 0
     assert {place.split()[1] for place in batch.places} == {"full"}
     before = recipe.weights()
     terms = recipe.step(batch, 0)
@@ -115,7 +115,7 @@ def test_a_finished_segmenter_is_read_and_one_of_other_cases_or_settings_refused
     assert torch.equal(torch.rand(1), untouched)
     records: list[dict[str, Any]] = []
     again = train_segmenter(
-        tmp_path / "segmenter", cases, train[::-1], TINY, feed=FeedConfig(low=("low_drf4",)), report=records.append
+        tmp_path / "segmenter", cases, train[::-1], TINY, feed=FeedConfig(source=("low_drf4",)), report=records.append
     )
     assert not records
     assert again.config == first.config

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from storage.reader import Case, open_cohort
+from storage.source import HU
 from trainers.engine import plain_engine
 from trainers.recipe import BatchSpec, Tiling
-from trainers.synthesize import case_context, fitted, synthesize
+from trainers.synthesize import InSuv, case_context, fitted, synthesize
 from trainers.systems import sgsgan
 
 CPU = torch.device("cpu")
@@ -43,7 +44,8 @@ def volume(synthesizer: object, case: Case, **options: object) -> np.ndarray:  #
         assert np.isnan(result[z0 : z0 + len(slab)]).all(), "a voxel was written twice"
         result[z0 : z0 + len(slab)] = slab
 
-    synthesize(synthesizer, case, "low_drf4", write, suv_scale=7.0, device=CPU, **options)  # type: ignore[arg-type]
+    in_suv = InSuv(synthesizer, 7.0)  # type: ignore[arg-type]
+    synthesize(in_suv, case, "low_drf4", write, device=CPU, **options)  # type: ignore[arg-type]
     assert not np.isnan(result).any(), "a voxel was not written"
     return result
 
@@ -96,9 +98,8 @@ def test_sgsgan_tiles_equal_the_whole_volume_without_seams(case: Case) -> None:
         config = small(patch=patch)
         if not results:
             weights = sgsgan.build(config, make_engine=plain_engine, patches_per_step=1).weights()
-            context = case_context(
-                sgsgan.weights_to_synthesizer(config, weights), case, "low_drf4", suv_scale=7.0, device=CPU
-            )
+            in_suv = InSuv(sgsgan.weights_to_synthesizer(config, weights), 7.0)
+            context = case_context(in_suv, case, "low_drf4", device=CPU)
         synthesizer = sgsgan.weights_to_synthesizer(config, weights)
 
         @dataclass(frozen=True)
@@ -122,8 +123,34 @@ def test_context_depends_on_the_low_dose_image_alone_and_on_its_seed(case: Case)
     config = small(patch=(24, 24, 24))
     weights = sgsgan.build(config, make_engine=plain_engine, patches_per_step=1).weights()
     synthesizer = sgsgan.weights_to_synthesizer(config, weights)
-    one, same, other = (
-        case_context(synthesizer, case, "low_drf4", suv_scale=1.0, device=CPU, seed=seed) for seed in (0, 0, 1)
-    )
+    one, same, other = (case_context(synthesizer, case, "low_drf4", device=CPU, seed=seed) for seed in (0, 0, 1))
     assert all(torch.equal(one[k], same[k]) for k in one)
     assert any(not torch.equal(one[k], other[k]) for k in one)
+
+
+@dataclass(frozen=True)
+class Recorder:
+    """Doubles what it is given, and remembers it."""
+
+    seen: list[Tensor]
+    tiling: Tiling = Tiling(tile=(8, 8, 8), halo=(0, 0, 0))  # noqa: RUF009  (frozen)
+    context_batch: None = None
+
+    def context(self, overview: Tensor, source: Tensor) -> Mapping[str, Tensor]:
+        self.seen.extend((overview, source))
+        return {}
+
+    def __call__(self, source: Tensor, context: Mapping[str, Tensor]) -> Tensor:
+        self.seen.append(source)
+        return 2 * source
+
+
+def test_a_synthesizer_in_suv_owns_the_scale_and_leaves_hu_alone() -> None:
+    x = torch.full((1, 1, 2, 2, 2), 10.0)
+    pet, ct = Recorder([]), Recorder([])
+    assert torch.equal(InSuv(pet, 5.0)(x, {}), 2 * x)
+    assert torch.equal(pet.seen[0], x / 5)
+    InSuv(pet, 5.0).context(x, x)
+    assert all(torch.equal(seen, x / 5) for seen in pet.seen)
+    assert torch.equal(InSuv(ct, 5.0, HU)(x, {}), 10 * x)
+    assert torch.equal(ct.seen[0], x)

@@ -55,9 +55,9 @@ from trainers import assembly
 from trainers.blocks import INITIAL_SD, PatchGAN, UNet, Upsample, encoder_widths
 from trainers.feed import FeedConfig
 from trainers.losses import logistic_discriminator_loss, logistic_generator_loss
-from trainers.recipe import Batch, BatchSpec, Engine, EngineFactory, Metrics, State, Tiling
+from trainers.recipe import Batch, BatchSpec, Doses, Engine, EngineFactory, Metrics, State, Tiling
 
-FEED = FeedConfig(low=("ct",), suv_scale=1.0, cases_per_step=8)
+FEED = FeedConfig(source=("ct",), suv_scale=1.0, cases_per_step=8)
 PRESET = "cascade"
 ROLES = frozenset({"validation"})
 SAMPLER = {"uptake": 0.5, "body": 0.4, "uniform": 0.1}
@@ -434,15 +434,15 @@ class CascadeGAN:
             loss = total(c, mse, adversarial)
             self.G.backward(loss)
         self.G.step()
-        clipped = (batch.full > c.suv_max).float().mean()
+        clipped = (batch.target > c.suv_max).float().mean()
         metrics |= {"mse": mse[-1], "generator": loss, "clipped": clipped}
         return {name: value.detach() for name, value in metrics.items()}
 
     def _images(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return x and y as the networks take them."""
         c = self.config
-        ct = to_channels(ct_to_unit(batch.low, c.ct_window), c.mode)
-        return ct, to_channels(pet_to_unit(batch.full, c.suv_max, c.out_act), c.mode)
+        ct = to_channels(ct_to_unit(batch.source, c.ct_window), c.mode)
+        return ct, to_channels(pet_to_unit(batch.target, c.suv_max, c.out_act), c.mode)
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> Metrics:
@@ -553,7 +553,7 @@ class CascadeSynthesizer:
 # What the registry reads
 
 
-def check(config: Config, feed: FeedConfig) -> None:
+def check(config: Config, feed: FeedConfig, doses: Doses) -> None:
     """Refuse a scaled feed, whose HU and SUV would not be such, and more than one image to start from.
 
     Raises:

@@ -58,15 +58,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from storage.errors import InputError
-from storage.layout import drf_of
 from storage.ranges import Range
 from trainers import assembly, perceptual
 from trainers.assembly import WindowSynthesizer, cropped
 from trainers.feed import FeedConfig
-from trainers.recipe import Batch, BatchSpec, Engine, EngineFactory, Metrics, State, Tiling
+from trainers.recipe import Batch, BatchSpec, Doses, Engine, EngineFactory, Metrics, State, Tiling
 
 FEED = FeedConfig(
-    low=("low_drf4", "low_drf10", "low_drf20", "low_drf50", "low_drf100"), suv_scale=10.0, cases_per_step=4
+    source=("low_drf4", "low_drf10", "low_drf20", "low_drf50", "low_drf100"), suv_scale=10.0, cases_per_step=4
 )
 PRESET = "udpet2022"
 ROLES = frozenset({"validation"})
@@ -420,7 +419,7 @@ class CG3DSRGAN:
 
     def step(self, batch: Batch, step: int) -> Metrics:
         """Update phi, or D and then M with C, or batch norm's statistics alone."""
-        if len(batch.low) < 2:
+        if len(batch.source) < 2:
             raise _lonely()
         phase = self.phase(step)
         if phase == "backbone":
@@ -433,8 +432,8 @@ class CG3DSRGAN:
 
     def _backbone_step(self, batch: Batch) -> Metrics:
         assert self.phi is not None
-        hidden = perceptual.draw_mask(batch.full)
-        loss = perceptual.restoration_loss(self.phi(batch.full, hidden), batch.full, hidden)
+        hidden = perceptual.draw_mask(batch.target)
+        loss = perceptual.restoration_loss(self.phi(batch.target, hidden), batch.target, hidden)
         self.phi.backward(loss)
         self.phi.step()
         return {"restoration": loss}
@@ -442,32 +441,34 @@ class CG3DSRGAN:
     def _joint_step(self, batch: Batch) -> Metrics:
         c = self.config
         self.M.module.train()
-        coarse, logits, refined = self.M(batch.low)  # once: a second pass would count twice in the running statistics
+        coarse, logits, refined = self.M(
+            batch.source
+        )  # once: a second pass would count twice in the running statistics
         metrics = {}
         if self.D is not None:
-            real, fake = self.D(batch.low, batch.full, refined.detach())
+            real, fake = self.D(batch.source, batch.target, refined.detach())
             metrics["discriminator"] = discriminator_loss(real, fake)
             self.D.backward(metrics["discriminator"])
             self.D.step()
 
         # Eq. 5 for M and C, against the updated D.
-        terms = {"l1": F.l1_loss(coarse, batch.full)}  # Eq. 1
+        terms = {"l1": F.l1_loss(coarse, batch.target)}  # Eq. 1
         if c.classify:
             classes = dose_classes(batch.drf, c.doses)
-            shown = ((batch.full > AIR).float().mean((1, 2, 3, 4)) >= FOREGROUND).float()
+            shown = ((batch.target > AIR).float().mean((1, 2, 3, 4)) >= FOREGROUND).float()
             terms["class"] = class_loss(logits, classes, shown)
             metrics["accuracy"] = ((logits.argmax(1) == classes) * shown).sum() / shown.sum().clamp(min=1)
         if c.perceives:
-            terms["perceptual"] = self._perceptual(refined, batch.full)
+            terms["perceptual"] = self._perceptual(refined, batch.target)
         with nullcontext() if self.D is None else self.D.frozen() as D:
             if D is not None:
-                (score,) = D(batch.low, refined)
+                (score,) = D(batch.source, refined)
                 terms["adversarial"] = adversarial_loss(score)
             loss = torch.stack([getattr(c, f"lambda_{name}") * term for name, term in terms.items()]).sum()
             self.M.backward(loss)
         self.M.step()
         # No pixel loss holds y2's scale: this ratio tells when it drifts.
-        activity = refined.sum() / batch.full.sum().clamp(min=1.0)
+        activity = refined.sum() / batch.target.sum().clamp(min=1.0)
         return {**terms, **metrics, "generator": loss, "activity_ratio": activity}
 
     def _perceptual(self, image: Tensor, full: Tensor) -> Tensor:
@@ -489,16 +490,16 @@ class CG3DSRGAN:
                 if first:
                     norm.reset_running_stats()
         with self.M.frozen() as M:
-            coarse, _, _ = M(batch.low)
-        return {"l1": F.l1_loss(coarse, batch.full)}
+            coarse, _, _ = M(batch.source)
+        return {"l1": F.l1_loss(coarse, batch.target)}
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> Metrics:
         """Score y2 of one batch, as at inference."""
         self.M.module.eval()
         with self.M.frozen() as M:
-            _, _, refined = M(batch.low)
-        return {"squared_error": F.mse_loss(refined, batch.full), "reference_power": batch.full.square().mean()}
+            _, _, refined = M(batch.source)
+        return {"squared_error": F.mse_loss(refined, batch.target), "reference_power": batch.target.square().mean()}
 
     def observe(self, step: int, scores: Mapping[str, float]) -> int:
         """Cut the learning rates on a plateau of NRMSE; where they fall below ``stop_lr``, leave the joint phase."""
@@ -550,7 +551,7 @@ def synthesizer_of(G: Generator) -> WindowSynthesizer:
     return WindowSynthesizer(G, tiling, run=partial(G.synthesize, halo=HALO))
 
 
-def check(config: Config, feed: FeedConfig) -> None:
+def check(config: Config, feed: FeedConfig, doses: Doses) -> None:
     """Refuse images without a dose reduction factor, and classes that are not those of the images fed.
 
     Raises:
@@ -558,20 +559,20 @@ def check(config: Config, feed: FeedConfig) -> None:
     """
     if not config.classify:
         return
-    doses = [drf_of(image) for image in feed.low]
-    if None in doses:
-        raise _wrong_doses("an image whose name gives no dose reduction factor (as low_drf10 does)")
-    if set(doses) != set(config.doses):
-        raise _wrong_doses(f"images of {_list(sorted(d for d in doses if d))}, recipe.doses {_list(config.doses)}")
+    factors = frozenset().union(*doses.values())
+    if any(map(math.isnan, factors)):
+        raise _wrong_doses("an image that states no dose reduction factor")
+    if factors != set(config.doses):
+        raise _wrong_doses(f"images of {_list(sorted(factors))}, recipe.doses {_list(config.doses)}")
 
 
 def _wrong_doses(found: str) -> InputError:
     return InputError(
         "CFG_DOSES",
-        where="feed.low",
+        where="feed.source",
         found=found,
-        remedy="feed images of exactly these factors (--set feed.low=low_drf4,low_drf20 recipe.doses=4,20), or train "
-        "without classes (--set recipe.classify=False)",
+        remedy="feed images of exactly these factors (--set feed.source=low_drf4,low_drf20 recipe.doses=4,20), or "
+        "train without classes (--set recipe.classify=False)",
     )
 
 

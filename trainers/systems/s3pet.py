@@ -58,19 +58,20 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from storage.errors import InputError
-from storage.layout import drf_of
 from storage.ranges import Range
 from trainers import assembly, checkpoint
 from trainers.assembly import WindowSynthesizer
 from trainers.feed import FeedConfig
-from trainers.recipe import Batch, BatchSpec, Engine, EngineFactory, Metrics, State, Tiling
+from trainers.recipe import Batch, BatchSpec, Doses, Engine, EngineFactory, Metrics, State, Tiling
 
-FEED = FeedConfig(low=("low_drf10",), suv_scale=5.0, cases_per_step=8)  # 8 slabs of 4 slices: the paper's batch of 32
+FEED = FeedConfig(
+    source=("low_drf10",), suv_scale=5.0, cases_per_step=8
+)  # 8 slabs of 4 slices: the paper's batch of 32
 PRESET = "s3pet"
 ROLES = frozenset({"unpaired"})
-IMAGES: Mapping[str, Literal["paired", "low", "full"]] = {
-    "low encoder": "low",  # Sec. III-A
-    "full encoder": "full",
+IMAGES: Mapping[str, Literal["paired", "source", "target"]] = {
+    "low encoder": "source",  # Sec. III-A
+    "full encoder": "target",
     "token swap": "paired",  # Sec. III-B
 }
 SAMPLER = {"body": 0.95, "uniform": 0.05}
@@ -417,9 +418,10 @@ class S3PET:
         if images == "paired":
             if self.autoencoders and step == self._stage_1_end:
                 self._hand_over()
-            metrics = self._swap_step(_as_slices(batch.low), _as_slices(batch.full))
+            metrics = self._swap_step(_as_slices(batch.source), _as_slices(batch.target))
         else:
-            metrics = self._encoder_step(images, _as_slices(batch.low if images == "low" else batch.full))
+            dose: Literal["low", "full"] = "low" if images == "source" else "full"
+            metrics = self._encoder_step(dose, _as_slices(batch.source if dose == "low" else batch.target))
         return {name: value.detach() for name, value in metrics.items()}
 
     def _encoder_step(self, dose: Literal["low", "full"], x: Float[Tensor, "b 1 y x"]) -> Metrics:
@@ -516,20 +518,21 @@ def slicewise(network: nn.Module, tiling: Tiling) -> WindowSynthesizer:
 # What the registry reads
 
 
-def check(config: Config, feed: FeedConfig) -> None:
+def check(config: Config, feed: FeedConfig, doses: Doses) -> None:
     """Refuse several dose reduction factors: one low-dose encoder learns one dose (Sec. III-A).
 
     Raises:
         InputError: CFG_DOSES.
     """
-    doses = [drf_of(image) for image in feed.low]
-    if len(set(doses)) > 1 or (len(doses) > 1 and None in doses):
-        named = ", ".join("unknown" if dose is None else f"{dose:g}" for dose in doses)
+    factors = sorted(frozenset().union(*doses.values()), key=str)
+    unknown = any(map(math.isnan, factors))
+    if len(factors) > 1 or (len(feed.source) > 1 and unknown):
+        named = ", ".join("unknown" if math.isnan(drf) else f"{drf:g}" for drf in factors)
         raise InputError(
             "CFG_DOSES",
-            where="feed.low",
-            found=f"low-dose images of the dose reduction factors {named}; S3PET learns one",
-            remedy="name the images of one dose (--set feed.low=low_drf10), and train a run per dose",
+            where="feed.source",
+            found=f"images of the dose reduction factors {named}; S3PET learns one",
+            remedy="name the images of one dose (--set feed.source=low_drf10), and train a run per dose",
         )
 
 

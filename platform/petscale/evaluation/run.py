@@ -69,9 +69,9 @@ def baseline_of(run: Path, cohort: Path, low: str, folder: Path | None = None) -
 
         found: Baseline
         if cases and cases[0].image(low).units == HU:
-            found = mean_suv_by_hu(images(low, config.feed.full))
+            found = mean_suv_by_hu(images(low, config.feed.target))
         else:
-            found = best_gaussian(images(low, config.feed.full, "body"))
+            found = best_gaussian(images(low, config.feed.target, "body"))
     path.parent.mkdir(parents=True, exist_ok=True)
     integrity.write_json(path, found.to_json())
     return found
@@ -107,7 +107,7 @@ def evaluate_run(
     *,
     segmenter: OrganSegmenter | None = None,
     lesions: DetectionConfig | None = None,
-    lows: Sequence[str] = (),
+    sources: Sequence[str] = (),
     baselines: Path | None = None,
     known: Mapping[str, Evaluation] = MappingProxyType({}),
 ) -> dict[str, Evaluation]:
@@ -116,7 +116,7 @@ def evaluate_run(
     Args:
         segmenter: a U-Net trained on the run's training cases, for the Unet-score.
         lesions: what is to be detected where, None for nothing.
-        lows: some of the images that the run starts from; () for all.
+        sources: some of the images that the run starts from; () for all.
         baselines: where what needs no network is kept for runs of the same training cases; default: in the run.
         known: image that the run starts from -> scores of the same cases by the same rules and segmenter, from
             another run; those of images that no network made are taken from there.
@@ -139,7 +139,7 @@ def evaluate_run(
         for name in tests:  # refused before anything is synthesized
             search_case(opened.case(name), lesions)
     results = {}
-    for low in lows or config.feed.low:
+    for low in sources or config.feed.source:
         baseline = baseline_of(run, cohort, low, baselines)
         rows = []
         scans = []
@@ -150,7 +150,7 @@ def evaluate_run(
             candidates = candidates_of(case, low, baseline, synthesize_case(trained, run, case, low))
             images = tuple(candidates)
             if lesions is not None:
-                scans.append(detect_case(case, case.image(config.feed.full), candidates, lesions))
+                scans.append(detect_case(case, case.image(config.feed.target), candidates, lesions))
                 rows += detection.scores(scans[-1], lesions)
             held = _known(known.get(low), name, images)
             for image in {row.image for row in held}:
@@ -158,10 +158,10 @@ def evaluate_run(
             with bar("evaluate", 1) as advance:
                 advance(0, f"{name} {low}")
                 rows += held + score_stored_case(
-                    case, config.feed.full, candidates, preset=RECIPES[config.recipe].PRESET, segmenter=segmenter
+                    case, config.feed.target, candidates, preset=RECIPES[config.recipe].PRESET, segmenter=segmenter
                 )
                 advance(1, f"{name} {low}")
-        about: dict[str, Any] = {"low": low, "baseline": baseline.rule}
+        about: dict[str, Any] = {"source": low, "baseline": baseline.rule}
         if lesions is not None:
             about["detection"] = as_json(scans, lesions)
         results[low] = Evaluation(tuple(rows), images, tuple(tests), about)
@@ -195,7 +195,7 @@ def _check_unchanged(case: Case, digests: Mapping[str, str]) -> None:
 def read_evaluations(run: Path, cohort: Path) -> dict[str, Evaluation]:
     """Read what ``evaluate_run`` wrote for the run's present weights, or evaluate it now."""
     config, _ = run_facts(run)
-    folders = {low: run / EVALUATION / low for low in config.feed.low}
+    folders = {low: run / EVALUATION / low for low in config.feed.source}
     weights = (run / WEIGHTS).stat().st_mtime if (run / WEIGHTS).exists() else float("inf")
     scores = [folder / "scores.json" for folder in folders.values()]
     if all(path.is_file() and path.stat().st_mtime > weights for path in scores):

@@ -57,7 +57,7 @@ class PhantomCohort:
     drfs: tuple[float, ...]
     realisations: int = 1
 
-    def lows(self, drf: float) -> tuple[str, ...]:
+    def sources_at(self, drf: float) -> tuple[str, ...]:
         """Names of the low-dose images of one dose."""
         return tuple(low_name(drf, number) for number in range(self.realisations))
 
@@ -138,9 +138,9 @@ class Experiment:
     Args:
         name: the key in ``EXPERIMENTS``.
         title: what it asks.
-        source: where the paper's numbers stand.
+        published_in: where the paper's numbers stand.
         cohort: whom it is asked of.
-        lows: images that networks start from and whose scores enter the table; a patient's realisations are averaged
+        sources: images that networks start from and whose scores enter the table; a patient's realisations are averaged
             first.
         columns: scores.
         rows: trained systems, in the paper's order.
@@ -155,9 +155,9 @@ class Experiment:
 
     name: str
     title: str
-    source: str
+    published_in: str
     cohort: PhantomCohort
-    lows: tuple[str, ...]
+    sources: tuple[str, ...]
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     untrained: Mapping[str, Mapping[str, Published]]

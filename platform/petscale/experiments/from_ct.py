@@ -64,7 +64,7 @@ def cascade_table4(size: Size) -> Experiment:
     if small:
         fields |= {"patch": (3, 80, 112), "downs": 4, "width": 12, "critic_width": 12, "critic_strides": (2, 2, 1)}
         fields |= {"epoch_samples": 400, "epochs": 15, "validate_batches": 6}
-    feed = FeedConfig(low=("ct",), suv_scale=1.0, cases_per_step=4)
+    feed = FeedConfig(source=("ct",), suv_scale=1.0, cases_per_step=4)
 
     def run(**switches: Any) -> RunConfig:
         return run_of(size, "cascade", cascade.Config(**(fields | switches)), feed)
@@ -94,9 +94,9 @@ def cascade_table4(size: Size) -> Experiment:
     return Experiment(
         name="cascade_table4",
         title="Cascaded U-Nets from CT to PET: depth, and DSGGAN",
-        source="Deng, Nagamune, Takada, Table 4 (the best epoch on the test set, for each score apart)",
+        published_in="Deng, Nagamune, Takada, Table 4 (the best epoch on the test set, for each score apart)",
         cohort=_cohort(size),
-        lows=("ct",),
+        sources=("ct",),
         columns=columns,
         rows=rows,
         untrained={},
@@ -132,7 +132,7 @@ def virtual_pet_rows(size: Size) -> Experiment:
         fields |= {"patch": (1, 96, 128), "fcn_widths": (16, 32, 64, 64), "fcn_fc": 64, "fcn_fc6_kernel": 3}
         fields |= {"fcn_norm": "batch", "fcn_lr": 1e-3, "generator_width": 12, "critic_width": 12}
         fields |= {"fcn_samples": 6000, "cgan_samples": 6000, "epoch_samples": 600, "validate_batches": 6}
-    feed = FeedConfig(low=("ct",), suv_scale=1.0, cases_per_step=4)
+    feed = FeedConfig(source=("ct",), suv_scale=1.0, cases_per_step=4)
 
     def run(**switches: Any) -> RunConfig:
         return run_of(size, "virtual_pet", virtual.Config(**(fields | switches)), feed)
@@ -149,9 +149,9 @@ def virtual_pet_rows(size: Size) -> Experiment:
     return Experiment(
         name="virtual_pet",
         title="Virtual PET: FCN, conditional GAN and their blend",
-        source="Ben-Cohen et al. 2017, arXiv 1707.09585 (24 of 26 tumours, 2 false positives in 8 scans)",
+        published_in="Ben-Cohen et al. 2017, arXiv 1707.09585 (24 of 26 tumours, 2 false positives in 8 scans)",
         cohort=_cohort(size),
-        lows=("ct",),
+        sources=("ct",),
         columns=columns,
         rows=rows_of(columns, run, printed),
         untrained={},

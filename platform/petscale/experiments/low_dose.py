@@ -94,7 +94,7 @@ def _sgsgan_run(size: Size, cohort: PhantomCohort, **switches: Any) -> RunConfig
     if size == "small":
         fields |= {"patch": (32, 32, 32), "patches_per_case": 1}
         fields |= {"unet_channels": 8, "critic_channels": 8, "segmenter_channels": 4}
-    feed = FeedConfig(low=cohort.lows(6.0), cases_per_step=1)
+    feed = FeedConfig(source=cohort.sources_at(6.0), cases_per_step=1)
     return run_of(size, "sgsgan", sgsgan.Config(**(fields | switches)), feed)
 
 
@@ -112,9 +112,9 @@ def _sgsgan_experiment(
     return Experiment(
         name=name,
         title=title,
-        source=f"Zhou et al., IEEE TMI 2022, arXiv 2205.08887, Table {table}; images that nobody trained: Table I",
+        published_in=f"Zhou et al., IEEE TMI 2022, arXiv 2205.08887, Table {table}; images without a network: Table I",
         cohort=cohort,
-        lows=cohort.lows(6.0),
+        sources=cohort.sources_at(6.0),
         columns=columns,
         rows=rows,
         untrained={
@@ -311,9 +311,9 @@ def sgsgan_resized(size: Size) -> Experiment:
     return Experiment(
         name="sgsgan_resized",
         title="SGSGAN on volumes resized to 64^3 against native patches",
-        source="Zhou et al., IEEE TMI 2022, arXiv 2205.08887, Sec. IV-A.3 and the discussion: resizing is left open",
+        published_in="Zhou et al., IEEE TMI 2022, arXiv 2205.08887, Sec. IV-A.3 and discussion: resizing is left open",
         cohort=cohort,
-        lows=cohort.lows(6.0),
+        sources=cohort.sources_at(6.0),
         columns=columns,
         rows=rows,
         untrained={INPUT: {}},
@@ -355,7 +355,7 @@ def cg_3dsrgan_table2(size: Size) -> Experiment:
         fields |= {"mlnet_channels": 8, "contextual_channels": 8, "discriminator_channels": 8, "patch": (32, 32, 32)}
         fields |= {"epoch_samples": 150, "max_epochs": 8, "validate_batches": 4, "lr": 1e-3, "stop_lr": 1e-5}
         fields |= {"backbone_samples": 200, "calibration_samples": 100}
-    feed = FeedConfig(low=tuple(low_name(drf) for drf in drfs), suv_scale=10.0, cases_per_step=2 if small else 4)
+    feed = FeedConfig(source=tuple(low_name(drf) for drf in drfs), suv_scale=10.0, cases_per_step=2 if small else 4)
 
     def run(**switches: bool) -> RunConfig:
         return run_of(size, "cg_3dsrgan", cg_3dsrgan.Config(**(fields | switches)), feed)
@@ -373,9 +373,9 @@ def cg_3dsrgan_table2(size: Size) -> Experiment:
     return Experiment(
         name="cg_3dsrgan_table2",
         title="CG-3DSRGAN at DRF 100: classification guidance, adversarial loss, refinement",
-        source="CG-3DSRGAN, Table II (DRF 100); low-dose input: Table I",
+        published_in="CG-3DSRGAN, Table II (DRF 100); low-dose input: Table I",
         cohort=cohort,
-        lows=cohort.lows(100.0),
+        sources=cohort.sources_at(100.0),
         columns=columns,
         rows=rows,
         untrained=untrained,
@@ -419,7 +419,7 @@ def s3pet_table2(size: Size) -> Experiment:
         fields |= {"window": 48, "dim": 64, "blocks": 2, "heads": 4, "decoder_channels": (32, 16, 16, 8)}
         # One slice a slab: batch norm's statistics want slices that differ, and reading is cheap at this size.
         fields |= {"low_samples": 3200, "full_samples": 6400, "swap_samples": 16_000, "lr": 1e-3, "slices": 1}
-    feed = FeedConfig(low=cohort.lows(10.0), suv_scale=5.0, cases_per_step=8)
+    feed = FeedConfig(source=cohort.sources_at(10.0), suv_scale=5.0, cases_per_step=8)
 
     def run(**switches: bool) -> RunConfig:
         split = SplitConfig(unpaired_fraction=0.6 if small else 0.8)  # the paper's 120 of 150 would leave two pairs
@@ -439,9 +439,9 @@ def s3pet_table2(size: Size) -> Experiment:
     return Experiment(
         name="s3pet_table2",
         title="S3PET at DRF 10: pre-training, decoupling, transfer",
-        source="S3PET, Table II; low-dose input: Table I",
+        published_in="S3PET, Table II; low-dose input: Table I",
         cohort=cohort,
-        lows=cohort.lows(10.0),
+        sources=cohort.sources_at(10.0),
         columns=columns,
         rows=rows,
         untrained=untrained,

@@ -117,7 +117,7 @@ def _evaluate(
 ) -> dict[str, Evaluation]:
     """Read a run's scores, or make them; one Gaussian and one organ segmenter serve every row of a fold."""
     unet_score = experiment.unet_score
-    found = {low: _scored(run, low) for low in experiment.lows}
+    found = {low: _scored(run, low) for low in experiment.sources}
     whole = {low: there for low, there in found.items() if there is not None and _segmenter(there, experiment)}
     if len(whole) == len(found):
         return whole
@@ -125,7 +125,7 @@ def _evaluate(
     seen = {name: facts["cases"][name] for name in (*facts["train"], *facts["unpaired"])}
     segmenter = None
     if unet_score is not None:
-        feed = [config.feed.full, config.feed.seed, config.feed.suv_scale, config.feed.cases_per_step]
+        feed = [config.feed.target, config.feed.seed, config.feed.suv_scale, config.feed.cases_per_step]
         segmenter = evaluating.make_segmenter(
             run, cohort, unet_score, home / "judges" / _digest([asdict(unet_score), feed, seen])
         )
@@ -135,7 +135,7 @@ def _evaluate(
         cohort,
         segmenter=segmenter,
         lesions=experiment.lesions,
-        lows=experiment.lows,
+        sources=experiment.sources,
         baselines=baselines,
         known=known,
     )
@@ -164,7 +164,7 @@ def _evaluate_resized(run: Path, resized: Cohort, native: Cohort) -> dict[str, E
     config = configs.read(run / CONFIG)
     trained = None
     results = {}
-    for low in config.feed.low:
+    for low in config.feed.source:
         if (there := _scored(run, f"{low}-native")) is not None:
             results[low] = there
             continue
@@ -172,15 +172,15 @@ def _evaluate_resized(run: Path, resized: Cohort, native: Cohort) -> dict[str, E
         rows = []
         for name in facts["test"]:
             case, small = native.case(name), resized.case(name)
-            back = partial(geometry.Resampled, grid=case.image(config.feed.full).grid, outside=0.0)
+            back = partial(geometry.Resampled, grid=case.image(config.feed.target).grid, outside=0.0)
             candidates: dict[str, ImageSource] = {
                 INPUT: case.image(low),
                 f"{INPUT}, resized and back": back(small.image(low)),
-                f"{REFERENCE}, resized and back": back(small.image(config.feed.full)),
+                f"{REFERENCE}, resized and back": back(small.image(config.feed.target)),
                 SYNTHESIZED: back(synthesize_case(trained, run, small, low)),
             }
-            rows += score_stored_case(case, config.feed.full, candidates, preset=RECIPES[config.recipe].PRESET)
-        about = {"low": low, "resized": "by area to the network's volume and back by linear interpolation"}
+            rows += score_stored_case(case, config.feed.target, candidates, preset=RECIPES[config.recipe].PRESET)
+        about = {"source": low, "resized": "by area to the network's volume and back by linear interpolation"}
         results[low] = Evaluation(tuple(rows), tuple(candidates), tuple(facts["test"]), about)
         folder = run / EVALUATION / f"{low}-native"
         folder.mkdir(parents=True, exist_ok=True)
@@ -194,7 +194,7 @@ def _digest(content: object) -> str:
 
 def _collect(scores: Scores, experiment: Experiment, row: Row, evaluations: Mapping[str, Evaluation]) -> None:
     """Add one fold's patients.  Input and Gaussian are the same in every row of a fold and are taken once."""
-    chosen = [evaluations[low] for low in experiment.lows]
+    chosen = [evaluations[low] for low in experiment.sources]
     first = chosen[0]
     for place, image in enumerate((*first.images, REFERENCE)):  # the full dose itself has some scores too
         name = row.name if image == first.synthesized else GAUSSIAN if image.startswith("Gaussian") else image

@@ -94,8 +94,9 @@ def markdown(experiment: Experiment, scores: Scores, facts: Mapping[str, Any]) -
     body = experiment.cohort.body
     shape, spacing = " x ".join(map(str, body.shape)), " x ".join(f"{mm:g}" for mm in body.spacing_mm)
     text += [
-        f"Paper: {experiment.source}.  Ours: {patients} simulated patients (phantoms of {shape} voxels, {spacing} mm), "
-        f"{experiment.folds} folds by patient, each patient tested once; scored on {', '.join(experiment.lows)}.",
+        f"Paper: {experiment.published_in}.  "
+        f"Ours: {patients} simulated patients (phantoms of {shape} voxels, {spacing} mm), "
+        f"{experiment.folds} folds by patient, each patient tested once; scored on {', '.join(experiment.sources)}.",
         "",
         "Mean ± sd (ddof 1) over patients.  The gain is the mean difference, patient by patient, to the row named,"
         " positive where the row is better, with the number of patients in which it is; p: two-sided Wilcoxon"
@@ -170,10 +171,10 @@ def as_json(experiment: Experiment, scores: Scores, facts: Mapping[str, Any]) ->
         lines.append({"name": line.name, "columns": cells, "config": settings.get(line.name)})
     return {
         "experiment": experiment.name,
-        "source": experiment.source,
+        "source": experiment.published_in,
         "complete": all(row.name in scores for row in experiment.rows),
         "folds": experiment.folds,
-        "lows": list(experiment.lows),
+        "sources": list(experiment.sources),
         "cohort": asdict(experiment.cohort),
         "columns": [{**asdict(c), "units": c.units, "higher_is_better": c.sign > 0} for c in experiment.columns],
         "rows": lines,

@@ -38,12 +38,12 @@ def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation]) -
                 result = open_cohort(run / SYNTHESIS / low).case(name).image(f"synth_{low}")
                 start = case.image(low)
                 pictured[name] = CaseImages(
-                    case.image(config.feed.full),
+                    case.image(config.feed.target),
                     candidates_of(case, low, baseline, result),
                     case.image("body"),
                     ct=start if start.units == HU else None,
                 )
-                rules[name] = suv_rule(case.image(config.feed.full).provenance)
+                rules[name] = suv_rule(case.image(config.feed.target).provenance)
             path = run / (REPORT if number == 0 else f"report-{low}.html")
             write_report(
                 path,

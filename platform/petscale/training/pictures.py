@@ -15,7 +15,7 @@ from storage.reader import Case
 from storage.source import HU
 from trainers.feed import FeedConfig
 from trainers.recipe import Synthesizer
-from trainers.synthesize import case_context, fitted
+from trainers.synthesize import InSuv, case_context, fitted
 
 CT_HU = (-160.0, 240.0)  # shown black and white in slices of a CT: soft tissue
 
@@ -23,23 +23,24 @@ CT_HU = (-160.0, 240.0)  # shown black and white in slices of a CT: soft tissue
 def picture(
     folder: Path, case: Case, feed: FeedConfig, device: torch.device, window_suv: float = 7.0
 ) -> Callable[[int, Synthesizer], None]:
-    """Return the loop's picture function: start | synthesized | full of one held-out patch, in fixed windows."""
+    """Return the loop's picture function: source | synthesized | target of one held-out patch, in fixed windows."""
 
-    low, full, suv_scale = feed.low[0], feed.full, feed.suv_scale
-    from_ct = case.image(low).units == HU
+    start, target = feed.source[0], feed.target
+    units = case.image(start).units
 
-    def draw_picture(step: int, synthesizer: Synthesizer) -> None:
+    def draw_picture(step: int, network: Synthesizer) -> None:
+        synthesizer = InSuv(network, feed.suv_scale, units)
         _, tile = fitted(synthesizer.tiling, case.sampling_maps.shape)
         box = draw(case.sampling_maps, tile, {"uptake": 1.0}, generator(0, Stream.PREVIEW))
         with torch.no_grad():
-            context = case_context(synthesizer, case, low, suv_scale=suv_scale, device=device)
-            source = torch.from_numpy(case.image(low).patch(box.grown(synthesizer.tiling.halo)))[None, None]
-            output = synthesizer(source.to(device) / suv_scale, context)[0, 0].cpu() * suv_scale
+            context = case_context(synthesizer, case, start, device=device)
+            source = torch.from_numpy(case.image(start).patch(box.grown(synthesizer.tiling.halo)))[None, None]
+            output = synthesizer(source.to(device), context)[0, 0].cpu()
         pet = (0.0, window_suv)
         panels: dict[str, tuple[NDArray[np.float32], tuple[float, float], str]] = {
-            low: (case.image(low).patch(box), *((CT_HU, "gray") if from_ct else (pet, "gray_r"))),
+            start: (case.image(start).patch(box), *((CT_HU, "gray") if units == HU else (pet, "gray_r"))),
             "synthesized": (output.numpy(), pet, "gray_r"),
-            full: (case.image(full).patch(box), pet, "gray_r"),
+            target: (case.image(target).patch(box), pet, "gray_r"),
         }
         figure = Figure(figsize=(9, 3.2), layout="constrained")
         for axes, (title, (voxels, (black, white), colours)) in zip(figure.subplots(1, 3), panels.items(), strict=True):

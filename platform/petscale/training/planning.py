@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,12 +16,12 @@ from petscale.config import RunConfig
 from petscale.folders import CONFIG
 from petscale.splits import Roles, split_cases
 from petscale.training.job import WorkerJob
-from storage import integrity, layout, remote
+from storage import integrity, remote
 from storage.errors import InputError
 from storage.reader import Cohort, open_cohort
 from trainers import checkpoint, feed
 from trainers.engine import plain_engine
-from trainers.recipe import Recipe, Validated
+from trainers.recipe import Doses, Recipe, Validated
 from trainers.systems import RECIPES
 
 
@@ -62,7 +63,6 @@ def plan_run(cohort: Path, run: Path, config: RunConfig, *, validation: bool = F
     cohort, run = cohort.absolute(), run.absolute()
     opened = open_cohort(cohort)
     spec = RECIPES[config.recipe]
-    spec.check(config.model, config.feed)
     files = {field: path.absolute() for field, path in spec.files(config.model).items()}
     used = replace(config, model=replace(config.model, **{field: str(path) for field, path in files.items()}))
     # Records name files by their last component: folders above may name a patient.  The digest says which it was.
@@ -75,9 +75,11 @@ def plan_run(cohort: Path, run: Path, config: RunConfig, *, validation: bool = F
         unpaired="unpaired" in spec.ROLES,
         validation=validation or "validation" in spec.ROLES,
     )
+    doses = feed.doses_fed(opened, (*roles.train, *roles.validation), config.feed)
+    spec.check(config.model, config.feed, doses)
     digests = {name: integrity.manifest(opened.case(name).folder)["root"] for name in roles.everyone}
     for path in files.values():
-        _check_origin(path, config, {digests[name] for name in (*roles.validation, *roles.test)})
+        _check_origin(path, config, doses, {digests[name] for name in (*roles.validation, *roles.test)})
     identity = {**config.identity(), "files": {field: _digest(path) for field, path in files.items()}, "cases": digests}
     _check_run(run, identity)
     feed.check_cases(opened, roles.streams, config.feed, specs)
@@ -96,7 +98,7 @@ def plan_run(cohort: Path, run: Path, config: RunConfig, *, validation: bool = F
         roles=roles,
         cases=digests,
         identity=identity,
-        starts_from=_starts_from(opened, roles.train, config.feed.low[0]),
+        starts_from=_starts_from(opened, roles.train, config.feed.source[0], doses),
     )
     return Plan(run, config, recipe.num_steps, facts, job)
 
@@ -109,11 +111,20 @@ def _dry(config: RunConfig) -> Recipe:
         )
 
 
-def _starts_from(cohort: Cohort, cases: Sequence[str], image: str) -> dict[str, Any]:
-    """What a scan must be like to be synthesized from: its unit, and the voxel size that most training cases have."""
+def _starts_from(cohort: Cohort, cases: Sequence[str], image: str, doses: Doses) -> dict[str, Any]:
+    """What a scan must be like to be synthesized from: its unit, the voxel size that most training cases have, and the
+    dose reduction factors trained on (None for one that is unknown)."""
     images = [cohort.case(name).image(image) for name in cases]
     spacings = np.array([found.grid.spacing_mm for found in images])
-    return {"units": images[0].units, "spacing_mm": np.median(spacings, axis=0).round(4).tolist()}
+    return {"units": images[0].units, "spacing_mm": np.median(spacings, axis=0).round(4).tolist()} | {
+        "drfs": _listed(doses)
+    }
+
+
+def _listed(doses: Doses) -> list[float | None]:
+    """Every dose reduction factor once, None for an unknown one."""
+    factors = sorted(frozenset[float]().union(*doses.values()), key=lambda drf: (math.isnan(drf), drf))
+    return [None if math.isnan(drf) else drf for drf in factors]
 
 
 def _digest(path: Path) -> str:
@@ -121,7 +132,7 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _check_origin(path: Path, config: RunConfig, kept_apart: Collection[str]) -> None:
+def _check_origin(path: Path, config: RunConfig, doses: Doses, kept_apart: Collection[str]) -> None:
     """Refuse networks of an earlier run that saw other intensities, or the patients that this one is judged on.
 
     Raises:
@@ -138,12 +149,14 @@ def _check_origin(path: Path, config: RunConfig, kept_apart: Collection[str]) ->
             remedy="use the split of the run that made them, or train them anew",
         )
     theirs = configs.from_json(json.loads(facts["config"])).feed
-    doses, ours = ({layout.drf_of(name) for name in feed.low} for feed in (theirs, config.feed))
-    if doses != ours:
+    told = json.loads(facts.get("starts_from", "{}")).get("drfs")
+    # Networks of before doses were facts say the images' names alone.
+    same = theirs.source == config.feed.source if told is None else told == _listed(doses)
+    if not same:
         raise InputError(
             "CKPT_DOSES",
             where=path.name,
-            found=f"trained on {', '.join(theirs.low)}, this run is fed {', '.join(config.feed.low)}",
+            found=f"trained on {', '.join(theirs.source)}, this run is fed {', '.join(config.feed.source)}",
             remedy="use networks of the same dose reduction factor, or train them anew",
         )
     scale = theirs.suv_scale

@@ -106,18 +106,17 @@ def validation_scores(run: Path, cohort: Cohort, cases: Sequence[str]) -> list[S
     rows = []
     for name in cases:
         case = cohort.case(name)
-        for low in config.feed.low:
+        for low in config.feed.source:
             grid = case.image(low).grid
             volume = np.empty(grid.shape, dtype=np.float32)
 
             def put(z0: int, slab: NDArray[np.float32]) -> None:
                 volume[z0 : z0 + len(slab)] = np.maximum(slab, 0)  # noqa: B023
 
-            scale = config.feed.suv_scale
-            synthesize(trained.synthesizer, case, low, put, suv_scale=scale, device=trained.device)
+            synthesize(trained.synthesizer, case, low, put, device=trained.device)
             rows += score_stored_case(
                 case,
-                config.feed.full,
+                config.feed.target,
                 {SYNTHESIZED: ArraySource(volume, grid, SUV)},
                 preset=RECIPES[config.recipe].PRESET,
                 alias=f"{name} {low}",

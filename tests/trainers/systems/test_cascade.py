@@ -198,7 +198,7 @@ def test_g_is_taught_by_the_updated_d_and_passes_its_batch_once() -> None:
     counted = [int(b) for name, b in recipe.G.module.named_buffers() if name.endswith("tracked")]
     assert set(counted) == {1}
     torch.testing.assert_close(metrics["generator"], 100 * metrics["mse"] + metrics["adversarial"])
-    torch.testing.assert_close(metrics["clipped"], (batch.full > 20).float().mean())
+    torch.testing.assert_close(metrics["clipped"], (batch.target > 20).float().mean())
 
 
 def test_scoring_every_stage_with_no_weight_but_the_last_is_scoring_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,8 +277,8 @@ def test_validation_is_inference_and_trains_nothing() -> None:
     before, batch = flat(recipe), make_batch(recipe.config, 5)
     scores = recipe.validate(batch)
     assert same(before, flat(recipe))
-    suv = recipe.synthesizer()(batch.low, {}) / 20
-    target = batch.full.clamp(0, 20) / 20
+    suv = recipe.synthesizer()(batch.source, {}) / 20
+    target = batch.target.clamp(0, 20) / 20
     torch.testing.assert_close(scores["mse"], F.mse_loss(suv, target))
     torch.testing.assert_close(scores["psnr"], psnr(suv[:, 0], target[:, 0]))
     assert scores["colour_suv"] > 0
@@ -335,7 +335,7 @@ def test_training_overfits_two_cases(name: str) -> None:
     for step in range(150):
         torch.manual_seed(step)
         recipe.step(batch, step)
-    target = batch.full / 20
+    target = batch.target / 20
     constant = psnr(target.mean((1, 2, 3, 4), keepdim=True).expand_as(target)[:, 0], target[:, 0])
     assert recipe.validate(batch)["psnr"] > constant + 10
 
@@ -425,7 +425,7 @@ def whole(synthesizer: Synthesizer, hu: NDArray[np.float32]) -> NDArray[np.float
         assert np.isnan(result[z0 : z0 + len(slab)]).all()
         result[z0 : z0 + len(slab)] = slab
 
-    synthesize(synthesizer, cast(Case, Volume(hu)), "ct", write, suv_scale=1.0, device=torch.device("cpu"), batch=2)
+    synthesize(synthesizer, cast(Case, Volume(hu)), "ct", write, device=torch.device("cpu"), batch=2)
     return result
 
 
@@ -572,12 +572,12 @@ def test_a_remedy_works(changes: dict[str, Any], remedy: dict[str, Any]) -> None
 
 
 def test_another_scale_and_several_images_are_refused() -> None:
-    cascade.check(Config(), cascade.FEED)
-    assert cascade.FEED.low == ("ct",)
+    cascade.check(Config(), cascade.FEED, {})
+    assert cascade.FEED.source == ("ct",)
     with pytest.raises(InputError, match=r"CFG_SCALE feed\.suv_scale: 5;.*--set feed\.suv_scale=1"):
-        cascade.check(Config(), FeedConfig(low=("ct",), suv_scale=5.0))
-    with pytest.raises(InputError, match=r"CFG_INPUTS feed\.low: 2 images;.*--set feed\.low=ct"):
-        cascade.check(Config(), FeedConfig(low=("ct", "low_drf10")))
+        cascade.check(Config(), FeedConfig(source=("ct",), suv_scale=5.0), {})
+    with pytest.raises(InputError, match=r"CFG_INPUTS feed\.source: 2 images;.*--set feed\.source=ct"):
+        cascade.check(Config(), FeedConfig(source=("ct", "low_drf10")), {})
     assert cascade.files(Config()) == {}
 
 

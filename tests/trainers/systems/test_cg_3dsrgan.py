@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from doses import stated
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -16,7 +17,7 @@ from storage.errors import InputError
 from trainers import perceptual
 from trainers.engine import plain_engine
 from trainers.feed import FeedConfig
-from trainers.recipe import Batch, Recipe, Synthesizer, Validated
+from trainers.recipe import Batch, Doses, Recipe, Synthesizer, Validated
 from trainers.systems import cg_3dsrgan
 from trainers.systems.cg_3dsrgan import CG3DSRGAN, Config, Plateau, synthesizer_of
 
@@ -71,8 +72,8 @@ def make_batch(seed: int, edge: int = 32, doses: tuple[float, ...] = (4.0, 100.0
     b = len(doses)
     full = torch.rand(b, 1, edge, edge, edge, generator=random)
     return Batch(
-        low=full + 0.2 * torch.randn(full.shape, generator=random),
-        full=full,
+        source=full + 0.2 * torch.randn(full.shape, generator=random),
+        target=full,
         masks=torch.zeros(b, 0, edge, edge, edge),
         overview=torch.zeros(b, 1, 0, 0, 0),
         drf=torch.tensor(doses),
@@ -171,12 +172,12 @@ def test_refined_is_coarse_at_the_start() -> None:
 def test_air_has_no_class_to_learn() -> None:
     recipe = build(small())
     batch = make_batch(0)
-    batch.full[:] = 0.0
-    batch.full[1, :, :1, :, :16] = 1.0  # 1.6 % of the voxels
+    batch.target[:] = 0.0
+    batch.target[1, :, :1, :, :16] = 1.0  # 1.6 % of the voxels
     metrics = recipe.step(batch, 2)
     assert metrics["class"] == 0
     assert metrics["accuracy"] == 0
-    batch.full[1, :, :4] = 1.0  # 12.5 %
+    batch.target[1, :, :4] = 1.0  # 12.5 %
     assert recipe.step(batch, 3)["class"] > 0
 
 
@@ -309,9 +310,9 @@ def test_validation_is_inference_and_trains_nothing() -> None:
     before, statistics, batch = weights(recipe), weights(recipe, buffers=True), make_batch(5)
     scores = recipe.validate(batch)
     assert moved(before, weights(recipe)) | moved(statistics, weights(recipe, buffers=True)) == set()
-    refined = module(recipe).eval()(batch.low)[2]
-    torch.testing.assert_close(scores["squared_error"], F.mse_loss(refined, batch.full))
-    torch.testing.assert_close(scores["reference_power"], batch.full.square().mean())
+    refined = module(recipe).eval()(batch.source)[2]
+    torch.testing.assert_close(scores["squared_error"], F.mse_loss(refined, batch.target))
+    torch.testing.assert_close(scores["reference_power"], batch.target.square().mean())
     run(recipe, 2)
     assert recipe.M.module.training
 
@@ -381,7 +382,7 @@ def test_training_overfits_two_patches() -> None:
     low = full + noise * torch.randn(full.shape, generator=random)
     empty = torch.zeros(2, 0, 32, 32, 32)
     batch = Batch(
-        low=low, full=full, masks=empty, overview=empty, drf=torch.tensor([4.0, 100.0]), cases=2, places=("", "")
+        source=low, target=full, masks=empty, overview=empty, drf=torch.tensor([4.0, 100.0]), cases=2, places=("", "")
     )
     start = recipe.phase_starts["joint"]
     history = [recipe.step(batch, start + step) for step in range(26)]
@@ -467,21 +468,24 @@ def test_a_dry_run_needs_no_weights_and_the_real_one_refuses_to_go_without() -> 
 # Configuration.
 
 
+def fed(*images: str) -> tuple[FeedConfig, Doses]:
+    return FeedConfig(source=images), stated(*images)
+
+
 def test_doses_must_be_those_of_the_images_fed() -> None:
     config = Config()
     named = {dose: f"low_drf{dose}" for dose in (4, 10, 20, 50, 100, 200)}
     fits = [named[dose] for dose in (100, 4, 10, 20, 50)]
-    cg_3dsrgan.check(config, FeedConfig(low=(*fits, "low_drf4_r1")))  # two noise realisations of one dose
+    cg_3dsrgan.check(config, *fed(*fits, "low_drf4_r1"))  # two noise realisations of one dose
     for low in (fits[:2], [*fits, named[200]], [*fits[:4], "mine"]):
-        feed = FeedConfig(low=tuple(low))
         with pytest.raises(InputError) as error:
-            cg_3dsrgan.check(config, feed)
-        assert (error.value.code, error.value.where) == ("CFG_DOSES", "feed.low")
-        assert "--set feed.low=" in error.value.remedy
+            cg_3dsrgan.check(config, *fed(*low))
+        assert (error.value.code, error.value.where) == ("CFG_DOSES", "feed.source")
+        assert "--set feed.source=" in error.value.remedy
         assert "recipe.doses=" in error.value.remedy
         assert "\n" not in str(error.value)
-        cg_3dsrgan.check(Config(classify=False), feed)
-    cg_3dsrgan.check(config, cg_3dsrgan.FEED)
+        cg_3dsrgan.check(Config(classify=False), *fed(*low))
+    cg_3dsrgan.check(config, *fed(*cg_3dsrgan.FEED.source))
 
 
 def test_caveats_tell_the_backbone_the_classes_and_which_model_is_kept() -> None:

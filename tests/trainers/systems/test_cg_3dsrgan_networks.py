@@ -61,8 +61,8 @@ def make_batch(seed: int, edge: int = 32, doses: tuple[float, ...] = (4.0, 100.0
     b = len(doses)
     full = torch.rand(b, 1, edge, edge, edge, generator=random)
     return Batch(
-        low=full + 0.2 * torch.randn(full.shape, generator=random),
-        full=full,
+        source=full + 0.2 * torch.randn(full.shape, generator=random),
+        target=full,
         masks=torch.zeros(b, 0, edge, edge, edge),
         overview=torch.zeros(b, 1, 0, 0, 0),
         drf=torch.tensor(doses),
@@ -211,17 +211,17 @@ def test_gradients_reach_exactly_the_listed_networks(detach: bool) -> None:
         }
 
     of_y2 = {"contextual"} if detach else {"contextual", "mlnet.up", "mlnet.down"}
-    coarse, _, _ = recipe.M(batch.low)
-    assert reached(F.l1_loss(coarse, batch.full)) == {"mlnet.down", "mlnet.up"}
-    _, logits, _ = recipe.M(batch.low)
+    coarse, _, _ = recipe.M(batch.source)
+    assert reached(F.l1_loss(coarse, batch.target)) == {"mlnet.down", "mlnet.up"}
+    _, logits, _ = recipe.M(batch.source)
     assert reached(cg_3dsrgan.class_loss(logits, torch.tensor([0, 4]), torch.ones(2))) == {"mlnet.down", "mlnet.head"}
-    _, _, refined = recipe.M(batch.low)
-    assert reached(recipe._perceptual(refined, batch.full)) == of_y2
-    _, _, refined = recipe.M(batch.low)
-    assert reached(cg_3dsrgan.discriminator_loss(*recipe.D(batch.low, batch.full, refined.detach()))) == {"D"}
-    _, _, refined = recipe.M(batch.low)
+    _, _, refined = recipe.M(batch.source)
+    assert reached(recipe._perceptual(refined, batch.target)) == of_y2
+    _, _, refined = recipe.M(batch.source)
+    assert reached(cg_3dsrgan.discriminator_loss(*recipe.D(batch.source, batch.target, refined.detach()))) == {"D"}
+    _, _, refined = recipe.M(batch.source)
     with recipe.D.frozen() as D:
-        assert reached(cg_3dsrgan.adversarial_loss(*D(batch.low, refined))) == of_y2
+        assert reached(cg_3dsrgan.adversarial_loss(*D(batch.source, refined))) == of_y2
 
 
 def test_a_generator_step_makes_the_fake_pair_look_real_and_a_discriminator_step_the_opposite() -> None:
@@ -229,16 +229,16 @@ def test_a_generator_step_makes_the_fake_pair_look_real_and_a_discriminator_step
     assert recipe.D is not None
     D, batch = recipe.D.module, make_batch(0)
     perturb(recipe.M.module)
-    _, _, refined = recipe.M(batch.low)
+    _, _, refined = recipe.M(batch.source)
     fake = refined.detach().clone().requires_grad_()
-    (score,) = D(batch.low, fake)
+    (score,) = D(batch.source, fake)
     cg_3dsrgan.adversarial_loss(score).backward()
     assert fake.grad is not None
-    (better,) = D(batch.low, fake - 1e-3 * fake.grad / fake.grad.norm())
+    (better,) = D(batch.source, fake - 1e-3 * fake.grad / fake.grad.norm())
     assert cg_3dsrgan.adversarial_loss(better) < cg_3dsrgan.adversarial_loss(score)
     gaps = []
     for _ in range(4):
-        real, fakes = recipe.D(batch.low, batch.full, refined.detach())
+        real, fakes = recipe.D(batch.source, batch.target, refined.detach())
         loss = cg_3dsrgan.discriminator_loss(real, fakes)
         gaps.append(loss.item())
         recipe.D.backward(loss)
@@ -251,9 +251,9 @@ def test_a_generator_step_makes_the_fake_pair_look_real_and_a_discriminator_step
 
 def test_real_and_fake_pairs_are_normed_apart_and_alike_in_any_mode() -> None:
     D, batch = cg_3dsrgan.Discriminator(4), make_batch(0)
-    real, fake = D(batch.low, batch.full, 5 * batch.full)
-    assert torch.equal(real, D(batch.low, batch.full)[0])
-    assert torch.equal(fake, D.eval()(batch.low, 5 * batch.full)[0])
+    real, fake = D(batch.source, batch.target, 5 * batch.target)
+    assert torch.equal(real, D(batch.source, batch.target)[0])
+    assert torch.equal(fake, D.eval()(batch.source, 5 * batch.target)[0])
     assert not list(D.buffers())
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from doses import stated
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -70,8 +71,8 @@ def make_batch(recipe: s3pet.S3PET, step: int) -> Batch:
     low, full = torch.rand(2, 2, 1, *spec.patch, generator=random)
     none = torch.zeros(2, 1, 0, 0, 0)
     return Batch(
-        low=none if spec.images == "full" else low,
-        full=none if spec.images == "low" else full,
+        source=none if spec.images == "target" else low,
+        target=none if spec.images == "source" else full,
         masks=torch.zeros(2, 0, *spec.patch),
         overview=none,
         drf=torch.full((2,), 10.0),
@@ -102,7 +103,7 @@ def test_published_schedule_gives_the_paper_s_steps() -> None:
         )
     assert recipe.phase_starts == {"low encoder": 0, "full encoder": 36_000, "token swap": 180_000}
     assert recipe.num_steps == 192_000
-    assert [recipe.batch_spec(s).images for s in (0, 36_000, 180_000)] == ["low", "full", "paired"]
+    assert [recipe.batch_spec(s).images for s in (0, 36_000, 180_000)] == ["source", "target", "paired"]
     assert recipe.batch_spec(0).patch == (4, 128, 128)
     assert sum(recipe.batch_spec(0).sampler.values()) == pytest.approx(1)
 
@@ -361,7 +362,7 @@ def test_training_overfits_two_slabs(noise: bool) -> None:
     batch = as_batch(low if noise else full, full)
     for step in range(150):
         recipe.step(batch, step)
-    assert nmse(recipe.synthesizer()(batch.low, {}), full) < 0.1 * nmse(low, full)
+    assert nmse(recipe.synthesizer()(batch.source, {}), full) < 0.1 * nmse(low, full)
 
 
 def test_stage_1_learns_to_see_under_the_mask() -> None:
@@ -474,13 +475,13 @@ def test_what_is_not_trained_needs_no_samples() -> None:
 
 @pytest.mark.parametrize("low", [("low_drf4", "low_drf10"), ("low_drf10", "mine"), ("mine", "other")])
 def test_several_doses_are_refused(low: tuple[str, ...]) -> None:
-    with pytest.raises(InputError, match=r"CFG_DOSES feed\.low.*--set feed\.low="):
-        s3pet.check(Config(), FeedConfig(low=low))
+    with pytest.raises(InputError, match=r"CFG_DOSES feed\.source.*--set feed\.source="):
+        s3pet.check(Config(), FeedConfig(source=low), stated(*low))
 
 
 @pytest.mark.parametrize("low", [("low_drf10",), ("mine",), ("low_drf10", "low_drf10_r1")])
 def test_one_dose_is_welcome(low: tuple[str, ...]) -> None:
-    s3pet.check(Config(), FeedConfig(low=low))
+    s3pet.check(Config(), FeedConfig(source=low), stated(*low))
 
 
 def test_caveats_say_what_was_trained() -> None:

@@ -62,7 +62,13 @@ def make_batch(recipe: sgsgan.SGSGAN, step: int, cases: int = 1) -> Batch:
     masks = (torch.rand(b, len(spec.rois), *spec.patch, generator=random) > 0.7).float()
     overview = torch.rand(cases, 1, spec.overview, spec.overview, spec.overview, generator=random)
     return Batch(
-        low=low, full=full, masks=masks, overview=overview, drf=torch.full((b,), 20.0), cases=cases, places=("",) * b
+        source=low,
+        target=full,
+        masks=masks,
+        overview=overview,
+        drf=torch.full((b,), 20.0),
+        cases=cases,
+        places=("",) * b,
     )
 
 

@@ -59,7 +59,7 @@ def as_batch(low: Tensor, full: Tensor) -> Batch:
     b, _, z, y, x = full.shape
     empty, overview = torch.zeros(b, 0, z, y, x), torch.zeros(b, 1, 0, 0, 0)
     drf = torch.full((b,), torch.nan)
-    return Batch(low=low, full=full, masks=empty, overview=overview, drf=drf, cases=b, places=("",) * b)
+    return Batch(source=low, target=full, masks=empty, overview=overview, drf=drf, cases=b, places=("",) * b)
 
 
 def make_batch(seed: int, config: Config, cases: int = 2) -> Batch:
@@ -167,7 +167,7 @@ def test_neighbouring_slices_are_channels_in_order() -> None:
 def test_voxels_above_the_largest_suv_are_reported() -> None:
     recipe = build(small())
     batch = make_batch(0, recipe.config)
-    batch.full[0, 0, 0, :16] = 25.0
+    batch.target[0, 0, 0, :16] = 25.0
     assert recipe.step(batch, 0)["clipped_share"] == 0.25
 
 
@@ -362,15 +362,15 @@ def test_training_finds_the_hot_spot_among_dark_ones() -> None:
     assert history[start - 1]["fcn"] < 0.1 * history[0]["fcn"]
     assert history[-1]["l2"] < 0.1 * history[start]["l2"]
 
-    hot, cold = batch.full > 5, torch.zeros_like(batch.full, dtype=torch.bool)
+    hot, cold = batch.target > 5, torch.zeros_like(batch.target, dtype=torch.bool)
     cold[0, ..., 18:24, 18:24] = True
     found = recipe.synthesizer().fcn  # F in training mode would drop half its features
     assert found is not None
-    alone = BlendSynthesizer(config, found, None)(batch.low, {})
+    alone = BlendSynthesizer(config, found, None)(batch.source, {})
     for case in range(2):
         assert alone[case][hot[case]].max() > 2.5
     assert alone[cold].max() < 2.5
-    assert alone[hot].mean() > 2 * alone[(batch.full == 2) & ~cold].mean()
+    assert alone[hot].mean() > 2 * alone[(batch.target == 2) & ~cold].mean()
 
 
 # Validation.
@@ -551,14 +551,14 @@ def test_the_fcn_starts_from_vgg16s_file(tmp_path: Path) -> None:
 
 def test_a_run_is_fed_one_ct_in_hu_and_pet_in_suv() -> None:
     config = Config()
-    virtual_pet.check(config, virtual_pet.FEED)
-    virtual_pet.check(config, FeedConfig(low=("ct",), full="low_drf4"))
+    virtual_pet.check(config, virtual_pet.FEED, {})
+    virtual_pet.check(config, FeedConfig(source=("ct",), target="low_drf4"), {})
     for feed, code, field in (
-        (FeedConfig(low=("ct",), suv_scale=5.0), "CFG_SCALE", "feed.suv_scale"),
-        (FeedConfig(low=("ct", "ct_2"), suv_scale=1.0), "CFG_INPUTS", "feed.low"),
+        (FeedConfig(source=("ct",), suv_scale=5.0), "CFG_SCALE", "feed.suv_scale"),
+        (FeedConfig(source=("ct", "ct_2"), suv_scale=1.0), "CFG_INPUTS", "feed.source"),
     ):
         with pytest.raises(InputError) as error:
-            virtual_pet.check(config, feed)
+            virtual_pet.check(config, feed, {})
         assert (error.value.code, error.value.where) == (code, field)
         assert "\n" not in str(error.value)
     assert virtual_pet.PRESET in PRESETS

@@ -293,10 +293,10 @@ class SGSGAN:
         c = self.config
         self.G.module.train()
         self.D.module.train()
-        yh = self.G(batch.low, batch.overview, cases=batch.cases)
+        yh = self.G(batch.source, batch.overview, cases=batch.cases)
 
         # Eq. 8 for D.  One forward for both, since a network may run forward for its own update once per step.
-        real, fake = self.D(torch.cat([batch.full, yh.detach()])).chunk(2)
+        real, fake = self.D(torch.cat([batch.target, yh.detach()])).chunk(2)
         critic = losses.critic_loss(real, fake)
         self.D.backward(critic)
         self.D.step()
@@ -306,7 +306,7 @@ class SGSGAN:
         to_critic, to_content = yh.view_as(yh), yh.view_as(yh)
         to_critic.retain_grad()
         to_content.retain_grad()
-        terms = {name: CONTENT[name](to_content, batch.full) for name in c.content.split("+")}
+        terms = {name: CONTENT[name](to_content, batch.target) for name in c.content.split("+")}
         content = torch.stack(list(terms.values())).sum()  # Eq. 9
         with self.D.frozen() as D:
             adversarial = losses.generator_loss(D(to_critic))
@@ -337,7 +337,7 @@ class SGSGAN:
         self.G.module.eval()  # S must see what inference produces: no noise
         self.S.module.train()
         with torch.no_grad(), self.G.frozen() as G:
-            yh = G(batch.low, batch.overview, cases=batch.cases)
+            yh = G(batch.source, batch.overview, cases=batch.cases)
         terms = segmentation_losses(self.S(yh), batch.masks, self.config.seg_loss)
         loss = torch.stack(list(terms.values())).sum()  # Eq. 7
         self.S.backward(loss)

@@ -57,11 +57,11 @@ from trainers import assembly, perceptual
 from trainers.blocks import PatchGAN, UNet, encoder_widths
 from trainers.feed import FeedConfig
 from trainers.losses import logistic_discriminator_loss, logistic_generator_loss
-from trainers.recipe import Batch, BatchSpec, Engine, EngineFactory, Metrics, State, Tiling
+from trainers.recipe import Batch, BatchSpec, Doses, Engine, EngineFactory, Metrics, State, Tiling
 from trainers.systems.virtual_pet import pyramid
 from trainers.systems.virtual_pet.fcn import FCN, check_weights, read_weights
 
-FEED = FeedConfig(low=("ct",), suv_scale=1.0, cases_per_step=4)
+FEED = FeedConfig(source=("ct",), suv_scale=1.0, cases_per_step=4)
 PRESET = "native"  # the paper scores no image
 ROLES = frozenset({"validation"})
 PHASES = ("fcn", "cgan")
@@ -329,7 +329,7 @@ class VirtualPET:
 
     def step(self, batch: Batch, step: int) -> Metrics:
         """Update F, or D and then G."""
-        hu, suv = stacks(batch.low, self.config.halo), stacks(batch.full, 0)
+        hu, suv = stacks(batch.source, self.config.halo), stacks(batch.target, 0)
         metrics = self._fcn_step(hu, suv) if self.phase(step) == "fcn" else self._cgan_step(hu, suv, step)
         metrics["clipped_share"] = (suv > self.config.suv_max).float().mean()
         return {name: value.detach() for name, value in metrics.items()}
@@ -379,7 +379,7 @@ class VirtualPET:
     def validate(self, batch: Batch) -> Metrics:
         """Score one batch by the terms that F and G minimise against PET, as at inference."""
         c = self.config
-        hu, suv = stacks(batch.low, c.halo), stacks(batch.full, 0)
+        hu, suv = stacks(batch.source, c.halo), stacks(batch.target, 0)
         scores = {}
         if self.F is not None:
             self.F.module.eval()
@@ -489,7 +489,7 @@ def _volumes(slices: Sequence[Float[Tensor, "1 1 y x"]], volumes: int) -> Float[
 # What the registry reads
 
 
-def check(config: Config, feed: FeedConfig) -> None:
+def check(config: Config, feed: FeedConfig, doses: Doses) -> None:
     """Refuse a scale beside the recipe's own, and several images to start from.
 
     Raises:
