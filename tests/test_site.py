@@ -1,4 +1,4 @@
-"""The site: every page of docs/ is in its index, it builds without a warning, and its pages load nothing from a network."""
+"""The site: its index lists every page, it builds without a warning, and its pages load nothing from a network."""
 
 import os
 import re
