@@ -1,4 +1,4 @@
-# Two commands set everything up: `make demo` and `make test`.
+# Every target first installs petscale into .venv if it is not there: `make demo` and `make test` need nothing before.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -26,7 +26,7 @@ format: $(STAMP)
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
 
-# torch first: with it in place no other package can pull a build with gigabytes of CUDA libraries.
+# torch is installed first, so that no other package installs a build with gigabytes of CUDA libraries.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "petscale needs Python 3.11 or newer: make PYTHON=python3.11"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
