@@ -53,7 +53,9 @@ def test_the_tree_names_every_module_with_one_line_each() -> None:
     assert all(listed.values())
 
 
-@pytest.mark.parametrize("page", [*PAGES, *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))])
+@pytest.mark.parametrize(
+    "page", [*PAGES, "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))]
+)
 def test_every_command_parses(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also those that are not run, each into its whole configuration: a wrong option or value ends in an error."""
     from petscale import cli
