@@ -53,6 +53,12 @@ def test_the_tree_names_every_module_with_one_line_each() -> None:
     assert all(listed.values())
 
 
+def test_the_readme_is_short_and_its_picture_small() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 110
+    assert "](docs/pictures/report.png)" in (ROOT / "README.md").read_text()
+    assert (ROOT / "docs/pictures/report.png").stat().st_size < 300_000
+
+
 @pytest.mark.parametrize(
     "page", [*PAGES, "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))]
 )
