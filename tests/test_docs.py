@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from petscale.cli import COMMANDS
+from petscale.commands import COMMANDS
 from petscale.config import RunConfig
 from trainers import RECIPES
 
