@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from petscale.cli import COMMANDS
+from petscale.commands import COMMANDS
 from petscale.config import RunConfig
 from trainers.systems import RECIPES
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/**/*.md"))]
+PAGES = [*(ROOT / f"{name}.md" for name in ("README", "CHANGELOG", "CONTRIBUTING")), *sorted(ROOT.glob("docs/**/*.md"))]
 
 
 def anchors(page: Path) -> set[str]:
@@ -54,7 +54,8 @@ def test_named_settings_exist(page: Path) -> None:
 
 def test_every_dependency_has_its_reason() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    names = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    extras = project["optional-dependencies"]
+    names = [*project["dependencies"], *extras["dev"], *extras["docs"]]
     rows = [line for line in (ROOT / "docs/decisions.md").read_text().splitlines() if line.startswith("| ")]
     told = " ".join(row.split("|")[1] for row in rows)
     told = told.replace("(+ libjpeg, openjpeg)", "pylibjpeg-libjpeg pylibjpeg-openjpeg")

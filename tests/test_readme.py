@@ -1,4 +1,4 @@
-"""The README tells the truth: its tree is the tree, and the commands of README and docs run as they are written."""
+"""README and docs tell the truth: the page's tree is the tree, and the commands run as they are written."""
 
 import itertools
 import json
@@ -28,8 +28,8 @@ def blocks(page: str) -> list[tuple[bool, list[str]]]:
 
 
 def tree() -> dict[str, str]:
-    """Path -> what the README's tree says about it."""
-    text = (ROOT / "README.md").read_text()
+    """Path -> what the tree of the architecture page says about it."""
+    text = (ROOT / "docs/architecture.md").read_text()
     lines = re.search(r"## The tree.*?```\n(.*?)```", text, flags=re.DOTALL)
     assert lines
     folders: list[str] = []
@@ -53,7 +53,15 @@ def test_the_tree_names_every_module_with_one_line_each() -> None:
     assert all(listed.values())
 
 
-@pytest.mark.parametrize("page", [*PAGES, *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))])
+def test_the_readme_is_short_and_its_picture_small() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 110
+    assert "](docs/pictures/report.png)" in (ROOT / "README.md").read_text()
+    assert (ROOT / "docs/pictures/report.png").stat().st_size < 300_000
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))]
+)
 def test_every_command_parses(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also those that are not run, each into its whole configuration: a wrong option or value ends in an error."""
     from petscale import cli
@@ -80,7 +88,7 @@ def test_every_command_parses(page: str, tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the files the pages speak of, made of small phantoms."""
+    """A folder with the files that the pages name, made of small phantoms."""
     from storage import dicom, nifti
     from storage.dicom_write import write_series
     from storage.phantom import PhantomConfig, phantom
@@ -169,8 +177,8 @@ def test_the_commands_run_in_order(desk: Path, tiny_training: None) -> None:
     assert (desk / "restored.nii.gz").is_file()
     assert len(list((desk / "restored").iterdir())) == SHAPE[0]
     assert (run / "report.html").stat().st_size > 10_000
-    # What the README says a run folder holds is there (TensorBoard events and pictures come with Ray's workers).
-    table = re.search(r"\*\*A run folder\*\* holds(.*?)##", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    # What the page says a run folder holds is there (TensorBoard events and pictures come with Ray's workers).
+    table = re.search(r"\*\*A run folder\*\* holds(.*?)##", (ROOT / "docs/data-format.md").read_text(), flags=re.DOTALL)
     assert table
     cells = re.findall(r"^\| (`.*?) \|", table.group(1), flags=re.MULTILINE)
     named = {name for cell in cells for name in cell.split("`")[1::2]}

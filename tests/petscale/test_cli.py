@@ -178,3 +178,15 @@ def test_the_watch_ends_with_the_run(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "train: 0/10" in err
     assert "train: 10/10" in err
     assert "l1 0.5" in err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_gets_a_script_that_completes_commands_and_settings(
+    shell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--tyro-print-completion", shell])
+    assert end.value.code in (None, 0)
+    script = capsys.readouterr().out
+    assert not [name for name in COMMANDS if name not in script]
+    assert "cases-per-step" in script

@@ -53,6 +53,7 @@ def test_bad_names_are_refused_without_being_repeated(name):
 def test_a_low_dose_name_tells_its_factor(drf, realisation):
     name = layout.low_name(drf, realisation)
     assert layout.check_name(name, "image") == name
+    assert name.startswith(f"low_drf{drf:g}")
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.uint16])
