@@ -18,6 +18,7 @@ from petscale.tuning.objectives import Objective
 from petscale.tuning.samplers import sampler_of
 from storage.errors import InputError
 from storage.integrity import disk_errors, exclusive, write_bytes
+from trainers import feed
 from tune_spaces import present_names
 
 STUDY_NAME = "petscale"  # always set: Optuna would merge every study of a store under a name of its own
@@ -186,13 +187,20 @@ def _token(folder: Path) -> str:
 def _compare(known: Any, facts: Mapping[str, Any]) -> None:
     if not isinstance(known, dict):
         raise _another("its origin (it was not made by petscale tune)")
-    known, facts = (  # a study may have been made before a space was renamed
-        {**either, "spaces": present_names(either["spaces"])} if "spaces" in either else either
-        for either in (known, facts)
-    )
+    known, facts = _present(known), _present(facts)
     differing = sorted(key for key in known.keys() | facts.keys() if known.get(key) != facts.get(key))
     if differing:
         raise _another(", ".join(differing))
+
+
+def _present(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """A study's facts under the names that spaces and fields have now: it may have been made before."""
+    found = dict(facts)
+    if "spaces" in found:
+        found["spaces"] = present_names(found["spaces"])
+    if "feed" in found.get("configuration", {}):
+        found["configuration"] = {**found["configuration"], "feed": feed.present_names(found["configuration"]["feed"])}
+    return found
 
 
 def _another(what: str) -> InputError:
