@@ -30,32 +30,35 @@ from storage.source import Dose
 
 COMMIT = "d3f2ffb"
 SYSTEMS = {
-    "sgsgan": """
+    name: settings.split()
+    for name, settings in {
+        "sgsgan": """
         recipe.patch=24,24,24 recipe.patches_per_case=1 recipe.context_patches=2
         recipe.critic_channels=2 recipe.segmenter_channels=2 recipe.phase_samples=4,4,4,4
-    """.split(),
-    "cg_3dsrgan": """
+    """,
+        "cg_3dsrgan": """
         feed.low=low_drf4,low_drf20 recipe.doses=4,20 recipe.patch=32,32,32 recipe.mlnet_channels=2
         recipe.head_hidden=4 recipe.contextual_channels=2 recipe.epoch_samples=2
         recipe.discriminator_channels=2 recipe.perceptual=masked recipe.backbone_samples=4
         recipe.max_epochs=3 recipe.calibration_samples=4 recipe.validate_batches=1
-    """.split(),
-    "s3pet": """
+    """,
+        "s3pet": """
         feed.low=low_drf20 recipe.window=32 recipe.slices=2 recipe.dim=16 recipe.blocks=1 recipe.heads=2
         recipe.decoder_channels=8,4,4,4 recipe.low_samples=12 recipe.full_samples=12
         recipe.swap_samples=12
-    """.split(),
-    "cascade": """
+    """,
+        "cascade": """
         recipe.stages=2 recipe.dense=images recipe.loss_at=all recipe.patch=1,64,64 recipe.width=4
         recipe.downs=5 recipe.critic_width=4 recipe.critic_strides=2,1 recipe.epoch_samples=4
         recipe.epochs=2 recipe.validate_batches=1
-    """.split(),
-    "virtual_pet": """
+    """,
+        "virtual_pet": """
         recipe.patch=1,64,64 recipe.fcn_widths=4,4,8,8,8 recipe.fcn_fc=8 recipe.fcn_fc6_kernel=3
         recipe.generator_width=4 recipe.generator_downs=3 recipe.critic_width=4
         recipe.critic_strides=2,1 recipe.blend_levels=1 recipe.fcn_samples=6 recipe.cgan_samples=6
         recipe.epoch_samples=2 recipe.validate_batches=1
-    """.split(),
+    """,
+    }.items()
 }
 ALL = ["feed.cases_per_step=2", "loop.save_every=1", "loop.log_every=1", "loop.picture_every=0"]
 
