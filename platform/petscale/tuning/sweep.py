@@ -27,8 +27,7 @@ from petscale.report.sweep import SweepData, write_sweep
 from petscale.report.sweep_trials import Objective as Shown
 from petscale.report.sweep_trials import importances
 from petscale.training.planning import Plan, plan_run
-from petscale.tuning import objectives
-from petscale.tuning.objectives import Objective
+from petscale.tuning.objectives import Objective, objective
 from petscale.tuning.search import SCRATCH, SweepConfig, run_trials
 from petscale.tuning.study import hold, open_study
 from petscale.tuning.table import TrialTable
@@ -65,7 +64,7 @@ def sweep(
     require_path(cohort, folder)
     base = replace(base, loop=replace(base.loop, picture_every=0))  # pictures are of test patients
     space, first = _joined(base, config.spaces)
-    objectives = [objectives.objective(name) for name in config.objectives]
+    objectives = [objective(name) for name in config.objectives]
     plan = plan_run(cohort, folder / TRIALS / "none", base, validation=True)
     _check_judges(plan, open_cohort(cohort), objectives)
     if not nodes.joined():
