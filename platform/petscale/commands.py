@@ -51,7 +51,7 @@ def demo(folder: Path = Path("demo"), seed: int = 0) -> None:
     from petscale.evaluation.run import evaluate_run
     from petscale.experiments import runs
     from petscale.experiments.runs import DEMO_DRFS, DEMO_PATIENTS, demo_phantom, demo_scan
-    from petscale.report.run import report_run
+    from petscale.reporting.run import report_run
     from petscale.training import driver
 
     plans = phantom_plans(DEMO_PATIENTS, demo_phantom(seed), demo_scan(seed), DEMO_DRFS)
@@ -390,7 +390,7 @@ def report(run: Positional[Path], cohort: Positional[Path]) -> None:
         cohort: the cohort it was evaluated on.
     """
     from petscale.evaluation.run import read_evaluations
-    from petscale.report.run import report_run
+    from petscale.reporting.run import report_run
 
     print(report_run(run, cohort, read_evaluations(run, cohort)))
 

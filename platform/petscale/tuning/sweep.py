@@ -22,10 +22,10 @@ from petscale.cluster.shared_storage import require_path
 from petscale.config import RunConfig
 from petscale.console import console
 from petscale.folders import BEST, REPORT, TRIALS
-from petscale.report.environment import environment
-from petscale.report.sweep import SweepData, write_sweep
-from petscale.report.sweep_trials import Objective as Shown
-from petscale.report.sweep_trials import importances
+from petscale.reporting.environment import environment
+from petscale.reporting.sweep import SweepData, write_sweep
+from petscale.reporting.sweep_trials import Objective as Shown
+from petscale.reporting.sweep_trials import importances
 from petscale.training.planning import Plan, plan_run
 from petscale.tuning.objectives import Objective, objective
 from petscale.tuning.search import SCRATCH, SweepConfig, run_trials
@@ -163,11 +163,11 @@ def _check_judges(plan: Plan, cohort: Cohort, objectives: Sequence[Objective]) -
             found="trials are judged on patients kept apart for that, and there are none",
             remedy="give it some (--set split.validation_fraction=0.2), or ingest more patients",
         )
-    for objective in objectives:
-        if objective.region in ("lesions", "organs") and not any(cohort.case(name).labels for name in judges):
+    for wanted in objectives:
+        if wanted.region in ("lesions", "organs") and not any(cohort.case(name).labels for name in judges):
             raise InputError(
                 "SET_NO_LABELS",
-                where=f"objective {objective.name}",
+                where=f"objective {wanted.name}",
                 found="no validation patient has labels",
                 remedy="ingest labels (--mask), or choose an objective of the whole volume or the body",
             )
