@@ -178,7 +178,7 @@ def test_a_batch_tells_what_was_refused(tmp_path: Path) -> None:
     """One good and one damaged examination: the first is committed, the second is named with its code."""
     for name in ("a", "b"):
         (tmp_path / "scans" / name).mkdir(parents=True)
-    voxels = np.random.default_rng(0).gamma(2.0, 1.0, (32, 24, 24))
+    voxels = np.random.default_rng(0).gamma(2.0, 1.0, (32, 24, 24)).astype(np.float32)
     image = Image(voxels, Grid((32, 24, 24), np.diag([10.0, 10.0, 10.0, 1.0])))
     image.save(tmp_path / "scans/a/pet.nii.gz")
     (tmp_path / "scans/b/pet.nii.gz").write_bytes(b"")
