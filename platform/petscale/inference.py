@@ -210,15 +210,8 @@ def synthesize_image(trained: Trained, source: ImageSource, scratch: Path) -> Im
         voxel size that the run was trained at.
 
     Raises:
-        InputError: SET_WRONG_UNITS, CT_UNITS, IMG_TOO_SMALL, IMG_NONFINITE and their kin.
+        InputError: SET_NO_PET, CT_UNITS, IMG_TOO_SMALL, IMG_NONFINITE and their kin.
     """
-    if source.units != trained.units:
-        raise InputError(
-            "SET_WRONG_UNITS",
-            where="the scan",
-            found=f"in {source.units}, this run starts from {trained.units}",
-            remedy="give the kind of scan that the run was trained on, in that unit",
-        )
     name = layout.low_name(1)
     if trained.units == HU:
         name = trained.config.feed.low[0]

@@ -73,6 +73,13 @@ def synthesize(
     with tempfile.TemporaryDirectory(prefix="petscale-") as name:
         scratch = Path(name)
         if isinstance(source, Image):
+            if source.units != trained.units:
+                raise InputError(
+                    "SET_WRONG_UNITS",
+                    where="image",
+                    found=f"in {source.units}, this run starts from {trained.units}",
+                    remedy="give the kind of scan that the run was trained on, in that unit",
+                )
             return Image.of(synthesize_image(trained, source, scratch))
         if trained.units == HU:
             return Image.of(synthesize_image(trained, open_ct(Path(source), scratch), scratch))
