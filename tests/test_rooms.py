@@ -115,7 +115,7 @@ def test_no_path_of_a_machine() -> None:
             },
         ),
         ("pydicom", {"storage/dicom.py", "storage/dicom_header.py", "storage/dicom_write.py"}),
-        ("nibabel", {"storage/nifti.py", "platform/petscale/report/pictures.py"}),
+        ("nibabel", {"storage/nifti.py", "platform/petscale/images.py", "platform/petscale/reporting/pictures.py"}),
         ("tensorstore", {"storage/reader.py"}),
     ],
 )

@@ -19,7 +19,7 @@ from petscale import config as configs
 from petscale.evaluation.run import evaluate_run, read_evaluations
 from petscale.folders import CONFIG, SCORED, SYNTHESIS, WEIGHTS
 from petscale.inference import open_run, run_case
-from petscale.report.run import report_run
+from petscale.reporting.run import report_run
 from petscale.training.planning import plan_run
 from petscale.tuning.objectives import objective
 from petscale.tuning.study import open_study

@@ -9,7 +9,6 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -24,7 +23,6 @@ from storage.source import HU
 
 if TYPE_CHECKING:
     from petscale.config import RunConfig
-    from storage.ingest import CasePlan
 
 
 def recorded() -> str:
@@ -51,7 +49,7 @@ def demo(folder: Path = Path("demo"), seed: int = 0) -> None:
     from petscale.evaluation.run import evaluate_run
     from petscale.experiments import runs
     from petscale.experiments.runs import DEMO_DRFS, DEMO_PATIENTS, demo_phantom, demo_scan
-    from petscale.report.run import report_run
+    from petscale.reporting.run import report_run
     from petscale.training import driver
 
     plans = phantom_plans(DEMO_PATIENTS, demo_phantom(seed), demo_scan(seed), DEMO_DRFS)
@@ -152,34 +150,12 @@ def ingest(
         workers: parallel tasks.
     """
     from petscale.data.cohorts import fill_cohort
-    from petscale.data.ingest import Files, alias, find_cases, open_case
+    from petscale.data.ingest import ingest_plans
 
     overrides = suv.Overrides(weight_kg=weight_kg, dose_mbq=dose_mbq, injection_time=injection_time)
-    if pet:
-        found = find_cases(source, pet, ct, mask)
-        plans: dict[str, Callable[[Path], CasePlan]] = {}
-        for folder, (pet_path, ct_path, mask_path) in found.items():
-            files = Files(pet=pet_path, ct=ct_path, mask=mask_path, grid=grid, units=units, overrides=overrides)
-            name = alias(folder, names)
-            if name in plans:
-                raise InputError(
-                    "SET_CASE_COLLISION",
-                    where=f"case {name}",
-                    found="two folders whose names differ in case only",
-                    remedy="rename one, or use --names hash",
-                )
-            plans[name] = partial(open_case, files, subject=folder)
-    else:
-        files = Files(
-            pet=source,
-            ct=Path(ct) if ct else None,
-            mask=Path(mask) if mask else None,
-            grid=grid,
-            units=units,
-            overrides=overrides,
-        )
-        name = case or alias(source.name, "hash")
-        plans = {name: partial(open_case, files)}
+    plans = ingest_plans(
+        source, case=case, pet=pet, ct=ct, mask=mask, grid=grid, units=units, names=names, overrides=overrides
+    )
     fill_cohort("ingest", cohort, plans, strict=strict, workers=workers)
 
 
@@ -366,20 +342,19 @@ def evaluate(
         threshold_suv: a lesion is seen above it, on the real and on the synthesized PET.
         tolerance_mm: how far from a lesion a hit may lie.
     """
-    from petscale.evaluation.run import evaluate_run, make_segmenter
-    from trainers.metrics.detection import DetectionConfig
-    from trainers.organ_segmenter import OrganSegmenterConfig
+    from petscale import api
 
-    segmenter = None
-    if unet_score:
-        config = OrganSegmenterConfig(rois=unet_score, samples=judge_samples, channels=judge_channels)
-        segmenter = make_segmenter(run, cohort, config)
-    lesions = None
-    if detect:
-        lesions = DetectionConfig(lesion=detect, organs=within, threshold_suv=threshold_suv, tolerance_mm=tolerance_mm)
-    elif within:
-        raise InputError("CFG_SET", where="--within", found="given alone", remedy="say what to find: --detect lesion")
-    evaluate_run(run, cohort, segmenter=segmenter, lesions=lesions)
+    api.evaluate(
+        run,
+        cohort,
+        unet_score=unet_score,
+        judge_samples=judge_samples,
+        judge_channels=judge_channels,
+        detect=detect,
+        within=within,
+        threshold_suv=threshold_suv,
+        tolerance_mm=tolerance_mm,
+    )
 
 
 def report(run: Positional[Path], cohort: Positional[Path]) -> None:
@@ -390,7 +365,7 @@ def report(run: Positional[Path], cohort: Positional[Path]) -> None:
         cohort: the cohort it was evaluated on.
     """
     from petscale.evaluation.run import read_evaluations
-    from petscale.report.run import report_run
+    from petscale.reporting.run import report_run
 
     print(report_run(run, cohort, read_evaluations(run, cohort)))
 

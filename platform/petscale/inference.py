@@ -7,10 +7,11 @@ size that the run was trained at: a network knows sizes in voxels only.
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -100,12 +101,13 @@ def run_case(trained: Trained, case: Case, image: str, write: Callable[[int, NDA
 
 
 class _Spool:
-    """A volume on disk between the network and a writer: slabs go in in order, any slab comes out.
+    """A synthesized volume on disk, as an ``ImageSource``: slabs go in in order, any slab comes out.
 
     Plain writes, no memory map: on a full disk a map ends the process by a signal, a write by an error.
     """
 
-    def __init__(self, path: Path, grid: Grid) -> None:
+    def __init__(self, path: Path, grid: Grid, provenance: Mapping[str, object] = MappingProxyType({})) -> None:
+        self.grid, self.units, self.provenance = grid, SUV, provenance
         self._path, self._shape = path, grid.shape
         self._layer = grid.shape[1] * grid.shape[2]
         path.write_bytes(b"")
@@ -147,13 +149,13 @@ class _Lazy:
 
     def __init__(self, path: Path, trained: Trained, case: Case, image: str) -> None:
         self.grid, self.units = case.image(image).grid, SUV
-        self.provenance = {"kind": "synthesized", "recipe": trained.config.recipe, "from": image}
+        self.provenance = _provenance(trained, image)
         self._path, self._trained, self._case, self._image = path, trained, case, image
         self._spool: _Spool | None = None
 
     def read(self, z0: int, z1: int) -> NDArray[np.float32]:
         if self._spool is None:
-            self._spool = _Spool(self._path, self.grid)
+            self._spool = _Spool(self._path, self.grid, self.provenance)
             run_case(self._trained, self._case, self._image, self._spool.put)
         return self._spool.read(z0, z1)
 
@@ -171,11 +173,11 @@ def synthesize_pet(trained: Trained, files: Files, output: Path) -> None:
     with _scratch_for(files.pet, output) as scratch:
         source, _ = open_pet(files, scratch)
         factor = suv_factor(files)
-        spool = _through(trained, layout.low_name(1), source, scratch)
+        result = synthesize_image(trained, source, scratch)
         if isinstance(source, dicom.DicomSource):
-            dicom_write.write_derived_series(output, source, spool.read, description=_description(trained))
+            dicom_write.write_derived_series(output, source, result.read, description=_description(trained))
             return
-        nifti.write_nifti(output, source.grid, lambda z0, z1: spool.read(z0, z1) / np.float32(factor))
+        nifti.write_nifti(output, source.grid, lambda z0, z1: result.read(z0, z1) / np.float32(factor))
 
 
 def synthesize_ct(trained: Trained, ct: Path, output: Path) -> None:
@@ -190,13 +192,42 @@ def synthesize_ct(trained: Trained, ct: Path, output: Path) -> None:
     """
     with _scratch_for(ct, output) as scratch:
         source = open_ct(ct, scratch)
-        grid = geometry.coarser_grid(source.grid, trained.spacing_mm)
-        spool = _through(trained, trained.config.feed.source[0], geometry.Resampled(source, grid), scratch)
+        result = synthesize_image(trained, source, scratch)
         if isinstance(source, dicom.DicomSource):
             what = _description(trained)
-            dicom_write.write_synthetic_pet(output, source, grid, spool.read, description=what)
+            dicom_write.write_synthetic_pet(output, source, result.grid, result.read, description=what)
             return
-        nifti.write_nifti(output, grid, spool.read)
+        nifti.write_nifti(output, result.grid, result.read)
+
+
+def synthesize_image(trained: Trained, source: ImageSource, scratch: Path) -> ImageSource:
+    """Synthesize one scan, from wherever it was read.
+
+    Args:
+        source: a low-dose PET in SUVbw or, for a run that starts from CT, a CT in HU.
+        scratch: an empty folder that holds the result while it is read; the caller removes it.
+
+    Returns:
+        The estimated full-dose PET in SUVbw, 0 or above: on the grid of a PET, or for a CT over the same volume at the
+        voxel size that the run was trained at.
+
+    Raises:
+        InputError: SET_NO_PET, CT_UNITS, IMG_TOO_SMALL, IMG_NONFINITE and their kin.
+    """
+    name = layout.low_name(1)
+    if trained.units == HU:
+        name = trained.config.feed.source[0]
+        source = geometry.Resampled(source, geometry.coarser_grid(source.grid, trained.spacing_mm))
+    # Stored as a case of its own, as the network's tiles are read from a store.
+    plan = CasePlan({name: source}, subject="scan", fingerprint="scan")
+    ingest(scratch / "cohort", {"scan": lambda _: plan}, strict=True, workers=1)
+    spool = _Spool(scratch / "spool.f32", source.grid, _provenance(trained, name))
+    run_case(trained, open_cohort(scratch / "cohort").case("scan"), name, spool.put)
+    return spool
+
+
+def _provenance(trained: Trained, image: str) -> dict[str, object]:
+    return {"kind": "synthesized", "recipe": trained.config.recipe, "from": image}
 
 
 def _description(trained: Trained) -> str:
@@ -219,12 +250,3 @@ def _scratch_for(source: Path, output: Path) -> Iterator[Path]:
     place = next(parent for parent in output.absolute().parents if parent.exists())
     with integrity.disk_errors(output), tempfile.TemporaryDirectory(dir=place, prefix=".petscale-") as folder:
         yield Path(folder)
-
-
-def _through(trained: Trained, name: str, source: ImageSource, scratch: Path) -> _Spool:
-    """Store a scan as a case of its own, as the network's tiles are read from a store, and synthesize it."""
-    plan = CasePlan({name: source}, subject="scan", fingerprint="scan")
-    ingest(scratch / "cohort", {"scan": lambda _: plan}, strict=True, workers=1)
-    spool = _Spool(scratch / "spool.f32", source.grid)
-    run_case(trained, open_cohort(scratch / "cohort").case("scan"), name, spool.put)
-    return spool

@@ -25,8 +25,25 @@ def fill_cohort(title: str, cohort: Path, plans: Plans, *, strict: bool, workers
     """Ingest with a bar over all tasks, then say what was committed, kept and refused.
 
     Raises:
+        InputError: as ``fill_what_can_be``; SET_REFUSED when only some cases were refused.
+    """
+    outcome = fill_what_can_be(title, cohort, plans, strict=strict, workers=workers)
+    if outcome.refused:
+        raise InputError(
+            "SET_REFUSED",
+            where=cohort.name,
+            found=f"{len(outcome.refused)} of {len(plans)} cases were refused, the others are committed",
+            remedy="see the lines above, mend these cases and run the same command again",
+        )
+    return outcome
+
+
+def fill_what_can_be(title: str, cohort: Path, plans: Plans, *, strict: bool, workers: int | None) -> Outcome:
+    """Ingest with a bar over all tasks; cases that are refused beside others are in the outcome, and on the terminal.
+
+    Raises:
         InputError: the first refusal when nothing was committed or kept, so that a single mistake is told as itself;
-            the cohort's folder is then as it was before.  SET_REFUSED when only some cases were refused.
+            the cohort's folder is then as it was before.
     """
     if workers is not None and workers < 1:
         raise InputError("CFG_RANGE", where="--workers", found=str(workers), remedy="give 1 or more")
@@ -53,13 +70,6 @@ def _fill(title: str, cohort: Path, plans: Plans, *, strict: bool, workers: int 
         raise told
     summary = f"{cohort}: {len(outcome.committed)} committed, {len(outcome.kept)} already there"
     console.print(summary, soft_wrap=True, markup=False)
-    if outcome.refused:
-        raise InputError(
-            "SET_REFUSED",
-            where=cohort.name,
-            found=f"{len(outcome.refused)} of {len(plans)} cases were refused, the others are committed",
-            remedy="see the lines above, mend these cases and run the same command again",
-        )
     return outcome
 
 

@@ -1,12 +1,13 @@
 """``petscale ingest``: the files of an examination (DICOM, NIfTI) opened as the plan of one case."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from petscale.data.cohorts import fingerprint
+from petscale.data.cohorts import Plans, fingerprint
 from storage import dicom, geometry, layout, nifti, suv
 from storage.errors import InputError
 from storage.ingest import CasePlan, site_key, subject_hash
@@ -35,6 +36,48 @@ class Files:
     units: nifti.Units = "SUVbw"
     overrides: suv.Overrides = field(default_factory=suv.Overrides)
     labels: Mapping[int, str] | None = None
+
+
+def ingest_plans(
+    source: Path,
+    *,
+    case: str | None,
+    pet: str,
+    ct: str,
+    mask: str,
+    grid: Literal["pet", "ct"],
+    units: nifti.Units,
+    names: Literal["hash", "folder"],
+    overrides: suv.Overrides,
+) -> Plans:
+    """Plan one examination or, where ``pet`` names the PET inside each sub-folder, many; as ``petscale ingest`` says.
+
+    Raises:
+        InputError: IMG_NO_FILE, SET_NO_PET, SET_NO_CT, SET_NO_MASK; SET_CASE_COLLISION for two cases of one name.
+    """
+    if not pet:
+        files = Files(
+            pet=source,
+            ct=Path(ct) if ct else None,
+            mask=Path(mask) if mask else None,
+            grid=grid,
+            units=units,
+            overrides=overrides,
+        )
+        return {case or alias(source.name, "hash"): partial(open_case, files)}
+    plans: dict[str, Callable[[Path], CasePlan]] = {}
+    for folder, (pet_path, ct_path, mask_path) in find_cases(source, pet, ct, mask).items():
+        files = Files(pet=pet_path, ct=ct_path, mask=mask_path, grid=grid, units=units, overrides=overrides)
+        name = alias(folder, names)
+        if name in plans:
+            raise InputError(
+                "SET_CASE_COLLISION",
+                where=f"case {name}",
+                found="two folders whose names differ in case only",
+                remedy="rename one, or use --names hash",
+            )
+        plans[name] = partial(open_case, files, subject=folder)
+    return plans
 
 
 def find_cases(root: Path, pet: str, ct: str, mask: str) -> dict[str, tuple[Path, Path | None, Path | None]]:

@@ -35,7 +35,7 @@ from petscale.experiments.design import GAUSSIAN, Column, Experiment, Row, Score
 from petscale.experiments.table import as_json, headline, markdown
 from petscale.folders import CONFIG, EVALUATION, WEIGHTS
 from petscale.inference import open_run, synthesize_case
-from petscale.report.environment import environment
+from petscale.reporting.environment import environment
 from petscale.training import driver
 from storage import geometry, integrity
 from storage.reader import Cohort, open_cohort

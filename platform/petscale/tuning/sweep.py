@@ -22,13 +22,12 @@ from petscale.cluster.shared_storage import require_path
 from petscale.config import RunConfig
 from petscale.console import console
 from petscale.folders import BEST, REPORT, TRIALS
-from petscale.report.environment import environment
-from petscale.report.sweep import SweepData, write_sweep
-from petscale.report.sweep_trials import Objective as Shown
-from petscale.report.sweep_trials import importances
+from petscale.reporting.environment import environment
+from petscale.reporting.sweep import SweepData, write_sweep
+from petscale.reporting.sweep_trials import Objective as Shown
+from petscale.reporting.sweep_trials import importances
 from petscale.training.planning import Plan, plan_run
-from petscale.tuning import objectives
-from petscale.tuning.objectives import Objective
+from petscale.tuning.objectives import Objective, objective
 from petscale.tuning.search import SCRATCH, SweepConfig, run_trials
 from petscale.tuning.study import hold, open_study
 from petscale.tuning.table import TrialTable
@@ -67,7 +66,7 @@ def sweep(
     require_path(cohort, folder)
     base = replace(base, loop=replace(base.loop, picture_every=0))  # pictures are of test patients
     space, first = _joined(base, config.spaces)
-    objectives = [objectives.objective(name) for name in config.objectives]
+    objectives = [objective(name) for name in config.objectives]
     plan = plan_run(cohort, folder / TRIALS / "none", base, validation=True)
     _check_judges(plan, open_cohort(cohort), objectives)
     if not nodes.joined():
@@ -166,11 +165,11 @@ def _check_judges(plan: Plan, cohort: Cohort, objectives: Sequence[Objective]) -
             found="trials are judged on patients kept apart for that, and there are none",
             remedy="give it some (--set split.validation_fraction=0.2), or ingest more patients",
         )
-    for objective in objectives:
-        if objective.region in ("lesions", "organs") and not any(cohort.case(name).labels for name in judges):
+    for wanted in objectives:
+        if wanted.region in ("lesions", "organs") and not any(cohort.case(name).labels for name in judges):
             raise InputError(
                 "SET_NO_LABELS",
-                where=f"objective {objective.name}",
+                where=f"objective {wanted.name}",
                 found="no validation patient has labels",
                 remedy="ingest labels (--mask), or choose an objective of the whole volume or the body",
             )

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from petscale.console import console
 from petscale.folders import METRICS
-from petscale.report.sweep_trials import Objective
+from petscale.reporting.sweep_trials import Objective
 from petscale.training.progress import Records
 
 SUMMARY_S = 60.0  # between two summaries where there is no terminal

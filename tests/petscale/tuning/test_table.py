@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from petscale.folders import METRICS
-from petscale.report.sweep_trials import Objective
+from petscale.reporting.sweep_trials import Objective
 from petscale.tuning import table as table_module
 from petscale.tuning.table import TrialTable
 

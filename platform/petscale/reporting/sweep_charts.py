@@ -13,8 +13,16 @@ from matplotlib.colors import Normalize
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from petscale.report.charts import COLORS, FAINT, INK, dress, figure_png, new_figure
-from petscale.report.sweep_trials import MOST_ON_FRONT, PRUNED, Objective, Trial, number_text, paper_trial, value_text
+from petscale.reporting.charts import COLORS, FAINT, INK, dress, figure_png, new_figure
+from petscale.reporting.sweep_trials import (
+    MOST_ON_FRONT,
+    PRUNED,
+    Objective,
+    Trial,
+    number_text,
+    paper_trial,
+    value_text,
+)
 
 LOG_DECADES = 2.0  # a range wider than this is drawn on a logarithmic axis
 

@@ -13,9 +13,9 @@ import numpy as np
 import optuna
 import pytest
 
-from petscale.report.sweep import SweepData, render, verdict, write_sweep
-from petscale.report.sweep_charts import Scale
-from petscale.report.sweep_trials import MIN_TRIALS, Objective, Trial, importances, paper_trial, pareto
+from petscale.reporting.sweep import SweepData, render, verdict, write_sweep
+from petscale.reporting.sweep_charts import Scale
+from petscale.reporting.sweep_trials import MIN_TRIALS, Objective, Trial, importances, paper_trial, pareto
 
 HOSTILE = "</script><script>alert(1)</script> & <img src=x>"
 PSNR = Objective("PSNR inside the body", "maximize", "dB")

@@ -12,9 +12,9 @@ from PIL import Image
 from petscale.evaluation.baselines import INPUT, GaussianSource
 from petscale.evaluation.scores import SYNTHESIZED, Evaluation
 from petscale.evaluation.scoring import score_case
-from petscale.report import CaseImages, ReportData, write_report
-from petscale.report.pictures import GREY, Frame, case_rows, middle, mip, plane, png, signed_extreme
-from petscale.report.verdict import verdict
+from petscale.reporting import CaseImages, ReportData, write_report
+from petscale.reporting.pictures import GREY, Frame, case_rows, middle, mip, plane, png, signed_extreme
+from petscale.reporting.verdict import verdict
 from petscale.training.progress import read_metrics
 from storage.source import LABEL, SUV, ArraySource, Grid
 from trainers.metrics.definitions import Score

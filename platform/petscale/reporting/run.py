@@ -7,8 +7,8 @@ from petscale.console import bar
 from petscale.evaluation.run import baseline_of, candidates_of, run_facts
 from petscale.evaluation.scores import Evaluation
 from petscale.folders import METRICS, REPORT, SYNTHESIS
-from petscale.report import CaseImages, ReportData, write_report
-from petscale.report.environment import environment
+from petscale.reporting import CaseImages, ReportData, write_report
+from petscale.reporting.environment import environment
 from petscale.training.progress import read_metrics
 from storage import integrity
 from storage.reader import Case, open_cohort

@@ -168,6 +168,13 @@ def case_rows(
     return rows
 
 
+def anterior_mip(source: ImageSource, window: tuple[float, float], colormap: str) -> str:
+    """Return the whole anterior maximum intensity projection of a source as a data URI, patient's right on the left."""
+    frame, spacing = Frame.of(source.grid), source.grid.spacing_mm
+    picture = frame.upright(mip(source, frame.axes[1]), 1, 0)
+    return png(_to_pixels(picture, (spacing[frame.axes[2]], spacing[frame.axes[0]])), window, colormap)
+
+
 def png(picture: Picture, window: tuple[float, float], colormap: str) -> str:
     """Return a picture as a data URI: 8-bit PNG with the colormap as its palette, values outside the window clipped."""
     low, high = window

@@ -15,8 +15,8 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from petscale.report.page import script_json
-from petscale.report.sweep_charts import (
+from petscale.reporting.page import script_json
+from petscale.reporting.sweep_charts import (
     draw_budgets,
     draw_front,
     draw_history,
@@ -24,7 +24,7 @@ from petscale.report.sweep_charts import (
     draw_parallel,
     draw_slices,
 )
-from petscale.report.sweep_trials import (
+from petscale.reporting.sweep_trials import (
     MIN_TRIALS,
     MOST_ON_FRONT,
     Objective,
@@ -81,7 +81,7 @@ def write_sweep(path: Path, data: SweepData) -> None:
 def render(data: SweepData) -> str:
     """Return the page as HTML text."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files("petscale.report").joinpath("sweep.html.j2").read_text("utf-8"))
+    template = environment.from_string(files("petscale.reporting").joinpath("sweep.html.j2").read_text("utf-8"))
     trials = sorted(map(trial_of, data.trials), key=lambda trial: trial.number)
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     complete = [trial for trial in trials if trial.values]

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from petscale.report.pictures import data_uri
+from petscale.reporting.pictures import data_uri
 from storage.source import ImageSource
 from trainers.metrics.slabs import slabs
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from petscale.evaluation import detection
 from petscale.evaluation.scores import REFERENCE, Evaluation
-from petscale.report.charts import (
+from petscale.reporting.charts import (
     draw_bland_altman,
     draw_curves,
     draw_froc,
@@ -25,8 +25,8 @@ from petscale.report.charts import (
     draw_noise_bias,
     joint_histogram,
 )
-from petscale.report.pictures import BONE_HU, DIVERGING, GREY, case_rows, colour_bar
-from petscale.report.score_tables import (
+from petscale.reporting.pictures import BONE_HU, DIVERGING, GREY, case_rows, colour_bar
+from petscale.reporting.score_tables import (
     case_table,
     headline_scores,
     image_rules,
@@ -34,7 +34,7 @@ from petscale.report.score_tables import (
     organ_table,
     score_tables,
 )
-from petscale.report.verdict import verdict
+from petscale.reporting.verdict import verdict
 from petscale.training.pictures import CT_HU
 from storage.integrity import write_bytes
 from storage.source import ImageSource
@@ -106,7 +106,7 @@ def write_report(path: Path, data: ReportData) -> None:
 def render(data: ReportData) -> str:
     """Return the page as HTML text."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files("petscale.report").joinpath("template.html.j2").read_text("utf-8"))
+    template = environment.from_string(files("petscale.reporting").joinpath("template.html.j2").read_text("utf-8"))
     evaluation = data.evaluation
     content, table = _numbers(evaluation)
     chosen = _chosen(data)

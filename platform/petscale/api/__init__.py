@@ -1,0 +1,32 @@
+"""The commands as functions for notebooks and scripts: paths and values in, images with their grid and tables out.
+
+Each function is called as its command, has the command's options and defaults, and does what the command does.  Paths
+are local, as text or ``Path``.  A mistake is an ``InputError`` with the code that docs/errors.md explains.
+"""
+
+from petscale.api.cohorts import Case, Cohort, IngestResult, ingest, open_cohort, phantom, simulate
+from petscale.api.results import Page, Scores, evaluate, report, synthesize
+from petscale.api.training import Run, configure, open_run, train
+from petscale.api.tuning import Study, open_study, tune
+
+__all__ = [
+    "Case",
+    "Cohort",
+    "IngestResult",
+    "Page",
+    "Run",
+    "Scores",
+    "Study",
+    "configure",
+    "evaluate",
+    "ingest",
+    "open_cohort",
+    "open_run",
+    "open_study",
+    "phantom",
+    "report",
+    "simulate",
+    "synthesize",
+    "train",
+    "tune",
+]

@@ -1,0 +1,343 @@
+"""Cohorts made and read: phantoms, examinations and simulated scans in, images with their grid and tables out."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from petscale.images import Image
+from storage import nifti, reader, suv
+from storage.errors import InputError
+from storage.ingest import Outcome
+from storage.lowdose import LowDoseConfig
+from storage.phantom import PhantomConfig
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+PathLike = str | Path
+
+
+def phantom(
+    cohort: PathLike,
+    cases: int = 6,
+    *,
+    body: PhantomConfig = PhantomConfig(),  # noqa: B008
+    scan: LowDoseConfig = LowDoseConfig(),  # noqa: B008
+    drf: Sequence[float] = (4.0, 20.0, 100.0),
+    realisations: int = 1,
+    workers: int | None = None,
+) -> "IngestResult":
+    """Make a cohort of phantom patients with simulated full-dose and low-dose scans.
+
+    Args:
+        cohort: folder of the cohort; made or added to.
+        cases: patients; their seeds count up from ``body.seed``.
+        body: the phantom.
+        scan: the scanner and its counts; ``scan.drf`` is replaced by the values of ``drf``.
+        drf: dose reduction factors, 1 or more; () for no low dose.
+        realisations: noise realisations of each.
+        workers: parallel tasks.
+
+    Raises:
+        InputError: CFG_RANGE, STORE_NOT_EMPTY, STORE_BUSY, DISK_FULL.
+
+    A cohort so small that a network learns nothing from it, made in seconds:
+
+    >>> import petscale
+    >>> body = petscale.PhantomConfig(shape=(48, 40, 40), spacing_mm=(20.0, 11.0, 11.0), num_lesions=2)
+    >>> scan = petscale.LowDoseConfig(million_prompts_per_bed=20.0, iterations=1)
+    >>> made = petscale.phantom("cohort", 4, body=body, scan=scan, drf=[4, 20])
+    >>> made.committed
+    ('phantom-000', 'phantom-001', 'phantom-002', 'phantom-003')
+    """
+    from petscale.data.cohorts import fill_what_can_be
+    from petscale.data.phantom import phantom_plans
+
+    plans = phantom_plans(cases, body, scan, list(drf), realisations)
+    outcome = fill_what_can_be("phantoms", Path(cohort), plans, strict=True, workers=workers)
+    return IngestResult.of(cohort, outcome)
+
+
+def ingest(
+    source: PathLike,
+    cohort: PathLike,
+    *,
+    case: str | None = None,
+    pet: str = "",
+    ct: PathLike = "",
+    mask: PathLike = "",
+    grid: Literal["pet", "ct"] = "pet",
+    units: nifti.Units = "SUVbw",
+    names: Literal["hash", "folder"] = "hash",
+    weight_kg: float | None = None,
+    dose_mbq: float | None = None,
+    injection_time: str | None = None,
+    strict: bool = False,
+    workers: int | None = None,
+) -> "IngestResult":
+    """Read DICOM or NIfTI examinations into a cohort, in SUV, at their native resolution.
+
+    Args:
+        source: a DICOM series' folder, a NIfTI file, or a folder with one sub-folder per examination.
+        cohort: folder of the cohort; made or added to.
+        case: name of a single case; without it a keyed hash is used.
+        pet: name of the PET inside each sub-folder; says that ``source`` holds many examinations.
+        ct: the CT of one examination, or its name inside each sub-folder.
+        mask: a mask on the grid chosen, value 1 a lesion; or its name inside each sub-folder.
+        grid: ``pet`` keeps the PET as it is and resamples the CT onto it; ``ct`` does the reverse.
+        units: unit of a NIfTI PET; DICOM says its own.
+        names: what many cases are called: a keyed hash, or their folders' names where these identify nobody.
+        weight_kg: used instead of the header's; recorded.
+        dose_mbq: used instead of the header's; recorded.
+        injection_time: used instead of the header's, HH:MM[:SS] or ISO date-time; recorded.
+        strict: stop at the first refused case.
+        workers: parallel tasks.
+
+    Returns:
+        The cohort with what was committed, what was there already, and what was refused and why.
+
+    Raises:
+        InputError: the first refusal where no case was committed, or where ``strict``; STORE_NOT_EMPTY, STORE_BUSY.
+
+    >>> petscale.open_cohort("cohort")["phantom-000"]["full"].save("scan.nii.gz")
+    >>> petscale.ingest("scan.nii.gz", "ingested", case="first").committed
+    ('first',)
+    >>> petscale.ingest("scan.nii.gz", "ingested", case="first").kept
+    ('first',)
+    """
+    from petscale.data.cohorts import fill_what_can_be
+    from petscale.data.ingest import ingest_plans
+
+    overrides = suv.Overrides(weight_kg=weight_kg, dose_mbq=dose_mbq, injection_time=injection_time)
+    plans = ingest_plans(
+        Path(source),
+        case=case,
+        pet=pet,
+        ct=str(ct),
+        mask=str(mask),
+        grid=grid,
+        units=units,
+        names=names,
+        overrides=overrides,
+    )
+    outcome = fill_what_can_be("ingest", Path(cohort), plans, strict=strict, workers=workers)
+    return IngestResult.of(cohort, outcome)
+
+
+def simulate(
+    source: PathLike,
+    cohort: PathLike,
+    *,
+    drf: Sequence[float] = (4.0, 20.0, 100.0),
+    truth: str = "full",
+    scan: LowDoseConfig = LowDoseConfig(),  # noqa: B008
+    realisations: int = 1,
+    workers: int | None = None,
+) -> "IngestResult":
+    """Make a cohort of simulated scans whose truth is an image of another cohort.
+
+    Args:
+        source: folder of the cohort with the real or phantom scans.
+        cohort: folder of the new cohort.
+        drf: dose reduction factors, 1 or more.
+        truth: name of the image that is taken as the true activity.
+        scan: the scanner and its counts.
+        realisations: noise realisations of each dose.
+        workers: parallel tasks.
+
+    Raises:
+        InputError: STORE_NONE, SET_TOO_SMALL, SET_NO_IMAGE, CFG_RANGE.
+
+    >>> quick = petscale.LowDoseConfig(million_prompts_per_bed=20.0, iterations=1)
+    >>> simulated = petscale.simulate("ingested", "simulated", drf=[10], scan=quick)
+    >>> simulated.cohort["first"].images
+    ('body', 'full', 'low_drf10', 'truth')
+    """
+    from petscale.data.cohorts import fill_what_can_be
+    from petscale.data.simulate import simulation_plans
+
+    plans = simulation_plans(Path(source), truth, scan, list(drf), realisations)
+    outcome = fill_what_can_be("simulate", Path(cohort), plans, strict=False, workers=workers)
+    return IngestResult.of(cohort, outcome)
+
+
+def open_cohort(folder: PathLike) -> "Cohort":
+    """Open a cohort for reading.
+
+    Args:
+        folder: as ``petscale.phantom``, ``ingest`` or ``simulate``, or their commands, made it.
+
+    Raises:
+        InputError: STORE_NONE, STORE_DAMAGED, STORE_SCHEMA.
+
+    >>> petscale.open_cohort("cohort")
+    Cohort(folder=PosixPath('cohort'))
+    """
+    return Cohort(reader.open_cohort(Path(folder)).folder)
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Committed examinations in one folder, by name; behaves as a dict from case name to ``Case``.
+
+    Args:
+        folder: of the cohort.
+
+    >>> cohort = petscale.open_cohort("cohort")
+    >>> len(cohort), list(cohort)[:2], "phantom-009" in cohort
+    (4, ['phantom-000', 'phantom-001'], False)
+    >>> cohort["phantom-000"]["low_drf20"].units
+    'SUVbw'
+    >>> cohort["phantom-009"]
+    Traceback (most recent call last):
+    storage.errors.InputError: SET_NO_CASE case phantom-009: ...
+    """
+
+    folder: Path
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        """Names of the committed cases, sorted."""
+        return reader.open_cohort(self.folder).cases
+
+    def __getitem__(self, name: str) -> "Case":
+        """Return one case.
+
+        Raises:
+            InputError: SET_NO_CASE, STORE_DAMAGED, STORE_UNCOMMITTED.
+        """
+        return Case(reader.open_cohort(self.folder).case(name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.cases)
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.cases
+
+    def table(self) -> "DataFrame":
+        """Return one row per case and image.
+
+        Columns: ``case``, ``subject`` (keyed hash of the patient), ``image``, ``units``, ``voxels_z``, ``voxels_y``,
+        ``voxels_x``, ``spacing_z_mm``, ``spacing_y_mm``, ``spacing_x_mm``, ``drf`` (dose reduction factor, NaN where
+        the image does not say it), ``labels`` (names of the labels of a label image, separated by commas).
+
+        >>> table = petscale.open_cohort("cohort").table()
+        >>> table.query("case == 'phantom-000' and units == 'SUVbw'")[["image", "voxels_z", "spacing_z_mm", "drf"]]
+               image  voxels_z  spacing_z_mm   drf
+        2       full        48          20.0   1.0
+        4  low_drf20        48          20.0  20.0
+        5   low_drf4        48          20.0   4.0
+        6      truth        48          20.0   NaN
+        """
+        import pandas
+
+        return pandas.DataFrame([row for name in self for row in self[name].rows()])
+
+
+@dataclass(frozen=True)
+class Case:
+    """One examination: its images by name, all on one grid; behaves as a dict from image name to ``Image``.
+
+    Args:
+        stored: the committed case, for whoever reads slabs or patches instead of whole images.
+
+    >>> case = petscale.open_cohort("cohort")["phantom-000"]
+    >>> case.name, case.images
+    ('phantom-000', ('body', 'ct', 'full', 'labels', 'low_drf20', 'low_drf4', 'truth'))
+    >>> full = case["full"]
+    >>> full.voxels.shape, full.grid.spacing_mm
+    ((48, 40, 40), (20.0, 11.0, 11.0))
+    >>> case.labels[3]
+    'liver'
+    >>> liver_suv = full.voxels[case["labels"].voxels == 3]
+    >>> bool(1 < liver_suv.mean() < 3)
+    True
+    """
+
+    stored: reader.Case
+
+    @property
+    def name(self) -> str:
+        """Name of the case."""
+        return self.stored.name
+
+    @property
+    def subject(self) -> str:
+        """Keyed hash of the patient, equal for all of the patient's cases."""
+        return self.stored.subject
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Names of the images, sorted."""
+        return self.stored.images
+
+    @property
+    def labels(self) -> dict[int, str]:
+        """Value in the image ``labels`` -> name; empty where there is none."""
+        return self.stored.labels
+
+    def __getitem__(self, image: str) -> Image:
+        """Read one image whole.
+
+        Raises:
+            InputError: SET_NO_IMAGE, STORE_DAMAGED.
+        """
+        return Image.of(self.stored.image(image))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.images)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __contains__(self, image: object) -> bool:
+        return image in self.images
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the case's part of ``Cohort.table``, a row per image."""
+        found = []
+        for name in self.images:
+            image = self.stored.image(name)
+            row: dict[str, Any] = {"case": self.name, "subject": self.subject, "image": name, "units": image.units}
+            row |= {f"voxels_{axis}": n for axis, n in zip("zyx", image.grid.shape, strict=True)}
+            row |= {f"spacing_{axis}_mm": mm for axis, mm in zip("zyx", image.grid.spacing_mm, strict=True)}
+            labels = self.labels.values() if name == "labels" else ()
+            found.append({**row, "drf": _drf(image), "labels": ", ".join(labels)})
+        return found
+
+
+def _drf(image: reader.StoredImage) -> float:
+    """The dose reduction factor that an image says it has, else NaN."""
+    simulated = image.provenance.get("config")
+    drf = simulated.get("drf") if isinstance(simulated, Mapping) else None
+    return float("nan") if drf is None else float(drf)
+
+
+@dataclass(frozen=True)
+class IngestResult:
+    """What became of the cases that were to enter a cohort.
+
+    Args:
+        cohort: the cohort as it is now.
+        committed: names of the new cases.
+        kept: names of those that were there already, made of the same inputs.
+        refused: name -> what was wrong.
+
+    >>> result = petscale.ingest("scan.nii.gz", "ingested", case="second")
+    >>> result.committed, result.kept, dict(result.refused), len(result.cohort)
+    (('second',), (), {}, 2)
+    """
+
+    cohort: Cohort
+    committed: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    refused: Mapping[str, InputError] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, cohort: PathLike, outcome: Outcome) -> "IngestResult":
+        """Take what the ingest of a folder told."""
+        return cls(open_cohort(cohort), tuple(outcome.committed), tuple(outcome.kept), dict(outcome.refused))

@@ -1,0 +1,257 @@
+"""What a run gives: synthesized images, scores as tables, a report that shows itself."""
+
+import html
+import io
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from petscale.api.cohorts import Case, Cohort, PathLike, open_cohort
+from petscale.api.training import Run
+from petscale.images import Image
+from storage import nifti, suv
+from storage.errors import InputError
+from storage.source import HU
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from petscale.evaluation.scores import Evaluation
+
+
+def synthesize(
+    run: Run | PathLike,
+    source: Image | PathLike | Case | tuple[Cohort | PathLike, str],
+    *,
+    image: str | None = None,
+    units: nifti.Units = "SUVbw",
+    weight_kg: float | None = None,
+    dose_mbq: float | None = None,
+    injection_time: str | None = None,
+) -> Image:
+    """Estimate the full-dose PET of a low-dose PET or, by a run that starts from CT, of a CT.
+
+    Args:
+        run: a finished run, or its folder.
+        source: an image in SUVbw (or HU) in memory; a NIfTI file; a DICOM series' folder; or a case of a cohort, as
+            ``cohort["name"]`` or (cohort, name), whose result is kept in the run's folder.
+        image: of a case, the image to start from; default: the first one that the run was trained on.
+        units: unit of a NIfTI PET.
+        weight_kg: used instead of the header's, and for a NIfTI PET in Bq/mL.
+        dose_mbq: used instead of the header's, and for a NIfTI PET in Bq/mL.
+        injection_time: used instead of the header's.
+
+    Returns:
+        The estimate in SUVbw, 0 or above, (z, y, x): on the grid of a PET, or for a CT over the same volume at the
+        voxel size that the run was trained at.
+
+    Raises:
+        InputError: CKPT_NONE, CKPT_DAMAGED; SET_WRONG_UNITS; and whatever is wrong with the input.
+
+    >>> low = petscale.open_cohort("cohort")["phantom-001"]["low_drf20"]
+    >>> made = petscale.synthesize(run, low)
+    >>> made.units, made.grid.matches(low.grid), bool(made.voxels.min() >= 0)
+    ('SUVbw', True, True)
+    >>> same = petscale.synthesize(run, ("cohort", "phantom-001"), image="low_drf20")
+    >>> bool((same.voxels == made.voxels).all())
+    True
+    """
+    from petscale.data.ingest import Files, open_ct, open_pet
+    from petscale.inference import open_run as open_trained
+    from petscale.inference import synthesize_case, synthesize_image
+
+    folder = _folder(run)
+    trained = open_trained(folder)
+    if isinstance(source, tuple):
+        cohort, name = source
+        source = open_cohort(cohort.folder if isinstance(cohort, Cohort) else cohort)[name]
+    if isinstance(source, Case):
+        start = image or trained.config.feed.source[0]
+        return Image.of(synthesize_case(trained, folder, source.stored, start))
+    with tempfile.TemporaryDirectory(prefix="petscale-") as name:
+        scratch = Path(name)
+        if isinstance(source, Image):
+            if source.units != trained.units:
+                raise InputError(
+                    "SET_WRONG_UNITS",
+                    where="image",
+                    found=f"in {source.units}, this run starts from {trained.units}",
+                    remedy="give the kind of scan that the run was trained on, in that unit",
+                )
+            return Image.of(synthesize_image(trained, source, scratch))
+        if trained.units == HU:
+            return Image.of(synthesize_image(trained, open_ct(Path(source), scratch), scratch))
+        overrides = suv.Overrides(weight_kg=weight_kg, dose_mbq=dose_mbq, injection_time=injection_time)
+        scan, _ = open_pet(Files(pet=Path(source), units=units, overrides=overrides), scratch)
+        return Image.of(synthesize_image(trained, scan, scratch))
+
+
+def evaluate(
+    run: Run | PathLike,
+    cohort: Cohort | PathLike,
+    *,
+    unet_score: Sequence[str] = (),
+    judge_samples: int = 20_000,
+    judge_channels: int = 16,
+    detect: str = "",
+    within: Sequence[str] = (),
+    threshold_suv: float = 2.5,
+    tolerance_mm: float = 0.0,
+) -> dict[str, "Scores"]:
+    """Synthesize a run's test cases and score them beside what needs no network.
+
+    That is the untreated low dose and the best Gaussian filter of it, or for a CT the mean SUV of every HU.
+
+    Args:
+        run: a finished run.
+        cohort: the cohort it was trained on, or another one that holds its test cases.
+        unet_score: organs whose Dice by a U-Net trained on the run's full-dose images is wanted too (SGSGAN).
+        judge_samples: patches that this U-Net is trained on; the default is for a GPU.
+        judge_channels: its width; its levels have 2, 4, 8 and 16 times as many.
+        detect: label of lesions that are to be detected in the synthesized PET (lesion).
+        within: labels of the organs that are searched (liver); without it the whole body is.
+        threshold_suv: a lesion is seen above it, on the real and on the synthesized PET.
+        tolerance_mm: how far from a lesion a hit may lie.
+
+    Returns:
+        Name of the image that the run starts from -> its scores.
+
+    Raises:
+        InputError: SET_NO_TEST, SET_NO_LABELS, SET_CASE_CHANGED, CKPT_NONE, STORE_DAMAGED, CFG_SET.
+
+    >>> scores = petscale.evaluate(run, "cohort")
+    >>> list(scores)
+    ['low_drf20']
+    """
+    from petscale.evaluation.run import evaluate_run, make_segmenter
+    from trainers.metrics.detection import DetectionConfig
+    from trainers.organ_segmenter import OrganSegmenterConfig
+
+    folder, place = _folder(run), _folder(cohort)
+    judge = None
+    if unet_score:
+        config = OrganSegmenterConfig(rois=tuple(unet_score), samples=judge_samples, channels=judge_channels)
+        judge = make_segmenter(folder, place, config)
+    lesions = None
+    if detect:
+        lesions = DetectionConfig(
+            lesion=detect, organs=tuple(within), threshold_suv=threshold_suv, tolerance_mm=tolerance_mm
+        )
+    elif within:
+        raise InputError("CFG_SET", where="--within", found="given alone", remedy="say what to find: --detect lesion")
+    found = evaluate_run(folder, place, segmenter=judge, lesions=lesions)
+    return {name: Scores(evaluation) for name, evaluation in found.items()}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Every score of a run's test cases, started from one kind of image.
+
+    Args:
+        evaluation: the scores as the platform keeps them.
+
+    >>> scores["low_drf20"].images[-1], scores["low_drf20"].cases
+    ('synthesized', ('phantom-001',))
+    """
+
+    evaluation: "Evaluation"
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Scored images in order: the untreated input first, the network's last, baselines between."""
+        return self.evaluation.images
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        """Names of the test cases."""
+        return self.evaluation.cases
+
+    def scores(self) -> "DataFrame":
+        """Return every score: a row per case, image, region and definition, with the columns of ``scores.csv``.
+
+        ``value`` is in ``units`` (``1`` for a pure number, NaN where a score is not defined); the columns after it say
+        how it was computed.  Only scores whose definitions are equal may be compared.
+
+        >>> rows = scores["low_drf20"].scores()
+        >>> psnr = rows.query("metric == 'PSNR' and region == 'body' and preset == 'native'")
+        >>> psnr["case"].unique().item(), psnr["units"].unique().item(), len(psnr)
+        ('phantom-001', 'dB', 3)
+        """
+        import pandas
+
+        def number(text: str) -> float:
+            return float(text or "nan")
+
+        text = io.StringIO(self.evaluation.csv())
+        table = pandas.read_csv(text, dtype=str, keep_default_na=False)
+        return table.assign(**{name: table[name].map(number) for name in ("value", "range_value") if name in table})
+
+    def summary(self) -> "DataFrame":
+        """Return mean and standard deviation over cases of every score.
+
+        Columns: ``image``, ``region`` (``lesions`` stands for the mean over a case's lesions), ``kind``, ``mean``,
+        ``sd`` (ddof 1, NaN for one case), ``num_cases``, and those of the definition as in ``scores``.
+
+        >>> lines = scores["low_drf20"].summary()
+        >>> chosen = lines.query("metric == 'PSNR' and region == 'body' and preset == 'native'")
+        >>> chosen[["image", "num_cases", "units"]].values.tolist()[-1]
+        ['synthesized', 1, 'dB']
+        """
+        import pandas
+
+        rows = []
+        for line in self.evaluation.summary():
+            about = {"image": line.image, "region": line.region, "kind": line.kind}
+            definition = line.definition.sentences()
+            definition["rule_region"] = definition.pop("region")
+            rows.append(about | {"mean": line.mean, "sd": line.sd, "num_cases": line.num_cases} | definition)
+        return pandas.DataFrame(rows)
+
+
+def report(run: Run | PathLike, cohort: Cohort | PathLike) -> "Page":
+    """Write a run's report from its scores (evaluating it first if need be): one HTML file that needs no network.
+
+    Args:
+        run: an evaluated run.
+        cohort: the cohort it was evaluated on.
+
+    Returns:
+        The page; of a run that starts from several images, the first one's.
+
+    Raises:
+        InputError: those of ``evaluate``.
+
+    >>> page = petscale.report(run, "cohort")
+    >>> page.path.name
+    'report.html'
+    """
+    from petscale.evaluation.run import read_evaluations
+    from petscale.reporting.run import report_run
+
+    folder, place = _folder(run), _folder(cohort)
+    return Page(report_run(folder, place, read_evaluations(folder, place)))
+
+
+@dataclass(frozen=True)
+class Page:
+    """A self-contained HTML page; it shows itself in a notebook.
+
+    Args:
+        path: of the file.
+
+    >>> page._repr_html_().startswith("<iframe")
+    True
+    """
+
+    path: Path
+
+    def _repr_html_(self) -> str:
+        """The page in a frame of its own, so that its styles stay its own."""
+        content = html.escape(self.path.read_text("utf-8"), quote=True)
+        return f'<iframe srcdoc="{content}" style="width: 100%; height: 800px; border: 0"></iframe>'
+
+
+def _folder(place: Run | Cohort | PathLike) -> Path:
+    return place.folder if isinstance(place, Run | Cohort) else Path(place)
