@@ -106,7 +106,8 @@ def check_same_run(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
             found=f"made by recipe '{found.get('recipe')}', this run is '{wanted.get('recipe')}'",
             remedy="continue with the recipe that made it, or choose a new run folder",
         )
-    changed = sorted(_differences("", found, wanted))
+    # A checkpoint calls the system's own settings ``model``; options and files call them ``recipe``.
+    changed = sorted(line.replace("model.", "recipe.", 1) for line in _differences("", found, wanted))
     if changed:
         raise InputError(
             "CKPT_DRIFT",

@@ -473,7 +473,7 @@ def test_a_run_of_other_settings(
     before = tree(run)
     line = refused("train", cohort, "--run", run, *SMALL, "recipe.lr=0.5")
     assert line.startswith("CKPT_DRIFT")
-    assert "model.lr" in line
+    assert "recipe.lr" in line
     assert refused("train", cohort, "--run", run, *SMALL, "feed.seed=3").startswith("CKPT_DRIFT")
     monkeypatch.setitem(BUILT_IN, "twin", BUILT_IN["sgsgan"])
     assert refused("train", cohort, "--run", run, "--recipe", "twin", *SMALL).startswith("CKPT_RECIPE")

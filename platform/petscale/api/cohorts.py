@@ -223,7 +223,8 @@ class Cohort:
 
         Columns: ``case``, ``subject`` (keyed hash of the patient), ``image``, ``units``, ``voxels_z``, ``voxels_y``,
         ``voxels_x``, ``spacing_z_mm``, ``spacing_y_mm``, ``spacing_x_mm``, ``drf`` (dose reduction factor, NaN where
-        the image does not say it), ``labels`` (names of the labels of a label image, separated by commas).
+        it is unknown or the image has no dose), ``dose_relation`` (``full``, ``thinned``, ``separate``, ``simulated``,
+        or empty), ``labels`` (names of the labels of a label image, separated by commas).
 
         >>> table = petscale.open_cohort("cohort").table()
         >>> table.query("case == 'phantom-000' and units == 'SUVbw'")[["image", "voxels_z", "spacing_z_mm", "drf"]]
@@ -306,15 +307,10 @@ class Case:
             row |= {f"voxels_{axis}": n for axis, n in zip("zyx", image.grid.shape, strict=True)}
             row |= {f"spacing_{axis}_mm": mm for axis, mm in zip("zyx", image.grid.spacing_mm, strict=True)}
             labels = self.labels.values() if name == "labels" else ()
-            found.append({**row, "drf": _drf(image), "labels": ", ".join(labels)})
+            dose = image.dose
+            row |= {"drf": dose.drf if dose else float("nan"), "dose_relation": dose.relation if dose else ""}
+            found.append({**row, "labels": ", ".join(labels)})
         return found
-
-
-def _drf(image: reader.StoredImage) -> float:
-    """The dose reduction factor that an image says it has, else NaN."""
-    simulated = image.provenance.get("config")
-    drf = simulated.get("drf") if isinstance(simulated, Mapping) else None
-    return float("nan") if drf is None else float(drf)
 
 
 @dataclass(frozen=True)

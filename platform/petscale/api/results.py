@@ -203,7 +203,7 @@ class Scores:
 
         rows = []
         for line in self.evaluation.summary():
-            about = {"image": line.image, "region": line.region, "kind": line.kind}
+            about: dict[str, object] = {"image": line.image, "region": line.region, "kind": line.kind}
             definition = line.definition.sentences()
             definition["rule_region"] = definition.pop("region")
             rows.append(about | {"mean": line.mean, "sd": line.sd, "num_cases": line.num_cases} | definition)
