@@ -104,7 +104,7 @@ def test_another_recipe_or_setting_is_refused_by_name() -> None:
     checkpoint.check_same_run(wanted, dict(wanted))
     with pytest.raises(InputError, match="CKPT_RECIPE"):
         checkpoint.check_same_run(wanted, {**wanted, "recipe": "other"})
-    with pytest.raises(InputError, match=r"CKPT_DRIFT.*model\.lr 0\.1 -> 0\.2"):
+    with pytest.raises(InputError, match=r"CKPT_DRIFT.*recipe\.lr 0\.1 -> 0\.2"):
         checkpoint.check_same_run(wanted, {**wanted, "model": {"lr": 0.2, "k": 8}})
 
 
