@@ -421,7 +421,7 @@ def _gaussian(image: Array, sigma_px: float, axis: int) -> Array:
 
     if _reach(sigma_px) == 0:
         return image
-    mode = "nearest" if axis == 0 else "constant"  # beyond the scan's ends the patient goes on; beside the body is air
+    mode = "nearest" if axis == 0 else "constant"  # beyond the scan's ends is more of the patient; beside the body, air
     return np.asarray(ndimage.gaussian_filter1d(image, sigma_px, axis=axis, mode=mode, truncate=_TRUNCATE))
 
 

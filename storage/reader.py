@@ -75,7 +75,7 @@ class StoredImage:
     def patch(self, location: PatchLocation) -> NDArray[np.float32]:
         """Read one box, which may pass the volume.
 
-        Beyond it a PET and labels are 0.  A CT is air beside the volume, and goes on along z as its end slices are: a
+        Beyond it a PET and labels are 0.  A CT is air beside the volume, and continues along z as its end slices are: a
         scan is cut there, the body is not.
 
         Raises:

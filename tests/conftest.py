@@ -1,4 +1,4 @@
-"""Fixtures shared by all rooms: everything is generated, nothing touches the home folder or the network."""
+"""Fixtures for the tests of all packages: everything is generated, nothing touches the home folder or the network."""
 
 import os
 from dataclasses import replace

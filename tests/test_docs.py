@@ -42,14 +42,14 @@ def test_named_files_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_named_settings_exist(page: Path) -> None:
-    """Settings are written ``room.field=value``, or alone between backticks."""
+    """Settings are written ``section.field=value``, or alone between backticks."""
     config = RunConfig()
     models = {field.name for spec in RECIPES.values() for field in dataclasses.fields(spec.Config)}
-    rooms = "recipe|feed|loop|engine|split|cluster"
-    for before, room, field, after in re.findall(rf"(\W)({rooms})\.(\w+)([`=])", page.read_text()):
-        if (after == "=" or before == "`") and not (ROOT / f"{room}.{field}").is_file():  # cluster.yaml
-            known = models if room == "recipe" else {f.name for f in dataclasses.fields(getattr(config, room))}
-            assert field in known, f"{room}.{field}"
+    sections = "recipe|feed|loop|engine|split|cluster"
+    for before, section, field, after in re.findall(rf"(\W)({sections})\.(\w+)([`=])", page.read_text()):
+        if (after == "=" or before == "`") and not (ROOT / f"{section}.{field}").is_file():  # cluster.yaml
+            known = models if section == "recipe" else {f.name for f in dataclasses.fields(getattr(config, section))}
+            assert field in known, f"{section}.{field}"
 
 
 def test_every_dependency_has_its_reason() -> None:

@@ -27,13 +27,13 @@ RAYS = "TUNE_DISABLE_SIGINT_HANDLER"  # an environment variable that looks like 
 
 
 def raised() -> dict[str, str]:
-    """Code -> a file that raises it: every argument, in the code of the rooms, that is a code of a known family.
+    """Code -> a file that raises it: every argument, in the code of the packages, that is a code of a known family.
 
     Codes pass through small functions, so any string constant in a call, a tuple or a choice counts.
     """
     found = {}
-    for room in ("platform/petscale", "storage", "trainers", "tune_spaces"):
-        for path in (ROOT / room).rglob("*.py"):
+    for package in ("platform/petscale", "storage", "trainers", "tune_spaces"):
+        for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
                     match = CODE.fullmatch(node.value)
@@ -55,8 +55,8 @@ def raised() -> dict[str, str]:
 def direct() -> set[str]:
     """First arguments of ``InputError`` itself, of whatever family."""
     codes = set()
-    for room in ("platform/petscale", "storage", "trainers", "tune_spaces"):
-        for path in (ROOT / room).rglob("*.py"):
+    for package in ("platform/petscale", "storage", "trainers", "tune_spaces"):
+        for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "InputError" and node.args:
                     codes |= {c.value for c in ast.walk(node.args[0]) if isinstance(c, ast.Constant)}

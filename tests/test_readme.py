@@ -14,7 +14,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("platform/petscale", "storage", "trainers", "tune_spaces")
+PACKAGES = ("platform/petscale", "storage", "trainers", "tune_spaces")
 PAGES = ("README.md", "docs/how-to-own-data.md")
 SHAPE, SPACING_MM = (32, 32, 32), (30.0, 13.0, 13.0)
 
@@ -46,7 +46,7 @@ def tree() -> dict[str, str]:
 
 
 def test_the_tree_names_every_module_with_one_line_each() -> None:
-    modules = {str(p.relative_to(ROOT)) for room in ROOMS for p in (ROOT / room).rglob("*.py")}
+    modules = {str(p.relative_to(ROOT)) for package in PACKAGES for p in (ROOT / package).rglob("*.py")}
     listed = tree()
     assert {name for name in listed if name.endswith(".py")} == modules
     assert all((ROOT / name).is_file() for name in listed)

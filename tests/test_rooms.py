@@ -1,4 +1,4 @@
-"""The rules of the house, run as tests: what the rooms may hold, import and never contain."""
+"""The rules of the repository, run as tests: what the packages may hold, import and never contain."""
 
 import ast
 import re
@@ -10,8 +10,8 @@ import pytest
 from importlinter.cli import lint_imports
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("platform", "storage", "trainers", "tune_spaces")
-CODE = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
+PACKAGES = ("platform", "storage", "trainers", "tune_spaces")
+CODE = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 GROWN = (".git", ".venv", "demo", "runs", "dist", "site", "__pycache__")  # what tools and runs leave in a checkout
 
 
@@ -100,7 +100,7 @@ def test_no_path_of_a_machine() -> None:
 
 
 @pytest.mark.parametrize(
-    ("library", "doors"),
+    ("library", "places"),
     [
         ("deepspeed", {"trainers/engine.py"}),
         (
@@ -119,8 +119,8 @@ def test_no_path_of_a_machine() -> None:
         ("tensorstore", {"storage/reader.py"}),
     ],
 )
-def test_a_library_has_its_doors(library: str, doors: set[str]) -> None:
-    assert {str(path.relative_to(ROOT)) for path in CODE if library in imported(path)} <= doors
+def test_a_library_is_imported_in_its_places_only(library: str, places: set[str]) -> None:
+    assert {str(path.relative_to(ROOT)) for path in CODE if library in imported(path)} <= places
 
 
 def test_imports_run_downwards(tmp_path: Path) -> None:

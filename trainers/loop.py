@@ -67,7 +67,7 @@ def fit(
         picture: gets (step, synthesizer) now and then, on rank 0.
         validation: batches of patients that are not trained on, for a recipe whose schedule follows their scores.
         export: gets (name, tensors) of networks that a recipe wants kept at the end of a phase, on rank 0.
-        until: stop, committed, once so many steps are made; a later call goes on.
+        until: stop, committed, once so many steps are made; a later call continues.
 
     Returns:
         The step that training continued from.

@@ -1,4 +1,4 @@
-"""The command line: words to a command and its arguments; a mistake ends in one coded line and exit code 2."""
+"""The command line: typed words become a command and its arguments; an error is one line with a code, exit code 2."""
 
 import dataclasses
 import difflib
@@ -176,5 +176,5 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"petscale: {told}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("petscale: stopped; the same command continues", file=sys.stderr)
+        print("petscale: stopped; run the same command again to continue", file=sys.stderr)
         raise SystemExit(130) from None

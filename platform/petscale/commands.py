@@ -38,11 +38,11 @@ def _without_folders(word: str) -> str:
 
 
 def demo(folder: Path = Path("demo"), seed: int = 0) -> None:
-    """Phantom cohort, simulated low dose, training, synthesis, evaluation, report: the whole job in minutes.
+    """Make a phantom cohort, simulate low dose, train, synthesize, evaluate and write a report, all in minutes.
 
     Args:
-        folder: where everything goes; run again to continue.
-        seed: of patients, scans and training.
+        folder: where everything is written; run the same command again to continue.
+        seed: random seed of patients, scans and training.
     """
     from petscale.data.cohorts import fill_cohort
     from petscale.data.phantom import phantom_plans
@@ -75,8 +75,8 @@ def phantom(
         cases: patients; their seeds count up from body.seed.
         body: the phantom.
         scan: the scanner and its counts; scan.drf is replaced by the values of drf.
-        drf: dose reduction factors; nothing after it for none, where a CT is to become the full dose.
-        realisations: noise realisations of each.
+        drf: dose reduction factors; --drf without a value makes no low dose, for training from CT.
+        realisations: noise realisations of each dose.
         workers: parallel tasks.
     """
     from petscale.data.cohorts import fill_cohort
@@ -100,7 +100,7 @@ def simulate(
         source: the cohort with the real or phantom scans.
         cohort: the new cohort.
         drf: dose reduction factors.
-        truth: image of the source that is taken as the true activity.
+        truth: image of the source cohort that is taken as the true activity.
         scan: the scanner and its counts.
         realisations: noise realisations of each dose.
         workers: parallel tasks.
@@ -138,15 +138,15 @@ def ingest(
         cohort: folder of the cohort; made or added to.
         case: name of a single case; without it a keyed hash is used.
         pet: name of the PET inside each sub-folder; says that SOURCE holds many examinations.
-        ct: the CT; of a study's folder that holds PET and CT, name that folder again, or . inside each sub-folder.
-        mask: a mask on the grid chosen, value 1 a lesion.
+        ct: the CT; where one folder holds PET and CT, name that folder again, or . inside each sub-folder.
+        mask: a mask on the chosen grid; value 1 is a lesion.
         grid: pet keeps the PET as it is and resamples the CT onto it; ct does the reverse.
-        units: unit of a NIfTI PET; DICOM says its own.
-        names: what many cases are called: a keyed hash, or their folders' names where these identify nobody.
-        weight_kg: stands instead of the header's; recorded.
-        dose_mbq: stands instead of the header's; recorded.
-        injection_time: stands instead of the header's, HH:MM[:SS] or ISO date-time; recorded.
-        strict: stop at the first refused case.
+        units: unit of a NIfTI PET; DICOM files name their own.
+        names: names of many cases: a keyed hash, or the folders' names where these identify no patient.
+        weight_kg: replaces the header's value; recorded.
+        dose_mbq: replaces the header's value; recorded.
+        injection_time: replaces the header's value, HH:MM[:SS] or ISO date-time; recorded.
+        strict: stop at the first case that is refused.
         workers: parallel tasks.
     """
     from petscale.data.cohorts import fill_cohort
@@ -192,9 +192,9 @@ class TrainOptions:
     Args:
         cohort: folder of the cohort.
         run: folder of the run; made, or continued.
-        recipe: name of the system; it brings its own defaults.
+        recipe: name of the system; each system has its own defaults.
         config: a YAML or JSON file with the same names, or the config.json of a run, to start from.
-        set: settings of the form section.field=value, as older commands have them.
+        set: settings of the form section.field=value, as in older commands.
         workers: training processes, short for --cluster.workers.
         device: cpu or cuda, short for --cluster.device.
     """
@@ -209,7 +209,7 @@ class TrainOptions:
 
 
 def train(options: TrainOptions, config: "RunConfig") -> None:
-    """Train a system on a cohort; the same command continues an interrupted run."""
+    """Train a system on a cohort; run the same command again to continue an interrupted run."""
     from petscale.training import driver
 
     print(driver.train(options.cohort, options.run, config, command=recorded()))
@@ -222,20 +222,20 @@ class TuneOptions:
     Args:
         cohort: folder of the cohort; its test patients are never read.
         study: folder of the study: its journal, a run folder per trial, the best configuration, the report.
-        recipe: name of the system; it brings its own defaults.
+        recipe: name of the system; each system has its own defaults.
         config: a YAML or JSON file with the same names, or the config.json of a run, that trials vary.
-        set: settings of the form section.field=value for every trial, as older commands have them.
+        set: settings of the form section.field=value for every trial, as in older commands.
         spaces: what is searched: losses, training, masking (s3pet), depth (cascade); several are joined.
         objectives: one score on validation patients, or two for a Pareto front: psnr_body, suvmax_bias_lesions, ...,
             or metric:region:preset of any score that petscale evaluate stores.
         trials: finished trials wanted, those of earlier sessions included.
         sampler: tpe, random or nsga2.
-        seed: of the sampler.
+        seed: random seed of the sampler.
         rungs: budgets after which a trial is scored, each factor times the one before; the last is the whole run.
-        factor: of budgets; at each all but the best 1 / factor of the trials are stopped (ASHA).
-        at_once: trials side by side; 0 for as many as fit.
-        gpus: share of a GPU that a trial of one worker has.
-        storage: of the study: a journal file in its folder, sqlite, or a database's URL.
+        factor: between budgets; at each budget only the best 1 / factor of the trials continue (ASHA).
+        at_once: trials that run at the same time; 0 for as many as fit.
+        gpus: share of a GPU that a trial of one worker uses.
+        storage: where the study is kept: empty for a journal file in its folder, sqlite, or a database's URL.
         workers: training processes of a trial, short for --cluster.workers.
         device: cpu or cuda, short for --cluster.device.
     """
@@ -260,7 +260,7 @@ class TuneOptions:
 
 
 def tune(options: TuneOptions, config: "RunConfig") -> None:
-    """Search loss weights, masking ratios, depths or training settings on validation patients; continues likewise."""
+    """Search loss weights, masking ratios, depths or training settings; trials are scored on validation patients."""
     from petscale.tuning.search import SweepConfig
     from petscale.tuning.sweep import sweep
 
@@ -285,13 +285,13 @@ def synthesize(
     Args:
         run: a finished run.
         source: a NIfTI file or a DICOM series' folder of the run's kind of scan, or a cohort's folder with --case.
-        output: where a NIfTI file or a DICOM folder goes: the same kind as the input; --case writes into the run.
+        output: the NIfTI file or DICOM folder to write, of the same kind as the input; --case writes into the run.
         case: name of a case when SOURCE is a cohort.
         image: the case's image to start from; default: the first one that the run was trained on.
-        units: unit of a NIfTI PET; the result is in the same.  From a CT it is in SUVbw.
-        weight_kg: stands instead of the header's.
-        dose_mbq: stands instead of the header's.
-        injection_time: stands instead of the header's.
+        units: unit of a NIfTI PET and of its result; the result from a CT is in SUVbw.
+        weight_kg: replaces the header's value.
+        dose_mbq: replaces the header's value.
+        injection_time: replaces the header's value.
     """
     from petscale.data.ingest import Files
     from petscale.inference import open_run, synthesize_case, synthesize_ct, synthesize_pet
@@ -320,27 +320,27 @@ def evaluate(
     run: Positional[Path],
     cohort: Positional[Path],
     unet_score: tuple[str, ...] = (),
-    judge_samples: int = 20_000,
-    judge_channels: int = 16,
+    segmenter_samples: int = 20_000,
+    segmenter_channels: int = 16,
     detect: str = "",
     within: tuple[str, ...] = (),
     threshold_suv: float = 2.5,
     tolerance_mm: float = 0.0,
 ) -> None:
-    """Synthesize a run's test cases and score them beside what needs no network.
+    """Synthesize a run's test cases and score them beside baselines that need no network.
 
-    That is the untreated low dose and the best Gaussian filter of it, or for a CT the mean SUV of every HU.
+    The baselines are the untreated low dose and its best Gaussian filter, or for a CT the mean SUV of every HU.
 
     Args:
         run: a finished run.
         cohort: the cohort it was trained on, or another one that holds its test cases.
-        unet_score: organs whose Dice by a U-Net trained on the run's full-dose images is wanted too (SGSGAN).
-        judge_samples: patches that this U-Net is trained on; the default is for a GPU.
-        judge_channels: its width; its levels have 2, 4, 8 and 16 times as many.
-        detect: label of lesions that are to be detected in the synthesized PET (lesion).
-        within: labels of the organs that are searched (liver); without it the whole body is.
-        threshold_suv: a lesion is seen above it, on the real and on the synthesized PET.
-        tolerance_mm: how far from a lesion a hit may lie.
+        unet_score: organs whose Dice is scored too, by a U-Net trained on the run's full-dose images (SGSGAN).
+        segmenter_samples: patches that this U-Net is trained on; the default is for a GPU.
+        segmenter_channels: channels of this U-Net's first level; the other levels have 2, 4, 8 and 16 times as many.
+        detect: label of the lesions to detect in the synthesized PET (lesion).
+        within: labels of the organs that are searched (liver); without it the whole body is searched.
+        threshold_suv: a lesion is detected above this SUV, on the real and on the synthesized PET.
+        tolerance_mm: the largest distance between a detection and its lesion.
     """
     from petscale import api
 
@@ -348,8 +348,8 @@ def evaluate(
         run,
         cohort,
         unet_score=unet_score,
-        judge_samples=judge_samples,
-        judge_channels=judge_channels,
+        segmenter_samples=segmenter_samples,
+        segmenter_channels=segmenter_channels,
         detect=detect,
         within=within,
         threshold_suv=threshold_suv,
@@ -358,7 +358,7 @@ def evaluate(
 
 
 def report(run: Positional[Path], cohort: Positional[Path]) -> None:
-    """Write a run's report from its scores (evaluating it first if need be): one HTML file that needs no network.
+    """Write a run's report, one HTML file that needs no network; a run without scores is evaluated first.
 
     Args:
         run: an evaluated run.
@@ -373,13 +373,13 @@ def report(run: Positional[Path], cohort: Positional[Path]) -> None:
 def dashboard(
     folder: Positional[Path | None] = None, storage: str = "", cluster: str = "", seconds: float | None = None
 ) -> None:
-    """Bring up TensorBoard, the Optuna dashboard and Ray's on this machine's loopback until Ctrl-C.
+    """Start TensorBoard, the Optuna dashboard and Ray's dashboard on this machine's loopback until Ctrl-C.
 
     Args:
         folder: a run, or a study of petscale tune; may be left out with --cluster.
-        storage: of the study, as given to petscale tune.
+        storage: where the study is kept, as given to petscale tune.
         cluster: a cluster file, or the URL of a dashboard: that cluster's Ray dashboard.
-        seconds: stop by itself after so long.
+        seconds: stop after this time.
     """
     from petscale.dashboards import serve
 
@@ -406,12 +406,12 @@ def experiment(
 ) -> None:
     """Repeat a paper's ablation table on simulated patients: all rows and folds, scores and tests beside the paper's.
 
-    The same command continues where it stopped; tables share the runs they have in common.
+    Run the same command again to continue; tables share the runs that they have in common.
 
     Args:
         name: which table.
         size: small, for two cores, or the paper's networks and lengths, for GPUs.
-        folder: where cohorts, runs and tables go, in a sub-folder per size.
+        folder: where cohorts, runs and tables are written, in a sub-folder per size.
         workers: training processes.
         device: cpu or cuda.
     """
@@ -424,7 +424,7 @@ def experiment(
 
 
 def doctor(storage: Path | None = None) -> None:
-    """Check this machine, or (`petscale submit doctor`) every node of a cluster, and print what to mend.
+    """Check this machine, or (`petscale submit doctor`) every node of a cluster, and print what to fix.
 
     Args:
         storage: the folder of cohorts and runs, on a cluster one that all nodes mount.
@@ -439,11 +439,11 @@ def submit(
     cluster: str = "cluster.yaml",
     detach: bool = False,
 ) -> None:
-    """Run any other petscale command on a cluster, with this installation's code; it survives this terminal's end.
+    """Run another petscale command on a cluster, with this installation's code; closing the terminal does not end it.
 
     Args:
-        command: the command and its arguments; relative paths start at the cluster's shared storage, a .json file that
-            lies here travels along.
+        command: the command and its arguments; relative paths start at the cluster's shared storage, a .json file of
+            this machine is sent along.
         cluster: a cluster file, or the URL of a dashboard.
         detach: do not show the job's log.
     """
@@ -473,7 +473,7 @@ def status(job: Positional[str] = "", cluster: str = "cluster.yaml") -> None:
 
 
 def logs(job: Positional[str] = "", cluster: str = "cluster.yaml", follow: bool = False) -> None:
-    """Print what a cluster's job has said.
+    """Print the log of a cluster's job.
 
     Args:
         job: its name; the newest without one.
@@ -486,7 +486,7 @@ def logs(job: Positional[str] = "", cluster: str = "cluster.yaml", follow: bool 
 
 
 def stop(job: Positional[str] = "", cluster: str = "cluster.yaml") -> None:
-    """End a cluster's job; the same command goes on from what was committed.
+    """End a cluster's job; submit the same command again to continue from what was committed.
 
     Args:
         job: its name; the newest without one.

@@ -1,8 +1,7 @@
 """Dashboards of a run or a study: TensorBoard and Optuna's, served on this machine only and stopped again; and Ray's.
 
-What it knows: how to start a server that dies with its parent, and how to tell that it answers.  What it refuses to
-know: what is in a log or a study, and any address but 127.0.0.1; the servers have no password, so every user of the
-machine can read them.
+Each server ends with the process that started it, and is shown once it answers.  The servers listen on 127.0.0.1 only.
+They have no password, so every user of the machine can read them.
 """
 
 import importlib.util
@@ -190,7 +189,7 @@ def _server(name: str, command: Sequence[str]) -> Iterator[str]:
 
 
 def _wait(name: str, address: str, child: "subprocess.Popen[bytes]") -> None:
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy knows nothing of this machine
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy reaches this machine's loopback
     until = time.monotonic() + START_S
     while time.monotonic() < until and child.poll() is None:
         try:

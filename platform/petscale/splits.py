@@ -19,7 +19,7 @@ class SplitConfig:
         test_fraction: part of the patients drawn for testing when ``test`` is empty.
         folds: number of parts for cross-validation by patient, 0 for none; part ``fold`` is then tested on.
         fold: which part, counted from 0.
-        validation_fraction: part of the other patients that only a recipe's schedule listens to, where it does.
+        validation_fraction: part of the other patients kept for validation, where a recipe's schedule needs them.
         unpaired: names of cases whose full dose is used without its pair, where a recipe wants such.
         unpaired_fraction: part of the training patients drawn for that when ``unpaired`` is empty (S3PET: 120 of 150).
         seed: of these draws.
@@ -51,7 +51,7 @@ class Roles:
     Args:
         train: paired low and full dose.
         unpaired: full dose alone.
-        validation: what a recipe's schedule listens to.
+        validation: cases whose scores steer a recipe's schedule.
         test: kept for the end.
     """
 

@@ -393,7 +393,7 @@ class _Upload:
         wanted = [key for key in files if not self.table.same(key, self.there.get(key), files[key])]
         for key, version in _each(put, wanted):
             self.table.note(key, version, files[key])
-            self.table.save()  # a killed publish goes on from here
+            self.table.save()  # a killed publish continues from here
         self.held.check()
         version = self.store.put(proof, folder / MANIFEST)
         self.table.forget(unit)

@@ -157,7 +157,7 @@ def aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Aws]:
         key.touch(mode=0o600)
         content = cluster()
         assert content["provider"]["region"] == REGION
-        # Nothing of ours may knock at the address that the mock invents for a machine.
+        # None of our code may probe the address that the mock invents for a machine.
         content["auth"] |= {"ssh_private_key": str(key), "ssh_proxy_command": "/bin/false"}
         content["file_mounts"] = {}
         for kind in content["available_node_types"].values():

@@ -140,7 +140,7 @@ def test_an_interrupt_says_how_to_go_on(
     with pytest.raises(SystemExit) as ended:
         main(["train", str(cohort), "--run", "never-made"])
     assert ended.value.code == 130
-    assert "the same command continues" in capsys.readouterr().err
+    assert "run the same command again to continue" in capsys.readouterr().err
 
 
 def test_our_own_defects_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, cohort: Path) -> None:

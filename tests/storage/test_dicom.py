@@ -328,7 +328,7 @@ def test_damaged_compressed_pixels_are_never_zero_filled(folder):
 def test_bad_numbers(folder, keyword, text):
     for file in files(folder):
         put_raw(file, keyword, text)
-    if keyword == "SliceThickness":  # not used, so not judged
+    if keyword == "SliceThickness":  # not used, so not checked
         open_series(folder, modality="PT")
     else:
         assert refused(folder) == "DCM_BAD_NUMBER"

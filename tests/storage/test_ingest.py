@@ -596,8 +596,8 @@ cohort = disk / "cohort"
 ingest(cohort, plans("a"), strict=True)
 used = int(subprocess.run(["du", "-sk", disk], capture_output=True, text=True, check=True).stdout.split()[0])
 full = 0
-for room in range(0, 1200, 100):
-    resize(used + room + 8)
+for free in range(0, 1200, 100):
+    resize(used + free + 8)
     try:
         ingest(cohort, plans("b", (60, 40, 40)), workers=2)
         break

@@ -29,7 +29,7 @@ def test_what_is_missing_is_told_by_library_version_and_name() -> None:
 def test_private_modules_of_libraries_are_imported_nowhere_else() -> None:
     """An ``import ray.x._internal`` would end in a traceback with another version."""
     found = []
-    for path in (p for room in ("platform", "storage", "trainers", "tune_spaces") for p in (ROOT / room).rglob("*.py")):
+    for path in (p for top in ("platform", "storage", "trainers", "tune_spaces") for p in (ROOT / top).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

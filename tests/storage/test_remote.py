@@ -265,7 +265,7 @@ def test_only_what_is_asked_for_is_fetched(pristine):
 
 
 def test_a_damaged_mirror_is_mended(pristine, monkeypatch):
-    url = "memory://mended/cohort"
+    url = "memory://repaired/cohort"
     publish(pristine, url)
     folder = remote.fetch(url)
     lost = next(path for path in (folder / "cases" / "a").rglob("*") if path.is_file() and path.name == "0")
@@ -490,7 +490,7 @@ def test_the_work_of_a_block_that_fails_is_kept(tmp_path):
     url = "memory://fails/cohort"
     with suppress(InputError), remote.writing(url, "ingest") as (folder, _):
         make_unit(folder / "cases" / "a", "good")
-        raise InputError("SET_REFUSED", where="b", found="bad", remedy="mend it")
+        raise InputError("SET_REFUSED", where="b", found="bad", remedy="fix it")
     assert believed(tmp_path, visible(url)) == {"cases/a"}
 
 

@@ -143,7 +143,7 @@ def test_a_run_made_budget_by_budget_ends_as_one_made_at_once(cohort: Path, tmp_
     expected = losses(run(cohort, tmp_path / "straight", straight))
     found: dict[int, float] = {}
     budgets = Listener(stop_at=4)
-    for until in (1, 5, 7, 99):  # validation after step 4 goes on at 6, beyond the second budget
+    for until in (1, 5, 7, 99):  # validation after step 4 continues at 6, beyond the second budget
         found |= losses(run(cohort, tmp_path / "budgets", budgets, until=until))
         newest, _ = checkpoint.newest(tmp_path / "budgets")
         assert newest

@@ -66,12 +66,12 @@ def test_the_papers_values() -> None:
 def test_random_and_outermost_trials_are_valid(recipe: str, name: str) -> None:
     config = RECIPES[recipe].Config()
     trials = samples(recipe, name)
-    ranges = {key: law for _, _, laws in trials for key, law in laws.items()}
+    ranges = {key: kind for _, _, kinds in trials for key, kind in kinds.items()}
 
     def corner(index: int) -> dict[str, Any]:
         return {
-            key: law.choices[index] if isinstance(law, CategoricalDistribution) else (law.low, law.high)[index]  # type: ignore[attr-defined]
-            for key, law in ranges.items()
+            key: kind.choices[index] if isinstance(kind, CategoricalDistribution) else (kind.low, kind.high)[index]  # type: ignore[attr-defined]
+            for key, kind in ranges.items()
         }
 
     outermost = [SPACES[recipe][name](FixedTrial(corner(index))) for index in (0, -1)]
@@ -83,12 +83,12 @@ def test_random_and_outermost_trials_are_valid(recipe: str, name: str) -> None:
 def test_names_are_fields_and_ranges_stand_still(recipe: str, name: str) -> None:
     known = {f"recipe.{field.name}" for field in fields(RECIPES[recipe].Config)}
     ranges: dict[str, BaseDistribution] = {}
-    for settings, params, laws in samples(recipe, name):
+    for settings, params, kinds in samples(recipe, name):
         assert settings.keys() <= known
         for key, value in params.items():
             assert settings[key] == value if key in known else key in COMPOSED[recipe]
-        for key, law in laws.items():
-            assert ranges.setdefault(key, law) == law, "a range that moves breaks what Optuna learns across trials"
+        for key, kind in kinds.items():
+            assert ranges.setdefault(key, kind) == kind, "a range that moves breaks what Optuna learns across trials"
 
 
 def test_low_dose_is_masked_no_less_than_full_dose() -> None:

@@ -51,7 +51,7 @@ def ms_ssim_definition(scales: int) -> ScoreDefinition:
 
 
 def scales_that_fit(shape: tuple[int, int]) -> int:
-    """How many of the five scales of MS-SSIM a (y, x) slice has room for; 0 below 11 pixels."""
+    """How many of the five scales of MS-SSIM fit into a (y, x) slice; 0 below 11 pixels."""
     return sum(min(shape) >= len(WINDOW.taps) * 2**scale for scale in range(len(SCALE_WEIGHTS)))
 
 

@@ -82,7 +82,7 @@ class Config:
             the same network; at inference a slice's three predictions are averaged, 1/4, 1/2, 1/4; ``3d`` one channel
             and 3D convolutions.  The paper has the first alone.
         patch: edge lengths (z, y, x) in voxels of the windows; z is 1 in 2d and 3 in 2.5d.  The paper is silent: 256
-            is what its eight halvings reduce to one pixel.  A window may pass the volume but in 3d, where CT goes on
+            is what its eight halvings reduce to one pixel.  A window may pass the volume but in 3d, where CT continues
             beyond a scan's ends and PET does not.
         width: channels of the first convolution (Table 1).
         downs: halvings (Table 1).

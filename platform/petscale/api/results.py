@@ -93,8 +93,8 @@ def evaluate(
     cohort: Cohort | PathLike,
     *,
     unet_score: Sequence[str] = (),
-    judge_samples: int = 20_000,
-    judge_channels: int = 16,
+    segmenter_samples: int = 20_000,
+    segmenter_channels: int = 16,
     detect: str = "",
     within: Sequence[str] = (),
     threshold_suv: float = 2.5,
@@ -108,8 +108,8 @@ def evaluate(
         run: a finished run.
         cohort: the cohort it was trained on, or another one that holds its test cases.
         unet_score: organs whose Dice by a U-Net trained on the run's full-dose images is wanted too (SGSGAN).
-        judge_samples: patches that this U-Net is trained on; the default is for a GPU.
-        judge_channels: its width; its levels have 2, 4, 8 and 16 times as many.
+        segmenter_samples: patches that this U-Net is trained on; the default is for a GPU.
+        segmenter_channels: its width; its levels have 2, 4, 8 and 16 times as many.
         detect: label of lesions that are to be detected in the synthesized PET (lesion).
         within: labels of the organs that are searched (liver); without it the whole body is.
         threshold_suv: a lesion is seen above it, on the real and on the synthesized PET.
@@ -130,10 +130,10 @@ def evaluate(
     from trainers.organ_segmenter import OrganSegmenterConfig
 
     folder, place = _folder(run), _folder(cohort)
-    judge = None
+    segmenter = None
     if unet_score:
-        config = OrganSegmenterConfig(rois=tuple(unet_score), samples=judge_samples, channels=judge_channels)
-        judge = make_segmenter(folder, place, config)
+        config = OrganSegmenterConfig(rois=tuple(unet_score), samples=segmenter_samples, channels=segmenter_channels)
+        segmenter = make_segmenter(folder, place, config)
     lesions = None
     if detect:
         lesions = DetectionConfig(
@@ -141,7 +141,7 @@ def evaluate(
         )
     elif within:
         raise InputError("CFG_SET", where="--within", found="given alone", remedy="say what to find: --detect lesion")
-    found = evaluate_run(folder, place, segmenter=judge, lesions=lesions)
+    found = evaluate_run(folder, place, segmenter=segmenter, lesions=lesions)
     return {name: Scores(evaluation) for name, evaluation in found.items()}
 
 

@@ -12,20 +12,20 @@ from storage.errors import InputError
 
 ALIKE = ("ray", "torch", "deepspeed", "numpy", "zarr", "tensorstore", "dask", "optuna")
 
-ROOMS = ("petscale", "storage", "trainers", "tune_spaces")
+PACKAGES = ("petscale", "storage", "trainers", "tune_spaces")
 
 
 def code() -> dict[str, Any]:
-    """What brings this installation's code to a cluster: all rooms together, so that no node's older one is left.
+    """Ray's runtime environment that sends all packages together, so that no node keeps an older one.
 
     Modules alone and no working folder: someone's folder may hold more than code.
     """
-    return {"py_modules": [str(_folder(room)) for room in ROOMS]}
+    return {"py_modules": [str(_folder(package)) for package in PACKAGES]}
 
 
-def _folder(room: str) -> Path:
+def _folder(package: str) -> Path:
     """Without importing it: that would load torch on every node."""
-    spec = importlib.util.find_spec(room)
+    spec = importlib.util.find_spec(package)
     assert spec
     assert spec.submodule_search_locations
     return Path(spec.submodule_search_locations[0])
@@ -34,11 +34,11 @@ def _folder(room: str) -> Path:
 def code_digest() -> str:
     """Digest of petscale's own source as this process imports it."""
     digest = hashlib.sha256()
-    for room in ROOMS:
-        folder = _folder(room)
+    for package in PACKAGES:
+        folder = _folder(package)
         for path in sorted(folder.rglob("*")):
             if path.suffix in (".py", ".j2"):
-                digest.update(f"{room}/{path.relative_to(folder)}\0".encode() + path.read_bytes())
+                digest.update(f"{package}/{path.relative_to(folder)}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 

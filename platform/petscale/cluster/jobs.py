@@ -122,7 +122,7 @@ def logs(job: str, cluster: str, *, follow: bool) -> None:
 
 
 def stop(job: str, cluster: str) -> None:
-    """End a job; the same command goes on from what it has committed.
+    """End a job; the same command, submitted again, continues from what was committed.
 
     Raises:
         InputError: CLU_NO_JOB, and those of reaching the cluster.
@@ -157,7 +157,7 @@ def _follow(client: Any, job: str) -> None:
     try:
         asyncio.run(tail())
     except KeyboardInterrupt:
-        console.print(f"the job goes on: petscale logs {job}", markup=False)
+        console.print(f"the job continues: petscale logs {job}", markup=False)
         return
     while not (state := client.get_job_status(job)).is_terminal():  # the log's end comes before the job's
         time.sleep(0.5)
@@ -166,5 +166,5 @@ def _follow(client: Any, job: str) -> None:
             "CLU_JOB_FAILED",
             where=job,
             found=f"the job is {state.value.lower()}; its own words are above",
-            remedy="mend what they say and submit the same command again: it continues",
+            remedy="fix what they name, then submit the same command again: it continues",
         )

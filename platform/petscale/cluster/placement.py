@@ -42,7 +42,7 @@ def asking(bundles: Sequence[Mapping[str, float]]) -> Iterator[float]:
 
 
 @contextmanager
-def room(bundles: Sequence[Mapping[str, float]]) -> Iterator[None]:
+def machines_for(bundles: Sequence[Mapping[str, float]]) -> Iterator[None]:
     """Wait, on a cluster that grows, until it holds all bundles at once or has had its time; they stay for the block.
 
     Raises:

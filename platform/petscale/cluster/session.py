@@ -15,7 +15,7 @@ import psutil
 
 from petscale.cluster.installation import check_alike, code
 from petscale.cluster.nodes import SILENT, joined, on_every_node
-from petscale.cluster.placement import room
+from petscale.cluster.placement import machines_for
 from petscale.cluster.shared_storage import check_shared
 from petscale.config import RunConfig
 from storage import integrity, remote
@@ -123,7 +123,7 @@ def session(config: RunConfig, cpus: int, folder: Path, *read: Path, dashboard: 
     keep = True
     worker = {"CPU": config.cluster.cpus_per_worker} | ({"GPU": 1} if config.cluster.device == "cuda" else {})
     try:
-        with room([worker] * config.cluster.workers):
+        with machines_for([worker] * config.cluster.workers):
             require_resources(ray.cluster_resources(), config)
             if address:
                 check_alike()

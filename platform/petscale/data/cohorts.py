@@ -33,7 +33,7 @@ def fill_cohort(title: str, cohort: Path, plans: Plans, *, strict: bool, workers
             "SET_REFUSED",
             where=cohort.name,
             found=f"{len(outcome.refused)} of {len(plans)} cases were refused, the others are committed",
-            remedy="see the lines above, mend these cases and run the same command again",
+            remedy="see the lines above, fix these cases and run the same command again",
         )
     return outcome
 

@@ -1,7 +1,7 @@
-"""`petscale doctor`: look at a running cluster, or at this machine, and say what to mend.
+"""`petscale doctor`: look at a running cluster, or at this machine, and say what to fix.
 
-What it knows: whom to ask, and how to show what was found.  What it refuses to know: how facts are gathered (machine),
-what is good or bad (rules), how to knock at a port (knock), how a function gets to every node (petscale.nodes).
+This file asks every node and shows what was found.  ``machine`` gathers facts, ``rules`` applies rules to them,
+``port_probe`` probes ports, and ``petscale.cluster.nodes`` runs a function on every node.
 """
 
 import logging
@@ -29,7 +29,7 @@ __all__ = ["Finding", "check", "facts", "run"]
 
 CONNECT_S = 5.0
 ROUNDS = 3  # of asking for the time: the first starts processes, the best of the others counts
-COLOURS = {"ok": "green", "note": "yellow", "mend": "bold red"}
+COLOURS = {"ok": "green", "note": "yellow", "fix": "bold red"}
 
 Ask = Callable[..., Mapping[str, Any]]  # run a function with its arguments on every node: address -> its result
 
@@ -62,9 +62,9 @@ def examine(ask: Ask, share: Callable[[Path], None], storage: Path | None) -> li
     """
     machines = dict(ask(facts, storage))
     alone = set(machines) == {THIS}
-    doors = {where: targets(machine, "" if alone else where) for where, machine in machines.items()}
-    knocks = ask(port_probe.knock, doors)
-    found = [*rules.findings(machines), *rules.ports(machines, knocks), _storage(share, storage, alone)]
+    ports = {where: targets(machine, "" if alone else where) for where, machine in machines.items()}
+    probed = ask(port_probe.probe, ports)
+    found = [*rules.findings(machines), *rules.ports(machines, probed), _storage(share, storage, alone)]
     return found if alone else rules.together([*found, rules.skew(_clock_offsets(ask))], machines)
 
 
@@ -72,7 +72,7 @@ def run(storage: Path | None = None) -> None:
     """Print what was found: a table on a terminal, elsewhere a line each.
 
     Raises:
-        InputError: ``CLU_DOCTOR`` when something must be mended; as ``check``.
+        InputError: ``CLU_DOCTOR`` when something must be fixed; as ``check``.
     """
     console = Console(highlight=False)
     if not joined():
@@ -80,15 +80,15 @@ def run(storage: Path | None = None) -> None:
         console.print(text, soft_wrap=True)
     found = sorted(check(storage), key=lambda one: list(COLOURS).index(one.level))
     _show(console, found)
-    broken = [one for one in found if one.level == "mend"]
+    broken = [one for one in found if one.level == "fix"]
     if broken:
         raise InputError(
             "CLU_DOCTOR",
             where="the cluster" if joined() else THIS,
-            found=f"{len(broken)} to mend ({', '.join(sorted({one.code for one in broken}))})",
-            remedy="each line marked mend says what to do",
+            found=f"{len(broken)} to fix ({', '.join(sorted({one.code for one in broken}))})",
+            remedy="each line marked fix says what to do",
         )
-    console.print("Nothing to mend.")
+    console.print("Nothing to fix.")
 
 
 def _show(console: Console, found: Sequence[Finding]) -> None:
@@ -144,7 +144,7 @@ def _storage(share: Callable[[Path], None], storage: Path | None, alone: bool) -
     try:
         share(storage)
     except InputError as error:
-        return Finding("CLU_STORAGE", "mend", where, f"{error.where}: {error.found}", error.remedy)
+        return Finding("CLU_STORAGE", "fix", where, f"{error.where}: {error.found}", error.remedy)
     who = "this machine writes and reads it" if alone else "what one node writes the others read"
     return Finding("CLU_STORAGE", "ok", where, f"{storage.name}: {who}")
 

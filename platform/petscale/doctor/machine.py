@@ -1,7 +1,7 @@
 """What a machine is like, as one JSON object: versions, Ray's processes and sockets, limits, free space, GPUs.
 
-What it knows: where a Linux machine and Ray 2.60 keep these facts, and that a fact which cannot be seen is left out.
-What it refuses to know: what is good or bad about them, the token itself, and any path beyond its last component.
+They are read where a Linux machine and Ray 2.60 keep them; a fact that cannot be seen is left out.  Nothing is rated
+here, the token itself is not read, and of a path only the last component is kept.
 """
 
 import ipaddress

@@ -1,7 +1,7 @@
-"""Knock at listening sockets without a token and tell which of them serve a stranger.
+"""Probe listening ports without a token and tell which of them answer.
 
-What it knows: that Ray's services speak HTTP or gRPC, and one harmless question for each.  What it refuses to know: the
-token; and any port of a worker, where a stray request may upset a training run that is on its way.
+Ray's services speak HTTP or gRPC; each is sent one request that changes nothing.  The token is never read.  Ports of
+workers are not probed, since a request that they do not expect may disturb a run.
 """
 
 import http.client
@@ -23,7 +23,7 @@ GUARDED = (401, 403)
 METRICS = ("text/plain; version=", "application/openmetrics-text")
 
 # A question without content for each of Ray's gRPC services; none of them changes anything.  The object manager has
-# only "push" and "pull", at which nobody should knock.
+# only "push" and "pull", which should not be probed.
 QUESTIONS = (
     "/ray.rpc.NodeInfoGcsService/CheckAlive",
     "/ray.rpc.NodeManagerService/GetSystemConfig",
@@ -37,7 +37,7 @@ Target = tuple[str, int]
 
 
 def targets(machine: Facts, node: str) -> list[Target]:
-    """Where to knock at a machine's services from elsewhere.
+    """Return the addresses and ports at which other machines reach a machine's services.
 
     Args:
         machine: its facts.
@@ -58,8 +58,8 @@ def _reachable(ip: str, node: str) -> str:
     return node if ip in ANYWHERE else ip
 
 
-def knock(wanted: Mapping[str, Sequence[Target]]) -> list[list[Any]]:
-    """Knock, from the machine that this runs on, at its own services and at those of the next machine.
+def probe(wanted: Mapping[str, Sequence[Target]]) -> list[list[Any]]:
+    """Probe, from the machine that this runs on, its own services and those of the next machine.
 
     Args:
         wanted: node address -> its targets, of every node.
@@ -70,13 +70,13 @@ def knock(wanted: Mapping[str, Sequence[Target]]) -> list[list[Any]]:
     nodes = sorted(wanted)
     mine = next((node for node in nodes if node in addresses()), nodes[0])
     following = nodes[(nodes.index(mine) + 1) % len(nodes)]
-    doors = sorted({(ip, port) for node in (mine, following) for ip, port in wanted[node]})
+    ports = sorted({(ip, port) for node in (mine, following) for ip, port in wanted[node]})
     with ThreadPoolExecutor(8) as pool:
-        return [[*door, came] for door, came in zip(doors, pool.map(_knock_at, doors), strict=True)]
+        return [[*target, came] for target, came in zip(ports, pool.map(_probe_port, ports), strict=True)]
 
 
-def _knock_at(door: Target) -> str:
-    connection = http.client.HTTPConnection(*door, timeout=CONNECT_S)
+def _probe_port(target: Target) -> str:
+    connection = http.client.HTTPConnection(*target, timeout=CONNECT_S)
     try:
         connection.connect()
         connection.sock.settimeout(ANSWER_S)
@@ -86,7 +86,7 @@ def _knock_at(door: Target) -> str:
         connection.request("GET", PATH)
         answer = connection.getresponse()
     except http.client.HTTPException:  # something else than HTTP came back
-        return _ask_grpc(door, QUESTIONS)
+        return _ask_grpc(target, QUESTIONS)
     except OSError:  # it listens and says nothing
         return UNTRIED
     finally:
@@ -96,10 +96,10 @@ def _knock_at(door: Target) -> str:
     return METRICS_ONLY if str(answer.getheader("Content-Type", "")).startswith(METRICS) else OPEN
 
 
-def _ask_grpc(door: Target, questions: Iterable[str]) -> str:
+def _ask_grpc(target: Target, questions: Iterable[str]) -> str:
     import grpc  # type: ignore[import-untyped,unused-ignore]  # comes with ray[default]
 
-    ip, port = door
+    ip, port = target
     where = f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
     with grpc.insecure_channel(where, options=[("grpc.enable_http_proxy", 0)]) as channel:
         for question in questions:

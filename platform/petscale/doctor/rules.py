@@ -1,7 +1,7 @@
-"""From facts to findings: what is well, what is worth knowing, what to mend.  Pure, one function per code.
+"""Rules that turn facts into findings: what is well, what is worth knowing, what to fix; one function per code.
 
-What it knows: the limits, and the traps of drivers, cuDNN and Ray with the versions they hold for.  What it refuses to
-know: how a fact is gathered.  A fact that could not be seen leads to no finding, or to a note that says so.
+The limits are here, and the known faults of drivers, cuDNN and Ray with their versions.  A fact that could not be seen
+leads to no finding, or to a note that says so.
 """
 
 import re
@@ -18,12 +18,12 @@ from petscale.doctor.port_probe import ASKS, CLOSED, METRICS_ONLY, OPEN, UNTRIED
 
 GIB = 2**30
 LEAST_FREE_BYTES, LEAST_FREE_SHARE = 10 * GIB, 0.05  # Ray places no objects on a disk that is 95 % full
-SKEW_MEND_S, SKEW_NOTE_S = 1.0, 0.1
+SKEW_FIX_S, SKEW_NOTE_S = 1.0, 0.1
 PRIVATE_STORE_BYTES = 100 * 2**20  # what `petscale train` on one machine asks of /dev/shm
 OLDEST_RAY = (2, 60)
 _SILENT = " ".join(f"{name}={value}" for name, value in SILENT.items())
 
-Level = Literal["ok", "note", "mend"]
+Level = Literal["ok", "note", "fix"]
 Machines = Mapping[str, Facts]  # by address, or by THIS alone
 THIS = "this machine"
 ALL = "all nodes"
@@ -35,7 +35,7 @@ class Finding:
 
     Args:
         code: stable, of the family ``CLU_``.
-        level: "mend" makes the command end in exit code 2; "note" is worth knowing; "ok" was looked at and is well.
+        level: "fix" makes the command end in exit code 2; "note" is worth knowing; "ok" was looked at and is well.
         where: a node's address, or "this machine".
         found: what was there; no path beyond its last component.
         remedy: what to do about it; empty if nothing is to be done.
@@ -90,7 +90,7 @@ def versions(machines: Machines) -> Iterator[Finding]:
                 remedy = "install the same versions everywhere (constraints.txt), then start the cluster again"
                 if name == "petscale":
                     remedy = "send the same code to every node (`petscale submit` does), or install it again"
-                yield Finding("CLU_VERSIONS", "mend", where, f"{name} {version}, elsewhere {usual}", remedy)
+                yield Finding("CLU_VERSIONS", "fix", where, f"{name} {version}, elsewhere {usual}", remedy)
     if not odd:
         first = next(iter(machines.values()))["versions"]
         alike = "" if _everywhere(machines) == THIS else "alike: "
@@ -106,7 +106,7 @@ def ray_version(machines: Machines) -> Iterator[Finding]:
         if version and _numbers(version) < OLDEST_RAY:
             well = False
             known = "open to CVE-2025-62593 (before 2.52), CVE-2026-27482 (before 2.54) or untried with token and ports"
-            yield Finding("CLU_RAY", "mend", where, f"Ray {version}: {known}", "install the Ray of constraints.txt")
+            yield Finding("CLU_RAY", "fix", where, f"Ray {version}: {known}", "install the Ray of constraints.txt")
     if well:
         yield Finding("CLU_RAY", "ok", _everywhere(machines), "no version of Ray with known holes")
 
@@ -120,20 +120,20 @@ def token(machine: Facts) -> Iterator[Said]:
     again = "stop the cluster, `ray get-auth-token --generate`, start every node with RAY_AUTH_MODE=token exported"
     if machine["token_shown"]:
         shown = "the token stands in a command line, which every user of the machine can read"
-        yield "mend", shown, "make a new token and name its file with RAY_AUTH_TOKEN_PATH"
+        yield "fix", shown, "make a new token and name its file with RAY_AUTH_TOKEN_PATH"
     for raylet in machine["ray"]:
         auth = raylet.get("auth")
         if auth is None:
             yield "note", "Ray runs here as another user, and its settings cannot be read", "run doctor as that user"
         elif auth["mode"] != "token":
             mode = auth["mode"] or "not set"
-            yield "mend", f"RAY_AUTH_MODE is {mode}: whoever reaches this Ray runs code on it", again
+            yield "fix", f"RAY_AUTH_MODE is {mode}: whoever reaches this Ray runs code on it", again
         elif not auth["in_environment"] and auth["file"]:
             if auth["file"]["mode"] & 0o077:
                 readable = f"the token file has mode {auth['file']['mode']:04o}: others can read it"
-                yield "mend", readable, "chmod 600 the token file; if others have an account here, make a new token"
+                yield "fix", readable, "chmod 600 the token file; if others have an account here, make a new token"
             if auth["file"]["uid"] not in (auth["uid"], 0):
-                yield "mend", "the token file belongs to another user", "make a token of the user who runs Ray"
+                yield "fix", "the token file belongs to another user", "make a token of the user who runs Ray"
     if not machine["ray"] and machine["token_file"] and machine["token_file"]["mode"] & 0o077:
         yield "note", "others can read the token file auth_token", "chmod 600 ~/.ray/auth_token"
 
@@ -147,7 +147,7 @@ def disk(machine: Facts) -> Iterator[Said]:
         share = held["free"] / max(held["total"], 1)
         if held["free"] < LEAST_FREE_BYTES or share < LEAST_FREE_SHARE:
             left = f"{name} has {held['free'] / GIB:.1f} GiB free ({share:.0%})"
-            yield "mend", left, "free some space: Ray stops placing objects when a disk is 95 % full"
+            yield "fix", left, "free some space: Ray stops placing objects when a disk is 95 % full"
 
 
 def shared_memory(machine: Facts) -> Iterator[Said]:
@@ -156,10 +156,10 @@ def shared_memory(machine: Facts) -> Iterator[Said]:
     remedy = f"give {name} more (docker: --shm-size; Kubernetes: an emptyDir of medium Memory), or Ray a smaller store"
     for raylet in machine["ray"]:
         if not raylet["store_in_memory"]:
-            yield "mend", "Ray keeps its objects on a disk, for shared memory is too small: slow", remedy
+            yield "fix", "Ray keeps its objects on a disk, for shared memory is too small: slow", remedy
         elif held and held["total"] < raylet["store_bytes"]:
             short = f"{name} has {held['total'] / GIB:.1f} GiB, Ray's object store {raylet['store_bytes'] / GIB:.1f}"
-            yield "mend", short, remedy
+            yield "fix", short, remedy
     if not machine["ray"] and held and held["free"] < PRIVATE_STORE_BYTES:
         left = f"{name} has {held['free'] / 2**20:.0f} MiB free, training asks for {PRIVATE_STORE_BYTES / 2**20:.0f}"
         yield "note", left, remedy
@@ -169,7 +169,7 @@ def cores(machine: Facts) -> Iterator[Said]:
     """A core dump holds voxels and the token: ``CLU_CORES``."""
     dumped = "a crash writes its memory, patients' voxels and the token included, into a core file"
     if any(raylet["core_bytes"] for raylet in machine["ray"]):
-        yield "mend", f"core dumps are on in Ray's processes: {dumped}", "`ulimit -c 0` before `ray start`"
+        yield "fix", f"core dumps are on in Ray's processes: {dumped}", "`ulimit -c 0` before `ray start`"
     elif not machine["ray"] and machine["core_bytes"]:
         yield "note", f"core dumps are on: {dumped}", "`ulimit -c 0` before petscale"
 
@@ -177,7 +177,7 @@ def cores(machine: Facts) -> Iterator[Said]:
 def telemetry(machine: Facts) -> Iterator[Said]:
     """Ray reports its use to its makers unless told not to: ``CLU_TELEMETRY``."""
     if any(raylet.get("telemetry") for raylet in machine["ray"]):
-        yield "mend", "Ray's usage statistics are on", f"start every node with {_SILENT} exported"
+        yield "fix", "Ray's usage statistics are on", f"start every node with {_SILENT} exported"
     elif any(raylet.get("says_it_is_off") for raylet in machine["ray"]):
         yield "note", "Ray told its makers, once, that its usage statistics are off", f"export {_SILENT}"
 
@@ -186,7 +186,11 @@ def names(machine: Facts) -> Iterator[Said]:
     """A name server that does not answer: ``CLU_NAMES``."""
     if machine["name_s"] >= NAME_S:
         found = "the name server does not answer: each connection between workers waits ten seconds or more for a name"
-        yield "note", found, "mend /etc/resolv.conf, or write each node into /etc/hosts, as `::ffff:192.0.2.11 node1`"
+        yield (
+            "note",
+            found,
+            "correct /etc/resolv.conf, or write each node into /etc/hosts, as `::ffff:192.0.2.11 node1`",
+        )
 
 
 def memory(machine: Facts) -> Iterator[Said]:
@@ -196,11 +200,11 @@ def memory(machine: Facts) -> Iterator[Said]:
         if limits.get("bytes", raylet["believes_bytes"]) < raylet["believes_bytes"]:
             less = f"Ray counts on {raylet['believes_bytes'] / GIB:.1f} GiB, its control group grants"
             remedy = "start Ray with --memory and --object-store-memory that fit, or grant more"
-            yield "mend", f"{less} {limits['bytes'] / GIB:.1f}: processes will be killed", remedy
+            yield "fix", f"{less} {limits['bytes'] / GIB:.1f}: processes will be killed", remedy
         # Ray rounds a quota up to whole cores.
         if limits.get("cpus", raylet["believes_cpus"]) + 1 <= raylet["believes_cpus"]:
             less = f"Ray counts on {raylet['believes_cpus']:g} CPUs, its control group grants {limits['cpus']:.1f}"
-            yield "mend", less, "start Ray with --num-cpus that fits, or grant more"
+            yield "fix", less, "start Ray with --num-cpus that fits, or grant more"
     if not machine["ray"]:
         limits = machine["limits"]
         granted = [f"{limits['bytes'] / GIB:.1f} GiB of memory"] if "bytes" in limits else []
@@ -215,7 +219,7 @@ def temporary(machine: Facts) -> Iterator[Said]:
     for raylet in machine["ray"]:
         if raylet["session_open"]:
             shown = "every user of the machine can read Ray's logs and write into its session folder"
-            yield "mend", shown, "`ray start --temp-dir` below a folder of mode 0700, and a short path"
+            yield "fix", shown, "`ray start --temp-dir` below a folder of mode 0700, and a short path"
 
 
 def gpu(machine: Facts) -> Iterator[Said]:
@@ -232,7 +236,7 @@ def gpu(machine: Facts) -> Iterator[Said]:
         return
     if held["driver"] == "failed":
         said = held["why"] or "no reason given"
-        level: Level = "mend" if held["cuda"] else "note"  # a torch that asks for no GPU misses none
+        level: Level = "fix" if held["cuda"] else "note"  # a torch that asks for no GPU misses none
         yield level, f"nvidia-smi fails: {said}", "restart the machine, or install the driver again"
         return
     yield from _unused_gpu(held)
@@ -245,15 +249,15 @@ def _unused_gpu(held: Mapping[str, Any]) -> Iterator[Said]:
     if not held["cards"] or held["works"]:
         return
     if held["works"] is None:
-        yield "mend", "torch does not start beside the GPU's driver", "install torch again (constraints.txt)"
+        yield "fix", "torch does not start beside the GPU's driver", "install torch again (constraints.txt)"
     elif held["cuda"] is None:
-        yield "mend", "there is a GPU, and torch is built without CUDA", "install torch for CUDA"
+        yield "fix", "there is a GPU, and torch is built without CUDA", "install torch for CUDA"
     elif 0 < held["driver_cuda"] // 1000 < int(held["cuda"].partition(".")[0]):
         knows = f"{held['driver_cuda'] // 1000}.{held['driver_cuda'] % 1000 // 10}"
         older = f"the driver knows CUDA {knows}, torch is built for {held['cuda']}"
-        yield "mend", older, "install a newer driver, or torch for an older CUDA"
+        yield "fix", older, "install a newer driver, or torch for an older CUDA"
     else:
-        yield "mend", "torch sees no GPU where nvidia-smi does", "check /dev/nvidia* and the container's GPU option"
+        yield "fix", "torch sees no GPU where nvidia-smi does", "check /dev/nvidia* and the container's GPU option"
 
 
 def _cudnn(version: int, torch: str) -> Iterator[Said]:
@@ -267,11 +271,11 @@ def _cudnn(version: int, torch: str) -> Iterator[Said]:
         "install torch 2.10 or newer, with cuDNN 9.15 or newer",
     )
     if (major, minor, patch) == (9, 10, 2):
-        yield "mend", f"{name}: bf16 conv3d is silently wrong on large inputs", remedy
+        yield "fix", f"{name}: bf16 conv3d is silently wrong on large inputs", remedy
     if _numbers(torch) == (2, 9) and (major, minor) < (9, 15):
-        yield "mend", f"torch {torch} with {name}: 3D convolutions under autocast are 4 times slower", remedy
+        yield "fix", f"torch {torch} with {name}: 3D convolutions under autocast are 4 times slower", remedy
     if (major, minor) < (9, 3):
-        yield "mend", f"{name}: no tensors of more than 2^31 elements, which a whole body needs", remedy
+        yield "fix", f"{name}: no tensors of more than 2^31 elements, which a whole body needs", remedy
 
 
 def _cards(cards: Sequence[Mapping[str, str]]) -> Iterator[Said]:
@@ -280,9 +284,9 @@ def _cards(cards: Sequence[Mapping[str, str]]) -> Iterator[Said]:
         return ", ".join(str(number) for number, card in enumerate(cards) if accept(card[name]))
 
     if found := those("compute", lambda state: state == "Prohibited"):
-        yield "mend", f"GPU {found}: compute mode Prohibited", "nvidia-smi --compute-mode=DEFAULT"
+        yield "fix", f"GPU {found}: compute mode Prohibited", "nvidia-smi --compute-mode=DEFAULT"
     if found := those("ecc_errors", lambda count: count.isdigit() and int(count) > 0):
-        yield "mend", f"GPU {found}: memory errors that were not corrected", "take it out of use until it is replaced"
+        yield "fix", f"GPU {found}: memory errors that were not corrected", "take it out of use until it is replaced"
     if found := those("ecc", lambda state: state == "Disabled"):
         yield "note", f"GPU {found}: ECC is off; flipped bits go unseen", "nvidia-smi --ecc-config=1, then restart"
     if found := those("mig", lambda state: state == "Enabled"):
@@ -319,20 +323,20 @@ PER_MACHINE: tuple[tuple[str, Callable[[Facts], Iterator[Said]], str], ...] = (
 )
 
 
-def ports(machines: Machines, knocks: Mapping[str, Sequence[Sequence[Any]]]) -> Iterator[Finding]:
-    """Who is let in without a token: ``CLU_PORT_OPEN``.
+def ports(machines: Machines, probed: Mapping[str, Sequence[Sequence[Any]]]) -> Iterator[Finding]:
+    """Services that answer without a token: ``CLU_PORT_OPEN``.
 
     Args:
         machines: facts by address.
-        knocks: by address of who knocked, what came back (see ``knock.knock``).
+        probed: by address of the machine that probed, what came back (see ``port_probe.probe``).
     """
     quiet = True
     for where, machine in machines.items():
         served = exposed(machine)
-        came = _came_back(where, machine, knocks)
+        came = _came_back(where, machine, probed)
         said = [*_let_in(served, came), *_firewall(machine, served, came)]
         if traffic := sum(one["of"] == WORKER and not ip_address(one["ip"]).is_loopback for one in machine["sockets"]):
-            plain = f"{traffic} ports of tasks and drivers, not knocked at: what they tell each other is not encrypted"
+            plain = f"{traffic} ports of tasks and drivers, not probed: what they send each other is not encrypted"
             said.append(("note", plain, "keep the cluster on a private network"))
         quiet = quiet and not said
         yield from (Finding("CLU_PORT_OPEN", *_placed(where, one)) for one in said)
@@ -340,29 +344,29 @@ def ports(machines: Machines, knocks: Mapping[str, Sequence[Sequence[Any]]]) -> 
         yield Finding("CLU_PORT_OPEN", "ok", _everywhere(machines), "nothing of Ray listens beyond the loopback")
 
 
-def _came_back(where: str, machine: Facts, knocks: Mapping[str, Sequence[Sequence[Any]]]) -> dict[int, set[str]]:
-    """Port -> what came back from it, whoever knocked."""
-    doors = set(targets(machine, "" if where == THIS else where))
-    came: dict[int, set[str]] = {port: set() for _, port in doors}
-    for answers in knocks.values():
+def _came_back(where: str, machine: Facts, probed: Mapping[str, Sequence[Sequence[Any]]]) -> dict[int, set[str]]:
+    """Port -> what came back from it to any machine that probed it."""
+    ports_here = set(targets(machine, "" if where == THIS else where))
+    came: dict[int, set[str]] = {port: set() for _, port in ports_here}
+    for answers in probed.values():
         for ip, port, what in answers:
-            if (ip, port) in doors:
+            if (ip, port) in ports_here:
                 came[port].add(what)
     return came
 
 
 def _let_in(served: Sequence[Mapping[str, Any]], came: Mapping[int, set[str]]) -> Iterator[Said]:
-    """Who answers a stranger, and a dashboard that others can reach at all."""
+    """Services that answer without a token, and a dashboard that other machines can reach."""
     for one in served:
         what = came.get(one["port"], set())
         bound = "all addresses" if ip_address(one["ip"]).is_unspecified else "the node's address"
         name = f"the {one['of']} on port {one['port']} ({bound})"
         if OPEN in what:
-            mend = "start every node with RAY_AUTH_MODE=token exported, and close the port by a firewall"
-            yield "mend", f"{name} answers without a token", mend
+            remedy = "start every node with RAY_AUTH_MODE=token exported, and close the port by a firewall"
+            yield "fix", f"{name} answers without a token", remedy
         elif one["of"] == "dashboard" and METRICS_ONLY not in what:
             loopback = "`ray start --head --dashboard-host=127.0.0.1`, and reach it by `ray dashboard cluster.yaml`"
-            yield "mend", f"{name} is not on the loopback", loopback
+            yield "fix", f"{name} is not on the loopback", loopback
 
 
 def _firewall(machine: Facts, served: Sequence[Mapping[str, Any]], came: Mapping[int, set[str]]) -> Iterator[Said]:
@@ -394,9 +398,9 @@ def skew(offsets: Mapping[str, tuple[float, float]]) -> Finding:
     )
     remedy = "let chrony or systemd-timesyncd set the clocks of all nodes"
     if apart > SKEW_NOTE_S:
-        level: Level = "mend" if apart > SKEW_MEND_S else "note"
+        level: Level = "fix" if apart > SKEW_FIX_S else "note"
         return Finding("CLU_CLOCK", level, f"{behind}, {ahead}", f"clocks at least {apart:.2f} s apart", remedy)
     unsure = max((high - low for low, high in offsets.values()), default=0.0)
-    if unsure > SKEW_MEND_S:
+    if unsure > SKEW_FIX_S:
         return Finding("CLU_CLOCK", "note", ALL, f"clocks could be compared to {unsure:.1f} s only", "try again")
     return Finding("CLU_CLOCK", "ok", ALL, f"clocks agree, as far as {unsure:.2f} s tell")

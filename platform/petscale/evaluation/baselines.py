@@ -1,7 +1,6 @@
-"""What a network must beat, and what it costs nothing to make: a Gaussian filter of the low dose, a table for a CT.
+"""Baselines that need no network: a Gaussian filter of the low dose, and for a CT the mean SUV of every range of HU.
 
-What it knows: how either is fitted on training cases, so that it is tuned as fairly as the network.  What it refuses to
-know: scores of test cases, and networks.
+Both are fitted on training cases, as the network is.  Test cases are not used.
 """
 
 import math

@@ -1,7 +1,6 @@
 """Lesions found on a run's test scans: every image searched alike, summed up for terminal, files and report.
 
-What it knows: which scans and images are searched, and what is told of them.  What it refuses to know: what counts as
-found (``trainers.metrics.detection``), and how an image was made.
+``trainers.metrics.detection`` defines what counts as found.
 """
 
 from collections.abc import Mapping, Sequence

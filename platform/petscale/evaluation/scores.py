@@ -162,7 +162,7 @@ class Evaluation:
         return table
 
     def _gain_cell(self, image: str, psnr: ScoreDefinition | None, region: str) -> str:
-        """The gain over the untreated input of any image, so that the filter is judged as the network is."""
+        """The gain over the untreated input of any image, so that filter and network are compared in the same way."""
         if psnr is None or image == self.images[0]:
             return ""
         ours, theirs = self.values(image, psnr, region), self.values(self.images[0], psnr, region)

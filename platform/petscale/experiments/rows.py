@@ -63,7 +63,7 @@ def rows_of(
 
 
 def run_of(size: Size, recipe: str, model: Any, feed: FeedConfig) -> RunConfig:
-    """A run on one core, or on one GPU; folds are filled in by the campaign."""
+    """A run on one core, or on one GPU; folds are filled in by the experiment's runner."""
     if size == "small":
         loop, cluster = LoopConfig(log_every=10, save_every=100, picture_every=0), ClusterConfig()
     else:

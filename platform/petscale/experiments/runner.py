@@ -49,13 +49,13 @@ def run_experiment(experiment: Experiment, folder: Path, *, command: str, settin
     Args:
         folder: where cohorts, runs and tables of all experiments of one size go.
         command: what the user typed, for the record.
-        settings: ``room.field=value`` for every run, as ``petscale train --set`` takes them.
+        settings: ``section.field=value`` for every run, as ``petscale train --set`` takes them.
 
     Returns:
         The path of ``table.md``.
 
     Raises:
-        InputError: as ``driver.train`` and ``evaluating.evaluate_run`` do; the same command then continues.
+        InputError: as ``driver.train`` and ``evaluating.evaluate_run`` do; run the same command again to continue.
     """
     require_path(folder)
     place = folder / experiment.name
@@ -118,7 +118,7 @@ def _evaluate(
     """Read a run's scores, or make them; one Gaussian and one organ segmenter serve every row of a fold."""
     unet_score = experiment.unet_score
     found = {low: _scored(run, low) for low in experiment.sources}
-    whole = {low: there for low, there in found.items() if there is not None and _segmenter(there, experiment)}
+    whole = {low: there for low, there in found.items() if there is not None and _has_all_scores(there, experiment)}
     if len(whole) == len(found):
         return whole
     config, facts = configs.read(run / CONFIG), json.loads((run / CONFIG).read_bytes())
@@ -148,10 +148,10 @@ def _scored(run: Path, name: str) -> Evaluation | None:
     return read_evaluation(scores.parent) if fresh else None
 
 
-def _segmenter(evaluation: Evaluation, wanted: Experiment) -> bool:
+def _has_all_scores(evaluation: Evaluation, wanted: Experiment) -> bool:
     segmenter, lesions = wanted.unet_score, wanted.lesions
-    judged = segmenter is None or any(row.definition == segmenter.definition for row in evaluation.rows)
-    return judged and (lesions is None or any(row.definition.mask == lesions.key for row in evaluation.rows))
+    has_organs = segmenter is None or any(row.definition == segmenter.definition for row in evaluation.rows)
+    return has_organs and (lesions is None or any(row.definition.mask == lesions.key for row in evaluation.rows))
 
 
 def _evaluate_resized(run: Path, resized: Cohort, native: Cohort) -> dict[str, Evaluation]:
@@ -196,8 +196,9 @@ def _collect(scores: Scores, experiment: Experiment, row: Row, evaluations: Mapp
     """Add one fold's patients.  Input and Gaussian are the same in every row of a fold and are taken once."""
     chosen = [evaluations[low] for low in experiment.sources]
     first = chosen[0]
+    filters = () if row.resized else first.images[1:-1]  # whatever their widths, so whatever they are called
     for place, image in enumerate((*first.images, REFERENCE)):  # the full dose itself has some scores too
-        name = row.name if image == first.synthesized else GAUSSIAN if image.startswith("Gaussian") else image
+        name = row.name if image == first.synthesized else GAUSSIAN if image in filters else image
         for column in experiment.collected:
             # A patient's realisations are averaged before patients are compared: they are no independent patients.
             drawn = [_values(e, (*e.images, REFERENCE)[place], column) for e in chosen]

@@ -118,7 +118,7 @@ def markdown(experiment: Experiment, scores: Scores, facts: Mapping[str, Any]) -
     if experiment.lesions:
         text += _pooled_table(experiment, scores)
     text += ["## The paper's orderings", ""] if experiment.orders else []
-    for order, column, gain in _judged(experiment, scores):
+    for order, column, gain in _compared(experiment, scores):
         told = f": {_gained(gain, column)}, p {_p(gain)}" if gain else ""
         text.append(f"- {order.column}: {order.better} ahead of {order.worse}: **{verdict(gain)}**{told}")
     text += ["", "## How it was made", "", f"`{facts['command']}`", "", "| | |", "|---|---|"]
@@ -146,7 +146,7 @@ def _pooled_table(experiment: Experiment, scores: Scores) -> list[str]:
     return [*text, ""]
 
 
-def _judged(experiment: Experiment, scores: Scores) -> list[tuple[Order, Column, Gain | None]]:
+def _compared(experiment: Experiment, scores: Scores) -> list[tuple[Order, Column, Gain | None]]:
     columns = {column.label: column for column in experiment.columns}
     return [
         (order, columns[order.column], compare(scores, order.better, order.worse, columns[order.column]))
@@ -180,7 +180,7 @@ def as_json(experiment: Experiment, scores: Scores, facts: Mapping[str, Any]) ->
         "rows": lines,
         "orders": [
             {**asdict(order), "verdict": verdict(gain), "p_value": gain.p_value if gain else None}
-            for order, _, gain in _judged(experiment, scores)
+            for order, _, gain in _compared(experiment, scores)
         ],
         "facts": dict(facts),
     }

@@ -1,7 +1,7 @@
 """Pictures in the manner of nuclear medicine: projections and slices of sources, one fixed window, true millimetres.
 
-What it knows: how an affine turns an array into an anterior or lateral view, and how values become pixels and PNG text.
-What it refuses to know: which image is which, and any window chosen from an image's own values.
+An image's affine turns its array into an anterior or lateral view; values become pixels and PNG text.
+The window is given by the caller and never chosen from an image's own values.
 """
 
 import base64

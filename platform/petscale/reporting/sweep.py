@@ -1,7 +1,7 @@
 """The page of a sweep: every trial, what it scored, and how little that proves.
 
-What it knows: which charts, tables and sentences the trials of a study allow.  What it refuses to know: how trials are
-chosen, run or stored, and any claim that a difference of one seed on validation patients does not support.
+The page shows the charts, tables and sentences that the trials of a study allow.  It claims nothing that a
+difference of one seed on validation patients does not support.
 """
 
 import base64

@@ -27,7 +27,7 @@ ROOM_TRIES = 5  # times that workers are waited for, a minute each by Ray's defa
 
 
 def train(cohort: Path, run: Path, config: RunConfig, *, command: str) -> Path:
-    """Train, or go on training, and return the exported weights.
+    """Train, or continue training, and return the exported weights.
 
     Args:
         cohort: a committed cohort.

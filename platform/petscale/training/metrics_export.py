@@ -1,14 +1,14 @@
 """A run's records as Ray metrics, for Prometheus to scrape on every node; the training never depends on them.
 
-What it knows: what each record of ``trainers.loop`` means as a gauge, and that Ray's agent forgets a gauge 20 s after
-it was last set, so that the values have to be said again while a run lasts; lines of a dead process end by themselves.
-What it refuses to know: cases, cohorts, paths (a run or a study is the last part of its folder's name), Prometheus.
+Each record of ``trainers.loop`` sets some of the metrics below.  Ray's agent forgets a value 20 s after it was set, so
+values are sent again while a run lasts; those of a dead process end by themselves.  Cases, cohorts and paths are
+never sent: a run or a study is named by the last part of its folder's name.
 
-Ray prefixes every name with ``ray_`` and adds the node and the worker.  All are gauges: Ray's agent never forgets a
-counter, and every trial of every sweep would be scraped for ever.
+Ray prefixes every name with ``ray_`` and adds the node and the worker.  All are of Prometheus' type gauge: Ray's agent
+never forgets a counter, and every trial of every sweep would be scraped for ever.
 
 =====================================  =========  ================  ==================================================
-gauge                                  unit       own tags          what
+metric                                 unit       own tags          what
 =====================================  =========  ================  ==================================================
 petscale_step                          steps                        steps made
 petscale_steps                         steps                        steps wanted, of a trial up to its present budget
@@ -37,7 +37,7 @@ import torch
 from petscale.folders import TRIALS
 from trainers.loop import Report
 
-RESEND_S = 5.0  # Ray exports every 10 s, and its agent forgets a gauge after twice that
+RESEND_S = 5.0  # Ray exports every 10 s, and its agent forgets a value after twice that
 
 TAGS = {
     "petscale_step": (),
@@ -50,7 +50,7 @@ TAGS = {
     "petscale_validation_score": ("score", "of"),
 }
 
-Readings = dict[str, dict[tuple[str, ...], float]]  # gauge -> its own tags' values, in order -> value
+Readings = dict[str, dict[tuple[str, ...], float]]  # metric -> its own tags' values, in order -> value
 
 
 @contextmanager
@@ -68,7 +68,7 @@ def sending(run: Path, recipe: str, report: Report) -> Iterator[Report]:
     sender = _Sender(run, recipe)
     ended = threading.Event()
 
-    def say_again() -> None:
+    def send_again() -> None:
         while not ended.wait(RESEND_S):
             sender.hear(dict)
 
@@ -76,7 +76,7 @@ def sending(run: Path, recipe: str, report: Report) -> Iterator[Report]:
         report(record)
         sender.hear(lambda: readings(record))
 
-    thread = threading.Thread(target=say_again, name="petscale-gauges", daemon=True)
+    thread = threading.Thread(target=send_again, name="petscale-metrics", daemon=True)
     thread.start()
     try:
         yield both
@@ -85,8 +85,8 @@ def sending(run: Path, recipe: str, report: Report) -> Iterator[Report]:
         thread.join()
 
 
-def judged(run: Path, recipe: str, values: Mapping[str, float]) -> None:
-    """Send a trial's objectives, as judged on validation patients; never raises.
+def send_scores(run: Path, recipe: str, values: Mapping[str, float]) -> None:
+    """Send a trial's objectives, as scored on validation patients; never raises.
 
     Args:
         run: the trial's folder.
@@ -106,7 +106,7 @@ def named(run: Path) -> tuple[str, str]:
 
 
 def readings(record: Mapping[str, Any]) -> Readings:
-    """Return what one record of the loop says: gauges with all the values that they have from now on."""
+    """Return what one record of the loop sets: metrics with all the values that they have from now on."""
     found: Readings = {"petscale_step": {(): float(record["step"])}}
     if record["event"] == "start":
         found["petscale_steps"] = {(): float(record["steps"])}
@@ -135,18 +135,18 @@ def _gpu_memory() -> dict[tuple[str, ...], float]:
 
 
 class _Sender:
-    """Says and says again; the first failure is told once and is the end of it."""
+    """Sends values and repeats them; after the first failure, which is printed once, nothing more is sent."""
 
     def __init__(self, run: Path, recipe: str) -> None:
         name, trial = named(run)
         self._tags = {"run": name, "trial": trial, "recipe": recipe}
-        self._gauges: dict[str, Any] = {}
+        self._metrics: dict[str, Any] = {}
         self._now: Readings = {}
         self._failed = False
         self._lock = threading.Lock()
 
     def hear(self, news: Callable[[], Readings]) -> None:
-        """Replace what some gauges say, and say again what all of them do."""
+        """Replace the values of some metrics, and send those of all of them again."""
         with self._lock:
             if self._failed:
                 return
@@ -155,15 +155,15 @@ class _Sender:
                 for name, values in self._now.items():
                     for own, value in values.items():
                         tags = self._tags | dict(zip(TAGS[name], own, strict=True))
-                        self._gauge(name).set(value, tags)
+                        self._metric(name).set(value, tags)
             except Exception as error:  # whatever it is, a training is worth more
                 self._failed = True
                 print(f"petscale: metrics not sent ({type(error).__name__})", file=sys.stderr)
 
-    def _gauge(self, name: str) -> Any:
-        if name not in self._gauges:
+    def _metric(self, name: str) -> Any:
+        if name not in self._metrics:
             from ray.util.metrics import Gauge
 
             about = f"See petscale.training.metrics_export: {name.removeprefix('petscale_').replace('_', ' ')}"
-            self._gauges[name] = Gauge(name, about, (*self._tags, *TAGS[name]))
-        return self._gauges[name]
+            self._metrics[name] = Gauge(name, about, (*self._tags, *TAGS[name]))
+        return self._metrics[name]

@@ -55,7 +55,7 @@ def plan_run(cohort: Path, run: Path, config: RunConfig, *, validation: bool = F
     """Check everything that can be checked before a cluster starts.
 
     Args:
-        validation: keep validation patients apart even if the recipe's own schedule listens to nobody.
+        validation: keep validation patients apart even if the recipe's own schedule uses no validation scores.
 
     Raises:
         InputError: any mistake.
@@ -133,7 +133,7 @@ def _digest(path: Path) -> str:
 
 
 def _check_origin(path: Path, config: RunConfig, doses: Doses, kept_apart: Collection[str]) -> None:
-    """Refuse networks of an earlier run that saw other intensities, or the patients that this one is judged on.
+    """Refuse networks of an earlier run that saw other intensities, or this run's validation or test patients.
 
     Raises:
         InputError: CKPT_SCALE, CKPT_LEAK, CKPT_DOSES.
@@ -170,7 +170,7 @@ def _check_origin(path: Path, config: RunConfig, doses: Doses, kept_apart: Colle
 
 
 def _check_validation(cohort: Cohort, roles: Roles, config: RunConfig, recipe: Validated) -> None:
-    """Refuse a run whose schedule would have nobody to listen to.
+    """Refuse a run whose schedule needs validation scores and would get none.
 
     Raises:
         InputError: SET_NO_VALIDATION, and those of ``feed.check_cases``.

@@ -14,11 +14,12 @@ from trainers.metrics.definitions import Score, ScoreDefinition
 from trainers.metrics.presets import PRESETS
 from trainers.metrics.slices import CHECKERBOARDS, SCALE_WEIGHTS, ms_ssim_definition
 from trainers.metrics.udpet import MAPE, ORGAN_MAPE, SCORE
+from trainers.metrics.unet_score import MEAN, UNION
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What a trial is judged by: one stored score, as a mean over validation cases.
+    """What a trial is scored by: one stored score, as a mean over validation cases.
 
     Args:
         name: as the user typed it.
@@ -43,11 +44,7 @@ class Objective:
 
 
 # The segmenter's own key is known when it has scored; beside every organ it scores their union and their mean.
-_UNET_SCORE, _UNION, _MEAN = (
-    ScoreDefinition("Unet-score", "ROI", "", "1", preset="sgsgan"),
-    "all organs",
-    "mean over organs",
-)
+_UNET_SCORE = ScoreDefinition("Unet-score", "ROI", "", "1", preset="sgsgan")
 
 _STORED = (
     *(rule for rules in PRESETS.values() for rule in rules),
@@ -81,7 +78,7 @@ OBJECTIVES: dict[str, Objective] = {
         *((f"{quantity.lower()}_bias_organs", BIASES[quantity], "organs") for quantity in ("SUVmean", "SUVmax")),
         ("noise_organs", NOISE, "organs"),
         ("noise_liver", NOISE, "liver"),
-        ("unet_score", _UNET_SCORE, _MEAN),
+        ("unet_score", _UNET_SCORE, MEAN),
     )
 }
 
@@ -112,7 +109,7 @@ def objective(name: str) -> Objective:
         near = get_close_matches(metric, list(map(_plain, (rule.metric for rule in _STORED))), n=1, cutoff=0)
         best = next(rule.metric for rule in _STORED if _plain(rule.metric) == near[0])
         raise _unknown(typed, "no such metric is stored", [f"{best}:{region}"])
-    known = (*_REGIONS, _UNION, _MEAN)
+    known = (*_REGIONS, UNION, MEAN)
     if region not in known and (near := get_close_matches(region, _REGIONS, n=1, cutoff=0.7)):
         raise _unknown(typed, f"no region {region}", [f"{parts[0]}:{near[0]}"])
     place = region if region in ("whole", "body") else "ROI"
@@ -134,7 +131,7 @@ def value_of(objective: Objective, rows: Sequence[Score], image: str) -> float:
     Args:
         objective: what is asked for.
         rows: scores of the validation cases, of every image.
-        image: the name of the image that is judged.
+        image: the name of the image that is scored.
 
     Raises:
         InputError: ``TUNE_NO_SCORE`` if no row has the score, telling what is missing.
@@ -166,7 +163,7 @@ def _plain(text: str) -> str:
 
 def _inside(region: str, row: Score) -> bool:
     if region == "organs":
-        return row.kind == "organ" and row.region not in (_UNION, _MEAN)
+        return row.kind == "organ" and row.region not in (UNION, MEAN)
     return region in (row.kind, f"{row.kind}s", row.region.lower() if row.kind == "organ" else "")
 
 

@@ -30,7 +30,11 @@ SCRATCH = ".tune-"  # Ray Tune's own notes: where every node sees them, and of n
 
 DIED = "the trial's process died"
 
-HALTING = ("CLU_", "DISK_", "STORE_")  # codes of what no trial is to blame for: the sweep ends, to go on when mended
+HALTING = (
+    "CLU_",
+    "DISK_",
+    "STORE_",
+)  # errors that no trial caused end the sweep; once fixed, it continues
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +43,7 @@ class SweepConfig:
 
     Args:
         spaces: names of the recipe's spaces, whose suggestions are joined.
-        objectives: one or two names of ``objective``, judged on validation patients.
+        objectives: one or two names of ``objective``, scored on validation patients.
         trials: finished trials wanted, those of earlier sessions included.
         sampler: tpe, random or nsga2.
         seed: of the sampler.
@@ -155,7 +159,7 @@ def _searcher(opened: optuna.Study, space: Space, trials: int, common: TrialJob,
             if refused and refused.code.startswith(HALTING):
                 self.halted = refused
             whole = not died and not refused and result["rung"] + 1 == common.rungs
-            if self.halted and not whole:  # it stays as it is in the study, and the same command goes on with it
+            if self.halted and not whole:  # it stays as it is in the study, and the same command continues it
                 shown.ended(asked.trial.number, "RUNNING", "")
                 return
             note = str(refused) if refused else DIED if died else ""
@@ -199,14 +203,14 @@ def run_trials(
     """
     cluster = base.cluster
     cores = cluster.workers * cluster.cpus_per_worker
-    room = config.at_once or max(1, (os.cpu_count() or 1) // cores)
+    side_by_side = config.at_once or max(1, (os.cpu_count() or 1) // cores)
     gpus = config.gpus if cluster.workers == 1 else 1
     worker = {"CPU": cluster.cpus_per_worker} | ({"GPU": gpus} if cluster.device == "cuda" else {})
     # Ctrl-C is the command line's to tell; Tune would end as if all were done.
     os.environ |= {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
     folder, cohort = Path(common.folder).parent, Path(common.cohort)
     with (
-        sessions.session(base, room * cores, folder, cohort / "zarr.json", dashboard=True),
+        sessions.session(base, side_by_side * cores, folder, cohort / "zarr.json", dashboard=True),
         asking([worker] * (config.at_once * cluster.workers)) as growing,  # trials begin as machines come
         tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder) as scratch,
     ):

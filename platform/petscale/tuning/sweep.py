@@ -43,7 +43,7 @@ from tune_spaces import Settings, Space, paper, present_names, spaces_of
 def sweep(
     cohort: Path, folder: Path, base: RunConfig, config: SweepConfig, *, command: str, work: Work = train_and_score
 ) -> list[Path]:
-    """Search, or go on searching.
+    """Search, or continue an interrupted search.
 
     Args:
         cohort: a committed cohort; its test patients are never read.
@@ -51,7 +51,7 @@ def sweep(
         base: the run that trials vary.
         config: what is searched.
         command: what the user typed, for the record.
-        work: trains and judges one budget of a trial.
+        work: trains and scores one budget of a trial.
 
     Returns:
         The best trial's configuration and the report; the report alone where no trial was completed.
@@ -68,7 +68,7 @@ def sweep(
     space, first = _joined(base, config.spaces)
     objectives = [objective(name) for name in config.objectives]
     plan = plan_run(cohort, folder / TRIALS / "none", base, validation=True)
-    _check_judges(plan, open_cohort(cohort), objectives)
+    _check_validation(plan, open_cohort(cohort), objectives)
     if not nodes.joined():
         require_resources({"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}, base)
     with hold(folder):
@@ -151,22 +151,22 @@ def _joined(base: RunConfig, names: Sequence[str]) -> tuple[Space, dict[str, Any
     return joined, first
 
 
-def _check_judges(plan: Plan, cohort: Cohort, objectives: Sequence[Objective]) -> None:
-    """Refuse a sweep that nobody could judge.
+def _check_validation(plan: Plan, cohort: Cohort, objectives: Sequence[Objective]) -> None:
+    """Refuse a sweep whose trials cannot be scored.
 
     Raises:
         InputError: SET_NO_VALIDATION, SET_NO_LABELS.
     """
-    judges = plan.facts["validation"]
-    if not judges:
+    validation = plan.facts["validation"]
+    if not validation:
         raise InputError(
             "SET_NO_VALIDATION",
             where="split",
-            found="trials are judged on patients kept apart for that, and there are none",
+            found="trials are scored on validation patients, and there are none",
             remedy="give it some (--set split.validation_fraction=0.2), or ingest more patients",
         )
     for wanted in objectives:
-        if wanted.region in ("lesions", "organs") and not any(cohort.case(name).labels for name in judges):
+        if wanted.region in ("lesions", "organs") and not any(cohort.case(name).labels for name in validation):
             raise InputError(
                 "SET_NO_LABELS",
                 where=f"objective {wanted.name}",
@@ -214,7 +214,7 @@ def _write(
             cohort_digest=integrity.root_digest(plan.facts["cases"], {}),
             environment=environment(),
             notes=[
-                f"Judged on {len(plan.facts['validation'])} validation patient(s); the "
+                f"Scored on {len(plan.facts['validation'])} validation patient(s); the "
                 f"{len(plan.facts['test'])} test patient(s) were not read.",
             ],
         ),

@@ -1,7 +1,6 @@
-"""A sweep as it is watched: a live table on a terminal, elsewhere a line per event and now and then a summary.
+"""Progress of a sweep: a live table on a terminal, elsewhere a line per event and a summary every minute.
 
-What it knows: what a trial's records tell of its progress, and which trials are worth a screen's few lines.  What it
-refuses to know: how a trial is run or remembered.
+Progress comes from each trial's records.  A screen with too few lines shows the running and the best trials.
 """
 
 import threading
@@ -31,7 +30,7 @@ STATES = {"COMPLETE": "finished", "PRUNED": "stopped early", "FAIL": "failed", "
 class _Row:
     settings: str
     state: str
-    rung: int = 0  # budgets that it has been judged at
+    rung: int = 0  # budgets after which it has been scored
     values: Sequence[float] = ()
     records: Records | None = None
     step: int = 0
@@ -73,13 +72,13 @@ class TrialTable:
                 self._rows[trial["number"]] = _Row(shown(trial["settings"]), state, rung, trial["values"] or ())
 
     def began(self, number: int, folder: Path, settings: Mapping[str, Any]) -> None:
-        """A trial starts, or goes on in the folder of one that was interrupted."""
+        """A trial starts, or continues in the folder of one that was interrupted."""
         told = shown(settings)
         self._rows[number] = _Row(told, RUNNING, records=Records(folder / METRICS))
         console.print(f"trial {number}: {told}", markup=False, soft_wrap=True)
 
     def heard(self, number: int, rung: int, values: Mapping[str, float]) -> None:
-        """A trial has been judged at a budget, counted from 0."""
+        """A trial has been scored at a budget, counted from 0."""
         self._rows[number].rung, self._rows[number].values = rung + 1, tuple(values.values())
         told = ", ".join(f"{name} {short(value)}" for name, value in values.items())
         console.print(f"trial {number}, budget {rung + 1} of {self.rungs}: {told}", markup=False, soft_wrap=True)
@@ -161,7 +160,7 @@ class TrialTable:
 
 
 def shown(settings: Mapping[str, Any]) -> str:
-    """Settings without the room's name, numbers to four digits."""
+    """Settings without the section's name, numbers to four digits."""
     return ", ".join(f"{name.partition('.')[2]} {short(value)}" for name, value in settings.items())
 
 

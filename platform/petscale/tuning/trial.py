@@ -66,7 +66,7 @@ Work = Callable[[TrialJob, int], dict[str, float]]
 
 
 def ends(num_steps: int, rungs: int, factor: int) -> list[int]:
-    """Steps after which a trial is judged, the last one the whole run's; budgets too small to differ fall together."""
+    """Steps after which a trial is scored, the last one the whole run's; budgets too small to differ become one."""
     return sorted({max(1, num_steps // factor**left) for left in range(rungs)})
 
 
@@ -138,15 +138,15 @@ def train_and_score(job: TrialJob, rung: int) -> dict[str, float]:
         InputError: a configuration that cannot be trained, or training that failed.
     """
     run = Path(job.folder)
-    judged: dict[str, dict[str, float]] = json.loads((run / SCORED).read_bytes()) if (run / SCORED).is_file() else {}
-    if str(rung) not in judged:
+    scored: dict[str, dict[str, float]] = json.loads((run / SCORED).read_bytes()) if (run / SCORED).is_file() else {}
+    if str(rung) not in scored:
         config = configs.with_fields(configs.from_json(job.base), job.settings)
         plan = plan_run(Path(job.cohort), run, config, validation=True)
         run.mkdir(parents=True, exist_ok=True)
         train_until(plan, ends(plan.num_steps, job.rungs, job.factor)[rung])
         rows = validation_scores(run, open_cohort(Path(job.cohort)), plan.facts["validation"])
         wanted = [objective(name) for name in job.objectives]
-        judged[str(rung)] = {o.name: value_of(o, rows, SYNTHESIZED) for o in wanted}
-        integrity.write_json(run / SCORED, judged)
-        metrics_export.judged(run, config.recipe, judged[str(rung)])
-    return judged[str(rung)]
+        scored[str(rung)] = {o.name: value_of(o, rows, SYNTHESIZED) for o in wanted}
+        integrity.write_json(run / SCORED, scored)
+        metrics_export.send_scores(run, config.recipe, scored[str(rung)])
+    return scored[str(rung)]

@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from petscale.tuning.study import JOURNAL, unreached
 from storage.integrity import disk_errors
 
-RETRIES = 1  # of a trial that failed by itself; an interrupted one goes on as often as it is interrupted
+RETRIES = 1  # of a trial that failed by itself; an interrupted one continues as often as it is interrupted
 
 
 def enqueue_first(study: optuna.Study, params: Mapping[str, Any]) -> None:
@@ -133,7 +133,7 @@ def best(study: optuna.Study) -> list[FrozenTrial]:
 
 
 def folder_of(trial: FrozenTrial | optuna.Trial) -> int:
-    """Number of the trial in whose run folder this one works: its own, unless it goes on with an interrupted one."""
+    """Number of the trial in whose run folder this one works: its own, unless it continues an interrupted one."""
     return int(trial.user_attrs.get("continues", trial.number))
 
 
@@ -165,7 +165,7 @@ def _params(trial: FrozenTrial) -> dict[str, Any]:
 
 
 def _rungs(trial: FrozenTrial) -> dict[str, float]:
-    """Rung -> value, of the chain that this trial goes on with as well; keys as JSON has them."""
+    """Rung -> value, including those of the trials that this one continues; keys as JSON has them."""
     return {**trial.user_attrs.get("rungs", {}), **{str(k): v for k, v in sorted(trial.intermediate_values.items())}}
 
 

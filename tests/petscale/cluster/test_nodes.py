@@ -15,7 +15,7 @@ import pytest
 
 from petscale import cli
 from petscale.cluster import installation, jobs, placement
-from petscale.cluster.installation import ALIKE, ROOMS, code_digest, versions
+from petscale.cluster.installation import ALIKE, PACKAGES, code_digest, versions
 from petscale.cluster.jobs import received
 from petscale.cluster.nodes import SILENT, STORAGE
 from petscale.cluster.placement import SCALE_UP_S
@@ -60,7 +60,7 @@ def test_machines_are_asked_for_waited_for_and_let_go(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     grown = Growing(monkeypatch, [HEAD], [MACHINE, MACHINE])
-    with placement.room(PAIR):
+    with placement.machines_for(PAIR):
         assert len(grown.machines) == 3
         assert grown.requests == [PAIR]
     assert grown.requests == [PAIR, []]
@@ -71,7 +71,7 @@ def test_a_cluster_that_has_room_does_not_wait(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     grown = Growing(monkeypatch, [{"CPU": 8.0, "GPU": 2.0}], [])
-    with placement.room(PAIR):
+    with placement.machines_for(PAIR):
         assert grown.requests == [PAIR]  # so that it stays
     assert grown.now_s == 0
     assert capsys.readouterr() == ("", "")
@@ -79,7 +79,7 @@ def test_a_cluster_that_has_room_does_not_wait(
 
 def test_time_is_over_at_last_and_the_request_is_withdrawn_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     grown = Growing(monkeypatch, [HEAD], [MACHINE])
-    with pytest.raises(KeyboardInterrupt), placement.room(PAIR):
+    with pytest.raises(KeyboardInterrupt), placement.machines_for(PAIR):
         raise KeyboardInterrupt
     assert grown.now_s == 900
     assert len(grown.machines) == 2
@@ -110,7 +110,7 @@ def test_what_machines_hold(
     ("machines", "bundles", "times"),
     [
         ([{"CPU": 2.0}] * 3, [{"CPU": 1}] * 2, 3),
-        ([{"CPU": 3.0}] * 3, [{"CPU": 2}] * 2, 1),  # 9 cores in all, but each machine has room for one worker
+        ([{"CPU": 3.0}] * 3, [{"CPU": 2}] * 2, 1),  # 9 cores in all, but each machine holds one worker
         ([{"CPU": 16.0, "GPU": 1.0}], [{"CPU": 1, "GPU": 0.1}], 10),  # whatever 1 - 10 * 0.1 is in floating point
         ([{"CPU": 16.0, "GPU": 1.0}], [{"CPU": 1, "GPU": 1}] * 2, 0),
     ],
@@ -129,7 +129,7 @@ def test_a_cluster_that_does_not_grow_is_not_asked(
     grown = Growing(monkeypatch, [HEAD], [])
     monkeypatch.setenv(SCALE_UP_S, variable)
     monkeypatch.setenv("RAY_ADDRESS", address)
-    with placement.room(PAIR):
+    with placement.machines_for(PAIR):
         assert grown.requests == []
     assert grown.now_s == 0
 
@@ -138,7 +138,7 @@ def test_a_cluster_that_does_not_grow_is_not_asked(
 def test_a_patience_that_is_no_number_of_seconds(found: str, monkeypatch: pytest.MonkeyPatch) -> None:
     grown = Growing(monkeypatch, [HEAD], [])
     monkeypatch.setenv(SCALE_UP_S, found)
-    with pytest.raises(InputError) as refused, placement.room(PAIR):
+    with pytest.raises(InputError) as refused, placement.machines_for(PAIR):
         raise AssertionError("it must not begin")
     assert (refused.value.code, refused.value.where) == ("CFG_RANGE", SCALE_UP_S)
     assert grown.requests == []
@@ -193,7 +193,7 @@ def asked():
 def alive():
     return sum(one["Alive"] for one in ray.nodes())
 said = {"before": [alive(), asked()]}
-with placement.room([{"CPU": 1}]):
+with placement.machines_for([{"CPU": 1}]):
     said["within"] = [alive(), asked(), ray.cluster_resources().get("CPU", 0)]
 said["after"] = [alive(), asked()]
 print(json.dumps(said))
@@ -237,11 +237,11 @@ def test_rays_autoscaler_hears_it(folder: Path) -> None:
 
 
 def test_the_code_digest_is_that_of_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for room in ROOMS:
-        (tmp_path / room / "inner").mkdir(parents=True)
-        (tmp_path / room / "inner" / "one.py").write_text(f"ROOM = {room!r}\n")
-        (tmp_path / room / "page.j2").write_text("<p>")
-    monkeypatch.setattr(installation, "_folder", lambda room: tmp_path / room)
+    for package in PACKAGES:
+        (tmp_path / package / "inner").mkdir(parents=True)
+        (tmp_path / package / "inner" / "one.py").write_text(f"ROOM = {package!r}\n")
+        (tmp_path / package / "page.j2").write_text("<p>")
+    monkeypatch.setattr(installation, "_folder", lambda package: tmp_path / package)
     digest = code_digest()
     assert code_digest() == digest
     (tmp_path / "storage" / "__pycache__").mkdir()

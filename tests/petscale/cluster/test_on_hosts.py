@@ -342,7 +342,7 @@ def test_a_node_dies_in_mid_training(cluster: Cluster, cohort: Path, reference: 
 
 
 def test_a_node_dies_in_mid_sweep(cluster: Cluster, cohort: Path) -> None:
-    """Its trial goes on elsewhere from its last checkpoint; no finished trial is lost or repeated."""
+    """Its trial continues elsewhere from its last checkpoint; no finished trial is lost or repeated."""
     study = cluster.lab.shared / "nodesweep"
     settings = [*SETTINGS, "recipe.phase_samples=128,0,0,0"]
     words = ["tune", "cohort", "--study", study.name, "--trials", "4", "--at-once", "3", "--set", *settings]

@@ -21,7 +21,6 @@ import psutil
 import pytest
 
 from petscale import doctor
-from petscale.cluster import nodes, shared_storage
 from petscale.cluster.nodes import SILENT, STORAGE
 from petscale.doctor import machine, port_probe, rules
 from petscale.doctor.port_probe import ASKS, CLOSED, METRICS_ONLY, OPEN, QUESTIONS, UNTRIED, targets
@@ -44,7 +43,7 @@ CARDS = {"driver": "works", "cards": [CARD], "cuda": "13.0", "cudnn": 91501, "wo
 
 
 def raylet(**changed: Any) -> dict[str, Any]:
-    """A Ray that nobody has to mend."""
+    """A Ray that nobody has to fix."""
     return {
         "session": "session_x",
         "store_bytes": 2 * GIB,
@@ -106,43 +105,43 @@ def test_nothing_is_said_of_a_healthy_machine() -> None:
 @pytest.mark.parametrize(
     ("code", "level", "changed", "says"),
     [
-        ("CLU_RAY", "mend", {"versions": {"ray": "2.51.1"}}, "2.51.1"),
-        ("CLU_TOKEN", "mend", {"ray": [auth(mode="disabled")]}, "RAY_AUTH_MODE is disabled"),
-        ("CLU_TOKEN", "mend", {"ray": [auth(mode="")]}, "not set"),
-        ("CLU_TOKEN", "mend", {"ray": [auth(file={"mode": 0o644, "uid": 1000})]}, "0644"),
-        ("CLU_TOKEN", "mend", {"ray": [auth(file={"mode": 0o600, "uid": 1001})]}, "another user"),
-        ("CLU_TOKEN", "mend", {"token_shown": True}, "command line"),
+        ("CLU_RAY", "fix", {"versions": {"ray": "2.51.1"}}, "2.51.1"),
+        ("CLU_TOKEN", "fix", {"ray": [auth(mode="disabled")]}, "RAY_AUTH_MODE is disabled"),
+        ("CLU_TOKEN", "fix", {"ray": [auth(mode="")]}, "not set"),
+        ("CLU_TOKEN", "fix", {"ray": [auth(file={"mode": 0o644, "uid": 1000})]}, "0644"),
+        ("CLU_TOKEN", "fix", {"ray": [auth(file={"mode": 0o600, "uid": 1001})]}, "another user"),
+        ("CLU_TOKEN", "fix", {"token_shown": True}, "command line"),
         ("CLU_TOKEN", "note", {"ray": [raylet(auth=None)]}, "cannot be read"),
         ("CLU_TOKEN", "note", {"ray": [], "token_file": {"mode": 0o644, "uid": 0}}, "auth_token"),
-        ("CLU_DISK", "mend", {"disk": {"the storage": {"free": 9 * GIB, "total": 20 * GIB}}}, "the storage has 9.0"),
-        ("CLU_DISK", "mend", {"disk": {"the storage": {"free": 40 * GIB, "total": 1000 * GIB}}}, "4%"),
-        ("CLU_DISK", "mend", {"ray": [raylet(disk={"free": GIB, "total": 20 * GIB})]}, "session folder"),
-        ("CLU_SHM", "mend", {"shared_memory": {"free": GIB, "total": GIB}}, "1.0 GiB, Ray's object store 2.0"),
-        ("CLU_SHM", "mend", {"ray": [raylet(store_in_memory=False)]}, "on a disk"),
+        ("CLU_DISK", "fix", {"disk": {"the storage": {"free": 9 * GIB, "total": 20 * GIB}}}, "the storage has 9.0"),
+        ("CLU_DISK", "fix", {"disk": {"the storage": {"free": 40 * GIB, "total": 1000 * GIB}}}, "4%"),
+        ("CLU_DISK", "fix", {"ray": [raylet(disk={"free": GIB, "total": 20 * GIB})]}, "session folder"),
+        ("CLU_SHM", "fix", {"shared_memory": {"free": GIB, "total": GIB}}, "1.0 GiB, Ray's object store 2.0"),
+        ("CLU_SHM", "fix", {"ray": [raylet(store_in_memory=False)]}, "on a disk"),
         ("CLU_SHM", "note", {"ray": [], "shared_memory": {"free": 64 * 2**20, "total": 64 * 2**20}}, "64 MiB"),
-        ("CLU_CORES", "mend", {"ray": [raylet(core_bytes=-1)]}, "Ray's processes"),
+        ("CLU_CORES", "fix", {"ray": [raylet(core_bytes=-1)]}, "Ray's processes"),
         ("CLU_CORES", "note", {"ray": [], "core_bytes": -1}, "core dumps are on"),
-        ("CLU_TELEMETRY", "mend", {"ray": [raylet(telemetry=True, says_it_is_off=True)]}, "usage statistics are on"),
+        ("CLU_TELEMETRY", "fix", {"ray": [raylet(telemetry=True, says_it_is_off=True)]}, "usage statistics are on"),
         ("CLU_NAMES", "note", {"name_s": machine.NAME_S}, "does not answer"),
         ("CLU_TELEMETRY", "note", {"ray": [raylet(says_it_is_off=True)]}, "usage statistics are off"),
-        ("CLU_MEMORY", "mend", {"ray": [raylet(limits={"bytes": 8 * GIB})]}, "12.0 GiB, its control group grants 8.0"),
-        ("CLU_MEMORY", "mend", {"ray": [raylet(limits={"cpus": 4.0})]}, "8 CPUs"),
+        ("CLU_MEMORY", "fix", {"ray": [raylet(limits={"bytes": 8 * GIB})]}, "12.0 GiB, its control group grants 8.0"),
+        ("CLU_MEMORY", "fix", {"ray": [raylet(limits={"cpus": 4.0})]}, "8 CPUs"),
         ("CLU_MEMORY", "note", {"ray": [], "limits": {"cpus": 2.0, "bytes": GIB}}, "1.0 GiB of memory and 2.0 of 8"),
-        ("CLU_TEMP", "mend", {"ray": [raylet(session_open=True)]}, "every user"),
+        ("CLU_TEMP", "fix", {"ray": [raylet(session_open=True)]}, "every user"),
         ("CLU_GPU", "note", {"environment": {"NVIDIA_TF32_OVERRIDE": "1"}}, "NVIDIA_TF32_OVERRIDE"),
         ("CLU_GPU", "note", {"gpu": {"driver": "absent", "cuda": "13.0"}}, "no NVIDIA driver"),
         ("CLU_GPU", "note", {"gpu": {"driver": "absent", "cuda": None}, "bf16_cpu": True}, "bf16 conv3d is wrong"),
-        ("CLU_GPU", "mend", {"gpu": CARDS | {"driver": "failed", "why": "version mismatch"}}, "version mismatch"),
+        ("CLU_GPU", "fix", {"gpu": CARDS | {"driver": "failed", "why": "version mismatch"}}, "version mismatch"),
         ("CLU_GPU", "note", {"gpu": {"driver": "failed", "why": "", "cuda": None}}, "nvidia-smi fails"),
-        ("CLU_GPU", "mend", {"gpu": CARDS | {"cuda": None, "works": False}}, "without CUDA"),
-        ("CLU_GPU", "mend", {"gpu": CARDS | {"cuda": None, "works": None, "driver_cuda": None}}, "does not start"),
-        ("CLU_GPU", "mend", {"gpu": CARDS | {"works": False, "driver_cuda": 12080}}, "the driver knows CUDA 12.8"),
-        ("CLU_GPU", "mend", {"gpu": CARDS | {"works": False}}, "sees no GPU"),
-        ("CLU_GPU", "mend", {"gpu": CARDS | {"cudnn": 91002}}, "9.10.2: bf16 conv3d is silently wrong"),
-        ("CLU_GPU", "mend", {"gpu": CARDS | {"cudnn": 91400}, "versions": {"torch": "2.9.0"}}, "4 times slower"),
-        ("CLU_GPU", "mend", {"gpu": CARDS | {"cudnn": 8907}}, "cuDNN 8.9.7: no tensors"),
-        ("CLU_GPU", "mend", card(compute="Prohibited"), "GPU 1: compute mode"),
-        ("CLU_GPU", "mend", card(ecc_errors="3"), "GPU 1: memory errors"),
+        ("CLU_GPU", "fix", {"gpu": CARDS | {"cuda": None, "works": False}}, "without CUDA"),
+        ("CLU_GPU", "fix", {"gpu": CARDS | {"cuda": None, "works": None, "driver_cuda": None}}, "does not start"),
+        ("CLU_GPU", "fix", {"gpu": CARDS | {"works": False, "driver_cuda": 12080}}, "the driver knows CUDA 12.8"),
+        ("CLU_GPU", "fix", {"gpu": CARDS | {"works": False}}, "sees no GPU"),
+        ("CLU_GPU", "fix", {"gpu": CARDS | {"cudnn": 91002}}, "9.10.2: bf16 conv3d is silently wrong"),
+        ("CLU_GPU", "fix", {"gpu": CARDS | {"cudnn": 91400}, "versions": {"torch": "2.9.0"}}, "4 times slower"),
+        ("CLU_GPU", "fix", {"gpu": CARDS | {"cudnn": 8907}}, "cuDNN 8.9.7: no tensors"),
+        ("CLU_GPU", "fix", card(compute="Prohibited"), "GPU 1: compute mode"),
+        ("CLU_GPU", "fix", card(ecc_errors="3"), "GPU 1: memory errors"),
         ("CLU_GPU", "note", card(ecc="Disabled"), "GPU 1: ECC is off"),
         ("CLU_GPU", "note", card(mig="Enabled"), "GPU 1: MIG is on"),
         ("CLU_GPU", "note", card(persistence="Disabled"), "GPU 1: persistence"),
@@ -156,7 +155,7 @@ def test_a_fault_is_found_and_nothing_else(code: str, level: str, changed: dict[
     assert was == level
     assert says in text
     assert {one.code for one in found if one.level != "ok"} == {code}
-    assert all(one.remedy for one in found if one.level == "mend")
+    assert all(one.remedy for one in found if one.level == "fix")
 
 
 @pytest.mark.parametrize(
@@ -190,7 +189,7 @@ def test_versions_must_be_alike_on_all_nodes() -> None:
     older = healthy()["versions"] | {"ray": "2.59.0", "petscale": "ffff"}
     del older["torch"]
     found = list(rules.versions({**alike, NODE: healthy(versions=older)}))
-    assert {(one.level, one.where) for one in found} == {("mend", NODE)}
+    assert {(one.level, one.where) for one in found} == {("fix", NODE)}
     texts = sorted(one.found for one in found)
     assert texts[0] == "petscale ffff, elsewhere 0123456789ab"
     assert texts[1] == "ray 2.59.0, elsewhere 2.60.0"
@@ -208,10 +207,10 @@ def came(*answers: tuple[int, str]) -> dict[str, list[list[Any]]]:
 @pytest.mark.parametrize(
     ("socket", "what", "level", "says"),
     [
-        (("gcs_server", "::", 6379), OPEN, "mend", "gcs_server on port 6379 (all addresses) answers without a token"),
-        (("node agent", HEAD, 52365), OPEN, "mend", "(the node's address) answers"),
-        (("dashboard", "0.0.0.0", 8265), ASKS, "mend", "not on the loopback"),
-        (("dashboard", HEAD, 8265), CLOSED, "mend", "not on the loopback"),
+        (("gcs_server", "::", 6379), OPEN, "fix", "gcs_server on port 6379 (all addresses) answers without a token"),
+        (("node agent", HEAD, 52365), OPEN, "fix", "(the node's address) answers"),
+        (("dashboard", "0.0.0.0", 8265), ASKS, "fix", "not on the loopback"),
+        (("dashboard", HEAD, 8265), CLOSED, "fix", "not on the loopback"),
         (("Ray client server", HEAD, 10001), ASKS, "note", "among them the Ray client server"),
         (("gcs_server", "::", 6379), ASKS, "note", "ports 6379: ask for the token"),
         (("dashboard", "0.0.0.0", 44227), METRICS_ONLY, "note", "metrics"),
@@ -225,7 +224,7 @@ def test_who_is_let_in(socket: tuple[str, str, int], what: str, level: str, says
     assert (found[0].code, found[0].level, found[0].where) == ("CLU_PORT_OPEN", level, HEAD)
     assert says in found[0].found
     assert found[0].remedy
-    assert [one.level for one in found].count("mend") == (level == "mend")
+    assert [one.level for one in found].count("fix") == (level == "fix")
 
 
 def test_what_listens_on_the_loopback_alone_is_well() -> None:
@@ -235,10 +234,10 @@ def test_what_listens_on_the_loopback_alone_is_well() -> None:
     assert targets(inside, HEAD) == []
 
 
-def test_one_open_answer_counts_whoever_knocked() -> None:
-    knocks = {HEAD: [[HEAD, 6379, OPEN]], NODE: [[HEAD, 6379, ASKS], [NODE, 6379, OPEN]]}
-    found = list(rules.ports({HEAD: served(("gcs_server", "::", 6379))}, knocks))
-    assert [one.level for one in found] == ["mend"]
+def test_one_open_answer_counts_whoever_asked() -> None:
+    probed = {HEAD: [[HEAD, 6379, OPEN]], NODE: [[HEAD, 6379, ASKS], [NODE, 6379, OPEN]]}
+    found = list(rules.ports({HEAD: served(("gcs_server", "::", 6379))}, probed))
+    assert [one.level for one in found] == ["fix"]
 
 
 def test_a_public_address_is_named() -> None:
@@ -253,7 +252,7 @@ def test_a_public_address_is_named() -> None:
         ({"a": (-0.02, 0.03), "b": (-0.05, 0.05)}, "ok"),
         ({"a": (-0.5, 0.3), "b": (-0.2, 0.6)}, "ok"),
         ({"a": (-0.02, 0.03), "b": (0.4, 0.5)}, "note"),
-        ({"a": (-0.02, 0.03), "b": (-9.0, -8.0)}, "mend"),
+        ({"a": (-0.02, 0.03), "b": (-9.0, -8.0)}, "fix"),
         ({"a": (-0.02, 0.03), "b": (-3.0, 4.0)}, "note"),
         ({"a": (-0.02, 0.03)}, "ok"),
     ],
@@ -277,7 +276,7 @@ def test_a_clock_is_bounded_however_slow_the_answer() -> None:
     assert bounds[HEAD][0] <= 0 <= bounds[HEAD][1]
     assert bounds[NODE][0] <= 2.5 <= bounds[NODE][1]
     assert bounds[NODE][1] - bounds[NODE][0] < 0.1
-    assert rules.skew(bounds).level == "mend"
+    assert rules.skew(bounds).level == "fix"
 
 
 class Answers(http.server.BaseHTTPRequestHandler):
@@ -335,10 +334,10 @@ def grpc_server(method: str, code: grpc.StatusCode | None) -> Iterator[int]:
         (200, "application/openmetrics-text; version=1.0.0", METRICS_ONLY),
     ],
 )
-def test_knocking_at_http(status: int, kind: str, came: str) -> None:
+def test_probing_http(status: int, kind: str, came: str) -> None:
     with http_server(status, kind) as port:
-        assert port_probe._knock_at(("127.0.0.1", port)) == came
-    assert port_probe._knock_at(("127.0.0.1", port)) == CLOSED
+        assert port_probe._probe_port(("127.0.0.1", port)) == came
+    assert port_probe._probe_port(("127.0.0.1", port)) == CLOSED
 
 
 @pytest.mark.parametrize(
@@ -351,21 +350,21 @@ def test_knocking_at_http(status: int, kind: str, came: str) -> None:
         ("/ray.rpc.ObjectManagerService/Push", None, UNTRIED),
     ],
 )
-def test_knocking_at_grpc(method: str, code: grpc.StatusCode | None, came: str) -> None:
+def test_probing_grpc(method: str, code: grpc.StatusCode | None, came: str) -> None:
     with grpc_server(method, code) as port:
-        assert port_probe._knock_at(("127.0.0.1", port)) == came
+        assert port_probe._probe_port(("127.0.0.1", port)) == came
 
 
-def test_every_node_knocks_at_itself_and_at_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(port_probe, "_knock_at", lambda door: OPEN)
-    doors = {f"192.0.2.{n}": [(f"192.0.2.{n}", 1)] for n in range(10, 14)}
-    knocked = []
-    for node in doors:
+def test_every_node_probes_itself_and_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(port_probe, "_probe_port", lambda target: OPEN)
+    ports = {f"192.0.2.{n}": [(f"192.0.2.{n}", 1)] for n in range(10, 14)}
+    probed = []
+    for node in ports:
         monkeypatch.setattr(port_probe, "addresses", lambda node=node: ["10.0.0.1", node])
-        answers = port_probe.knock(doors)
+        answers = port_probe.probe(ports)
         assert [node, 1, OPEN] in answers
-        knocked += [ip for ip, _, _ in answers]
-    assert sorted(knocked) == sorted([*doors] * 2)
+        probed += [ip for ip, _, _ in answers]
+    assert sorted(probed) == sorted([*ports] * 2)
 
 
 @pytest.mark.parametrize(
@@ -489,21 +488,21 @@ def test_a_laptop_ends_well(laptop: None, tmp_path: Path, capsys: pytest.Capture
     doctor.run(storage)
     first, *lines, last = capsys.readouterr().out.splitlines()
     assert "This machine only" in first
-    assert last == "Nothing to mend."
+    assert last == "Nothing to fix."
     assert {line.split()[0] for line in lines} <= {"ok", "note"}
     assert all(line.split()[1].startswith("CLU_") for line in lines)
     assert str(tmp_path) not in "".join(lines)
     assert not list(storage.iterdir())
 
 
-def test_a_storage_that_is_not_there_is_to_mend(
+def test_a_storage_that_is_not_there_is_to_fix(
     laptop: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(InputError) as refused:
         doctor.run(tmp_path / "nowhere")
     assert refused.value.code == "CLU_DOCTOR"
-    assert "1 to mend (CLU_STORAGE)" in refused.value.found
-    assert "mend CLU_STORAGE this machine: nowhere: cannot be written to" in capsys.readouterr().out
+    assert "1 to fix (CLU_STORAGE)" in refused.value.found
+    assert "fix CLU_STORAGE this machine: nowhere: cannot be written to" in capsys.readouterr().out
 
 
 def test_a_terminal_gets_a_table(
@@ -526,14 +525,14 @@ class Cluster:
         monkeypatch.setenv("RAY_ADDRESS", f"{HEAD}:6379")
         monkeypatch.delenv(STORAGE, raising=False)
         monkeypatch.setattr(doctor, "_joined", nullcontext)
-        monkeypatch.setattr(nodes, "on_every_node", self.on_every_node)
-        monkeypatch.setattr(shared_storage, "check_shared", self.check_shared)
+        monkeypatch.setattr(doctor, "on_every_node", self.on_every_node)
+        monkeypatch.setattr(doctor, "check_shared", self.check_shared)
 
     def on_every_node(self, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
         self.asked.append(function.__name__)
         if function is machine.facts:
             return self.machines
-        return {node: [] if function is port_probe.knock else function(*arguments) for node in self.machines}
+        return {node: [] if function is port_probe.probe else function(*arguments) for node in self.machines}
 
     def check_shared(self, folder: Path) -> None:
         raise InputError("CLU_STORAGE", where=folder.name, found=f"not seen by {NODE}", remedy="mount it on every node")
@@ -543,11 +542,11 @@ def test_a_cluster_is_asked_node_by_node(monkeypatch: pytest.MonkeyPatch, capsys
     cluster = Cluster(monkeypatch, {HEAD: healthy(), NODE: healthy(token_shown=True, addresses=[NODE])})
     with pytest.raises(InputError) as refused:
         doctor.run(Path("/somewhere/cohorts"))
-    assert cluster.asked[:2] == ["facts", "knock"]
-    assert "2 to mend (CLU_STORAGE, CLU_TOKEN)" in refused.value.found
+    assert cluster.asked[:2] == ["facts", "probe"]
+    assert "2 to fix (CLU_STORAGE, CLU_TOKEN)" in refused.value.found
     out = capsys.readouterr().out
-    assert f"mend CLU_TOKEN {NODE}: " in out
-    assert f"mend CLU_STORAGE all nodes: cohorts: not seen by {NODE}; mount it on every node" in out
+    assert f"fix CLU_TOKEN {NODE}: " in out
+    assert f"fix CLU_STORAGE all nodes: cohorts: not seen by {NODE}; mount it on every node" in out
     assert "ok CLU_CLOCK all nodes" in out
     assert "somewhere" not in out
     assert [one.level for one in doctor.check() if one.code == "CLU_STORAGE"] == ["note"]
@@ -577,7 +576,7 @@ def test_a_silent_name_server_is_not_waited_for(monkeypatch: pytest.MonkeyPatch)
 
 def test_what_is_alike_on_all_nodes_is_said_once() -> None:
     note = Finding("CLU_GPU", "note", HEAD, "ECC is off")
-    other = Finding("CLU_GPU", "mend", NODE, "no driver")
+    other = Finding("CLU_GPU", "fix", NODE, "no driver")
     machines = {HEAD: healthy(), NODE: healthy()}
     assert rules.together([note, other], machines) == [note, other]
     (once,) = rules.together([note, replace(note, where=NODE)], machines)
@@ -669,11 +668,11 @@ def test_a_head_with_a_token_lets_nobody_in(head: Callable[..., tuple[dict[str, 
 
 
 @pytest.mark.slow
-def test_a_head_without_a_token_is_to_mend(head: Callable[..., tuple[dict[str, Any], list[Finding]]]) -> None:
+def test_a_head_without_a_token_is_to_fix(head: Callable[..., tuple[dict[str, Any], list[Finding]]]) -> None:
     facts, found = head("disabled", "--dashboard-host=0.0.0.0")
     assert facts["ray"][0]["auth"]["mode"] == "disabled"
-    assert ("mend", "RAY_AUTH_MODE is disabled: whoever reaches this Ray runs code on it") in told(found, "CLU_TOKEN")
-    open_ = [text for level, text in told(found, "CLU_PORT_OPEN") if level == "mend"]
+    assert ("fix", "RAY_AUTH_MODE is disabled: whoever reaches this Ray runs code on it") in told(found, "CLU_TOKEN")
+    open_ = [text for level, text in told(found, "CLU_PORT_OPEN") if level == "fix"]
     services = {one["of"] for one in facts["sockets"]} - {"autoscaler", machine.WORKER}
     assert len(services) == 6
     for service in services:

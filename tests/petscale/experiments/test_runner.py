@@ -1,4 +1,4 @@
-"""Experiments from end to end with made-up runs: what is trained once, resumed, compared, judged and written."""
+"""Experiments from end to end with made-up runs: what is trained once, resumed, compared, scored and written."""
 
 import json
 import math
@@ -46,7 +46,7 @@ MAE = replace(PSNR, label="MAE", metric="MAE")
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory):
     """Eight small patients with labels, and two low-dose draws each."""
-    folder = tmp_path_factory.mktemp("campaign") / "cohort"
+    folder = tmp_path_factory.mktemp("experiment") / "cohort"
     z, y, x = np.indices(GRID.shape)
     inside = ((y - 12) / 9) ** 2 + ((x - 14) / 11) ** 2 < 1
     liver = (z > 12) & (z < 26) & (abs(y - 12) < 5) & (abs(x - 11) < 5)
@@ -101,7 +101,7 @@ def experiment(*names, name="tiny", noise=(0.01, 0.02, 0.03), **more):
 @pytest.fixture
 def trained(monkeypatch, cohort):
     """Runs that are made up at once; the list tells what was trained, and a name in ``fails`` stops there."""
-    made = SimpleNamespace(runs=[], fails=set(), scored=0, judges=[])
+    made = SimpleNamespace(runs=[], fails=set(), scored=0, segmenters=[])
 
     def train(cohort_folder, run, config, *, command):
         if config.model.noise_std in made.fails:
@@ -126,7 +126,7 @@ def trained(monkeypatch, cohort):
         return found
 
     def make_segmenter(run, cohort_folder, config, folder):
-        made.judges.append(folder.name)
+        made.segmenters.append(folder.name)
         return config
 
     monkeypatch.setattr(evaluating, "evaluate_run", evaluate)
@@ -145,7 +145,7 @@ def evaluations(run, segmenter):
     facts = json.loads((run / CONFIG).read_bytes())
     noise = facts["config"]["recipe"]["noise_std"]
     found = {}
-    for draw, low in enumerate(facts["config"]["feed"]["low"]):
+    for draw, low in enumerate(facts["config"]["feed"]["source"]):
         images = (INPUT, f"Gaussian {4 + draw} mm", SYNTHESIZED)
         scores = [
             Score(patient, image, "body", "body", BODY_PSNR, made_up(patient, gain, draw))
@@ -269,14 +269,14 @@ def test_a_score_that_nobody_made_is_a_dash(trained, tmp_path):
     assert "| a | - | - | - | low-dose input | - |" in section
 
 
-def test_one_judge_per_fold_serves_every_row_and_the_full_dose_stands_in_the_table(trained, tmp_path):
+def test_one_segmenter_per_fold_serves_every_row_and_the_full_dose_stands_in_the_table(trained, tmp_path):
     segmenter = OrganSegmenterConfig(rois=("liver",), samples=10)
     run_experiment(experiment("a", "b"), tmp_path, command="x")
-    assert not trained.judges
+    assert not trained.segmenters
     path = run_experiment(experiment("a", "b", unet_score=segmenter), tmp_path, command="x")
     assert (len(trained.runs), trained.scored) == (4, 8)
-    assert len(trained.judges) == 4
-    assert len(set(trained.judges)) == 2
+    assert len(trained.segmenters) == 4
+    assert len(set(trained.segmenters)) == 2
     section = path.read_text().split("## Unet-score")[1].split("##")[0]
     assert "| full dose | 0.9000 ± 0.0000 | - | - | - | - |" in section
     assert "| a | 0.7000 ± 0.0000 | - | +0.0000 (0 of 8) | low-dose input | - |" in section
@@ -285,7 +285,7 @@ def test_one_judge_per_fold_serves_every_row_and_the_full_dose_stands_in_the_tab
     assert trained.scored == 8
     run_experiment(experiment("a", unet_score=replace(segmenter, samples=20)), tmp_path, command="x")
     assert trained.scored == 10
-    assert len(set(trained.judges)) == 4
+    assert len(set(trained.segmenters)) == 4
 
 
 def scores(**columns):

@@ -1,4 +1,4 @@
-"""What records of the loop become as gauges, that they are said again, and that no failure of theirs stops a run."""
+"""What records of the loop become as metrics, that they are sent again, and that no failure of theirs stops a run."""
 
 import threading
 import time
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from petscale.training import metrics_export
-from petscale.training.metrics_export import TAGS, judged, named, readings, sending
+from petscale.training.metrics_export import TAGS, named, readings, send_scores, sending
 
 START = {"event": "start", "step": 200, "steps": 400, "world": 2, "warnings": []}
 LOG = {
@@ -26,13 +26,13 @@ CHECKPOINT = {"event": "checkpoint", "step": 230}
 
 
 class Heard:
-    """Stands in for ``ray.util.metrics.Gauge``: what every gauge was last set to, and how often."""
+    """Stands in for ``ray.util.metrics.Gauge``: what every metric was last set to, and how often."""
 
     def __init__(self) -> None:
         self.values: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
         self.times = 0
 
-    def gauge(self, name: str, description: str, tag_keys: tuple[str, ...]) -> Any:
+    def metric(self, name: str, description: str, tag_keys: tuple[str, ...]) -> Any:
         heard = self
 
         class Gauge:
@@ -54,12 +54,12 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> Heard:
     from ray.util import metrics
 
     found = Heard()
-    monkeypatch.setattr(metrics, "Gauge", found.gauge)
+    monkeypatch.setattr(metrics, "Gauge", found.metric)
     return found
 
 
 def senders() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == "petscale-gauges"]
+    return [thread for thread in threading.enumerate() if thread.name == "petscale-metrics"]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_metrics_that_cannot_be_sent_are_told_once_and_stop_nothing(
         report(LOG)
         report({"event": "log"})  # nothing that readings() knows how to read
     assert len(reported) == 3
-    judged(tmp_path / "first", "sgsgan", {"psnr_body": 30.0})
+    send_scores(tmp_path / "first", "sgsgan", {"psnr_body": 30.0})
     assert capsys.readouterr().err.splitlines() == ["petscale: metrics not sent (ConnectionError)"] * 2
 
 
@@ -161,8 +161,8 @@ def test_what_the_first_report_raises_is_raised(heard: Heard, tmp_path: Path) ->
         report(START)
 
 
-def test_a_trial_is_judged_on_whole_volumes(heard: Heard, tmp_path: Path) -> None:
-    judged(tmp_path / "masking" / "trials" / "3", "s3pet", {"psnr_body": 30.0, "mae_body": 0.1})
+def test_a_trial_is_scored_on_whole_volumes(heard: Heard, tmp_path: Path) -> None:
+    send_scores(tmp_path / "masking" / "trials" / "3", "s3pet", {"psnr_body": 30.0, "mae_body": 0.1})
     assert heard.of("petscale_validation_score", run="masking", trial="3", score="psnr_body", of="volumes") == [30.0]
     assert heard.of("petscale_validation_score", score="mae_body") == [0.1]
 

@@ -1,4 +1,4 @@
-"""A sweep survives its trials and its driver; trials are judged on validation patients and stopped between budgets."""
+"""A sweep survives its trials and its driver; trials are scored on validation patients and stopped between budgets."""
 
 import json
 import os
@@ -189,7 +189,7 @@ def test_what_no_trial_is_to_blame_for_ends_the_sweep_and_costs_no_trial(cohort:
     found = trials(folder)
     assert [trial["note"] for trial in found if trial["state"] == "FAIL"] == ["interrupted"]
     assert sum(trial["state"] in ("COMPLETE", "PRUNED") for trial in found) == 3
-    assert {trial["folder"] for trial in found} == {0, 2, 3}, "the interrupted trial goes on in its folder"
+    assert {trial["folder"] for trial in found} == {0, 2, 3}, "the interrupted trial continues in its folder"
 
 
 @pytest.mark.slow
@@ -306,12 +306,12 @@ def test_a_real_trial_reads_validation_patients_only_and_goes_on_from_its_checkp
         run = folder / TRIALS / str(number)
         facts = json.loads((run / CONFIG).read_bytes())
         assert tuple(facts["validation"]) == roles.validation
-        judged = json.loads((run / SCORED).read_bytes())
-        assert list(judged) == ["0", "1"]
-        assert list(judged["1"].values()) == found[number]["values"]
+        scored = json.loads((run / SCORED).read_bytes())
+        assert list(scored) == ["0", "1"]
+        assert list(scored["1"].values()) == found[number]["values"]
         assert not set(roles.test) & {path.name for path in run.rglob("*")}, "a test patient has left a trace"
         steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").open() if "start" in line]
-        assert steps == [0, 4], "the second budget goes on where the first one ended"
+        assert steps == [0, 4], "the second budget continues where the first one ended"
     assert 'id="front"' in (folder / "report.html").read_text()
 
 

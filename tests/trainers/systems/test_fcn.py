@@ -111,8 +111,8 @@ def saved(folder: Path, tensors: dict[str, Tensor]) -> tuple[Path, str]:
 def torchvision(fc6_kernel: int) -> dict[str, Tensor]:
     """Tensors of a narrow VGG16 as torchvision names and shapes them."""
     network = FCN(SLIM[0], 64, fc6_kernel, "none")
-    rooms = ("features.", "classifier.")
-    tensors = {k: torch.randn(v.shape) for k, v in network.state_dict().items() if k.startswith(rooms)}
+    parts = ("features.", "classifier.")
+    tensors = {k: torch.randn(v.shape) for k, v in network.state_dict().items() if k.startswith(parts)}
     tensors["classifier.0.weight"] = tensors["classifier.0.weight"].flatten(1)
     tensors["classifier.3.weight"] = tensors["classifier.3.weight"].flatten(1)
     return tensors | {"classifier.6.weight": torch.zeros(10, 64), "classifier.6.bias": torch.zeros(10)}

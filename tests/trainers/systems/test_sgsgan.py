@@ -126,7 +126,7 @@ def test_parameter_counts_give_the_published_ones() -> None:
         segmenter = count(networks.Segmenter(16, 4))
     assert (mapping, dcitn, sgsgan_dcitn) == (535_400, 25_969, 594_233)
     assert (unet, sgsgan_unet) == (49_395_937, 50_275_737)
-    assert (critic, segmenter) == (11_046_977, 4_770_724)  # in no published count: 0.03 M leaves no room for either
+    assert (critic, segmenter) == (11_046_977, 4_770_724)  # in no published count: 0.03 M is less than either
     published = {dcitn: 0.03, sgsgan_dcitn: 0.59, unet: 49.40, sgsgan_unet: 50.28}
     assert all(round(found / 1e6, 2) == stated for found, stated in published.items())
 
