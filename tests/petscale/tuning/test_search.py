@@ -379,8 +379,15 @@ def test_a_study_of_something_else_is_refused(
 
 
 def test_what_fails_in_a_trial_is_a_coded_line(cohort: Path, tmp_path: Path) -> None:
-    settings = {"folder": str(tmp_path / "0"), "cohort": str(cohort), "base": configs.to_json(base()), "rungs": 1}
-    settings |= {"factor": 3, "objectives": ["psnr_body"], "settings": {"recipe.mask_low": 2.0}}
+    job = TrialJob(
+        cohort=str(cohort),
+        folder=str(tmp_path / "0"),
+        base=configs.to_json(base()),
+        settings={"recipe.mask_low": 2.0},
+        objectives=("psnr_body",),
+        rungs=1,
+        factor=3,
+    )
     with pytest.raises(InputError, match="CFG_RANGE"):
-        train_and_score(settings, 0)
+        train_and_score(job, 0)
     assert os.listdir(tmp_path) == []
