@@ -5,8 +5,9 @@ import math
 
 import numpy as np
 import pytest
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
+from volumes import GRID, ellipse, noisy, source
 
 from petscale.evaluation.baselines import (
     BY_HU,
@@ -18,24 +19,12 @@ from petscale.evaluation.baselines import (
     mean_suv_by_hu,
 )
 from storage.errors import InputError
-from storage.source import HU, LABEL, SUV, ArraySource, Grid
-
-GRID = Grid((40, 24, 28), np.diag([-4.0, -4.0, 3.0, 1.0]))
+from storage.source import HU, LABEL, SUV
 
 
 def truth() -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    _, y, x = np.indices(GRID.shape)
-    inside = ((y - 12) / 10) ** 2 + ((x - 14) / 12) ** 2 < 1
+    inside, x = ellipse(), np.indices(GRID.shape)[2]
     return inside, np.where(inside, 1.0 + (x > 14), 0.0)
-
-
-def noisy(activity: NDArray[np.float64], sd: float, seed: int) -> ArraySource:
-    rng = np.random.Generator(np.random.Philox(seed))
-    return source(np.clip(activity + rng.normal(0, sd, activity.shape), 0, None))
-
-
-def source(voxels: ArrayLike, units: str = SUV) -> ArraySource:
-    return ArraySource(np.asarray(voxels, np.float32), GRID, units)
 
 
 def test_gaussian_is_scipys_whatever_the_slabs() -> None:

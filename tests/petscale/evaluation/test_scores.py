@@ -11,44 +11,34 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import wilcoxon
+from volumes import GRID, ellipse, noisy, source
 
 from petscale.evaluation.baselines import INPUT, best_gaussian
 from petscale.evaluation.scores import REFERENCE, SYNTHESIZED, Evaluation, read_evaluation
 from petscale.evaluation.scoring import score_case
 from storage.errors import InputError
-from storage.source import LABEL, SUV, ArraySource, Grid
+from storage.source import LABEL
 from trainers.metrics.definitions import Region, Score
 from trainers.metrics.identifiers import sentence
 from trainers.metrics.presets import BODY_PSNR, PRESETS
 from trainers.metrics.unet_score import MEAN, UNION
 from trainers.organ_segmenter import OrganSegmenter, OrganSegmenterConfig
 
-GRID = Grid((40, 24, 28), np.diag([-4.0, -4.0, 3.0, 1.0]))
 NAMES = {1: "body", 2: "liver", 3: "lesion"}
 CPU = torch.device("cpu")
 
 
 def truth() -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     z, y, x = np.indices(GRID.shape)
-    inside = ((y - 12) / 10) ** 2 + ((x - 14) / 12) ** 2 < 1
-    labels = inside.astype(np.float32)
+    labels = ellipse().astype(np.float32)
     labels[10:20, 8:16, 6:14] = 2
     for centre in ((30, 12, 10), (30, 12, 20)):
         labels[sum((a - b) ** 2 for a, b in zip((z, y, x), centre, strict=True)) < 9] = 3
     return labels, np.choose(labels.astype(int), (0.0, 1.0, 3.0, 8.0))
-
-
-def noisy(activity: NDArray[np.float64], sd: float, seed: int) -> ArraySource:
-    rng = np.random.Generator(np.random.Philox(seed))
-    return source(np.clip(activity + rng.normal(0, sd, activity.shape), 0, None))
-
-
-def source(voxels: ArrayLike, units: str = SUV) -> ArraySource:
-    return ArraySource(np.asarray(voxels, np.float32), GRID, units)
 
 
 def rows(seed: int = 0) -> tuple[list[Score], tuple[str, ...]]:
