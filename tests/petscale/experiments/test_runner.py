@@ -161,7 +161,7 @@ def evaluations(run: Path, segmenter: OrganSegmenterConfig | None) -> dict[str, 
     facts = json.loads((run / CONFIG).read_bytes())
     noise = facts["config"]["recipe"]["noise_std"]
     found = {}
-    for draw, low in enumerate(facts["config"]["feed"]["low"]):
+    for draw, low in enumerate(facts["config"]["feed"]["source"]):
         images = (INPUT, f"Gaussian {4 + draw} mm", SYNTHESIZED)
         scores = [
             Score(patient, image, "body", "body", BODY_PSNR, made_up(patient, gain, draw))
