@@ -380,8 +380,8 @@ def test_a_study_of_something_else_is_refused(
 
 def test_what_fails_in_a_trial_is_a_coded_line(cohort: Path, tmp_path: Path) -> None:
     job = TrialJob(
-        cohort=str(cohort),
         folder=str(tmp_path / "0"),
+        cohort=str(cohort),
         base=configs.to_json(base()),
         settings={"recipe.mask_low": 2.0},
         objectives=("psnr_body",),
