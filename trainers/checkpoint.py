@@ -157,8 +157,8 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     try:
         with safe_open(path, framework="pt") as file:
-            # A copy is aligned in memory; where a tensor lies in the file depends on the length of its metadata, and the
-            # last bits of a convolution on where its weights lie.
+            # A copy is aligned in memory.  Where a tensor lies in the file depends on the length of its metadata, and
+            # the last bits of a convolution on where its weights lie.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             return tensors, json.loads(file.metadata()["petscale"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):

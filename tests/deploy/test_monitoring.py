@@ -173,6 +173,16 @@ def fetch(address: str, **query: str) -> Any:
         return json.loads(text) if text.startswith("{") else text
 
 
+def listens(port: int) -> bool:
+    """Whether the port of this machine takes connections.
+
+    Raises:
+        OSError: it does not.
+    """
+    with socket.create_connection(("127.0.0.1", port), 1):
+        return True
+
+
 def until_answered(ask: Callable[[], Any], within_s: float = 30) -> Any:
     """What ``ask`` returns once it is something."""
     deadline = time.monotonic() + within_s
@@ -311,7 +321,12 @@ def series(address: str, metric: str, since: float) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_every_panel_has_data_while_a_run_and_a_trial_train(cohort: Path, tmp_path: Path) -> None:
     since, hidden = time.time(), tempfile.mkdtemp(prefix="p-", dir="/tmp")
-    asked = {"cohort": str(cohort), "folder": str(tmp_path / "patient_7"), "trained": TRAINED, "tried": TRIED}
+    asked: dict[str, Any] = {
+        "cohort": str(cohort),
+        "folder": str(tmp_path / "patient_7"),
+        "trained": TRAINED,
+        "tried": TRIED,
+    }
     asked |= {"ray": hidden, "dashboard": free_port(), "metrics": free_port()}
     own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
     own |= {"AUTOSCALER_METRIC_PORT": f"{free_port()}", "DASHBOARD_METRIC_PORT": f"{free_port()}"}
@@ -394,7 +409,7 @@ def test_a_tunnel_reaches_what_listens_on_loopback(tmp_path: Path) -> None:
         Path("/run/sshd").mkdir(exist_ok=True)
         sshd = str(shutil.which("sshd"))
         stack.enter_context(running([sshd, "-D", "-e", "-f", str(tmp_path / "sshd")]))
-        until_answered(lambda: socket.create_connection(("127.0.0.1", server), 1).close() is None)
+        until_answered(lambda: listens(server))
         there = {"9090:127.0.0.1:9090": f"{door}:{urllib.parse.urlsplit(address).netloc}"}
         there |= {"3000:127.0.0.1:3000": f"{free_port()}:127.0.0.1:3000"}
         words = [there.get(word, word) for word in command("ssh")]

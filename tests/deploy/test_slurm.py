@@ -144,12 +144,12 @@ def slurm() -> Iterator[Slurm]:
     configuration.write_text(CONFIGURATION.format(host=host, folder=folder, ports=free_ports(3)))
     (folder / "probe.py").write_text(PROBE)
     here = Path(sys.executable).parent
-    for name, command in (
+    for name, program in (
         ("python", sys.executable),
         ("ray", here / "ray"),
         ("petscale", f"{sys.executable} {folder / 'probe.py'}"),
     ):
-        (folder / "install/.venv/bin" / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        (folder / "install/.venv/bin" / name).write_text(f'#!/bin/sh\nexec {program} "$@"\n')
         (folder / "install/.venv/bin" / name).chmod(0o755)
     munge = {"key-file": "munge/key", "socket": "munge.socket", "pid-file": "munge/pid"}
     munge |= {"log-file": "munge/log", "seed-file": "munge/seed"}
@@ -165,7 +165,7 @@ def slurm() -> Iterator[Slurm]:
         "PETSCALE_HOME": str(folder / "install"),
         "OMP_NUM_THREADS": "1",
     }
-    running = []
+    running: list[subprocess.Popen[bytes]] = []
     try:
         for command in commands:
             log = (folder / f"{command[0]}-{len(running)}.log").open("w")

@@ -11,7 +11,8 @@ import pytest
 
 from petscale import commands
 from petscale import config as configs
-from petscale.cli import COMMANDS, main
+from petscale.cli import main
+from petscale.commands import COMMANDS
 from petscale.config import RunConfig
 from petscale.console import bar
 from petscale.folders import WEIGHTS

@@ -48,7 +48,7 @@ def journal(tmp_path: Path) -> Path:
 def fetch(address: str) -> str:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with direct.open(address, timeout=30) as page:
-        return page.read().decode()
+        return bytes(page.read()).decode()
 
 
 def servers(of: int | None = None) -> list[psutil.Process]:

@@ -23,7 +23,7 @@ from storage.ingest import ingest
 from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig
 from storage.reader import open_cohort
-from storage.source import HU, SUV
+from storage.source import HU, SUV, ArraySource
 from trainers import checkpoint
 from trainers.engine import plain_engine
 from trainers.systems import RECIPES
@@ -116,7 +116,7 @@ def test_the_pet_goes_onto_the_grid_of_the_ct_where_that_is_chosen(
     assert not (tmp_path / "cohort").exists()
     main([*words, "--ct", str(scans / "ct")])
     case = open_cohort(tmp_path / "cohort").case("one")
-    ct, pet = (dicom.open_series(scans / name, modality=modality) for name, modality in (("ct", "CT"), ("pet", "PT")))
+    ct, pet = dicom.open_series(scans / "ct", modality="CT"), dicom.open_series(scans / "pet", modality="PT")
     depth = ct.grid.shape[0]
     assert case.image("full").grid.matches(ct.grid)
     np.testing.assert_array_equal(case.image("ct").read(0, depth), ct.read(0, depth))
@@ -130,9 +130,10 @@ def test_the_pet_goes_onto_the_grid_of_the_ct_where_that_is_chosen(
 
 def test_a_ct_that_is_not_in_hu_is_refused(scans: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     ct = dicom.open_series(scans / "ct", modality="CT")
-    for name, scaled in (("unit", lambda v: (v + 1000) / 3000), ("shifted", lambda v: v + 1024)):
+    values_hu = ct.read(0, ct.grid.shape[0])
+    for name, voxels in (("unit", (values_hu + 1000) / 3000), ("shifted", values_hu + 1024)):
         path = tmp_path / f"{name}.nii"
-        nifti.write_nifti(path, ct.grid, lambda a, b, scaled=scaled: scaled(ct.read(a, b)).astype(np.float32))
+        nifti.write_nifti(path, ct.grid, ArraySource(voxels.astype(np.float32), ct.grid, HU).read)
         told = refused("ingest", scans / "suv.nii.gz", tmp_path / "cohort", "--ct", path)
         assert told.startswith("CT_UNITS")
         assert not (tmp_path / "cohort").exists()

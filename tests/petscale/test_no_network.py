@@ -108,7 +108,7 @@ def heard(script: str, work: Path, environment: Mapping[str, str], **asked: obje
         pytest.skip("needs the right to make namespaces, and iproute2")
     ended = subprocess.run(
         [*space, sys.executable, "-c", _APART, work, _WAIT + script, json.dumps(asked)],
-        env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | environment,
+        env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {**environment},
         capture_output=True,
         text=True,
         timeout=240,

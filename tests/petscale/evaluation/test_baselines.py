@@ -5,7 +5,9 @@ import math
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
+from volumes import GRID, ellipse, noisy, source
 
 from petscale.evaluation.baselines import (
     BY_HU,
@@ -17,27 +19,15 @@ from petscale.evaluation.baselines import (
     mean_suv_by_hu,
 )
 from storage.errors import InputError
-from storage.source import HU, LABEL, SUV, ArraySource, Grid
-
-GRID = Grid((40, 24, 28), np.diag([-4.0, -4.0, 3.0, 1.0]))
+from storage.source import HU, LABEL, SUV
 
 
-def truth():
-    _, y, x = np.indices(GRID.shape)
-    inside = ((y - 12) / 10) ** 2 + ((x - 14) / 12) ** 2 < 1
+def truth() -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    inside, x = ellipse(), np.indices(GRID.shape)[2]
     return inside, np.where(inside, 1.0 + (x > 14), 0.0)
 
 
-def noisy(activity, sd, seed):
-    rng = np.random.Generator(np.random.Philox(seed))
-    return source(np.clip(activity + rng.normal(0, sd, activity.shape), 0, None))
-
-
-def source(voxels, units=SUV):
-    return ArraySource(np.asarray(voxels, np.float32), GRID, units)
-
-
-def test_gaussian_is_scipys_whatever_the_slabs():
+def test_gaussian_is_scipys_whatever_the_slabs() -> None:
     volume = noisy(truth()[1], 0.6, 1)
     smooth = GaussianSource(volume, 7.0)
     sigma = [7.0 / math.sqrt(8 * math.log(2)) / step for step in GRID.spacing_mm]
@@ -47,13 +37,13 @@ def test_gaussian_is_scipys_whatever_the_slabs():
     assert whole.dtype == np.float32
 
 
-def test_best_gaussian_maximises_psnr_inside_the_body_and_says_so():
+def test_best_gaussian_maximises_psnr_inside_the_body_and_says_so() -> None:
     inside, activity = truth()
     low, full, body = noisy(activity, 0.6, 2), source(activity), source(inside, LABEL)
     choice = best_gaussian([(low, full, body)] * 2, (2.0, 6.0, 20.0))
 
-    def error(width):
-        return np.square(GaussianSource(low, width).read(0, 40) - activity)[inside].mean()
+    def error(width: float) -> float:
+        return float(np.square(GaussianSource(low, width).read(0, 40) - activity)[inside].mean())
 
     assert choice.fwhm_mm == min((2.0, 6.0, 20.0), key=error)
     assert choice.num_cases == 2
@@ -66,14 +56,14 @@ def test_best_gaussian_maximises_psnr_inside_the_body_and_says_so():
         best_gaussian([])
 
 
-def test_a_gaussian_is_kept_as_json():
+def test_a_gaussian_is_kept_as_json() -> None:
     inside, activity = truth()
     choice = best_gaussian([(noisy(activity, 0.6, 2), source(activity), source(inside, LABEL))], (2.0, 6.0))
     assert baseline_from_json(json.loads(json.dumps(choice.to_json()))) == choice
     assert list(choice.beside(source(activity))) == [INPUT, f"Gaussian {choice.fwhm_mm:g} mm"]
 
 
-def test_the_table_holds_the_mean_suv_of_every_range_of_hu_over_all_training_cases():
+def test_the_table_holds_the_mean_suv_of_every_range_of_hu_over_all_training_cases() -> None:
     rng = np.random.Generator(np.random.Philox(5))
     pairs = [(rng.uniform(-1100, 250, GRID.shape), rng.uniform(0, 9, GRID.shape)) for _ in range(2)]
     table = mean_suv_by_hu((source(ct, HU), source(pet)) for ct, pet in pairs)
@@ -92,7 +82,7 @@ def test_the_table_holds_the_mean_suv_of_every_range_of_hu_over_all_training_cas
         mean_suv_by_hu([])
 
 
-def test_a_ct_looked_up_is_a_pet_of_its_grid_and_best_in_the_mean_on_its_own_case():
+def test_a_ct_looked_up_is_a_pet_of_its_grid_and_best_in_the_mean_on_its_own_case() -> None:
     inside, activity = truth()
     ct = source(np.where(inside, 40.0 + 60 * (activity > 1), -1000.0), HU)
     pet = noisy(activity, 0.3, 1)

@@ -1,7 +1,9 @@
 """A run against its test cases: what no network made is scored once, the Unet-score's U-Net is made once."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +13,9 @@ from petscale.folders import CONFIG, EVALUATION
 from storage import integrity
 from storage.errors import InputError
 from storage.reader import open_cohort
+from storage.source import ImageSource
 from trainers.metrics import streaming
+from trainers.metrics.definitions import Score
 from trainers.organ_segmenter import OrganSegmenterConfig
 
 
@@ -33,7 +37,9 @@ def test_scores_of_untrained_images_are_taken_over_and_not_made_again(
     asked: list[list[str]] = []
     real = streaming.stream_scores
 
-    def watched(case, reference, candidates, *rest, **options):  # type: ignore[no-untyped-def]
+    def watched(
+        case: str, reference: ImageSource, candidates: Mapping[str, ImageSource], *rest: Any, **options: Any
+    ) -> list[Score]:
         asked.append(list(candidates))
         return real(case, reference, candidates, *rest, **options)
 

@@ -4,50 +4,44 @@ import csv
 import io
 import json
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
+from rich.table import Table
 from scipy.stats import wilcoxon
+from volumes import GRID, ellipse, noisy, source
 
 from petscale.evaluation.baselines import INPUT, best_gaussian
 from petscale.evaluation.scores import REFERENCE, SYNTHESIZED, Evaluation, read_evaluation
 from petscale.evaluation.scoring import score_case
 from storage.errors import InputError
-from storage.source import LABEL, SUV, ArraySource, Grid
+from storage.source import LABEL
 from trainers.metrics.definitions import Region, Score
 from trainers.metrics.identifiers import sentence
 from trainers.metrics.presets import BODY_PSNR, PRESETS
 from trainers.metrics.unet_score import MEAN, UNION
 from trainers.organ_segmenter import OrganSegmenter, OrganSegmenterConfig
 
-GRID = Grid((40, 24, 28), np.diag([-4.0, -4.0, 3.0, 1.0]))
 NAMES = {1: "body", 2: "liver", 3: "lesion"}
 CPU = torch.device("cpu")
 
 
-def truth():
+def truth() -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     z, y, x = np.indices(GRID.shape)
-    inside = ((y - 12) / 10) ** 2 + ((x - 14) / 12) ** 2 < 1
-    labels = inside.astype(np.float32)
+    labels = ellipse().astype(np.float32)
     labels[10:20, 8:16, 6:14] = 2
     for centre in ((30, 12, 10), (30, 12, 20)):
         labels[sum((a - b) ** 2 for a, b in zip((z, y, x), centre, strict=True)) < 9] = 3
     return labels, np.choose(labels.astype(int), (0.0, 1.0, 3.0, 8.0))
 
 
-def noisy(activity, sd, seed):
-    rng = np.random.Generator(np.random.Philox(seed))
-    return source(np.clip(activity + rng.normal(0, sd, activity.shape), 0, None))
-
-
-def source(voxels, units=SUV):
-    return ArraySource(np.asarray(voxels, np.float32), GRID, units)
-
-
-def rows(seed=0):
+def rows(seed: int = 0) -> tuple[list[Score], tuple[str, ...]]:
     labels, activity = truth()
     full, low = noisy(activity, 0.05, seed), noisy(activity, 0.6, seed + 100)
     body, marks = source(labels > 0, LABEL), source(labels, LABEL)
@@ -59,7 +53,7 @@ def rows(seed=0):
     )
 
 
-def test_a_case_is_scored_in_volume_body_organs_and_each_lesion():
+def test_a_case_is_scored_in_volume_body_organs_and_each_lesion() -> None:
     scores, images = rows()
     assert {(s.region, s.kind) for s in scores} == {
         ("whole volume", "whole"),
@@ -72,7 +66,7 @@ def test_a_case_is_scored_in_volume_body_organs_and_each_lesion():
     assert all(("training case" in s.image_rule) == s.image.startswith("Gaussian") for s in scores)
 
 
-def made_up(gains, name="Gaussian 5 mm"):
+def made_up(gains: Sequence[float], name: str = "Gaussian 5 mm") -> Evaluation:
     """An evaluation whose PSNR gains over the input are given."""
     score = Score("", "", "body", "body", BODY_PSNR, 0.0, 8.0)
     scores = []
@@ -82,7 +76,7 @@ def made_up(gains, name="Gaussian 5 mm"):
     return Evaluation(tuple(scores), (INPUT, name, SYNTHESIZED), tuple(f"case-{i}" for i in range(len(gains))))
 
 
-def test_gain_is_paired_and_tested_from_six_cases_on():
+def test_gain_is_paired_and_tested_from_six_cases_on() -> None:
     gains = [0.5, 1.0, 0.8, -0.2, 1.4, 0.9, 1.1]
     gain = made_up(gains).gain(INPUT)
     assert gain.mean == pytest.approx(np.mean(gains))
@@ -93,14 +87,14 @@ def test_gain_is_paired_and_tested_from_six_cases_on():
     assert made_up(gains).gain("no such image") is None
 
 
-def test_lesions_are_summed_up_per_case_first():
+def test_lesions_are_summed_up_per_case_first() -> None:
     score = Score("a", INPUT, "lesion 1", "lesion", PRESETS["native"][8], 10.0)
     scores = (score, replace(score, region="lesion 2", value=20.0), replace(score, case="b", value=30.0))
     (line,) = Evaluation(scores, (INPUT, SYNTHESIZED), ("a", "b")).summary()
     assert (line.region, line.mean, line.num_cases) == ("lesions", 22.5, 2)
 
 
-def test_files_hold_every_row_with_its_rule_and_no_infinity(tmp_path):
+def test_files_hold_every_row_with_its_rule_and_no_infinity(tmp_path: Path) -> None:
     scores, images = rows()
     infinite = replace(scores[0], value=math.inf)
     evaluation = Evaluation((infinite, *scores[1:]), images, ("case-000000",), {"drf": 20})
@@ -116,7 +110,7 @@ def test_files_hold_every_row_with_its_rule_and_no_infinity(tmp_path):
     assert content["metadata"] == {"drf": 20}
 
 
-def test_scores_are_read_back(tmp_path):
+def test_scores_are_read_back(tmp_path: Path) -> None:
     scores, images = rows()
     written = Evaluation(tuple(scores), images, ("case-000000",), {"drf": 20})
     written.write(tmp_path)
@@ -131,24 +125,24 @@ def test_scores_are_read_back(tmp_path):
         read_evaluation(tmp_path)
 
 
-def sentences_of(rule):
+def sentences_of(rule: Mapping[str, str]) -> dict[str, str]:
     return {name: sentence(text) for name, text in rule.items() if name != "segmenter"}
 
 
-def test_table_shows_every_image_beside_the_input():
+def test_table_shows_every_image_beside_the_input() -> None:
     scores, images = rows()
     text = shown(Evaluation(tuple(scores), images, ("case-000000",)).table())
     for word in (*images, "PSNR [dB]", "MAE [SUVbw]", "gain [dB]", "body", "lesions"):
         assert word in text
 
 
-def shown(table):
-    console = Console(width=200, file=io.StringIO())
-    console.print(table)
-    return console.file.getvalue()
+def shown(table: Table | None) -> str:
+    screen = io.StringIO()
+    Console(width=200, file=screen).print(table)
+    return screen.getvalue()
 
 
-def test_a_judge_is_asked_about_every_image_and_the_full_dose_first():
+def test_a_judge_is_asked_about_every_image_and_the_full_dose_first() -> None:
     labels, activity = truth()
     full, low = noisy(activity, 0.01, 0), noisy(activity, 2.0, 1)
     config = OrganSegmenterConfig(rois=("liver", "lesion"), patch=(16, 16, 16), halo=4)
@@ -179,7 +173,7 @@ def test_a_judge_is_asked_about_every_image_and_the_full_dose_first():
     assert made_up([1.0]).unet_table() is None
 
 
-def test_regions_need_no_labels():
+def test_regions_need_no_labels() -> None:
     labels, activity = truth()
     full = source(activity)
     scores = score_case("c", full, {SYNTHESIZED: full}, body=source(labels > 0, LABEL))

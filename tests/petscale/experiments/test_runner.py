@@ -2,11 +2,16 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy.stats import wilcoxon
 
 from petscale import config as configs
@@ -17,7 +22,7 @@ from petscale.evaluation.baselines import INPUT
 from petscale.evaluation.scores import REFERENCE, SYNTHESIZED, Evaluation
 from petscale.experiments import runner
 from petscale.experiments.cohorts import make_resized, resized_grid
-from petscale.experiments.design import GAUSSIAN, Column, Experiment, Order, PhantomCohort, Row
+from petscale.experiments.design import GAUSSIAN, Column, Experiment, Order, PhantomCohort, Row, Scores
 from petscale.experiments.runner import run_experiment, run_folder
 from petscale.experiments.table import compare, headline, verdict
 from petscale.folders import CONFIG, EVALUATION, WEIGHTS
@@ -27,8 +32,8 @@ from storage.errors import InputError
 from storage.ingest import CasePlan, ingest
 from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig
-from storage.reader import open_cohort
-from storage.source import LABEL, SUV, ArraySource, Dose, Grid
+from storage.reader import Case, open_cohort
+from storage.source import LABEL, SUV, ArraySource, Dose, Grid, ImageSource
 from trainers.feed import FeedConfig
 from trainers.metrics.definitions import Score
 from trainers.metrics.presets import BODY_PSNR
@@ -44,7 +49,7 @@ MAE = replace(PSNR, label="MAE", metric="MAE")
 
 
 @pytest.fixture(scope="module")
-def cohort(tmp_path_factory):
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight small patients with labels, and two low-dose draws each."""
     folder = tmp_path_factory.mktemp("experiment") / "cohort"
     z, y, x = np.indices(GRID.shape)
@@ -52,7 +57,7 @@ def cohort(tmp_path_factory):
     liver = (z > 12) & (z < 26) & (abs(y - 12) < 5) & (abs(x - 11) < 5)
     truth = np.where(liver, 3.0, 1.0) * inside * (1 + 0.2 * np.sin(z / 6))
 
-    def plan(number):
+    def plan(number: int) -> CasePlan:
         rng = np.random.Generator(np.random.Philox(number))
         noise = rng.normal(0, 0.3, (2, *GRID.shape))
         images = {"full": truth, "low_drf6": truth + noise[0] * inside, "low_drf6_r1": truth + noise[1] * inside}
@@ -66,14 +71,14 @@ def cohort(tmp_path_factory):
     return folder
 
 
-def run_config(noise_std=0.01):
+def run_config(noise_std: float = 0.01) -> RunConfig:
     return RunConfig(
         model=sgsgan.Config(rois=(), phase_samples=(8, 0, 0, 0), noise_std=noise_std),
         feed=FeedConfig(source=("low_drf6", "low_drf6_r1")),
     )
 
 
-def experiment(*names, name="tiny", noise=(0.01, 0.02, 0.03), **more):
+def experiment(*names: str, name: str = "tiny", noise: Sequence[float] = (0.01, 0.02, 0.03), **more: Any) -> Experiment:
     rows = [
         Row(
             name=row,
@@ -83,7 +88,7 @@ def experiment(*names, name="tiny", noise=(0.01, 0.02, 0.03), **more):
         )
         for place, row in enumerate(names)
     ]
-    asked = {
+    asked: dict[str, Any] = {
         "title": "A tiny table",
         "published_in": "nobody",
         "cohort": PhantomCohort(
@@ -99,11 +104,11 @@ def experiment(*names, name="tiny", noise=(0.01, 0.02, 0.03), **more):
 
 
 @pytest.fixture
-def trained(monkeypatch, cohort):
+def trained(monkeypatch: pytest.MonkeyPatch, cohort: Path) -> SimpleNamespace:
     """Runs that are made up at once; the list tells what was trained, and a name in ``fails`` stops there."""
     made = SimpleNamespace(runs=[], fails=set(), scored=0, segmenters=[])
 
-    def train(cohort_folder, run, config, *, command):
+    def train(cohort_folder: Path, run: Path, config: RunConfig, *, command: str) -> Path:
         if config.model.noise_std in made.fails:
             raise InputError("TRAIN_FAILED", where="run", found="a test", remedy="none")
         roles = split_cases(open_cohort(cohort_folder), config.split)
@@ -117,7 +122,16 @@ def trained(monkeypatch, cohort):
 
     monkeypatch.setattr(driver, "train", train)
 
-    def evaluate(run, cohort_folder, *, segmenter, lesions, sources, baselines, known):
+    def evaluate(
+        run: Path,
+        cohort_folder: Path,
+        *,
+        segmenter: OrganSegmenterConfig | None,
+        lesions: object,
+        sources: object,
+        baselines: object,
+        known: object,
+    ) -> dict[str, Evaluation]:
         made.scored += 1
         found = evaluations(run, segmenter)
         for low, one in found.items():
@@ -125,7 +139,9 @@ def trained(monkeypatch, cohort):
             one.write(run / EVALUATION / low)
         return found
 
-    def make_segmenter(run, cohort_folder, config, folder):
+    def make_segmenter(
+        run: Path, cohort_folder: Path, config: OrganSegmenterConfig, folder: Path
+    ) -> OrganSegmenterConfig:
         made.segmenters.append(folder.name)
         return config
 
@@ -135,13 +151,13 @@ def trained(monkeypatch, cohort):
     return made
 
 
-def made_up(patient, gain, draw):
+def made_up(patient: str, gain: float, draw: int) -> float:
     """PSNR of a patient's draw: patients differ by far more than rows do, and draws by more still."""
     number = int(patient[1:])
     return 20.0 + 3 * number + gain * (1 + 0.1 * number) + (5.0 if draw else -5.0)
 
 
-def evaluations(run, segmenter):
+def evaluations(run: Path, segmenter: OrganSegmenterConfig | None) -> dict[str, Evaluation]:
     facts = json.loads((run / CONFIG).read_bytes())
     noise = facts["config"]["recipe"]["noise_std"]
     found = {}
@@ -161,11 +177,11 @@ def evaluations(run, segmenter):
     return found
 
 
-def table(path):
+def table(path: Path) -> Any:
     return json.loads((path.parent / "table.json").read_text(), parse_constant=pytest.fail)
 
 
-def test_every_row_and_fold_once_and_nothing_on_a_second_call(trained, tmp_path):
+def test_every_row_and_fold_once_and_nothing_on_a_second_call(trained: SimpleNamespace, tmp_path: Path) -> None:
     asked = experiment("a", "b")
     path = run_experiment(asked, tmp_path, command="petscale experiment tiny")
     assert trained.runs == [(0.01, 0), (0.01, 1), (0.02, 0), (0.02, 1)]
@@ -181,7 +197,7 @@ def test_every_row_and_fold_once_and_nothing_on_a_second_call(trained, tmp_path)
     assert all(len(runs) == 2 and not any(r.startswith("/") for r in runs) for runs in first["facts"]["runs"].values())
 
 
-def test_a_stopped_experiment_leaves_a_partial_table_and_continues(trained, tmp_path):
+def test_a_stopped_experiment_leaves_a_partial_table_and_continues(trained: SimpleNamespace, tmp_path: Path) -> None:
     asked = experiment("a", "b", "c")
     trained.fails = {0.02}
     with pytest.raises(InputError, match="TRAIN_FAILED"):
@@ -197,40 +213,33 @@ def test_a_stopped_experiment_leaves_a_partial_table_and_continues(trained, tmp_
     assert "Partial" not in path.read_text()
 
 
-def test_tables_share_runs_of_equal_settings_whatever_the_rows_are_called(trained, tmp_path):
+def test_tables_share_runs_of_equal_settings_whatever_the_rows_are_called(
+    trained: SimpleNamespace, tmp_path: Path
+) -> None:
     run_experiment(experiment("a", "b"), tmp_path, command="one")
     run_experiment(experiment("other name", "c", name="second", noise=(0.02, 0.03)), tmp_path, command="two")
     assert [noise for noise, _ in trained.runs] == [0.01, 0.01, 0.02, 0.02, 0.03, 0.03]
 
 
-def test_a_run_is_another_when_a_setting_or_a_voxel_changes_but_not_by_where_it_is_computed(cohort, tmp_path):
-    def folder(config, folds=2, where=cohort):
+def test_a_run_is_another_when_a_setting_or_a_voxel_changes_but_not_by_where_it_is_computed(
+    cohort: Path, tmp_path: Path
+) -> None:
+    def folder(config: RunConfig, folds: int = 2, where: Path = cohort) -> str:
         return run_folder(tmp_path, "row", config, folds, where).name
 
     config = run_config()
     assert folder(config) == folder(configs.override(config, ["cluster.workers=2", "loop.log_every=3"]))
     others = [folder(run_config(0.5)), folder(config, 4), folder(configs.override(config, ["loop.seed=1"]))]
-    ingest(
-        tmp_path / "other",
-        {
-            name: lambda scratch, name=name: CasePlan(
-                {
-                    image: open_cohort(cohort).case(name).image(image)
-                    for image in open_cohort(cohort).case(name).images
-                    if image != "body"
-                },
-                name,
-                "changed",
-            )
-            for name in ("p0", "p1")
-        },
-        strict=True,
-        workers=1,
-    )
+
+    def changed(name: str, scratch: Path) -> CasePlan:
+        case = open_cohort(cohort).case(name)
+        return CasePlan({image: case.image(image) for image in case.images if image != "body"}, name, "changed")
+
+    ingest(tmp_path / "other", {name: partial(changed, name) for name in ("p0", "p1")}, strict=True, workers=1)
     assert len({folder(config), *others, folder(config, where=tmp_path / "other")}) == 5
 
 
-def test_folds_test_every_patient_once_and_settings_reach_every_run(trained, tmp_path):
+def test_folds_test_every_patient_once_and_settings_reach_every_run(trained: SimpleNamespace, tmp_path: Path) -> None:
     path = run_experiment(experiment("a"), tmp_path, command="x", settings=["cluster.workers=2"])
     tested = []
     for run in table(path)["facts"]["runs"]["a"]:
@@ -240,7 +249,9 @@ def test_folds_test_every_patient_once_and_settings_reach_every_run(trained, tmp
     assert sorted(tested) == [f"p{n}" for n in range(PATIENTS)]
 
 
-def test_gains_are_paired_over_patients_whose_draws_are_averaged_first(trained, tmp_path):
+def test_gains_are_paired_over_patients_whose_draws_are_averaged_first(
+    trained: SimpleNamespace, tmp_path: Path
+) -> None:
     path = run_experiment(experiment("a", "b"), tmp_path, command="x")
     rows = {row["name"]: row["columns"]["PSNR"] for row in table(path)["rows"]}
     assert list(rows) == [INPUT, GAUSSIAN, "a", "b"]
@@ -263,13 +274,15 @@ def test_gains_are_paired_over_patients_whose_draws_are_averaged_first(trained, 
     assert "`x`" in text
 
 
-def test_a_score_that_nobody_made_is_a_dash(trained, tmp_path):
+def test_a_score_that_nobody_made_is_a_dash(trained: SimpleNamespace, tmp_path: Path) -> None:
     text = run_experiment(experiment("a"), tmp_path, command="x").read_text()
     section = text.split("## Unet-score")[1].split("##")[0]
     assert "| a | - | - | - | low-dose input | - |" in section
 
 
-def test_one_segmenter_per_fold_serves_every_row_and_the_full_dose_stands_in_the_table(trained, tmp_path):
+def test_one_segmenter_per_fold_serves_every_row_and_the_full_dose_stands_in_the_table(
+    trained: SimpleNamespace, tmp_path: Path
+) -> None:
     segmenter = OrganSegmenterConfig(rois=("liver",), samples=10)
     run_experiment(experiment("a", "b"), tmp_path, command="x")
     assert not trained.segmenters
@@ -288,13 +301,13 @@ def test_one_segmenter_per_fold_serves_every_row_and_the_full_dose_stands_in_the
     assert len(set(trained.segmenters)) == 4
 
 
-def scores(**columns):
+def scores(**columns: Sequence[float]) -> Scores:
     return {
         row: {"MAE": {f"p{n}": value for n, value in enumerate(values)}, "PSNR": {}} for row, values in columns.items()
     }
 
 
-def test_lower_is_better_turns_the_sign_and_five_patients_are_too_few():
+def test_lower_is_better_turns_the_sign_and_five_patients_are_too_few() -> None:
     one, other = [1.0, 1.2, 0.9, 1.4, 1.1, 1.3], [1.5, 1.4, 1.6, 1.2, 1.9, 2.0]
     gain = compare(scores(a=one, b=other), "a", "b", MAE)
     assert gain.mean == pytest.approx(np.mean(other) - np.mean(one))
@@ -317,21 +330,21 @@ def test_lower_is_better_turns_the_sign_and_five_patients_are_too_few():
         (1.0, None, "not tested"),
     ],
 )
-def test_verdicts(mean, p_value, said):
+def test_verdicts(mean: float, p_value: float | None, said: str) -> None:
     assert verdict(Gain("", mean, 1.0, 6, 8, p_value)) == said
     assert verdict(None) == "not computed"
 
 
-def test_the_terminal_shows_whole_volume_scores_only():
+def test_the_terminal_shows_whole_volume_scores_only() -> None:
     asked = experiment("a", columns=(PSNR, replace(PSNR, label="PSNR whole", region="whole volume")))
     shown = headline(asked, {"a": {"PSNR whole": {"p0": 31.0, "p1": 33.0}}})
     assert [column.header for column in shown.columns] == ["row", r"PSNR whole \[dB]"]
 
 
-def test_a_resized_grid_keeps_the_volumes_borders():
+def test_a_resized_grid_keeps_the_volumes_borders() -> None:
     small = resized_grid(GRID, 64)
 
-    def border(grid, place):
+    def border(grid: Grid, place: str) -> NDArray[np.float64]:
         z, y, x = grid.shape
         corner = [-0.5, -0.5, -0.5, 1] if place == "first" else [x - 0.5, y - 0.5, z - 0.5, 1]
         return grid.affine @ corner
@@ -340,7 +353,9 @@ def test_a_resized_grid_keeps_the_volumes_borders():
         np.testing.assert_allclose(border(small, place), border(GRID, place))
 
 
-def test_a_resized_run_is_scored_at_native_resolution_beside_resizing_alone(monkeypatch, cohort, tmp_path):
+def test_a_resized_run_is_scored_at_native_resolution_beside_resizing_alone(
+    monkeypatch: pytest.MonkeyPatch, cohort: Path, tmp_path: Path
+) -> None:
     folder = make_resized(cohort, tmp_path / "resized-64")
     native, small = open_cohort(cohort).case("p3"), open_cohort(folder).case("p3")
     assert small.subject == native.subject
@@ -350,9 +365,9 @@ def test_a_resized_run_is_scored_at_native_resolution_beside_resizing_alone(monk
     np.testing.assert_allclose(small.image("full").read(0, 64), native.overview("full"), atol=1e-6)
     assert set(np.unique(small.image("labels").read(0, 64))) == {0, 1, 2}
 
-    def share(case):
+    def share(case: Case) -> float:
         labels = case.image("labels")
-        return (labels.read(0, labels.grid.shape[0]) == 2).mean()
+        return float((labels.read(0, labels.grid.shape[0]) == 2).mean())
 
     assert share(small) == pytest.approx(share(native), rel=0.1)
 
@@ -364,7 +379,7 @@ def test_a_resized_run_is_scored_at_native_resolution_beside_resizing_alone(monk
     (run / WEIGHTS).write_bytes(b"w")
     asked = []
 
-    def perfect(trained, place, case, low):
+    def perfect(trained: object, place: object, case: Case, low: str) -> ImageSource:
         asked.append(low)
         return case.image("full")
 
@@ -383,10 +398,12 @@ def test_a_resized_run_is_scored_at_native_resolution_beside_resizing_alone(monk
     assert again["low_drf6"].rows == one.rows
 
 
-def test_the_command_hands_on_name_size_folder_and_where_to_run(monkeypatch, tmp_path, capsys):
-    seen = {}
+def test_the_command_hands_on_name_size_folder_and_where_to_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: dict[str, object] = {}
 
-    def run(asked, folder, *, command, settings):
+    def run(asked: Experiment, folder: Path, *, command: str, settings: Sequence[str]) -> Path:
         seen.update(name=asked.name, folder=folder, settings=settings, words=command.split()[0])
         return folder / "table.md"
 

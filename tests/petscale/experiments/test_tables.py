@@ -1,7 +1,9 @@
 """Every experiment at both sizes: valid runs, the papers' rows and numbers, fair lengths, orderings as printed."""
 
 import dataclasses
+from collections.abc import Mapping
 from itertools import pairwise
+from typing import Literal
 
 import pytest
 
@@ -10,13 +12,14 @@ from petscale.commands import experiment as command
 from petscale.evaluation.baselines import BY_HU, INPUT
 from petscale.evaluation.detection import PRESET
 from petscale.experiments import EXPERIMENTS
-from petscale.experiments.design import Experiment
+from petscale.experiments.design import Experiment, Published, Row
 from storage.phantom import LABEL_NAMES
 from trainers.metrics.presets import PRESETS
 from trainers.metrics.slices import CHECKERBOARDS, ms_ssim_definition
 from trainers.systems import RECIPES
 
-SIZES = ("small", "paper")
+Size = Literal["small", "paper"]
+SIZES: tuple[Size, ...] = ("small", "paper")
 NAMES = {
     "sgsgan_table2": ["3D-UNet", "3D-UNet + style", "SGSGAN-3D-UNet", "DCITN", "DCITN + style", "SGSGAN-DCITN"],
     "sgsgan_table3": [
@@ -39,18 +42,18 @@ PRINTED = {
 
 
 @pytest.fixture(params=[(name, size) for name in NAMES for size in SIZES], ids=lambda p: f"{p[0]}-{p[1]}")
-def made(request) -> Experiment:
+def made(request: pytest.FixtureRequest) -> Experiment:
     name, size = request.param
     return EXPERIMENTS[name](size)
 
 
-def test_the_command_offers_every_experiment():
+def test_the_command_offers_every_experiment() -> None:
     hints = command.__annotations__
     assert set(EXPERIMENTS) == set(NAMES) == set(hints["name"].__args__[0].__args__)
     assert set(hints["size"].__args__) == set(SIZES)
 
 
-def test_rows_are_the_papers_and_their_runs_valid(made):
+def test_rows_are_the_papers_and_their_runs_valid(made: Experiment) -> None:
     assert [row.name for row in made.rows] == NAMES[made.name]
     labels = [column.label for column in made.columns]
     assert len(set(labels)) == len(labels)
@@ -67,12 +70,12 @@ def test_rows_are_the_papers_and_their_runs_valid(made):
     assert made.cohort.patients // made.folds >= 2
 
 
-def _patch(row):
+def _patch(row: Row) -> tuple[int, ...]:
     model = row.config.model
     return (1, model.window, model.window) if hasattr(model, "window") else model.patch
 
 
-def test_columns_are_scores_that_are_computed(made):
+def test_columns_are_scores_that_are_computed(made: Experiment) -> None:
     (recipe,) = {row.config.recipe for row in made.rows}
     rules = [rule for preset in {"native", RECIPES[recipe].PRESET} for rule in PRESETS[preset]]
     rules += [*CHECKERBOARDS.values(), ms_ssim_definition(3)]
@@ -96,7 +99,7 @@ def test_columns_are_scores_that_are_computed(made):
             assert column.units in ("%", "" if rule.units == "1" else rule.units)
 
 
-def test_orderings_name_rows_and_follow_the_printed_numbers(made):
+def test_orderings_name_rows_and_follow_the_printed_numbers(made: Experiment) -> None:
     values = {**made.untrained, **{row.name: row.paper for row in made.rows}}
     columns = {column.label: column for column in made.columns}
     assert made.orders
@@ -109,7 +112,7 @@ def test_orderings_name_rows_and_follow_the_printed_numbers(made):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_guided_rows_do_not_train_longer(size):
+def test_guided_rows_do_not_train_longer(size: Size) -> None:
     rows = [row for table in ("2", "3", "4") for row in EXPERIMENTS[f"sgsgan_table{table}"](size).rows]
     seen = {sum(row.config.model.phase_samples[::2]) for row in rows}
     assert len(seen) == 1
@@ -119,7 +122,7 @@ def test_guided_rows_do_not_train_longer(size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_tables_of_sgsgan_share_their_runs(size):
+def test_tables_of_sgsgan_share_their_runs(size: Size) -> None:
     runs = {
         name: {row.name: row.config for row in EXPERIMENTS[f"sgsgan_table{name}"](size).rows}
         for name in ("2", "3", "4")
@@ -130,7 +133,7 @@ def test_tables_of_sgsgan_share_their_runs(size):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_resized_and_native_rows_see_as_many_voxels_in_as_many_steps(size):
+def test_resized_and_native_rows_see_as_many_voxels_in_as_many_steps(size: Size) -> None:
     resized, native = EXPERIMENTS["sgsgan_resized"](size).rows
     assert (resized.resized, native.resized) == (64, None)
     budgets = []
@@ -143,7 +146,7 @@ def test_resized_and_native_rows_see_as_many_voxels_in_as_many_steps(size):
     assert (model.patch, model.patches_per_case, model.context_patches, model.halo) == ((64, 64, 64), 1, 1, 0)
 
 
-def test_only_the_switches_of_the_ablation_differ_between_rows(made):
+def test_only_the_switches_of_the_ablation_differ_between_rows(made: Experiment) -> None:
     switches = {
         "sgsgan": {"synthesis", "use_noise", "use_adain", "rois", "phase_samples"},
         "cg_3dsrgan": {"classify", "adversarial", "refine"},
@@ -161,10 +164,10 @@ def test_only_the_switches_of_the_ablation_differ_between_rows(made):
         assert {key for key in first if first[key] != second[key]} <= switches[one.config.recipe]
 
 
-def test_published_numbers():
+def test_published_numbers() -> None:
     table2, table3, table4 = (EXPERIMENTS[f"sgsgan_table{n}"]("small") for n in (2, 3, 4))
 
-    def paper(experiment, row):
+    def paper(experiment: Experiment, row: str) -> Mapping[str, Published]:
         return next(r.paper for r in experiment.rows if r.name == row)
 
     assert paper(table2, "SGSGAN-DCITN")["PSNR all"] == (33.54, None)

@@ -4,9 +4,12 @@ import base64
 import io
 import json
 import re
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from petscale.evaluation.baselines import INPUT, GaussianSource
@@ -16,7 +19,7 @@ from petscale.reporting import CaseImages, ReportData, write_report
 from petscale.reporting.pictures import GREY, Frame, case_rows, middle, mip, plane, png, signed_extreme
 from petscale.reporting.verdict import verdict
 from petscale.training.progress import read_metrics
-from storage.source import LABEL, SUV, ArraySource, Grid
+from storage.source import LABEL, SUV, ArraySource, Grid, ImageSource
 from trainers.metrics.definitions import Score
 from trainers.metrics.presets import BODY_PSNR
 
@@ -25,16 +28,16 @@ GRID = Grid(SHAPE, np.diag([-4.0, -4.0, 6.0, 1.0]))  # x to the left, y to poste
 HOSTILE = "</script><script>alert(1)</script> & <img src=x>"
 
 
-def source(voxels, units=SUV, grid=GRID):
+def source(voxels: ArrayLike, units: str = SUV, grid: Grid = GRID) -> ArraySource:
     return ArraySource(np.asarray(voxels, np.float32), grid, units)
 
 
-def uri_pixels(uri):
+def uri_pixels(uri: str) -> NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",", 1)[1]))).convert("L"))
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     rng = np.random.Generator(np.random.Philox(5))
     labels = np.zeros(SHAPE)
     labels[2:18, 3:13, 3:15] = 1
@@ -44,7 +47,11 @@ def page(tmp_path_factory):
     full = source(activity)
     low = source(np.abs(activity + rng.normal(0, 0.5, SHAPE)))
     body, marks = source(labels > 0, LABEL), source(labels, LABEL)
-    candidates = {INPUT: low, "Gaussian 5 mm": GaussianSource(low, 5.0), SYNTHESIZED: source(activity * 0.98)}
+    candidates: dict[str, ImageSource] = {
+        INPUT: low,
+        "Gaussian 5 mm": GaussianSource(low, 5.0),
+        SYNTHESIZED: source(activity * 0.98),
+    }
     names = {1: "body", 2: f"liver {HOSTILE}", 3: "lesion"}
     scores = score_case(
         "case-000001", full, candidates, body=body, labels=marks, label_names=names, presets=("native", "sgsgan")
@@ -73,7 +80,7 @@ def page(tmp_path_factory):
     return path.read_text("utf-8")
 
 
-def test_the_page_loads_nothing(page):
+def test_the_page_loads_nothing(page: str) -> None:
     loads = re.findall(r"""(?:src|href|srcset|action|data)\s*=\s*["']([^"']*)""", page) + re.findall(
         r"url\(([^)]*)", page
     )
@@ -83,7 +90,7 @@ def test_the_page_loads_nothing(page):
     assert len(page) < 10e6
 
 
-def test_user_strings_cannot_become_markup(page):
+def test_user_strings_cannot_become_markup(page: str) -> None:
     assert "alert(1)" in page
     assert "<script>alert" not in page
     assert "<img src=x>" not in page
@@ -91,7 +98,7 @@ def test_user_strings_cannot_become_markup(page):
     assert page.count("</script>") == 2
 
 
-def test_numbers_are_embedded_whole(page):
+def test_numbers_are_embedded_whole(page: str) -> None:
     embedded = re.search(r'<script type="application/json" id="scores-json">(.*?)</script>', page, re.S).group(1)
     content = json.loads(embedded)
     assert content["metadata"]["note"] == HOSTILE
@@ -102,7 +109,7 @@ def test_numbers_are_embedded_whole(page):
     assert {row[4] for row in rows} == set(range(len(content["rules"])))
 
 
-def test_sections_and_statements_are_there(page):
+def test_sections_and_statements_are_there(page: str) -> None:
     for anchor in ("pictures", "scores", "uptake", "training", "run", "claims"):
         assert f'id="{anchor}"' in page
     for text in (
@@ -125,7 +132,7 @@ def test_sections_and_statements_are_there(page):
         assert text in page, text
 
 
-def evaluation_of(gains, filtered=0.5):
+def evaluation_of(gains: Sequence[float], filtered: float = 0.5) -> Evaluation:
     scores = [
         Score(f"c{i}", image, "body", "body", BODY_PSNR, value, 8.0)
         for i, gain in enumerate(gains)
@@ -150,7 +157,7 @@ def evaluation_of(gains, filtered=0.5):
         ([1.0, 1.1, 1.2, 1.3, 1.4, 1.5], "better", "Better than the low-dose input and Gaussian 5 mm"),
     ],
 )
-def test_the_verdict_says_what_the_scores_allow(gains, state, words):
+def test_the_verdict_says_what_the_scores_allow(gains: list[float], state: str, words: str) -> None:
     told = verdict(evaluation_of(gains))
     assert told.state == state
     assert told.headline.startswith(words)
@@ -159,7 +166,7 @@ def test_the_verdict_says_what_the_scores_allow(gains, state, words):
     assert insignificant == ("no clear difference" in told.headline.lower())
 
 
-def test_projections_equal_numpy_on_every_axis():
+def test_projections_equal_numpy_on_every_axis() -> None:
     rng = np.random.Generator(np.random.Philox(6))
     a, b = rng.random(SHAPE), rng.random(SHAPE)
     for axis in range(3):
@@ -170,7 +177,7 @@ def test_projections_equal_numpy_on_every_axis():
         np.testing.assert_allclose(signed_extreme(source(a), source(b), axis), farthest, atol=1e-6)
 
 
-def test_middle_is_the_centre_of_mass():
+def test_middle_is_the_centre_of_mass() -> None:
     body = np.zeros(SHAPE)
     body[4:9, 2:5, 10:17] = 1
     assert [middle(source(body, LABEL), axis) for axis in range(3)] == [6, 3, 13]
@@ -179,7 +186,9 @@ def test_middle_is_the_centre_of_mass():
 
 @pytest.mark.parametrize("axes", [(0, 1, 2), (0, 2, 1), (2, 1, 0), (1, 2, 0)])
 @pytest.mark.parametrize("signs", [(1, 1, 1), (-1, 1, 1), (-1, -1, 1), (1, -1, -1)])
-def test_views_are_radiological_whatever_the_storage_order(axes, signs):
+def test_views_are_radiological_whatever_the_storage_order(
+    axes: tuple[int, int, int], signs: tuple[int, int, int]
+) -> None:
     """A spot at the patient's right, front and top is drawn at the upper left of both views."""
     affine = np.zeros((4, 4))
     for voxel_axis, anatomical in enumerate(axes):
@@ -198,7 +207,7 @@ def test_views_are_radiological_whatever_the_storage_order(axes, signs):
         assert np.argwhere(picture == 5.0).tolist() == [[2, 2]]
 
 
-def test_panels_have_one_window_and_the_shape_of_the_patient():
+def test_panels_have_one_window_and_the_shape_of_the_patient() -> None:
     body, image = np.zeros(SHAPE), np.zeros(SHAPE)
     body[:] = 1
     image[9:13, 6:10, 7:11] = 7.0
@@ -214,19 +223,19 @@ def test_panels_have_one_window_and_the_shape_of_the_patient():
     assert rows[1].width_mm == 16 * 4
 
 
-def test_values_outside_the_window_are_clipped():
+def test_values_outside_the_window_are_clipped() -> None:
     pixels = uri_pixels(png(np.array([[-5.0, 0.0, 7.0, 99.0]], np.float32), (0, 7), GREY))
     assert pixels.tolist() == [[255, 255, 0, 0]]
 
 
-def test_a_training_log_cut_off_by_a_crash_is_read(tmp_path):
+def test_a_training_log_cut_off_by_a_crash_is_read(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "loss/g": 0.5}\n{"step": 2, "lo')
     assert read_metrics(path) == [{"step": 1, "loss/g": 0.5}]
     assert read_metrics(tmp_path / "absent.jsonl") == []
 
 
-def test_a_run_without_images_labels_or_log_still_has_a_page(tmp_path):
+def test_a_run_without_images_labels_or_log_still_has_a_page(tmp_path: Path) -> None:
     write_report(tmp_path / "r.html", ReportData("bare", evaluation_of([1.0]), {}, "petscale evaluate", {}))
     page = (tmp_path / "r.html").read_text("utf-8")
     assert "No training log was given" in page

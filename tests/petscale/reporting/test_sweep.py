@@ -7,7 +7,7 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import optuna
@@ -194,7 +194,7 @@ def test_every_kind_of_parameter_has_a_place_on_its_axis(values: list[Any], kind
     assert all(0 <= place <= 1 for place, _ in scale.ticks())
 
 
-def studied(num: int, direction: str, *, noise: float = 0.0) -> optuna.Study:
+def studied(num: int, direction: Literal["minimize", "maximize"], *, noise: float = 0.0) -> optuna.Study:
     """``matters`` decides, ``idle`` does nothing, ``fixed`` never changes."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction=direction, sampler=optuna.samplers.RandomSampler(seed=3))

@@ -5,18 +5,20 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optuna
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import BaseTrial, TrialState
 
 from petscale.evaluation.scores import Evaluation
 from petscale.evaluation.scoring import score_case
 from petscale.tuning import objectives, study
-from petscale.tuning.objectives import OBJECTIVES, objective, value_of
+from petscale.tuning.objectives import OBJECTIVES, Objective, objective, value_of
 from petscale.tuning.samplers import SAMPLERS
 from petscale.tuning.study import hold, open_study, read_study, repair_journal
 from petscale.tuning.trials import (
@@ -44,30 +46,38 @@ IDENTITY = {"recipe": "s3pet", "space": "masking", "cohort": "c0ffee", "configur
 PAPER = {"x": 0.5, "kind": "b", "depth": 2}
 
 
-def space(trial):
+def space(trial: BaseTrial) -> dict[str, Any]:
     kind = trial.suggest_categorical("kind", ["a", "b"])
-    settings = {"recipe.x": trial.suggest_float("x", 0.0, 1.0), "recipe.patch": (8, 8, 8)}
+    settings: dict[str, Any] = {"recipe.x": trial.suggest_float("x", 0.0, 1.0), "recipe.patch": (8, 8, 8)}
     if kind == "b":
         settings["recipe.depth"] = trial.suggest_int("depth", 1, 3)
     return settings
 
 
-def opened(folder, storage="", *, objectives=(PSNR,), sampler="tpe", seed=1, **facts):
+def opened(
+    folder: Path,
+    storage: str = "",
+    *,
+    objectives: Sequence[Objective] = (PSNR,),
+    sampler: str = "tpe",
+    seed: int = 1,
+    **facts: Any,
+) -> optuna.Study:
     identity = {**IDENTITY, **facts}
     return open_study(folder, storage=storage, identity=identity, objectives=objectives, sampler=sampler, seed=seed)
 
 
-def score_of(trial):
-    return 30 - (trial.params["x"] - 0.3) ** 2
+def score_of(trial: optuna.Trial) -> float:
+    return float(30 - (trial.params["x"] - 0.3) ** 2)
 
 
-def run(study, trials):
+def run(study: optuna.Study, trials: int) -> None:
     for _ in range(trials):
         trial, _settings = ask(study, space)
         tell(study, trial, [score_of(trial)] * len(study.directions))
 
 
-def refused(code, call, *args, **kwargs):
+def refused(code: str, call: Callable[..., object], *args: Any, **kwargs: Any) -> str:
     with pytest.raises(InputError) as caught:
         call(*args, **kwargs)
     assert caught.value.code == code
@@ -78,7 +88,7 @@ def refused(code, call, *args, **kwargs):
 # ---- objectives -----------------------------------------------------------------------------------------------------
 
 
-def test_handy_names_are_their_explicit_forms():
+def test_handy_names_are_their_explicit_forms() -> None:
     for name, named in OBJECTIVES.items():
         assert objective(name) == named
         assert replace(objective(named.key), name=name) == named
@@ -109,11 +119,11 @@ def test_handy_names_are_their_explicit_forms():
         ("", "handy name"),
     ],
 )
-def test_an_unknown_objective_names_the_nearest(typed, hint):
+def test_an_unknown_objective_names_the_nearest(typed: str, hint: str) -> None:
     assert hint in refused("TUNE_OBJECTIVE", objective, typed)
 
 
-def test_every_stored_score_can_be_an_objective():
+def test_every_stored_score_can_be_an_objective() -> None:
     grid = Grid((24, 24, 24), np.diag([4.0, 4.0, 4.0, 1.0]))
     labels = np.zeros(grid.shape, np.float32)
     labels[4:20, 4:20, 4:20] = 1
@@ -151,18 +161,18 @@ def test_every_stored_score_can_be_an_objective():
     assert value_of(objective("Unet-score:organs"), rows, "net") == 0.8
 
 
-def lesion(case, name, value, image="net"):
+def lesion(case: str, name: str, value: float, image: str = "net") -> Score:
     return Score(case, image, name, "lesion", BIASES["SUVmax"], value)
 
 
-def test_opposite_biases_do_not_cancel_and_lesions_are_averaged_within_a_case():
+def test_opposite_biases_do_not_cancel_and_lesions_are_averaged_within_a_case() -> None:
     rows = [lesion("a", "lesion 1", 20.0), lesion("a", "lesion 2", -20.0), lesion("b", "lesion 1", -5.0)]
     assert value_of(objective("suvmax_bias_lesions"), rows, "net") == (20 + 5) / 2
     signed = replace(objective("suvmax_bias_lesions"), absolute=False)
     assert value_of(signed, rows, "net") == -2.5
 
 
-def test_what_no_image_defines_is_left_out_and_what_one_image_loses_is_not():
+def test_what_no_image_defines_is_left_out_and_what_one_image_loses_is_not() -> None:
     rows = [lesion("a", "lesion 1", 10.0), lesion("a", "lesion 2", math.nan), lesion("a", "lesion 2", math.nan, "low")]
     wanted = objective("suvmax_bias_lesions")
     assert value_of(wanted, rows, "net") == 10
@@ -170,7 +180,7 @@ def test_what_no_image_defines_is_left_out_and_what_one_image_loses_is_not():
     assert "not defined" in refused("TUNE_NO_SCORE", value_of, wanted, rows[1:], "net")
 
 
-def test_a_score_that_is_missing_says_what_is_missing():
+def test_a_score_that_is_missing_says_what_is_missing() -> None:
     rule = next(rule for rule in PRESETS["native"] if (rule.metric, rule.region) == ("PSNR", "ROI"))
     rows = [Score("a", "net", "liver", "organ", rule, 30.0)]
     assert "no lesions are labelled" in refused("TUNE_NO_SCORE", value_of, objective("psnr_lesions"), rows, "net")
@@ -184,7 +194,7 @@ def test_a_score_that_is_missing_says_what_is_missing():
 
 
 @pytest.mark.parametrize("storage", [*STORAGES, "url"])
-def test_a_study_is_opened_again_with_everything_it_had(tmp_path, storage):
+def test_a_study_is_opened_again_with_everything_it_had(tmp_path: Path, storage: str) -> None:
     if storage == "url":
         storage = f"sqlite:///{tmp_path}/elsewhere.db"
     study = opened(tmp_path / "study", storage)
@@ -208,7 +218,7 @@ def test_a_study_is_opened_again_with_everything_it_had(tmp_path, storage):
 @pytest.mark.parametrize(
     ("field", "storage"), [(field, "") for field in (*IDENTITY, "objectives", "extra")] + [("cohort", "sqlite")]
 )
-def test_a_study_of_anything_else_is_refused_by_name(tmp_path, field, storage):
+def test_a_study_of_anything_else_is_refused_by_name(tmp_path: Path, field: str, storage: str) -> None:
     run(opened(tmp_path, storage), 1)
     changed = {"objectives": (PSNR, MAE)} if field == "objectives" else {field: "another"}
     message = refused("TUNE_STUDY", opened, tmp_path, storage, **changed)
@@ -225,19 +235,19 @@ def test_a_study_made_before_a_space_was_renamed_goes_on(tmp_path: Path) -> None
     assert "differs in spaces;" in refused("TUNE_STUDY", opened, tmp_path, spaces=["training"])
 
 
-def test_sampler_seed_and_the_way_an_objective_is_typed_may_change(tmp_path):
+def test_sampler_seed_and_the_way_an_objective_is_typed_may_change(tmp_path: Path) -> None:
     run(opened(tmp_path), 1)
     run(opened(tmp_path, sampler="random", seed=5, objectives=[objective("PSNR:body")]), 1)
     assert len(finished(opened(tmp_path))) == 2
 
 
-def test_a_study_made_by_someone_else_is_refused(tmp_path):
+def test_a_study_made_by_someone_else_is_refused(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/study.db"
     optuna.create_study(study_name="petscale", storage=url).enqueue_trial({"x": 1.0})
     refused("TUNE_STUDY", opened, tmp_path, "sqlite")
 
 
-def test_a_study_that_died_at_birth_is_finished(tmp_path):
+def test_a_study_that_died_at_birth_is_finished(tmp_path: Path) -> None:
     opened(tmp_path)
     journal = tmp_path / "study.journal"
     journal.write_bytes(journal.read_bytes().splitlines(keepends=True)[0])
@@ -246,7 +256,7 @@ def test_a_study_that_died_at_birth_is_finished(tmp_path):
     assert "directions" in refused("TUNE_STUDY", opened, tmp_path, objectives=[MAE])
 
 
-def test_a_database_belongs_to_one_folder(tmp_path):
+def test_a_database_belongs_to_one_folder(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/shared.db"
     run(opened(tmp_path / "one", url), 1)
     assert "folder" in refused("TUNE_STUDY", opened, tmp_path / "two", url)
@@ -267,42 +277,42 @@ def test_a_database_belongs_to_one_folder(tmp_path):
         "://s3cr3t",
     ],
 )
-def test_a_store_out_of_reach_is_told_without_its_secrets(tmp_path, storage):
+def test_a_store_out_of_reach_is_told_without_its_secrets(tmp_path: Path, storage: str) -> None:
     for call in (opened, read_study):
         message = refused("TUNE_STORAGE", call, tmp_path, storage)
         assert "s3cr3t" not in message
         assert "someone" not in message
 
 
-def test_what_a_driver_says_is_told_without_the_password():
+def test_what_a_driver_says_is_told_without_the_password() -> None:
     url = "postgresql://me:a%20b@host/db?sslpassword=zz9"
     assert study._without_secrets("FATAL: 'a b' or a%20b or zz9 wrong", url) == "FATAL: '***' or *** or *** wrong"
 
 
-def test_a_file_that_is_no_database_is_refused(tmp_path):
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "study.db").write_bytes(b"not a database at all" * 100)
     assert "not a database" in refused("TUNE_STORAGE", opened, tmp_path, "sqlite")
 
 
-def test_there_is_nothing_to_look_at_where_no_study_is(tmp_path):
+def test_there_is_nothing_to_look_at_where_no_study_is(tmp_path: Path) -> None:
     for storage in STORAGES:
         refused("TUNE_STUDY", read_study, tmp_path, storage)
     refused("TUNE_STUDY", read_study, tmp_path, f"sqlite:///{tmp_path}/new.db")
     assert not (tmp_path / "study.journal").exists()
 
 
-def test_one_or_two_different_objectives(tmp_path):
+def test_one_or_two_different_objectives(tmp_path: Path) -> None:
     for asked in ((), (PSNR, objective("PSNR:body")), (PSNR, MAE, objective("ssim_body"))):
         refused("TUNE_OBJECTIVE", opened, tmp_path, objectives=asked)
     assert not list(tmp_path.iterdir())
 
 
-def test_an_unknown_sampler_is_refused_before_anything_is_made(tmp_path):
+def test_an_unknown_sampler_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     assert "tpe" in refused("TUNE_SAMPLER", opened, tmp_path / "study", sampler="tpee")
     assert not (tmp_path / "study").exists()
 
 
-def test_a_second_driver_is_kept_out(tmp_path):
+def test_a_second_driver_is_kept_out(tmp_path: Path) -> None:
     with hold(tmp_path / "study"):
         refused("STORE_BUSY", hold(tmp_path / "study").__enter__)
     with hold(tmp_path / "study"):
@@ -314,7 +324,9 @@ def test_a_second_driver_is_kept_out(tmp_path):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("objectives", [(PSNR,), (PSNR, MAE)])
-def test_a_sweep_is_the_same_again_also_when_it_was_closed_between_trials(tmp_path, sampler, objectives):
+def test_a_sweep_is_the_same_again_also_when_it_was_closed_between_trials(
+    tmp_path: Path, sampler: str, objectives: tuple[Objective, ...]
+) -> None:
     whole = opened(tmp_path / "whole", sampler=sampler, objectives=objectives)
     run(whole, 16)
     for _ in range(4):
@@ -328,16 +340,16 @@ def test_a_sweep_is_the_same_again_also_when_it_was_closed_between_trials(tmp_pa
     assert history(other)[0]["params"] != first[0]["params"]
 
 
-def test_tpe_finds_what_random_misses(tmp_path):
-    def near(sampler):
+def test_tpe_finds_what_random_misses(tmp_path: Path) -> None:
+    def near(sampler: str) -> float:
         study = opened(tmp_path / sampler, sampler=sampler)
         run(study, 40)
-        return np.mean([abs(line["params"]["x"] - 0.3) for line in history(study)[20:]])
+        return float(np.mean([abs(line["params"]["x"] - 0.3) for line in history(study)[20:]]))
 
     assert near("tpe") < 0.7 * near("random")
 
 
-def test_the_front_of_two_objectives_holds_what_nothing_beats(tmp_path):
+def test_the_front_of_two_objectives_holds_what_nothing_beats(tmp_path: Path) -> None:
     study = opened(tmp_path, objectives=(PSNR, MAE), sampler="nsga2")
     assert best(study) == []
     for values in ([30.0, 0.2], [31.0, 0.3], [29.0, 0.4], [32.0, math.nan]):
@@ -350,7 +362,9 @@ def test_the_front_of_two_objectives_holds_what_nothing_beats(tmp_path):
 
 @pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("objectives", [(PSNR,), (PSNR, MAE)])
-def test_five_interruptions_lose_nothing_and_repeat_nothing(tmp_path, storage, objectives):
+def test_five_interruptions_lose_nothing_and_repeat_nothing(
+    tmp_path: Path, storage: str, objectives: tuple[Objective, ...]
+) -> None:
     for session in range(6):
         study = opened(tmp_path, storage, objectives=objectives)
         enqueue_first(study, PAPER)
@@ -384,11 +398,11 @@ def test_five_interruptions_lose_nothing_and_repeat_nothing(tmp_path, storage, o
     assert len(finished(study)) == 8
 
 
-def test_a_death_between_queueing_and_telling_queues_once(tmp_path, monkeypatch):
+def test_a_death_between_queueing_and_telling_queues_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = opened(tmp_path)
     ask(study, space)
 
-    def die(*args, **kwargs):
+    def die(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -400,7 +414,7 @@ def test_a_death_between_queueing_and_telling_queues_once(tmp_path, monkeypatch)
     assert [line["state"] for line in history(study)] == ["FAIL", "WAITING"]
 
 
-def test_a_trial_that_died_before_it_was_asked_anything_is_not_taken_up(tmp_path):
+def test_a_trial_that_died_before_it_was_asked_anything_is_not_taken_up(tmp_path: Path) -> None:
     study = opened(tmp_path)
     study.ask()
     assert requeue(opened(tmp_path)) == []
@@ -408,7 +422,7 @@ def test_a_trial_that_died_before_it_was_asked_anything_is_not_taken_up(tmp_path
     assert finished(study) == []
 
 
-def test_a_trial_that_died_while_it_was_asked_keeps_what_it_had(tmp_path):
+def test_a_trial_that_died_while_it_was_asked_keeps_what_it_had(tmp_path: Path) -> None:
     study = opened(tmp_path)
     enqueue_first(study, {"x": 0.25})
     study.ask().suggest_categorical("kind", ["a", "b"])
@@ -417,7 +431,7 @@ def test_a_trial_that_died_while_it_was_asked_keeps_what_it_had(tmp_path):
     assert trial.params["x"] == 0.25
 
 
-def test_the_trials_of_this_driver_are_left_alone(tmp_path):
+def test_the_trials_of_this_driver_are_left_alone(tmp_path: Path) -> None:
     study = opened(tmp_path)
     mine, _ = ask(study, space)
     ask(study, space)
@@ -426,7 +440,7 @@ def test_the_trials_of_this_driver_are_left_alone(tmp_path):
     assert [line["state"] for line in history(study)] == ["COMPLETE", "FAIL", "WAITING"]
 
 
-def test_a_trial_that_fails_is_tried_once_more_in_its_folder(tmp_path):
+def test_a_trial_that_fails_is_tried_once_more_in_its_folder(tmp_path: Path) -> None:
     study = opened(tmp_path)
     for attempt in range(RETRIES + 1):
         trial, _settings = ask(study, space)
@@ -443,7 +457,9 @@ def test_a_trial_that_fails_is_tried_once_more_in_its_folder(tmp_path):
 @pytest.mark.parametrize("objectives", [(PSNR,), (PSNR, MAE)])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_diverged_trial_has_no_value_is_not_tried_again_and_stops_no_sampler(tmp_path, objectives, sampler, value):
+def test_a_diverged_trial_has_no_value_is_not_tried_again_and_stops_no_sampler(
+    tmp_path: Path, objectives: tuple[Objective, ...], sampler: str, value: float
+) -> None:
     study = opened(tmp_path, objectives=objectives, sampler=sampler)
     for _ in range(12):
         trial, _settings = ask(study, space)
@@ -458,7 +474,7 @@ def test_a_diverged_trial_has_no_value_is_not_tried_again_and_stops_no_sampler(t
     json.dumps(history(study), allow_nan=False)
 
 
-def test_tpe_keeps_away_from_where_trials_diverge(tmp_path):
+def test_tpe_keeps_away_from_where_trials_diverge(tmp_path: Path) -> None:
     study = opened(tmp_path)
     for _ in range(30):
         trial, _settings = ask(study, space)
@@ -468,7 +484,7 @@ def test_tpe_keeps_away_from_where_trials_diverge(tmp_path):
 
 
 @pytest.mark.parametrize("objectives", [(PSNR,), (PSNR, MAE)])
-def test_a_trial_stopped_early_keeps_its_rungs_and_no_value(tmp_path, objectives):
+def test_a_trial_stopped_early_keeps_its_rungs_and_no_value(tmp_path: Path, objectives: tuple[Objective, ...]) -> None:
     study = opened(tmp_path, objectives=objectives)
     trial, _settings = ask(study, space)
     for rung, value in ((1, 20.0), (2, 21.0), (2, 99.0), (3, math.nan)):
@@ -483,7 +499,7 @@ def test_a_trial_stopped_early_keeps_its_rungs_and_no_value(tmp_path, objectives
 # ---- damage ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_whole_journal_is_not_touched(tmp_path):
+def test_a_whole_journal_is_not_touched(tmp_path: Path) -> None:
     path = tmp_path / "study.journal"
     assert repair_journal(path) is None
     path.touch()
@@ -495,7 +511,7 @@ def test_a_whole_journal_is_not_touched(tmp_path):
     assert list(tmp_path.glob("*.torn-*")) == []
 
 
-def test_a_journal_torn_at_any_byte_of_its_last_line_goes_on(tmp_path):
+def test_a_journal_torn_at_any_byte_of_its_last_line_goes_on(tmp_path: Path) -> None:
     run(opened(tmp_path), 2)
     path = tmp_path / "study.journal"
     content = path.read_bytes()
@@ -520,7 +536,7 @@ def test_a_journal_torn_at_any_byte_of_its_last_line_goes_on(tmp_path):
 @pytest.mark.parametrize(
     "tail", [b"\x00" * 40, b"\x00" * 40 + b"\n", b"garbage\n", b"\xff\xfe", b"17\n", b"{}\n", b"\n"]
 )
-def test_garbage_at_the_end_is_cut_off(tmp_path, tail):
+def test_garbage_at_the_end_is_cut_off(tmp_path: Path, tail: bytes) -> None:
     run(opened(tmp_path), 1)
     path = tmp_path / "study.journal"
     content = path.read_bytes()
@@ -531,7 +547,7 @@ def test_garbage_at_the_end_is_cut_off(tmp_path, tail):
     assert len(finished(opened(tmp_path))) == 2
 
 
-def test_damage_before_the_last_line_is_refused_and_left_as_it_is(tmp_path):
+def test_damage_before_the_last_line_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     run(opened(tmp_path), 2)
     path = tmp_path / "study.journal"
     lines = path.read_bytes().splitlines(keepends=True)
@@ -545,11 +561,11 @@ def test_damage_before_the_last_line_is_refused_and_left_as_it_is(tmp_path):
     refused("TUNE_JOURNAL", opened, tmp_path)
 
 
-def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch):
+def test_a_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = opened(tmp_path)
     trial, _settings = ask(study, space)
 
-    def full(*args, **kwargs):
+    def full(*args: object, **kwargs: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
@@ -609,7 +625,7 @@ print("finished", len(done))
 
 
 @pytest.mark.parametrize("storage", STORAGES)
-def test_a_driver_killed_at_any_moment_loses_and_repeats_no_finished_trial(tmp_path, storage):
+def test_a_driver_killed_at_any_moment_loses_and_repeats_no_finished_trial(tmp_path: Path, storage: str) -> None:
     words = [sys.executable, "-c", KILLED, str(tmp_path), storage]
     told = subprocess.run(words, capture_output=True, text=True, check=False, timeout=120)
     assert told.returncode == 0, told.stderr
