@@ -263,7 +263,7 @@ def observe(recipe: CG3DSRGAN, scores: list[float]) -> tuple[list[int], int, int
         step = start + epoch * recipe.validate_every
         after = recipe.observe(step, {"squared_error": score**2 * 4.0, "reference_power": 4.0})
         for engine in (recipe.M, recipe.D):
-            assert engine.optimizer.param_groups[0]["lr"] == recipe._plateau.lr  # type: ignore[union-attr]
+            assert engine.optimizer.param_groups[0]["lr"] == recipe._plateau.lr
         if recipe._plateau.lr != rate:
             cuts.append(epoch)
             rate = recipe._plateau.lr
@@ -410,7 +410,7 @@ def test_resume_in_the_middle_of_each_phase_is_bit_equal() -> None:
         resumed.load(whole.state())
         assert resumed._plateau == whole._plateau
         for engine in (resumed.M, resumed.D):
-            assert engine.optimizer.param_groups[0]["lr"] == whole._plateau.lr  # type: ignore[union-attr]
+            assert engine.optimizer.param_groups[0]["lr"] == whole._plateau.lr
         advance(resumed, step)
         advance(whole, step)
         a, b = whole.state(), resumed.state()

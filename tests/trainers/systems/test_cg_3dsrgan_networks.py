@@ -199,15 +199,13 @@ def test_gradients_reach_exactly_the_listed_networks(detach: bool) -> None:
     G, batch = module(recipe), make_batch(0)
 
     def reached(loss: Tensor) -> set[str]:
-        for p in (*G.parameters(), *recipe.D.module.parameters()):  # type: ignore[union-attr]
+        for p in (*G.parameters(), *recipe.D.module.parameters()):
             p.grad = None
         loss.backward()
         parts = {"mlnet.down": G.mlnet.down, "mlnet.up": G.mlnet.up, "mlnet.head": G.mlnet.head}
-        parts |= {"contextual": G.contextual, "D": recipe.D.module}  # type: ignore[union-attr, dict-item]
+        parts |= {"contextual": G.contextual, "D": recipe.D.module}
         return {
-            name
-            for name, part in parts.items()
-            if any(p.grad is not None and p.grad.any() for p in part.parameters())  # type: ignore[union-attr]
+            name for name, part in parts.items() if any(p.grad is not None and p.grad.any() for p in part.parameters())
         }
 
     of_y2 = {"contextual"} if detach else {"contextual", "mlnet.up", "mlnet.down"}

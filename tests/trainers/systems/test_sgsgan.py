@@ -100,7 +100,7 @@ def perturb(module: nn.Module) -> None:
             p.add_(0.05 * torch.randn_like(p))
 
 
-def generator(config: Config) -> sgsgan.Generator:
+def generator(config: Config) -> networks.Generator:
     torch.manual_seed(0)
     G = sgsgan.generator(config)
     perturb(G)
@@ -283,7 +283,7 @@ def test_dcitn_is_the_densely_concatenated_network(concat_input: bool, halo: int
     assert isinstance(net, networks.DCITN)
     low = torch.rand(2, 1, 40, 40, 40)
 
-    def padded(layer: nn.Module, f: Tensor) -> Tensor:
+    def padded(layer: Any, f: Tensor) -> Tensor:
         return F.conv3d(f, layer.weight, layer.bias, padding=1)
 
     f = F.leaky_relu(padded(net.stem, low), 0.2)
@@ -316,7 +316,7 @@ def test_a_voxel_reaches_six_voxels_far_in_a_frozen_context_and_everything_in_a_
     assert (live[far > 6] > 0).float().mean() > 0.99
 
 
-def tiled(G: sgsgan.Generator, volume: Tensor, context: dict[str, Tensor], tile: int, halo: int) -> Tensor:
+def tiled(G: networks.Generator, volume: Tensor, context: dict[str, Tensor], tile: int, halo: int) -> Tensor:
     padded = F.pad(volume, [halo] * 6)
     out = torch.full_like(volume, torch.nan)
     starts = [range(0, edge, tile) for edge in volume.shape[2:]]
@@ -529,7 +529,8 @@ def test_training_overfits_two_patches() -> None:
     random = torch.Generator().manual_seed(0)
     places = torch.stack(torch.meshgrid(*[torch.arange(36.0)] * 3, indexing="ij"), dim=-1)
     centres = 36 * torch.rand(2, 12, 3, generator=random)
-    full = torch.stack([sum(torch.exp(-(places - c).square().sum(-1) / 18) for c in case) for case in centres])[:, None]
+    blobs: list[Any] = [sum(torch.exp(-(places - c).square().sum(-1) / 18) for c in case) for case in centres]
+    full = torch.stack(blobs)[:, None]
     low = (full + 0.3 * torch.randn(full.shape, generator=random)).clamp(min=0)
     overview = F.adaptive_avg_pool3d(low[:1], 16)
     target = networks._crop(full, 6).contiguous()

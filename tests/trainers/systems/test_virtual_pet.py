@@ -282,10 +282,10 @@ def test_the_gans_rate_falls_over_the_second_half_of_its_phase() -> None:
     for step in (3, 9):
         run(recipe, step)
         for engine in (recipe.G, recipe.D):
-            (group,) = engine.optimizer.param_groups  # type: ignore[union-attr]
+            (group,) = engine.optimizer.param_groups
             assert group["lr"] == pytest.approx(2e-4 * recipe._cgan_lr_factor(step))
             assert group["betas"] == (0.5, 0.999)
-    (group,) = recipe.F.optimizer.param_groups  # type: ignore[union-attr]
+    (group,) = recipe.F.optimizer.param_groups
     assert (group["lr"], group["betas"]) == (1e-4, (0.9, 0.999))
 
 
