@@ -10,13 +10,7 @@ from torch import Tensor, nn
 from trainers.blocks import DROPOUT, PatchGAN, UNet, Upsample
 
 
-@pytest.fixture(autouse=True)
-def _one_thread_and_seeded() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
 
 
 def count(module: nn.Module) -> int:

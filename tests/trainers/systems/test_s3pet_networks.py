@@ -28,18 +28,7 @@ V2: dict[str, Any] = {"transfer": False}
 PARTS = ("E_L", "E_S", "P_L", "P_S", "P_I", "M", "D_L", "D_S")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Small layers on more threads than there are free cores take many times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
 
 
 def small(**changes: Any) -> Config:
