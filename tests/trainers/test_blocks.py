@@ -1,20 +1,15 @@
 """pix2pix's networks: published counts and sizes, fields of view, initial values, and what a bottleneck can learn."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from network_facts import count
 from torch import Tensor, nn
 
 from trainers.blocks import DROPOUT, PatchGAN, UNet, Upsample
 
-
 pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
-
-
-def count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
 
 
 def on_meta(network: type[nn.Module], *args: Any, **options: Any) -> nn.Module:

@@ -1,5 +1,4 @@
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,6 @@ from trainers.perceptual import (
     slice_loss,
     take_slices,
 )
-
 
 pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
 

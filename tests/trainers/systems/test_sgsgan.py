@@ -1,11 +1,11 @@
 import dataclasses
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from network_facts import count, moved
 from torch import Tensor, nn
 
 from storage.errors import InputError
@@ -28,7 +28,6 @@ SMALL: dict[str, Any] = {
     "phase_samples": (4, 4, 4, 4),
 }
 PLAIN: dict[str, Any] = {"use_noise": False, "use_adain": False}
-
 
 pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
 
@@ -67,19 +66,11 @@ def run(recipe: sgsgan.SGSGAN, step: int) -> dict[str, Tensor]:
     return recipe.step(batch, step)
 
 
-def count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
 def weights(recipe: sgsgan.SGSGAN) -> dict[str, dict[str, Tensor]]:
     return {
         engine: {name: value for name, value in state.items() if name.startswith("weight/")}
         for engine, state in recipe.state().items()
     }
-
-
-def moved(before: dict[str, dict[str, Tensor]], after: dict[str, dict[str, Tensor]]) -> set[str]:
-    return {e for e in before if any(not torch.equal(before[e][k], after[e][k]) for k in before[e])}
 
 
 def perturb(module: nn.Module) -> None:

@@ -1,12 +1,12 @@
 """Virtual PET as a system: sizes, scales, losses, what a step changes, learning, resume, inference, configuration."""
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from network_facts import count
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -35,7 +35,6 @@ SMALL: dict[str, Any] = {
     "epoch_samples": 2,
     "validate_batches": 1,
 }
-
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -94,10 +93,6 @@ def wake(recipe: VirtualPET) -> None:
 
 
 # Sizes of Sec. 2.
-
-
-def count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
 
 
 def test_networks_have_the_sizes_of_the_text() -> None:
