@@ -19,6 +19,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ImplicitVRLittleEndian,
@@ -156,7 +157,7 @@ def test_order_of_files_and_other_files_do_not_matter(folder: Path, ct: ArraySou
 
 
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian])
-def test_other_native_syntaxes(folder: Path, syntax: Any) -> None:
+def test_other_native_syntaxes(folder: Path, syntax: UID) -> None:
     before = open_series(folder, modality="PT").read(0, 8)
     for file in files(folder):
         ds = pydicom.dcmread(file)
@@ -366,7 +367,7 @@ def series_with(tmp_path: Path, pet: ArraySource, edit: Callable[..., Any]) -> P
     return tmp_path / "pt"
 
 
-def shift(z: Any, dz: float = 0.0, dx: float = 0.0) -> Callable[..., Any]:
+def shift(z: int, dz: float = 0.0, dx: float = 0.0) -> Callable[..., Any]:
     def edit(index: int, ds: pydicom.Dataset) -> None:
         if index == z:
             x, y, along = (float(v) for v in ds.ImagePositionPatient)
@@ -383,7 +384,7 @@ def only(z: Any, **values: Any) -> Callable[..., Any]:
     return lambda index, ds: ds.update(values) if index == z else None
 
 
-def drop(keyword: Any) -> Callable[..., Any]:
+def drop(keyword: str) -> Callable[..., Any]:
     return lambda z, ds: ds.__delattr__(keyword)
 
 
@@ -608,7 +609,7 @@ def test_overrides(tmp_path: Path, pet: ArraySource) -> None:
 
 
 def test_ge_private_time_counts_only_with_its_creator(tmp_path: Path, pet: ArraySource) -> None:
-    def ge(creator: Any) -> Callable[..., Any]:
+    def ge(creator: str) -> Callable[..., Any]:
         def edit(z: int, ds: pydicom.Dataset) -> None:
             ds.private_block(0x0009, creator, create=True).add_new(0x0D, "DT", "20200101113000")
 

@@ -277,7 +277,7 @@ def test_block_means_are_means_of_what_a_block_has(
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("units", [SUV, HU])
-def test_the_body_is_one_piece_without_holes(seed: int, units: Any) -> None:
+def test_the_body_is_one_piece_without_holes(seed: int, units: str) -> None:
     person = phantom(PhantomConfig(shape=(128, 80, 96), spacing_mm=(4.0, 4.0, 5.0), seed=seed))
     image = (person.ct if units == HU else person.activity).read(0, 128)
     truth = person.labels.read(0, 128) > 0

@@ -35,7 +35,7 @@ def grid_of(shape: tuple[int, int, int], mm: float = 8.0) -> Grid:
     return Grid(shape, np.diag([-mm, -mm, mm, 1.0]))
 
 
-def noise(shape: tuple[int, int, int] = (20, 12, 12), seed: int = 0, units: Any = SUV) -> ArraySource:
+def noise(shape: tuple[int, int, int] = (20, 12, 12), seed: int = 0, units: str = SUV) -> ArraySource:
     return ArraySource(np.random.default_rng(seed).random(shape, dtype=np.float32), grid_of(shape), units)
 
 
@@ -191,7 +191,9 @@ def in_air(values: NDArray[Any]) -> ArraySource:
         "unit range in air": (in_air, "values of -1000 to 1: no soft tissue"),
     }.values(),
 )
-def test_a_ct_that_is_not_in_hu_is_refused(tmp_path: Path, ct: Any, found: Any) -> None:
+def test_a_ct_that_is_not_in_hu_is_refused(
+    tmp_path: Path, ct: Callable[[NDArray[Any]], ArraySource], found: str
+) -> None:
     values = np.random.default_rng(5).random((12, 10, 10), dtype=np.float32)
     values.flat[:2] = 0, 1
     with pytest.raises(InputError, match=f"CT_UNITS case p, image ct: {found}"):
@@ -347,7 +349,7 @@ class Slow(ArraySource):
 
     running: list[int] = field(default_factory=list)
 
-    def read(self, z0: Any, z1: Any) -> Any:
+    def read(self, z0: int, z1: int) -> NDArray[np.float32]:
         self.running.append(z0)
         time.sleep(0.5 if z0 else 0.1)
         self.running.remove(z0)

@@ -322,7 +322,7 @@ FULL, LOW = "full/0/c/0/0/0", "low_drf4/0/c/0/0/0"
         "manifest emptied", "manifest missing", "metadata missing",
     ],
 )  # fmt: skip
-def test_damage_is_named(cohort: Path, spoil: Callable[..., Any], named: Any) -> None:
+def test_damage_is_named(cohort: Path, spoil: Callable[..., Any], named: str) -> None:
     spoil(cohort / "cases" / "a")
     found = verify(cohort)
     assert list(found) == ["a"]

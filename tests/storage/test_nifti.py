@@ -259,7 +259,7 @@ def test_gzip_bomb(tmp_path: Path, voxels: NDArray[Any]) -> None:
     assert refused(tmp_path / "a.nii.gz") == "NII_BOMB"
 
 
-def f32(*values: Any) -> Any:
+def f32(*values: float) -> bytes:
     return struct.pack(f"<{len(values)}f", *values)
 
 

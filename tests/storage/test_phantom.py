@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from storage.errors import InputError
-from storage.phantom import CYST, LABEL_NAMES, NEMA_DIAMETERS_MM, PhantomConfig, phantom
+from storage.phantom import CYST, LABEL_NAMES, NEMA_DIAMETERS_MM, Lesion, PhantomConfig, phantom
 
 LABELS = {name: number for number, name in LABEL_NAMES.items()}
 SMALL = PhantomConfig(shape=(48, 48, 48), spacing_mm=(8.0, 8.0, 8.0))
@@ -20,7 +21,7 @@ def volumes(config: PhantomConfig) -> list[Any]:
     return [image.read(0, config.shape[0]) for image in (p.activity, p.ct, p.labels)]
 
 
-def centroid_ras(config: PhantomConfig, labels: Any, name: str) -> Any:
+def centroid_ras(config: PhantomConfig, labels: NDArray[Any], name: str) -> NDArray[Any]:
     index = np.argwhere(labels == LABELS[name]).mean(axis=0)[::-1]
     return (phantom(config).activity.grid.affine @ [*index, 1])[:3]
 
@@ -122,7 +123,7 @@ LIVER_ONLY = PhantomConfig(
 )
 
 
-def voxel_of(config: PhantomConfig, sphere: Any) -> Any:
+def voxel_of(config: PhantomConfig, sphere: Lesion) -> tuple[int, ...]:
     return tuple(round(c / d) for c, d in zip(sphere.centre_mm, config.spacing_mm, strict=True))
 
 

@@ -153,7 +153,7 @@ def test_what_is_not_there_is_told(pristine: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("schema", "code"), [(layout.SCHEMA + 1, "STORE_SCHEMA"), ("x", "STORE_DAMAGED"), (None, "STORE_DAMAGED")]
 )
-def test_a_cohort_of_the_future_is_refused(tmp_path: Path, schema: Any, code: str) -> None:
+def test_a_cohort_of_the_future_is_refused(tmp_path: Path, schema: int | str | None, code: str) -> None:
     create_cohort(tmp_path)
     layout.create_group(tmp_path, {"petscale": {"schema": schema}})
     with pytest.raises(InputError) as error:

@@ -147,7 +147,7 @@ def test_a_silent_endpoint_is_told(fresh_s3: Callable[..., Any], monkeypatch: py
         remote.check_writable("s3://bucket/run")
 
 
-def answering(reply: Any) -> Any:
+def answering(reply: bytes) -> socketserver.ThreadingTCPServer:
     """A server on loopback that gives each connection one reply and hangs up."""
 
     class Handler(socketserver.BaseRequestHandler):

@@ -1,6 +1,7 @@
 """Tiles become the volume they were cut from: every voxel once, in order, a tile's depth at a time."""
 
 import tracemalloc
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,7 +95,7 @@ def test_a_step_between_tiles_becomes_a_ramp() -> None:
 def test_batches_are_full_and_hold_one_row_of_tiles() -> None:
     groups = []
 
-    def synthesize(group: Any) -> Any:
+    def synthesize(group: Sequence[PatchLocation]) -> Iterable[NDArray[Any]]:
         groups.append(group)
         return (np.zeros(location.shape, np.float32) for location in group)
 

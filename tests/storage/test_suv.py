@@ -46,12 +46,12 @@ HEADER = PetHeader(
 )
 
 
-def beds(reference_s: Any = NOON, acquisition: Any = BEDS, start: Any = NOON) -> list[Frame]:
+def beds(reference_s: float = NOON, acquisition: tuple[float, ...] = BEDS, start: float = NOON) -> list[Frame]:
     """One frame per bed, each of which says truly how long after ``reference_s`` its mean count time is."""
     return [Frame(start + a, 180.0, start + a + MEAN - reference_s, decay(-(a + MEAN), T)) for a in acquisition]
 
 
-def expected(reference_s: Any, header: Any = HEADER) -> Any:
+def expected(reference_s: float, header: PetHeader = HEADER) -> float:
     return header.weight_kg * 1000 / (header.dose_bq * decay(reference_s - header.injection_s, T))
 
 
@@ -139,7 +139,7 @@ def test_uncorrected_beds_are_each_brought_back_to_the_injection() -> None:
         (replace(HEADER, half_life_s=None, nuclide_code="C-111A1"), None),
     ],
 )
-def test_other_ways_to_say_the_same(header: Any, note: str | None) -> None:
+def test_other_ways_to_say_the_same(header: PetHeader, note: str | None) -> None:
     conversion = suv_conversion(header, beds())
     assert conversion.factors[0] == pytest.approx(expected(NOON), rel=2e-4)
     assert note is None or note in conversion.notes
@@ -255,7 +255,7 @@ def test_refuses_a_series_without_acquisition_times() -> None:
         (1.0, -1024.0, "PET_BAD_INTERCEPT"),
     ],
 )
-def test_rescale(slope: Any, intercept: Any, code: Any) -> None:
+def test_rescale(slope: float, intercept: float, code: str) -> None:
     with pytest.raises(InputError, match=code):
         check_rescale(slope, intercept, "a.dcm")
     check_rescale(1.7, 0.0, "a.dcm")
@@ -304,12 +304,12 @@ FACTORS = {
 }
 
 
-def _clock(text: Any) -> float:
+def _clock(text: str) -> float:
     whole = text.strip().replace(":", "")
     return int(whole[:2]) * 3600 + int(whole[2:4]) * 60 + float(whole[4:])
 
 
-def _moment(date: Any, clock: Any) -> Any:
+def _moment(date: str, clock: str) -> float:
     return datetime.datetime.strptime(date, "%Y%m%d").toordinal() * DAY_S + _clock(clock)
 
 
