@@ -160,13 +160,13 @@ class Synthesizer(Protocol):
         ...
 
     def context(
-        self, overview: Float[Tensor, "1 1 o o o"], source: Float[Tensor, "n 1 zh yh xh"]
+        self, overview: Float[Tensor, "1 1 o o o"], source: Float[Tensor, "n 1 zh yh xh"], /
     ) -> Mapping[str, Tensor]:
         """Compute once per case whatever every tile of it must share."""
         ...
 
     def __call__(
-        self, source: Float[Tensor, "b 1 zh yh xh"], context: Mapping[str, Tensor]
+        self, source: Float[Tensor, "b 1 zh yh xh"], context: Mapping[str, Tensor], /
     ) -> Float[Tensor, "b 1 z y x"]:
         """Synthesize tiles; the halo is cropped from the result."""
         ...

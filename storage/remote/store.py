@@ -32,7 +32,7 @@ def url_of(path: Path | str) -> str:
     match = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", str(path))
     if not match:
         return ""
-    import fsspec  # type: ignore[import-untyped]  # a plain path does not need it
+    import fsspec  # a plain path does not need it
 
     scheme, rest = match.group(1).lower(), match.group(2).rstrip("/")
     if re.search(r":[^/]*@|:.*@", rest):
@@ -93,7 +93,7 @@ class Store:
 
     @cached_property
     def _local(self) -> bool:
-        from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
+        from fsspec.implementations.local import LocalFileSystem
 
         return isinstance(self.fs, LocalFileSystem)
 

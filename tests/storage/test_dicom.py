@@ -3,12 +3,13 @@
 import contextlib
 import itertools
 import json
-import os
 import shutil
 import struct
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pydicom
@@ -17,6 +18,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ImplicitVRLittleEndian,
@@ -36,44 +38,44 @@ AFFINE = np.array([[-4.0, 0, 0, 30], [0, -5.0, 0, 20], [0, 0, 3.0, -100], [0, 0,
 
 
 @pytest.fixture(scope="module")
-def pet():
+def pet() -> ArraySource:
     rng = np.random.Generator(np.random.Philox(7))
     scale = np.linspace(0.1, 20, SHAPE[0], dtype=np.float32)[:, None, None]  # so that every slice has its own slope
     return ArraySource(rng.random(SHAPE, dtype=np.float32) * scale, Grid(SHAPE, AFFINE), SUV)
 
 
 @pytest.fixture
-def ct():
+def ct() -> ArraySource:
     rng = np.random.Generator(np.random.Philox(8))
     voxels = rng.integers(-1024, 2000, SHAPE).astype(np.float32)
     return ArraySource(voxels, Grid(SHAPE, AFFINE), HU)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, pet):
+def whole(tmp_path_factory: pytest.TempPathFactory, pet: ArraySource) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "pt"
     write_series(folder, pet)
     return folder
 
 
 @pytest.fixture
-def folder(tmp_path, whole):
+def folder(tmp_path: Path, whole: Path) -> Path:
     shutil.copytree(whole, tmp_path / "pt")
     return tmp_path / "pt"
 
 
-def files(folder):
+def files(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.dcm"))
 
 
-def change(file, edit):
+def change(file: Path, edit: Callable[[pydicom.Dataset], Any]) -> None:
     """Edit one saved slice in place."""
     ds = pydicom.dcmread(file)
     edit(ds)
     ds.save_as(file)
 
 
-def put_raw(file, keyword, text):
+def put_raw(file: Path, keyword: str, text: str) -> None:
     """Put a value into a file that pydicom would not write: of the same tag, VR and place, with its own bytes."""
     ds = pydicom.dcmread(file)
     vr = ds[keyword].VR.encode()
@@ -85,10 +87,10 @@ def put_raw(file, keyword, text):
     file.write_bytes(data[: start + 6] + struct.pack("<H", len(value)) + value + data[start + 8 + length :])
 
 
-def refused(folder, modality="PT"):
+def refused(folder: Path, modality: Literal["PT", "CT"] = "PT") -> str:
     """Return the code that opening or reading ends in."""
 
-    def use():
+    def use() -> None:
         source = open_series(folder, modality=modality)
         source.read(0, source.grid.shape[0])
 
@@ -98,7 +100,7 @@ def refused(folder, modality="PT"):
     return error.value.code
 
 
-def test_values_grid_and_units(folder, pet):
+def test_values_grid_and_units(folder: Path, pet: ArraySource) -> None:
     source = open_series(folder, modality="PT")
     step = pet.voxels.max(axis=(1, 2), keepdims=True) / 32767
     assert source.units == SUV
@@ -109,14 +111,14 @@ def test_values_grid_and_units(folder, pet):
     json.dumps(source.provenance)
 
 
-def test_ct_in_hu(tmp_path, ct):
+def test_ct_in_hu(tmp_path: Path, ct: ArraySource) -> None:
     write_series(tmp_path / "ct", ct)
     source = open_series(tmp_path / "ct", modality="CT")
     assert source.units == HU
     assert np.array_equal(source.read(0, 8), ct.voxels)
 
 
-def test_slabs_are_pure_and_threads_agree(folder):
+def test_slabs_are_pure_and_threads_agree(folder: Path) -> None:
     source = open_series(folder, modality="PT")
     whole = source.read(0, 8)
     assert whole.dtype == np.float32
@@ -127,7 +129,7 @@ def test_slabs_are_pure_and_threads_agree(folder):
         assert np.array_equal(slab, whole[z : z + 2])
 
 
-def test_oblique_grid(tmp_path, pet):
+def test_oblique_grid(tmp_path: Path, pet: ArraySource) -> None:
     a, b = 0.3, 0.2
     turn = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
     turn = turn @ np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
@@ -137,7 +139,7 @@ def test_oblique_grid(tmp_path, pet):
     assert open_series(tmp_path / "pt", modality="PT").grid.matches(Grid(SHAPE, affine), 1e-4)
 
 
-def test_order_of_files_and_other_files_do_not_matter(folder, ct, tmp_path):
+def test_order_of_files_and_other_files_do_not_matter(folder: Path, ct: ArraySource, tmp_path: Path) -> None:
     before = open_series(folder, modality="PT").read(0, 8)
     for i, file in enumerate(reversed(files(folder))):
         file.rename(folder / f"x{i * 5 % 8}.dcm")
@@ -154,7 +156,7 @@ def test_order_of_files_and_other_files_do_not_matter(folder, ct, tmp_path):
 
 
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian])
-def test_other_native_syntaxes(folder, syntax):
+def test_other_native_syntaxes(folder: Path, syntax: UID) -> None:
     before = open_series(folder, modality="PT").read(0, 8)
     for file in files(folder):
         ds = pydicom.dcmread(file)
@@ -169,15 +171,15 @@ def test_other_native_syntaxes(folder, syntax):
     assert np.array_equal(open_series(folder, modality="PT").read(0, 8), before)
 
 
-def test_compressed_slices(folder):
+def test_compressed_slices(folder: Path) -> None:
     before = open_series(folder, modality="PT").read(0, 8)
     for file in files(folder):
         change(file, lambda ds: ds.compress(RLELossless, generate_instance_uid=False))
     assert np.array_equal(open_series(folder, modality="PT").read(0, 8), before)
 
 
-def test_bits_above_bits_stored_are_ignored(tmp_path, ct):
-    def twelve_bits(z, ds):
+def test_bits_above_bits_stored_are_ignored(tmp_path: Path, ct: ArraySource) -> None:
+    def twelve_bits(z: int, ds: pydicom.Dataset) -> None:
         stored = np.frombuffer(ds.PixelData, "<i2") & 0x0FFF | 0x5000  # garbage above bit 11
         ds.BitsStored, ds.HighBit = 12, 11
         ds.PixelData = stored.astype("<i2").tobytes()
@@ -186,10 +188,10 @@ def test_bits_above_bits_stored_are_ignored(tmp_path, ct):
     assert np.array_equal(open_series(tmp_path / "ct", modality="CT").read(0, 8), ct.voxels)
 
 
-def test_one_pad_byte_is_no_damage(tmp_path):
+def test_one_pad_byte_is_no_damage(tmp_path: Path) -> None:
     voxels = np.ones((3, 3, 3), np.float32)
 
-    def eight_bits(z, ds):
+    def eight_bits(z: int, ds: pydicom.Dataset) -> None:
         ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 8, 8, 7, 0
         ds.PixelData = bytes(9) + b"\0"
 
@@ -200,11 +202,11 @@ def test_one_pad_byte_is_no_damage(tmp_path):
 # -- one file ---------------------------------------------------------------------------------------------------------
 
 
-def test_no_such_path(tmp_path):
+def test_no_such_path(tmp_path: Path) -> None:
     assert refused(tmp_path / "nothing") == "IMG_NO_FILE"
 
 
-def test_no_dicom(tmp_path, folder):
+def test_no_dicom(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert refused(tmp_path / "empty") == "DCM_NONE"
     assert refused(folder, "CT") == "DCM_NONE"
@@ -219,12 +221,12 @@ CUT = {
 
 
 @pytest.mark.parametrize("kind", CUT)
-def test_a_file_named_dicom_that_is_not(folder, kind):
+def test_a_file_named_dicom_that_is_not(folder: Path, kind: str) -> None:
     (folder / "y.dcm").write_bytes(CUT[kind][0])
     assert refused(folder) == CUT[kind][1]
 
 
-def test_no_mutation_of_a_file_ends_in_a_traceback(folder):
+def test_no_mutation_of_a_file_ends_in_a_traceback(folder: Path) -> None:
     rng = np.random.Generator(np.random.Philox(13))
     good = files(folder)[2].read_bytes()
     header = len(good) - 60
@@ -238,12 +240,12 @@ def test_no_mutation_of_a_file_ends_in_a_traceback(folder):
             open_series(folder, modality="PT")
 
 
-def test_file_meta_of_another_class(folder):
+def test_file_meta_of_another_class(folder: Path) -> None:
     change(files(folder)[7], lambda ds: setattr(ds, "SOPClassUID", "1.2.840.10008.5.1.4.1.1.7"))
     assert refused(folder) == "DCM_BAD_UID"
 
 
-def test_no_preamble(folder):
+def test_no_preamble(folder: Path) -> None:
     file = files(folder)[3]
     data = file.read_bytes()
     file.write_bytes(data[data.index(b"\x08\x00\x08\x00CS") :])
@@ -251,13 +253,13 @@ def test_no_preamble(folder):
 
 
 @pytest.mark.parametrize("start", [b"MZ", b"\x7fELF", b"#!/bin/sh"])
-def test_program_in_preamble(folder, start):
+def test_program_in_preamble(folder: Path, start: bytes) -> None:
     file = files(folder)[0]
     file.write_bytes(start.ljust(128, b"\0") + file.read_bytes()[128:])
     assert refused(folder) == "DCM_PREAMBLE_EXEC"
 
 
-def test_truncated_anywhere(folder):
+def test_truncated_anywhere(folder: Path) -> None:
     file = files(folder)[2]
     data = file.read_bytes()
     for length in (133, 150, 200, 400, 700, 1000, 1400, *range(len(data) - 80, len(data))):
@@ -266,7 +268,7 @@ def test_truncated_anywhere(folder):
     assert refused(folder) == "DCM_PIXELS_SHORT"
 
 
-def test_pixels_of_another_length(folder):
+def test_pixels_of_another_length(folder: Path) -> None:
     change(files(folder)[1], lambda ds: setattr(ds, "PixelData", ds.PixelData + bytes(4)))
     assert refused(folder) == "DCM_PIXELS_LONG"
     change(files(folder)[1], lambda ds: setattr(ds, "PixelData", ds.PixelData[:20]))
@@ -276,13 +278,13 @@ def test_pixels_of_another_length(folder):
 @pytest.mark.parametrize(
     "values", [{"Rows": 65535, "Columns": 65535}, {"Rows": 0}, {"BitsAllocated": 12}, {"SamplesPerPixel": 3}]
 )
-def test_impossible_matrix(folder, values):
+def test_impossible_matrix(folder: Path, values: dict[str, Any]) -> None:
     for file in files(folder):
-        change(file, lambda ds: ds.update(values))
+        change(file, lambda ds: ds.update(values))  # type: ignore[arg-type]
     assert refused(folder) == "DCM_GEOMETRY_INVALID"
 
 
-def test_deflated_is_refused_before_it_is_inflated(folder):
+def test_deflated_is_refused_before_it_is_inflated(folder: Path) -> None:
     file = files(folder)[0]
     ds = pydicom.dcmread(file)
     ds.PixelData = bytes(50_000_000)
@@ -293,7 +295,7 @@ def test_deflated_is_refused_before_it_is_inflated(folder):
     assert time.perf_counter() - started < 0.5
 
 
-def test_nesting_too_deep(folder):
+def test_nesting_too_deep(folder: Path) -> None:
     file = files(folder)[0]
     deep = b"\x40\x00\x75\x02SQ\x00\x00\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff" * 5000
     data = file.read_bytes()
@@ -302,7 +304,7 @@ def test_nesting_too_deep(folder):
     assert refused(folder) == "DCM_TOO_DEEP"
 
 
-def test_codec_missing_is_found_at_scan(folder):
+def test_codec_missing_is_found_at_scan(folder: Path) -> None:
     for file in files(folder):
         ds = pydicom.dcmread(file)
         ds.PixelData = encapsulate([b"\0" * 16])
@@ -313,7 +315,7 @@ def test_codec_missing_is_found_at_scan(folder):
         find_series(folder, modality="PT")
 
 
-def test_damaged_compressed_pixels_are_never_zero_filled(folder):
+def test_damaged_compressed_pixels_are_never_zero_filled(folder: Path) -> None:
     for file in files(folder):
         ds = pydicom.dcmread(file)
         ds.PixelData = encapsulate([b"no jpeg 2000 at all!"])
@@ -325,7 +327,7 @@ def test_damaged_compressed_pixels_are_never_zero_filled(folder):
 
 @pytest.mark.parametrize("text", ["1,5", "abc", "NaN", "inf", "1_0"])
 @pytest.mark.parametrize("keyword", ["RescaleSlope", "PatientWeight", "SliceThickness"])
-def test_bad_numbers(folder, keyword, text):
+def test_bad_numbers(folder: Path, keyword: str, text: str) -> None:
     for file in files(folder):
         put_raw(file, keyword, text)
     if keyword == "SliceThickness":  # not used, so not checked
@@ -335,22 +337,22 @@ def test_bad_numbers(folder, keyword, text):
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1"])
-def test_bad_slopes(folder, text):
+def test_bad_slopes(folder: Path, text: str) -> None:
     put_raw(files(folder)[4], "RescaleSlope", text)
     assert refused(folder) == "PET_BAD_SLOPE"
 
 
-def test_bad_intercept(folder):
+def test_bad_intercept(folder: Path) -> None:
     put_raw(files(folder)[4], "RescaleIntercept", "5")
     assert refused(folder) == "PET_BAD_INTERCEPT"
 
 
-def test_a_uid_that_is_a_path(folder):
+def test_a_uid_that_is_a_path(folder: Path) -> None:
     put_raw(files(folder)[0], "SeriesInstanceUID", "../../../etc/passwd")
     assert refused(folder) == "DCM_BAD_UID"
 
 
-def test_bad_time(folder):
+def test_bad_time(folder: Path) -> None:
     for file in files(folder):
         put_raw(file, "SeriesTime", "25:61")
     assert refused(folder) == "DCM_BAD_TIME"
@@ -359,13 +361,13 @@ def test_bad_time(folder):
 # -- one series -------------------------------------------------------------------------------------------------------
 
 
-def series_with(tmp_path, pet, edit):
+def series_with(tmp_path: Path, pet: ArraySource, edit: Callable[..., Any]) -> Path:
     write_series(tmp_path / "pt", pet, edit=edit)
     return tmp_path / "pt"
 
 
-def shift(z, dz=0.0, dx=0.0):
-    def edit(index, ds):
+def shift(z: int, dz: float = 0.0, dx: float = 0.0) -> Callable[..., Any]:
+    def edit(index: int, ds: pydicom.Dataset) -> None:
         if index == z:
             x, y, along = (float(v) for v in ds.ImagePositionPatient)
             ds.ImagePositionPatient = [x + dx, y, along + dz]
@@ -373,24 +375,24 @@ def shift(z, dz=0.0, dx=0.0):
     return edit
 
 
-def each(**values):
+def each(**values: Any) -> Callable[..., Any]:
     return lambda z, ds: ds.update(values)
 
 
-def only(z, **values):
+def only(z: Any, **values: Any) -> Callable[..., Any]:
     return lambda index, ds: ds.update(values) if index == z else None
 
 
-def drop(keyword):
+def drop(keyword: str) -> Callable[..., Any]:
     return lambda z, ds: ds.__delattr__(keyword)
 
 
-def sheared(z, ds):
+def sheared(z: int, ds: pydicom.Dataset) -> None:
     x, y, along = (float(v) for v in ds.ImagePositionPatient)
     ds.ImagePositionPatient = [x, y + 0.5 * z, along]
 
 
-def enhanced(uid):
+def enhanced(uid: str) -> Callable[..., Any]:
     return each(SOPClassUID=uid)
 
 
@@ -423,21 +425,21 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_broken_series(tmp_path, pet, kind):
+def test_broken_series(tmp_path: Path, pet: ArraySource, kind: str) -> None:
     edit, code = BROKEN[kind]
     assert refused(series_with(tmp_path, pet, edit)) == code
 
 
-def test_two_drugs(tmp_path, pet):
-    def twice(z, ds):
+def test_two_drugs(tmp_path: Path, pet: ArraySource) -> None:
+    def twice(z: int, ds: pydicom.Dataset) -> None:
         drug = ds.RadiopharmaceuticalInformationSequence[0]
         ds.RadiopharmaceuticalInformationSequence = Sequence([drug, Dataset(drug)])
 
     assert refused(series_with(tmp_path, pet, twice)) == "PET_DOSE"
 
 
-def test_lutetium_spect_stored_as_pet(tmp_path, pet):
-    def lutetium(z, ds):
+def test_lutetium_spect_stored_as_pet(tmp_path: Path, pet: ArraySource) -> None:
+    def lutetium(z: int, ds: pydicom.Dataset) -> None:
         drug = ds.RadiopharmaceuticalInformationSequence[0]
         drug.RadionuclideHalfLife = "574300"
         del drug.RadionuclideCodeSequence
@@ -445,31 +447,31 @@ def test_lutetium_spect_stored_as_pet(tmp_path, pet):
     assert refused(series_with(tmp_path, pet, lutetium)) == "PET_NUCLIDE"
 
 
-def test_missing_end_slice_is_noted(tmp_path, pet):
+def test_missing_end_slice_is_noted(tmp_path: Path, pet: ArraySource) -> None:
     folder = series_with(tmp_path, pet, each(NumberOfSlices=8))
     assert open_series(folder, modality="PT").provenance["notes"] == []
     files(folder)[7].unlink()
     assert "fewer_slices_than_header_says" in open_series(folder, modality="PT").provenance["notes"]
 
 
-def test_missing_slice(folder):
+def test_missing_slice(folder: Path) -> None:
     files(folder)[4].unlink()
     assert refused(folder) == "SER_MISSING_SLICE"
 
 
-def test_single_slice(folder):
+def test_single_slice(folder: Path) -> None:
     for file in files(folder)[1:]:
         file.unlink()
     assert refused(folder) == "IMG_TOO_SMALL"
 
 
-def test_small_irregularity_is_noted(tmp_path, pet):
+def test_small_irregularity_is_noted(tmp_path: Path, pet: ArraySource) -> None:
     source = open_series(series_with(tmp_path, pet, shift(3, dz=0.05)), modality="PT")
     assert "slice_spacing_irregular" in source.provenance["notes"]
     assert source.grid.matches(pet.grid, 0.01)
 
 
-def test_two_series_are_listed_without_uids(folder, pet):
+def test_two_series_are_listed_without_uids(folder: Path, pet: ArraySource) -> None:
     write_series(folder / "other", pet, series_number=2)
     with pytest.raises(InputError) as error:
         open_series(folder, modality="PT")
@@ -478,7 +480,7 @@ def test_two_series_are_listed_without_uids(folder, pet):
     assert [len(s.slices) for s in find_series(folder, modality="PT")] == [8, 8]
 
 
-def test_localizer_is_no_second_series(tmp_path, ct):
+def test_localizer_is_no_second_series(tmp_path: Path, ct: ArraySource) -> None:
     write_series(tmp_path / "ct", ct)
     localizer = ArraySource(ct.voxels[:1], Grid((1, *SHAPE[1:]), AFFINE), HU)
     write_series(
@@ -491,15 +493,15 @@ def test_localizer_is_no_second_series(tmp_path, ct):
 
 
 @pytest.fixture
-def study(tmp_path, pet, ct):
+def study(tmp_path: Path, pet: ArraySource, ct: ArraySource) -> Path:
     """One folder as an archive exports it: every series of a PET/CT examination, and the CT of another one."""
     folder, series = tmp_path / "study", itertools.count(1)
 
-    def add(name, source, **values):
+    def add(name: str, source: ArraySource, **values: Any) -> None:
         write_series(folder / name, source, series_number=next(series), edit=each(**values))
 
     add("ac", pet)
-    half = ArraySource(pet.voxels / 2, pet.grid, SUV)
+    half = ArraySource(pet.voxels / 2, pet.grid, SUV)  # type: ignore[arg-type]
     add("nac", half, CorrectedImage=["DECY"])
     add("fused", half, ImageType=["DERIVED", "SECONDARY", "FUSION"])
     add("mip", half, ImageType=["DERIVED", "PRIMARY", "MIP"])
@@ -512,14 +514,14 @@ def study(tmp_path, pet, ct):
     return folder
 
 
-def test_the_series_that_is_meant_is_taken_from_a_study(study, pet, ct):
+def test_the_series_that_is_meant_is_taken_from_a_study(study: Path, pet: ArraySource, ct: ArraySource) -> None:
     source = open_series(study, modality="PT")
     assert np.array_equal(source.read(0, 8), open_series(study / "ac", modality="PT").read(0, 8))
     assert source.provenance["files_skipped"] == 4 * 8 + 3 * 8 + 2
     assert np.array_equal(open_series(study, modality="CT", of=source).read(0, 8), ct.voxels)
 
 
-def test_two_ct_that_may_be_meant_are_listed(study):
+def test_two_ct_that_may_be_meant_are_listed(study: Path) -> None:
     with pytest.raises(InputError, match="CT of 8 slices of 6 x 5, CT of 8 slices of 6 x 5; put each") as error:
         open_series(study, modality="CT")
     assert error.value.code == "SER_AMBIGUOUS"
@@ -527,7 +529,7 @@ def test_two_ct_that_may_be_meant_are_listed(study):
     assert open_series(study, modality="CT").grid.shape == SHAPE
 
 
-def test_a_ct_of_another_examination_is_left_to_the_pair_check(study, pet):
+def test_a_ct_of_another_examination_is_left_to_the_pair_check(study: Path, pet: ArraySource) -> None:
     shutil.rmtree(study / "ct")  # its coronal reformats and one slice of it remain
     other = open_series(study, modality="CT", of=(source := open_series(study, modality="PT")))
     with pytest.raises(InputError, match="PAIR_FRAME_MISMATCH"):
@@ -535,11 +537,11 @@ def test_a_ct_of_another_examination_is_left_to_the_pair_check(study, pet):
 
 
 @pytest.mark.parametrize("name", ["fused", "mip", "result", "coronal"])
-def test_what_would_be_passed_by_is_read_when_it_is_alone(study, name):
+def test_what_would_be_passed_by_is_read_when_it_is_alone(study: Path, name: str) -> None:
     assert open_series(study / name, modality="CT" if name == "coronal" else "PT").grid.shape == SHAPE
 
 
-def test_copies_are_dropped_and_different_duplicates_refused(folder):
+def test_copies_are_dropped_and_different_duplicates_refused(folder: Path) -> None:
     before = open_series(folder, modality="PT").read(0, 8)
     shutil.copy(files(folder)[2], folder / "copy.dcm")
     source = open_series(folder, modality="PT")
@@ -549,7 +551,7 @@ def test_copies_are_dropped_and_different_duplicates_refused(folder):
     assert refused(folder) == "SER_DUPLICATE_SLICE"
 
 
-def test_dynamic_series(folder):
+def test_dynamic_series(folder: Path) -> None:
     for file in files(folder):
         again = file.with_name(f"frame2_{file.name}")
         shutil.copy(file, again)
@@ -559,12 +561,12 @@ def test_dynamic_series(folder):
     assert refused(folder) == "SER_PARTIAL_VOLUME"
 
 
-def test_pair(tmp_path, folder, ct):
+def test_pair(tmp_path: Path, folder: Path, ct: ArraySource) -> None:
     pt = open_series(folder, modality="PT")
     write_series(tmp_path / "ct", ct)
     check_pair(pt, open_series(tmp_path / "ct", modality="CT"))
     away = Grid(SHAPE, AFFINE + np.outer([0, 0, 1000, 0], [0, 0, 0, 1]))
-    cases = {
+    cases: dict[str, dict[str, Any]] = {
         "PAIR_PATIENT_MISMATCH": {"source": ct, "patient_id": "OTHER"},
         "PAIR_FRAME_MISMATCH": {"source": ct, "edit": each(FrameOfReferenceUID=generate_uid())},
         "PAIR_NO_OVERLAP": {"source": ArraySource(ct.voxels, away, HU)},
@@ -578,36 +580,36 @@ def test_pair(tmp_path, folder, ct):
 # -- PET headers ------------------------------------------------------------------------------------------------------
 
 
-def ratio(tmp_path, pet, edit, **options):
+def ratio(tmp_path: Path, pet: ArraySource, edit: Callable[..., Any], **options: Any) -> tuple[Any, float]:
     """SUV read after an edit of the header over SUV before it."""
     source = open_series(series_with(tmp_path, pet, edit), modality="PT", **options)
     return source, float(source.read(0, 8).sum() / pet.voxels.sum())
 
 
-def drug(**values):
+def drug(**values: Any) -> Callable[..., Any]:
     return lambda z, ds: ds.RadiopharmaceuticalInformationSequence[0].update(values)
 
 
-def test_dose_in_mbq_is_recorded(tmp_path, pet):
+def test_dose_in_mbq_is_recorded(tmp_path: Path, pet: ArraySource) -> None:
     source, r = ratio(tmp_path, pet, drug(RadionuclideTotalDose="370"))
     assert r == pytest.approx(1.0, rel=1e-4)
     assert "dose_read_as_MBq" in source.provenance["notes"]
 
 
-def test_half_the_dose_is_twice_the_suv(tmp_path, pet):
+def test_half_the_dose_is_twice_the_suv(tmp_path: Path, pet: ArraySource) -> None:
     assert ratio(tmp_path, pet, drug(RadionuclideTotalDose="185000000"))[1] == pytest.approx(2.0, rel=1e-4)
 
 
-def test_overrides(tmp_path, pet):
+def test_overrides(tmp_path: Path, pet: ArraySource) -> None:
     overrides = Overrides(weight_kg=140.0, dose_mbq=370.0, injection_time="11:00")
     source, r = ratio(tmp_path, pet, drop("PatientWeight"), overrides=overrides)
     assert r == pytest.approx(2.0, rel=1e-4)
     assert source.provenance["overridden"] == ["weight_kg", "dose_mbq", "injection_time"]
 
 
-def test_ge_private_time_counts_only_with_its_creator(tmp_path, pet):
-    def ge(creator):
-        def edit(z, ds):
+def test_ge_private_time_counts_only_with_its_creator(tmp_path: Path, pet: ArraySource) -> None:
+    def ge(creator: str) -> Callable[..., Any]:
+        def edit(z: int, ds: pydicom.Dataset) -> None:
             ds.private_block(0x0009, creator, create=True).add_new(0x0D, "DT", "20200101113000")
 
         return edit
@@ -620,8 +622,8 @@ def test_ge_private_time_counts_only_with_its_creator(tmp_path, pet):
     assert r == pytest.approx(1.0, rel=1e-4)
 
 
-def test_philips_counts(tmp_path, pet):
-    def counts(z, ds):
+def test_philips_counts(tmp_path: Path, pet: ArraySource) -> None:
+    def counts(z: int, ds: pydicom.Dataset) -> None:
         ds.Units = "CNTS"
         block = ds.private_block(0x7053, "Philips PET Private Group", create=True)
         block.add_new(0x00, "DS", "0.25")
@@ -631,15 +633,15 @@ def test_philips_counts(tmp_path, pet):
     assert source.factors == (0.25,) * 8
 
 
-def test_injection_time_with_zone(tmp_path, pet):
-    def zoned(z, ds):
+def test_injection_time_with_zone(tmp_path: Path, pet: ArraySource) -> None:
+    def zoned(z: int, ds: pydicom.Dataset) -> None:
         ds.TimezoneOffsetFromUTC = "+0100"
         ds.RadiopharmaceuticalInformationSequence[0].RadiopharmaceuticalStartDateTime = "20200101100000+0000"
 
     assert ratio(tmp_path, pet, zoned)[1] == pytest.approx(1.0, rel=1e-4)
 
 
-def test_nothing_identifying_leaves_the_source(tmp_path, pet):
+def test_nothing_identifying_leaves_the_source(tmp_path: Path, pet: ArraySource) -> None:
     canaries = {
         "PatientName": "CANARY^NAME",
         "PatientID": "CANARYID",
@@ -659,51 +661,15 @@ def test_nothing_identifying_leaves_the_source(tmp_path, pet):
     told = [repr(source), json.dumps(source.provenance), repr(find_series(folder, modality="PT"))]
     for edit in (only(3, PatientID="CANARY2"), only(3, Units="GML"), drop("PatientWeight"), sheared):
         broken = tmp_path / f"broken{len(told)}"
-        write_series(broken, pet, edit=lambda z, ds, edit=edit: (ds.update(canaries), edit(z, ds)))
+
+        def marked(z: int, ds: pydicom.Dataset, edit: Callable[..., Any] = edit) -> None:
+            ds.update(canaries)  # type: ignore[arg-type]
+            edit(z, ds)
+
+        write_series(broken, pet, edit=marked)
         with pytest.raises(InputError) as error:
             open_series(broken, modality="PT")
         told.append(f"{error.value} {error.value!r}")
     for text in told:
         for secret in ("CANARY", "77777777", "19010203", "20200101", "120000"):
             assert secret not in text
-
-
-# -- real series ------------------------------------------------------------------------------------------------------
-
-real = pytest.mark.skipif("PETSCALE_REAL_DATA" not in os.environ, reason="PETSCALE_REAL_DATA names no data folder")
-
-
-@real
-def test_whole_body_series_gives_the_published_suv():
-    import nibabel
-
-    data = Path(os.environ["PETSCALE_REAL_DATA"])
-    started = time.perf_counter()
-    source = open_series(data / "mirp/sts_001_wholebody_pet/image", modality="PT")
-    assert time.perf_counter() - started < 3
-    assert source.grid.shape == (267, 128, 128)
-    facts = source.provenance["reference_candidates_s"]
-    assert facts["back_computed_last"] == pytest.approx(119.7, abs=0.1)
-    assert facts["back_computed_first"] == pytest.approx(-1095.3, abs=0.1)
-
-    published = nibabel.load(data / "ibsi/ibsi_validation/nifti/STS_001/PET_image.nii.gz")
-    crop = np.asarray(published.dataobj, dtype=np.float32).T
-    offset = np.linalg.solve(source.grid.affine, published.affine[:, 3])[:3]
-    step = np.sign(np.diag(np.linalg.solve(source.grid.affine, published.affine))[:3]).astype(int)
-    assert np.allclose(offset, np.rint(offset), atol=0.01)
-    x, y, z = (
-        o + s * np.arange(n) for o, s, n in zip(np.rint(offset).astype(int), step, crop.shape[::-1], strict=True)
-    )
-    ours = source.read(z.min(), z.max() + 1)[np.ix_(z - z.min(), y, x)]
-    ratio = ours[crop > 0.5] / crop[crop > 0.5]
-    assert np.median(ratio) == pytest.approx(1.0, abs=1e-6)
-    assert np.quantile(ratio, [0.01, 0.99]) == pytest.approx([1.0, 1.0], abs=5e-4)
-
-
-@real
-def test_published_suv_series_and_its_ct_are_a_pair():
-    data = Path(os.environ["PETSCALE_REAL_DATA"], "ibsi/ibsi_validation/dicom/STS_001")
-    pet, ct = open_series(data / "PET", modality="PT"), open_series(data / "CT", modality="CT")
-    check_pair(pet, ct)
-    assert pet.provenance["stored_units"] == "GML"
-    assert ct.read(0, 5).min() >= -1024

@@ -3,13 +3,15 @@
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
 import pytest
 import SimpleITK
+from numpy.typing import NDArray
 
-from storage.dicom import check_pair, open_series
+from storage.dicom import DicomSource, check_pair, open_series
 from storage.dicom_write import write_derived_series, write_series, write_synthetic_pet
 from storage.errors import InputError
 from storage.source import HU, LABEL, SUV, ArraySource, Grid
@@ -20,18 +22,18 @@ AFFINE = np.array([[-4.0, 0, 0, 30], [0, -5.0, 0, 20], [0, 0, 3.0, -100], [0, 0,
 
 
 @pytest.fixture
-def pet():
+def pet() -> ArraySource:
     rng = np.random.Generator(np.random.Philox(11))
     return ArraySource(10 * rng.random(SHAPE, dtype=np.float32), Grid(SHAPE, AFFINE), SUV)
 
 
 @pytest.fixture
-def template(tmp_path, pet):
+def template(tmp_path: Path, pet: ArraySource) -> DicomSource:
     write_series(tmp_path / "template", pet)
     return open_series(tmp_path / "template", modality="PT")
 
 
-def restored(template):
+def restored(template: DicomSource) -> NDArray[Any]:
     """A volume with negative values, an empty slice and a hot one."""
     suv = template.read(0, SHAPE[0]) * 0.7 - 0.5
     suv[3] = 0
@@ -39,7 +41,7 @@ def restored(template):
     return suv
 
 
-def read_with_itk(folder):
+def read_with_itk(folder: Path) -> tuple[NDArray[Any], Grid]:
     image = SimpleITK.ReadImage(SimpleITK.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder)))
     affine = np.eye(4)
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
@@ -48,7 +50,7 @@ def read_with_itk(folder):
     return voxels, Grid(voxels.shape, np.diag([-1.0, -1, 1, 1]) @ affine)
 
 
-def test_derived_series_comes_back(tmp_path, template):
+def test_derived_series_comes_back(tmp_path: Path, template: DicomSource) -> None:
     suv = restored(template)
     write_derived_series(tmp_path / "out", template, lambda a, b: suv[a:b], description="low dose restored")
     back = open_series(tmp_path / "out", modality="PT")
@@ -60,7 +62,7 @@ def test_derived_series_comes_back(tmp_path, template):
     assert back.frame_of_reference == template.frame_of_reference
 
 
-def test_simpleitk_reads_the_same_volume(tmp_path, template):
+def test_simpleitk_reads_the_same_volume(tmp_path: Path, template: DicomSource) -> None:
     suv = restored(template)
     write_derived_series(tmp_path / "out", template, lambda a, b: suv[a:b], description="x")
     bqml, grid = read_with_itk(tmp_path / "out")
@@ -68,7 +70,7 @@ def test_simpleitk_reads_the_same_volume(tmp_path, template):
     assert np.allclose(bqml * template.factors[0], suv, atol=1e-3 * np.abs(suv).max(axis=(1, 2), keepdims=True))
 
 
-def test_derived_series_says_what_it_is(tmp_path, template):
+def test_derived_series_says_what_it_is(tmp_path: Path, template: DicomSource) -> None:
     write_derived_series(tmp_path / "out", template, template.read, description="y" * 100)
     written = [pydicom.dcmread(f) for f in sorted((tmp_path / "out").iterdir())]
     source = pydicom.dcmread(template.slices[0].file)
@@ -85,12 +87,12 @@ def test_derived_series_says_what_it_is(tmp_path, template):
 
 
 @pytest.fixture
-def ct(tmp_path, pet):
+def ct(tmp_path: Path, pet: ArraySource) -> DicomSource:
     """A CT of finer slices than the PET's, with a header that identifies its patient and its scanner."""
     voxels = np.rint(100 * pet.voxels.repeat(2, 0)) - 1000
     affine = AFFINE @ np.diag([1, 1, 0.5, 1]) - np.outer([0, 0, 0.75, 0], [0, 0, 0, 1])
 
-    def scanner(z, ds):
+    def scanner(z: int, ds: pydicom.Dataset) -> None:
         ds.PatientName, ds.AccessionNumber, ds.InstitutionName = "CANARY^NAME", "A17", "CANARY HOSPITAL"
         ds.PatientWeight, ds.ImageComments, ds.Manufacturer = "71", "CANARY COMMENT", "CANARY CT"
         del ds.SeriesDate
@@ -99,7 +101,7 @@ def ct(tmp_path, pet):
     return open_series(tmp_path / "ct", modality="CT")
 
 
-def test_a_synthetic_pet_comes_back_in_suv(tmp_path, ct, pet):
+def test_a_synthetic_pet_comes_back_in_suv(tmp_path: Path, ct: DicomSource, pet: ArraySource) -> None:
     suv = pet.voxels.copy()
     suv[3], suv[4] = 0, suv[4] * 100
     write_synthetic_pet(tmp_path / "out", ct, pet.grid, lambda a, b: suv[a:b], description="vpet")
@@ -117,7 +119,7 @@ def test_a_synthetic_pet_comes_back_in_suv(tmp_path, ct, pet):
     assert np.allclose(voxels, suv, atol=1e-3 * suv.max())
 
 
-def test_a_synthetic_pet_says_what_it_is_and_whose(tmp_path, ct, pet):
+def test_a_synthetic_pet_says_what_it_is_and_whose(tmp_path: Path, ct: DicomSource, pet: ArraySource) -> None:
     write_synthetic_pet(tmp_path / "out", ct, pet.grid, pet.read, description="vpet " + "y" * 100)
     written = [pydicom.dcmread(f) for f in sorted((tmp_path / "out").iterdir())]
     sources = [pydicom.dcmread(s.file) for s in ct.slices]
@@ -141,7 +143,7 @@ def test_a_synthetic_pet_says_what_it_is_and_whose(tmp_path, ct, pet):
     assert {(ds.ActualFrameDuration, ds.FrameReferenceTime, ds.AcquisitionTime) for ds in written} == {(0, 0, "")}
 
 
-def test_each_result_needs_its_own_kind_of_template(tmp_path, ct, template):
+def test_each_result_needs_its_own_kind_of_template(tmp_path: Path, ct: DicomSource, template: DicomSource) -> None:
     with pytest.raises(ValueError, match="CT template"):
         write_synthetic_pet(tmp_path / "out", template, template.grid, template.read, description="x")
     with pytest.raises(ValueError, match="PET template"):
@@ -151,8 +153,8 @@ def test_each_result_needs_its_own_kind_of_template(tmp_path, ct, template):
     assert not (tmp_path / "out").exists()
 
 
-def test_overrides_are_written_down(tmp_path, pet):
-    def bare(z, ds):
+def test_overrides_are_written_down(tmp_path: Path, pet: ArraySource) -> None:
+    def bare(z: int, ds: pydicom.Dataset) -> None:
         del ds.PatientWeight
         del ds.RadiopharmaceuticalInformationSequence[0].RadionuclideTotalDose
         del ds.RadiopharmaceuticalInformationSequence[0].RadiopharmaceuticalStartDateTime
@@ -166,8 +168,8 @@ def test_overrides_are_written_down(tmp_path, pet):
     assert open_series(tmp_path / "out", modality="PT").factors == pytest.approx(template.factors, rel=1e-9)
 
 
-def test_private_fields_that_suv_needs_survive(tmp_path, pet):
-    def counts(z, ds):
+def test_private_fields_that_suv_needs_survive(tmp_path: Path, pet: ArraySource) -> None:
+    def counts(z: int, ds: pydicom.Dataset) -> None:
         ds.Units = "CNTS"
         block = ds.private_block(0x7053, "Philips PET Private Group", create=True)
         block.add_new(0x00, "DS", "0.25")
@@ -180,8 +182,8 @@ def test_private_fields_that_suv_needs_survive(tmp_path, pet):
     assert b"some other secret" not in next((tmp_path / "out").iterdir()).read_bytes()
 
 
-def test_nothing_is_left_of_a_write_that_fails(tmp_path, template):
-    def fails(z0, z1):
+def test_nothing_is_left_of_a_write_that_fails(tmp_path: Path, template: DicomSource) -> None:
+    def fails(z0: int, z1: int) -> NDArray[Any]:
         if z0:
             raise RuntimeError("device lost")
         return template.read(z0, z1)
@@ -195,7 +197,7 @@ def test_nothing_is_left_of_a_write_that_fails(tmp_path, template):
     assert [p.name for p in tmp_path.iterdir()] == ["template"]
 
 
-def test_phantom_series_are_repeatable_and_open_in_simpleitk(tmp_path, pet):
+def test_phantom_series_are_repeatable_and_open_in_simpleitk(tmp_path: Path, pet: ArraySource) -> None:
     write_series(tmp_path / "a", pet)
     write_series(tmp_path / "b", pet)
     for a, b in zip(sorted((tmp_path / "a").iterdir()), sorted((tmp_path / "b").iterdir()), strict=True):
@@ -203,7 +205,7 @@ def test_phantom_series_are_repeatable_and_open_in_simpleitk(tmp_path, pet):
     assert read_with_itk(tmp_path / "a")[1].matches(pet.grid, 1e-3)
 
 
-def test_phantom_ct_and_pet_share_their_frame(tmp_path, pet):
+def test_phantom_ct_and_pet_share_their_frame(tmp_path: Path, pet: ArraySource) -> None:
     write_series(tmp_path / "pt", pet)
     write_series(tmp_path / "ct", ArraySource(np.rint(pet.voxels * 100), pet.grid, HU))
     pt, ct = open_series(tmp_path / "pt", modality="PT"), open_series(tmp_path / "ct", modality="CT")
@@ -211,13 +213,13 @@ def test_phantom_ct_and_pet_share_their_frame(tmp_path, pet):
     assert pt.patient_id == ct.patient_id
 
 
-def test_labels_are_no_dicom_image(tmp_path, pet):
+def test_labels_are_no_dicom_image(tmp_path: Path, pet: ArraySource) -> None:
     with pytest.raises(ValueError, match="label"):
         write_series(tmp_path / "x", ArraySource(pet.voxels, pet.grid, LABEL))
 
 
 @pytest.mark.skipif("PETSCALE_REAL_DATA" not in os.environ, reason="PETSCALE_REAL_DATA names no data folder")
-def test_real_series_as_template(tmp_path):
+def test_real_series_as_template(tmp_path: Path) -> None:
     template = open_series(Path(os.environ["PETSCALE_REAL_DATA"], "mirp/sts_001_wholebody_pet/image"), modality="PT")
     write_derived_series(tmp_path / "out", template, template.read, description="copy")
     back = open_series(tmp_path / "out", modality="PT")

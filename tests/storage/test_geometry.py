@@ -1,11 +1,13 @@
 """Grids against each other: exact for linear fields, nothing lost by slabs, no alias, the body's outline."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from storage import geometry
@@ -16,7 +18,13 @@ from storage.source import AIR_HU, HU, SUV, ArraySource, Grid
 SLOPE, LEVEL = np.array([0.7, -1.3, 2.1]), 40.0  # a linear field over RAS millimetres
 
 
-def grid_of(shape, spacing, flip=(1, 1, 1), degrees=(0.0, 0.0, 0.0), centre=(0.0, 0.0, 0.0)):
+def grid_of(
+    shape: tuple[int, int, int],
+    spacing: tuple[float, float, float],
+    flip: tuple[int, int, int] = (1, 1, 1),
+    degrees: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    centre: tuple[float, float, float] = (0.0, 0.0, 0.0),
+) -> Grid:
     """A grid whose middle lies at ``centre``; spacing and flips are along (x, y, z)."""
     turn = np.eye(3)
     for axis, angle in enumerate(np.deg2rad(degrees)):
@@ -32,21 +40,21 @@ def grid_of(shape, spacing, flip=(1, 1, 1), degrees=(0.0, 0.0, 0.0), centre=(0.0
     return Grid(shape, affine)
 
 
-def positions(grid):
+def positions(grid: Grid) -> NDArray[Any]:
     """RAS of every voxel centre, (z, y, x, 3)."""
     z, y, x = np.meshgrid(*(np.arange(n) for n in grid.shape), indexing="ij")
     return np.stack([x, y, z], axis=-1) @ grid.affine[:3, :3].T + grid.affine[:3, 3]
 
 
-def linear(grid):
+def linear(grid: Grid) -> NDArray[Any]:
     return (positions(grid) @ SLOPE + LEVEL).astype(np.float32)
 
 
-def source(grid, voxels=None):
+def source(grid: Grid, voxels: NDArray[Any] | None = None) -> ArraySource:
     return ArraySource(linear(grid) if voxels is None else voxels.astype(np.float32), grid, HU, {"kind": "test"})
 
 
-TARGETS = {
+TARGETS: dict[str, dict[str, Any]] = {
     "finer": {"spacing": (1.5, 1.5, 2.0)},
     "coarser": {"spacing": (3.0, 4.0, 5.0), "shape": (10, 9, 8)},
     "flipped": {"spacing": (2.0, 2.0, 2.0), "flip": (-1, -1, 1)},
@@ -57,7 +65,7 @@ TARGETS = {
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_a_linear_field_stays_what_it_is(name):
+def test_a_linear_field_stays_what_it_is(name: str) -> None:
     options = dict(TARGETS[name])
     target = grid_of(options.pop("shape", (16, 14, 12)), **options)
     big = grid_of((60, 64, 68), (2.0, 1.5, 1.7))  # far beyond the target, so that no border matters
@@ -67,7 +75,9 @@ def test_a_linear_field_stays_what_it_is(name):
 
 @pytest.mark.parametrize("flip", [(1, 1, 1), (-1, -1, 1), (-1, 1, -1)])
 @pytest.mark.parametrize("degrees", [(0.0, 0.0, 0.0), (7.0, 11.0, -13.0)])
-def test_the_same_grid_changes_nothing_up_to_the_border(flip, degrees):
+def test_the_same_grid_changes_nothing_up_to_the_border(
+    flip: tuple[int, int, int], degrees: tuple[float, float, float]
+) -> None:
     grid = grid_of((20, 11, 13), (1.7, 2.3, 3.1), flip, degrees, (17.0, -200.3, 801.7))
     voxels = np.random.default_rng(1).normal(size=grid.shape)
     image = geometry.Resampled(source(grid, voxels), grid)
@@ -75,7 +85,7 @@ def test_the_same_grid_changes_nothing_up_to_the_border(flip, degrees):
     np.testing.assert_allclose(image.read(13, 20), voxels[13:], atol=1e-5)
 
 
-def test_a_flipped_grid_only_turns_the_array_round():
+def test_a_flipped_grid_only_turns_the_array_round() -> None:
     voxels = np.random.default_rng(1).normal(size=(20, 11, 13))
     resampled = geometry.Resampled(
         source(grid_of((20, 11, 13), (1.7, 2.3, 3.1)), voxels),
@@ -86,7 +96,7 @@ def test_a_flipped_grid_only_turns_the_array_round():
 
 @pytest.mark.parametrize("spacing", [(3.3, 3.3, 3.3), (1.0, 1.0, 1.0), (2.0, 2.0, 6.1)])
 @pytest.mark.parametrize("flip", [(1, 1, 1), (-1, 1, -1)])
-def test_a_slab_is_a_cut_of_the_volume(spacing, flip):
+def test_a_slab_is_a_cut_of_the_volume(spacing: tuple[float, float, float], flip: tuple[int, int, int]) -> None:
     grid = grid_of((30, 24, 26), (2.0, 2.0, 2.0), degrees=(4.0, 0.0, 0.0))
     voxels = np.random.default_rng(2).normal(size=grid.shape)
     target = grid_of((18, 9, 8), spacing, flip)
@@ -98,7 +108,7 @@ def test_a_slab_is_a_cut_of_the_volume(spacing, flip):
         np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-5)
 
 
-def test_beyond_the_source_there_is_air():
+def test_beyond_the_source_there_is_air() -> None:
     small = grid_of((10, 10, 10), (2.0, 2.0, 2.0))
     wide = grid_of((40, 12, 12), (2.0, 2.0, 2.0))
     read = geometry.Resampled(source(small, np.full((10, 10, 10), 50.0)), wide).read(0, 40)
@@ -110,13 +120,13 @@ def test_beyond_the_source_there_is_air():
 
 
 @pytest.mark.parametrize("centre", [(500.0, 0.0, 0.0), (0.0, -500.0, 0.0), (0.0, 0.0, 500.0)])
-def test_images_of_two_examinations_are_refused(centre):
+def test_images_of_two_examinations_are_refused(centre: tuple[float, float, float]) -> None:
     with pytest.raises(InputError) as error:
         geometry.Resampled(source(grid_of((10, 10, 10), (2.0,) * 3)), grid_of((10, 10, 10), (2.0,) * 3, centre=centre))
     assert error.value.code == "PAIR_NO_OVERLAP"
 
 
-def test_provenance_says_what_was_done():
+def test_provenance_says_what_was_done() -> None:
     image = geometry.Resampled(source(grid_of((10, 10, 10), (1.0, 1.5, 2.0))), grid_of((5, 5, 5), (2.0,) * 3))
     assert image.units == HU
     assert image.provenance["kind"] == "test"
@@ -125,7 +135,7 @@ def test_provenance_says_what_was_done():
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-def test_nothing_aliases(axis):
+def test_nothing_aliases(axis: int) -> None:
     """A checkerboard of the finer grid, sampled at every third voxel, is grey and not stripes."""
     fine = grid_of((60, 60, 60), (1.0,) * 3)
     stripes = np.broadcast_to(np.moveaxis((-1.0) ** np.arange(60)[:, None, None], 0, axis), fine.shape)
@@ -133,7 +143,7 @@ def test_nothing_aliases(axis):
     assert np.abs(coarse).max() < 0.05
 
 
-def test_smoothing_keeps_the_amount():
+def test_smoothing_keeps_the_amount() -> None:
     fine = grid_of((60, 60, 60), (1.0,) * 3)
     blob = ndimage.gaussian_filter(np.pad(np.ones((12, 12, 12)), 24), 2.0)
     coarse = geometry.Resampled(source(fine, blob), grid_of((18, 18, 18), (3.0,) * 3), outside=0.0).read(0, 18)
@@ -141,7 +151,7 @@ def test_smoothing_keeps_the_amount():
 
 
 @pytest.fixture(scope="module")
-def pet():
+def pet() -> ArraySource:
     """A PET at 4 mm whose ends hold activity, as the ends of a scan do."""
     rng = np.random.default_rng(7)
     blobs = ndimage.gaussian_filter(rng.exponential(1.0, (20, 24, 22)), 1.0)
@@ -150,7 +160,7 @@ def pet():
     )
 
 
-def test_a_pet_onto_the_ct_grid_is_linear_and_back_it_is_averaged(pet):
+def test_a_pet_onto_the_ct_grid_is_linear_and_back_it_is_averaged(pet: ArraySource) -> None:
     ct_grid = grid_of((35, 130, 130), (0.98, 0.98, 2.5), flip=(-1, -1, 1))
     fine = ArraySource(geometry.Resampled(pet, ct_grid).read(0, 35), ct_grid, SUV)
     inside = positions(ct_grid) @ np.linalg.inv(pet.grid.affine[:3, :3]).T
@@ -167,7 +177,7 @@ def test_a_pet_onto_the_ct_grid_is_linear_and_back_it_is_averaged(pet):
 
 
 @pytest.mark.parametrize("factor", [2, 3, 4])
-def test_a_coarser_grid_averages_and_does_not_sample(factor):
+def test_a_coarser_grid_averages_and_does_not_sample(factor: int) -> None:
     """White noise: what is averaged over many voxels loses its spread, what is sampled keeps it."""
     fine = grid_of((12 * factor,) * 3, (1.0,) * 3)
     noise = np.random.default_rng(8).normal(size=fine.shape)
@@ -186,12 +196,17 @@ edges = st.tuples(*[st.floats(0.5, 6.0)] * 3)
 
 @settings(max_examples=60, deadline=None)
 @given(st.tuples(*[st.integers(1, 90)] * 3), edges, edges, st.sampled_from([(1, 1, 1), (-1, -1, 1), (1, -1, -1)]))
-def test_another_spacing_covers_the_same_volume(shape, spacing, wanted, flip):
+def test_another_spacing_covers_the_same_volume(
+    shape: tuple[int, int, int],
+    spacing: tuple[float, float, float],
+    wanted: tuple[float, float, float],
+    flip: tuple[int, int, int],
+) -> None:
     grid = grid_of(shape, spacing, flip, (10.0, -20.0, 30.0), (3.0, -70.0, 11.0))
     found = geometry.coarser_grid(grid, wanted)
     assert found.spacing_mm == pytest.approx(wanted)
     directions = [g.affine[:3, :3] / np.linalg.norm(g.affine[:3, :3], axis=0) for g in (grid, found)]
-    np.testing.assert_allclose(*directions, atol=1e-9)
+    np.testing.assert_allclose(*directions, atol=1e-9)  # type: ignore[call-overload]
     first, last = (
         [g.affine @ [*corner(g), 1] for g in (grid, found)]
         for corner in (lambda g: (-0.5,) * 3, lambda g: np.array(g.shape[::-1]) - 0.5)
@@ -203,12 +218,12 @@ def test_another_spacing_covers_the_same_volume(shape, spacing, wanted, flip):
         ).all()
 
 
-def test_the_same_spacing_is_the_same_grid():
+def test_the_same_spacing_is_the_same_grid() -> None:
     grid = grid_of((20, 11, 13), (1.7, 2.3, 3.1), (-1, -1, 1), (7.0, 11.0, -13.0), (17.0, -200.3, 801.7))
     assert geometry.coarser_grid(grid, grid.spacing_mm).matches(grid, 1e-9)
 
 
-def test_a_coarser_ct_keeps_its_ends():
+def test_a_coarser_ct_keeps_its_ends() -> None:
     """The outermost slices of the coarser grid are body where those of the CT are, not air."""
     fine = grid_of((41, 50, 50), (1.0, 1.0, 1.0))
     whole = geometry.Resampled(source(fine, np.full(fine.shape, 40.0)), geometry.coarser_grid(fine, (4.0, 4.1, 4.1)))
@@ -220,7 +235,7 @@ def test_a_coarser_ct_keeps_its_ends():
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 12))
-def test_area_weights_average(length, size):
+def test_area_weights_average(length: int, size: int) -> None:
     weights = geometry.area_weights(length, size)
     np.testing.assert_allclose(weights.sum(1), 1.0, atol=1e-6)
     np.testing.assert_allclose(weights.sum(0), size / length, atol=1e-5)
@@ -230,7 +245,9 @@ def test_area_weights_average(length, size):
 @given(
     st.tuples(*[st.integers(2, 20)] * 3), st.integers(2, 8), st.lists(st.integers(1, 19), max_size=4), st.integers(0, 9)
 )
-def test_slabs_add_up_to_one_overview_of_the_same_mean(shape, size, cuts, seed):
+def test_slabs_add_up_to_one_overview_of_the_same_mean(
+    shape: tuple[int, int, int], size: int, cuts: list[int], seed: int
+) -> None:
     voxels = np.random.default_rng(seed).random(shape, dtype=np.float32)
     whole = geometry.shrink_slab(voxels, 0, shape, size)
     edges = [0, *sorted({c for c in cuts if c < shape[0]}), shape[0]]
@@ -242,7 +259,9 @@ def test_slabs_add_up_to_one_overview_of_the_same_mean(shape, size, cuts, seed):
 
 @settings(max_examples=30, deadline=None)
 @given(st.tuples(*[st.integers(1, 17)] * 3), st.tuples(*[st.sampled_from([1, 2, 4, 8])] * 3), st.integers(0, 9))
-def test_block_means_are_means_of_what_a_block_has(shape, edges, seed):
+def test_block_means_are_means_of_what_a_block_has(
+    shape: tuple[int, int, int], edges: tuple[int, int, int], seed: int
+) -> None:
     voxels = np.random.default_rng(seed).random(shape, dtype=np.float32)
     before = voxels.copy()
     means = geometry.block_means(voxels, edges)
@@ -258,7 +277,7 @@ def test_block_means_are_means_of_what_a_block_has(shape, edges, seed):
 
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("units", [SUV, HU])
-def test_the_body_is_one_piece_without_holes(seed, units):
+def test_the_body_is_one_piece_without_holes(seed: int, units: str) -> None:
     person = phantom(PhantomConfig(shape=(128, 80, 96), spacing_mm=(4.0, 4.0, 5.0), seed=seed))
     image = (person.ct if units == HU else person.activity).read(0, 128)
     truth = person.labels.read(0, 128) > 0
@@ -269,7 +288,7 @@ def test_the_body_is_one_piece_without_holes(seed, units):
     assert all((ndimage.binary_fill_holes(plane) == plane).all() for plane in mask)
 
 
-def test_table_noise_and_lungs_do_not_change_the_body():
+def test_table_noise_and_lungs_do_not_change_the_body() -> None:
     z, y, x = np.ogrid[:20, :60, :60]
     body = np.broadcast_to((y - 28) ** 2 + (x - 30) ** 2 < 18**2, (20, 60, 60))
     lung = (y - 28) ** 2 + (x - 30) ** 2 < 8**2
@@ -286,6 +305,6 @@ def test_table_noise_and_lungs_do_not_change_the_body():
     assert (noisy & body).sum() / (noisy | body).sum() > 0.85
 
 
-def test_an_empty_image_is_all_body():
+def test_an_empty_image_is_all_body() -> None:
     assert geometry.body_mask(np.zeros((8, 8, 8), np.float32), SUV, (4.0,) * 3).all()
     assert geometry.body_mask(np.full((8, 8, 8), -1000, np.float32), HU, (4.0,) * 3).all()

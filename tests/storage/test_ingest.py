@@ -7,13 +7,16 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
 import zarr
+from numpy.typing import NDArray
 
 from storage import integrity, layout
 from storage.errors import InputError
@@ -28,28 +31,28 @@ from storage.verification import verify
 PATIENT = phantom(PhantomConfig(shape=(64, 48, 48), spacing_mm=(8.0, 8.0, 8.0), seed=3))
 
 
-def grid_of(shape, mm=8.0):
+def grid_of(shape: tuple[int, int, int], mm: float = 8.0) -> Grid:
     return Grid(shape, np.diag([-mm, -mm, mm, 1.0]))
 
 
-def noise(shape=(20, 12, 12), seed=0, units=SUV):
+def noise(shape: tuple[int, int, int] = (20, 12, 12), seed: int = 0, units: str = SUV) -> ArraySource:
     return ArraySource(np.random.default_rng(seed).random(shape, dtype=np.float32), grid_of(shape), units)
 
 
-def plan(fingerprint="print", names=None, **images):
+def plan(fingerprint: str = "print", names: dict[int, str] | None = None, **images: Any) -> Callable[..., CasePlan]:
     return lambda _: CasePlan(images, "subject", fingerprint, names or {})
 
 
-def phantom_plan(**extra):
-    images = {"full": PATIENT.activity, "ct": PATIENT.ct, "labels": PATIENT.labels}
-    return plan(names=LABEL_NAMES, **images, **extra)
+def phantom_plan(**extra: ArraySource) -> Callable[..., CasePlan]:
+    images: dict[str, Any] = {"full": PATIENT.activity, "ct": PATIENT.ct, "labels": PATIENT.labels}
+    return plan(names=LABEL_NAMES, **images | extra)
 
 
-def roots(cohort):
+def roots(cohort: Path) -> Any:
     return json.loads((cohort / layout.CATALOG).read_bytes())
 
 
-def state(folder):
+def state(folder: Path) -> dict[str, tuple[int, int, int]]:
     """What a write would change: inode, time and size of every file."""
     found = {}
     for path in sorted(folder.rglob("*")):
@@ -58,7 +61,7 @@ def state(folder):
     return found
 
 
-def leftovers(cohort):
+def leftovers(cohort: Path) -> list[str]:
     """Whatever is no part of a cohort."""
     known = {"zarr.json", layout.CASES, layout.CATALOG, ".lock"}
     return [p.name for p in cohort.iterdir() if p.name not in known] + [str(p) for p in cohort.rglob("*partial*")]
@@ -67,7 +70,7 @@ def leftovers(cohort):
 # --- what comes in comes out ---
 
 
-def test_a_phantom_comes_back_bitwise(tmp_path):
+def test_a_phantom_comes_back_bitwise(tmp_path: Path) -> None:
     outcome = ingest(tmp_path, {"p": phantom_plan(low_drf4=noise(PATIENT.config.shape))}, strict=False)
     # Noise on another grid is refused whole; nothing of the case is left behind.
     assert outcome.refused["p"].code == "PAIR_GRID_MISMATCH"
@@ -86,7 +89,7 @@ def test_a_phantom_comes_back_bitwise(tmp_path):
     assert leftovers(tmp_path) == []
 
 
-def test_several_shards_and_levels(tmp_path, monkeypatch):
+def test_several_shards_and_levels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "SHARD_BYTES", 2**14)
     shape = (141, 20, 17)
     full = noise(shape, 1)
@@ -99,12 +102,12 @@ def test_several_shards_and_levels(tmp_path, monkeypatch):
     assert [d["path"] for d in ome["multiscales"][0]["datasets"]] == ["0", "1"]
     padded = np.pad(full.voxels, ((0, 1), (0, 0), (0, 1)), constant_values=np.nan)
     blocks = padded.reshape(71, 2, 10, 2, 9, 2)
-    coarse = zarr.open_array(case / "full" / "1", mode="r")[...]
+    coarse: Any = zarr.open_array(case / "full" / "1", mode="r")[...]
     np.testing.assert_allclose(coarse, np.nanmean(blocks, (1, 3, 5)), rtol=1e-5)
     assert (zarr.open_array(case / "labels" / "1", mode="r")[...] == labels.voxels[::2, ::2, ::2]).all()
 
 
-def test_labels_become_fractions_of_cells(tmp_path):
+def test_labels_become_fractions_of_cells(tmp_path: Path) -> None:
     ingest(tmp_path, {"p": phantom_plan()}, strict=True)
     maps = open_cohort(tmp_path).case("p").sampling_maps
     labels = PATIENT.labels.read(0, 64)
@@ -123,7 +126,7 @@ def test_labels_become_fractions_of_cells(tmp_path):
     )
 
 
-def test_a_mask_without_names_is_stored(tmp_path):
+def test_a_mask_without_names_is_stored(tmp_path: Path) -> None:
     full = noise()
     mask = ArraySource((full.voxels > 0.5).astype(np.float32), full.grid, LABEL)
     ingest(tmp_path, {"c": plan(full=full, labels=mask, other=mask)}, strict=True)
@@ -133,23 +136,23 @@ def test_a_mask_without_names_is_stored(tmp_path):
 
 
 @pytest.mark.parametrize("names", [("full",), ("full", "ct"), ("low_drf20", "low_drf4")])
-def test_the_body_is_where_the_labels_are(tmp_path, names):
+def test_the_body_is_where_the_labels_are(tmp_path: Path, names: tuple[str, ...]) -> None:
     person = phantom(PhantomConfig(shape=(128, 80, 96), spacing_mm=(4.0, 4.0, 5.0), seed=5))
-    images = {n: person.ct if n == "ct" else person.activity for n in names}
+    images: dict[str, Any] = {n: person.ct if n == "ct" else person.activity for n in names}
     ingest(tmp_path, {"p": plan(**images)}, strict=True)
     body = open_cohort(tmp_path).case("p").image("body").read(0, 128) > 0
     truth = person.labels.read(0, 128) > 0
     assert (body & truth).sum() / (body | truth).sum() > 0.9
 
 
-def test_the_overview_is_the_volume_shrunk(tmp_path):
+def test_the_overview_is_the_volume_shrunk(tmp_path: Path) -> None:
     ingest(tmp_path, {"p": phantom_plan()}, strict=True)
     overview = open_cohort(tmp_path).case("p").overview("full")
     assert overview.shape == (64, 64, 64)
     assert overview.mean() == pytest.approx(PATIENT.activity.read(0, 64).mean(), rel=1e-5)
 
 
-def test_a_ct_alone_is_a_case(tmp_path):
+def test_a_ct_alone_is_a_case(tmp_path: Path) -> None:
     ingest(tmp_path, {"p": plan(names=LABEL_NAMES, ct=PATIENT.ct, labels=PATIENT.labels)}, strict=True)
     ingest(tmp_path, {"bare": plan(ct=PATIENT.ct)}, strict=True)
     case = open_cohort(tmp_path).case("bare")
@@ -162,7 +165,7 @@ def test_a_ct_alone_is_a_case(tmp_path):
     assert verify(tmp_path) == {}
 
 
-def test_neither_a_pet_nor_a_ct_alone_is_no_case(tmp_path):
+def test_neither_a_pet_nor_a_ct_alone_is_no_case(tmp_path: Path) -> None:
     plans = {
         "labels": plan(labels=PATIENT.labels),
         "ct-as-pet": plan(full=PATIENT.ct),
@@ -172,7 +175,7 @@ def test_neither_a_pet_nor_a_ct_alone_is_no_case(tmp_path):
     assert open_cohort(tmp_path).cases == ()
 
 
-def in_air(values):
+def in_air(values: NDArray[Any]) -> ArraySource:
     """A volume whose border is air at -1000."""
     inside = np.pad(values, 2, constant_values=-1000.0).astype(np.float32)
     return ArraySource(inside, grid_of(inside.shape), HU)
@@ -188,7 +191,9 @@ def in_air(values):
         "unit range in air": (in_air, "values of -1000 to 1: no soft tissue"),
     }.values(),
 )
-def test_a_ct_that_is_not_in_hu_is_refused(tmp_path, ct, found):
+def test_a_ct_that_is_not_in_hu_is_refused(
+    tmp_path: Path, ct: Callable[[NDArray[Any]], ArraySource], found: str
+) -> None:
     values = np.random.default_rng(5).random((12, 10, 10), dtype=np.float32)
     values.flat[:2] = 0, 1
     with pytest.raises(InputError, match=f"CT_UNITS case p, image ct: {found}"):
@@ -197,13 +202,13 @@ def test_a_ct_that_is_not_in_hu_is_refused(tmp_path, ct, found):
 
 
 @pytest.mark.skipif("PETSCALE_REAL_DATA" not in os.environ, reason="PETSCALE_REAL_DATA names no data folder")
-def test_small_crops_of_real_ct_are_hu(tmp_path):
+def test_small_crops_of_real_ct_are_hu(tmp_path: Path) -> None:
     data = Path(os.environ["PETSCALE_REAL_DATA"], "ibsi/ibsi_validation/nifti")
     crops = {path.parent.name.lower(): path for path in data.glob("STS_*/CT_image.nii.gz")}
     assert len(crops) == 10
     for name, path in crops.items():
 
-        def open_plan(scratch, path=path):
+        def open_plan(scratch: Path, path: Path = path) -> CasePlan:
             return CasePlan({"ct": open_nifti(path, units="HU", workdir=scratch)}, "s", "f")
 
         assert ingest(tmp_path, {name: open_plan}, strict=True).committed == [name]
@@ -212,10 +217,12 @@ def test_small_crops_of_real_ct_are_hu(tmp_path):
 # --- the same bytes whoever works ---
 
 
-def test_root_digest_is_independent_of_workers_scheduler_and_order(tmp_path, monkeypatch):
+def test_root_digest_is_independent_of_workers_scheduler_and_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     full, low = noise((70, 20, 17), 1), noise((70, 20, 17), 2)
 
-    def one(name, sources, **options):
+    def one(name: str, sources: Any, **options: Any) -> Any:
         ingest(tmp_path / name, {"c": plan(**sources)}, strict=True, **options)
         return roots(tmp_path / name)
 
@@ -227,14 +234,14 @@ def test_root_digest_is_independent_of_workers_scheduler_and_order(tmp_path, mon
     assert one("other", {"full": full, "low_drf4": noise((70, 20, 17), 3)}) != reference
 
 
-def test_root_digest_is_independent_of_processes(tmp_path):
+def test_root_digest_is_independent_of_processes(tmp_path: Path) -> None:
     for scheduler in ("threads", "processes"):
         ingest(tmp_path / scheduler, {"p": phantom_plan()}, strict=True, scheduler=scheduler, workers=2)
     assert roots(tmp_path / "threads") == roots(tmp_path / "processes")
 
 
 @pytest.mark.slow
-def test_root_digest_is_independent_of_the_processors_kernels(tmp_path):
+def test_root_digest_is_independent_of_the_processors_kernels(tmp_path: Path) -> None:
     """A cluster's machines differ, and Ray gives a process other threads than a terminal does."""
     script = """if True:
         import sys
@@ -262,7 +269,7 @@ def test_root_digest_is_independent_of_the_processors_kernels(tmp_path):
 # --- again, changed, refused ---
 
 
-def test_a_second_run_writes_nothing(tmp_path):
+def test_a_second_run_writes_nothing(tmp_path: Path) -> None:
     plans = {"a": plan(full=noise()), "b": plan(full=noise(seed=1))}
     assert ingest(tmp_path, plans).committed == ["a", "b"]
     before = state(tmp_path)
@@ -278,7 +285,7 @@ def test_a_second_run_writes_nothing(tmp_path):
     }
 
 
-def test_changed_inputs_never_overwrite(tmp_path):
+def test_changed_inputs_never_overwrite(tmp_path: Path) -> None:
     ingest(tmp_path, {"a": plan(full=noise())})
     before = state(tmp_path / "cases")
     outcome = ingest(tmp_path, {"a": plan("another", full=noise(seed=1))})
@@ -286,19 +293,19 @@ def test_changed_inputs_never_overwrite(tmp_path):
     assert state(tmp_path / "cases") == before
 
 
-def nan():
+def nan() -> ArraySource:
     source = noise(seed=4)
     source.voxels[7, 3, 3] = np.nan
     return source
 
 
-def infinite():
+def infinite() -> ArraySource:
     source = noise(seed=4)
     source.voxels[0, 0, 0] = np.inf
     return source
 
 
-BAD = {
+BAD: dict[str, Callable[[], dict[str, Any]]] = {
     "IMG_NONFINITE": lambda: {"full": nan()},
     "IMG_CONSTANT": lambda: {"full": ArraySource(np.full((20, 12, 12), 2.0, np.float32), grid_of((20, 12, 12)), SUV)},
     "PAIR_GRID_MISMATCH": lambda: {"full": noise(), "low_drf4": noise((20, 12, 13))},
@@ -309,7 +316,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("code", BAD)
-def test_one_bad_case_costs_itself_only(tmp_path, code):
+def test_one_bad_case_costs_itself_only(tmp_path: Path, code: str) -> None:
     plans = {"a": plan(full=noise()), "bad": plan(**BAD[code]()), "z": plan(full=noise(seed=1))}
     outcome = ingest(tmp_path, plans)
     assert outcome.committed == ["a", "z"]
@@ -319,7 +326,7 @@ def test_one_bad_case_costs_itself_only(tmp_path, code):
     assert leftovers(tmp_path) == []
 
 
-def test_infinite_voxels_and_a_shifted_grid_are_refused(tmp_path):
+def test_infinite_voxels_and_a_shifted_grid_are_refused(tmp_path: Path) -> None:
     shifted = noise(seed=1)
     affine = shifted.grid.affine.copy()
     affine[2, 3] += 0.2
@@ -328,7 +335,7 @@ def test_infinite_voxels_and_a_shifted_grid_are_refused(tmp_path):
     assert {n: e.code for n, e in outcome.refused.items()} == {"inf": "IMG_NONFINITE", "moved": "PAIR_GRID_MISMATCH"}
 
 
-def test_strict_stops_at_the_first_refusal(tmp_path):
+def test_strict_stops_at_the_first_refusal(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         ingest(tmp_path, {"a": plan(full=noise()), "bad": plan(full=nan()), "z": plan(full=noise())}, strict=True)
     assert error.value.code == "IMG_NONFINITE"
@@ -342,14 +349,14 @@ class Slow(ArraySource):
 
     running: list[int] = field(default_factory=list)
 
-    def read(self, z0, z1):
+    def read(self, z0: int, z1: int) -> NDArray[np.float32]:
         self.running.append(z0)
         time.sleep(0.5 if z0 else 0.1)
         self.running.remove(z0)
         return super().read(z0, z1)
 
 
-def test_a_refusal_waits_for_the_tasks_that_still_run(tmp_path, monkeypatch):
+def test_a_refusal_waits_for_the_tasks_that_still_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise they write on into a folder that is being removed, when the lock is no longer held."""
     monkeypatch.setattr(layout, "SHARD_BYTES", 2**14)
     slow = Slow(noise((70, 20, 17)).voxels, grid_of((70, 20, 17)), SUV)
@@ -360,13 +367,13 @@ def test_a_refusal_waits_for_the_tasks_that_still_run(tmp_path, monkeypatch):
     assert leftovers(tmp_path) == []
 
 
-def test_a_case_name_is_checked_before_any_work(tmp_path):
+def test_a_case_name_is_checked_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="CFG_NAME"):
         ingest(tmp_path / "new", {"a": plan(full=noise()), "Jane Doe": plan(full=noise())})
     assert not (tmp_path / "new").exists()
 
 
-def test_a_damaged_case_is_not_kept_silently_and_can_be_made_again(tmp_path):
+def test_a_damaged_case_is_not_kept_silently_and_can_be_made_again(tmp_path: Path) -> None:
     ingest(tmp_path, {"a": plan(full=noise())})
     reference = roots(tmp_path)
     case = tmp_path / "cases" / "a"
@@ -382,7 +389,7 @@ def test_a_damaged_case_is_not_kept_silently_and_can_be_made_again(tmp_path):
 # --- the folder ---
 
 
-def test_a_strangers_folder_is_left_alone(tmp_path):
+def test_a_strangers_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(InputError) as error:
         ingest(tmp_path, {"a": plan(full=noise())})
@@ -390,7 +397,7 @@ def test_a_strangers_folder_is_left_alone(tmp_path):
     assert [p.name for p in tmp_path.iterdir() if not p.name.startswith(".")] == ["thesis.tex"]
 
 
-def test_a_cohort_half_made_by_a_killed_process_is_finished(tmp_path):
+def test_a_cohort_half_made_by_a_killed_process_is_finished(tmp_path: Path) -> None:
     create_cohort(tmp_path)
     shutil.rmtree(tmp_path / "cases")
     (tmp_path / ".zarr.json.123.partial").write_text("{")
@@ -398,10 +405,10 @@ def test_a_cohort_half_made_by_a_killed_process_is_finished(tmp_path):
     assert leftovers(tmp_path) == []
 
 
-def test_two_ingests_at_once_one_waits(tmp_path):
+def test_two_ingests_at_once_one_waits(tmp_path: Path) -> None:
     entered, leave = threading.Event(), threading.Event()
 
-    def slow(_):
+    def slow(_: object) -> CasePlan:
         entered.set()
         leave.wait(20)
         return CasePlan({"full": noise()}, "s", "f")
@@ -423,7 +430,7 @@ def test_two_ingests_at_once_one_waits(tmp_path):
 # --- nothing identifying ---
 
 
-def test_no_canary_reaches_the_store(tmp_path, monkeypatch):
+def test_no_canary_reaches_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     canaries = ["CanaryMusterfrau", "PAT-0815-4711", "canary_folder", "canary note", "canary_scan"]
     monkeypatch.setenv("PETSCALE_SITE_KEY", str(tmp_path / "site.key"))
     folder = tmp_path / "canary_folder"
@@ -440,7 +447,7 @@ def test_no_canary_reaches_the_store(tmp_path, monkeypatch):
     path = folder / "canary_scan.nii.gz"
     nibabel.save(image, path)
 
-    def open_plan(scratch):
+    def open_plan(scratch: Path) -> CasePlan:
         source = open_nifti(path, units="SUVbw", workdir=scratch)
         return CasePlan({"full": source}, subject_hash("PAT-0815-4711", site_key()), "f")
 
@@ -452,13 +459,13 @@ def test_no_canary_reaches_the_store(tmp_path, monkeypatch):
     assert (tmp_path / "site.key").read_bytes() not in written
 
 
-def test_a_subject_hash_needs_the_sites_key():
+def test_a_subject_hash_needs_the_sites_key() -> None:
     assert subject_hash("p", b"k" * 32) == subject_hash("p", b"k" * 32)
     assert subject_hash("p", b"k" * 32) != subject_hash("p", b"l" * 32)
     assert subject_hash("p", b"k" * 32) != subject_hash("q", b"k" * 32)
 
 
-def test_the_site_key_is_made_once_private_and_never_empty(tmp_path, monkeypatch):
+def test_the_site_key_is_made_once_private_and_never_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "deep" / "site.key"
     monkeypatch.setenv("PETSCALE_SITE_KEY", str(path))
     key = site_key()
@@ -544,7 +551,7 @@ print(json.dumps([total, killed, committed_before]))
 )
 
 
-def test_killed_at_random_moments_an_ingest_ends_as_if_it_never_was(tmp_path):
+def test_killed_at_random_moments_an_ingest_ends_as_if_it_never_was(tmp_path: Path) -> None:
     kills = int(os.environ.get("PETSCALE_KILLS", "6"))
     done = subprocess.run(
         [sys.executable, "-c", KILLS, tmp_path, str(kills), "24"], capture_output=True, text=True, check=False
@@ -578,7 +585,7 @@ assert verify(cohort) == {}
 )
 
 
-def test_a_file_that_may_not_grow_is_a_full_disk(tmp_path):
+def test_a_file_that_may_not_grow_is_a_full_disk(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", FILE_LIMITS, tmp_path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 
@@ -615,14 +622,14 @@ print(full)
 )
 
 
-def may_mount():
+def may_mount() -> bool:
     unshare = shutil.which("unshare")
-    command = [unshare, "-Urm", "mount", "-t", "tmpfs", "none", "/mnt"]
+    command: list[Any] = [unshare, "-Urm", "mount", "-t", "tmpfs", "none", "/mnt"]
     return bool(unshare) and subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 @pytest.mark.skipif(not may_mount(), reason="a private tmpfs needs user namespaces (unshare -Urm)")
-def test_a_disk_that_fills_at_any_moment_loses_nothing(tmp_path):
+def test_a_disk_that_fills_at_any_moment_loses_nothing(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     command = ["unshare", "-Urm", sys.executable, "-c", TMPFS, str(disk)]
@@ -631,7 +638,7 @@ def test_a_disk_that_fills_at_any_moment_loses_nothing(tmp_path):
     assert int(done.stdout) >= 5, "sizes at which the disk was full"
 
 
-def test_space_is_asked_for_before_the_work(tmp_path, monkeypatch):
+def test_space_is_asked_for_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def refuse(folder: Path, needed: int) -> None:

@@ -8,9 +8,11 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,7 +67,7 @@ for step in range(1, 2000):
 
 
 @pytest.fixture
-def held(tmp_path):
+def held(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
     """Folder that another process holds, and the process."""
     process = subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -76,7 +78,7 @@ def held(tmp_path):
     process.stdout.close()
 
 
-def make_cohort(folder, cases=("a", "b")):
+def make_cohort(folder: Path, cases: tuple[str, ...] = ("a", "b")) -> Any:
     """A case of two images per name, tiny."""
     grid = Grid((20, 12, 12), np.diag([-8.0, -8.0, 8.0, 1.0]))
     plans = {}
@@ -91,20 +93,20 @@ def make_cohort(folder, cases=("a", "b")):
 
 
 @pytest.fixture(scope="module")
-def pristine(tmp_path_factory):
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_cohort(tmp_path_factory.mktemp("pristine"))
 
 
 @pytest.fixture
-def cohort(pristine, tmp_path):
+def cohort(pristine: Path, tmp_path: Path) -> Path:
     return shutil.copytree(pristine, tmp_path / "cohort")
 
 
-def data_files(folder):
+def data_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (".lock",))
 
 
-def flip(path, rng):
+def flip(path: Path, rng: np.random.Generator) -> None:
     raw = bytearray(path.read_bytes())
     raw[rng.integers(len(raw))] ^= 1 << int(rng.integers(8))
     path.write_bytes(raw)
@@ -114,11 +116,13 @@ def flip(path, rng):
 
 
 @pytest.mark.parametrize("point", ["fsync", "replace"])
-def test_a_crash_before_the_rename_leaves_the_old_file(tmp_path, monkeypatch, point):
+def test_a_crash_before_the_rename_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
     path = tmp_path / "state.json"
     integrity.write_bytes(path, b"old")
 
-    def crash(*_):
+    def crash(*_: object) -> None:
         raise RuntimeError("crash")
 
     monkeypatch.setattr(os, point, crash)
@@ -128,7 +132,7 @@ def test_a_crash_before_the_rename_leaves_the_old_file(tmp_path, monkeypatch, po
     assert [p.name for p in tmp_path.iterdir()] == ["state.json"]
 
 
-def test_a_kill_at_any_moment_leaves_the_old_file_or_the_new(tmp_path):
+def test_a_kill_at_any_moment_leaves_the_old_file_or_the_new(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     path.write_bytes(b"")
     left = subprocess.run([sys.executable, "-c", KILLED_WRITES, path], check=True, capture_output=True, text=True)
@@ -139,7 +143,7 @@ def test_a_kill_at_any_moment_leaves_the_old_file_or_the_new(tmp_path):
 
 
 @pytest.mark.parametrize("limit", [0, 1, 100, 4096, 9999])
-def test_a_full_disk_is_told_and_the_old_file_stays(tmp_path, limit):
+def test_a_full_disk_is_told_and_the_old_file_stays(tmp_path: Path, limit: int) -> None:
     script = f"""
 import resource, sys
 from pathlib import Path
@@ -159,7 +163,7 @@ sys.exit(4)
     assert [p.name for p in tmp_path.iterdir()] == ["state"]
 
 
-def test_too_little_space_is_refused_before_the_work(tmp_path):
+def test_too_little_space_is_refused_before_the_work(tmp_path: Path) -> None:
     integrity.require_space(tmp_path / "not" / "yet", 1)
     with pytest.raises(InputError) as error:
         integrity.require_space(tmp_path, 2**62)
@@ -167,7 +171,7 @@ def test_too_little_space_is_refused_before_the_work(tmp_path):
     assert "MiB needed" in error.value.found
 
 
-def test_other_os_errors_pass_untouched(tmp_path):
+def test_other_os_errors_pass_untouched(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), integrity.disk_errors(tmp_path):
         (tmp_path / "none").read_bytes()
     with pytest.raises(InputError, match="DISK_DENIED"), integrity.disk_errors(tmp_path):
@@ -177,7 +181,7 @@ def test_other_os_errors_pass_untouched(tmp_path):
 # --- the lock ---
 
 
-def test_a_second_process_is_told_to_wait(held):
+def test_a_second_process_is_told_to_wait(held: tuple[Path, subprocess.Popen[str]]) -> None:
     folder, _ = held
     start = time.monotonic()
     with pytest.raises(InputError) as error, integrity.exclusive(folder, purpose="ingest"):
@@ -186,7 +190,7 @@ def test_a_second_process_is_told_to_wait(held):
     assert time.monotonic() - start < 1.0
 
 
-def test_a_killed_process_blocks_nobody(held):
+def test_a_killed_process_blocks_nobody(held: tuple[Path, subprocess.Popen[str]]) -> None:
     folder, process = held
     process.kill()
     process.wait()
@@ -196,7 +200,7 @@ def test_a_killed_process_blocks_nobody(held):
         pass
 
 
-def test_waiting_outlives_a_writer_that_ends(held):
+def test_waiting_outlives_a_writer_that_ends(held: tuple[Path, subprocess.Popen[str]]) -> None:
     folder, process = held
     process.terminate()
     with integrity.exclusive(folder, purpose="ingest", wait_s=20.0):
@@ -206,7 +210,7 @@ def test_waiting_outlives_a_writer_that_ends(held):
 # --- commit and proof ---
 
 
-def test_a_commit_proves_itself_and_its_digest_is_the_content(tmp_path):
+def test_a_commit_proves_itself_and_its_digest_is_the_content(tmp_path: Path) -> None:
     roots = []
     for name in ("one", "two"):
         folder = tmp_path / name
@@ -222,14 +226,14 @@ def test_a_commit_proves_itself_and_its_digest_is_the_content(tmp_path):
     assert integrity.commit(tmp_path / "one", {"case": "d"}) != roots[0]
 
 
-def test_what_was_never_committed_does_not_exist(tmp_path):
+def test_what_was_never_committed_does_not_exist(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"1")
     with pytest.raises(InputError) as error:
         integrity.manifest(tmp_path)
     assert error.value.code == "STORE_UNCOMMITTED"
 
 
-def test_every_flipped_bit_is_found_and_its_file_named(cohort):
+def test_every_flipped_bit_is_found_and_its_file_named(cohort: Path) -> None:
     """Random bits in every file of a case, in proportion and at least 12 in each."""
     rng = np.random.default_rng(21)
     case = cohort / "cases" / "a"
@@ -246,11 +250,11 @@ def test_every_flipped_bit_is_found_and_its_file_named(cohort):
     assert integrity.verify(case) == []
 
 
-def test_no_flipped_bit_is_ever_read_as_a_value(cohort, monkeypatch):
+def test_no_flipped_bit_is_ever_read_as_a_value(cohort: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without ``verify``: opening or reading refuses, or the values are the ones that were written."""
     rng = np.random.default_rng(22)
 
-    def read():
+    def read() -> Any:
         monkeypatch.setattr(reader, "_context", cache(tensorstore.Context))  # nothing from memory
         reader._case.cache_clear()
         case = open_cohort(cohort).case("a")
@@ -278,7 +282,7 @@ def test_no_flipped_bit_is_ever_read_as_a_value(cohort, monkeypatch):
     assert quiet == 0
 
 
-def test_every_flipped_bit_of_the_catalog_is_found(cohort):
+def test_every_flipped_bit_of_the_catalog_is_found(cohort: Path) -> None:
     rng = np.random.default_rng(23)
     path = cohort / layout.CATALOG
     whole = path.read_bytes()
@@ -289,7 +293,7 @@ def test_every_flipped_bit_of_the_catalog_is_found(cohort):
     assert verify(cohort) == {}
 
 
-def exchange(one, two):
+def exchange(one: Path, two: Path) -> None:
     other = one.with_name("exchange")
     os.rename(one, other)
     os.rename(two, one)
@@ -318,7 +322,7 @@ FULL, LOW = "full/0/c/0/0/0", "low_drf4/0/c/0/0/0"
         "manifest emptied", "manifest missing", "metadata missing",
     ],
 )  # fmt: skip
-def test_damage_is_named(cohort, spoil, named):
+def test_damage_is_named(cohort: Path, spoil: Callable[..., Any], named: str) -> None:
     spoil(cohort / "cases" / "a")
     found = verify(cohort)
     assert list(found) == ["a"]
@@ -327,7 +331,7 @@ def test_damage_is_named(cohort, spoil, named):
         assert named[damage.key] in damage.problem
 
 
-def test_a_stale_file_is_named(cohort, tmp_path):
+def test_a_stale_file_is_named(cohort: Path, tmp_path: Path) -> None:
     """A file of an earlier ingest of the same case, whole in itself."""
     rng = np.random.default_rng(5)
     image = np.asarray(rng.random((20, 12, 12)), np.float32)
@@ -338,7 +342,7 @@ def test_a_stale_file_is_named(cohort, tmp_path):
     assert [d.key for d in verify(cohort)["a"]] == [FULL]
 
 
-def test_a_lost_case_is_missed_even_after_the_next_ingest(cohort):
+def test_a_lost_case_is_missed_even_after_the_next_ingest(cohort: Path) -> None:
     shutil.rmtree(cohort / "cases" / "a")
     assert verify(cohort) == {"a": [Damage("", "the whole case is missing")]}
     ingest(cohort, {})
@@ -347,7 +351,7 @@ def test_a_lost_case_is_missed_even_after_the_next_ingest(cohort):
     assert set(verify(cohort)) == {"a", "b"}
 
 
-def test_exchanged_cases_are_found(cohort):
+def test_exchanged_cases_are_found(cohort: Path) -> None:
     exchange(cohort / "cases" / "a", cohort / "cases" / "b")
     found = verify(cohort)
     assert set(found) == {"a", "b"}
@@ -357,7 +361,7 @@ def test_exchanged_cases_are_found(cohort):
     assert error.value.code == "STORE_DAMAGED"
 
 
-def test_a_case_replaced_by_an_older_commit_is_found(cohort):
+def test_a_case_replaced_by_an_older_commit_is_found(cohort: Path) -> None:
     case = cohort / "cases" / "a"
     (case / "full" / "zarr.json").write_bytes((case / "full" / "zarr.json").read_bytes() + b"\n")
     integrity.commit(case, {"case": "a", "schema": layout.SCHEMA})  # whole in itself, but not what the catalog says
@@ -366,7 +370,7 @@ def test_a_case_replaced_by_an_older_commit_is_found(cohort):
     assert "a" in verify(cohort)
 
 
-def test_a_missing_catalog_is_told_and_made_again(cohort):
+def test_a_missing_catalog_is_told_and_made_again(cohort: Path) -> None:
     (cohort / layout.CATALOG).unlink()
     assert list(verify(cohort)) == [layout.CATALOG]
     ingest(cohort, {})

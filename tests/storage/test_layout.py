@@ -2,6 +2,8 @@
 
 import importlib
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ shapes = st.tuples(sides, sides, sides)
 
 
 @given(shapes, st.sampled_from([2, 4]))
-def test_a_shard_is_whole_slabs_of_64_mib_or_the_volume(shape, itemsize):
+def test_a_shard_is_whole_slabs_of_64_mib_or_the_volume(shape: tuple[int, int, int], itemsize: int) -> None:
     depth = layout.shard_depth(shape, itemsize)
     padded = [-(-n // 32) * 32 for n in shape]
     assert depth % 32 == 0
@@ -30,27 +32,27 @@ def test_a_shard_is_whole_slabs_of_64_mib_or_the_volume(shape, itemsize):
     assert all(a % depth == 0 for a, _ in spans)
 
 
-def test_a_total_body_scan_has_several_shards_and_a_brain_one():
+def test_a_total_body_scan_has_several_shards_and_a_brain_one() -> None:
     assert len(layout.slabs((644, 440, 440), 4)) > 4
     assert len(layout.slabs((90, 128, 128), 4)) == 1
 
 
 @pytest.mark.parametrize("name", ["a", "low_drf20", "case-0.1", "9" * 64])
-def test_good_names_stand(name):
+def test_good_names_stand(name: str) -> None:
     assert layout.check_name(name, "case name") == name
 
 
 @pytest.mark.parametrize(
     "name", ["", ".lock", "A", "a b", "a/b", "../a", "ä", "a\n", "x" * 65, "aids", "body", "zarr.json"]
 )
-def test_bad_names_are_refused_without_being_repeated(name):
+def test_bad_names_are_refused_without_being_repeated(name: str) -> None:
     with pytest.raises(InputError) as error:
         layout.check_name(name, "case name")
     assert error.value.code == "CFG_NAME"
 
 
 @given(st.sampled_from([1, 2, 2.5, 4, 10, 20, 50, 100, 1000]), st.integers(0, 3))
-def test_a_low_dose_name_tells_its_factor(drf, realisation):
+def test_a_low_dose_name_tells_its_factor(drf: float, realisation: int) -> None:
     name = layout.low_name(drf, realisation)
     assert layout.check_name(name, "image") == name
     assert name.startswith(f"low_drf{drf:g}")
@@ -58,7 +60,9 @@ def test_a_low_dose_name_tells_its_factor(drf, realisation):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.uint16])
 @pytest.mark.parametrize("shape", [(70, 33, 40), (5, 7, 9), (32, 32, 32)])
-def test_shards_come_back_bitwise_and_their_count_is_the_slabs(tmp_path, monkeypatch, shape, dtype):
+def test_shards_come_back_bitwise_and_their_count_is_the_slabs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], dtype: Any
+) -> None:
     monkeypatch.setattr(layout, "SHARD_BYTES", 2**16)
     voxels = np.random.default_rng(1).integers(0, 1000, shape).astype(dtype)
     depth = layout.shard_depth(shape, voxels.itemsize)
@@ -70,7 +74,7 @@ def test_shards_come_back_bitwise_and_their_count_is_the_slabs(tmp_path, monkeyp
     assert sum(p.is_file() for p in (tmp_path / "0" / "c").rglob("*")) == len(spans)
 
 
-def test_a_write_that_is_not_one_shard_is_refused(tmp_path, monkeypatch):
+def test_a_write_that_is_not_one_shard_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "SHARD_BYTES", 2**16)
     layout.create_array(tmp_path / "0", (70, 33, 40), np.dtype(np.float32), depth=32)
     for z0, length in ((0, 31), (1, 32), (32, 38), (64, 5)):
@@ -78,25 +82,25 @@ def test_a_write_that_is_not_one_shard_is_refused(tmp_path, monkeypatch):
             layout.write_shard(tmp_path / "0", z0, np.zeros((length, 33, 40), np.float32))
 
 
-def test_an_all_background_shard_is_still_a_file(tmp_path):
+def test_an_all_background_shard_is_still_a_file(tmp_path: Path) -> None:
     layout.write_array(tmp_path / "0", np.zeros((40, 33, 5), np.float32))
     assert any(p.is_file() for p in (tmp_path / "0" / "c").rglob("*"))
 
 
-def test_a_group_gains_attributes_and_keeps_the_old(tmp_path):
+def test_a_group_gains_attributes_and_keeps_the_old(tmp_path: Path) -> None:
     layout.create_group(tmp_path / "g", {"a": 1})
     layout.create_group(tmp_path / "g", {"b": 2})
     assert dict(zarr.open_group(tmp_path / "g", mode="r", zarr_format=3).attrs) == {"a": 1, "b": 2}
 
 
-def test_units_choose_the_type():
+def test_units_choose_the_type() -> None:
     assert layout.storage_dtype(LABEL) == np.uint16
     assert layout.storage_dtype(SUV) == np.float32
 
 
 @settings(max_examples=50)
 @given(shapes, st.tuples(*[st.floats(0.3, 6.0)] * 3))
-def test_levels_keep_the_volume_in_place(shape, spacing):
+def test_levels_keep_the_volume_in_place(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> None:
     dz, dy, dx = spacing
     ome = layout.ome_attributes("full", Grid(shape, np.diag([dx, dy, dz, 1.0])))["ome"]
     assert ome["version"] == "0.5"
@@ -112,7 +116,7 @@ def test_levels_keep_the_volume_in_place(shape, spacing):
 
 
 @pytest.mark.parametrize("module", ["ome_zarr_models", "ngff_zarr"])
-def test_other_tools_accept_an_image(tmp_path, module):
+def test_other_tools_accept_an_image(tmp_path: Path, module: str) -> None:
     tool = pytest.importorskip(module, reason=f"{module} is not installed")
     grid = Grid((140, 20, 24), np.diag([-2.0, -2.0, 3.0, 1.0]))
     layout.create_group(tmp_path / "image", layout.ome_attributes("full", grid))

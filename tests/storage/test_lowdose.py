@@ -5,9 +5,11 @@ import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from storage.errors import InputError
@@ -18,7 +20,13 @@ from storage.source import BQML, HU, SUV, ArraySource, Grid
 RNG_SEED = 20
 
 
-def disc(shape, spacing, radius, centre=(0.0, 0.0), oversample=8):
+def disc(
+    shape: tuple[int, int],
+    spacing: tuple[float, float],
+    radius: float,
+    centre: tuple[float, float] = (0.0, 0.0),
+    oversample: int = 8,
+) -> NDArray[Any]:
     """A disc with exact partial volume at its rim."""
     y, x = (
         ((np.arange(n * oversample) + 0.5) / oversample - n / 2) * d - c
@@ -28,12 +36,14 @@ def disc(shape, spacing, radius, centre=(0.0, 0.0), oversample=8):
     return inside.reshape(shape[0], oversample, shape[1], oversample).mean(axis=(1, 3)).astype(np.float32)
 
 
-def array_source(voxels, spacing_mm, units=SUV):
+def array_source(voxels: NDArray[Any], spacing_mm: tuple[float, float, float], units: Any = SUV) -> ArraySource:
     dz, dy, dx = spacing_mm
     return ArraySource(voxels.astype(np.float32), Grid(voxels.shape, np.diag([-dx, -dy, dz, 1.0])), units)
 
 
-def cylinder(slices=24, size=40, spacing=4.0, radius=60.0, suv=1.0):
+def cylinder(
+    slices: int = 24, size: int = 40, spacing: float = 4.0, radius: float = 60.0, suv: float = 1.0
+) -> ArraySource:
     plane = suv * disc((size, size), (spacing, spacing), radius)
     return array_source(np.repeat(plane[None], slices, axis=0), (spacing,) * 3)
 
@@ -41,7 +51,7 @@ def cylinder(slices=24, size=40, spacing=4.0, radius=60.0, suv=1.0):
 PATIENT = phantom(PhantomConfig(shape=(40, 48, 48), spacing_mm=(8.0, 8.0, 8.0), seed=3))
 
 
-def scan(**changes):
+def scan(**changes: Any) -> LowDoseSource:
     return LowDoseSource(PATIENT.activity, PATIENT.ct, replace(LowDoseConfig(), **changes))
 
 
@@ -49,7 +59,7 @@ def scan(**changes):
 
 
 @pytest.mark.parametrize(("shape", "spacing"), [((24, 37), (4.0, 4.0)), ((31, 20), (2.0, 3.0))])
-def test_back_is_the_adjoint_of_forward(shape, spacing):
+def test_back_is_the_adjoint_of_forward(shape: tuple[int, int], spacing: tuple[float, float]) -> None:
     system = projector(shape, spacing, num_angles=12, subsets=3)
     rng = np.random.default_rng(RNG_SEED)
     x = rng.normal(size=(shape[0] * shape[1], 5)).astype(np.float32)
@@ -63,7 +73,7 @@ def test_back_is_the_adjoint_of_forward(shape, spacing):
 
 @pytest.mark.parametrize("spacing", [(1.5, 1.5), (1.5, 2.0)])
 @pytest.mark.parametrize("centre", [(0.0, 0.0), (11.0, -17.0)])
-def test_a_disc_casts_its_chords(spacing, centre):
+def test_a_disc_casts_its_chords(spacing: tuple[float, float], centre: tuple[float, float]) -> None:
     shape, radius, angles = (80, 80), 30.0, 8
     system = projector(shape, spacing, num_angles=angles, subsets=1)
     lines = system.line_integrals(disc(shape, spacing, radius, centre).reshape(-1, 1), 0)
@@ -77,14 +87,14 @@ def test_a_disc_casts_its_chords(spacing, centre):
         assert not lines[abs(s) > radius + 2 * system.bin_mm, k].any()
 
 
-def test_every_angle_sees_every_pixel_in_full():
+def test_every_angle_sees_every_pixel_in_full() -> None:
     system = projector((30, 22), (3.0, 4.0), num_angles=20, subsets=4)
     for s in range(4):
         lines = system.line_integrals(np.eye(660, dtype=np.float32), s).reshape(system.num_bins, 5, 660)
         np.testing.assert_allclose(lines.sum(axis=0) * system.bin_mm, 12.0, rtol=1e-4)
 
 
-def test_blurring_the_sinogram_is_blurring_the_image():
+def test_blurring_the_sinogram_is_blurring_the_image() -> None:
     shape, spacing, fwhm = (64, 64), (1.5, 1.5), 6.0
     image = disc(shape, spacing, 15.0, (5.0, -8.0))
     blurred = ndimage.gaussian_filter(image, fwhm / 2.3548 / 1.5)
@@ -93,7 +103,7 @@ def test_blurring_the_sinogram_is_blurring_the_image():
     np.testing.assert_allclose(system.forward(image.reshape(-1, 1), 0), direct, atol=0.015 * direct.max())
 
 
-def test_geometries_are_built_once_also_by_two_threads():
+def test_geometries_are_built_once_also_by_two_threads() -> None:
     with ThreadPoolExecutor(4) as pool:
         built = list(pool.map(lambda _: projector((19, 23), (4.0, 4.0), 12, 3), range(8)))
     assert all(system is built[0] for system in built)
@@ -102,7 +112,7 @@ def test_geometries_are_built_once_also_by_two_threads():
 # --- attenuation and counts ---
 
 
-def test_mu_of_air_water_and_bone():
+def test_mu_of_air_water_and_bone() -> None:
     hu = np.array([-2000, -1000, -500, 0, 46.99, 47.01, 1000], dtype=np.float32)
     mu = mu_per_mm(hu)
     assert mu.dtype == np.float32
@@ -111,7 +121,7 @@ def test_mu_of_air_water_and_bone():
     assert (np.diff(mu_per_mm(np.linspace(-1000, 3000, 500, dtype=np.float32))) >= 0).all()
 
 
-def test_the_reference_patient_gives_the_prompts_that_were_asked_for():
+def test_the_reference_patient_gives_the_prompts_that_were_asked_for() -> None:
     config = LowDoseConfig(million_prompts_per_bed=100.0)
     shape, spacing = (64, 64), (4.0, 4.0)
     patient = disc(shape, spacing, REFERENCE_RADIUS_MM).reshape(-1, 1)
@@ -121,7 +131,7 @@ def test_the_reference_patient_gives_the_prompts_that_were_asked_for():
     assert prompts == pytest.approx(100e6, rel=0.01)
 
 
-def test_the_matrix_around_the_patient_changes_nothing():
+def test_the_matrix_around_the_patient_changes_nothing() -> None:
     voxels = cylinder(slices=8, size=48).voxels
     wide = np.pad(voxels, ((0, 0), (16, 16), (16, 16)))
     config = LowDoseConfig(drf=20)
@@ -133,7 +143,7 @@ def test_the_matrix_around_the_patient_changes_nothing():
 # --- reconstruction ---
 
 
-def noiseless(iterations, subsets=4):
+def noiseless(iterations: int, subsets: int = 4) -> float:
     """Relative error of the reconstruction of noiseless data, and the system it was made with."""
     shape, spacing = (32, 40), (4.0, 4.0)
     y, x = np.mgrid[: shape[0], : shape[1]]
@@ -149,13 +159,13 @@ def noiseless(iterations, subsets=4):
     return float(np.linalg.norm(image - truth) / np.linalg.norm(truth))
 
 
-def test_osem_of_noiseless_data_converges_to_the_truth():
+def test_osem_of_noiseless_data_converges_to_the_truth() -> None:
     errors = [noiseless(n) for n in (1, 4, 16, 64)]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.02
 
 
-def test_mlem_conserves_counts():
+def test_mlem_conserves_counts() -> None:
     shape = (24, 24)
     system = projector(shape, (4.0, 4.0), 24, 1)
     truth = disc(shape, (4.0, 4.0), 30.0).reshape(-1, 1)
@@ -169,14 +179,14 @@ def test_mlem_conserves_counts():
 
 @pytest.mark.parametrize("mode", ["thinning", "activity"])
 @pytest.mark.parametrize("drf", [1, 5, 20])
-def test_mean_suv_is_unbiased(drf, mode):
+def test_mean_suv_is_unbiased(drf: int, mode: str) -> None:
     body = PATIENT.labels.read(0, 40) > 0
     image = scan(drf=drf, mode=mode).read(0, 40)
     assert (image >= 0).all()
     assert image[body].mean() == pytest.approx(PATIENT.activity.read(0, 40)[body].mean(), rel=0.02)
 
 
-def test_without_a_ct_the_body_is_water():
+def test_without_a_ct_the_body_is_water() -> None:
     body = PATIENT.labels.read(0, 40) > 0
     image = LowDoseSource(PATIENT.activity, None, LowDoseConfig()).read(0, 40)
     assert image[body].mean() == pytest.approx(PATIENT.activity.read(0, 40)[body].mean(), rel=0.02)
@@ -185,21 +195,21 @@ def test_without_a_ct_the_body_is_water():
 # --- noise ---
 
 
-def noise(**changes):
+def noise(**changes: Any) -> NDArray[Any]:
     """Images of a cylinder minus their mean over z: (z, y, x) in its middle, where every slice is the same."""
     config = replace(LowDoseConfig(million_prompts_per_bed=2000.0), **changes)
     image = LowDoseSource(cylinder(slices=40), None, config).read(0, 40)[:, 12:28, 12:28]
     return image - image.mean(axis=0)
 
 
-def test_variance_is_inverse_to_counts():
+def test_variance_is_inverse_to_counts() -> None:
     few, many = noise(drf=16).var(), noise(drf=4).var()
     assert few / many == pytest.approx(4.0, rel=0.15)
     double = noise(drf=16, million_prompts_per_bed=4000.0).var()
     assert few / double == pytest.approx(2.0, rel=0.15)
 
 
-def test_less_activity_loses_fewer_prompts_to_randoms_than_a_shorter_scan():
+def test_less_activity_loses_fewer_prompts_to_randoms_than_a_shorter_scan() -> None:
     # Total uptake of a slice by MLEM: at a fixed number of OSEM updates the background also slows convergence.
     config = LowDoseConfig(drf=8, randoms_fraction=20.0, subsets=1, num_angles=48, iterations=20)
     totals = [
@@ -211,8 +221,8 @@ def test_less_activity_loses_fewer_prompts_to_randoms_than_a_shorter_scan():
     assert totals[1].var() > 1.5 * totals[0].var()
 
 
-def test_thinning_keeps_a_part_of_the_same_prompts():
-    def correlation(a, b):
+def test_thinning_keeps_a_part_of_the_same_prompts() -> None:
+    def correlation(a: NDArray[Any], b: NDArray[Any]) -> float:
         return float(np.corrcoef(a.ravel(), b.ravel())[0, 1])
 
     full, other = noise(drf=1), noise(drf=1, realisation=1)
@@ -222,7 +232,7 @@ def test_thinning_keeps_a_part_of_the_same_prompts():
     assert abs(correlation(full, noise(drf=4, mode="activity"))) < 0.08
 
 
-def test_slices_have_noise_of_their_own():
+def test_slices_have_noise_of_their_own() -> None:
     image = noise(drf=4, post_filter_fwhm_mm=0.0)
     assert abs(np.corrcoef(image[10].ravel(), image[11].ravel())[0, 1]) < 0.25
 
@@ -230,7 +240,7 @@ def test_slices_have_noise_of_their_own():
 # --- a source like any other ---
 
 
-def test_the_same_numbers_give_the_same_bytes_and_others_do_not():
+def test_the_same_numbers_give_the_same_bytes_and_others_do_not() -> None:
     first = scan().read(8, 24)
     assert first.dtype == np.float32
     assert first.flags.c_contiguous
@@ -241,7 +251,7 @@ def test_the_same_numbers_give_the_same_bytes_and_others_do_not():
 
 
 @pytest.mark.parametrize("mode", ["thinning", "activity"])
-def test_the_partition_into_slabs_does_not_matter(mode):
+def test_the_partition_into_slabs_does_not_matter(mode: str) -> None:
     source = scan(drf=10, mode=mode)
     whole = source.read(0, 40)
     for cuts in ((0, 7, 8, 40), (0, 20, 40)):
@@ -249,7 +259,7 @@ def test_the_partition_into_slabs_does_not_matter(mode):
         np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
-def test_threads_do_not_matter():
+def test_threads_do_not_matter() -> None:
     slabs = [(0, 16), (16, 32), (32, 40)]
     with ThreadPoolExecutor(3) as pool:
         source = scan()
@@ -257,7 +267,7 @@ def test_threads_do_not_matter():
     np.testing.assert_array_equal(np.concatenate(together), scan().read(0, 40))
 
 
-def test_a_source_travels_to_another_process_with_its_box():
+def test_a_source_travels_to_another_process_with_its_box() -> None:
     source = scan()
     box = source.body_box()
     there = pickle.loads(pickle.dumps(source))
@@ -265,14 +275,14 @@ def test_a_source_travels_to_another_process_with_its_box():
     np.testing.assert_array_equal(there.read(8, 16), source.read(8, 16))
 
 
-def test_the_matrix_of_a_whole_field_of_view_keeps_to_its_memory():
+def test_the_matrix_of_a_whole_field_of_view_keeps_to_its_memory() -> None:
     grid = Grid((8, 440, 440), np.diag([-1.65, -1.65, 1.65, 1.0]))
     source = LowDoseSource(ArraySource(np.zeros((8, 8, 8), np.float32), grid, SUV), None, LowDoseConfig())
     assert source._num_angles((440, 440)) * 440 * 440 * 2.4 * 8 < 750e6
     assert source._num_angles((160, 256)) == 144
 
 
-def test_empty_slices_stay_empty():
+def test_empty_slices_stay_empty() -> None:
     voxels = cylinder(slices=24).voxels.copy()
     voxels[12:] = 0
     image = LowDoseSource(array_source(voxels, (4.0,) * 3), None, LowDoseConfig()).read(0, 24)
@@ -281,7 +291,7 @@ def test_empty_slices_stay_empty():
     assert image[20:].max() < 1e-3
 
 
-def test_provenance_tells_every_number():
+def test_provenance_tells_every_number() -> None:
     source = scan(drf=7.5)
     told = json.loads(json.dumps(source.provenance))
     assert told["config"]["drf"] == 7.5
@@ -314,13 +324,13 @@ def test_provenance_tells_every_number():
         ("randoms_fraction", -0.1),
     ],
 )
-def test_a_wrong_field_is_named(field, value):
+def test_a_wrong_field_is_named(field: str, value: Any) -> None:
     with pytest.raises(InputError, match=field) as error:
         LowDoseConfig(**{field: value})
     assert error.value.code == "CFG_RANGE"
 
 
-def test_images_that_do_not_belong_together_are_refused():
+def test_images_that_do_not_belong_together_are_refused() -> None:
     truth = cylinder()
     shape = truth.grid.shape
     cases = {

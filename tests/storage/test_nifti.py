@@ -6,10 +6,12 @@ import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from storage.errors import InputError
 from storage.nifti import open_nifti, write_nifti
@@ -19,7 +21,7 @@ SHAPE = (7, 6, 5)
 AFFINE = np.array([[-3.9, 0.2, 0.1, 300.3], [0.2, 4.1, -0.3, -881.29999], [-0.1, 0.3, 3.27, 12.5], [0, 0, 0, 1]])
 
 
-def rigid(affine):
+def rigid(affine: NDArray[Any]) -> NDArray[Any]:
     """The affine with orthogonal axes, so that a qform can hold it."""
     u, _, v = np.linalg.svd(affine[:3, :3])
     out = affine.copy()
@@ -28,12 +30,21 @@ def rigid(affine):
 
 
 @pytest.fixture
-def voxels():
+def voxels() -> NDArray[Any]:
     rng = np.random.Generator(np.random.Philox(3))
     return rng.standard_normal(SHAPE, dtype=np.float32)
 
 
-def save(path, voxels, affine=None, *, dtype=np.float32, sform=1, qform=1, fields=None):
+def save(
+    path: Path,
+    voxels: NDArray[Any],
+    affine: NDArray[Any] | None = None,
+    *,
+    dtype: Any = np.float32,
+    sform: int = 1,
+    qform: int = 1,
+    fields: dict[int, bytes] | None = None,
+) -> Path:
     """Write with nibabel, then overwrite header fields ``{offset: bytes}``."""
     affine = rigid(AFFINE) if affine is None else affine
     image = nibabel.Nifti1Image(np.ascontiguousarray(voxels.T).astype(dtype), affine)
@@ -47,12 +58,12 @@ def save(path, voxels, affine=None, *, dtype=np.float32, sform=1, qform=1, field
     return path
 
 
-def opened(path, **options):
+def opened(path: Path, **options: Any) -> Any:
     return open_nifti(path, units=options.pop("units", SUV), workdir=path.parent / "work", **options)
 
 
-def refused(path, **options):
-    def use():
+def refused(path: Path, **options: Any) -> str:
+    def use() -> None:
         source = opened(path, **options)
         source.read(0, source.grid.shape[0])
 
@@ -64,7 +75,7 @@ def refused(path, **options):
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
-def test_round_trip(tmp_path, voxels, name):
+def test_round_trip(tmp_path: Path, voxels: NDArray[Any], name: str) -> None:
     grid = Grid(SHAPE, rigid(AFFINE))
     write_nifti(tmp_path / name, grid, lambda a, b: voxels[a:b])
     source = opened(tmp_path / name)
@@ -79,32 +90,32 @@ def test_round_trip(tmp_path, voxels, name):
     assert (tmp_path / name).stat().st_mode & 0o077 == 0, "a patient's image is for its owner only"
 
 
-def test_a_sheared_affine_keeps_its_sform_only(tmp_path, voxels):
+def test_a_sheared_affine_keeps_its_sform_only(tmp_path: Path, voxels: NDArray[Any]) -> None:
     sheared = AFFINE.copy()
     sheared[0, 2] += 1.0
     write_nifti(tmp_path / "a.nii", Grid(SHAPE, sheared), lambda a, b: voxels[a:b])
     assert opened(tmp_path / "a.nii").grid.affine == pytest.approx(sheared, rel=1e-6)
 
 
-def test_equal_volumes_give_equal_files(tmp_path, voxels):
+def test_equal_volumes_give_equal_files(tmp_path: Path, voxels: NDArray[Any]) -> None:
     for name in ("a.nii.gz", "b.nii.gz"):
         write_nifti(tmp_path / name, Grid(SHAPE, AFFINE), lambda a, b: voxels[a:b])
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
 
 
-def test_a_failed_write_leaves_what_was_there(tmp_path, voxels):
+def test_a_failed_write_leaves_what_was_there(tmp_path: Path, voxels: NDArray[Any]) -> None:
     path = tmp_path / "a.nii.gz"
     write_nifti(path, Grid(SHAPE, AFFINE), lambda a, b: voxels[a:b])
     before = path.read_bytes()
     with pytest.raises(InputError, match="IMG_NONFINITE"):
-        write_nifti(path, Grid(SHAPE, AFFINE), lambda a, b: voxels[a:b] * np.nan)
+        write_nifti(path, Grid(SHAPE, AFFINE), lambda a, b: voxels[a:b] * np.nan)  # type: ignore[arg-type,return-value]
     with pytest.raises(ValueError, match="slab of shape"):
         write_nifti(path, Grid(SHAPE, AFFINE), lambda a, b: voxels[a:b, :1])
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.nii.gz"]
 
 
-def test_slabs_are_pure_and_threads_agree(tmp_path, voxels):
+def test_slabs_are_pure_and_threads_agree(tmp_path: Path, voxels: NDArray[Any]) -> None:
     source = opened(save(tmp_path / "a.nii.gz", voxels))
     with ThreadPoolExecutor(4) as pool:
         slabs = list(pool.map(lambda z: source.read(z, z + 1), list(range(7)) * 5))
@@ -113,7 +124,7 @@ def test_slabs_are_pure_and_threads_agree(tmp_path, voxels):
 
 
 @pytest.mark.parametrize("dtype", ["u1", "i2", "u2", "i4", "f4", "f8", ">i2", ">f4"])
-def test_stored_types(tmp_path, dtype):
+def test_stored_types(tmp_path: Path, dtype: str) -> None:
     voxels = np.arange(np.prod(SHAPE)).reshape(SHAPE) % 200
     header = nibabel.Nifti1Header(endianness=">" if dtype[0] == ">" else "<")
     image = nibabel.Nifti1Image(voxels.T.astype(dtype), np.eye(4), header)
@@ -123,7 +134,7 @@ def test_stored_types(tmp_path, dtype):
     assert np.array_equal(opened(tmp_path / "a.nii").read(0, 7), voxels)
 
 
-def test_nifti_2(tmp_path, voxels):
+def test_nifti_2(tmp_path: Path, voxels: NDArray[Any]) -> None:
     nibabel.save(nibabel.Nifti2Image(voxels.T, rigid(AFFINE)), tmp_path / "a.nii.gz")
     assert np.array_equal(opened(tmp_path / "a.nii.gz").read(2, 5), voxels[2:5])
 
@@ -131,25 +142,27 @@ def test_nifti_2(tmp_path, voxels):
 @pytest.mark.parametrize(
     ("slope", "inter", "expected"), [(0.5, 3.0, (0.5, 3.0)), (0.0, 9.0, (1, 0)), (np.nan, np.nan, (1, 0))]
 )
-def test_scaling(tmp_path, voxels, slope, inter, expected):
+def test_scaling(
+    tmp_path: Path, voxels: NDArray[Any], slope: float, inter: float, expected: tuple[float, float]
+) -> None:
     stored = np.rint(voxels * 100)
     path = save(tmp_path / "a.nii", stored, dtype=np.int16, fields={112: struct.pack("<ff", slope, inter)})
     assert np.array_equal(opened(path).read(0, 7), (stored * expected[0] + expected[1]).astype(np.float32))
 
 
 @pytest.mark.parametrize(("sform", "qform"), [(1, 0), (0, 1), (2, 1), (2, 0)])
-def test_either_form_places_the_volume(tmp_path, voxels, sform, qform):
+def test_either_form_places_the_volume(tmp_path: Path, voxels: NDArray[Any], sform: int, qform: int) -> None:
     source = opened(save(tmp_path / "a.nii", voxels, sform=sform, qform=qform))
     assert source.grid.affine == pytest.approx(rigid(AFFINE), abs=1e-3)
     assert source.grid.affine == pytest.approx(nibabel.load(tmp_path / "a.nii").affine)
 
 
-def test_units_of_length(tmp_path, voxels):
+def test_units_of_length(tmp_path: Path, voxels: NDArray[Any]) -> None:
     path = save(tmp_path / "a.nii", voxels, fields={123: b"\x01"})
     assert opened(path).grid.affine[:3] == pytest.approx(1000 * rigid(AFFINE)[:3], rel=1e-4)
 
 
-def test_activity_is_scaled_to_suv(tmp_path, voxels):
+def test_activity_is_scaled_to_suv(tmp_path: Path, voxels: NDArray[Any]) -> None:
     path = save(tmp_path / "a.nii", voxels)
     source = opened(path, units=BQML, scale=2.5e-4)
     assert source.units == SUV
@@ -160,7 +173,7 @@ def test_activity_is_scaled_to_suv(tmp_path, voxels):
         opened(path, units=HU, scale=2.0)
 
 
-def test_trailing_axes_of_one_are_no_fourth_axis(tmp_path, voxels):
+def test_trailing_axes_of_one_are_no_fourth_axis(tmp_path: Path, voxels: NDArray[Any]) -> None:
     image = nibabel.Nifti1Image(voxels.T[..., None, None], rigid(AFFINE))
     nibabel.save(image, tmp_path / "a.nii")
     assert np.array_equal(opened(tmp_path / "a.nii").read(0, 7), voxels)
@@ -168,7 +181,7 @@ def test_trailing_axes_of_one_are_no_fourth_axis(tmp_path, voxels):
     assert refused(tmp_path / "b.nii") == "NII_4D"
 
 
-def test_labels(tmp_path, voxels):
+def test_labels(tmp_path: Path, voxels: NDArray[Any]) -> None:
     whole = np.arange(np.prod(SHAPE)).reshape(SHAPE)
     assert np.array_equal(opened(save(tmp_path / "a.nii", whole, dtype=np.int32), units=LABEL).read(0, 7), whole)
     assert refused(save(tmp_path / "b.nii", voxels), units=LABEL) == "NII_BAD_LABEL"
@@ -177,11 +190,11 @@ def test_labels(tmp_path, voxels):
 # -- refusals ---------------------------------------------------------------------------------------------------------
 
 
-def test_no_file(tmp_path):
+def test_no_file(tmp_path: Path) -> None:
     assert refused(tmp_path / "nothing.nii") == "IMG_NO_FILE"
 
 
-def test_files_that_are_something_else(tmp_path, voxels):
+def test_files_that_are_something_else(tmp_path: Path, voxels: NDArray[Any]) -> None:
     good = save(tmp_path / "good.nii", voxels).read_bytes()
     pair = bytearray(good)
     pair[344:348] = b"ni1\0"
@@ -203,14 +216,14 @@ def test_files_that_are_something_else(tmp_path, voxels):
         assert refused(tmp_path / name) == code, name
 
 
-def test_every_cut_of_a_gzip_file_is_found(tmp_path, voxels):
+def test_every_cut_of_a_gzip_file_is_found(tmp_path: Path, voxels: NDArray[Any]) -> None:
     data = save(tmp_path / "a.nii.gz", voxels).read_bytes()
     for length in (2, 5, 12, 100, len(data) // 2, len(data) - 9, len(data) - 4, len(data) - 1):
         (tmp_path / "a.nii.gz").write_bytes(data[:length])
         assert refused(tmp_path / "a.nii.gz") == "NII_TRUNCATED", length
 
 
-def test_every_flipped_byte_of_a_gzip_body_is_found(tmp_path, voxels):
+def test_every_flipped_byte_of_a_gzip_body_is_found(tmp_path: Path, voxels: NDArray[Any]) -> None:
     data = save(tmp_path / "a.nii.gz", voxels).read_bytes()
     for at in range(10, len(data), 37):
         flipped = bytearray(data)
@@ -223,13 +236,13 @@ def test_every_flipped_byte_of_a_gzip_body_is_found(tmp_path, voxels):
     assert refused(tmp_path / "a.nii.gz") == "NII_GZIP_CRC"
 
 
-def test_gzip_in_several_members_and_padding(tmp_path, voxels):
+def test_gzip_in_several_members_and_padding(tmp_path: Path, voxels: NDArray[Any]) -> None:
     raw = save(tmp_path / "a.nii", voxels).read_bytes()
     (tmp_path / "a.nii.gz").write_bytes(gzip.compress(raw[:500]) + gzip.compress(raw[500:]) + bytes(512))
     assert np.array_equal(opened(tmp_path / "a.nii.gz").read(0, 7), voxels)
 
 
-def test_lies_about_size_cost_nothing(tmp_path, voxels):
+def test_lies_about_size_cost_nothing(tmp_path: Path, voxels: NDArray[Any]) -> None:
     huge = {40: struct.pack("<4h", 3, 32767, 32767, 32767)}
     big = {40: struct.pack("<4h", 3, 1024, 1024, 1024)}
     started = time.perf_counter()
@@ -240,13 +253,13 @@ def test_lies_about_size_cost_nothing(tmp_path, voxels):
     assert time.perf_counter() - started < 1
 
 
-def test_gzip_bomb(tmp_path, voxels):
+def test_gzip_bomb(tmp_path: Path, voxels: NDArray[Any]) -> None:
     raw = save(tmp_path / "a.nii", voxels).read_bytes()
     (tmp_path / "a.nii.gz").write_bytes(gzip.compress(raw + bytes(200 << 20), compresslevel=1))
     assert refused(tmp_path / "a.nii.gz") == "NII_BOMB"
 
 
-def f32(*values):
+def f32(*values: float) -> bytes:
     return struct.pack(f"<{len(values)}f", *values)
 
 
@@ -276,11 +289,11 @@ def f32(*values):
     ],
 )
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
-def test_bad_headers(tmp_path, voxels, name, code, fields):
+def test_bad_headers(tmp_path: Path, voxels: NDArray[Any], name: str, code: str, fields: dict[int, Any]) -> None:
     assert refused(save(tmp_path / name, voxels, fields=fields)) == code
 
 
-def test_a_flip_between_sform_and_qform_is_no_choice_of_ours(tmp_path, voxels):
+def test_a_flip_between_sform_and_qform_is_no_choice_of_ours(tmp_path: Path, voxels: NDArray[Any]) -> None:
     path = save(tmp_path / "a.nii", voxels)
     image = nibabel.load(path)
     image = nibabel.Nifti1Image(np.asarray(image.dataobj), None, image.header)
@@ -290,7 +303,7 @@ def test_a_flip_between_sform_and_qform_is_no_choice_of_ours(tmp_path, voxels):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
-def test_nonfinite_voxels_are_counted_and_placed(tmp_path, voxels, bad):
+def test_nonfinite_voxels_are_counted_and_placed(tmp_path: Path, voxels: NDArray[Any], bad: float) -> None:
     broken = voxels.astype(np.float64)
     broken[4, 2, 1:3] = bad
     source = opened(save(tmp_path / "a.nii", broken, dtype=np.float64))
@@ -302,11 +315,11 @@ def test_nonfinite_voxels_are_counted_and_placed(tmp_path, voxels, bad):
 
 
 @pytest.mark.skipif("PETSCALE_REAL_DATA" not in os.environ, reason="PETSCALE_REAL_DATA names no data folder")
-def test_real_files_read_as_nibabel_reads_them(tmp_path):
+def test_real_files_read_as_nibabel_reads_them(tmp_path: Path) -> None:
     found = sorted(Path(os.environ["PETSCALE_REAL_DATA"]).rglob("*.nii.gz"))
     assert len(found) > 80
     for file in found[::5]:
-        source = open_nifti(file, units=HU, workdir=tmp_path)
+        source = open_nifti(file, units="HU", workdir=tmp_path)
         image = nibabel.load(file)
         assert source.grid.affine == pytest.approx(image.affine)
         assert np.array_equal(source.read(0, source.grid.shape[0]), image.get_fdata(dtype=np.float32).T)

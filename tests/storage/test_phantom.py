@@ -3,35 +3,37 @@
 import itertools
 import tracemalloc
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from storage.errors import InputError
-from storage.phantom import CYST, LABEL_NAMES, NEMA_DIAMETERS_MM, PhantomConfig, phantom
+from storage.phantom import CYST, LABEL_NAMES, NEMA_DIAMETERS_MM, Lesion, PhantomConfig, phantom
 
 LABELS = {name: number for number, name in LABEL_NAMES.items()}
 SMALL = PhantomConfig(shape=(48, 48, 48), spacing_mm=(8.0, 8.0, 8.0))
 
 
-def volumes(config):
+def volumes(config: PhantomConfig) -> list[Any]:
     p = phantom(config)
     return [image.read(0, config.shape[0]) for image in (p.activity, p.ct, p.labels)]
 
 
-def centroid_ras(config, labels, name):
+def centroid_ras(config: PhantomConfig, labels: NDArray[Any], name: str) -> NDArray[Any]:
     index = np.argwhere(labels == LABELS[name]).mean(axis=0)[::-1]
     return (phantom(config).activity.grid.affine @ [*index, 1])[:3]
 
 
-def test_one_seed_is_one_patient_and_two_seeds_are_two():
+def test_one_seed_is_one_patient_and_two_seeds_are_two() -> None:
     for first, again, other in zip(volumes(SMALL), volumes(SMALL), volumes(replace(SMALL, seed=1)), strict=True):
         assert first.tobytes() == again.tobytes()
         assert (first != other).any()
 
 
 @pytest.mark.parametrize("arms", ["none", "up", "down"])
-def test_a_slab_is_a_cut_of_the_volume(arms):
+def test_a_slab_is_a_cut_of_the_volume(arms: Any) -> None:
     config = replace(SMALL, shape=(40, 48, 64), arms=arms, seed=4)
     p = phantom(config)
     for image in (p.activity, p.ct, p.labels):
@@ -47,21 +49,21 @@ def test_a_slab_is_a_cut_of_the_volume(arms):
 @pytest.mark.parametrize(
     ("shape", "spacing"), [((48, 48, 48), (8, 8, 8)), ((32, 32, 32), (8, 8, 8)), ((128, 96, 96), (4, 4, 4))]
 )
-def test_every_organ_is_there(shape, spacing, seed):
+def test_every_organ_is_there(shape: tuple[int, int, int], spacing: tuple[int, int, int], seed: int) -> None:
     config = PhantomConfig(shape=shape, spacing_mm=spacing, seed=seed)
     labels = phantom(config).labels.read(0, shape[0])
     assert set(np.unique(labels)) == {0, *LABEL_NAMES}
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_labels_agree_with_activity_and_ct(seed):
+def test_labels_agree_with_activity_and_ct(seed: int) -> None:
     config = PhantomConfig(shape=(160, 96, 96), spacing_mm=(6, 4, 4), seed=seed)
     activity, ct, labels = volumes(config)
 
-    def suv(name):
+    def suv(name: str) -> Any:
         return activity[labels == LABELS[name]].mean()
 
-    def hu(name):
+    def hu(name: str) -> Any:
         return np.median(ct[labels == LABELS[name]])
 
     assert -820 < hu("lungs") < -700
@@ -78,7 +80,7 @@ def test_labels_agree_with_activity_and_ct(seed):
     assert ct[air].max() < 0  # at least half of a voxel outside the body is air
 
 
-def test_the_patient_lies_as_the_affine_says():
+def test_the_patient_lies_as_the_affine_says() -> None:
     _, _, labels = volumes(SMALL)
     at = {name: centroid_ras(SMALL, labels, name) for name in LABELS}
     assert at["liver"][0] > at["spleen"][0]  # RAS+: x grows to the patient's right
@@ -86,7 +88,7 @@ def test_the_patient_lies_as_the_affine_says():
     assert at["brain"][2] > at["heart"][2] > at["liver"][2] > at["bladder"][2]
 
 
-def test_tissue_is_not_plastic_and_edges_are_soft():
+def test_tissue_is_not_plastic_and_edges_are_soft() -> None:
     activity, _, labels = volumes(PhantomConfig(shape=(128, 96, 96), spacing_mm=(8, 4, 4)))
     liver = activity[labels == LABELS["liver"]]
     assert 0.04 < liver.std() / liver.mean() < 0.3
@@ -95,7 +97,7 @@ def test_tissue_is_not_plastic_and_edges_are_soft():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_lesions_are_spheres_of_known_size_and_uptake(seed):
+def test_lesions_are_spheres_of_known_size_and_uptake(seed: int) -> None:
     config = PhantomConfig(shape=(240, 120, 120), spacing_mm=(3, 3, 3), seed=seed, num_lesions=8)
     p = phantom(config)
     activity, labels = p.activity.read(0, 240), p.labels.read(0, 240)
@@ -121,12 +123,12 @@ LIVER_ONLY = PhantomConfig(
 )
 
 
-def voxel_of(config, sphere):
+def voxel_of(config: PhantomConfig, sphere: Lesion) -> tuple[int, ...]:
     return tuple(round(c / d) for c, d in zip(sphere.centre_mm, config.spacing_mm, strict=True))
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_liver_holds_lesions_and_cysts_that_a_ct_shows(seed):
+def test_a_liver_holds_lesions_and_cysts_that_a_ct_shows(seed: int) -> None:
     config = replace(LIVER_ONLY, seed=seed)
     p = phantom(config)
     activity, ct, labels = volumes(config)
@@ -148,7 +150,7 @@ def test_a_liver_holds_lesions_and_cysts_that_a_ct_shows(seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_cysts_and_lesions_lie_apart(seed):
+def test_cysts_and_lesions_lie_apart(seed: int) -> None:
     p = phantom(replace(LIVER_ONLY, seed=seed))
     for a, b in itertools.combinations((*p.lesions, *p.cysts), 2):
         gap = np.linalg.norm(np.subtract(a.centre_mm, b.centre_mm)) - (a.diameter_mm + b.diameter_mm) / 2
@@ -156,12 +158,12 @@ def test_cysts_and_lesions_lie_apart(seed):
 
 
 @pytest.mark.parametrize("organ", ["lungs", "spine", "body"])
-def test_lesions_lie_where_they_are_told(organ):
+def test_lesions_lie_where_they_are_told(organ: str) -> None:
     p = phantom(replace(SMALL, lesion_organs=(organ,)))
     assert {lesion.organ for lesion in p.lesions} == {organ}
 
 
-def test_what_came_later_leaves_a_seed_the_patient_it_was():
+def test_what_came_later_leaves_a_seed_the_patient_it_was() -> None:
     """Cysts and densities draw on their own: without them the same patient, with them the same lesions and texture."""
     plain = replace(SMALL, seed=5)
     spelled = replace(plain, lesion_organs=(), lesion_hu=(45.0, 45.0), num_cysts=0, cyst_hu=(0.0, 20.0), liver_suv=None)
@@ -184,13 +186,13 @@ def test_what_came_later_leaves_a_seed_the_patient_it_was():
     assert [replace(x, hu=0.0) for x in phantom(richer).lesions] == [replace(x, hu=0.0) for x in phantom(plain).lesions]
 
 
-def test_a_cyst_has_a_name_only_where_there_are_cysts():
+def test_a_cyst_has_a_name_only_where_there_are_cysts() -> None:
     assert phantom(SMALL).label_names == LABEL_NAMES
     assert phantom(LIVER_ONLY).label_names == {**LABEL_NAMES, CYST: "cyst"}
     assert CYST not in LABEL_NAMES
 
 
-def test_a_lesion_smaller_than_a_voxel_keeps_its_activity_and_its_label():
+def test_a_lesion_smaller_than_a_voxel_keeps_its_activity_and_its_label() -> None:
     config = replace(SMALL, num_lesions=10)
     p, without = phantom(config), phantom(replace(config, num_lesions=0))
     assert without.lesions == ()
@@ -200,7 +202,7 @@ def test_a_lesion_smaller_than_a_voxel_keeps_its_activity_and_its_label():
         assert (labels[z - 1 : z + 2, y - 1 : y + 2, x - 1 : x + 2] == LABELS["lesion"]).any()
 
 
-def test_coverage_cuts_the_body_and_long_scans_show_legs():
+def test_coverage_cuts_the_body_and_long_scans_show_legs() -> None:
     head = PhantomConfig(shape=(40, 64, 64), spacing_mm=(5, 5, 5), axial_coverage=(0.8, 1.0))
     seen = set(np.unique(volumes(head)[2]))
     assert LABELS["brain"] in seen
@@ -211,7 +213,7 @@ def test_coverage_cuts_the_body_and_long_scans_show_legs():
     assert np.argwhere(labels == LABELS["bladder"])[:, 0].mean() > 60
 
 
-def test_memory_follows_the_slab_and_not_the_volume():
+def test_memory_follows_the_slab_and_not_the_volume() -> None:
     config = PhantomConfig(shape=(644, 256, 256), spacing_mm=(1.65, 1.65, 1.65))
     tracemalloc.start()
     slab = phantom(config).activity.read(300, 364)
@@ -240,7 +242,7 @@ def test_memory_follows_the_slab_and_not_the_volume():
         ("liver_suv", (0.0, 2.0)),
     ],
 )
-def test_a_wrong_field_is_named(field, value):
+def test_a_wrong_field_is_named(field: str, value: Any) -> None:
     with pytest.raises(InputError, match=field) as error:
         replace(SMALL, **{field: value})
     assert error.value.code == "CFG_RANGE"

@@ -3,14 +3,18 @@
 import json
 import pickle
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tensorstore
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from storage import layout, reader
 from storage.errors import InputError
@@ -27,7 +31,7 @@ AFFINE = np.array([[-1.5, 0.1, 0, 30], [0.1, -1.5, 0, -7], [0, 0, 2.0, 90], [0, 
 
 
 @pytest.fixture(scope="module")
-def pristine(tmp_path_factory):
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One case in three shards per image."""
     folder = tmp_path_factory.mktemp("reader")
     grid = Grid(SHAPE, AFFINE)
@@ -44,11 +48,11 @@ def pristine(tmp_path_factory):
 
 
 @pytest.fixture
-def cohort(pristine, tmp_path):
+def cohort(pristine: Path, tmp_path: Path) -> Path:
     return shutil.copytree(pristine, tmp_path / "cohort")
 
 
-def expected(location):
+def expected(location: PatchLocation) -> NDArray[Any]:
     """The box cut out of the volume in numpy, zeros where it passes."""
     result = np.zeros(location.shape, np.float32)
     for i, z in enumerate(range(location.start[0], location.stop[0])):
@@ -67,7 +71,7 @@ boxes = st.builds(
 
 @settings(max_examples=60, deadline=None)
 @given(boxes)
-def test_a_patch_is_a_slice_with_zeros_beyond(pristine, location):
+def test_a_patch_is_a_slice_with_zeros_beyond(pristine: Path, location: PatchLocation) -> None:
     found = open_cohort(pristine).case("c").image("full").patch(location)
     assert found.dtype == np.float32
     assert found.flags.c_contiguous
@@ -77,7 +81,7 @@ def test_a_patch_is_a_slice_with_zeros_beyond(pristine, location):
 
 @settings(max_examples=60, deadline=None)
 @given(boxes)
-def test_a_ct_patch_goes_on_along_z_and_is_air_beside(pristine, location):
+def test_a_ct_patch_goes_on_along_z_and_is_air_beside(pristine: Path, location: PatchLocation) -> None:
     found = open_cohort(pristine).case("c").image("ct").patch(location)
     z, y, x = (np.arange(a, b) for a, b in zip(location.start, location.stop, strict=True))
     within = ((y >= 0) & (y < SHAPE[1]))[:, None] & ((x >= 0) & (x < SHAPE[2]))
@@ -88,13 +92,13 @@ def test_a_ct_patch_goes_on_along_z_and_is_air_beside(pristine, location):
     assert found.tobytes() == np.where(within, nearest, np.float32(AIR_HU)).tobytes()
 
 
-def test_labels_beyond_the_volume_are_none(pristine):
+def test_labels_beyond_the_volume_are_none(pristine: Path) -> None:
     found = open_cohort(pristine).case("c").image("labels").patch(PatchLocation((-3, -4, -5), (80, 50, 50)))
     assert (found[3:73, 4:44, 5:42] == LABELS).all()
     assert found.sum() == LABELS.sum()
 
 
-def test_a_patch_is_the_callers_own(pristine):
+def test_a_patch_is_the_callers_own(pristine: Path) -> None:
     image = open_cohort(pristine).case("c").image("full")
     location = PatchLocation((0, 0, 0), (8, 8, 8))
     image.patch(location)[...] = 99.0
@@ -103,7 +107,7 @@ def test_a_patch_is_the_callers_own(pristine):
     assert (image.read(0, 4) == FULL[:4]).all()
 
 
-def test_a_stored_image_is_a_source(pristine):
+def test_a_stored_image_is_a_source(pristine: Path) -> None:
     image = open_cohort(pristine).case("c").image("full")
     np.testing.assert_array_equal(image.grid.affine, AFFINE)
     assert image.grid.shape == SHAPE
@@ -116,7 +120,7 @@ def test_a_stored_image_is_a_source(pristine):
     assert (labels.read(0, 70) == LABELS).all()
 
 
-def test_readers_travel_and_share(pristine):
+def test_readers_travel_and_share(pristine: Path) -> None:
     case = open_cohort(pristine).case("c")
     image = case.image("full")
     image.read(0, 1)
@@ -128,14 +132,15 @@ def test_readers_travel_and_share(pristine):
             assert (patch == expected(location)).all()
 
 
-def test_what_is_not_there_is_told(pristine, tmp_path):
+def test_what_is_not_there_is_told(pristine: Path, tmp_path: Path) -> None:
     cohort = open_cohort(pristine)
     assert cohort.cases == ("c",)
-    for code, call in {
+    calls: dict[str, Callable[[], object]] = {
         "SET_NO_CASE": lambda: cohort.case("d"),
         "SET_NO_IMAGE": lambda: cohort.case("c").image("low_drf20"),
         "STORE_NONE": lambda: open_cohort(tmp_path / "nowhere"),
-    }.items():
+    }
+    for code, call in calls.items():
         with pytest.raises(InputError) as error:
             call()
         assert error.value.code == code
@@ -148,7 +153,7 @@ def test_what_is_not_there_is_told(pristine, tmp_path):
 @pytest.mark.parametrize(
     ("schema", "code"), [(layout.SCHEMA + 1, "STORE_SCHEMA"), ("x", "STORE_DAMAGED"), (None, "STORE_DAMAGED")]
 )
-def test_a_cohort_of_the_future_is_refused(tmp_path, schema, code):
+def test_a_cohort_of_the_future_is_refused(tmp_path: Path, schema: int | str | None, code: str) -> None:
     create_cohort(tmp_path)
     layout.create_group(tmp_path, {"petscale": {"schema": schema}})
     with pytest.raises(InputError) as error:
@@ -156,7 +161,7 @@ def test_a_cohort_of_the_future_is_refused(tmp_path, schema, code):
     assert error.value.code == code
 
 
-def test_an_uncommitted_case_is_invisible(cohort):
+def test_an_uncommitted_case_is_invisible(cohort: Path) -> None:
     shutil.copytree(cohort / "cases" / "c", cohort / "cases" / "d")
     (cohort / "cases" / "d" / "MANIFEST.json").unlink()
     assert open_cohort(cohort).cases == ("c",)
@@ -165,11 +170,11 @@ def test_an_uncommitted_case_is_invisible(cohort):
     assert error.value.code == "STORE_UNCOMMITTED"
 
 
-def shard(cohort, image="full", number=1):
+def shard(cohort: Path, image: str = "full", number: int = 1) -> Path:
     return cohort / "cases" / "c" / image / "0" / "c" / str(number) / "0" / "0"
 
 
-def test_a_flipped_chunk_is_an_error_that_names_it(cohort):
+def test_a_flipped_chunk_is_an_error_that_names_it(cohort: Path) -> None:
     path = shard(cohort)
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 3] ^= 4
@@ -183,7 +188,7 @@ def test_a_flipped_chunk_is_an_error_that_names_it(cohort):
     assert (open_cohort(cohort).case("c").image("low_drf4").read(32, 64) == FULL[::-1][32:64]).all()
 
 
-def test_a_flipped_shard_index_is_an_error(cohort):
+def test_a_flipped_shard_index_is_an_error(cohort: Path) -> None:
     path = shard(cohort)
     raw = bytearray(path.read_bytes())
     raw[-20] ^= 1
@@ -192,7 +197,7 @@ def test_a_flipped_shard_index_is_an_error(cohort):
         open_cohort(cohort).case("c").image("full").patch(PatchLocation((40, 0, 0), (4, 4, 4)))
 
 
-def test_a_flipped_aid_is_an_error(cohort, monkeypatch):
+def test_a_flipped_aid_is_an_error(cohort: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("body", "uptake", "rois", "overview_full"):
         path = next(p for p in (cohort / "cases" / "c" / "aids" / name / "c").rglob("*") if p.is_file())
         whole = path.read_bytes()
@@ -207,7 +212,7 @@ def test_a_flipped_aid_is_an_error(cohort, monkeypatch):
 @pytest.mark.parametrize(
     "spoil", [lambda p: p.unlink(), lambda p: p.write_bytes(b""), lambda p: p.write_bytes(b"x" * 99)]
 )
-def test_a_missing_shard_is_an_error_at_opening(cohort, spoil):
+def test_a_missing_shard_is_an_error_at_opening(cohort: Path, spoil: Callable[[Path], Any]) -> None:
     spoil(shard(cohort))
     with pytest.raises(InputError) as error:
         open_cohort(cohort).case("c")
@@ -216,7 +221,9 @@ def test_a_missing_shard_is_an_error_at_opening(cohort, spoil):
 
 
 @pytest.mark.parametrize("spoil", [lambda p: p.unlink(), lambda p: p.write_bytes(b"")])
-def test_a_shard_that_vanishes_while_we_read_is_an_error_and_never_zeros(cohort, monkeypatch, spoil):
+def test_a_shard_that_vanishes_while_we_read_is_an_error_and_never_zeros(
+    cohort: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], Any]
+) -> None:
     monkeypatch.setattr(reader, "_context", cache(tensorstore.Context))
     image = open_cohort(cohort).case("c").image("full")
     assert (image.read(0, 4) == FULL[:4]).all()
@@ -227,7 +234,7 @@ def test_a_shard_that_vanishes_while_we_read_is_an_error_and_never_zeros(cohort,
     assert "image full, shard 1/0/0" in error.value.where
 
 
-def test_changed_metadata_is_an_error_at_opening(cohort):
+def test_changed_metadata_is_an_error_at_opening(cohort: Path) -> None:
     """An affine that lies would put every lesion elsewhere; no chunk checksum sees it."""
     path = cohort / "cases" / "c" / "full" / "zarr.json"
     content = json.loads(path.read_text())
@@ -241,7 +248,7 @@ def test_changed_metadata_is_an_error_at_opening(cohort):
     assert error.value.where == "c/full/zarr.json"
 
 
-def test_a_case_is_opened_once_per_process(pristine):
+def test_a_case_is_opened_once_per_process(pristine: Path) -> None:
     case = open_cohort(pristine).case("c")
     again = open_cohort(pristine).case("c")
     assert again.sampling_maps is case.sampling_maps

@@ -8,8 +8,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -34,14 +37,15 @@ class KilledError(BaseException):
 class Wire:
     """Counts what a store is asked for, and is dead from its n-th request on."""
 
-    def __init__(self, monkeypatch, url):
-        self.calls, self.dies_at = [], 0
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+        self.calls: list[str] = []
+        self.dies_at = 0
         fs = store._filesystem(url)
         for name in OPERATIONS:
             monkeypatch.setattr(fs, name, self.watched(name, getattr(fs, name)), raising=False)
 
-    def watched(self, name, operation):
-        def ask(*args, **kwargs):
+    def watched(self, name: str, operation: Callable[..., Any]) -> Callable[..., Any]:
+        def ask(*args: Any, **kwargs: Any) -> Any:
             self.calls.append(name)
             if self.dies_at and len(self.calls) >= self.dies_at:
                 raise KilledError
@@ -49,16 +53,16 @@ class Wire:
 
         return ask
 
-    def reset(self, dies_at=0):
+    def reset(self, dies_at: int = 0) -> None:
         self.calls.clear()
         self.dies_at = dies_at
 
-    def count(self, name):
+    def count(self, name: str) -> int:
         return self.calls.count(name)
 
 
 @pytest.fixture(scope="module")
-def s3():
+def s3() -> Iterator[str]:
     """An S3-compatible server on loopback with one bucket."""
     pytest.importorskip("s3fs", reason="s3fs is not installed (pip install petscale[cloud])")
     server_of = pytest.importorskip("moto.server", reason="moto's server is not installed")
@@ -82,7 +86,7 @@ def s3():
 
 
 @pytest.fixture(params=["memory", "file", "s3"])
-def url(request, tmp_path):
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty place in each kind of store."""
     if request.param == "file":
         return f"file://{tmp_path}/store/{tmp_path.name}"
@@ -92,18 +96,18 @@ def url(request, tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PETSCALE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
-def other_node(monkeypatch, tmp_path, name="node"):
+def other_node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str = "node") -> None:
     """What follows happens on another machine: its cache is empty."""
     monkeypatch.setenv("PETSCALE_CACHE", str(tmp_path / name))
 
 
 @pytest.fixture(scope="module")
-def pristine(tmp_path_factory):
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny cohort of two cases."""
     folder = tmp_path_factory.mktemp("pristine")
     grid = Grid((20, 12, 12), np.diag([-8.0, -8.0, 8.0, 1.0]))
@@ -115,14 +119,14 @@ def pristine(tmp_path_factory):
     return folder
 
 
-def make_unit(folder, content, names=("x/one", "two")):
+def make_unit(folder: Path, content: str, names: tuple[str, ...] = ("x/one", "two")) -> None:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"{content} {name}")
     integrity.commit(folder, {"content": content})
 
 
-def make_run(folder, steps=(1, 2)):
+def make_run(folder: Path, steps: tuple[int, ...] = (1, 2)) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text("{}")
     (folder / "metrics.jsonl").write_text("\n".join(map(str, steps)))
@@ -137,29 +141,29 @@ def make_run(folder, steps=(1, 2)):
     return folder
 
 
-def files(folder):
+def files(folder: Path) -> dict[str, bytes]:
     """Key -> content of what is no lock, staging or the like."""
     found = {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     return {key: content for key, content in found.items() if not key.startswith((".", "ray/")) and "/." not in key}
 
 
-def objects(url):
+def objects(url: str) -> dict[str, bytes]:
     """Key -> content of every object at ``url``, read behind petscale's back."""
     fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
     root = root.rstrip("/")
     return {str(name)[len(root) + 1 :]: fs.cat_file(name) for name in fs.find(root)}
 
 
-def visible(url):
+def visible(url: str) -> dict[str, bytes]:
     return {key: content for key, content in objects(url).items() if not key.startswith(".")}
 
 
-def publish(folder, url):
+def publish(folder: Path, url: str) -> None:
     with remote.lease(url, "test") as held:
         remote.publish(folder, url, held)
 
 
-def believed(tmp_path, found):
+def believed(tmp_path: Path, found: dict[str, bytes]) -> set[str]:
     """Folders that have a manifest among these files; each must prove whole."""
     place = tmp_path / "believed"
     shutil.rmtree(place, ignore_errors=True)
@@ -174,7 +178,7 @@ def believed(tmp_path, found):
 # --- there and back ---
 
 
-def test_a_mirror_is_private_and_named_as_its_url(cache, pristine):
+def test_a_mirror_is_private_and_named_as_its_url(cache: Path, pristine: Path) -> None:
     url = "memory://private/cohort"
     publish(pristine, url)
     folder = remote.fetch(url)
@@ -187,7 +191,9 @@ def test_a_mirror_is_private_and_named_as_its_url(cache, pristine):
     assert [remote.origin(place) for place in (folder.parent, folder / "cases", pristine)] == ["", "", ""]
 
 
-def test_a_cohort_goes_there_and_back_once(url, pristine, tmp_path, monkeypatch):
+def test_a_cohort_goes_there_and_back_once(
+    url: str, pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wire = Wire(monkeypatch, url)
     publish(pristine, url)
     assert visible(url) == files(pristine)
@@ -203,13 +209,15 @@ def test_a_cohort_goes_there_and_back_once(url, pristine, tmp_path, monkeypatch)
     assert wire.count("get_file") + wire.count("cat_file") == len(files(pristine))
     assert not verify(folder)
     voxels = [open_cohort(place).case("a").image("full").read(0, 20) for place in (pristine, folder)]
-    assert np.array_equal(*voxels)
+    assert np.array_equal(*voxels)  # type: ignore[arg-type]
     wire.reset()
     remote.fetch(url)
     assert wire.count("get_file") + wire.count("cat_file") == 0
 
 
-def test_a_run_grows_and_forgets_there_as_it_does_here(url, tmp_path, monkeypatch):
+def test_a_run_grows_and_forgets_there_as_it_does_here(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = make_run(tmp_path / "run", (1, 2))
     publish(run, url)
     make_run(run, (2, 3))
@@ -222,18 +230,25 @@ def test_a_run_grows_and_forgets_there_as_it_does_here(url, tmp_path, monkeypatc
     assert files(folder) == files(run)
 
 
-def test_the_newest_checkpoint_comes_first(tmp_path, monkeypatch):
+def test_the_newest_checkpoint_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = "memory://first/run"
     publish(make_run(tmp_path / "run", (9, 10, 11)), url)
     other_node(monkeypatch, tmp_path)
     fs, order = store._filesystem(url), []
     read = fs.cat_file
-    monkeypatch.setattr(fs, "cat_file", lambda path: (order.append(path), read(path))[1])
+
+    def noted(path: str) -> Any:
+        order.append(path)
+        return read(path)
+
+    monkeypatch.setattr(fs, "cat_file", noted)
     remote.fetch(url)
     assert [path.split("/")[-2] for path in order] == ["000000011.aaaa", "000000010.aaaa", "000000009.aaaa"]
 
 
-def test_what_is_not_committed_does_not_travel(url, pristine, tmp_path, monkeypatch):
+def test_what_is_not_committed_does_not_travel(
+    url: str, pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cohort = shutil.copytree(pristine, tmp_path / "cohort")
     (cohort / "cases" / "b" / MANIFEST).unlink()
     (cohort / ".staging" / "x").mkdir(parents=True)
@@ -245,7 +260,7 @@ def test_what_is_not_committed_does_not_travel(url, pristine, tmp_path, monkeypa
     assert not (remote.fetch(url) / "cases" / "c").exists()
 
 
-def test_what_is_gone_there_goes_here(url, pristine):
+def test_what_is_gone_there_goes_here(url: str, pristine: Path) -> None:
     publish(pristine, url)
     folder, fs = remote.fetch(url), store._filesystem(url)
     for key in (f"cases/b/{MANIFEST}", "CATALOG.json"):
@@ -255,7 +270,7 @@ def test_what_is_gone_there_goes_here(url, pristine):
     assert not [name for name in ("cases/b", "CATALOG.json") if (folder / name).exists()]
 
 
-def test_only_what_is_asked_for_is_fetched(pristine):
+def test_only_what_is_asked_for_is_fetched(pristine: Path) -> None:
     url = "memory://only/cohort"
     publish(pristine, url)
     folder = remote.fetch(url, only=("zarr.json", "cases/zarr.json", "cases/a"))
@@ -264,7 +279,7 @@ def test_only_what_is_asked_for_is_fetched(pristine):
     assert open_cohort(folder).cases == ("a", "b")
 
 
-def test_a_damaged_mirror_is_mended(pristine, monkeypatch):
+def test_a_damaged_mirror_is_repaired(pristine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = "memory://repaired/cohort"
     publish(pristine, url)
     folder = remote.fetch(url)
@@ -280,12 +295,14 @@ def test_a_damaged_mirror_is_mended(pristine, monkeypatch):
 # --- damage ---
 
 
-def data_key(folder, case):
+def data_key(folder: Path, case: str) -> str:
     return next(key for key in files(folder) if key.startswith(f"cases/{case}/full/0/c/"))
 
 
 @pytest.mark.parametrize("how", ["flipped", "cut", "missing"])
-def test_damage_in_the_store_is_named_and_never_believed(url, pristine, tmp_path, monkeypatch, how):
+def test_damage_in_the_store_is_named_and_never_believed(
+    url: str, pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
     publish(pristine, url)
     key, (fs, root) = data_key(pristine, "b"), fsspec.core.url_to_fs(url, use_listings_cache=False)
     content = bytearray((pristine / key).read_bytes())
@@ -304,7 +321,7 @@ def test_damage_in_the_store_is_named_and_never_believed(url, pristine, tmp_path
 
 
 @pytest.mark.parametrize("key", ["../../escaped", "/escaped", "x/../../../escaped"])
-def test_a_manifest_cannot_lead_out_of_the_mirror(tmp_path, key):
+def test_a_manifest_cannot_lead_out_of_the_mirror(tmp_path: Path, key: str) -> None:
     url = f"memory://{tmp_path.name}/run"
     entries = {key: {"size": 1, "sha256": "0" * 64}}
     forged = {"facts": {}, "files": entries, "root": integrity.root_digest(entries, {})}
@@ -314,7 +331,7 @@ def test_a_manifest_cannot_lead_out_of_the_mirror(tmp_path, key):
     assert not list(tmp_path.rglob("escaped"))
 
 
-def test_a_damaged_case_is_not_published(url, pristine, tmp_path):
+def test_a_damaged_case_is_not_published(url: str, pristine: Path, tmp_path: Path) -> None:
     cohort = shutil.copytree(pristine, tmp_path / "cohort")
     place = cohort / data_key(cohort, "a")
     place.write_bytes(bytes(len(place.read_bytes())))
@@ -326,7 +343,7 @@ def test_a_damaged_case_is_not_published(url, pristine, tmp_path):
 # --- killed at every request ---
 
 
-def deaths(monkeypatch, wire, work):
+def deaths(monkeypatch: pytest.MonkeyPatch, wire: Wire, work: Callable[[int], None]) -> Iterator[int]:
     """Run ``work`` again and again, dead from the first, the second, ... request on, until it lives to its end."""
     monkeypatch.setattr(writer, "STALE_S", -1.0)  # the dead do not release their lease, and nobody waits here
     for number in range(1, 500):
@@ -342,7 +359,9 @@ def deaths(monkeypatch, wire, work):
     raise AssertionError("never came to its end")
 
 
-def test_a_publish_killed_at_any_request_leaves_no_half_and_continues(tmp_path, monkeypatch):
+def test_a_publish_killed_at_any_request_leaves_no_half_and_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The hardest one: a case is exchanged, a checkpoint is added and an old one goes."""
     old, new = tmp_path / "old", tmp_path / "new"
     for folder, content, steps in ((old, "before", (1, 2)), (new, "after", (2, 3))):
@@ -351,31 +370,36 @@ def test_a_publish_killed_at_any_request_leaves_no_half_and_continues(tmp_path, 
     count = 0
     wire = Wire(monkeypatch, "memory://killed")
 
-    def work(number):
+    url = ""
+
+    def work(number: int) -> None:
+        nonlocal url
         other_node(monkeypatch, tmp_path, f"writer-{number}")
-        work.url = f"memory://killed/{number}"
+        url = f"memory://killed/{number}"
         dies_at, wire.dies_at = wire.dies_at, 0
-        publish(old, work.url)
+        publish(old, url)
         wire.reset(dies_at)
-        publish(new, work.url)
+        publish(new, url)
 
     expected = {"cases/a", *(f"checkpoints/{step:09d}.aaaa" for step in (1, 2, 3))}
     for number in deaths(monkeypatch, wire, work):
-        found = believed(tmp_path, visible(work.url))
+        found = believed(tmp_path, visible(url))
         assert found <= expected
         assert "checkpoints/000000002.aaaa" in found
         assert found & {"checkpoints/000000001.aaaa", "checkpoints/000000003.aaaa"}
         if number % 5 == 0:
             other_node(monkeypatch, tmp_path, "reader")
-            assert believed(tmp_path, files(remote.fetch(work.url))) == found
+            assert believed(tmp_path, files(remote.fetch(url))) == found
             other_node(monkeypatch, tmp_path, f"writer-{number}")
-        publish(new, work.url)
-        assert visible(work.url) == files(new), number
+        publish(new, url)
+        assert visible(url) == files(new), number
         count += 1
     assert count > 20
 
 
-def test_a_fetch_killed_at_any_request_leaves_no_half_and_continues(tmp_path, monkeypatch):
+def test_a_fetch_killed_at_any_request_leaves_no_half_and_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The mirror holds an older state, of which a case was exchanged and a checkpoint is gone."""
     old, new, url = make_run(tmp_path / "old"), make_run(tmp_path / "new", (2, 3)), "memory://fetch/run"
     make_unit(old / "cases" / "a", "before", ("x/one", "two", "three"))
@@ -385,7 +409,7 @@ def test_a_fetch_killed_at_any_request_leaves_no_half_and_continues(tmp_path, mo
     publish(new, url)
     wire = Wire(monkeypatch, url)
 
-    def work(number):
+    def work(number: int) -> None:
         other_node(monkeypatch, tmp_path, f"reader-{number}")
         shutil.copytree(seen, remote.mirror(url).parent)
         remote.fetch(url)
@@ -430,7 +454,7 @@ for step in range(1, 500):
 """
 
 
-def test_a_publish_killed_by_the_system_continues(tmp_path):
+def test_a_publish_killed_by_the_system_continues(tmp_path: Path) -> None:
     run, url = make_run(tmp_path / "run"), f"file://{tmp_path}/store/run"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", KILLED, url, str(run)]
@@ -441,24 +465,27 @@ def test_a_publish_killed_by_the_system_continues(tmp_path):
     assert {key: value for key, value in visible(url).items() if "/." not in key} == files(run)
 
 
-def test_unfinished_work_is_published_before_new_work_begins(tmp_path, monkeypatch):
+def test_unfinished_work_is_published_before_new_work_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wire, finished = Wire(monkeypatch, "memory://unfinished"), []
 
-    def work(number):
-        work.url = f"memory://unfinished/{number}"
-        with remote.writing(work.url, "ingest") as (folder, _):
+    url = ""
+
+    def work(number: int) -> None:
+        nonlocal url
+        url = f"memory://unfinished/{number}"
+        with remote.writing(url, "ingest") as (folder, _):
             make_unit(folder / "cases" / "a", "made once")
 
     for _ in deaths(monkeypatch, wire, work):
-        made = (remote.mirror(work.url) / "cases" / "a" / MANIFEST).exists()
-        with remote.writing(work.url, "ingest") as (folder, _):
+        made = (remote.mirror(url) / "cases" / "a" / MANIFEST).exists()
+        with remote.writing(url, "ingest") as (folder, _):
             assert (folder / "cases" / "a").exists() == made
-        assert believed(tmp_path, visible(work.url)) == ({"cases/a"} if made else set())
+        assert believed(tmp_path, visible(url)) == ({"cases/a"} if made else set())
         finished.append(made)
     assert set(finished) == {False, True}
 
 
-def test_a_case_that_was_taken_away_there_does_not_come_back(pristine):
+def test_a_case_that_was_taken_away_there_does_not_come_back(pristine: Path) -> None:
     url = "memory://withdrawn/cohort"
     publish(pristine, url)
     remote.fetch(url)
@@ -468,7 +495,7 @@ def test_a_case_that_was_taken_away_there_does_not_come_back(pristine):
     assert not [key for key in objects(url) if key.startswith("cases/b/")]
 
 
-def test_a_stale_mirror_neither_overwrites_nor_removes(tmp_path, monkeypatch):
+def test_a_stale_mirror_neither_overwrites_nor_removes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A node that trained long ago comes back: the run has moved on elsewhere."""
     url = "memory://stale/run"
     with remote.writing(url, "train") as (folder, _):
@@ -486,7 +513,7 @@ def test_a_stale_mirror_neither_overwrites_nor_removes(tmp_path, monkeypatch):
     assert expected.items() <= visible(url).items()
 
 
-def test_the_work_of_a_block_that_fails_is_kept(tmp_path):
+def test_the_work_of_a_block_that_fails_is_kept(tmp_path: Path) -> None:
     url = "memory://fails/cohort"
     with suppress(InputError), remote.writing(url, "ingest") as (folder, _):
         make_unit(folder / "cases" / "a", "good")
@@ -494,7 +521,7 @@ def test_the_work_of_a_block_that_fails_is_kept(tmp_path):
     assert believed(tmp_path, visible(url)) == {"cases/a"}
 
 
-def test_what_an_earlier_attempt_left_is_removed_when_named(url, tmp_path):
+def test_what_an_earlier_attempt_left_is_removed_when_named(url: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     (run / "error.json").write_text("{}")
     publish(run, url)
@@ -507,7 +534,7 @@ def test_what_an_earlier_attempt_left_is_removed_when_named(url, tmp_path):
 # --- one writer ---
 
 
-def test_two_writers_exclude_each_other(url):
+def test_two_writers_exclude_each_other(url: str) -> None:
     with (
         remote.lease(url, "train"),
         pytest.raises(InputError, match=r"STORE_BUSY .*another process is writing here"),
@@ -520,10 +547,10 @@ def test_two_writers_exclude_each_other(url):
     assert remote.holding(url) is None
 
 
-def test_of_many_that_come_at_once_one_writes(url):
+def test_of_many_that_come_at_once_one_writes(url: str) -> None:
     begin = threading.Barrier(6, timeout=30)
 
-    def come(_):
+    def come(_: object) -> Any:
         begin.wait()
         try:
             with remote.lease(url, "test") as mine:
@@ -540,7 +567,9 @@ def test_of_many_that_come_at_once_one_writes(url):
     assert len(set(held)) == len(held)
 
 
-def test_a_silent_holder_is_taken_over_and_can_commit_no_more(url, tmp_path, monkeypatch):
+def test_a_silent_holder_is_taken_over_and_can_commit_no_more(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(writer, "STALE_S", 1.5)
     run = make_run(tmp_path / "run")
     with remote.lease(url, "train") as held:  # its next heartbeat is far away
@@ -556,7 +585,7 @@ def test_a_silent_holder_is_taken_over_and_can_commit_no_more(url, tmp_path, mon
     assert visible(url) == files(run)
 
 
-def test_a_heartbeat_keeps_the_lease(monkeypatch):
+def test_a_heartbeat_keeps_the_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     url = "memory://beats/run"
     monkeypatch.setattr(writer, "STALE_S", 0.6)
     monkeypatch.setattr(writer, "BEAT_S", 0.05)
@@ -567,7 +596,7 @@ def test_a_heartbeat_keeps_the_lease(monkeypatch):
         held.check()
 
 
-def test_an_attempt_takes_over_from_a_dying_one_of_its_driver(url, tmp_path):
+def test_an_attempt_takes_over_from_a_dying_one_of_its_driver(url: str, tmp_path: Path) -> None:
     with remote.lease(url, "train") as driver, remote.succession(driver) as first, remote.succession(driver) as second:
         assert driver.number < first.number < second.number
         for old in (driver, first):
@@ -580,7 +609,7 @@ def test_an_attempt_takes_over_from_a_dying_one_of_its_driver(url, tmp_path):
         raise AssertionError("another command has taken over")
 
 
-def test_what_a_worker_published_is_not_undone_by_its_driver(tmp_path, monkeypatch):
+def test_what_a_worker_published_is_not_undone_by_its_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = "memory://driver/run"
     with remote.writing(url, "train") as (folder, driver):
         make_run(folder, (1,))
@@ -593,7 +622,7 @@ def test_what_a_worker_published_is_not_undone_by_its_driver(tmp_path, monkeypat
     assert visible(url) == files(there)
 
 
-def test_a_reader_beside_a_writer_takes_nothing_away(tmp_path):
+def test_a_reader_beside_a_writer_takes_nothing_away(tmp_path: Path) -> None:
     url = "memory://beside/cohort"
     with remote.writing(url, "ingest") as (folder, held):
         make_unit(folder / "cases" / "a", "not yet published")
@@ -604,12 +633,12 @@ def test_a_reader_beside_a_writer_takes_nothing_away(tmp_path):
     assert believed(tmp_path, visible(url)) == {"cases/a"}
 
 
-def test_a_lost_answer_does_not_lose_the_lease(monkeypatch):
+def test_a_lost_answer_does_not_lose_the_lease(monkeypatch: pytest.MonkeyPatch) -> None:
     url = "memory://lost/run"
     fs = store._filesystem(url)
     put = fs.pipe_file
 
-    def twice(path, content, **kwargs):  # as a client does that saw no answer
+    def twice(path: Path, content: Any, **kwargs: Any) -> None:  # as a client does that saw no answer
         put(path, content, **kwargs)
         put(path, content, **kwargs)
 
@@ -618,6 +647,6 @@ def test_a_lost_answer_does_not_lose_the_lease(monkeypatch):
         held.check()
 
 
-def test_a_writable_place_is_left_as_it_was(url):
+def test_a_writable_place_is_left_as_it_was(url: str) -> None:
     remote.check_writable(url)
     assert objects(url) == {}

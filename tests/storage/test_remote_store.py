@@ -4,7 +4,9 @@ import os
 import socketserver
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -15,7 +17,7 @@ from storage.remote import store
 
 
 @pytest.fixture(scope="module")
-def s3():
+def s3() -> Iterator[str]:
     """An S3-compatible server on loopback with one bucket."""
     pytest.importorskip("s3fs", reason="s3fs is not installed (pip install petscale[cloud])")
     server_of = pytest.importorskip("moto.server", reason="moto's server is not installed")
@@ -39,7 +41,7 @@ def s3():
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PETSCALE_CACHE", str(tmp_path / "cache"))
 
 
@@ -59,7 +61,7 @@ def cache(tmp_path, monkeypatch):
         (Path("runs/lr=1e-3"), ""),
     ],
 )
-def test_an_url_is_told_from_a_path_also_after_pathlib(typed, url):
+def test_an_url_is_told_from_a_path_also_after_pathlib(typed: str | Path, url: str) -> None:
     assert remote.url_of(typed) == url
 
 
@@ -75,7 +77,7 @@ def test_an_url_is_told_from_a_path_also_after_pathlib(typed, url):
         "s3://",
     ],
 )
-def test_other_addresses_are_refused_and_never_repeated(typed):
+def test_other_addresses_are_refused_and_never_repeated(typed: str | Path) -> None:
     with pytest.raises(InputError, match="CLU_URL") as told:
         remote.url_of(typed)
     assert "ter2" not in str(told.value)
@@ -84,7 +86,7 @@ def test_other_addresses_are_refused_and_never_repeated(typed):
 # --- refusals ---
 
 
-def test_a_store_that_cannot_keep_two_writers_apart_is_refused(monkeypatch):
+def test_a_store_that_cannot_keep_two_writers_apart_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     url = "memory://careless/run"
     fs = store._filesystem(url)
     put = fs.pipe_file
@@ -93,24 +95,24 @@ def test_a_store_that_cannot_keep_two_writers_apart_is_refused(monkeypatch):
         remote.check_writable(url)
 
 
-def test_a_missing_driver_is_told(monkeypatch):
+def test_a_missing_driver_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
     with pytest.raises(InputError, match=r'CLU_DRIVER .*pip install "petscale\[cloud\]"'):
         remote.check_writable("s3://bucket/run")
 
 
-def test_a_place_that_is_only_read_is_refused():
+def test_a_place_that_is_only_read_is_refused() -> None:
     with pytest.raises(InputError, match="CLU_URL"):
         remote.check_writable("https://example.org/cohort")
 
 
 @pytest.fixture
-def fresh_s3(s3, monkeypatch):
+def fresh_s3(s3: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     """A client that is made anew by other variables and thrown away afterwards."""
     from s3fs import S3FileSystem
 
-    def anew(**variables):
+    def anew(**variables: Any) -> None:
         for name, value in variables.items():
             monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name)
         S3FileSystem.clear_instance_cache()
@@ -121,13 +123,15 @@ def fresh_s3(s3, monkeypatch):
     S3FileSystem.clear_instance_cache()
 
 
-def test_a_missing_bucket_is_told(fresh_s3):
+def test_a_missing_bucket_is_told(fresh_s3: Callable[..., Any]) -> None:
     for work in (remote.check_writable, remote.fetch):
         with pytest.raises(InputError, match="CLU_BUCKET nobucket: no such bucket"):
             work("s3://nobucket/run")
 
 
-def test_missing_credentials_are_told(fresh_s3, monkeypatch, tmp_path):
+def test_missing_credentials_are_told(
+    fresh_s3: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     nowhere = str(tmp_path / "none")
     fresh_s3(AWS_ACCESS_KEY_ID="", AWS_SECRET_ACCESS_KEY="", AWS_CONFIG_FILE=nowhere, HOME=nowhere)
     with pytest.raises(InputError, match=r"CLU_CREDENTIALS bucket: .*AWS_PROFILE"):
@@ -137,17 +141,17 @@ def test_missing_credentials_are_told(fresh_s3, monkeypatch, tmp_path):
         remote.check_writable("s3://bucket/run")
 
 
-def test_a_silent_endpoint_is_told(fresh_s3, monkeypatch):
+def test_a_silent_endpoint_is_told(fresh_s3: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     fresh_s3(AWS_ENDPOINT_URL="http://127.0.0.1:9", AWS_MAX_ATTEMPTS="1")
     with pytest.raises(InputError, match=r"CLU_UNREACHABLE bucket: .*AWS_ENDPOINT_URL"):
         remote.check_writable("s3://bucket/run")
 
 
-def answering(reply):
+def answering(reply: bytes) -> socketserver.ThreadingTCPServer:
     """A server on loopback that gives each connection one reply and hangs up."""
 
     class Handler(socketserver.BaseRequestHandler):
-        def handle(self):
+        def handle(self) -> None:
             self.request.recv(65536)
             self.request.sendall(reply)
 
@@ -168,7 +172,7 @@ DENIED = b"<Error><Code>AccessDenied</Code><Message>a secret that nobody prints<
     ],
     ids=["hangs up", "half an answer", "denied"],
 )
-def test_a_store_that_fails_on_the_way_is_told(fresh_s3, reply, code):
+def test_a_store_that_fails_on_the_way_is_told(fresh_s3: Callable[..., Any], reply: bytes, code: str) -> None:
     server = answering(reply)
     fresh_s3(AWS_ENDPOINT_URL="http://{}:{}".format(*server.server_address), AWS_MAX_ATTEMPTS="1")
     with pytest.raises(InputError, match=f"{code} bucket: ") as told:

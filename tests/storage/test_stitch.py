@@ -1,16 +1,20 @@
 """Tiles become the volume they were cut from: every voxel once, in order, a tile's depth at a time."""
 
 import tracemalloc
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
+from storage.patches import PatchLocation
 from storage.stitch import stitch, window
 
 
-def cut(volume, location):
+def cut(volume: NDArray[Any], location: PatchLocation) -> NDArray[Any]:
     """The tile, with numbers that must not matter where it passes the volume."""
     tile = np.full(location.shape, 1e6, np.float32)
     inside = tuple(slice(a, min(b, n)) for a, b, n in zip(location.start, location.stop, volume.shape, strict=True))
@@ -19,7 +23,9 @@ def cut(volume, location):
     return tile
 
 
-def run(volume, tile, overlap, batch=1, synthesize=None):
+def run(
+    volume: NDArray[Any], tile: Any, overlap: Any, batch: int = 1, synthesize: Any = None
+) -> list[tuple[int, NDArray[Any]]]:
     slabs = []
     stitch(
         volume.shape,
@@ -34,7 +40,7 @@ def run(volume, tile, overlap, batch=1, synthesize=None):
 
 @settings(max_examples=80, deadline=None)
 @given(st.data())
-def test_what_is_cut_up_comes_back(data):
+def test_what_is_cut_up_comes_back(data: st.DataObject) -> None:
     shape = data.draw(st.tuples(*[st.integers(1, 26)] * 3))
     tile = data.draw(st.tuples(*[st.integers(1, 18)] * 3))
     overlap = tuple(data.draw(st.integers(0, edge - 1)) for edge in tile)
@@ -48,7 +54,7 @@ def test_what_is_cut_up_comes_back(data):
     np.testing.assert_allclose(np.concatenate([slab for _, slab in slabs]), volume, rtol=1e-6, atol=1e-6)
 
 
-def test_a_slab_stays_what_it_was_when_it_is_kept():
+def test_a_slab_stays_what_it_was_when_it_is_kept() -> None:
     volume = np.random.default_rng(1).normal(size=(20, 6, 6)).astype(np.float32)
     kept = []
     stitch(volume.shape, (8, 6, 6), (4, 4, 4), lambda g: [cut(volume, x) for x in g], lambda z, slab: kept.append(slab))
@@ -56,7 +62,7 @@ def test_a_slab_stays_what_it_was_when_it_is_kept():
 
 
 @given(st.integers(1, 40), st.data())
-def test_the_window_is_symmetric_positive_and_flat_inside(edge, data):
+def test_the_window_is_symmetric_positive_and_flat_inside(edge: int, data: st.DataObject) -> None:
     overlap = data.draw(st.integers(0, edge - 1))
     w = window(edge, overlap)
     assert (w > 0).all()
@@ -66,12 +72,12 @@ def test_the_window_is_symmetric_positive_and_flat_inside(edge, data):
 
 
 @pytest.mark.parametrize("overlap", [2, 5, 8])
-def test_neighbouring_ramps_sum_to_one(overlap):
+def test_neighbouring_ramps_sum_to_one(overlap: int) -> None:
     w = window(20, overlap)
     np.testing.assert_allclose(w[-overlap:] + w[:overlap], 1.0, atol=1e-6)
 
 
-def test_a_step_between_tiles_becomes_a_ramp():
+def test_a_step_between_tiles_becomes_a_ramp() -> None:
     """Tiles that disagree by one blend without a jump larger than the ramp's slope."""
     overlap = 7
     numbers = iter([0.0, 1.0])
@@ -86,10 +92,10 @@ def test_a_step_between_tiles_becomes_a_ramp():
     assert np.diff(line).max() <= 1 / (overlap + 1) + 1e-6
 
 
-def test_batches_are_full_and_hold_one_row_of_tiles():
+def test_batches_are_full_and_hold_one_row_of_tiles() -> None:
     groups = []
 
-    def synthesize(group):
+    def synthesize(group: Sequence[PatchLocation]) -> Iterable[NDArray[Any]]:
         groups.append(group)
         return (np.zeros(location.shape, np.float32) for location in group)
 
@@ -98,12 +104,12 @@ def test_batches_are_full_and_hold_one_row_of_tiles():
     assert all(len({location.start[0] for location in group}) == 1 for group in groups)
 
 
-def test_too_few_tiles_are_an_error():
+def test_too_few_tiles_are_an_error() -> None:
     with pytest.raises(ValueError, match="shorter"):
         run(np.zeros((8, 8, 8), np.float32), (8, 8, 8), (0, 0, 0), synthesize=lambda group: [])
 
 
-def test_memory_is_a_few_slabs_and_not_the_volume():
+def test_memory_is_a_few_slabs_and_not_the_volume() -> None:
     shape, tile = (800, 64, 64), (16, 32, 32)
     zeros = np.zeros(tile, np.float32)
     tracemalloc.start()

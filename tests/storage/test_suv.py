@@ -6,6 +6,7 @@ import math
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -45,28 +46,28 @@ HEADER = PetHeader(
 )
 
 
-def beds(reference_s=NOON, acquisition=BEDS, start=NOON):
+def beds(reference_s: float = NOON, acquisition: tuple[float, ...] = BEDS, start: float = NOON) -> list[Frame]:
     """One frame per bed, each of which says truly how long after ``reference_s`` its mean count time is."""
     return [Frame(start + a, 180.0, start + a + MEAN - reference_s, decay(-(a + MEAN), T)) for a in acquisition]
 
 
-def expected(reference_s, header=HEADER):
+def expected(reference_s: float, header: PetHeader = HEADER) -> float:
     return header.weight_kg * 1000 / (header.dose_bq * decay(reference_s - header.injection_s, T))
 
 
-def test_decay_halves_in_a_half_life():
+def test_decay_halves_in_a_half_life() -> None:
     assert decay(T, T) == pytest.approx(0.5)
     assert decay(-T, T) == pytest.approx(2.0)
 
 
 @given(duration=st.floats(1e-3, 1e5))
-def test_activity_at_the_mean_count_time_is_the_mean_over_the_frame(duration):
+def test_activity_at_the_mean_count_time_is_the_mean_over_the_frame(duration: float) -> None:
     rate = math.log(2) / T
     mean = -math.expm1(-rate * duration) / (rate * duration)
     assert decay(mean_count_delay_s(duration, T), T) == pytest.approx(mean, rel=1e-9)
 
 
-def test_a_dose_spread_evenly_is_suv_one():
+def test_a_dose_spread_evenly_is_suv_one() -> None:
     left = 370e6 * decay(3600, T)
     concentration_bqml = left / 70000
     assert concentration_bqml * suv_factor_decay_corrected(70.0, left) == pytest.approx(1.0)
@@ -90,7 +91,7 @@ RULES = {
 
 
 @pytest.mark.parametrize("case", RULES)
-def test_reference_time_rule(case):
+def test_reference_time_rule(case: str) -> None:
     header, frames, rule, reference_s = RULES[case]
     conversion = suv_conversion(header, frames)
     assert conversion.reference.rule == rule
@@ -98,12 +99,12 @@ def test_reference_time_rule(case):
 
 
 @pytest.mark.parametrize("case", RULES)
-def test_order_of_slices_does_not_matter(case):
+def test_order_of_slices_does_not_matter(case: str) -> None:
     header, frames, _, _ = RULES[case]
     assert suv_conversion(header, frames[::-1]).factors == pytest.approx(suv_conversion(header, frames).factors)
 
 
-def test_every_candidate_is_told_with_the_spread():
+def test_every_candidate_is_told_with_the_spread() -> None:
     reference = suv_conversion(HEADER, GE).reference
     assert reference.candidates_s["series"] == 0
     assert reference.candidates_s["back_computed_first"] == pytest.approx(MEAN - BEDS[-1])
@@ -115,12 +116,12 @@ def test_every_candidate_is_told_with_the_spread():
     assert "reference_spread_above_1_percent" not in suv_conversion(HEADER, beds()).notes
 
 
-def test_admin_needs_no_time_and_is_not_decayed_twice():
+def test_admin_needs_no_time_and_is_not_decayed_twice() -> None:
     header = replace(HEADER, decay_correction="ADMIN", injection_s=None, series_s=None)
     assert suv_conversion(header, [Frame()] * 2).factors == pytest.approx([70000 / 370e6] * 2)
 
 
-def test_uncorrected_beds_are_each_brought_back_to_the_injection():
+def test_uncorrected_beds_are_each_brought_back_to_the_injection() -> None:
     header = replace(HEADER, decay_correction="NONE", corrected=frozenset({"ATTN"}))
     frames = beds()
     # what a scanner would measure of a body that holds the dose evenly, without any decay correction
@@ -138,13 +139,13 @@ def test_uncorrected_beds_are_each_brought_back_to_the_injection():
         (replace(HEADER, half_life_s=None, nuclide_code="C-111A1"), None),
     ],
 )
-def test_other_ways_to_say_the_same(header, note):
+def test_other_ways_to_say_the_same(header: PetHeader, note: str | None) -> None:
     conversion = suv_conversion(header, beds())
     assert conversion.factors[0] == pytest.approx(expected(NOON), rel=2e-4)
     assert note is None or note in conversion.notes
 
 
-def test_injection_before_midnight():
+def test_injection_before_midnight() -> None:
     after_midnight = 700000 * DAY_S + 600.0
     header = replace(HEADER, series_s=after_midnight, injection_s=None, injection_clock_s=DAY_S - 3000.0)
     conversion = suv_conversion(header, beds(after_midnight, start=after_midnight))
@@ -152,7 +153,7 @@ def test_injection_before_midnight():
     assert "injection_on_previous_day" in conversion.notes
 
 
-def test_gallium_decays_with_its_own_half_life():
+def test_gallium_decays_with_its_own_half_life() -> None:
     header = replace(HEADER, half_life_s=4057.0, nuclide_code="C-131A3")
     conversion = suv_conversion(header, beds())
     assert conversion.nuclide == "Ga-68"
@@ -160,7 +161,7 @@ def test_gallium_decays_with_its_own_half_life():
 
 
 @pytest.mark.parametrize("suv_type", ["", "BW"])
-def test_normalised_values_are_taken_as_they_are(suv_type):
+def test_normalised_values_are_taken_as_they_are(suv_type: str) -> None:
     header = PetHeader("GML", "ADMIN", frozenset({"DECY", "ATTN"}), suv_type=suv_type)
     assert suv_conversion(header, [Frame()] * 2).factors == (1.0, 1.0)
 
@@ -175,19 +176,19 @@ def test_normalised_values_are_taken_as_they_are(suv_type):
         ("IBW", "O", (48.0 + 1.06 * 23 + 45.5 + 0.91 * 23) / 2),
     ],
 )
-def test_lean_body_values_go_back_to_body_weight(suv_type, sex, mass_kg):
+def test_lean_body_values_go_back_to_body_weight(suv_type: str, sex: str, mass_kg: float) -> None:
     assert lean_body_kg(suv_type, 70.0, 1.75, sex) == pytest.approx(mass_kg)
     header = replace(HEADER, units="GML", suv_type=suv_type, sex=sex)
     assert suv_conversion(header, beds()).factors[0] == pytest.approx(70.0 / mass_kg)
 
 
-def test_body_surface_values_go_back_to_body_weight():
+def test_body_surface_values_go_back_to_body_weight() -> None:
     assert body_surface_m2(70.0, 1.75) == pytest.approx(1.848, abs=1e-3)
     factor = suv_conversion(replace(HEADER, units="CM2ML", suv_type="BSA"), beds()).factors[0]
     assert factor == pytest.approx(70000 / (1.848e4), rel=1e-3)
 
 
-def test_philips_counts():
+def test_philips_counts() -> None:
     suv_only = replace(HEADER, units="CNTS", counts_to_suv=5e-4, counts_to_bqml=None)
     assert suv_conversion(suv_only, beds()).factors == (5e-4,) * 3
     both = replace(suv_only, counts_to_bqml=1.6)
@@ -235,14 +236,14 @@ def test_philips_counts():
         ("PET_TIME_ORDER", {"injection_s": None, "injection_clock_s": 12 * 3600.0 + 600}),
     ],
 )
-def test_refuses_what_it_would_have_to_guess(code, changes):
+def test_refuses_what_it_would_have_to_guess(code: str, changes: dict[str, Any]) -> None:
     with pytest.raises(InputError) as error:
         suv_conversion(replace(HEADER, **changes), beds())
     assert error.value.code == code
     assert "\n" not in str(error.value)
 
 
-def test_refuses_a_series_without_acquisition_times():
+def test_refuses_a_series_without_acquisition_times() -> None:
     with pytest.raises(InputError, match="PET_TIME_MISSING"):
         suv_conversion(HEADER, [Frame()])
 
@@ -254,13 +255,13 @@ def test_refuses_a_series_without_acquisition_times():
         (1.0, -1024.0, "PET_BAD_INTERCEPT"),
     ],
 )
-def test_rescale(slope, intercept, code):
+def test_rescale(slope: float, intercept: float, code: str) -> None:
     with pytest.raises(InputError, match=code):
         check_rescale(slope, intercept, "a.dcm")
     check_rescale(1.7, 0.0, "a.dcm")
 
 
-def test_overrides_stand_in_and_are_recorded():
+def test_overrides_stand_in_and_are_recorded() -> None:
     bare = replace(HEADER, weight_kg=None, dose_bq=None, injection_s=None)
     header = apply_overrides(bare, Overrides(weight_kg=70.0, dose_mbq=370.0, injection_time="11:00:00"))
     conversion = suv_conversion(header, beds())
@@ -280,12 +281,12 @@ def test_overrides_stand_in_and_are_recorded():
         (Overrides(injection_time="noon"), "PET_TIME_ORDER"),
     ],
 )
-def test_impossible_overrides(overrides, code):
+def test_impossible_overrides(overrides: Overrides, code: str) -> None:
     with pytest.raises(InputError, match=code):
         apply_overrides(HEADER, overrides)
 
 
-def test_provenance_is_json_without_times_of_day_weight_or_dose():
+def test_provenance_is_json_without_times_of_day_weight_or_dose() -> None:
     facts = json.dumps(suv_conversion(HEADER, GE).provenance())
     for number in (HEADER.weight_kg, HEADER.dose_bq, NOON, HEADER.injection_s, int(NOON)):
         assert str(number) not in facts
@@ -303,18 +304,18 @@ FACTORS = {
 }
 
 
-def _clock(text):
+def _clock(text: str) -> float:
     whole = text.strip().replace(":", "")
     return int(whole[:2]) * 3600 + int(whole[2:4]) * 60 + float(whole[4:])
 
 
-def _moment(date, clock):
+def _moment(date: str, clock: str) -> float:
     return datetime.datetime.strptime(date, "%Y%m%d").toordinal() * DAY_S + _clock(clock)
 
 
 @pytest.mark.skipif("PETSCALE_REAL_DATA" not in os.environ, reason="PETSCALE_REAL_DATA names no data folder")
 @pytest.mark.parametrize("case", FACTORS)
-def test_vendor_headers(case):
+def test_vendor_headers(case: str) -> None:
     path = Path(os.environ["PETSCALE_REAL_DATA"], "calculate_suv_metadata", f"{case}-instances.json")
     instances = json.loads(path.read_text())
     first = instances[0]

@@ -1,26 +1,15 @@
 """pix2pix's networks: published counts and sizes, fields of view, initial values, and what a bottleneck can learn."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from network_facts import count
 from torch import Tensor, nn
 
 from trainers.blocks import DROPOUT, PatchGAN, UNet, Upsample
 
-
-@pytest.fixture(autouse=True)
-def _one_thread_and_seeded() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
-
-
-def count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
 
 
 def on_meta(network: type[nn.Module], *args: Any, **options: Any) -> nn.Module:

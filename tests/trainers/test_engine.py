@@ -61,7 +61,7 @@ def free_port() -> int:
 
 
 def spawn(body: Callable[..., None], world: int, *args: object) -> None:
-    mp.spawn(_rank, (world, free_port(), body, args), nprocs=world)  # type: ignore[no-untyped-call]
+    mp.spawn(_rank, (world, free_port(), body, args), nprocs=world)  # type: ignore[attr-defined,no-untyped-call]
 
 
 def _rank(rank: int, world: int, port: int, body: Callable[..., None], args: tuple[object, ...]) -> None:
@@ -163,8 +163,12 @@ def _continue_at(stage: Literal[0, 1, 2], rank: int, folder: str) -> None:
         assert all(torch.equal(old[k], new[k]) for k in old), "resume is not bit-equal"
 
 
+# zero_stage of the run that is saved, and of the one that continues it
+RESUMED_STAGES: tuple[tuple[Literal[0, 1, 2], Literal[0, 1, 2]], ...] = ((2, 0), (1, 2), (0, 1))
+
+
 def _reload(rank: int, world: int, folder: str) -> None:
-    for old_stage, new_stage in ((2, 0), (1, 2), (0, 1)):
+    for old_stage, new_stage in RESUMED_STAGES:
         make = deepspeed_engines(EngineConfig(zero_stage=new_stage), device=torch.device("cpu"))
         saved = torch.load(f"{folder}/saved-{old_stage}.pt", weights_only=True)
         G, D = engines(make, rmsprop)
@@ -202,7 +206,7 @@ def _bf16_at(stage: Literal[0, 1, 2], rank: int) -> None:
     make = deepspeed_engines(EngineConfig(zero_stage=stage, precision="bf16"), device=torch.device("cpu"))
     G, D = engines(make, rmsprop)
     seen: list[torch.dtype] = []
-    G.module[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))  # type: ignore[index, operator]
+    G.module[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     for step in range(2):
         gan_step(G, D, *batch(step, rank))
     assert seen[0] == torch.bfloat16

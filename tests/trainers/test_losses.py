@@ -53,6 +53,7 @@ def test_without_any_organ_dice_is_zero_and_differentiable() -> None:
     loss = soft_dice_loss(p, torch.zeros(1, 2, 3, 3, 3))
     loss.backward()
     assert loss.item() == 0
+    assert p.grad is not None
     assert torch.all(p.grad == 0)
 
 
@@ -73,4 +74,5 @@ def test_gradient_difference_sees_edges_and_not_levels() -> None:
 def test_gradient_difference_has_finite_gradients_in_flat_air() -> None:
     air = torch.zeros(1, 1, 5, 5, 5, requires_grad=True)
     gradient_difference(air, torch.rand(1, 1, 5, 5, 5)).backward()
+    assert air.grad is not None
     assert torch.isfinite(air.grad).all()

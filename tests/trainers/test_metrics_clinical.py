@@ -15,7 +15,7 @@ ORGAN, LESION = Region("liver", "organ", 1), Region("lesion 1", "lesion", 2)
 
 
 @pytest.fixture
-def scene():
+def scene() -> tuple[ArraySource, ArraySource]:
     rng = np.random.Generator(np.random.Philox(3))
     voxels = rng.gamma(2.0, 1.0, SHAPE).astype(np.float32)
     labels = np.zeros(SHAPE, np.float32)
@@ -24,14 +24,14 @@ def scene():
     return ArraySource(voxels, GRID, SUV), ArraySource(labels, GRID, LABEL)
 
 
-def test_the_sphere_holds_one_millilitre():
+def test_the_sphere_holds_one_millilitre() -> None:
     step = 0.5
     assert len(c._sphere((step,) * 3)) * step**3 / 1000 == pytest.approx(1.0, rel=0.01)
     assert c._sphere((50.0, 50.0, 50.0)).tolist() == [[0, 0, 0]]
 
 
 @pytest.mark.parametrize("slab_voxels", [1, 7 * 20 * 22, 10**6])
-def test_uptake_equals_whole_array_arithmetic(scene, slab_voxels):
+def test_uptake_equals_whole_array_arithmetic(scene: tuple[ArraySource, ArraySource], slab_voxels: int) -> None:
     image, labels = scene
     x = image.voxels.astype(np.float64)
     offsets = c._sphere(SPACING)
@@ -49,7 +49,7 @@ def test_uptake_equals_whole_array_arithmetic(scene, slab_voxels):
         assert found[region].peak == pytest.approx(sphere_mean[inside].max())
 
 
-def test_scores_hold_bias_against_the_full_dose(scene):
+def test_scores_hold_bias_against_the_full_dose(scene: tuple[ArraySource, ArraySource]) -> None:
     image, labels = scene
     half = ArraySource(image.voxels * 0.5, GRID, SUV)
     scores = c.uptake_scores("case", image, {"low": half}, [ORGAN, LESION], labels=labels)
@@ -63,17 +63,17 @@ def test_scores_hold_bias_against_the_full_dose(scene):
     assert tlg["full dose"] == pytest.approx(image.voxels[inside].sum(dtype=np.float64) * 0.015)
 
 
-def test_bias_of_nothing_is_not_a_number():
+def test_bias_of_nothing_is_not_a_number() -> None:
     assert np.isnan(c.bias_percent(0.0, 1.0))
 
 
-def test_units_other_than_suv_are_refused(scene):
+def test_units_other_than_suv_are_refused(scene: tuple[ArraySource, ArraySource]) -> None:
     image, labels = scene
     with pytest.raises(InputError, match="IMG_UNITS"):
         c.stream_uptake(ArraySource(image.voxels, GRID, BQML), labels, [ORGAN])
 
 
-def test_lesions_are_separated_as_scipy_does_and_numbered_by_size():
+def test_lesions_are_separated_as_scipy_does_and_numbered_by_size() -> None:
     rng = np.random.Generator(np.random.Philox(11))
     marks = np.where(rng.random(SHAPE) < 0.06, 10.0, 1.0).astype(np.float32)
     separated = c.separate(ArraySource(marks, GRID, LABEL), 10)
@@ -86,6 +86,6 @@ def test_lesions_are_separated_as_scipy_does_and_numbered_by_size():
     np.testing.assert_array_equal(np.concatenate([separated.read(z, z + 1) for z in range(SHAPE[0])]), whole)
 
 
-def test_no_lesion_is_no_component(scene):
+def test_no_lesion_is_no_component(scene: tuple[ArraySource, ArraySource]) -> None:
     _, labels = scene
     np.testing.assert_array_equal(c.separate(labels, 9).read(0, 5), labels.read(0, 5))

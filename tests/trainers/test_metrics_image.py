@@ -1,22 +1,24 @@
 """Scores of arrays against scikit-image and MONAI."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from skimage.metrics import normalized_root_mse, peak_signal_noise_ratio, structural_similarity
 
 from trainers.metrics import image as m
 from trainers.metrics.ssim import ssim, ssim_map
 
 
-def volumes():
+def volumes() -> tuple[NDArray[Any], NDArray[Any]]:
     rng = np.random.Generator(np.random.Philox(7))
     x = rng.gamma(2.0, 1.0, (23, 17, 19)).astype(np.float32)
     return x, (x + rng.normal(0, 0.5, x.shape)).astype(np.float32)
 
 
-def test_plain_scores_equal_scikit_image():
+def test_plain_scores_equal_scikit_image() -> None:
     x, y = volumes()
     x, y = x.astype(np.float64), y.astype(np.float64)
     assert m.psnr(x, y, data_range=9.0) == pytest.approx(peak_signal_noise_ratio(x, y, data_range=9.0))
@@ -27,7 +29,7 @@ def test_plain_scores_equal_scikit_image():
     np.testing.assert_allclose(ssim_map(x, y, data_range=9.0), theirs, atol=1e-10)
 
 
-def test_ssim_equals_monai_where_windows_lie_inside():
+def test_ssim_equals_monai_where_windows_lie_inside() -> None:
     torch = pytest.importorskip("torch")
     metrics = pytest.importorskip("monai.metrics.regression")
     x, y = volumes()
@@ -44,7 +46,7 @@ def test_ssim_equals_monai_where_windows_lie_inside():
     np.testing.assert_allclose(ours, theirs[0, 0].numpy(), atol=2e-4)  # MONAI computes in float32
 
 
-def test_known_values():
+def test_known_values() -> None:
     x, y = np.full((4, 4, 4), 2.0), np.full((4, 4, 4), 3.0)
     assert m.mae(x, y) == 1.0
     assert m.nrmse(x, y) == 0.5

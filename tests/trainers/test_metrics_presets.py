@@ -1,9 +1,12 @@
 """The papers' conventions against scikit-image and plain numpy, and the numbers worked by hand."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from skimage.metrics import normalized_root_mse, peak_signal_noise_ratio, structural_similarity
 
 from storage.source import LABEL, SUV, ArraySource, Grid
@@ -16,15 +19,15 @@ from trainers.metrics.streaming import stream_scores
 SHAPE = (23, 17, 19)
 
 
-def volumes(lowest=0.0):
+def volumes(lowest: float = 0.0) -> tuple[NDArray[Any], NDArray[Any]]:
     """A full dose of which a third is exactly ``lowest``, and a noisy image whose maximum is another."""
     rng = np.random.Generator(np.random.Philox(11))
     y = np.maximum(rng.gamma(2.0, 1.0, SHAPE) - 1.0, 0.0) + lowest
     return y.astype(np.float32), (1.3 * y + rng.normal(0, 0.4, SHAPE)).astype(np.float32)
 
 
-def scores(preset, y, x, slab_voxels=4 * 17 * 19) -> list[Score]:
-    def source(voxels, units=SUV):
+def scores(preset: str, y: NDArray[Any], x: NDArray[Any], slab_voxels: int = 4 * 17 * 19) -> list[Score]:
+    def source(voxels: NDArray[Any], units: Any = SUV) -> ArraySource:
         return ArraySource(np.asarray(voxels, np.float32), Grid(np.shape(y), np.diag([-4.0, -4.0, 3.0, 1.0])), units)
 
     return stream_scores(
@@ -38,14 +41,14 @@ def scores(preset, y, x, slab_voxels=4 * 17 * 19) -> list[Score]:
     )
 
 
-def values(preset, y, x, **settings):
+def values(preset: str, y: NDArray[Any], x: NDArray[Any], **settings: Any) -> dict[tuple[str, str], float]:
     """(metric, data range) -> value."""
     return {(s.definition.metric, s.definition.data_range[:1]): s.value for s in scores(preset, y, x, **settings)}
 
 
 @pytest.mark.parametrize("slab_voxels", [1, 4 * 17 * 19, 10**6])
 @pytest.mark.parametrize("lowest", [0.0, 0.7])
-def test_udpet2022_is_the_challenges_evaluator(slab_voxels, lowest):
+def test_udpet2022_is_the_challenges_evaluator(slab_voxels: int, lowest: float) -> None:
     y, x = volumes(lowest)
     got = values("udpet2022", y, x, slab_voxels=slab_voxels)
     y, x = y.astype(np.float64), x.astype(np.float64)
@@ -64,7 +67,7 @@ def test_udpet2022_is_the_challenges_evaluator(slab_voxels, lowest):
 
 @pytest.mark.parametrize("slab_voxels", [1, 10**6])
 @pytest.mark.parametrize("lowest", [0.0, -0.7])
-def test_s3pet_is_the_laboratorys_script_in_3d_with_the_papers_text_beside_it(slab_voxels, lowest):
+def test_s3pet_is_the_laboratorys_script_in_3d_with_the_papers_text_beside_it(slab_voxels: int, lowest: float) -> None:
     y, x = volumes(lowest)
     got = {(s.definition.metric, s.definition.scale): s for s in scores("s3pet", y, x, slab_voxels=slab_voxels)}
     y, x = y.astype(np.float64), x.astype(np.float64)
@@ -84,7 +87,7 @@ def test_s3pet_is_the_laboratorys_script_in_3d_with_the_papers_text_beside_it(sl
         assert got["SSIM", "none"].value == pytest.approx(got["SSIM", FROM_0_TO_1].value, rel=1e-9)
 
 
-def test_numbers_worked_by_hand():
+def test_numbers_worked_by_hand() -> None:
     y, x = (np.array(v, np.float32).reshape(1, 2, 2) for v in ((1, 2, 0, 2), (1, 1, 0, 3)))
     got = values("s3pet", y, x)
     assert got["NMSE", ""] == pytest.approx(0.2222, abs=5e-5)
@@ -96,13 +99,13 @@ def test_numbers_worked_by_hand():
     assert values("s3pet", y, y)["PSNR", "1"] == math.inf
 
 
-def test_nrmse_in_per_cent_and_psnr_are_one_number_where_the_minimum_is_0():
+def test_nrmse_in_per_cent_and_psnr_are_one_number_where_the_minimum_is_0() -> None:
     y, x = volumes()
     got = values("udpet2022", y, x)
     assert got["NRMSE", ""] == pytest.approx(100 * 10 ** (-got["PSNR", "m"] / 20), rel=1e-9)
 
 
-def test_tables_of_several_patients_obey_jensens_bound():
+def test_tables_of_several_patients_obey_jensens_bound() -> None:
     y, x = volumes()
     pairs = [values("udpet2022", y, y + share * (x - y)) for share in (0.1, 0.5, 1.0)]
     nrmse = np.mean([pair["NRMSE", ""] for pair in pairs])
@@ -111,12 +114,12 @@ def test_tables_of_several_patients_obey_jensens_bound():
 
 
 @pytest.mark.parametrize("preset", ["udpet2022", "s3pet"])
-def test_scores_do_not_depend_on_the_unit_of_both_images(preset):
+def test_scores_do_not_depend_on_the_unit_of_both_images(preset: str) -> None:
     y, x = volumes()
     assert values(preset, 4096 * y, 4096 * x) == pytest.approx(values(preset, y, x), rel=1e-9)
 
 
-def test_an_error_of_scale_alone_escapes_udpets_ssim_and_shows_in_nrmse():
+def test_an_error_of_scale_alone_escapes_udpets_ssim_and_shows_in_nrmse() -> None:
     y, x = volumes()
     plain, doubled = values("udpet2022", y, x), values("udpet2022", y, 2 * x)
     for peak in "12":
@@ -124,14 +127,14 @@ def test_an_error_of_scale_alone_escapes_udpets_ssim_and_shows_in_nrmse():
     assert doubled["NRMSE", ""] > 1.5 * plain["NRMSE", ""]
 
 
-def test_air_does_not_enter_s3pets_masked_psnr():
+def test_air_does_not_enter_s3pets_masked_psnr() -> None:
     y, x = volumes()
     worse = np.where(y == 0, x + 1, x)
     assert values("s3pet", y, worse)["PSNR", "1"] == pytest.approx(values("s3pet", y, x)["PSNR", "1"])
     assert values("s3pet", y, worse)["PSNR", "m"] < values("s3pet", y, x)["PSNR", "m"]
 
 
-def test_an_empty_image_has_no_own_maximum_and_therefore_no_ssim():
+def test_an_empty_image_has_no_own_maximum_and_therefore_no_ssim() -> None:
     y, _ = volumes()
     got = values("udpet2022", y, np.zeros_like(y))
     assert math.isnan(got["SSIM", "1"])
@@ -141,7 +144,7 @@ def test_an_empty_image_has_no_own_maximum_and_therefore_no_ssim():
 LIVER, HEART, SPLEEN = Region("liver", "organ", 1), Region("heart", "organ", 2), Region("spleen", "organ", 3)
 
 
-def organs(y, x, slab_voxels=4 * 17 * 19):
+def organs(y: Any, x: Any, slab_voxels: int = 4 * 17 * 19) -> tuple[NDArray[Any], Any]:
     labels = np.zeros(SHAPE, np.float32)
     labels[2:9, 3:9, 4:10], labels[12:20, 6:12, 6:12] = 1, 2
     sources = [ArraySource(v.astype(np.float32), Grid(SHAPE, np.eye(4)), SUV) for v in (y, x)]
@@ -157,12 +160,19 @@ def organs(y, x, slab_voxels=4 * 17 * 19):
 
 
 @pytest.mark.parametrize("slab_voxels", [1, 10**6])
-def test_udpets_organ_errors_and_score(slab_voxels):
+def test_udpets_organ_errors_and_score(slab_voxels: int) -> None:
     y, x = volumes(0.5)
     labels, got = organs(y, x, slab_voxels)
     value = {(s.region, s.definition.metric): s.value for s in got}
     assert set(value) == {("liver", "MAPE"), ("heart", "MAPE"), ("whole volume", "MAPE"), ("whole volume", "SCORE")}
-    of = [np.mean, np.max, np.sum, lambda v: np.sqrt(np.mean(v**2)), lambda v: np.percentile(v, 90), np.median]
+    of: list[Callable[[NDArray[Any]], Any]] = [
+        np.mean,
+        np.max,
+        np.sum,
+        lambda v: np.sqrt(np.mean(v**2)),
+        lambda v: np.percentile(v, 90),
+        np.median,
+    ]
     weights = np.array([4, 4, 3, 1, 1, 1]) / 14
     for region in (LIVER, HEART):
         a, b = (v[labels == region.label].astype(np.float64) for v in (y, x))
@@ -175,7 +185,7 @@ def test_udpets_organ_errors_and_score(slab_voxels):
     assert value["whole volume", "SCORE"] == pytest.approx(0.5 * quality - 0.5 * mean)
 
 
-def test_an_image_ten_per_cent_too_hot_has_an_organ_error_of_ten():
+def test_an_image_ten_per_cent_too_hot_has_an_organ_error_of_ten() -> None:
     y, _ = volumes(0.5)
     assert [s.value for s in organs(y, 1.1 * y)[1] if s.definition.metric == "MAPE"] == pytest.approx(
         [10.0] * 3, rel=1e-5
@@ -183,13 +193,16 @@ def test_an_image_ten_per_cent_too_hot_has_an_organ_error_of_ten():
     assert {s.definition.higher_is_better for s in organs(y, 1.1 * y)[1] if s.definition.metric == "SCORE"} == {True}
 
 
-def test_presets_side_by_side_score_as_alone():
+def test_presets_side_by_side_score_as_alone() -> None:
     y, x = volumes()
-    source = lambda voxels, units=SUV: ArraySource(voxels, Grid(SHAPE, np.eye(4)), units)  # noqa: E731
+
+    def source(voxels: NDArray[Any], units: Any = SUV) -> ArraySource:
+        return ArraySource(voxels, Grid(SHAPE, np.eye(4)), units)
+
     regions = [Region("whole volume", "whole"), Region("body", "body")]
     body = source((y > 0).astype(np.float32), LABEL)
 
-    def run(rules):
+    def run(rules: Any) -> list[Score]:
         return stream_scores("c", source(y), {"x": source(x)}, rules, regions, body=body, slab_voxels=999)
 
     together = {s.definition: s.value for s in run([rule for rules in PRESETS.values() for rule in rules])}
@@ -197,7 +210,7 @@ def test_presets_side_by_side_score_as_alone():
     assert together == pytest.approx(alone, rel=1e-12)
 
 
-def test_rules_tell_what_was_done():
+def test_rules_tell_what_was_done() -> None:
     for name, phrases in {
         "udpet2022": ("own maximum", "uniform, 7 x 7 x 7", "sample covariance", "data range: 2", "data range: 1", "%"),
         "s3pet": (

@@ -1,7 +1,10 @@
 """Scores of volumes read slab by slab, against whole arrays."""
 
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from storage.errors import InputError
 from storage.source import LABEL, SUV, ArraySource, Grid
@@ -15,13 +18,13 @@ from trainers.metrics.streaming import stream_scores
 GRID = Grid((23, 17, 19), np.diag([-4.0, -4.0, 3.0, 1.0]))
 
 
-def volumes(shape=GRID.shape):
+def volumes(shape: tuple[int, int, int] = GRID.shape) -> tuple[NDArray[Any], NDArray[Any]]:
     rng = np.random.Generator(np.random.Philox(7))
     x = rng.gamma(2.0, 1.0, shape).astype(np.float32)
     return x, (x + rng.normal(0, 0.5, shape)).astype(np.float32)
 
 
-def label_array():
+def label_array() -> NDArray[Any]:
     labels = np.zeros(GRID.shape, np.float32)
     labels[2:9, 3:9, 4:10] = 1
     labels[15:23, 0:6, 12:19] = 3  # touches three faces
@@ -29,11 +32,14 @@ def label_array():
 
 
 @pytest.fixture
-def case():
+def case() -> tuple[ArraySource, ArraySource, ArraySource, ArraySource]:
     x, y = volumes()
     body = np.zeros(GRID.shape, np.float32)
     body[1:23, 0:15, 2:19] = 1
-    source = lambda voxels, units=SUV: ArraySource(voxels, GRID, units)  # noqa: E731
+
+    def source(voxels: NDArray[Any], units: Any = SUV) -> ArraySource:
+        return ArraySource(voxels, GRID, units)
+
     return source(x), source(y), source(body, LABEL), source(label_array(), LABEL)
 
 
@@ -47,7 +53,9 @@ REGIONS = [
 
 
 @pytest.mark.parametrize("slab_voxels", [1, 5 * 17 * 19, 10**6])
-def test_streaming_equals_whole_arrays(case, slab_voxels):
+def test_streaming_equals_whole_arrays(
+    case: tuple[ArraySource, ArraySource, ArraySource, ArraySource], slab_voxels: int
+) -> None:
     reference, image, body, labels = case
     scores = stream_scores(
         "c", reference, {"y": image}, PRESETS["native"], REGIONS, body=body, labels=labels, slab_voxels=slab_voxels
@@ -71,7 +79,9 @@ def test_streaming_equals_whole_arrays(case, slab_voxels):
 
 
 @pytest.mark.parametrize("slab_voxels", [3 * 17 * 19, 10**6])
-def test_masking_both_images_equals_the_full_grid_computation(case, slab_voxels):
+def test_masking_both_images_equals_the_full_grid_computation(
+    case: tuple[ArraySource, ArraySource, ArraySource, ArraySource], slab_voxels: int
+) -> None:
     reference, image, body, labels = case
     scores = stream_scores(
         "c", reference, {"y": image}, PRESETS["sgsgan"], REGIONS, body=body, labels=labels, slab_voxels=slab_voxels
@@ -92,12 +102,12 @@ class Counting(ArraySource):
 
     thickest = 0
 
-    def read(self, z0, z1):
+    def read(self, z0: Any, z1: Any) -> Any:
         type(self).thickest = max(self.thickest, z1 - z0)
         return super().read(z0, z1)
 
 
-def test_no_more_than_a_slab_and_its_halo_is_read():
+def test_no_more_than_a_slab_and_its_halo_is_read() -> None:
     x, y = volumes((60, 6, 6))
     grid = Grid((60, 6, 6), GRID.affine)
     Counting.thickest = 0
@@ -106,7 +116,7 @@ def test_no_more_than_a_slab_and_its_halo_is_read():
     assert Counting.thickest == 4 + 2 * WINDOW_RADIUS
 
 
-def test_a_rule_tells_range_mask_window_and_preset():
+def test_a_rule_tells_range_mask_window_and_preset() -> None:
     for name, rules in PRESETS.items():
         for rule in rules:
             assert rule.preset == name
@@ -117,7 +127,7 @@ def test_a_rule_tells_range_mask_window_and_preset():
         assert len(set(rules)) == len(rules)
 
 
-def test_refusals(case):
+def test_refusals(case: tuple[ArraySource, ArraySource, ArraySource, ArraySource]) -> None:
     reference, image, body, _ = case
     moved = ArraySource(image.voxels, Grid(GRID.shape, np.diag([-4.0, -4.0, 3.3, 1.0])), SUV)
     broken = ArraySource(np.where(image.voxels > 3, np.nan, image.voxels), GRID, SUV)

@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor
 
 from storage.reader import Case, open_cohort
@@ -36,11 +38,11 @@ class Identity:
         return low[:, :, z : low.shape[2] - z, y : low.shape[3] - y, x : low.shape[4] - x]
 
 
-def volume(synthesizer: object, case: Case, **options: object) -> np.ndarray:  # type: ignore[type-arg]
+def volume(synthesizer: object, case: Case, **options: object) -> NDArray[Any]:
     grid = case.image("low_drf4").grid
     result = np.full(grid.shape, np.nan, dtype=np.float32)
 
-    def write(z0: int, slab: np.ndarray) -> None:  # type: ignore[type-arg]
+    def write(z0: int, slab: NDArray[Any]) -> None:
         assert np.isnan(result[z0 : z0 + len(slab)]).all(), "a voxel was written twice"
         result[z0 : z0 + len(slab)] = slab
 
@@ -93,7 +95,7 @@ def small(**settings: object) -> sgsgan.Config:
 
 def test_sgsgan_tiles_equal_the_whole_volume_without_seams(case: Case) -> None:
     torch.manual_seed(0)
-    results = []
+    results: list[NDArray[Any]] = []
     for patch in ((24, 24, 24), (32, 40, 24), (48, 40, 40)):
         config = small(patch=patch)
         if not results:

@@ -1,14 +1,15 @@
 """The cascade and DSGGAN as systems: updates, the epoch kept, resume, learning, whole volumes, configuration."""
 
 import math
-from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from network_facts import seam_score
 from numpy.typing import NDArray
+from small_cascade import DSGGAN, SMALL_3D, VARIANTS, Fixed, perturb, small
 from torch import Tensor, nn
 
 from storage.errors import InputError
@@ -32,48 +33,7 @@ from trainers.systems.cascade import (
     unit_to_suv,
 )
 
-SMALL: dict[str, Any] = {
-    "patch": (1, 32, 32),
-    "width": 4,
-    "downs": 4,
-    "critic_width": 4,
-    "critic_strides": (2, 1),
-    "epoch_samples": 4,
-    "epochs": 3,
-    "validate_batches": 1,
-}
-SMALL_3D: dict[str, Any] = {"mode": "3d", "patch": (8, 16, 16), "downs": 3}
-DSGGAN: dict[str, Any] = {"stages": 2, "dense": "images", "loss_at": "all"}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "one stage": {},
-    "cascade": {"stages": 3},
-    "A": DSGGAN,
-    "B": {**DSGGAN, "stages": 3, "dense": "images+skips"},
-    "C": {**DSGGAN, "stages": 3, "dense": "replace_skips"},
-    "apart": {**DSGGAN, "dense": "images+skips", "stop_gradient_between_stages": True},
-    "2.5d": {"mode": "2.5d", "patch": (3, 32, 32)},
-    "3d": {**SMALL_3D, **DSGGAN},
-    "lsgan": {"gan_mode": "lsgan", "out_act": "linear", "upsample": "resize3"},
-    "no discriminator": {"lambda_adversarial": 0.0, "upsample": "resize4"},
-}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Small convolutions on more threads than there are free cores take many times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
-def small(**changes: Any) -> Config:
-    return Config(**{**SMALL, **changes})
+pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
 
 
 def build(config: Config, seed: int = 0) -> CascadeGAN:
@@ -101,29 +61,6 @@ def run(recipe: CascadeGAN, step: int) -> dict[str, Tensor]:
 
 def flat(recipe: CascadeGAN) -> dict[str, Tensor]:
     return {f"{name}|{key}": value for name, state in recipe.state().items() for key, value in state.items()}
-
-
-def perturb(network: nn.Module) -> None:
-    """Move every weight and statistic off its initial value, so that no zero hides a mistake."""
-    with torch.no_grad():
-        for p in network.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-        for name, b in network.named_buffers():
-            if name.endswith("running_mean"):
-                b.copy_(0.3 * torch.randn_like(b))
-            if name.endswith("running_var"):
-                b.copy_(0.5 + torch.rand_like(b))
-
-
-class Fixed(nn.Module):
-    """A stage that gives one image, whatever it sees."""
-
-    def __init__(self, image: Tensor, features: list[Tensor]) -> None:
-        super().__init__()
-        self.image, self.features = image, features
-
-    def forward(self, x: Tensor, before: Any) -> tuple[Tensor, list[Tensor]]:
-        return self.image, self.features
 
 
 # What a step changes.
@@ -476,13 +413,6 @@ def textures(cases: int, shape: tuple[int, int, int], random: torch.Generator) -
     fine = ((F.avg_pool2d(noise, 5, stride=1)[..., 8 : 8 + y, 8 : 8 + x] - 0.5) * 3 + 0.5).clamp(0, 1)
     coarse = ((F.avg_pool2d(noise, 21, stride=1) - 0.5) * 9 + 0.5).clamp(0, 1)
     return (1400 * fine - 1000)[:, None], (12 * fine * coarse)[:, None]
-
-
-def seam_score(volume: NDArray[np.float32], stride: int) -> float:
-    """Mean jump across window borders over the mean jump elsewhere."""
-    jumps = np.abs(np.diff(volume, axis=2)).mean((0, 1))
-    border = np.arange(1, volume.shape[2]) % stride == 0
-    return float(jumps[border].mean() / jumps[~border].mean())
 
 
 def test_a_whole_volume_shows_no_seams() -> None:

@@ -8,6 +8,8 @@ from typing import Any, cast
 import pytest
 import torch
 import torch.nn.functional as F
+from network_facts import count
+from small_cascade import DSGGAN, VARIANTS, Fixed, perturb, small
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -26,64 +28,7 @@ from trainers.systems.cascade import (
     unit_to_suv,
 )
 
-SMALL: dict[str, Any] = {
-    "patch": (1, 32, 32),
-    "width": 4,
-    "downs": 4,
-    "critic_width": 4,
-    "critic_strides": (2, 1),
-    "epoch_samples": 4,
-    "epochs": 3,
-    "validate_batches": 1,
-}
-SMALL_3D: dict[str, Any] = {"mode": "3d", "patch": (8, 16, 16), "downs": 3}
-DSGGAN: dict[str, Any] = {"stages": 2, "dense": "images", "loss_at": "all"}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "one stage": {},
-    "cascade": {"stages": 3},
-    "A": DSGGAN,
-    "B": {**DSGGAN, "stages": 3, "dense": "images+skips"},
-    "C": {**DSGGAN, "stages": 3, "dense": "replace_skips"},
-    "apart": {**DSGGAN, "dense": "images+skips", "stop_gradient_between_stages": True},
-    "2.5d": {"mode": "2.5d", "patch": (3, 32, 32)},
-    "3d": {**SMALL_3D, **DSGGAN},
-    "lsgan": {"gan_mode": "lsgan", "out_act": "linear", "upsample": "resize3"},
-    "no discriminator": {"lambda_adversarial": 0.0, "upsample": "resize4"},
-}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Small convolutions on more threads than there are free cores take many times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
-def small(**changes: Any) -> Config:
-    return Config(**{**SMALL, **changes})
-
-
-def perturb(network: nn.Module) -> None:
-    """Move every weight and statistic off its initial value, so that no zero hides a mistake."""
-    with torch.no_grad():
-        for p in network.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-        for name, b in network.named_buffers():
-            if name.endswith("running_mean"):
-                b.copy_(0.3 * torch.randn_like(b))
-            if name.endswith("running_var"):
-                b.copy_(0.5 + torch.rand_like(b))
-
-
-def count(network: nn.Module) -> int:
-    return sum(p.numel() for p in network.parameters())
+pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
 
 
 # Networks.
@@ -133,17 +78,6 @@ def test_every_stage_gives_an_image(name: str) -> None:
     images = network(ct)
     assert [image.shape for image in images] == [ct.shape] * config.stages
     assert all((image.detach().max() <= 1) == (config.out_act == "tanh") for image in images)
-
-
-class Fixed(nn.Module):
-    """A stage that gives one image, whatever it sees."""
-
-    def __init__(self, image: Tensor, features: list[Tensor]) -> None:
-        super().__init__()
-        self.image, self.features = image, features
-
-    def forward(self, x: Tensor, before: Any) -> tuple[Tensor, list[Tensor]]:
-        return self.image, self.features
 
 
 @pytest.mark.parametrize(("dense", "sees"), [("none", False), ("images", True)])

@@ -1,7 +1,6 @@
 """CG-3DSRGAN as a system: what a step changes, schedule, ablations, learning, resume, inference, configuration."""
 
 import hashlib
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from doses import stated
+from network_facts import moved
 from safetensors.torch import save_file
+from small_cg_3dsrgan import build, make_batch, module, perturb, small
 from torch import Tensor, nn
 
 from storage.errors import InputError
@@ -21,19 +22,6 @@ from trainers.recipe import Batch, Doses, Recipe, Synthesizer, Validated
 from trainers.systems import cg_3dsrgan
 from trainers.systems.cg_3dsrgan import CG3DSRGAN, Config, Plateau, synthesizer_of
 
-SMALL: dict[str, Any] = {
-    "mlnet_channels": 4,
-    "head_hidden": 8,
-    "contextual_channels": 4,
-    "discriminator_channels": 4,
-    "perceptual": "masked",
-    "epoch_samples": 4,
-    "max_epochs": 2,
-    "backbone_samples": 4,
-    "calibration_samples": 6,
-    "patch": (32, 32, 32),
-    "validate_batches": 2,
-}
 BASELINE: dict[str, Any] = {"classify": False, "adversarial": False, "refine": False}
 VARIANTS: dict[str, dict[str, Any]] = {  # Table II
     "baseline": BASELINE,
@@ -42,44 +30,7 @@ VARIANTS: dict[str, dict[str, Any]] = {  # Table II
     "CG-3DSRGAN": {},
 }
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Small convolutions on more threads than there are free cores take many times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def _small_and_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(perceptual, "MaskedAutoencoder", partial(perceptual.MaskedAutoencoder, channels=2))
-    torch.manual_seed(0)
-
-
-def small(**changes: Any) -> Config:
-    return Config(**{**SMALL, **changes})
-
-
-def build(config: Config, seed: int = 0) -> CG3DSRGAN:
-    torch.manual_seed(seed)
-    return cg_3dsrgan.build(config, make_engine=plain_engine, patches_per_step=2)
-
-
-def make_batch(seed: int, edge: int = 32, doses: tuple[float, ...] = (4.0, 100.0)) -> Batch:
-    random = torch.Generator().manual_seed(seed)
-    b = len(doses)
-    full = torch.rand(b, 1, edge, edge, edge, generator=random)
-    return Batch(
-        source=full + 0.2 * torch.randn(full.shape, generator=random),
-        target=full,
-        masks=torch.zeros(b, 0, edge, edge, edge),
-        overview=torch.zeros(b, 1, 0, 0, 0),
-        drf=torch.tensor(doses),
-        cases=b,
-        places=("",) * b,
-    )
+pytestmark = pytest.mark.usefixtures("one_thread", "small_autoencoder", "seeded")
 
 
 def run(recipe: CG3DSRGAN, step: int) -> dict[str, Tensor]:
@@ -97,28 +48,6 @@ def weights(recipe: CG3DSRGAN, buffers: bool = False) -> dict[str, dict[str, Ten
                 part = engine if engine != "M" else ".".join(name.split(".")[: 2 if name.startswith("mlnet") else 1])
                 found.setdefault(part, {})[name] = value
     return found
-
-
-def moved(before: dict[str, dict[str, Tensor]], after: dict[str, dict[str, Tensor]]) -> set[str]:
-    return {e for e in before if any(not torch.equal(before[e][k], after[e][k]) for k in before[e])}
-
-
-def perturb(module: nn.Module) -> None:
-    """Move every weight and statistic off its initial value, so that no zero hides a mistake."""
-    with torch.no_grad():
-        for p in module.parameters():
-            p.add_(0.05 * torch.randn_like(p))
-        for name, b in module.named_buffers():
-            if name.endswith("running_mean"):
-                b.copy_(0.3 * torch.randn_like(b))
-            if name.endswith("running_var"):
-                b.copy_(0.5 + torch.rand_like(b))
-
-
-def module(recipe: CG3DSRGAN) -> cg_3dsrgan.Generator:
-    G = recipe.M.module
-    assert isinstance(G, cg_3dsrgan.Generator)
-    return G
 
 
 def channels_last(module: nn.Module) -> None:
@@ -263,7 +192,7 @@ def observe(recipe: CG3DSRGAN, scores: list[float]) -> tuple[list[int], int, int
         step = start + epoch * recipe.validate_every
         after = recipe.observe(step, {"squared_error": score**2 * 4.0, "reference_power": 4.0})
         for engine in (recipe.M, recipe.D):
-            assert engine.optimizer.param_groups[0]["lr"] == recipe._plateau.lr  # type: ignore[union-attr]
+            assert engine.optimizer.param_groups[0]["lr"] == recipe._plateau.lr
         if recipe._plateau.lr != rate:
             cuts.append(epoch)
             rate = recipe._plateau.lr
@@ -410,7 +339,7 @@ def test_resume_in_the_middle_of_each_phase_is_bit_equal() -> None:
         resumed.load(whole.state())
         assert resumed._plateau == whole._plateau
         for engine in (resumed.M, resumed.D):
-            assert engine.optimizer.param_groups[0]["lr"] == whole._plateau.lr  # type: ignore[union-attr]
+            assert engine.optimizer.param_groups[0]["lr"] == whole._plateau.lr
         advance(resumed, step)
         advance(whole, step)
         a, b = whole.state(), resumed.state()

@@ -1,96 +1,20 @@
 """CG-3DSRGAN's networks and losses: parameter counts, shapes, hand-worked numbers, gradients, norms, reach, classes."""
 
 import itertools
-from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from network_facts import count
+from small_cg_3dsrgan import build, make_batch, module, perturb, small
+from torch import Tensor
 
 from storage.errors import InputError
-from trainers import perceptual
-from trainers.engine import plain_engine
-from trainers.recipe import Batch
 from trainers.systems import cg_3dsrgan
-from trainers.systems.cg_3dsrgan import CG3DSRGAN, Config
+from trainers.systems.cg_3dsrgan import Config
 
-SMALL: dict[str, Any] = {
-    "mlnet_channels": 4,
-    "head_hidden": 8,
-    "contextual_channels": 4,
-    "discriminator_channels": 4,
-    "perceptual": "masked",
-    "epoch_samples": 4,
-    "max_epochs": 2,
-    "backbone_samples": 4,
-    "calibration_samples": 6,
-    "patch": (32, 32, 32),
-    "validate_batches": 2,
-}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Small convolutions on more threads than there are free cores take many times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def _small_and_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(perceptual, "MaskedAutoencoder", partial(perceptual.MaskedAutoencoder, channels=2))
-    torch.manual_seed(0)
-
-
-def small(**changes: Any) -> Config:
-    return Config(**{**SMALL, **changes})
-
-
-def build(config: Config, seed: int = 0) -> CG3DSRGAN:
-    torch.manual_seed(seed)
-    return cg_3dsrgan.build(config, make_engine=plain_engine, patches_per_step=2)
-
-
-def make_batch(seed: int, edge: int = 32, doses: tuple[float, ...] = (4.0, 100.0)) -> Batch:
-    random = torch.Generator().manual_seed(seed)
-    b = len(doses)
-    full = torch.rand(b, 1, edge, edge, edge, generator=random)
-    return Batch(
-        source=full + 0.2 * torch.randn(full.shape, generator=random),
-        target=full,
-        masks=torch.zeros(b, 0, edge, edge, edge),
-        overview=torch.zeros(b, 1, 0, 0, 0),
-        drf=torch.tensor(doses),
-        cases=b,
-        places=("",) * b,
-    )
-
-
-def count(module: nn.Module | None) -> int:
-    return sum(p.numel() for p in module.parameters()) if module else 0
-
-
-def perturb(module: nn.Module) -> None:
-    """Move every weight and statistic off its initial value, so that no zero hides a mistake."""
-    with torch.no_grad():
-        for p in module.parameters():
-            p.add_(0.05 * torch.randn_like(p))
-        for name, b in module.named_buffers():
-            if name.endswith("running_mean"):
-                b.copy_(0.3 * torch.randn_like(b))
-            if name.endswith("running_var"):
-                b.copy_(0.5 + torch.rand_like(b))
-
-
-def module(recipe: CG3DSRGAN) -> cg_3dsrgan.Generator:
-    G = recipe.M.module
-    assert isinstance(G, cg_3dsrgan.Generator)
-    return G
+pytestmark = pytest.mark.usefixtures("one_thread", "small_autoencoder", "seeded")
 
 
 # Counts.
@@ -199,15 +123,13 @@ def test_gradients_reach_exactly_the_listed_networks(detach: bool) -> None:
     G, batch = module(recipe), make_batch(0)
 
     def reached(loss: Tensor) -> set[str]:
-        for p in (*G.parameters(), *recipe.D.module.parameters()):  # type: ignore[union-attr]
+        for p in (*G.parameters(), *recipe.D.module.parameters()):
             p.grad = None
         loss.backward()
-        parts = {"mlnet.down": G.mlnet.down, "mlnet.up": G.mlnet.up, "mlnet.head": G.mlnet.head}
-        parts |= {"contextual": G.contextual, "D": recipe.D.module}  # type: ignore[union-attr, dict-item]
+        parts: dict[str, Any] = {"mlnet.down": G.mlnet.down, "mlnet.up": G.mlnet.up, "mlnet.head": G.mlnet.head}
+        parts |= {"contextual": G.contextual, "D": recipe.D.module}
         return {
-            name
-            for name, part in parts.items()
-            if any(p.grad is not None and p.grad.any() for p in part.parameters())  # type: ignore[union-attr]
+            name for name, part in parts.items() if any(p.grad is not None and p.grad.any() for p in part.parameters())
         }
 
     of_y2 = {"contextual"} if detach else {"contextual", "mlnet.up", "mlnet.down"}

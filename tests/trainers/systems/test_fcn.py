@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from network_facts import count
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -25,10 +26,6 @@ def awake(network: FCN) -> FCN:
         assert isinstance(score, nn.Conv2d)
         nn.init.normal_(score.weight, std=0.1)
     return network
-
-
-def count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
 
 
 def test_sizes() -> None:

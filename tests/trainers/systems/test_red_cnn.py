@@ -46,7 +46,7 @@ def test_the_published_number_of_parameters() -> None:
 def test_shortcuts_are_added_before_the_relu() -> None:
     """Against the layers written out with PyTorch's 2D functions."""
     torch.manual_seed(1)
-    network = REDCNN(3)
+    network: Any = REDCNN(3)
     x = torch.randn(1, 1, 1, 25, 27)
     c1, c2, c3, c4, c5 = ((c.weight[:, :, 0], c.bias) for c in network.down)
     d1, d2, d3, d4, d5 = ((d.weight[:, :, 0], d.bias) for d in network.up)

@@ -11,7 +11,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from doses import stated
+from network_facts import seam_score
 from numpy.typing import NDArray
+from small_s3pet import V0, V2, small
 from torch import Tensor, nn
 
 from storage.errors import InputError
@@ -25,38 +27,9 @@ from trainers.recipe import Batch, EngineFactory, Exporting, Tiling
 from trainers.systems import s3pet
 from trainers.systems.s3pet import Bilateral, Config
 
-SMALL: dict[str, Any] = {
-    "window": 32,
-    "slices": 2,
-    "dim": 16,
-    "blocks": 1,
-    "heads": 2,
-    "decoder_channels": (8, 4, 4, 4),
-    "low_samples": 8,
-    "full_samples": 8,
-    "swap_samples": 8,
-}
-V0: dict[str, Any] = {"pretrained": False, "decouple": False, "transfer": False}
 V1: dict[str, Any] = {**V0, "pretrained": True}
-V2: dict[str, Any] = {"transfer": False}
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Small layers on more threads than there are free cores take many times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
-def small(**changes: Any) -> Config:
-    return Config(**{**SMALL, **changes})
+pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
 
 
 def build(config: Config, seed: int = 0) -> s3pet.S3PET:
@@ -412,13 +385,6 @@ def test_one_window_is_the_direct_call_and_slices_keep_their_order() -> None:
     volume = np.random.default_rng(0).random((5, 32, 32), dtype=np.float32)
     direct = synthesizer(torch.from_numpy(volume)[None, None], {})[0, 0].numpy()
     np.testing.assert_allclose(whole(synthesizer, volume), direct, rtol=1e-5, atol=1e-6)
-
-
-def seam_score(volume: NDArray[np.float32], stride: int) -> float:
-    """Mean jump across window borders over the mean jump elsewhere."""
-    jumps = np.abs(np.diff(volume, axis=2)).mean((0, 1))
-    border = np.arange(1, volume.shape[2]) % stride == 0
-    return float(jumps[border].mean() / jumps[~border].mean())
 
 
 def test_a_whole_volume_shows_no_seams() -> None:

@@ -2,52 +2,19 @@
 
 import itertools
 import math
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
+from network_facts import count
+from small_s3pet import V0, V2, small
 from torch import Tensor, nn
 
 from trainers.systems import s3pet
 from trainers.systems.s3pet import Baseline, Bilateral, Config, Decoder, DsMAE, Encoder, MainBranch
 
-SMALL: dict[str, Any] = {
-    "window": 32,
-    "slices": 2,
-    "dim": 16,
-    "blocks": 1,
-    "heads": 2,
-    "decoder_channels": (8, 4, 4, 4),
-    "low_samples": 8,
-    "full_samples": 8,
-    "swap_samples": 8,
-}
-V0: dict[str, Any] = {"pretrained": False, "decouple": False, "transfer": False}
-V2: dict[str, Any] = {"transfer": False}
 PARTS = ("E_L", "E_S", "P_L", "P_S", "P_I", "M", "D_L", "D_S")
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Small layers on more threads than there are free cores take many times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
-def small(**changes: Any) -> Config:
-    return Config(**{**SMALL, **changes})
-
-
-def count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
 
 
 def part(network: Bilateral, name: str) -> nn.Module:

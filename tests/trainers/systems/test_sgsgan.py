@@ -1,11 +1,11 @@
 import dataclasses
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from network_facts import count, moved
 from torch import Tensor, nn
 
 from storage.errors import InputError
@@ -29,19 +29,7 @@ SMALL: dict[str, Any] = {
 }
 PLAIN: dict[str, Any] = {"use_noise": False, "use_adain": False}
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Small convolutions on more threads than there are free cores take many times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
+pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
 
 
 def small(**changes: Any) -> Config:
@@ -78,19 +66,11 @@ def run(recipe: sgsgan.SGSGAN, step: int) -> dict[str, Tensor]:
     return recipe.step(batch, step)
 
 
-def count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
-
-
 def weights(recipe: sgsgan.SGSGAN) -> dict[str, dict[str, Tensor]]:
     return {
         engine: {name: value for name, value in state.items() if name.startswith("weight/")}
         for engine, state in recipe.state().items()
     }
-
-
-def moved(before: dict[str, dict[str, Tensor]], after: dict[str, dict[str, Tensor]]) -> set[str]:
-    return {e for e in before if any(not torch.equal(before[e][k], after[e][k]) for k in before[e])}
 
 
 def perturb(module: nn.Module) -> None:
@@ -100,7 +80,7 @@ def perturb(module: nn.Module) -> None:
             p.add_(0.05 * torch.randn_like(p))
 
 
-def generator(config: Config) -> sgsgan.Generator:
+def generator(config: Config) -> networks.Generator:
     torch.manual_seed(0)
     G = sgsgan.generator(config)
     perturb(G)
@@ -283,7 +263,7 @@ def test_dcitn_is_the_densely_concatenated_network(concat_input: bool, halo: int
     assert isinstance(net, networks.DCITN)
     low = torch.rand(2, 1, 40, 40, 40)
 
-    def padded(layer: nn.Module, f: Tensor) -> Tensor:
+    def padded(layer: Any, f: Tensor) -> Tensor:
         return F.conv3d(f, layer.weight, layer.bias, padding=1)
 
     f = F.leaky_relu(padded(net.stem, low), 0.2)
@@ -316,7 +296,7 @@ def test_a_voxel_reaches_six_voxels_far_in_a_frozen_context_and_everything_in_a_
     assert (live[far > 6] > 0).float().mean() > 0.99
 
 
-def tiled(G: sgsgan.Generator, volume: Tensor, context: dict[str, Tensor], tile: int, halo: int) -> Tensor:
+def tiled(G: networks.Generator, volume: Tensor, context: dict[str, Tensor], tile: int, halo: int) -> Tensor:
     padded = F.pad(volume, [halo] * 6)
     out = torch.full_like(volume, torch.nan)
     starts = [range(0, edge, tile) for edge in volume.shape[2:]]
@@ -529,7 +509,8 @@ def test_training_overfits_two_patches() -> None:
     random = torch.Generator().manual_seed(0)
     places = torch.stack(torch.meshgrid(*[torch.arange(36.0)] * 3, indexing="ij"), dim=-1)
     centres = 36 * torch.rand(2, 12, 3, generator=random)
-    full = torch.stack([sum(torch.exp(-(places - c).square().sum(-1) / 18) for c in case) for case in centres])[:, None]
+    blobs: list[Any] = [sum(torch.exp(-(places - c).square().sum(-1) / 18) for c in case) for case in centres]
+    full = torch.stack(blobs)[:, None]
     low = (full + 0.3 * torch.randn(full.shape, generator=random)).clamp(min=0)
     overview = F.adaptive_avg_pool3d(low[:1], 16)
     target = networks._crop(full, 6).contiguous()

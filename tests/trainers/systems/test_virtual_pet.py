@@ -1,12 +1,12 @@
 """Virtual PET as a system: sizes, scales, losses, what a step changes, learning, resume, inference, configuration."""
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from network_facts import count
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -36,14 +36,7 @@ SMALL: dict[str, Any] = {
     "validate_batches": 1,
 }
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Small convolutions on more threads than there are free cores take many times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def small(**changes: Any) -> Config:
@@ -100,10 +93,6 @@ def wake(recipe: VirtualPET) -> None:
 
 
 # Sizes of Sec. 2.
-
-
-def count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
 
 
 def test_networks_have_the_sizes_of_the_text() -> None:
@@ -282,10 +271,10 @@ def test_the_gans_rate_falls_over_the_second_half_of_its_phase() -> None:
     for step in (3, 9):
         run(recipe, step)
         for engine in (recipe.G, recipe.D):
-            (group,) = engine.optimizer.param_groups  # type: ignore[union-attr]
+            (group,) = engine.optimizer.param_groups
             assert group["lr"] == pytest.approx(2e-4 * recipe._cgan_lr_factor(step))
             assert group["betas"] == (0.5, 0.999)
-    (group,) = recipe.F.optimizer.param_groups  # type: ignore[union-attr]
+    (group,) = recipe.F.optimizer.param_groups
     assert (group["lr"], group["betas"]) == (1e-4, (0.9, 0.999))
 
 
