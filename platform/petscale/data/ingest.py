@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from petscale.data.cohorts import Plans, fingerprint
-from storage import dicom, geometry, layout, nifti, suv
+from storage import dicom, geometry, integrity, layout, nifti, suv
 from storage.errors import InputError
 from storage.ingest import CasePlan, site_key, subject_hash
 from storage.source import BQML, Dose, ImageSource
@@ -220,6 +220,5 @@ def _content(path: Path) -> str:
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     digests = []
     for file in files:
-        with file.open("rb") as stream:
-            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+        digests.append(integrity.file_digest(file))
     return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()

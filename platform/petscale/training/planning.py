@@ -1,6 +1,5 @@
 """What is checked before a run starts: cohort, split, configuration, other files, an earlier run in the folder."""
 
-import hashlib
 import json
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -80,19 +79,23 @@ def plan_run(cohort: Path, run: Path, config: RunConfig, *, validation: bool = F
     digests = {name: integrity.manifest(opened.case(name).folder)["root"] for name in roles.everyone}
     for path in files.values():
         _check_origin(path, config, doses, {digests[name] for name in (*roles.validation, *roles.test)})
-    identity = {**config.identity(), "files": {field: _digest(path) for field, path in files.items()}, "cases": digests}
+    identity = {
+        **config.identity(),
+        "files": {field: integrity.file_digest(path) for field, path in files.items()},
+        "cases": digests,
+    }
     _check_run(run, identity)
     feed.check_cases(opened, roles.streams, config.feed, specs)
     if isinstance(recipe, Validated):
         _check_validation(opened, roles, config, recipe)
     facts = {"config": configs.to_json(config), **asdict(roles), "files": identity["files"], "cases": digests}
     facts["cohort"] = cohort.name
-    held = remote.holding(remote.origin(run))
+    lease = remote.holding(remote.origin(run))
     job = WorkerJob(
         cohort=str(cohort),
         run=str(run),
         cohort_url=remote.origin(cohort),
-        lease=asdict(held) if held else None,
+        lease=asdict(lease) if lease else None,
         used=configs.to_json(used),
         recorded=configs.to_json(config),
         roles=roles,
@@ -125,11 +128,6 @@ def _listed(doses: Doses) -> list[float | None]:
     """Every dose reduction factor once, None for an unknown one."""
     factors = sorted(frozenset[float]().union(*doses.values()), key=lambda drf: (math.isnan(drf), drf))
     return [None if math.isnan(drf) else drf for drf in factors]
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _check_origin(path: Path, config: RunConfig, doses: Doses, kept_apart: Collection[str]) -> None:
