@@ -46,15 +46,15 @@ def run_facts(run: Path) -> tuple[RunConfig, dict[str, Any]]:
     return config, facts
 
 
-def candidates_of(case: Case, low: str, baseline: Baseline, synthesized: ImageSource) -> dict[str, ImageSource]:
+def candidates_of(case: Case, source: str, baseline: Baseline, synthesized: ImageSource) -> dict[str, ImageSource]:
     """Return name -> image of all that is scored beside the full dose: source, baselines, synthesized."""
-    return {**baseline.beside(case.image(low)), SYNTHESIZED: synthesized}
+    return {**baseline.beside(case.image(source)), SYNTHESIZED: synthesized}
 
 
-def baseline_of(run: Path, cohort: Path, low: str, folder: Path | None = None) -> Baseline:
+def baseline_of(run: Path, cohort: Path, source: str, folder: Path | None = None) -> Baseline:
     """What needs no network, fitted on the run's training cases once per run (or ``folder``) and image."""
     config, facts = run_facts(run)
-    path = (folder or run / EVALUATION) / low / "baseline.json"
+    path = (folder or run / EVALUATION) / source / "baseline.json"
     if path.is_file():
         return baseline_from_json(json.loads(path.read_bytes()))
     opened = open_cohort(cohort)
@@ -68,10 +68,10 @@ def baseline_of(run: Path, cohort: Path, low: str, folder: Path | None = None) -
             advance(len(cases), "")
 
         found: Baseline
-        if cases and cases[0].image(low).units == HU:
-            found = mean_suv_by_hu(images(low, config.feed.target))
+        if cases and cases[0].image(source).units == HU:
+            found = mean_suv_by_hu(images(source, config.feed.target))
         else:
-            found = best_gaussian(images(low, config.feed.target, "body"))
+            found = best_gaussian(images(source, config.feed.target, "body"))
     path.parent.mkdir(parents=True, exist_ok=True)
     integrity.write_json(path, found.to_json())
     return found
@@ -139,36 +139,36 @@ def evaluate_run(
         for name in tests:  # refused before anything is synthesized
             search_case(opened.case(name), lesions)
     results = {}
-    for low in sources or config.feed.source:
-        baseline = baseline_of(run, cohort, low, baselines)
+    for source in sources or config.feed.source:
+        baseline = baseline_of(run, cohort, source, baselines)
         rows = []
         scans = []
         images: tuple[str, ...] = ()
         for name in tests:
             case = opened.case(name)
             _check_unchanged(case, facts["cases"])
-            candidates = candidates_of(case, low, baseline, synthesize_case(trained, run, case, low))
+            candidates = candidates_of(case, source, baseline, synthesize_case(trained, run, case, source))
             images = tuple(candidates)
             if lesions is not None:
                 scans.append(detect_case(case, case.image(config.feed.target), candidates, lesions))
                 rows += detection.scores(scans[-1], lesions)
-            held = _known(known.get(low), name, images)
+            held = _known(known.get(source), name, images)
             for image in {row.image for row in held}:
                 del candidates[image]
             with bar("evaluate", 1) as advance:
-                advance(0, f"{name} {low}")
+                advance(0, f"{name} {source}")
                 rows += held + score_stored_case(
                     case, config.feed.target, candidates, preset=RECIPES[config.recipe].PRESET, segmenter=segmenter
                 )
-                advance(1, f"{name} {low}")
-        about: dict[str, Any] = {"source": low, "baseline": baseline.rule}
+                advance(1, f"{name} {source}")
+        about: dict[str, Any] = {"source": source, "baseline": baseline.rule}
         if lesions is not None:
             about["detection"] = as_json(scans, lesions)
-        results[low] = Evaluation(tuple(rows), images, tuple(tests), about)
-        (run / EVALUATION / low).mkdir(parents=True, exist_ok=True)
-        results[low].write(run / EVALUATION / low)
-        console.print(results[low].table())
-        if (found := results[low].unet_table()) is not None:
+        results[source] = Evaluation(tuple(rows), images, tuple(tests), about)
+        (run / EVALUATION / source).mkdir(parents=True, exist_ok=True)
+        results[source].write(run / EVALUATION / source)
+        console.print(results[source].table())
+        if (found := results[source].unet_table()) is not None:
             console.print(found)
         if lesions is not None:
             console.print(table(about["detection"]))
@@ -195,9 +195,9 @@ def _check_unchanged(case: Case, digests: Mapping[str, str]) -> None:
 def read_evaluations(run: Path, cohort: Path) -> dict[str, Evaluation]:
     """Read what ``evaluate_run`` wrote for the run's present weights, or evaluate it now."""
     config, _ = run_facts(run)
-    folders = {low: run / EVALUATION / low for low in config.feed.source}
+    folders = {source: run / EVALUATION / source for source in config.feed.source}
     weights = (run / WEIGHTS).stat().st_mtime if (run / WEIGHTS).exists() else float("inf")
     scores = [folder / "scores.json" for folder in folders.values()]
     if all(path.is_file() and path.stat().st_mtime > weights for path in scores):
-        return {low: read_evaluation(folder) for low, folder in folders.items()}
+        return {source: read_evaluation(folder) for source, folder in folders.items()}
     return evaluate_run(run, cohort)

@@ -117,8 +117,10 @@ def _evaluate(
 ) -> dict[str, Evaluation]:
     """Read a run's scores, or make them; one Gaussian and one organ segmenter serve every row of a fold."""
     unet_score = experiment.unet_score
-    found = {low: _scored(run, low) for low in experiment.sources}
-    whole = {low: there for low, there in found.items() if there is not None and _has_all_scores(there, experiment)}
+    found = {source: _scored(run, source) for source in experiment.sources}
+    whole = {
+        source: there for source, there in found.items() if there is not None and _has_all_scores(there, experiment)
+    }
     if len(whole) == len(found):
         return whole
     config, facts = configs.read(run / CONFIG), json.loads((run / CONFIG).read_bytes())
@@ -164,9 +166,9 @@ def _evaluate_resized(run: Path, resized: Cohort, native: Cohort) -> dict[str, E
     config = configs.read(run / CONFIG)
     trained = None
     results = {}
-    for low in config.feed.source:
-        if (there := _scored(run, f"{low}-native")) is not None:
-            results[low] = there
+    for source in config.feed.source:
+        if (there := _scored(run, f"{source}-native")) is not None:
+            results[source] = there
             continue
         trained = trained or open_run(run)
         rows = []
@@ -174,17 +176,17 @@ def _evaluate_resized(run: Path, resized: Cohort, native: Cohort) -> dict[str, E
             case, small = native.case(name), resized.case(name)
             back = partial(geometry.Resampled, grid=case.image(config.feed.target).grid, outside=0.0)
             candidates: dict[str, ImageSource] = {
-                INPUT: case.image(low),
-                f"{INPUT}, resized and back": back(small.image(low)),
+                INPUT: case.image(source),
+                f"{INPUT}, resized and back": back(small.image(source)),
                 f"{REFERENCE}, resized and back": back(small.image(config.feed.target)),
-                SYNTHESIZED: back(synthesize_case(trained, run, small, low)),
+                SYNTHESIZED: back(synthesize_case(trained, run, small, source)),
             }
             rows += score_stored_case(case, config.feed.target, candidates, preset=RECIPES[config.recipe].PRESET)
-        about = {"source": low, "resized": "by area to the network's volume and back by linear interpolation"}
-        results[low] = Evaluation(tuple(rows), tuple(candidates), tuple(facts["test"]), about)
-        folder = run / EVALUATION / f"{low}-native"
+        about = {"source": source, "resized": "by area to the network's volume and back by linear interpolation"}
+        results[source] = Evaluation(tuple(rows), tuple(candidates), tuple(facts["test"]), about)
+        folder = run / EVALUATION / f"{source}-native"
         folder.mkdir(parents=True, exist_ok=True)
-        results[low].write(folder)
+        results[source].write(folder)
     return results
 
 
@@ -194,7 +196,7 @@ def _digest(content: object) -> str:
 
 def _collect(scores: Scores, experiment: Experiment, row: Row, evaluations: Mapping[str, Evaluation]) -> None:
     """Add one fold's patients.  Input and Gaussian are the same in every row of a fold and are taken once."""
-    chosen = [evaluations[low] for low in experiment.sources]
+    chosen = [evaluations[source] for source in experiment.sources]
     first = chosen[0]
     filters = () if row.resized else first.images[1:-1]  # whatever their widths, so whatever they are called
     for place, image in enumerate((*first.images, REFERENCE)):  # the full dose itself has some scores too

@@ -17,7 +17,7 @@ from trainers.systems import RECIPES
 
 
 def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation]) -> Path:
-    """Write the run's reports, one page per low dose; returns the first one's path.
+    """Write the run's reports, one page per source image; returns the first one's path.
 
     Args:
         evaluations: what ``evaluate_run`` returned.
@@ -29,26 +29,26 @@ def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation]) -
     opened = open_cohort(cohort)
     paths = []
     with bar("report", len(evaluations)) as advance:
-        for number, (low, evaluation) in enumerate(evaluations.items()):
-            baseline = baseline_of(run, cohort, low)
+        for number, (source, evaluation) in enumerate(evaluations.items()):
+            baseline = baseline_of(run, cohort, source)
             pictured = {}
             rules = {}
             for name in evaluation.cases:
                 case = opened.case(name)
-                result = open_cohort(run / SYNTHESIS / low).case(name).image(f"synth_{low}")
-                start = case.image(low)
+                result = open_cohort(run / SYNTHESIS / source).case(name).image(f"synth_{source}")
+                start = case.image(source)
                 pictured[name] = CaseImages(
                     case.image(config.feed.target),
-                    candidates_of(case, low, baseline, result),
+                    candidates_of(case, source, baseline, result),
                     case.image("body"),
                     ct=start if start.units == HU else None,
                 )
                 rules[name] = suv_rule(case.image(config.feed.target).provenance)
-            path = run / (REPORT if number == 0 else f"report-{low}.html")
+            path = run / (REPORT if number == 0 else f"report-{source}.html")
             write_report(
                 path,
                 ReportData(
-                    title=f"{config.recipe}: {_task(opened.case(evaluation.cases[0]), low)}",
+                    title=f"{config.recipe}: {_task(opened.case(evaluation.cases[0]), source)}",
                     evaluation=evaluation,
                     images=pictured,
                     command=str(facts["command"]),
@@ -59,7 +59,7 @@ def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation]) -
                     suv_rules={name: rule for name, rule in rules.items() if rule},
                     notes=[
                         *RECIPES[config.recipe].caveats(config.model),
-                        *_notes(opened.case(evaluation.cases[0]), low),
+                        *_notes(opened.case(evaluation.cases[0]), source),
                     ],
                 ),
             )
@@ -68,8 +68,8 @@ def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation]) -
     return paths[0]
 
 
-def _task(case: Case, low: str) -> str:
-    return "CT to PET" if case.image(low).units == HU else f"{low} to full dose"
+def _task(case: Case, source: str) -> str:
+    return "CT to PET" if case.image(source).units == HU else f"{source} to full dose"
 
 
 def suv_rule(provenance: Mapping[str, object]) -> str:
@@ -79,8 +79,8 @@ def suv_rule(provenance: Mapping[str, object]) -> str:
     return str(facts.get("reference_rule", ""))
 
 
-def _notes(case: Case, low: str) -> list[str]:
-    facts = case.image(low).provenance
+def _notes(case: Case, source: str) -> list[str]:
+    facts = case.image(source).provenance
     if facts.get("kind") != "simulated low dose":
         return []
     truth = facts.get("truth")

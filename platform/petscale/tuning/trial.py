@@ -106,20 +106,20 @@ def validation_scores(run: Path, cohort: Cohort, cases: Sequence[str]) -> list[S
     rows = []
     for name in cases:
         case = cohort.case(name)
-        for low in config.feed.source:
-            grid = case.image(low).grid
+        for source in config.feed.source:
+            grid = case.image(source).grid
             volume = np.empty(grid.shape, dtype=np.float32)
 
             def put(z0: int, slab: NDArray[np.float32]) -> None:
                 volume[z0 : z0 + len(slab)] = np.maximum(slab, 0)  # noqa: B023
 
-            synthesize(trained.synthesizer, case, low, put, device=trained.device)
+            synthesize(trained.synthesizer, case, source, put, device=trained.device)
             rows += score_stored_case(
                 case,
                 config.feed.target,
                 {SYNTHESIZED: ArraySource(volume, grid, SUV)},
                 preset=RECIPES[config.recipe].PRESET,
-                alias=f"{name} {low}",
+                alias=f"{name} {source}",
             )
     return rows
 
