@@ -10,9 +10,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from petscale.console import console
 from storage import nifti, suv
@@ -60,7 +60,7 @@ def demo(folder: Path = Path("demo"), seed: int = 0) -> None:
 
 
 def phantom(
-    cohort: Positional[Path],
+    cohort: Positional[Annotated[Path, arg(metavar="COHORT")]],
     cases: int = 6,
     body: PhantomConfig = PhantomConfig(),  # noqa: B008
     scan: LowDoseConfig = LowDoseConfig(),  # noqa: B008
@@ -86,8 +86,8 @@ def phantom(
 
 
 def simulate(
-    source: Positional[Path],
-    cohort: Positional[Path],
+    source: Positional[Annotated[Path, arg(metavar="SOURCE")]],
+    cohort: Positional[Annotated[Path, arg(metavar="COHORT")]],
     drf: tuple[float, ...] = (4.0, 20.0, 100.0),
     truth: str = "full",
     scan: LowDoseConfig = LowDoseConfig(),  # noqa: B008
@@ -113,8 +113,8 @@ def simulate(
 
 
 def ingest(
-    source: Positional[Path],
-    cohort: Positional[Path],
+    source: Positional[Annotated[Path, arg(metavar="SOURCE")]],
+    cohort: Positional[Annotated[Path, arg(metavar="COHORT")]],
     case: str | None = None,
     pet: str = "",
     ct: str = "",
@@ -159,7 +159,7 @@ def ingest(
     fill_cohort("ingest", cohort, plans, strict=strict, workers=workers)
 
 
-def verify(cohort: Positional[Path]) -> None:
+def verify(cohort: Positional[Annotated[Path, arg(metavar="COHORT")]]) -> None:
     """Read every byte of a cohort and name whatever is flipped, missing, truncated, swapped or foreign.
 
     Args:
@@ -199,7 +199,7 @@ class TrainOptions:
         device: cpu or cuda, short for --cluster.device.
     """
 
-    cohort: Positional[Path]
+    cohort: Positional[Annotated[Path, arg(metavar="COHORT")]]
     run: Path
     recipe: str = "sgsgan"
     config: Path | None = None
@@ -240,7 +240,7 @@ class TuneOptions:
         device: cpu or cuda, short for --cluster.device.
     """
 
-    cohort: Positional[Path]
+    cohort: Positional[Annotated[Path, arg(metavar="COHORT")]]
     study: Path
     recipe: str = "sgsgan"
     config: Path | None = None
@@ -270,8 +270,8 @@ def tune(options: TuneOptions, config: "RunConfig") -> None:
 
 
 def synthesize(
-    run: Positional[Path],
-    source: Positional[Path],
+    run: Positional[Annotated[Path, arg(metavar="RUN")]],
+    source: Positional[Annotated[Path, arg(metavar="SOURCE")]],
     output: Path | None = None,
     case: str | None = None,
     image: str | None = None,
@@ -317,8 +317,8 @@ def synthesize(
 
 
 def evaluate(
-    run: Positional[Path],
-    cohort: Positional[Path],
+    run: Positional[Annotated[Path, arg(metavar="RUN")]],
+    cohort: Positional[Annotated[Path, arg(metavar="COHORT")]],
     unet_score: tuple[str, ...] = (),
     segmenter_samples: int = 20_000,
     segmenter_channels: int = 16,
@@ -357,7 +357,9 @@ def evaluate(
     )
 
 
-def report(run: Positional[Path], cohort: Positional[Path]) -> None:
+def report(
+    run: Positional[Annotated[Path, arg(metavar="RUN")]], cohort: Positional[Annotated[Path, arg(metavar="COHORT")]]
+) -> None:
     """Write a run's report, one HTML file that needs no network; a run without scores is evaluated first.
 
     Args:
