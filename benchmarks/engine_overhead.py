@@ -28,7 +28,8 @@ from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig
 from storage.reader import open_cohort
 from trainers.engine import EngineConfig, deepspeed_engines, plain_engine
-from trainers.feed import Feed, FeedConfig
+from trainers.feed import Feed
+from trainers.feed_config import FeedConfig
 from trainers.loop import _agree, _finite
 from trainers.recipe import Batch
 from trainers.systems import sgsgan

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from storage.errors import InputError
 from storage.ranges import check_ranges
-from trainers.feed import FeedConfig
+from trainers.feed_config import FeedConfig
 from trainers.recipe import Batch, BatchSpec, Doses, Engine, Metrics, State, Tiling
 
 Network = TypeVar("Network", bound=nn.Module)

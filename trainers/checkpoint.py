@@ -18,7 +18,7 @@ from torch import Tensor
 
 from storage import integrity
 from storage.errors import InputError
-from trainers.feed import present_names
+from trainers.feed_config import present_names
 from trainers.recipe import State
 
 STATE, META = "state.safetensors", "meta.json"

@@ -7,9 +7,8 @@ and with any read-ahead.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from time import perf_counter
-from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -19,45 +18,10 @@ from storage.errors import InputError
 from storage.layout import OVERVIEW
 from storage.patches import PatchLocation, SamplingMaps, draw
 from storage.randomness import Stream, generator
-from storage.ranges import Range, check_ranges
 from storage.reader import Case, Cohort, StoredImage
 from storage.source import SUV
+from trainers.feed_config import FeedConfig
 from trainers.recipe import Batch, BatchSpec, Doses
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeedConfig:
-    """Which voxels a run sees.
-
-    Args:
-        source: names of the images that a network starts from, low-dose PETs or ``ct``; every pair of a case and one
-            of them is one sample of an epoch.
-        target: name of the image that it is to give: the full-dose PET.
-        suv_scale: SUV that becomes 1 for the networks; fixed, invertible, the same for source and target.  1 keeps
-            losses in SUV; the larger it is, the more SGSGAN's critic, blind to scale, outweighs the content loss.
-            CT to PET needs 1: these systems clip and scale CT and PET themselves.
-        seed: of the sample order.
-        cases_per_step: groups of patches that all ranks together see in one step; a multiple of the number of ranks.
-        read_ahead: steps read in advance; changes speed and memory, never the samples.
-    """
-
-    source: tuple[str, ...] = ("low_drf20",)
-    target: str = "full"
-    suv_scale: Annotated[float, Range(above=0)] = 1.0
-    seed: Annotated[int, Range(0)] = 0
-    cases_per_step: Annotated[int, Range(1)] = 2
-    read_ahead: Annotated[int, Range(0)] = 2
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "feed")
-
-
-FORMER = {"low": "source", "full": "target"}  # fields of ``FeedConfig`` in what was written before, and their names now
-
-
-def present_names(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return stored fields of a ``FeedConfig`` under the names that they have now."""
-    return {FORMER.get(name, name): value for name, value in fields.items()}
 
 
 def channel_values(labels: dict[int, str], roi: str) -> list[int]:

@@ -34,7 +34,8 @@ from storage.reader import Cohort
 from storage.source import ImageSource
 from trainers import checkpoint
 from trainers.engine import plain_engine
-from trainers.feed import Feed, FeedConfig, channel_values, check_cases
+from trainers.feed import Feed, channel_values, check_cases
+from trainers.feed_config import FeedConfig
 from trainers.loop import LoopConfig, Report, fit
 from trainers.metrics.definitions import ScoreDefinition
 from trainers.metrics.identifiers import segmenter_key

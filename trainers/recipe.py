@@ -4,16 +4,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn, optim
 
 from storage.source import SUV
-
-if TYPE_CHECKING:
-    from trainers.feed import FeedConfig
+from trainers.feed_config import FeedConfig
 
 Metrics = dict[str, Tensor]  # detached scalars; the loop averages them over ranks and checks that they are finite
 Doses = Mapping[str, frozenset[float]]  # source image -> its dose reduction factors in the run's cases; NaN unknown
@@ -256,11 +254,11 @@ class RecipeSpec(Protocol):
     """
 
     Config: type[Any]
-    FEED: "FeedConfig"
+    FEED: FeedConfig
     PRESET: str
     ROLES: frozenset[str]
 
-    def check(self, config: Any, feed: "FeedConfig", doses: "Doses") -> None:
+    def check(self, config: Any, feed: FeedConfig, doses: Doses) -> None:
         """Refuse a configuration that does not fit the images fed, their scale and their doses (InputError)."""
         ...
 

@@ -25,7 +25,7 @@ from petscale.splits import SplitConfig
 from storage.errors import InputError
 from storage.ranges import Range, check_ranges
 from trainers.engine import EngineConfig
-from trainers.feed import FORMER, FeedConfig
+from trainers.feed_config import FORMER, FeedConfig
 from trainers.loop import LoopConfig
 from trainers.systems import RECIPES
 

@@ -16,7 +16,7 @@ from storage import dicom_write, nifti
 from storage.phantom import PhantomConfig, phantom
 from trainers import checkpoint
 from trainers.engine import plain_engine
-from trainers.feed import FeedConfig
+from trainers.feed_config import FeedConfig
 from trainers.systems import RECIPES, sgsgan
 
 SHAPE, SPACING_MM = (32, 28, 30), (25.0, 15.0, 14.0)

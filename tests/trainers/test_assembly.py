@@ -16,7 +16,7 @@ from storage.errors import InputError
 from storage.ranges import Range
 from trainers import assembly
 from trainers.engine import plain_engine
-from trainers.feed import FeedConfig
+from trainers.feed_config import FeedConfig
 from trainers.recipe import Engine, Tiling
 
 

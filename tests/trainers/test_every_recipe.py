@@ -12,7 +12,8 @@ from doses import stated
 
 from storage.reader import open_cohort
 from trainers.engine import plain_engine
-from trainers.feed import Feed, FeedConfig
+from trainers.feed import Feed
+from trainers.feed_config import FeedConfig
 from trainers.metrics.presets import PRESETS
 from trainers.recipe import Recipe, Validated
 from trainers.synthesize import InSuv, synthesize

@@ -11,7 +11,8 @@ import torch
 from storage.errors import InputError
 from storage.reader import open_cohort
 from storage.source import HU, SUV
-from trainers.feed import Feed, FeedConfig, channel_values, check_cases, doses_fed
+from trainers.feed import Feed, channel_values, check_cases, doses_fed
+from trainers.feed_config import FeedConfig
 from trainers.recipe import BatchSpec
 
 NEEDS = BatchSpec(

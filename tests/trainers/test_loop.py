@@ -12,7 +12,8 @@ from storage.errors import InputError
 from storage.reader import open_cohort
 from trainers import checkpoint
 from trainers.engine import plain_engine
-from trainers.feed import Feed, FeedConfig
+from trainers.feed import Feed
+from trainers.feed_config import FeedConfig
 from trainers.loop import LoopConfig, fit
 from trainers.recipe import Batch, BatchSpec, Metrics, State, Synthesizer
 

@@ -13,7 +13,8 @@ from storage.reader import Cohort, open_cohort
 from storage.source import LABEL, SUV, ArraySource, Grid, ImageSource
 from trainers import checkpoint, organ_segmenter
 from trainers.engine import plain_engine
-from trainers.feed import Feed, FeedConfig
+from trainers.feed import Feed
+from trainers.feed_config import FeedConfig
 from trainers.loop import LoopConfig
 from trainers.metrics.unet_score import unet_scores
 from trainers.organ_segmenter import OrganSegmenter, OrganSegmenterConfig, SegmenterTraining, train_segmenter

@@ -53,7 +53,7 @@ from storage.ranges import Range
 from storage.source import HU
 from trainers import assembly
 from trainers.blocks import INITIAL_SD, PatchGAN, UNet, Upsample, encoder_widths
-from trainers.feed import FeedConfig
+from trainers.feed_config import FeedConfig
 from trainers.losses import logistic_discriminator_loss, logistic_generator_loss
 from trainers.recipe import Batch, BatchSpec, Doses, Engine, EngineFactory, Metrics, State, Tiling
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from storage.ranges import Range
 from trainers import assembly
-from trainers.feed import FeedConfig
+from trainers.feed_config import FeedConfig
 from trainers.recipe import BatchSpec, EngineFactory, Tiling
 
 FEED = FeedConfig(suv_scale=5.0, cases_per_step=8)

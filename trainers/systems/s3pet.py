@@ -61,7 +61,7 @@ from storage.errors import InputError
 from storage.ranges import Range
 from trainers import assembly, checkpoint
 from trainers.assembly import WindowSynthesizer
-from trainers.feed import FeedConfig
+from trainers.feed_config import FeedConfig
 from trainers.recipe import Batch, BatchSpec, Doses, Engine, EngineFactory, Metrics, State, Tiling
 
 FEED = FeedConfig(

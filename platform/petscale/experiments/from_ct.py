@@ -9,7 +9,7 @@ from petscale.experiments.design import Column, Experiment, Order, PhantomCohort
 from petscale.experiments.rows import Size, orders_of, rows_of, run_of
 from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig
-from trainers.feed import FeedConfig
+from trainers.feed_config import FeedConfig
 from trainers.metrics.detection import DetectionConfig
 from trainers.metrics.identifiers import INSIDE
 from trainers.systems import cascade

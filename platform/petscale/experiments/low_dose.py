@@ -13,7 +13,7 @@ from petscale.splits import SplitConfig
 from storage.layout import low_name
 from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig
-from trainers.feed import FeedConfig
+from trainers.feed_config import FeedConfig
 from trainers.metrics.identifiers import INSIDE, MASK_BOTH, NO_MASK, NONZERO, ONE, TWO
 from trainers.metrics.unet_score import UNION
 from trainers.organ_segmenter import OrganSegmenterConfig

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from petscale.config import ClusterConfig, RunConfig
 from petscale.experiments.design import Column, Order, Published, Row
 from storage.phantom import PhantomConfig
-from trainers.feed import FeedConfig
+from trainers.feed_config import FeedConfig
 from trainers.loop import LoopConfig
 
 Size = Literal["small", "paper"]

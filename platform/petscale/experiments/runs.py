@@ -4,7 +4,7 @@ from petscale.config import ClusterConfig, RunConfig
 from petscale.splits import SplitConfig
 from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig
-from trainers.feed import FeedConfig
+from trainers.feed_config import FeedConfig
 from trainers.loop import LoopConfig
 from trainers.systems import sgsgan
 

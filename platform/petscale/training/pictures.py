@@ -13,7 +13,7 @@ from storage.patches import draw
 from storage.randomness import Stream, generator
 from storage.reader import Case
 from storage.source import HU
-from trainers.feed import FeedConfig
+from trainers.feed_config import FeedConfig
 from trainers.recipe import Synthesizer
 from trainers.synthesize import InSuv, case_context, fitted
 

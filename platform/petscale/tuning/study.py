@@ -18,7 +18,7 @@ from petscale.tuning.objectives import Objective
 from petscale.tuning.samplers import sampler_of
 from storage.errors import InputError
 from storage.integrity import disk_errors, exclusive, write_bytes
-from trainers import feed
+from trainers import feed_config
 from tune_spaces import present_names
 
 STUDY_NAME = "petscale"  # always set: Optuna would merge every study of a store under a name of its own
@@ -199,7 +199,10 @@ def _present(facts: Mapping[str, Any]) -> dict[str, Any]:
     if "spaces" in found:
         found["spaces"] = present_names(found["spaces"])
     if "feed" in found.get("configuration", {}):
-        found["configuration"] = {**found["configuration"], "feed": feed.present_names(found["configuration"]["feed"])}
+        found["configuration"] = {
+            **found["configuration"],
+            "feed": feed_config.present_names(found["configuration"]["feed"]),
+        }
     return found
 
 

@@ -34,7 +34,7 @@ from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig
 from storage.reader import Case, open_cohort
 from storage.source import LABEL, SUV, ArraySource, Dose, Grid, ImageSource
-from trainers.feed import FeedConfig
+from trainers.feed_config import FeedConfig
 from trainers.metrics.definitions import Score
 from trainers.metrics.presets import BODY_PSNR
 from trainers.metrics.statistics import Gain

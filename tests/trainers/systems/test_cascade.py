@@ -18,7 +18,7 @@ from storage.reader import Case
 from storage.source import HU
 from trainers import assembly
 from trainers.engine import plain_engine
-from trainers.feed import FeedConfig
+from trainers.feed_config import FeedConfig
 from trainers.recipe import Batch, Engine, OptimizerFactory, Recipe, Synthesizer, Tiling, Validated
 from trainers.synthesize import synthesize
 from trainers.systems import cascade

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from storage.errors import InputError
 from trainers import perceptual
 from trainers.engine import plain_engine
-from trainers.feed import FeedConfig
+from trainers.feed_config import FeedConfig
 from trainers.recipe import Batch, Doses, Recipe, Synthesizer, Validated
 from trainers.systems import cg_3dsrgan
 from trainers.systems.cg_3dsrgan import CG3DSRGAN, Config, Plateau, synthesizer_of

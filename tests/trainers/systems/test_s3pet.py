@@ -22,7 +22,7 @@ from storage.stitch import stitch
 from trainers import checkpoint
 from trainers.assembly import WindowSynthesizer
 from trainers.engine import EngineConfig, deepspeed_engines, plain_engine
-from trainers.feed import FeedConfig
+from trainers.feed_config import FeedConfig
 from trainers.recipe import Batch, EngineFactory, Exporting, Tiling
 from trainers.systems import s3pet
 from trainers.systems.s3pet import Bilateral, Config

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from storage.errors import InputError
 from storage.source import HU
 from trainers.engine import plain_engine
-from trainers.feed import FeedConfig
+from trainers.feed_config import FeedConfig
 from trainers.losses import logistic_discriminator_loss, logistic_generator_loss
 from trainers.metrics.presets import PRESETS
 from trainers.recipe import Batch, Recipe, Synthesizer, Validated

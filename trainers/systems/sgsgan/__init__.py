@@ -49,7 +49,7 @@ from torch import Tensor, nn
 
 from storage.ranges import Range
 from trainers import assembly, losses
-from trainers.feed import FeedConfig
+from trainers.feed_config import FeedConfig
 from trainers.recipe import Batch, BatchSpec, Engine, EngineFactory, Metrics, State, Tiling
 from trainers.systems.sgsgan.networks import (
     DCITN,

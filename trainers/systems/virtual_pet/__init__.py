@@ -55,7 +55,7 @@ from storage.ranges import Range
 from storage.source import HU
 from trainers import assembly, perceptual
 from trainers.blocks import PatchGAN, UNet, encoder_widths
-from trainers.feed import FeedConfig
+from trainers.feed_config import FeedConfig
 from trainers.losses import logistic_discriminator_loss, logistic_generator_loss
 from trainers.recipe import Batch, BatchSpec, Doses, Engine, EngineFactory, Metrics, State, Tiling
 from trainers.systems.virtual_pet import pyramid

@@ -1,0 +1,42 @@
+"""Which voxels a run sees: the images to start from and to give, the intensity scale, the order of samples."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from storage.ranges import Range, check_ranges
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeedConfig:
+    """Which voxels a run sees.
+
+    Args:
+        source: names of the images that a network starts from, low-dose PETs or ``ct``; every pair of a case and one
+            of them is one sample of an epoch.
+        target: name of the image that it is to give: the full-dose PET.
+        suv_scale: SUV that becomes 1 for the networks; fixed, invertible, the same for source and target.  1 keeps
+            losses in SUV; the larger it is, the more SGSGAN's critic, blind to scale, outweighs the content loss.
+            CT to PET needs 1: these systems clip and scale CT and PET themselves.
+        seed: of the sample order.
+        cases_per_step: groups of patches that all ranks together see in one step; a multiple of the number of ranks.
+        read_ahead: steps read in advance; changes speed and memory, never the samples.
+    """
+
+    source: tuple[str, ...] = ("low_drf20",)
+    target: str = "full"
+    suv_scale: Annotated[float, Range(above=0)] = 1.0
+    seed: Annotated[int, Range(0)] = 0
+    cases_per_step: Annotated[int, Range(1)] = 2
+    read_ahead: Annotated[int, Range(0)] = 2
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "feed")
+
+
+FORMER = {"low": "source", "full": "target"}  # fields of ``FeedConfig`` in what was written before, and their names now
+
+
+def present_names(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return stored fields of a ``FeedConfig`` under the names that they have now."""
+    return {FORMER.get(name, name): value for name, value in fields.items()}
