@@ -74,7 +74,7 @@ def test_training_is_a_recipe_that_reads_full_dose_and_nothing_else(cohort: Path
     )
     assert recipe.num_steps == 6
     assert {recipe.phase(step) for step in range(6)} == set(recipe.phase_starts)
-    source = Feed(cases, {"full": train}, FEED, recipe.batch_spec, rank=0, world=1, device=CPU)
+    source = Feed(cases, {"target": train}, FEED, recipe.batch_spec, rank=0, world=1, device=CPU)
     batch = source.batch(0, 1)
     source.close()
     assert batch.source.numel() == 0

@@ -23,6 +23,7 @@ class WorkerJob:
         cases: digest of every case.
         identity: what a checkpoint must agree on.
         starts_from: what a scan must be like to be synthesized from: unit, voxel size.
+        drfs: dose reduction factors trained on, None for one that is unknown.
         until: stop, committed, after so many steps; None for all.
     """
 
@@ -36,6 +37,7 @@ class WorkerJob:
     cases: Mapping[str, str]
     identity: Mapping[str, Any]
     starts_from: Mapping[str, Any]
+    drfs: list[float | None]
     until: int | None = None
 
     def to_json(self) -> dict[str, Any]:

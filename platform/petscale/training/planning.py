@@ -101,7 +101,8 @@ def plan_run(cohort: Path, run: Path, config: RunConfig, *, validation: bool = F
         roles=roles,
         cases=digests,
         identity=identity,
-        starts_from=_starts_from(opened, roles.train, config.feed.source[0], doses),
+        starts_from=_starts_from(opened, roles.train, config.feed.source[0]),
+        drfs=_listed(doses),
     )
     return Plan(run, config, recipe.num_steps, facts, job)
 
@@ -114,14 +115,11 @@ def _dry(config: RunConfig) -> Recipe:
         )
 
 
-def _starts_from(cohort: Cohort, cases: Sequence[str], image: str, doses: Doses) -> dict[str, Any]:
-    """What a scan must be like to be synthesized from: its unit, the voxel size that most training cases have, and the
-    dose reduction factors trained on (None for one that is unknown)."""
+def _starts_from(cohort: Cohort, cases: Sequence[str], image: str) -> dict[str, Any]:
+    """What a scan must be like to be synthesized from: its unit, and the voxel size that most training cases have."""
     images = [cohort.case(name).image(image) for name in cases]
     spacings = np.array([found.grid.spacing_mm for found in images])
-    return {"units": images[0].units, "spacing_mm": np.median(spacings, axis=0).round(4).tolist()} | {
-        "drfs": _listed(doses)
-    }
+    return {"units": images[0].units, "spacing_mm": np.median(spacings, axis=0).round(4).tolist()}
 
 
 def _listed(doses: Doses) -> list[float | None]:
@@ -147,7 +145,7 @@ def _check_origin(path: Path, config: RunConfig, doses: Doses, kept_apart: Colle
             remedy="use the split of the run that made them, or train them anew",
         )
     theirs = configs.from_json(json.loads(facts["config"])).feed
-    told = json.loads(facts.get("starts_from", "{}")).get("drfs")
+    told = json.loads(facts.get("drfs", "null"))
     # Networks of before doses were facts say the images' names alone.
     same = theirs.source == config.feed.source if told is None else told == _listed(doses)
     if not same:

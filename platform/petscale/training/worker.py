@@ -145,7 +145,7 @@ def train_worker(content: Mapping[str, Any]) -> None:
                 validation = reads({"paired": job.roles.validation}, config.feed, lambda batch: spec)
             shown = cohort.case((job.roles.test or job.roles.train)[0])
             about = {"recipe": config.recipe, "config": json.dumps(job.recorded)}
-            about["starts_from"] = json.dumps(job.starts_from)
+            about |= {"starts_from": json.dumps(job.starts_from), "drfs": json.dumps(job.drfs)}
             seen = sorted(job.cases[name] for name in (*job.roles.train, *job.roles.unpaired))
             origin = {**about, "trained_on": json.dumps(seen)}
             loop.fit(
