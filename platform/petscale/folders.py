@@ -9,6 +9,7 @@ EVENTS = "tb"  # TensorBoard's copy of them
 PICTURES = "pictures"  # of a held-out patch, during training
 SYNTHESIS = "synthesis"  # per source image: a cohort of synthesized volumes
 EVALUATION = "evaluation"  # per source image: scores and baselines
+SEGMENTER = "judge"  # in it: the organ segmenter of the Unet-score
 REPORT = "report.html"  # of a run or a study
 
 # A study: `petscale tune --study STUDY`

@@ -26,6 +26,7 @@ import psutil
 import pytest
 import torch
 import yaml
+from small_runs import CG_3DSRGAN, S3PET
 
 from petscale.training.metrics_export import TAGS
 
@@ -40,39 +41,13 @@ needs_prometheus = pytest.mark.skipif(
 )
 
 TRAINED = [
-    "recipe.doses=4,20",
-    "recipe.perceptual=masked",
-    "recipe.patch=32,32,32",
-    "recipe.mlnet_channels=2",
-    "recipe.contextual_channels=2",
-    "recipe.discriminator_channels=2",
-    "recipe.epoch_samples=8",
-    "recipe.max_epochs=3",
-    "recipe.validate_batches=1",
-    "recipe.backbone_samples=8",
-    "recipe.calibration_samples=8",
-    "feed.source=low_drf4,low_drf20",
+    *CG_3DSRGAN,
     "feed.cases_per_step=4",
     "loop.log_every=1",
     "loop.save_every=2",
     "loop.picture_every=0",
 ]
-TRIED = [
-    "recipe.window=32",
-    "recipe.slices=2",
-    "recipe.dim=16",
-    "recipe.blocks=1",
-    "recipe.heads=2",
-    "recipe.decoder_channels=8,4,4,4",
-    "recipe.low_samples=16",
-    "recipe.full_samples=16",
-    "recipe.swap_samples=16",
-    "feed.source=low_drf20",
-    "feed.cases_per_step=2",
-    "split.unpaired_fraction=0.4",
-    "loop.log_every=1",
-    "loop.picture_every=0",
-]
+TRIED = [*S3PET, "loop.log_every=1", "loop.picture_every=0"]
 # A cluster of its own with a dashboard; a run by Ray Train, then a sweep's trial in an actor, as Ray Tune holds it.
 DRIVER = """
 import json, sys

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from small_runs import S3PET
 
 from petscale.cluster.nodes import SILENT
 
@@ -96,10 +97,6 @@ with (work / "log").open("w") as said:
 wait_for(8265)
 """
 
-TINY = ["recipe.window=32", "recipe.slices=2", "recipe.dim=16", "recipe.blocks=1", "recipe.heads=2"]
-TINY += ["recipe.decoder_channels=8,4,4,4", *(f"recipe.{kind}_samples=16" for kind in ("low", "full", "swap"))]
-TINY += ["feed.source=low_drf20", "feed.cases_per_step=2", "split.unpaired_fraction=0.4"]
-
 
 def heard(script: str, work: Path, environment: Mapping[str, str], **asked: object) -> list[str]:
     """What a script asked of the network."""
@@ -138,7 +135,7 @@ def test_a_private_cluster_asks_for_nothing(work: Path) -> None:
 @pytest.mark.slow
 def test_training_tuning_and_a_report_ask_for_nothing(cohort: Path, work: Path) -> None:
     # torch looks for a name of the peer that it talks to, the loopback, to have it for its log.
-    asked = heard(_TRAINED, work, {"TMPDIR": str(work)}, cohort=str(cohort), tiny=TINY)
+    asked = heard(_TRAINED, work, {"TMPDIR": str(work)}, cohort=str(cohort), tiny=S3PET)
     assert {*asked} <= {"name 1.0.0.127.in-addr.arpa"}
     assert (work / "run" / "report.html").exists()
     assert (work / "sweep" / "report.html").exists()

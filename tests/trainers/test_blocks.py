@@ -89,7 +89,7 @@ def test_images_keep_their_size_whatever_doubles_them(upsample: Upsample, dims: 
 
 
 @pytest.mark.parametrize(("strides", "field"), [((2, 2, 2, 1), 70), ((2, 2, 1), 34), ((2, 1), 16)])
-def test_a_logit_judges_its_field_and_nothing_else(strides: tuple[int, ...], field: int) -> None:
+def test_a_logit_sees_its_field_and_nothing_else(strides: tuple[int, ...], field: int) -> None:
     network = PatchGAN(1, width=2, strides=strides).eval()
     x = torch.rand(1, 1, 96, 96, requires_grad=True)
     logits = network(x)

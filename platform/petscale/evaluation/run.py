@@ -16,7 +16,7 @@ from petscale.evaluation.baselines import Baseline, baseline_from_json, best_gau
 from petscale.evaluation.detection import PRESET, as_json, detect_case, search_case, table
 from petscale.evaluation.scores import SYNTHESIZED, Evaluation, read_evaluation
 from petscale.evaluation.scoring import score_stored_case
-from petscale.folders import CONFIG, EVALUATION, WEIGHTS
+from petscale.folders import CONFIG, EVALUATION, SEGMENTER, WEIGHTS
 from petscale.inference import open_run, synthesize_case
 from storage import integrity
 from storage.errors import InputError
@@ -93,7 +93,7 @@ def make_segmenter(run: Path, cohort: Path, config: OrganSegmenterConfig, folder
             if record["event"] == "log":
                 advance(0, f"step {record['step']}, loss {record['loss/segmentation']:.3f}")
 
-        place = folder or run / EVALUATION / "judge"
+        place = folder or run / EVALUATION / SEGMENTER
         made = train_segmenter(
             place, open_cohort(cohort), cases, config, feed=trained.feed, device=device, report=follow
         )

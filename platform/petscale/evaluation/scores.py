@@ -213,7 +213,7 @@ def plus_minus(mean: float, sd: float, metric: str) -> str:
 
 
 def _flat(row: Score) -> dict[str, object]:
-    told = {"judge" if name == "segmenter" else name: text for name, text in row.definition.sentences().items()}
+    told = row.definition.sentences()
     told["rule_region"] = told.pop("region")
     return {
         **{name: getattr(row, name) for name in ("case", "image", "region", "kind")},

@@ -61,7 +61,7 @@ def test_a_gaussian_of_another_width_is_scored_anew(tested: Path, cohort: Path) 
     assert {row.image for row in again.rows} - {REFERENCE} == set(again.images)
 
 
-def test_the_judge_learns_from_the_training_cases_and_scores_every_image(tested: Path, cohort: Path) -> None:
+def test_the_segmenter_learns_from_the_training_cases_and_scores_every_image(tested: Path, cohort: Path) -> None:
     config = OrganSegmenterConfig(
         rois=("liver",), channels=1, patch=(24, 24, 24), halo=0, samples=4, patches_per_case=1
     )

@@ -142,7 +142,7 @@ def shown(table: Table | None) -> str:
     return screen.getvalue()
 
 
-def test_a_judge_is_asked_about_every_image_and_the_full_dose_first() -> None:
+def test_the_segmenter_is_asked_about_every_image_and_the_full_dose_first() -> None:
     labels, activity = truth()
     full, low = noisy(activity, 0.01, 0), noisy(activity, 2.0, 1)
     config = OrganSegmenterConfig(rois=("liver", "lesion"), patch=(16, 16, 16), halo=4)

@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 from safetensors.numpy import load_file
+from small_runs import CG_3DSRGAN
 
 from petscale.cli import main
 
@@ -171,20 +172,6 @@ S3PET = [
     "recipe.swap_samples=160",
     "split.unpaired_fraction=0.5",
 ]
-CG = [
-    "recipe.doses=4,20",
-    "recipe.perceptual=masked",
-    "recipe.patch=32,32,32",
-    "recipe.mlnet_channels=2",
-    "recipe.contextual_channels=2",
-    "recipe.discriminator_channels=2",
-    "recipe.epoch_samples=8",
-    "recipe.max_epochs=3",
-    "recipe.validate_batches=1",
-    "recipe.backbone_samples=8",
-    "recipe.calibration_samples=8",
-    "feed.source=low_drf4,low_drf20",
-]
 LOOP = ["loop.log_every=1", "loop.save_every=2", "loop.picture_every=0"]
 
 
@@ -256,12 +243,12 @@ def test_encoders_that_do_not_belong_to_a_run_are_refused_before_it_starts(
 
 def test_validation_steers_a_run_and_is_resumed(cohort: Path, tmp_path: Path) -> None:
     runs = tmp_path / "straight", tmp_path / "killed"
-    finish(start(words("cg_3dsrgan", CG, cohort, runs[0])))
-    process = start(words("cg_3dsrgan", CG, cohort, runs[1]))
+    finish(start(words("cg_3dsrgan", CG_3DSRGAN, cohort, runs[0])))
+    process = start(words("cg_3dsrgan", CG_3DSRGAN, cohort, runs[1]))
     wait_for_step(process, runs[1], 5)
     process.kill()
     process.communicate()
-    finish(start(words("cg_3dsrgan", CG, cohort, runs[1])))
+    finish(start(words("cg_3dsrgan", CG_3DSRGAN, cohort, runs[1])))
     assert_same_end(runs[1], runs[0])
     heard = [[r["validation/squared_error"] for r in records(run) if r["event"] == "validation"] for run in runs]
     assert len(heard[0]) >= 3

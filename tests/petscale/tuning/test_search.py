@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_runs import S3PET
 
 from petscale import config as configs
 from petscale.cli import main
@@ -33,24 +34,9 @@ from storage.reader import open_cohort
 from trainers.systems import s3pet
 from tune_spaces import SPACES
 
-TINY = [
-    "recipe.window=32",
-    "recipe.slices=2",
-    "recipe.dim=16",
-    "recipe.blocks=1",
-    "recipe.heads=2",
-    "recipe.decoder_channels=8,4,4,4",
-    "recipe.low_samples=16",
-    "recipe.full_samples=16",
-    "recipe.swap_samples=16",
-    "feed.source=low_drf20",
-    "feed.cases_per_step=2",
-    "split.unpaired_fraction=0.4",
-]
-
 
 def base() -> configs.RunConfig:
-    return configs.override(configs.from_json({"recipe": "s3pet"}), TINY)
+    return configs.override(configs.from_json({"recipe": "s3pet"}), S3PET)
 
 
 def toy(log: Path, spoil: str = "") -> Work:
@@ -252,7 +238,7 @@ def asked(address: str, token: str) -> int:
 def test_an_ended_driver_loses_and_repeats_no_finished_trial(how: signal.Signals, cohort: Path, tmp_path: Path) -> None:
     script, log, folder = tmp_path / "driver.py", tmp_path / "log", tmp_path / "sweep"
     script.write_text(DRIVER)
-    words = [sys.executable, str(script), str(cohort), str(folder), str(log), *TINY]
+    words = [sys.executable, str(script), str(cohort), str(folder), str(log), *S3PET]
 
     def begun() -> int:
         return log.read_text().count("begin") if log.exists() else 0
@@ -298,7 +284,7 @@ def test_a_real_trial_reads_validation_patients_only_and_goes_on_from_its_checkp
         "psnr_body",
         "suvmax_bias_lesions",
     ]
-    main(["tune", str(cohort), "--study", str(folder), "--recipe", "s3pet", *settings, "--set", *TINY])
+    main(["tune", str(cohort), "--study", str(folder), "--recipe", "s3pet", *settings, "--set", *S3PET])
     found = trials(folder)
     assert [trial["state"] for trial in found] == ["COMPLETE"] * 2
     roles = split_cases(open_cohort(cohort), base().split, unpaired=True, validation=True)
@@ -321,7 +307,7 @@ def test_a_trial_of_two_workers_is_a_ray_train_job_per_budget_and_scores_alike(c
     for workers in ("1", "2"):
         folder = tmp_path / workers
         asked = ["--trials", "1", "--rungs", "2", "--spaces", "losses", "--workers", workers, "--at-once", "2"]
-        main(["tune", str(cohort), "--study", str(folder), "--recipe", "s3pet", *asked, "--set", *TINY])
+        main(["tune", str(cohort), "--study", str(folder), "--recipe", "s3pet", *asked, "--set", *S3PET])
         (trial,) = trials(folder)
         assert trial["state"] == "COMPLETE"
         found[workers] = trial["values"]
@@ -350,7 +336,7 @@ def test_a_trial_of_two_workers_is_a_ray_train_job_per_budget_and_scores_alike(c
 def test_mistakes_are_refused_before_any_trial(
     words: list[str], told: str, cohort: Path, tmp_path: Path, refused: Callable[..., str], no_ray: None
 ) -> None:
-    chosen = ["--recipe", "s3pet", "--spaces", "masking", "--set", *TINY]
+    chosen = ["--recipe", "s3pet", "--spaces", "masking", "--set", *S3PET]
     assert refused("tune", cohort, "--study", tmp_path / "sweep", *chosen, *words).startswith(told)
     assert not (tmp_path / "sweep" / TRIALS).exists()
 
@@ -359,7 +345,7 @@ def test_a_system_without_a_space_is_refused(
     cohort: Path, tmp_path: Path, refused: Callable[..., str], no_ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(SPACES, "s3pet")
-    chosen = ["--recipe", "s3pet", "--spaces", "masking", "--set", *TINY]
+    chosen = ["--recipe", "s3pet", "--spaces", "masking", "--set", *S3PET]
     line = refused("tune", cohort, "--study", tmp_path / "sweep", *chosen)
     assert line.startswith("TUNE_SPACE system 's3pet': it brings no search space;")
 
@@ -368,7 +354,7 @@ def test_a_study_of_something_else_is_refused(
     cohort: Path, tmp_path: Path, refused: Callable[..., str], no_ray: None
 ) -> None:
     def begin(*words: str) -> list[str]:
-        return ["tune", str(cohort), "--study", str(tmp_path / "sweep"), "--recipe", "s3pet", *words, "--set", *TINY]
+        return ["tune", str(cohort), "--study", str(tmp_path / "sweep"), "--recipe", "s3pet", *words, "--set", *S3PET]
 
     with pytest.raises(AssertionError, match="the cluster was started"):
         main(begin("--spaces", "masking"))

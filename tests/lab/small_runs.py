@@ -1,0 +1,30 @@
+"""Settings of whole runs small enough to train in a test, as ``--set`` takes them."""
+
+CG_3DSRGAN = [
+    "recipe.doses=4,20",
+    "recipe.perceptual=masked",
+    "recipe.patch=32,32,32",
+    "recipe.mlnet_channels=2",
+    "recipe.contextual_channels=2",
+    "recipe.discriminator_channels=2",
+    "recipe.epoch_samples=8",
+    "recipe.max_epochs=3",
+    "recipe.validate_batches=1",
+    "recipe.backbone_samples=8",
+    "recipe.calibration_samples=8",
+    "feed.source=low_drf4,low_drf20",
+]
+S3PET = [
+    "recipe.window=32",
+    "recipe.slices=2",
+    "recipe.dim=16",
+    "recipe.blocks=1",
+    "recipe.heads=2",
+    "recipe.decoder_channels=8,4,4,4",
+    "recipe.low_samples=16",
+    "recipe.full_samples=16",
+    "recipe.swap_samples=16",
+    "feed.source=low_drf20",
+    "feed.cases_per_step=2",
+    "split.unpaired_fraction=0.4",
+]
