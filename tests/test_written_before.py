@@ -3,8 +3,10 @@
 That commit's own code makes the cohort, the runs and the study; nothing of it is stored here.
 """
 
+import importlib
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +114,16 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> Before:
     folder = tmp_path_factory.mktemp("before")
     run_at(COMMIT, SCRIPT, folder, json.dumps([SYSTEMS, ALL]))
     return Before(*(folder / name for name in ("cohort", "runs", "begun", "study", "configuration.json")))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_group() -> Iterator[None]:
+    """A trial leaves its process group to the next one; other files' tests must not find it."""
+    yield
+    comm = importlib.import_module("deepspeed.comm")
+    if comm.is_initialized():
+        comm.destroy_process_group()
+    comm.comm.cdb = None
 
 
 def same_tensors(one: Path, other: Path) -> bool:
