@@ -23,6 +23,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import pixel_array
 from pydicom.tag import Tag
 
+from storage import dicom_words
 from storage.dicom_header import (
     PRIVATE_CREATORS,
     clock_s,
@@ -30,6 +31,7 @@ from storage.dicom_header import (
     file_error,
     has_value,
     integer_of,
+    integer_text,
     items_of,
     moment_s,
     number_of,
@@ -41,7 +43,7 @@ from storage.dicom_header import (
 )
 from storage.errors import InputError
 from storage.source import HU, SUV, Grid
-from storage.suv import Frame, Overrides, PetHeader, SuvConversion, apply_overrides, check_rescale
+from storage.suv import Frame, Overrides, PetHeader, SuvConversion, apply_overrides, check_rescale, complete
 from storage.suv import suv_conversion as convert
 
 Modality = Literal["PT", "CT"]
@@ -60,7 +62,6 @@ SAME_PLACE_MM = 1e-2
 # made to be looked at
 PICTURES = {"FUSION", "FUSED", "MIP", "MINIP", "PROJECTION", "MPR", "REFORMATTED", "VRT", "SCREEN"}
 GE_SCAN_TIME, PHILIPS_SUV, PHILIPS_BQML = 0x0009100D, 0x70531000, 0x70531009
-
 # fmt: off
 _SERIES_FIELDS = (
     "PatientID", "FrameOfReferenceUID", "SeriesDate", "SeriesTime", "Units", "SUVType", "DecayCorrection",
@@ -76,7 +77,8 @@ _SLICE_FIELDS = (
     "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel", "NumberOfFrames",
     "NumberOfSlices", "RescaleSlope", "RescaleIntercept", "PixelSpacing", "ImagePositionPatient",
     "ImageOrientationPatient", "AcquisitionDate", "AcquisitionTime", "ActualFrameDuration", "FrameReferenceTime",
-    "DecayFactor", "RadiopharmaceuticalInformationSequence",
+    "DecayFactor", "RadiopharmaceuticalInformationSequence", "SeriesNumber", "SeriesDescription", "Manufacturer",
+    "ManufacturerModelName",
 )
 # fmt: on
 _TAGS: list[int] = [
@@ -204,7 +206,13 @@ def find_series(folder: Path, *, modality: Modality) -> tuple[Series, ...]:
 
 
 def open_series(
-    path: Path, *, modality: Modality, overrides: Overrides | None = None, of: DicomSource | None = None
+    path: Path,
+    *,
+    modality: Modality,
+    overrides: Overrides | None = None,
+    stated: Overrides | None = None,
+    of: DicomSource | None = None,
+    choice: str = "",
 ) -> DicomSource:
     """Open the one series of ``modality`` below ``path``: PT in SUVbw, CT in HU.
 
@@ -215,26 +223,48 @@ def open_series(
     Args:
         path: a folder, or one file.
         overrides: a PET weight, dose or injection time that stands instead of the header's; recorded in provenance.
+        stated: the same from a table or a sidecar, for what the header lacks.
         of: the PET that a CT belongs to.
+        choice: which of several series is meant: its SeriesNumber, or words of its SeriesDescription.
 
     Returns:
         a thread-safe source whose affine is the series' own, LPS turned to RAS; nothing is resampled.
 
     Raises:
         InputError: every code of ``find_series``, every code of ``storage.suv.suv_conversion``, and
-            ``SER_AMBIGUOUS``, ``SER_INCONSISTENT_UID``, ``SER_INCONSISTENT_HEADER``, ``SER_MIXED_SHAPE``,
-            ``SER_MIXED_ORIENTATION``, ``SER_DUPLICATE_SLICE``, ``SER_DYNAMIC``, ``SER_PARTIAL_VOLUME``, ``SER_TILT``,
-            ``SER_NONUNIFORM``, ``SER_MISSING_SLICE``, ``IMG_TOO_SMALL``.
+            ``SER_AMBIGUOUS``, ``SER_NOT_CHOSEN``, ``SER_INCONSISTENT_UID``, ``SER_INCONSISTENT_HEADER``,
+            ``SER_MIXED_SHAPE``, ``SER_MIXED_ORIENTATION``, ``SER_DUPLICATE_SLICE``, ``SER_DYNAMIC``,
+            ``SER_PARTIAL_VOLUME``, ``SER_TILT``, ``SER_NONUNIFORM``, ``SER_MISSING_SLICE``, ``IMG_TOO_SMALL``,
+            ``TAB_CONTRADICTS``.
     """
-    path = Path(path)
+    volume = find_volume(Path(path), modality, of, choice)
+    conversion = None
+    if modality == "PT":
+        pet, frames = pet_header(volume.slices)
+        pet = complete(apply_overrides(pet, overrides or Overrides()), stated or Overrides())
+        conversion = convert(pet, frames)
+    return source_of(volume, modality, conversion)
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """The slices of one series, sorted, and where they lie."""
+
+    slices: tuple[Slice, ...]
+    grid: Grid
+    notes: tuple[str, ...]
+    skipped: int
+
+
+def find_volume(path: Path, modality: Modality, of: DicomSource | None, choice: str) -> Volume:
+    """Find the one series that is meant below a path and sort its slices; as ``open_series``, without values."""
     series = find_series(path, modality=modality)
     if len(series) > 2 and all(len(s.slices) == 1 for s in series):
         raise _series_error("SER_INCONSISTENT_UID", path.name, f"{len(series)} slices with {len(series)} series UIDs")
-    meant = _meant(series, of)
+    meant = _chosen(series, choice, path.name) if choice else _meant(series, of)
     if len(meant) > 1:
-        sizes = ((len(s.slices), *s.slices[0].shape) for s in meant)
-        listed = ", ".join(f"{modality} of {n} slices of {rows} x {columns}" for n, rows, columns in sizes)
-        raise _series_error("SER_AMBIGUOUS", path.name, listed, "put each series in a folder of its own")
+        remedy = "choose one by its number (--series), or put each series in a folder of its own"
+        raise _series_error("SER_AMBIGUOUS", path.name, "; ".join(series_line(s) for s in meant), remedy)
     slices = meant[0].slices
     skipped = series[0].skipped + sum(len(s.slices) for s in series if s is not meant[0])
     _check_alike(slices, path.name)
@@ -243,35 +273,82 @@ def open_series(
     notes += grid_notes
     if len(slices) < integer_of(slices[0].header, "NumberOfSlices"):
         notes += ("fewer_slices_than_header_says",)
+    return Volume(slices, grid, notes, skipped)
 
-    facts: dict[str, object] = {"format": "dicom", "modality": modality, "slices": len(slices)}
-    first = slices[0].header
-    conversion = None
-    if modality == "PT":
-        pet, frames = _pet_header(slices)
-        conversion = convert(apply_overrides(pet, overrides or Overrides()), frames)
+
+def source_of(
+    volume: Volume, modality: Modality, conversion: SuvConversion | None, more: Mapping[str, object] | None = None
+) -> DicomSource:
+    """Make the source of a volume.
+
+    Args:
+        conversion: of a PET, None for a CT.
+        more: facts for the provenance.
+    """
+    first = volume.slices[0].header
+    facts: dict[str, object] = {"format": "dicom", "modality": modality, "slices": len(volume.slices)}
+    notes = volume.notes
+    if conversion is not None:
         notes += conversion.notes
-        facts |= {"stored_units": pet.units, "decay_correction": pet.decay_correction, **conversion.provenance()}
-    if skipped:
-        facts["files_skipped"] = skipped
+        stored = {"stored_units": text_of(first, "Units"), "decay_correction": text_of(first, "DecayCorrection")}
+        facts |= {**stored, **conversion.provenance()}
+        drugs = _drugs(first)
+        if drugs and (tracer := dicom_words.tracer(text_of(drugs[0], "Radiopharmaceutical"))):
+            facts["tracer"] = tracer
+    if scanner := dicom_words.scanner(text_of(first, "Manufacturer"), text_of(first, "ManufacturerModelName")):
+        facts["scanner"] = scanner
+    if volume.skipped:
+        facts["files_skipped"] = volume.skipped
+    facts |= more or {}
     facts["notes"] = list(notes)
     return DicomSource(
-        grid=grid,
+        grid=volume.grid,
         units=SUV if conversion else HU,
         provenance=facts,
-        slices=slices,
-        factors=conversion.factors if conversion else (1.0,) * len(slices),
+        slices=volume.slices,
+        factors=conversion.factors if conversion else (1.0,) * len(volume.slices),
         conversion=conversion,
         patient_id=text_of(first, "PatientID"),
         frame_of_reference=text_of(first, "FrameOfReferenceUID"),
     )
 
 
+def series_line(series: Series) -> str:
+    """Return one line that tells a series from others: number, size, voxels, and the known words of its description.
+
+    A description is free text, which may name a patient: only words of imaging are taken from it.
+    """
+    first = series.slices[0]
+    number = integer_text(first.header, "SeriesNumber")
+    rows, columns = first.shape
+    words = dicom_words.technical(text_of(first.header, "SeriesDescription"))
+    kind = f"series {number or '?'}: {series.modality} of {len(series.slices)} slices of {rows} x {columns}"
+    told = f" ({' '.join(words)})" if words else ""
+    return f"{kind}, {first.pixel_mm[0]:.2f} x {first.pixel_mm[1]:.2f} mm{told}"
+
+
+def _words(header: Dataset, keyword: str) -> list[str]:
+    return dicom_words.words(text_of(header, keyword))
+
+
+def _chosen(series: Sequence[Series], choice: str, where: str) -> Sequence[Series]:
+    """The series with this number, or else those whose description holds all these words."""
+    wanted = dicom_words.words(choice)
+    numbered = [s for s in series if integer_text(s.slices[0].header, "SeriesNumber") == choice.strip()]
+    described = [s for s in series if wanted and {*wanted} <= {*_words(s.slices[0].header, "SeriesDescription")}]
+    exact = [s for s in described if _words(s.slices[0].header, "SeriesDescription") == wanted]
+    found = numbered or exact or described
+    if not found:
+        listed = "; ".join(series_line(s) for s in series)
+        raise _series_error("SER_NOT_CHOSEN", where, f"no series is the one asked for: {listed}", "choose one of these")
+    return found
+
+
 def _meant(series: Sequence[Series], of: DicomSource | None) -> Sequence[Series]:
     """Narrow the series of one modality down, by each rule only where it leaves something."""
 
     def words(s: Series, keyword: str) -> set[str]:
-        return {*re.split(r"[^A-Z0-9]+", text_of(s.slices[0].header, keyword))}
+        return {*_words(s.slices[0].header, keyword)}
 
     def belongs(s: Series) -> bool:
         theirs = tuple(text_of(s.slices[0].header, name) for name in ("PatientID", "FrameOfReferenceUID"))
@@ -287,28 +364,6 @@ def _meant(series: Sequence[Series], of: DicomSource | None) -> Sequence[Series]
     for rule in rules:
         series = [s for s in series if rule(s)] or series
     return series
-
-
-def check_pair(pet: DicomSource, ct: DicomSource) -> None:
-    """Refuse a PET and a CT that are not of one patient and one frame of reference, or do not overlap along z.
-
-    Raises:
-        InputError: ``PAIR_PATIENT_MISMATCH``, ``PAIR_FRAME_MISMATCH``, ``PAIR_NO_OVERLAP``.
-    """
-    where, remedy = "PT and CT", "give the CT that was taken with the PET"
-    if pet.patient_id != ct.patient_id:
-        raise InputError("PAIR_PATIENT_MISMATCH", where=where, found="different patients", remedy=remedy)
-    if pet.frame_of_reference != ct.frame_of_reference:
-        raise InputError("PAIR_FRAME_MISMATCH", where=where, found="different frames of reference", remedy=remedy)
-    low, high = zip(*(_extent_mm(s.grid) for s in (pet, ct)), strict=True)
-    if np.any(np.maximum(*low) >= np.minimum(*high)):
-        raise InputError("PAIR_NO_OVERLAP", where=where, found="no common volume", remedy=remedy)
-
-
-def _extent_mm(grid: Grid) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    z, y, x = (n - 1 for n in grid.shape)
-    corners = np.array([(i, j, k, 1) for i in (0, x) for j in (0, y) for k in (0, z)]) @ grid.affine[:3].T
-    return corners.min(axis=0), corners.max(axis=0)
 
 
 # -- one file ---------------------------------------------------------------------------------------------------------
@@ -574,7 +629,7 @@ def _stack(slices: Sequence[Slice], where: str) -> tuple[Grid, tuple[str, ...]]:
 # -- PET fields -------------------------------------------------------------------------------------------------------
 
 
-def _pet_header(slices: Sequence[Slice]) -> tuple[PetHeader, list[Frame]]:
+def pet_header(slices: Sequence[Slice]) -> tuple[PetHeader, list[Frame]]:
     """Translate the headers to plain numbers on one clock, in seconds."""
     s = slices[0]
     ds, file = s.header, s.file

@@ -96,6 +96,12 @@ def integer_of(ds: Dataset, keyword: str, default: int = -1) -> int:
     return int(element.value)
 
 
+def integer_text(header: Dataset, keyword: str) -> str:
+    """Return an integer string, empty where it is none."""
+    text = text_of(header, keyword)
+    return text if re.fullmatch(r"[0-9]{1,9}", text) else ""
+
+
 def tag_name(keyword: str) -> str:
     """Return a field's name as errors give it: ``(0028,1053) RescaleSlope``."""
     tag = tag_for_keyword(keyword)

@@ -30,9 +30,10 @@ from storage import geometry, integrity, layout
 from storage.errors import InputError
 from storage.patches import CELL
 from storage.reader import open_cohort
-from storage.source import HU, LABEL, SUV, Dose, Grid, ImageSource, simulated_dose
+from storage.source import HU, LABEL, SUV, Dose, Grid, ImageSource, difference, simulated_dose
 from storage.verification import read_catalog
 
+SCALE_RATIO = 1.5  # between the uptake of two reconstructions of one scan; the smallest dose reduction factor is 2
 FAT_HU, SOFT_TISSUE_HU = -50.0, 20.0  # every CT of a patient holds voxels below the first and above the second
 
 
@@ -47,6 +48,8 @@ class CasePlan:
         fingerprint: digest of the inputs and options; equal fingerprints mean the committed case may stay.
         doses: name of a PET -> its dose, None for one that is no scan at any dose.  Of a simulated scan that is not
             named, its provenance tells; any other image that is not named has no dose.
+        tags: what else is known of the case and may be told, for instance ``cancer`` -> ``adenocarcinoma``; nothing
+            that identifies a patient.
     """
 
     images: Mapping[str, ImageSource]
@@ -54,6 +57,7 @@ class CasePlan:
     fingerprint: str
     labels: Mapping[int, str] = field(default_factory=dict)
     doses: Mapping[str, Dose | None] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     def dose(self, image: str) -> Dose | None:
         """Return the dose of one image."""
@@ -268,15 +272,11 @@ def _check(name: str, plan: CasePlan) -> Grid:
             raise InputError(
                 "PAIR_GRID_MISMATCH",
                 where=f"case {name}, image {image}",
-                found=f"{source.grid.shape} voxels (z, y, x) at {_mm(source.grid)} mm, but {first} has "
-                f"{grid.shape} at {_mm(grid)} mm or lies elsewhere",
-                remedy="give images of one reconstruction grid (a CT is resampled, a PET or a mask never)",
+                found=f"not on the grid of {first}: {difference(grid, source.grid)}",
+                remedy="give images of one reconstruction grid; a PET is put on it when asked (--other-grids "
+                "resample), a CT always, labels never",
             )
     return grid
-
-
-def _mm(grid: Grid) -> str:
-    return "x".join(f"{v:.3f}" for v in grid.spacing_mm)
 
 
 class _Counter(Callback):  # type: ignore[misc]
@@ -339,6 +339,7 @@ def case_graph(folder: Path, name: str, plan: CasePlan) -> Delayed:
         "fingerprint": plan.fingerprint,
         "labels": {str(value): label for value, label in plan.labels.items()},
         "images": [*plan.images, "body"],
+        **({"tags": dict(plan.tags)} if plan.tags else {}),
     }
     sources = {
         image: (source.units, dict(source.provenance), layout.dose_attribute(plan.dose(image)))
@@ -399,10 +400,11 @@ def _outline(
 def _best_pets(plan: CasePlan) -> list[str]:
     """Names of the PETs, the highest dose first.  One without a dose counts as full dose, an unknown factor is last."""
 
-    def rank(image: str) -> tuple[float, str]:
+    def rank(image: str) -> tuple[float, bool, str]:
         dose = plan.dose(image)
         drf = 1.0 if dose is None else dose.drf
-        return (math.inf if math.isnan(drf) else drf, image)
+        # Another reconstruction of the full dose shares its noise; of the full dose itself that is not asked.
+        return (math.inf if math.isnan(drf) else drf, dose is not None and dose.shares_noise is not None, image)
 
     return sorted((image for image, source in plan.images.items() if source.units == SUV), key=rank)
 
@@ -469,6 +471,7 @@ def _finish(
         if units == SUV:
             overview = np.stack([p.overview for p in parts if p.overview is not None]).sum(0)
             layout.write_array(folder / "aids" / f"overview_{image}", overview)
+    _check_scales(name, pets, sources, {image: sum(p.total for p in spans[image]) for image in pets})
     _describe(folder / "body", LABEL, grid, {}, {"min": 0.0, "max": 1.0}, {})
     inside = np.concatenate(body).astype(np.float32)
     uptake = np.concatenate([p.cells[0] for p in spans[pets[0]]]) if pets else np.zeros_like(inside)
@@ -479,6 +482,34 @@ def _finish(
         cells = np.concatenate([p.cells for p in spans["labels"]], axis=1)[order]
         layout.write_array(folder / "aids" / "rois", np.ceil(cells * 255).astype(np.uint8))
     layout.create_group(folder, {"petscale": dict(facts)})
+
+
+def _check_scales(
+    case: str,
+    pets: Sequence[str],
+    sources: Mapping[str, tuple[str, Mapping[str, object], Mapping[str, object] | None]],
+    totals: Mapping[str, float],
+) -> None:
+    """Refuse a low dose thinned from the full dose that holds another activity: it is in another unit, or unscaled.
+
+    A patient's uptake does not depend on how many counts were used; reconstruction's bias at low counts is a few
+    percent.  Counts left unscaled are off by the dose reduction factor.
+
+    Raises:
+        InputError: PAIR_SCALE.
+    """
+    for image in pets[1:]:
+        dose = sources[image][2]
+        if dose is None or dose["relation"] != "thinned" or totals[pets[0]] <= 0:
+            continue
+        ratio = totals[image] / totals[pets[0]]
+        if not 1 / SCALE_RATIO < ratio < SCALE_RATIO:
+            raise InputError(
+                "PAIR_SCALE",
+                where=f"case {case}, image {image}",
+                found=f"its total uptake is {ratio:.3g} times that of {pets[0]}, though its counts are of the same scan",
+                remedy="give both in one unit and on one scale; a low dose is divided by its share of the counts",
+            )
 
 
 def _check_hu(where: str, low: float, high: float) -> None:

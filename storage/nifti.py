@@ -163,6 +163,28 @@ def open_nifti(path: Path, *, units: Units, workdir: Path, scale: float = 1.0) -
     )
 
 
+def grid_of(path: Path) -> Grid:
+    """Return the grid that a file's header states; no voxel is read, and the file's end is not looked at.
+
+    Raises:
+        InputError: as ``open_nifti`` for a header.
+    """
+    if not path.is_file():
+        raise _error("IMG_NO_FILE", path, "no such file", "check the path")
+    head = bytearray()
+    with path.open("rb") as stream:
+        if stream.read(2) == GZIP_MAGIC:
+            stream.seek(0)
+            for piece in _inflated(stream, path):
+                head += piece
+                if len(head) >= 540:
+                    break
+        else:
+            stream.seek(0)
+            head += stream.read(540)
+    return _layout(bytes(head[:540]), path).grid
+
+
 def write_nifti(path: Path, grid: Grid, read_slab: Callable[[int, int], NDArray[np.float32]]) -> None:
     """Write a volume as float32 NIfTI-1, slab by slab; the file appears only when it is whole.
 

@@ -130,6 +130,11 @@ class Case:
         """Value in the ``labels`` image -> name."""
         return {int(value): name for value, name in self._facts["labels"].items()}
 
+    @property
+    def tags(self) -> dict[str, str]:
+        """What else is known of the case: fact -> value."""
+        return dict(self._facts.get("tags", {}))
+
     @cached_property
     def images(self) -> tuple[str, ...]:
         """Names of the images, sorted."""

@@ -21,6 +21,7 @@ WEIGHT_KG = (1.0, 500.0)  # what a patient may weigh
 DOSE_BQ = (1e6, 1e10)  # what a patient may be given
 OVERNIGHT_UPTAKE_S = 12 * 3600.0  # a time-only injection may be the evening before, not the same hour the day before
 UPTAKE_BAND_S = (300.0, 6 * 3600.0)  # outside it the uptake is kept but noted
+CONTRADICTION = 0.01  # two statements of one weight or dose that differ by more are not one value rounded twice
 MAX_HALF_LIVES = 10.0  # later than this nothing is left to measure: a wrong date, not a late scan
 
 # Half-lives in s (ENSDF) and the codes of CID 4020, SNOMED-RT and SNOMED-CT.  Ge-68: phantoms and rod sources.
@@ -78,6 +79,7 @@ class PetHeader:
         series_s: SeriesDate + SeriesTime.  private_s: GE's scan date-time (0009,100D).
         counts_to_suv, counts_to_bqml: Philips (7053,1000) and (7053,1009).
         overridden: the fields that the user has given instead of the header.
+    completed: the fields that the header lacks and a table or a sidecar states.
     """
 
     units: str
@@ -97,6 +99,7 @@ class PetHeader:
     counts_to_suv: float | None = None
     counts_to_bqml: float | None = None
     overridden: tuple[str, ...] = ()
+    completed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,7 @@ class SuvConversion:
     injection_s: float | None = None
     reference: ReferenceTime | None = None
     overridden: tuple[str, ...] = ()
+    completed: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
     def provenance(self) -> dict[str, object]:
@@ -152,6 +156,8 @@ class SuvConversion:
             facts["reference_spread_percent"] = round(self.reference.spread_percent, 3)
         if self.overridden:
             facts["overridden"] = list(self.overridden)
+        if self.completed:
+            facts["completed"] = list(self.completed)
         return facts
 
 
@@ -202,6 +208,40 @@ def apply_overrides(header: PetHeader, overrides: Overrides) -> PetHeader:
         header = replace(header, injection_s=injection_s, injection_clock_s=clock_s)
         names.append("injection_time")
     return replace(header, overridden=(*header.overridden, *names))
+
+
+def complete(header: PetHeader, stated: Overrides) -> PetHeader:
+    """Return ``header`` with what it lacks filled in from ``stated``, a row of a table about the same examination.
+
+    Raises:
+        InputError: ``TAB_CONTRADICTS`` where both say a weight or a dose and these differ by more than 1 %: one of the
+            two is wrong, and nobody here can know which.  Those of ``apply_overrides`` for a value out of range.
+    """
+    here = {
+        "weight_kg": (header.weight_kg, stated.weight_kg, "(0010,1030) PatientWeight"),
+        "dose_mbq": (
+            header.dose_bq / (1.0 if header.dose_bq < 1e4 else 1e6) if header.dose_bq else None,
+            stated.dose_mbq,
+            "(0018,1074) RadionuclideTotalDose",
+        ),
+    }
+    for name, (told, given, where) in here.items():
+        if told and given and abs(given / told - 1.0) > CONTRADICTION:
+            raise InputError(
+                "TAB_CONTRADICTS",
+                where=f"{where} and the table's {name}",
+                found=f"they differ by {abs(given / told - 1.0):.0%}",
+                remedy="correct or empty the table's cell, or leave the case out; a header is replaced by "
+                "--weight-kg, --dose-mbq or --injection-time alone",
+            )
+    injected = header.injection_s is not None or header.injection_clock_s is not None
+    missing = Overrides(
+        weight_kg=None if header.weight_kg else stated.weight_kg,
+        dose_mbq=None if header.dose_bq else stated.dose_mbq,
+        injection_time=None if injected else stated.injection_time,
+    )
+    filled = apply_overrides(replace(header, overridden=()), missing)
+    return replace(filled, overridden=header.overridden, completed=filled.overridden)
 
 
 def check_rescale(slope: float, intercept: float, where: str) -> None:
@@ -416,7 +456,7 @@ def _done(header: PetHeader, conversion: SuvConversion) -> SuvConversion:
         # The values need no half-life, but a "PT" series of a single-photon nuclide is still not PET.
         nuclide, half_life = _nuclide(header) if header.half_life_s or header.nuclide_code else (None, None)
         conversion = replace(conversion, nuclide=nuclide, half_life_s=half_life)
-    return replace(conversion, overridden=header.overridden)
+    return replace(conversion, overridden=header.overridden, completed=header.completed)
 
 
 # -- single fields ----------------------------------------------------------------------------------------------------

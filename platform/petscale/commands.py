@@ -125,19 +125,30 @@ def ingest(
     weight_kg: float | None = None,
     dose_mbq: float | None = None,
     injection_time: str | None = None,
+    layout: str = "",
+    low: tuple[str, ...] = (),
+    relation: Literal["thinned", "separate"] = "thinned",
+    other_grids: Literal["refuse", "resample"] = "refuse",
+    patient: str = "",
+    series: tuple[str, ...] = (),
+    table: Path | None = None,
+    exclude: tuple[str, ...] = (),
+    keep: tuple[str, ...] = (),
+    part: str = "",
+    dry_run: bool = False,
     strict: bool = False,
     workers: int | None = None,
 ) -> None:
     """Read DICOM or NIfTI examinations into a cohort, in SUV, at their native resolution.
 
     One examination: SOURCE is its PET (a DICOM folder or a NIfTI file), --ct and --mask are paths.
-    Many: SOURCE is a folder with one sub-folder per examination; --pet, --ct and --mask are names inside each.
+    Many: SOURCE is a folder of examinations in a --layout, or with one sub-folder each that names its files alike.
 
     Args:
         source: a DICOM series' folder, a NIfTI file, or a folder of examinations.
         cohort: folder of the cohort; made or added to.
         case: name of a single case; without it a keyed hash is used.
-        pet: name of the PET inside each sub-folder; says that SOURCE holds many examinations.
+        pet: name of the full dose's PET inside each sub-folder, or with --layout patterns its path below SOURCE.
         ct: the CT; where one folder holds PET and CT, name that folder again, or . inside each sub-folder.
         mask: a mask on the chosen grid; value 1 is a lesion.
         grid: pet keeps the PET as it is and resamples the CT onto it; ct does the reverse.
@@ -146,16 +157,47 @@ def ingest(
         weight_kg: replaces the header's value; recorded.
         dose_mbq: replaces the header's value; recorded.
         injection_time: replaces the header's value, HH:MM[:SS] or ISO date-time; recorded.
+        layout: udpet, autopet, lung, bids, study, patterns; by itself folders with --pet, else one examination.
+        low: low doses as DRF=name or DRF=path; a word in place of the DRF where it is not known.
+        relation: thinned: low doses hold counts of the full dose's own scan; separate: other scans of the patient.
+        other_grids: what becomes of a low dose on another grid than the full dose's.
+        patient: who the patient of one NIfTI examination is; with --layout patterns, the wildcard that tells it.
+        series: which of several DICOM series, by number or words of its description, as pet=3 ct=soft.
+        table: a CSV, TSV or XLSX file of what headers lack, a row per patient, case or file.
+        exclude: examinations to leave out, by the name of their folder.
+        keep: examinations to take in although the data set's own list leaves them out.
+        part: 3/20 for the third of twenty parts, in any order, several at once.
+        dry_run: show what would be ingested, and write nothing.
         strict: stop at the first case that is refused.
         workers: parallel tasks.
     """
     from petscale.data.cohorts import fill_cohort
-    from petscale.data.ingest import ingest_plans
+    from petscale.data.layouts.options import Options
+    from petscale.data.preview import preview
+    from petscale.data.sources import find_examinations, plans_of
 
-    overrides = suv.Overrides(weight_kg=weight_kg, dose_mbq=dose_mbq, injection_time=injection_time)
-    plans = ingest_plans(
-        source, case=case, pet=pet, ct=ct, mask=mask, grid=grid, units=units, names=names, overrides=overrides
+    options = Options(
+        pet=pet,
+        low=low,
+        ct=ct,
+        mask=mask,
+        relation=relation,
+        patient=patient,
+        series=series,
+        grid=grid,
+        other_grids=other_grids,
+        units=units,
+        exclude=exclude,
+        keep=keep,
+        overrides=suv.Overrides(weight_kg=weight_kg, dose_mbq=dose_mbq, injection_time=injection_time),
     )
+    named, tree = find_examinations(source, layout, options, table, case, names)
+    plans = plans_of(named, part)
+    if dry_run:
+        shown, refused = preview([one for one in named if one.case in plans], tree)
+        console.print(shown)
+        console.print(f"{len(plans)} cases, {refused} of them would be refused; nothing was written", markup=False)
+        return
     fill_cohort("ingest", cohort, plans, strict=strict, workers=workers)
 
 

@@ -27,7 +27,8 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from storage.dicom import check_pair, find_series, open_series
+from storage.dicom import find_series, open_series
+from storage.dicom_pairs import check_pair
 from storage.dicom_write import write_series
 from storage.errors import InputError
 from storage.source import HU, SUV, ArraySource, Grid
@@ -476,7 +477,8 @@ def test_two_series_are_listed_without_uids(folder: Path, pet: ArraySource) -> N
     with pytest.raises(InputError) as error:
         open_series(folder, modality="PT")
     assert error.value.code == "SER_AMBIGUOUS"
-    assert error.value.found == "PT of 8 slices of 6 x 5, PT of 8 slices of 6 x 5"
+    line = "PT of 8 slices of 6 x 5, 5.00 x 4.00 mm"
+    assert error.value.found == f"series 1: {line}; series 2: {line}"
     assert [len(s.slices) for s in find_series(folder, modality="PT")] == [8, 8]
 
 
@@ -522,7 +524,7 @@ def test_the_series_that_is_meant_is_taken_from_a_study(study: Path, pet: ArrayS
 
 
 def test_two_ct_that_may_be_meant_are_listed(study: Path) -> None:
-    with pytest.raises(InputError, match="CT of 8 slices of 6 x 5, CT of 8 slices of 6 x 5; put each") as error:
+    with pytest.raises(InputError, match=r"series 6: CT of .* mm; series 7: CT of .* mm; choose one") as error:
         open_series(study, modality="CT")
     assert error.value.code == "SER_AMBIGUOUS"
     shutil.rmtree(study / "ct_other")

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from storage.dicom import check_pair, open_series
+from storage.dicom import open_series
+from storage.dicom_pairs import check_pair
 
 real = pytest.mark.skipif("PETSCALE_REAL_DATA" not in os.environ, reason="PETSCALE_REAL_DATA names no data folder")
 

@@ -11,7 +11,8 @@ import pytest
 import SimpleITK
 from numpy.typing import NDArray
 
-from storage.dicom import DicomSource, check_pair, open_series
+from storage.dicom import DicomSource, open_series
+from storage.dicom_pairs import check_pair
 from storage.dicom_write import write_derived_series, write_series, write_synthetic_pet
 from storage.errors import InputError
 from storage.source import HU, LABEL, SUV, ArraySource, Grid

@@ -1,113 +1,26 @@
 """``petscale ingest``: the files of an examination (DICOM, NIfTI) opened as the plan of one case."""
 
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
-from petscale.data.cohorts import Plans, fingerprint
-from storage import dicom, geometry, integrity, layout, nifti, suv
+from petscale.data.cohorts import fingerprint
+from petscale.data.examination import FULL, Examination, Files, OtherPet, Stated
+from storage import boxes, dicom, dicom_pairs, geometry, integrity, layout, nifti, suv
 from storage.errors import InputError
 from storage.ingest import CasePlan, site_key, subject_hash
 from storage.source import BQML, Dose, ImageSource
 
-
-@dataclass(frozen=True, kw_only=True)
-class Files:
-    """Where the images of one examination are; each is a DICOM folder or file, or a NIfTI file.
-
-    Args:
-        pet: the PET that becomes image ``full``.
-        ct: CT of the same examination; may be the folder that holds the PET too.
-        mask: lesion or organ mask on the grid chosen, a NIfTI file of whole numbers.
-        grid: whose grid the case has.  ``pet``: the CT is resampled.  ``ct``: the PET is, linearly, and its maxima are
-            no longer those of the reconstruction.
-        units: unit of a NIfTI PET; a DICOM series says its own.
-        overrides: weight, dose and injection time that stand instead of a DICOM header's.
-        labels: value in the mask -> name.
-    """
-
-    pet: Path
-    ct: Path | None = None
-    mask: Path | None = None
-    grid: Literal["pet", "ct"] = "pet"
-    units: nifti.Units = "SUVbw"
-    overrides: suv.Overrides = field(default_factory=suv.Overrides)
-    labels: Mapping[int, str] | None = None
+__all__ = ["Files", "alias", "is_nifti", "open_case", "open_ct", "open_pet", "suv_factor"]
 
 
-def ingest_plans(
-    source: Path,
-    *,
-    case: str | None,
-    pet: str,
-    ct: str,
-    mask: str,
-    grid: Literal["pet", "ct"],
-    units: nifti.Units,
-    names: Literal["hash", "folder"],
-    overrides: suv.Overrides,
-) -> Plans:
-    """Plan one examination or, where ``pet`` names the PET inside each sub-folder, many; as ``petscale ingest`` says.
+def plan_examination(examination: Examination, scratch: Path) -> CasePlan:
+    """Open the files that a layout found as a plan.
 
     Raises:
-        InputError: IMG_NO_FILE, SET_NO_PET, SET_NO_CT, SET_NO_MASK; SET_CASE_COLLISION for two cases of one name.
+        InputError: whatever is wrong with the files.
     """
-    if not pet:
-        files = Files(
-            pet=source,
-            ct=Path(ct) if ct else None,
-            mask=Path(mask) if mask else None,
-            grid=grid,
-            units=units,
-            overrides=overrides,
-        )
-        return {case or alias(source.name, "hash"): partial(open_case, files)}
-    plans: dict[str, Callable[[Path], CasePlan]] = {}
-    for folder, (pet_path, ct_path, mask_path) in find_cases(source, pet, ct, mask).items():
-        files = Files(pet=pet_path, ct=ct_path, mask=mask_path, grid=grid, units=units, overrides=overrides)
-        name = alias(folder, names)
-        if name in plans:
-            raise InputError(
-                "SET_CASE_COLLISION",
-                where=f"case {name}",
-                found="two folders whose names differ in case only",
-                remedy="rename one, or use --names hash",
-            )
-        plans[name] = partial(open_case, files, subject=folder)
-    return plans
-
-
-def find_cases(root: Path, pet: str, ct: str, mask: str) -> dict[str, tuple[Path, Path | None, Path | None]]:
-    """Find examinations in a plain folder tree: one case per sub-folder that holds ``pet``.
-
-    Args:
-        root: the tree.
-        pet: name of the PET below a case's folder.
-        ct: name of the CT there; a case may lack it.
-        mask: name of the mask there; a case may lack it.
-
-    Raises:
-        InputError: IMG_NO_FILE, SET_NO_PET.
-    """
-    if not root.is_dir():
-        raise InputError("IMG_NO_FILE", where=root.name, found="no such folder", remedy="name an existing folder")
-    found = {}
-    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        if (folder / pet).exists():
-            others = (folder / name if name and (folder / name).exists() else None for name in (ct, mask))
-            found[folder.name] = (folder / pet, *others)
-    for option, name, place in (("pet", pet, 0), ("ct", ct, 1), ("mask", mask, 2)):
-        if name and not any(paths[place] for paths in found.values()):
-            raise InputError(
-                f"SET_NO_{option.upper()}",
-                where=root.name,
-                found=f"no sub-folder holds what --{option} names",
-                remedy=f"give --{option} the name that it has inside each sub-folder",
-            )
-    return found  # type: ignore[return-value]
+    return open_case(examination.files, scratch, subject=examination.patient or None)
 
 
 def open_case(files: Files, scratch: Path, *, subject: str | None = None) -> CasePlan:
@@ -121,46 +34,123 @@ def open_case(files: Files, scratch: Path, *, subject: str | None = None) -> Cas
     """
     key = site_key()
     pet, patient = open_pet(files, scratch)
-    images: dict[str, ImageSource] = {"full": pet}
+    images: dict[str, ImageSource] = {files.name: pet}
+    doses = {files.name: files.dose}
+    for other in files.others:
+        images[other.name] = open_other(files, other, pet, scratch)
+        doses[other.name] = other.dose
+    ct: ImageSource | None = None
     if files.ct is not None:
-        ct = open_ct(files.ct, scratch, pet)
+        ct = open_ct(files.ct, scratch, pet, choice=files.choices.get("ct", ""))
         if files.grid == "pet":
             images["ct"] = geometry.Resampled(ct, pet.grid)
         else:
-            images = {"full": geometry.Resampled(pet, ct.grid, outside=0.0), "ct": ct}
+            images = {name: geometry.Resampled(image, ct.grid, outside=0.0) for name, image in images.items()}
+            images["ct"] = ct
     elif files.grid == "ct":
         raise InputError(
             "SET_NO_CT", where=files.pet.name, found="--grid ct without a CT", remedy="give the CT with --ct"
         )
     if files.mask is not None:
         images["labels"] = nifti.open_nifti(files.mask, units="label", workdir=scratch)
-    labels = dict(files.labels or {1: "lesion"}) if files.mask is not None else {}
+    elif files.boxes is not None and isinstance(ct, dicom.DicomSource):
+        images["labels"] = boxes.open_boxes(files.boxes, ct, images[files.name].grid)
+    labels = dict(files.labels or {1: "lesion"}) if "labels" in images else {}
+    content = [_content(path) for path in (files.pet, files.ct, files.mask) if path is not None]
     return CasePlan(
         images=images,
-        subject=subject_hash(patient or subject or str(files.pet.resolve()), key),
+        subject=subject_hash(patient or subject or f"content {content[0]}", key),
         fingerprint=fingerprint(
             key,
-            *(_content(path) for path in (files.pet, files.ct, files.mask) if path is not None),
+            *content,
             files.units,
             asdict(files.overrides),
             {str(k): v for k, v in labels.items()},
             *([files.grid] if files.grid != "pet" else []),  # as before there was a choice
+            *_more(files),
         ),
         labels=labels,
-        doses={"full": Dose(1.0, "full", None)},
+        doses=doses,
+        tags=files.tags,
     )
 
 
+def _more(files: Files) -> list[object]:
+    """What a fingerprint holds of the options that were added since: nothing where none of them is used."""
+    plain = Files(pet=files.pet)
+    more: list[object] = [
+        [name, value if isinstance(value, str | None) else dict(value)]
+        for name in ("name", "other_grids", "choices", "tags")
+        if (value := getattr(files, name)) != getattr(plain, name)
+    ]
+    if files.stated != Stated():
+        more.append(asdict(files.stated))
+    if files.dose != FULL:
+        more.append(layout.dose_attribute(files.dose))
+    if files.boxes is not None:
+        more.append(_content(files.boxes))
+    for other in files.others:
+        more.append([other.name, _content(other.path), layout.dose_attribute(other.dose), other.choice])
+    return more
+
+
 def open_pet(files: Files, scratch: Path) -> tuple[ImageSource, str]:
-    """Open the PET in SUVbw; returns it with the patient's ID, empty where the format has none.
+    """Open the first PET in SUVbw; returns it with the patient's ID, empty where the format has none.
 
     Raises:
         InputError: PET_WEIGHT, PET_DOSE, and whatever is wrong with the file.
     """
     if is_nifti(files.pet):
         return nifti.open_nifti(files.pet, units=files.units, workdir=scratch, scale=suv_factor(files)), ""
-    series = dicom.open_series(files.pet, modality="PT", overrides=files.overrides)
+    series = dicom.open_series(
+        files.pet,
+        modality="PT",
+        overrides=files.overrides,
+        stated=files.stated.for_header(),
+        choice=files.choices.get("pet", ""),
+    )
     return series, series.patient_id
+
+
+def open_other(files: Files, other: OtherPet, pet: ImageSource, scratch: Path) -> ImageSource:
+    """Open another PET of the examination in SUVbw.
+
+    One that holds counts of the same scan has the SUV scale of the first PET: one dose was given, to one patient.
+
+    Raises:
+        InputError: PAIR_FORMAT, PAIR_PATIENT_MISMATCH, PAIR_FRAME_MISMATCH, and whatever is wrong with the file.
+    """
+    source: ImageSource
+    if is_nifti(other.path) != is_nifti(files.pet):
+        raise InputError(
+            "PAIR_FORMAT",
+            where=other.path.name,
+            found="one of full and low dose is DICOM, the other NIfTI",
+            remedy="give both in one format, so that both are on one scale",
+        )
+    if is_nifti(other.path):
+        if _own_scale(other.dose) and files.units == BQML:
+            raise InputError(
+                "PAIR_FORMAT",
+                where=other.path.name,
+                found="a separate scan as NIfTI in Bq/mL: its weight, dose and time are its own",
+                remedy="convert it to SUV, or give both scans as DICOM",
+            )
+        source = nifti.open_nifti(other.path, units=files.units, workdir=scratch, scale=suv_factor(files))
+    else:
+        assert isinstance(pet, dicom.DicomSource)
+        if _own_scale(other.dose):
+            source = dicom.open_series(other.path, modality="PT", choice=other.choice)
+        else:
+            source = dicom_pairs.open_thinned(other.path, pet, choice=other.choice)
+        dicom_pairs.check_pair(pet, source)
+    if files.other_grids == "resample" and not source.grid.matches(pet.grid):
+        return geometry.Resampled(source, pet.grid, outside=0.0)
+    return source
+
+
+def _own_scale(dose: Dose) -> bool:
+    return dose.relation == "separate"
 
 
 def suv_factor(files: Files) -> float:
@@ -171,18 +161,35 @@ def suv_factor(files: Files) -> float:
     """
     if files.units != BQML or not is_nifti(files.pet):
         return 1.0
-    weight, dose = files.overrides.weight_kg, files.overrides.dose_mbq
-    if not weight or not dose:
+    stated = files.stated
+    weight = files.overrides.weight_kg or stated.weight_kg
+    given = files.overrides.dose_mbq
+    left = 1.0
+    if given is None and stated.dose_mbq is not None:
+        given = stated.dose_mbq
+        if stated.uptake_s is not None:
+            left = suv.decay(stated.uptake_s, stated.half_life_s or _no_half_life(files.pet))
+    if not weight or not given:
         raise InputError(
             "PET_DOSE" if weight else "PET_WEIGHT",
             where=files.pet.name,
             found="a NIfTI file in Bq/mL says neither weight nor dose",
-            remedy="give --weight-kg and --dose-mbq (the dose decay-corrected to the scan's reference time)",
+            remedy="give --weight-kg and --dose-mbq (the dose decay-corrected to the scan's reference time), or a "
+            "--table with columns weight_kg, dose_mbq and uptake_min",
         )
-    return suv.suv_factor_decay_corrected(weight, dose * 1e6)
+    return suv.suv_factor_decay_corrected(weight, given * 1e6 * left)
 
 
-def open_ct(path: Path, scratch: Path, pet: ImageSource | None = None) -> ImageSource:
+def _no_half_life(path: Path) -> float:
+    raise InputError(
+        "PET_NUCLIDE",
+        where=path.name,
+        found="a dose at the time of injection, and nothing says which nuclide decayed since",
+        remedy="give the table a column nuclide (F-18) or half_life_s",
+    )
+
+
+def open_ct(path: Path, scratch: Path, pet: ImageSource | None = None, *, choice: str = "") -> ImageSource:
     """Open a CT in HU; of several series in a folder, the one of the frame of reference of ``pet``.
 
     Raises:
@@ -191,9 +198,9 @@ def open_ct(path: Path, scratch: Path, pet: ImageSource | None = None) -> ImageS
     if is_nifti(path):
         return nifti.open_nifti(path, units="HU", workdir=scratch)
     if not isinstance(pet, dicom.DicomSource):
-        return dicom.open_series(path, modality="CT")
-    ct = dicom.open_series(path, modality="CT", of=pet)
-    dicom.check_pair(pet, ct)
+        return dicom.open_series(path, modality="CT", choice=choice)
+    ct = dicom.open_series(path, modality="CT", of=pet, choice=choice)
+    dicom_pairs.check_pair(pet, ct)
     return ct
 
 
@@ -209,7 +216,7 @@ def alias(name: str, naming: str) -> str:
         naming: ``hash`` or ``folder``.
     """
     if naming == "folder":
-        return layout.check_name(name.lower(), "case name")
+        return layout.check_name(name.lower().replace("/", "-"), "case name")
     return "case-" + subject_hash(f"case {name}", site_key())[:10]
 
 

@@ -1,0 +1,100 @@
+"""What a user says of a source beside where it is: options of ``petscale ingest``, the same in a cohort's recipe."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from storage import nifti, suv
+from storage.errors import InputError
+from storage.layout import low_name
+from storage.source import Dose
+
+Relation = Literal["thinned", "separate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of one source.
+
+    Args:
+        pet: name or pattern of the PET of the full dose.
+        low: ``DRF=name or pattern`` of each low dose; a word in place of the DRF names an image of unknown DRF.
+        ct: name or pattern of the CT.
+        mask: name or pattern of the lesion mask.
+        relation: ``thinned``: the low doses hold a part of the full dose's own counts.  ``separate``: other scans.
+        patient: who the patient is; in a pattern, the wildcard that names the patient.
+        series: ``pet=3``, ``ct=soft``, ``low_drf20=5``: which of several DICOM series.
+        grid: whose grid a case has.
+        other_grids: what becomes of a low dose on another grid than the full dose's.
+        units: unit of NIfTI PETs.
+        exclude: examinations to leave out, by their name in the source.
+        keep: examinations that a layout's own list leaves out and that are wanted.
+        overrides: values that stand instead of the headers', for one patient.
+    """
+
+    pet: str = ""
+    low: tuple[str, ...] = ()
+    ct: str = ""
+    mask: str = ""
+    relation: Relation = "thinned"
+    patient: str = ""
+    series: tuple[str, ...] = ()
+    grid: Literal["pet", "ct"] = "pet"
+    other_grids: Literal["refuse", "resample"] = "refuse"
+    units: nifti.Units = "SUVbw"
+    exclude: tuple[str, ...] = ()
+    keep: tuple[str, ...] = ()
+    overrides: suv.Overrides = field(default_factory=suv.Overrides)
+
+    def lows(self) -> dict[str, tuple[str, Dose]]:
+        """Return image name -> (name or pattern of its files, its dose).
+
+        Raises:
+            InputError: CFG_LOW.
+        """
+        found: dict[str, tuple[str, Dose]] = {}
+        for text in self.low:
+            key, equals, where = text.partition("=")
+            drf = number(key)
+            if not equals or not where or (drf is not None and drf <= 1):
+                raise InputError(
+                    "CFG_LOW",
+                    where="--low",
+                    found=f"'{text}'",
+                    remedy="write DRF=name, for instance --low '20=1-20 dose', the DRF above 1",
+                )
+            if drf is None:
+                name, dose = key, Dose(float("nan"), self.relation, self.relation == "thinned")
+            else:
+                draw = sum(1 for other in found if other.partition("_r")[0] == low_name(drf))
+                name, dose = low_name(drf, draw), dose_of(drf, self.relation)
+            found[name] = (where, dose)
+        return found
+
+    def choices(self) -> Mapping[str, str]:
+        """Return image -> which of several series.
+
+        Raises:
+            InputError: CFG_SERIES.
+        """
+        pairs = [text.partition("=") for text in self.series]
+        for text, (name, equals, choice) in zip(self.series, pairs, strict=True):
+            if not equals or not name or not choice:
+                raise InputError(
+                    "CFG_SERIES", where="--series", found=f"'{text}'", remedy="write image=number, as --series pet=3"
+                )
+        return {name: choice for name, _, choice in pairs}
+
+
+def dose_of(drf: float, relation: Relation) -> Dose:
+    """Return the dose of a low-dose image."""
+    return Dose(drf, relation, relation == "thinned")
+
+
+def number(text: str) -> float | None:
+    """Return a text as a finite number, None where it is none."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if abs(value) < float("inf") else None

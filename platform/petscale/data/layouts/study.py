@@ -1,0 +1,76 @@
+"""DICOM studies as a scanner or an archive exports them: any depth, told apart by their headers.
+
+Files are grouped by patient and study.  A study with a PET is an examination; its CT is the one of the PET's frame of
+reference.  A study without a PET (a CT alone) is passed by and counted.
+"""
+
+import os
+from collections import defaultdict
+from pathlib import Path
+
+import pydicom
+from pydicom.tag import Tag
+
+from petscale.data.examination import Examination, Files, Tree
+from petscale.data.layouts.options import Options
+from storage.dicom_header import text_of
+from storage.errors import InputError
+
+PET_AND_CT = {"PT", "CT"}
+_TAGS = [Tag(name) for name in ("PatientID", "StudyInstanceUID", "Modality", "SOPClassUID")]
+
+
+def studies(root: Path, options: Options) -> Tree:
+    """Find the studies below a folder by the headers of all its files.
+
+    Raises:
+        InputError: IMG_NO_FILE; SET_NO_PET where no study has a PET.
+    """
+    if not root.is_dir():
+        raise InputError("IMG_NO_FILE", where=root.name, found="no such folder", remedy="name an existing folder")
+    places: dict[tuple[str, str], list[tuple[Path, str]]] = defaultdict(list)
+    passed_by: dict[str, str] = {}
+    for folder, subfolders, files in os.walk(root):
+        subfolders.sort()
+        for name in sorted(files):
+            path = Path(folder, name)
+            about = _about(path)
+            if about is None:
+                continue
+            patient, study, modality = about
+            places[patient, study].append((path, modality))
+    examinations = []
+    for (patient, _), found in sorted(places.items(), key=lambda item: str(item[1][0][0])):
+        shared = Path(os.path.commonpath([path.parent for path, _ in found]))
+        where = shared.relative_to(root).as_posix()
+        modalities = {modality for _, modality in found}
+        if "PT" not in modalities:
+            passed_by[where] = "no PET (" + ", ".join(sorted(modalities)) + " alone)"
+            continue
+        files = Files(
+            pet=shared,
+            ct=shared if "CT" in modalities else None,
+            grid=options.grid,
+            other_grids=options.other_grids,
+            overrides=options.overrides,
+            choices=options.choices(),
+        )
+        examinations.append(Examination(key=where if where != "." else root.name, files=files, patient=patient))
+    if not examinations:
+        raise InputError(
+            "SET_NO_PET", where=root.name, found="no DICOM study with a PET", remedy="give the folder of the export"
+        )
+    return Tree(tuple(examinations), passed_by)
+
+
+def _about(path: Path) -> tuple[str, str, str] | None:
+    """Patient, study and modality of a DICOM file, None for another file."""
+    try:
+        with path.open("rb") as stream:
+            if stream.read(132)[128:] != b"DICM":
+                return None
+            stream.seek(0)
+            header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_TAGS)
+    except Exception:  # a damaged file is told when its series is opened, with its own code
+        return None
+    return text_of(header, "PatientID"), text_of(header, "StudyInstanceUID"), text_of(header, "Modality")
