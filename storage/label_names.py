@@ -39,11 +39,11 @@ _TOTAL = (
 _WORDS = {
     *re.findall(r"[a-z]+", " ".join(_TOTAL)),
     "abnormal", "anal", "arm", "artery", "bladder", "bone", "bones", "bowel", "brainstem", "breast", "bronchus",
-    "carcinoma", "cavity", "cerebellum", "cord", "ctv", "cyst", "edema", "eye", "eyes", "fat", "gland", "glands",
+    "carcinoma", "cavity", "cerebellum", "cord", "ct", "ctv", "cyst", "edema", "eye", "eyes", "fat", "gland", "glands",
     "gtv", "head", "itv", "kidneys", "larynx", "leg", "lens", "lesion", "lesions", "liver", "lumbar", "lungs",
     "lymph", "lymphoma", "malignant", "mandible", "marrow", "mass", "mediastinum", "metastasis", "metastases",
     "morphologically", "altered", "structure", "muscle", "muscles", "myocardium", "neck", "neoplasm", "node", "nodes",
-    "nodule", "oesophagus", "optic", "nerve", "oral", "organ", "ovary", "parotid", "pelvis", "penile", "pet",
+    "mr", "nodule", "oesophagus", "optic", "nerve", "oral", "organ", "ovary", "parotid", "pelvis", "penile", "pet",
     "pharynx", "ptv", "rectum", "salivary", "secondary", "skin", "spine", "submandibular", "testis", "thorax",
     "tissue", "tongue", "tonsil", "tumor", "tumors", "tumour", "tumours", "uptake", "uterus", "vein", "ventricle",
     "vertebra", "primary", "whole",
