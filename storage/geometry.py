@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +43,7 @@ class Placement:
         """Whether axes are exchanged or reversed."""
         return self.axes != (0, 1, 2) or min(self.steps) < 0
 
-    def view(self, voxels: NDArray[np.generic]) -> NDArray[np.generic]:
+    def view(self, voxels: NDArray[Any]) -> NDArray[Any]:
         """Return the image's part of an array on the grid, a view with the image's axes and directions."""
         cut = []
         for start, step, count in zip(self.first, self.steps, self.shape, strict=True):

@@ -1,7 +1,7 @@
 """Files of labels that users own, as the one image ``labels`` of a case: organs and lesions on the grid of its PET.
 
-Read are NIfTI label maps and lesion masks, DICOM segmentations and structure sets.  Several are merged; labels are never
-interpolated: a file lies on the very voxels of the grid, in whatever order of axes, or is refused with the distance.
+Read are NIfTI label maps and lesion masks, DICOM segmentations and structure sets.  Several are merged.  Labels are
+never interpolated: a file lies on the very voxels of the grid, in whatever order of axes, or is refused.
 """
 
 import itertools
@@ -98,9 +98,7 @@ class _Layer:
     notes: tuple[str, ...]
 
 
-def open_labels(
-    files: Sequence[LabelFile], *, grid: Grid, workdir: Path, frame_of_reference: str = "", where: str = "labels"
-) -> Labels:
+def open_labels(files: Sequence[LabelFile], *, grid: Grid, workdir: Path, frame_of_reference: str = "") -> Labels:
     """Read and merge label files onto a grid.
 
     Where two files claim a voxel a lesion wins over an organ, else the later file; a note says how often.  A value
@@ -113,7 +111,6 @@ def open_labels(
         grid: of the PET, or the one the case is given.
         workdir: takes the result and inflated copies; the caller removes it when the image is no longer read.
         frame_of_reference: UID of the PET's; empty if unknown.  A SEG or RTSTRUCT of another one is refused.
-        where: what an error about the disk names.
 
     Raises:
         InputError: ``LBL_FORMAT``, ``LBL_VALUES``, ``LBL_GRID``, ``LBL_FRAME``, ``LBL_SEG``, ``LBL_STRUCTURES``,
@@ -124,7 +121,7 @@ def open_labels(
     layers = [_open(file, grid, workdir, frame_of_reference) for file in files]
     names = _numbered(files, layers)
     notes = [f"{title}: {note}" for title, layer in zip(_titles(files), layers, strict=True) for note in layer.notes]
-    path = _room(workdir, grid, where)
+    path = _room(workdir, grid)
     voxels = np.memmap(path, dtype=np.uint16, mode="r+", shape=grid.shape)
     values = {name: value for value, name in names.items()}
     lesion = np.zeros(HIGHEST + 1, dtype=np.bool_)
@@ -209,9 +206,8 @@ def _nifti_mask(path: Path, grid: Grid, workdir: Path) -> _Layer:
     positive: set[float] = set()
     for z0, z1 in _slabs(source.grid.shape):
         values = np.unique(source.read(z0, z1))
-        whole = np.array_equal(values, np.rint(values))
         positive |= set(values[values > 0].tolist())
-        if values.min() < 0 or (len(positive) > 1 and not (whole and all(v.is_integer() for v in positive))):
+        if values.min() < 0 or (len(positive) > 1 and not all(v.is_integer() for v in positive)):
             raise InputError(
                 "NII_BAD_LABEL",
                 where=path.name,
@@ -368,18 +364,18 @@ def _slabs(shape: tuple[int, int, int]) -> Iterator[tuple[int, int]]:
 
 
 def _numbered(files: Sequence[LabelFile], layers: Sequence[_Layer]) -> dict[int, str]:
-    """Give each name a value: its own where that is free, else one above all."""
+    """Give each name a value: its own unless another name has it, else the lowest that no file uses."""
     names = {1: LESION} if any(isinstance(file, LesionMask) for file in files) else {}
-    highest = max(value for layer in layers for value in (1, *layer.names))
-    above = itertools.count(highest + 1)
+    used = {value for layer in layers for value in layer.names} | names.keys()
+    free = (value for value in itertools.count(1) if value not in used)
     for layer in layers:
         for value, name in sorted(layer.names.items()):
             if name not in names.values():
-                names[value if value not in names else next(above)] = name
+                names[value if value not in names else next(free)] = name
     return dict(sorted(names.items()))
 
 
-def _room(workdir: Path, grid: Grid, where: str) -> Path:
+def _room(workdir: Path, grid: Grid) -> Path:
     """A file of zeros with its place on the disk: writing through memory cannot report a full one."""
     workdir.mkdir(parents=True, exist_ok=True)
     size = 2 * int(np.prod(grid.shape))
@@ -390,7 +386,7 @@ def _room(workdir: Path, grid: Grid, where: str) -> Path:
         os.unlink(name)
         free = shutil.disk_usage(workdir).free
         raise InputError(
-            "DISK_FULL", where=where, found=f"no space for {size} bytes, {free} are free", remedy="free some space"
+            "DISK_FULL", where="labels", found=f"no space for {size} bytes, {free} are free", remedy="free some space"
         ) from None
     finally:
         os.close(handle)

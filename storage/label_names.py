@@ -1,4 +1,4 @@
-"""Names of labels: as a user writes them, as a BIDS table or a known segmentation program has them, as a file says them.
+"""Names of labels: as a user writes them, as a BIDS table or a segmentation program has them, as a file says them.
 
 A label's name stands in cohorts, reports and tables.  It is lower-case letters, digits and underscores, begins with a
 letter, and names an organ or a lesion, never a patient.

@@ -208,13 +208,13 @@ def _slices(structure: Structure, shape: tuple[int, int, int]) -> Iterator[tuple
     if not len(places):
         return
     reach = max(1.0, structure.spacing) / 2
-    count, *flat = np.moveaxis(np.empty(shape, dtype=np.bool_), structure.axis, 0).shape
+    count, rows, columns = shape[structure.axis], *(n for axis, n in enumerate(shape) if axis != structure.axis)
     for k in range(max(0, int(places[0] - reach)), min(count, int(places[-1] + reach) + 2)):
         away = places - k
         near = (away > -reach + TIE) & (away <= reach + TIE)  # a plane half way between two slices goes to the lower
         if near.any():
             nearest = places[np.where(near, np.abs(away), np.inf).argmin()]
-            yield k, even_odd(structure.planes[nearest], (flat[0], flat[1]))
+            yield k, even_odd(structure.planes[nearest], (rows, columns))
 
 
 def _off_slice(structure: Structure) -> float:
