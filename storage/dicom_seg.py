@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset
 
 from storage.dicom_header import items_of, text_of
 from storage.errors import InputError
-from storage.label_names import known_name
+from storage.label_names import known_name, listed
 from storage.source import LABEL, Grid
 
 if TYPE_CHECKING:  # highdicom takes a second to import, and only a SEG needs it
@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # highdicom takes a second to import, and only a SEG needs it
 
 CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # Segmentation, Label Map Segmentation
 FRACTION = 0.5  # of the highest fractional value: from here on a voxel belongs to its segment
+OFF_PLACE = 0.1  # of a voxel: a SEG has the true place of every slice, the grid of a series their mean spacing
 MAX_VOXELS = 2 << 30
 
 
@@ -76,7 +77,7 @@ def _read(path: Path, wanted: Mapping[int, str] | None) -> SegSource:
     import highdicom
 
     seg = highdicom.seg.segread(path)
-    geometry = seg.get_volume_geometry()
+    geometry = seg.get_volume_geometry(rtol=OFF_PLACE)
     if geometry is None:
         raise _error(path, "slices that are not evenly spaced, or a tiled image")
     if int(np.prod(geometry.spatial_shape)) > MAX_VOXELS:
@@ -86,32 +87,41 @@ def _read(path: Path, wanted: Mapping[int, str] | None) -> SegSource:
     grid = Grid((z, y, x), np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps)
     own = _names(seg)
     names = own if wanted is None else {number: name for number, name in wanted.items() if number in own}
+    left_out = sorted(own.keys() - names.keys())
+    if not names:
+        raise InputError(
+            "LBL_VALUES",
+            where=path.name,
+            found=f"none of the names given for the segments {listed(left_out)}",
+            remedy="name segments by their number, as 1=liver,2=brain",
+        )
     sizes = {number: int(np.count_nonzero(mask)) for number, mask in _masks(seg, sorted(names))}
     voxels = np.zeros(grid.shape, dtype=np.uint16)
     for number, mask in _masks(seg, sorted(names, key=lambda n: (-sizes[n], n))):
         voxels[mask] = number
     shared = sum(sizes.values()) - int(np.count_nonzero(voxels))
-    notes = []
+    notes = [f"segments without a name are left out: {listed(left_out)}"] if left_out else []
     if shared:
         notes.append(f"segments overlap: {shared} voxels went to the smaller segment")
     if str(seg.SegmentationType) == "FRACTIONAL":
         notes.append(f"fractional segments: {FRACTION:g} of the highest value and more is inside")
-    if wanted is None and any(name.startswith("segment_") for name in names.values()):
-        unknown = ", ".join(str(n) for n, name in names.items() if name.startswith("segment_"))
-        notes.append(f"segments {unknown} have no coded type that petscale knows; name them by number")
+    unknown = [n for n, name in names.items() if name == f"segment_{n}"]
+    if unknown and wanted is None:
+        told = f"segments {listed(unknown)} have no coded type that petscale knows"
+        notes.append(f"{told}; name them by number, as {unknown[0]}=liver")
     return SegSource(grid, voxels, names, tuple(notes), text_of(seg, "FrameOfReferenceUID"))
 
 
 def _masks(seg: "Segmentation", numbers: list[int]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
     """Each segment's voxels (z, y, x), one at a time."""
     if str(seg.segmentation_type.value) == "LABELMAP":
-        labels = seg.get_volume(combine_segments=True).array
+        labels = seg.get_volume(combine_segments=True, rtol=OFF_PLACE).array
         for number in numbers:
             yield number, labels == number
         return
     for number in numbers:
         # One segment alone is 0 or 1, and a fraction of the highest value if it is fractional.
-        yield number, seg.get_volume(segment_numbers=[number]).array[..., 0] >= FRACTION
+        yield number, seg.get_volume(segment_numbers=[number], rtol=OFF_PLACE).array[..., 0] >= FRACTION
 
 
 def _names(seg: "Segmentation") -> dict[int, str]:

@@ -8,7 +8,7 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,14 +19,12 @@ from pydicom.filereader import read_file_meta_info
 from storage import dicom_seg, rtstruct
 from storage.errors import InputError
 from storage.geometry import SAME_VOXEL_MM, Placement, difference, place
-from storage.label_names import HIGHEST, LESION, is_lesion
+from storage.label_names import HIGHEST, LESION, is_lesion, listed
 from storage.nifti import NiftiSource, open_nifti
 from storage.source import LABEL, Grid, ImageSource
 
 SLAB_VOXELS = 8 << 20
-SEG_TOLERANCE = 0.1  # of a voxel: a SEG has the true place of every slice, a grid their mean spacing
 DEFLATED = "1.2.840.10008.1.2.1.99"
-LISTED = 8  # values or names in one sentence
 
 
 @dataclass(frozen=True)
@@ -172,7 +170,7 @@ def _open(file: LabelFile, grid: Grid, workdir: Path, frame_of_reference: str) -
                 found="segments of another frame of reference than the PET's",
                 remedy="give the segmentation that was drawn on this examination",
             )
-        placement = _placed(path, source.grid, grid, SEG_TOLERANCE * min(grid.spacing_mm))
+        placement = _placed(path, source.grid, grid, dicom_seg.OFF_PLACE * min(grid.spacing_mm))
     else:
         source = rtstruct.open_rtstruct(path, grid=grid, frame_of_reference=frame_of_reference, wanted=wanted)
         placement = _placed(path, source.grid, grid, SAME_VOXEL_MM)
@@ -246,11 +244,11 @@ def _named(path: Path, counts: Mapping[int, int], names: Mapping[int, str]) -> t
     notes = []
     others = {value: n for value, n in counts.items() if value not in names}
     if others:
-        told = _listed(f"{value} ({n} voxels)" for value, n in others.items())
+        told = listed(f"{value} ({n} voxels)" for value, n in others.items())
         notes.append(f"values without a name are left out: {told}")
     absent = [f"{name} ({value})" for value, name in names.items() if value not in counts]
     if absent:
-        notes.append(f"names without a voxel: {_listed(absent)}")
+        notes.append(f"names without a voxel: {listed(absent)}")
     return found, notes
 
 
@@ -258,7 +256,7 @@ def _unnamed(path: Path, counts: Mapping[int, int], what: str) -> InputError:
     return InputError(
         "LBL_VALUES",
         where=path.name,
-        found=f"{what} for the values {_listed(f'{value} ({n} voxels)' for value, n in counts.items())}",
+        found=f"{what} for the values {listed(f'{value} ({n} voxels)' for value, n in counts.items())}",
         remedy="name its values (1=liver,5=brain or totalsegmentator), or give it as a lesion mask",
     )
 
@@ -397,8 +395,3 @@ def _titles(files: Sequence[LabelFile]) -> list[str]:
     """How notes call each file; its name may be the patient's."""
     kinds = ["lesion mask" if isinstance(file, LesionMask) else "label map" for file in files]
     return [kind if kinds.count(kind) == 1 else f"{kind} {kinds[: i + 1].count(kind)}" for i, kind in enumerate(kinds)]
-
-
-def _listed(parts: Iterable[str]) -> str:
-    told = list(parts)
-    return ", ".join(told[:LISTED]) + (f" and {len(told) - LISTED} more" if len(told) > LISTED else "")

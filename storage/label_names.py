@@ -6,7 +6,7 @@ letter, and names an organ or a lesion, never a patient.
 
 import csv
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from storage.errors import InputError
@@ -14,6 +14,7 @@ from storage.errors import InputError
 LABEL_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 LESION = "lesion"
 HIGHEST = 65535  # label maps are stored as uint16
+LISTED = 8  # values or names in one sentence
 
 _VERTEBRAE = ["S1", *(f"L{n}" for n in range(5, 0, -1)), *(f"T{n}" for n in range(12, 0, -1))]
 _VERTEBRAE += [f"C{n}" for n in range(7, 0, -1)]
@@ -187,6 +188,12 @@ def known_name(text: str) -> str:
     """
     words = re.findall(r"[a-z]+", text.lower())
     return "_".join(words)[:64].rstrip("_") if words and all(word in _WORDS for word in words) else ""
+
+
+def listed(things: Iterable[object]) -> str:
+    """Return things as one sentence lists them: the first few, and how many more there are."""
+    told = [str(thing) for thing in things]
+    return ", ".join(told[:LISTED]) + (f" and {len(told) - LISTED} more" if len(told) > LISTED else "")
 
 
 def _number(text: str, where: str) -> int:

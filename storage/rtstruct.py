@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from storage.dicom_header import items_of, text_of
 from storage.errors import InputError
 from storage.geometry import index_map
-from storage.label_names import known_name
+from storage.label_names import known_name, listed
 from storage.source import LABEL, Grid
 
 CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
@@ -110,6 +110,14 @@ def open_rtstruct(
         )
     named = {n: known_name(text_of(item, "ROIName")) or f"structure_{n}" for n, item in own.items()}
     names = named if wanted is None else {n: name for n, name in wanted.items() if n in named}
+    left_out = sorted(named.keys() - names.keys())
+    if not names:
+        raise _error(
+            "LBL_VALUES",
+            path,
+            f"none of the names given for the structures {listed(left_out)}",
+            "name structures by their number, as 1=liver,2=brain",
+        )
     structures = [_structure(n, contours.get(n, []), grid, path) for n in names]
     sizes = {s.number: sum(int(np.count_nonzero(mask)) for _, mask in _slices(s, grid.shape)) for s in structures}
     voxels = np.zeros(grid.shape, dtype=np.uint16)
@@ -117,19 +125,20 @@ def open_rtstruct(
         across = np.moveaxis(voxels, structure.axis, 0)
         for k, mask in _slices(structure, grid.shape):
             across[k][mask] = structure.number
-    notes = []
+    notes = [f"structures without a name are left out: {listed(left_out)}"] if left_out else []
     shared = sum(sizes.values()) - int(np.count_nonzero(voxels))
     if shared:
         notes.append(f"structures overlap: {shared} voxels went to the smaller structure")
     open_ones = [n for n in names if any(kind not in CLOSED for kind, _ in drawn.get(n, []))]
     if open_ones:
-        notes.append(f"points and open contours of structures {_listed(open_ones)} were passed by")
+        notes.append(f"points and open contours of structures {listed(open_ones)} were passed by")
     off = max((_off_slice(s) for s in structures if s.planes), default=0.0)
     if off > FLAT:
         notes.append(f"contours lie up to {off:.2f} slices beside the slices of the grid")
-    if wanted is None and any(name.startswith("structure_") for name in names.values()):
-        unknown = [n for n, name in names.items() if name.startswith("structure_")]
-        notes.append(f"structures {_listed(unknown)} have names that petscale does not know; name them by number")
+    unknown = [n for n, name in names.items() if name == f"structure_{n}"]
+    if unknown and wanted is None:
+        told = f"structures {listed(unknown)} have names that petscale does not know"
+        notes.append(f"{told}; name them by number, as {unknown[0]}=liver")
     return StructureSource(grid, voxels, names, tuple(notes))
 
 
@@ -153,8 +162,8 @@ def even_odd(contours: Sequence[NDArray[np.float64]], shape: tuple[int, int]) ->
         counts = last - first
         edge = np.repeat(np.arange(len(contour)), counts)
         row = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + first[edge]
-        slope = (high[edge, 1] - low[edge, 1]) / (high[edge, 0] - low[edge, 0])
-        column = low[edge, 1] + (row - low[edge, 0]) * slope
+        share = (row - low[edge, 0]) / (high[edge, 0] - low[edge, 0])
+        column = low[edge, 1] + share * (high[edge, 1] - low[edge, 1])
         np.add.at(crossings, (row, np.clip(np.ceil(column), 0, columns).astype(int)), 1)
     inside: NDArray[np.bool_] = np.cumsum(crossings, axis=1)[:, :columns] % 2 == 1
     return inside
@@ -225,10 +234,6 @@ def _off_slice(structure: Structure) -> float:
 def _integer(ds: pydicom.Dataset, keyword: str) -> int:
     """Return an integer string (IS)."""
     return int(text_of(ds, keyword))
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(str(n) for n in numbers[:8]) + (f" and {len(numbers) - 8} more" if len(numbers) > 8 else "")
 
 
 def _error(code: str, path: Path, found: str, remedy: str) -> InputError:
