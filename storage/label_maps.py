@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.filereader import read_file_meta_info
 
 from storage import dicom_seg, rtstruct
+from storage.dicom import DEFLATED
+from storage.dicom_header import file_error, stated_class
 from storage.errors import InputError
 from storage.geometry import SAME_VOXEL_MM, Placement, difference, place
 from storage.label_names import HIGHEST, LESION, is_lesion, listed
@@ -24,7 +25,6 @@ from storage.nifti import NiftiSource, open_nifti
 from storage.source import LABEL, Grid, ImageSource
 
 SLAB_VOXELS = 8 << 20
-DEFLATED = "1.2.840.10008.1.2.1.99"
 
 
 @dataclass(frozen=True)
@@ -299,24 +299,10 @@ def _kind(path: Path) -> tuple[Path, str]:
 
 def _dicom_kind(path: Path) -> str:
     """``seg``, ``rtstruct``, or nothing."""
-    try:
-        with path.open("rb") as stream:
-            if stream.read(132)[128:] != b"DICM":
-                return ""
-        meta = read_file_meta_info(path)
-        stated = str(meta.get("MediaStorageSOPClassUID", ""))
-        deflated = str(meta.get("TransferSyntaxUID", "")) == DEFLATED
-    except PermissionError:
-        raise InputError(
-            "IMG_UNREADABLE", where=path.name, found="a file that may not be read", remedy="check its permissions"
-        ) from None
-    except Exception:  # a damaged header can end in any error of the parser
-        return ""
+    stated, syntax = stated_class(path)
     kind = "seg" if stated in dicom_seg.CLASSES else "rtstruct" if stated == rtstruct.CLASS else ""
-    if kind and deflated:  # pydicom inflates the whole file at once
-        raise InputError(
-            "DCM_BOMB", where=path.name, found="the deflated transfer syntax", remedy="export it uncompressed"
-        )
+    if kind and syntax == DEFLATED:  # pydicom inflates the whole file at once
+        raise file_error("DCM_BOMB", path, "the deflated transfer syntax", "export it uncompressed")
     return kind
 
 
