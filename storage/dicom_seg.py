@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # highdicom takes a second to import, and only a SEG needs it
 CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # Segmentation, Label Map Segmentation
 FRACTION = 0.5  # of the highest fractional value: from here on a voxel belongs to its segment
 OFF_PLACE = 0.1  # of a voxel: a SEG has the true place of every slice, the grid of a series their mean spacing
-MAX_VOXELS = 2 << 30
+MAX_VOXELS = 1 << 30
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import pickle
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -301,7 +302,7 @@ def test_a_part_or_more_of_the_voxels_is_refused(tmp_path: Path, organs: NDArray
     assert error.code == "LBL_GRID"
     assert " x ".join(str(n) for n in part.shape) in error.found
     whole = save(tmp_path / "b.nii", organs)
-    assert refused(tmp_path, LesionMask(whole), grid=Grid((6, 6, 5), STRAIGHT)).code == "LBL_GRID"  # type: ignore[arg-type]
+    assert refused(tmp_path, LesionMask(whole), grid=Grid((6, 6, 5), STRAIGHT)).code == "LBL_GRID"
 
 
 def test_a_part_of_a_grid_is_placed_by_every_step() -> None:
@@ -346,6 +347,17 @@ def test_a_full_disk_is_told_before_anything_is_written(
     def full(*_: int) -> None:
         raise OSError(28, "no space")
 
-    monkeypatch.setattr(label_maps.os, "posix_fallocate", full)
+    monkeypatch.setattr("os.posix_fallocate", full)
     assert refused(tmp_path, LesionMask(save(tmp_path / "a.nii", organs))).code == "DISK_FULL"
     assert not list((tmp_path / "work").iterdir())
+
+
+@pytest.mark.skipif("PETSCALE_REAL_DATA" not in os.environ, reason="PETSCALE_REAL_DATA names no data folder")
+def test_a_map_of_totalsegmentator_itself_is_named_whole(tmp_path: Path) -> None:
+    path = Path(os.environ["PETSCALE_REAL_DATA"], "totalsegmentator/example_seg.nii.gz")
+    image = nibabel.load(path)
+    grid = Grid(image.shape[::-1], image.affine)
+    labels = opened(tmp_path, LabelMap(path, TABLES["totalsegmentator"]), grid=grid)
+    assert len(labels.names) == 41
+    assert np.array_equal(voxels_of(labels), np.asarray(image.dataobj).T)
+    assert [note.split(":")[1] for note in labels.notes] == [" names without a voxel"]

@@ -258,7 +258,7 @@ def test_contours_across_any_axis_of_any_grid(
     labels = opened(tmp_path, LesionMask(save(tmp_path / "rs.dcm", {"GTV": contours}, grid, axis)), grid=grid)
     mask = np.moveaxis(voxels_of(labels), axis, 0)
     assert np.flatnonzero(mask.any(axis=(1, 2))).tolist() == [7, 8]
-    assert np.array_equal(mask[7] > 0, centres(mask.shape[1:], 9, 11, 5.3))  # type: ignore[arg-type]
+    assert np.array_equal(mask[7] > 0, centres(mask.shape[1:], 9, 11, 5.3))
 
 
 def test_contours_that_are_not_parallel_to_slices_are_refused(tmp_path: Path) -> None:
