@@ -86,13 +86,15 @@ def _read(path: Path, wanted: Mapping[int, str] | None) -> SegSource:
     z, y, x = geometry.spatial_shape
     grid = Grid((z, y, x), np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps)
     own = _names(seg)
+    if not own:
+        raise _error(path, "no segment at all")
     names = own if wanted is None else {number: name for number, name in wanted.items() if number in own}
     left_out = sorted(own.keys() - names.keys())
     if not names:
         raise InputError(
             "LBL_VALUES",
             where=path.name,
-            found=f"none of the names given for the segments {listed(left_out)}",
+            found=f"none of the names given for segments {listed(left_out)}",
             remedy="name segments by their number, as 1=liver,2=brain",
         )
     sizes = {number: int(np.count_nonzero(mask)) for number, mask in _masks(seg, sorted(names))}
@@ -105,10 +107,6 @@ def _read(path: Path, wanted: Mapping[int, str] | None) -> SegSource:
         notes.append(f"segments overlap: {shared} voxels went to the smaller segment")
     if str(seg.SegmentationType) == "FRACTIONAL":
         notes.append(f"fractional segments: {FRACTION:g} of the highest value and more is inside")
-    unknown = [n for n, name in names.items() if name == f"segment_{n}"]
-    if unknown and wanted is None:
-        told = f"segments {listed(unknown)} have no coded type that petscale knows"
-        notes.append(f"{told}; name them by number, as {unknown[0]}=liver")
     return SegSource(grid, voxels, names, tuple(notes), text_of(seg, "FrameOfReferenceUID"))
 
 
@@ -129,6 +127,7 @@ def _names(seg: "Segmentation") -> dict[int, str]:
     for number in seg.segment_numbers:
         segment = next(item for item in seg.SegmentSequence if item.SegmentNumber == number)
         found[int(number)] = _coded_name(segment) or f"segment_{number}"
+    found.pop(0, None)  # background, in some label maps
     return found
 
 

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from storage.nifti import NiftiSource, open_nifti
 from storage.source import LABEL, Grid, ImageSource
 
 SLAB_VOXELS = 8 << 20
+EMPTY = "it is empty: no lesion in this patient"
 
 
 @dataclass(frozen=True)
@@ -154,32 +155,56 @@ def open_labels(files: Sequence[LabelFile], *, grid: Grid, workdir: Path, frame_
 def _open(file: LabelFile, grid: Grid, workdir: Path, frame_of_reference: str) -> _Layer:
     path, kind = _kind(Path(file.path))
     if kind == "nifti":
-        return (
-            _nifti_mask(path, grid, workdir)
-            if isinstance(file, LesionMask)
-            else _nifti_map(path, file.names, grid, workdir)
-        )
-    wanted = file.names if isinstance(file, LabelMap) else None
-    source: dicom_seg.SegSource | rtstruct.StructureSource
-    if kind == "seg":
-        source = dicom_seg.open_seg(path, wanted=wanted)
-        if frame_of_reference and source.frame_of_reference not in ("", frame_of_reference):
-            raise InputError(
-                "LBL_FRAME",
-                where=path.name,
-                found="segments of another frame of reference than the PET's",
-                remedy="give the segmentation that was drawn on this examination",
-            )
-        placement = _placed(path, source.grid, grid, dicom_seg.OFF_PLACE * min(grid.spacing_mm))
-    else:
-        source = rtstruct.open_rtstruct(path, grid=grid, frame_of_reference=frame_of_reference, wanted=wanted)
-        placement = _placed(path, source.grid, grid, SAME_VOXEL_MM)
+        if isinstance(file, LesionMask):
+            return _nifti_mask(path, grid, workdir)
+        return _nifti_map(path, file.names, grid, workdir)
+    source = (
+        _segments(path, file, frame_of_reference)
+        if kind == "seg"
+        else _structures(path, file, grid, frame_of_reference)
+    )
+    placement = _placed(path, source.grid, grid, dicom_seg.OFF_PLACE * min(grid.spacing_mm))
     counts = _counts(source)
     if isinstance(file, LesionMask):
-        empty = () if counts else ("it is empty: no lesion in this patient",)
-        return _Layer(source, placement, dict.fromkeys(source.names, LESION) or {1: LESION}, (*source.notes, *empty))
-    names, notes = _named(path, counts, source.names if wanted is None else wanted)
+        taken = [f"{name} ({number})" for number, name in source.names.items()]
+        several = (f"all of these are taken for lesions: {listed(taken)}",) if len(taken) > 1 else ()
+        empty = () if counts else (EMPTY,)
+        return _Layer(source, placement, dict.fromkeys(source.names, LESION), (*source.notes, *several, *empty))
+    names, notes = _named(path, counts, source.names if file.names is None else file.names)
+    unknown = [number for number, name in source.names.items() if name in (f"segment_{number}", f"structure_{number}")]
+    if file.names is None and unknown:
+        what = f"nothing that petscale knows as a name is in the file for numbers {listed(unknown)}"
+        notes.append(f"{what}; name them, as {unknown[0]}=liver")
     return _Layer(source, placement, names, (*source.notes, *notes))
+
+
+def _segments(path: Path, file: LabelFile, frame_of_reference: str) -> dicom_seg.SegSource:
+    source = dicom_seg.open_seg(path, wanted=file.names if isinstance(file, LabelMap) else None)
+    if frame_of_reference and source.frame_of_reference not in ("", frame_of_reference):
+        raise InputError(
+            "LBL_FRAME",
+            where=path.name,
+            found="segments of another frame of reference than the PET's",
+            remedy="give the segmentation that was drawn on this examination",
+        )
+    return source
+
+
+def _structures(path: Path, file: LabelFile, grid: Grid, frame_of_reference: str) -> rtstruct.StructureSource:
+    """The structures that are meant, on the grid."""
+    found = rtstruct.read_structures(path)
+    if isinstance(file, LesionMask):
+        meant = {n: s for n, s in found.items() if not s.no_lesion}
+        why, remedy = "stated to be no lesions", "name the lesions by number, as 3=lesion, in a label map"
+    else:
+        meant = found if file.names is None else {n: found[n] for n in file.names if n in found}
+        why, remedy = "without a name", "name structures by their number, as 1=liver,2=brain"
+    left_out = listed(sorted(found.keys() - meant.keys()))
+    if not meant:
+        raise InputError("LBL_VALUES", where=path.name, found=f"all structures are {why}: {left_out}", remedy=remedy)
+    source = rtstruct.rasterise(meant, path, grid=grid, frame_of_reference=frame_of_reference)
+    told = (f"structures {why} are left out: {left_out}",) if left_out else ()
+    return replace(source, notes=(*told, *source.notes))
 
 
 def _nifti_map(path: Path, names: Mapping[int, str] | None, grid: Grid, workdir: Path) -> _Layer:
@@ -212,7 +237,7 @@ def _nifti_mask(path: Path, grid: Grid, workdir: Path) -> _Layer:
                 found=f"values below 0 or between whole numbers in slices {z0} to {z1 - 1}",
                 remedy="give a mask, not an image; a resampled mask needs a threshold first",
             )
-    empty = () if positive else ("it is empty: no lesion in this patient",)
+    empty = () if positive else (EMPTY,)
     several = (f"its {len(positive)} values are all taken for lesions",) if len(positive) > 1 else ()
     return _Layer(_Above0(source), placement, {1: LESION}, (*_turned(placement), *empty, *several))
 

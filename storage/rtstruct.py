@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from storage.dicom_header import items_of, text_of
 from storage.errors import InputError
 from storage.geometry import index_map
-from storage.label_names import known_name, listed
+from storage.label_names import HIGHEST, known_name, listed
 from storage.source import LABEL, Grid
 
 CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
 CLOSED = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
+MAYBE_LESION = ("", "GTV")  # RTROIInterpretedType: gross tumour volume, or nothing stated
 FLAT = 0.1  # of a slice spacing: a contour whose points differ by more is not parallel to the slices
 SAME_PLANE_MM = 0.01
 TIE = 1e-3  # slices
@@ -28,27 +29,25 @@ TIE = 1e-3  # slices
 
 @dataclass(frozen=True, eq=False)
 class Structure:
-    """One structure: its contours in voxel indices of a grid, by plane.
+    """One structure as a file has it.
 
     Args:
-        axis: of the grid (0: z, 1: y, 2: x), across which the contours are drawn.
-        planes: place along that axis -> contours, each (n, 2) along the two other axes in their order.
+        name: of words of anatomy, else ``structure_<number>``.
+        no_lesion: whether the file states that it is something else: an organ, the outline of the body, a margin.
+        contours: closed ones, (n, 3) points in LPS mm.
+        passed_by: whether it has points or open contours too.
     """
 
-    number: int
-    axis: int
-    planes: Mapping[float, Sequence[NDArray[np.float64]]] = field(repr=False)
-
-    @property
-    def spacing(self) -> float:
-        """Usual distance between planes, in voxels; 1 for a single plane."""
-        gaps = np.diff(sorted(self.planes))
-        return float(np.median(gaps)) if len(gaps) else 1.0
+    name: str
+    no_lesion: bool
+    frame_of_reference: str = field(repr=False)
+    contours: Sequence[NDArray[np.float64]] = field(repr=False)
+    passed_by: bool
 
 
 @dataclass(frozen=True, eq=False)
 class StructureSource:
-    """An RTSTRUCT on a grid as an ``ImageSource``: values are ROI numbers.
+    """Structures on a grid as an ``ImageSource``: values are their numbers.
 
     The voxels are held as uint16 in memory: where structures overlap, all of one must be known to choose.
     """
@@ -65,28 +64,20 @@ class StructureSource:
         return np.ascontiguousarray(self.voxels[z0:z1], dtype=np.float32)
 
 
-def open_rtstruct(
-    path: Path, *, grid: Grid, frame_of_reference: str = "", wanted: Mapping[int, str] | None = None
-) -> StructureSource:
-    """Read a structure set and rasterise it on ``grid``.
+def read_structures(path: Path) -> dict[int, Structure]:
+    """Read the structures of a file by their ROI number, or by their order from 1 on where a number is no label.
 
-    A plane of contours stands for the slab up to half way to its neighbours: a slice takes the nearest plane within
-    half a slice or, where planes lie further apart, half their distance.  Where structures overlap the smaller one
-    keeps the voxel; a note says how many those are.  Points and open contours are passed by with a note.
-
-    Args:
-        frame_of_reference: UID of the PET's; empty if unknown.
-        wanted: ROI number -> name; names that stand instead of the file's, other structures are left out.  A name in
-            the file is free text and is taken over only if its words are those of anatomy, else ``structure_<number>``.
+    A name in the file is free text and is taken over only if its words are those of anatomy.
 
     Raises:
-        InputError: ``LBL_STRUCTURES`` for a damaged file or contours that are not flat, ``LBL_FRAME`` for another
-            frame of reference, ``LBL_OUTSIDE`` for contours beyond the grid.
+        InputError: ``LBL_STRUCTURES`` for a damaged file, or one without a structure.
     """
     try:
         ds = pydicom.dcmread(path)
-        own = {_integer(item, "ROINumber"): item for item in items_of(ds, "StructureSetROISequence")}
-        frames = {text_of(item, "ReferencedFrameOfReferenceUID") for item in own.values()}
+        kinds = {
+            _integer(item, "ReferencedROINumber"): text_of(item, "RTROIInterpretedType")
+            for item in items_of(ds, "RTROIObservationsSequence")
+        }
         drawn = {
             _integer(item, "ReferencedROINumber"): [
                 (text_of(contour, "ContourGeometricType"), text_of(contour, "ContourData"))
@@ -94,52 +85,68 @@ def open_rtstruct(
             ]
             for item in items_of(ds, "ROIContourSequence")
         }
-        contours = {
-            number: [_points(data) for kind, data in found if kind in CLOSED]
-            for number, found in drawn.items()
-            if number in own
-        }
+        rois = {_integer(item, "ROINumber"): item for item in items_of(ds, "StructureSetROISequence")}
+        usable = all(1 <= number <= HIGHEST for number in rois)
+        found = {}
+        for place, (number, roi) in enumerate(rois.items(), start=1):
+            label = number if usable else place
+            found[label] = Structure(
+                name=known_name(text_of(roi, "ROIName")) or f"structure_{label}",
+                no_lesion=kinds.get(number, "") not in MAYBE_LESION,
+                frame_of_reference=text_of(roi, "ReferencedFrameOfReferenceUID"),
+                contours=[_points(data) for kind, data in drawn.get(number, ()) if kind in CLOSED],
+                passed_by=any(kind not in CLOSED for kind, _ in drawn.get(number, ())),
+            )
     except Exception:  # a damaged file can end in any error of the parser
         raise _error("LBL_STRUCTURES", path, "a structure set that cannot be read", "export it again") from None
-    if frame_of_reference and frames - {"", frame_of_reference}:
+    if not found:
+        raise _error("LBL_STRUCTURES", path, "no structure at all", "export it again")
+    return found
+
+
+def rasterise(
+    structures: Mapping[int, Structure], path: Path, *, grid: Grid, frame_of_reference: str = ""
+) -> StructureSource:
+    """Put structures onto a grid.
+
+    A plane of contours stands for the slab up to half way to its neighbours: a slice takes the nearest plane within
+    half a slice or, where planes lie further apart, half their distance.  Where structures overlap the smaller one
+    keeps the voxel; a note says how many those are.  Points and open contours are passed by with a note.
+
+    Args:
+        structures: by the value that their voxels get.
+        path: of the file, for errors.
+        frame_of_reference: UID of the PET's; empty if unknown.
+
+    Raises:
+        InputError: ``LBL_STRUCTURES`` for contours that are not parallel to slices, ``LBL_FRAME`` for another frame of
+            reference, ``LBL_OUTSIDE`` for contours beyond the grid.
+    """
+    if frame_of_reference and {s.frame_of_reference for s in structures.values()} - {"", frame_of_reference}:
         raise _error(
             "LBL_FRAME",
             path,
             "structures of another frame of reference than the PET's",
             "give the structures that were drawn on this examination",
         )
-    named = {n: known_name(text_of(item, "ROIName")) or f"structure_{n}" for n, item in own.items()}
-    names = named if wanted is None else {n: name for n, name in wanted.items() if n in named}
-    left_out = sorted(named.keys() - names.keys())
-    if not names:
-        raise _error(
-            "LBL_VALUES",
-            path,
-            f"none of the names given for the structures {listed(left_out)}",
-            "name structures by their number, as 1=liver,2=brain",
-        )
-    structures = [_structure(n, contours.get(n, []), grid, path) for n in names]
-    sizes = {s.number: sum(int(np.count_nonzero(mask)) for _, mask in _slices(s, grid.shape)) for s in structures}
+    flat = {n: _flat(n, s.contours, grid, path) for n, s in structures.items()}
+    sizes = {n: sum(int(np.count_nonzero(mask)) for _, mask in f.slices(grid.shape)) for n, f in flat.items()}
     voxels = np.zeros(grid.shape, dtype=np.uint16)
-    for structure in sorted(structures, key=lambda s: (-sizes[s.number], s.number)):
-        across = np.moveaxis(voxels, structure.axis, 0)
-        for k, mask in _slices(structure, grid.shape):
-            across[k][mask] = structure.number
-    notes = [f"structures without a name are left out: {listed(left_out)}"] if left_out else []
+    for n in sorted(flat, key=lambda n: (-sizes[n], n)):
+        across = np.moveaxis(voxels, flat[n].axis, 0)
+        for k, mask in flat[n].slices(grid.shape):
+            across[k][mask] = n
+    notes = []
     shared = sum(sizes.values()) - int(np.count_nonzero(voxels))
     if shared:
         notes.append(f"structures overlap: {shared} voxels went to the smaller structure")
-    open_ones = [n for n in names if any(kind not in CLOSED for kind, _ in drawn.get(n, []))]
-    if open_ones:
-        notes.append(f"points and open contours of structures {listed(open_ones)} were passed by")
-    off = max((_off_slice(s) for s in structures if s.planes), default=0.0)
+    passed_by = [n for n, s in structures.items() if s.passed_by]
+    if passed_by:
+        notes.append(f"points and open contours of structures {listed(passed_by)} were passed by")
+    off = max((abs(place - round(place)) for f in flat.values() for place in f.planes), default=0.0)
     if off > FLAT:
         notes.append(f"contours lie up to {off:.2f} slices beside the slices of the grid")
-    unknown = [n for n, name in names.items() if name == f"structure_{n}"]
-    if unknown and wanted is None:
-        told = f"structures {listed(unknown)} have names that petscale does not know"
-        notes.append(f"{told}; name them by number, as {unknown[0]}=liver")
-    return StructureSource(grid, voxels, names, tuple(notes))
+    return StructureSource(grid, voxels, {n: s.name for n, s in structures.items()}, tuple(notes))
 
 
 def even_odd(contours: Sequence[NDArray[np.float64]], shape: tuple[int, int]) -> NDArray[np.bool_]:
@@ -177,14 +184,42 @@ def _points(text: str) -> NDArray[np.float64]:
     return points
 
 
-def _structure(number: int, contours: Sequence[NDArray[np.float64]], grid: Grid, path: Path) -> Structure:
+@dataclass(frozen=True, eq=False)
+class _Flat:
+    """The contours of one structure in voxels of a grid.
+
+    Args:
+        axis: of the grid (0: z, 1: y, 2: x), across which they are drawn.
+        planes: place along that axis -> contours, each (n, 2) along the two other axes in their order.
+    """
+
+    axis: int
+    planes: Mapping[float, Sequence[NDArray[np.float64]]]
+
+    def slices(self, shape: tuple[int, int, int]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+        """The structure's slices along its axis: index and voxels."""
+        places = np.array(sorted(self.planes))
+        if not len(places):
+            return
+        apart = float(np.median(np.diff(places))) if len(places) > 1 else 1.0
+        reach = max(1.0, apart) / 2
+        count, rows, columns = shape[self.axis], *(n for axis, n in enumerate(shape) if axis != self.axis)
+        for k in range(max(0, int(places[0] - reach)), min(count, int(places[-1] + reach) + 2)):
+            away = places - k
+            near = (away > -reach + TIE) & (away <= reach + TIE)  # a plane half way between slices goes to the lower
+            if near.any():
+                nearest = places[np.where(near, np.abs(away), np.inf).argmin()]
+                yield k, even_odd(self.planes[nearest], (rows, columns))
+
+
+def _flat(number: int, contours: Sequence[NDArray[np.float64]], grid: Grid, path: Path) -> _Flat:
     """Bring contours into voxel indices and sort them by plane."""
     lps = Grid((1, 1, 1), np.diag([-1.0, -1.0, 1.0, 1.0]))
     to_index = index_map(grid, lps)  # of (z, y, x, 1) in LPS mm
     areas = [points for points in contours if len(points) > 2]
     indices = [np.c_[points[:, ::-1], np.ones(len(points))] @ to_index[:3].T for points in areas]
     if not indices:
-        return Structure(number, 0, {})
+        return _Flat(0, {})
     spreads = np.array([np.ptp(points, axis=0) for points in indices])
     axis = int(spreads.max(axis=0).argmin())
     if spreads[:, axis].max() > FLAT:
@@ -208,27 +243,7 @@ def _structure(number: int, contours: Sequence[NDArray[np.float64]], grid: Grid,
         place = max(float(points[:, axis].mean()), -0.5 + 2 * TIE)
         near = next((held for held in planes if abs(held - place) * mm[axis] <= SAME_PLANE_MM), place)
         planes.setdefault(near, []).append(np.delete(points, axis, axis=1))
-    return Structure(number, axis, planes)
-
-
-def _slices(structure: Structure, shape: tuple[int, int, int]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-    """The structure's slices along its axis: index and voxels."""
-    places = np.array(sorted(structure.planes))
-    if not len(places):
-        return
-    reach = max(1.0, structure.spacing) / 2
-    count, rows, columns = shape[structure.axis], *(n for axis, n in enumerate(shape) if axis != structure.axis)
-    for k in range(max(0, int(places[0] - reach)), min(count, int(places[-1] + reach) + 2)):
-        away = places - k
-        near = (away > -reach + TIE) & (away <= reach + TIE)  # a plane half way between two slices goes to the lower
-        if near.any():
-            nearest = places[np.where(near, np.abs(away), np.inf).argmin()]
-            yield k, even_odd(structure.planes[nearest], (rows, columns))
-
-
-def _off_slice(structure: Structure) -> float:
-    places = np.array(sorted(structure.planes))
-    return float(np.abs(places - np.rint(places)).max())
+    return _Flat(axis, planes)
 
 
 def _integer(ds: pydicom.Dataset, keyword: str) -> int:

@@ -1,5 +1,6 @@
 """Segments that highdicom writes come back voxel for voxel, named by codes and by nothing that a person typed."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -165,6 +166,9 @@ def test_every_segment_of_lesions_is_lesion(tmp_path: Path, pet: Path, segments:
     labels = opened(tmp_path, pet, LesionMask(save(tmp_path / "s.dcm", pet, segments)))
     assert labels.names == {1: "lesion"}
     assert np.array_equal(voxels_of(labels), segments.any(axis=-1))
+    assert labels.notes == (
+        "lesion mask: all of these are taken for lesions: liver (1), kidney (2), neoplasm_primary (3)",
+    )
 
 
 def test_names_by_number_choose_and_name(tmp_path: Path, pet: Path, segments: NDArray[Any]) -> None:
@@ -198,7 +202,7 @@ def test_no_free_text_becomes_a_name_or_a_note(tmp_path: Path, pet: Path, segmen
     labels = opened(tmp_path, pet, LabelMap(save(tmp_path / "s.dcm", pet, segments[..., :2], (PRIVATE, LIVER))))
     assert labels.names == {1: "segment_1", 2: "liver"}
     assert labels.notes == (
-        "label map: segments 1 have no coded type that petscale knows; name them by number, as 1=liver",
+        "label map: nothing that petscale knows as a name is in the file for numbers 1; name them, as 1=liver",
     )
     told = json.dumps([labels.notes, dict(labels.image.provenance), labels.names]) + repr(labels)
     assert "doe" not in told.lower()
@@ -252,3 +256,17 @@ def test_what_would_inflate_unseen_is_refused(tmp_path: Path, pet: Path, segment
 
 def test_a_pet_is_no_label_file(tmp_path: Path, pet: Path) -> None:
     assert refused(tmp_path, pet, LesionMask(next(pet.glob("*.dcm")))).code == "LBL_FORMAT"
+
+
+def test_no_mutation_of_a_file_ends_in_a_traceback(tmp_path: Path, pet: Path, segments: NDArray[Any]) -> None:
+    good = save(tmp_path / "s.dcm", pet, segments[..., :1], (LIVER,)).read_bytes()
+    grid = grid_of(pet)
+    rng = np.random.Generator(np.random.Philox(13))
+    for _ in range(40):
+        data = bytearray(good)
+        at, n = int(rng.integers(128, len(good))), int(rng.integers(1, 8))
+        kind = rng.integers(3)
+        data[at : at + (n if kind else 0)] = rng.bytes(n) if kind < 2 else b""  # insert, replace, cut
+        (tmp_path / "s.dcm").write_bytes(data)
+        with contextlib.suppress(InputError):
+            open_labels([LabelMap(tmp_path / "s.dcm")], grid=grid, workdir=tmp_path / "work")

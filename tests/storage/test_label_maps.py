@@ -228,21 +228,22 @@ def test_notes_of_several_masks_say_which(tmp_path: Path) -> None:
 # -- order of axes ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("affine", [STRAIGHT, TURN @ STRAIGHT], ids=["straight", "oblique"])
+@pytest.mark.parametrize(
+    ("affine", "lesions"), [(STRAIGHT, True), (TURN @ STRAIGHT, False)], ids=["straight", "oblique"]
+)
 def test_every_order_and_direction_of_axes_gives_the_same_labels(
-    tmp_path: Path, organs: NDArray[Any], affine: NDArray[Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, organs: NDArray[Any], affine: NDArray[Any], lesions: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(label_maps, "SLAB_VOXELS", 70)  # so that a file is read in several slabs
     grid = Grid(SHAPE, affine)
     assert len(ORDERS) == 48
     for axes, flips in ORDERS:
         voxels, theirs = stored_as(organs, affine, axes, flips)
-        path = save(tmp_path / "a.nii", voxels, theirs)
-        labels = opened(tmp_path, LabelMap(path, {1: "a", 3: "b", 5: "c"}), grid=grid)
-        assert np.array_equal(voxels_of(labels), organs), (axes, flips)
-        same = (axes, flips) == ((0, 1, 2), (1, 1, 1))
-        assert labels.notes == () if same else len(labels.notes) == 1
-        assert np.array_equal(voxels_of(opened(tmp_path, LesionMask(path), grid=grid)), organs > 0)
+        path = save(tmp_path / "a.nii", voxels > 0 if lesions else voxels, theirs)
+        file = LesionMask(path) if lesions else LabelMap(path, {1: "a", 3: "b", 5: "c"})
+        labels = opened(tmp_path, file, grid=grid)
+        assert np.array_equal(voxels_of(labels), organs > 0 if lesions else organs), (axes, flips)
+        assert len(labels.notes) == (0 if (axes, flips) == ((0, 1, 2), (1, 1, 1)) else 1)
 
 
 def test_rows_that_another_converter_stored_bottom_up_are_the_same_voxels(tmp_path: Path) -> None:

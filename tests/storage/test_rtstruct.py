@@ -1,5 +1,6 @@
 """Contours become the voxels whose centres they enclose: areas, holes, planes between slices, directions, names."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -52,6 +53,8 @@ def save(
     axis: int = 0,
     kind: str = "CLOSED_PLANAR",
     frame: str = FRAME,
+    stated: Sequence[str] = (),
+    first: int = 1,
     file_syntax: UID = ExplicitVRLittleEndian,
 ) -> Path:
     """Write structures whose contours are given in voxels of a grid, across one of its axes."""
@@ -62,7 +65,7 @@ def save(
     ds.file_meta = meta
     to_lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ grid.affine
     rois, drawn = [], []
-    for number, (name, contours) in enumerate(structures.items(), start=1):
+    for number, (name, contours) in enumerate(structures.items(), start=first):
         rois.append(item(ROINumber=number, ReferencedFrameOfReferenceUID=frame, ROIName=name))
         contour_items = []
         for place, points in contours:
@@ -77,6 +80,10 @@ def save(
             )
         drawn.append(item(ReferencedROINumber=number, ContourSequence=contour_items))
     ds.StructureSetROISequence, ds.ROIContourSequence = rois, drawn
+    ds.RTROIObservationsSequence = [
+        item(ObservationNumber=number, ReferencedROINumber=number, RTROIInterpretedType=kind)
+        for number, kind in enumerate(stated, start=first)
+    ]
     ds.save_as(path, enforce_file_format=True)
     return path
 
@@ -285,7 +292,7 @@ def test_free_text_gives_a_name_only_if_it_is_anatomy(tmp_path: Path) -> None:
     labels = opened(tmp_path, LabelMap(save(tmp_path / "rs.dcm", drawn)))
     assert labels.names == {1: "structure_1", 2: "kidney_left", 3: "structure_3"}
     assert len(labels.notes) == 1
-    assert "structures 1, 3 have names that petscale does not know" in labels.notes[0]
+    assert "for numbers 1, 3; name them, as 1=liver" in labels.notes[0]
     told = json.dumps([labels.notes, dict(labels.image.provenance), labels.names]) + repr(labels)
     assert not [word for word in ("smith", "jane", str(FRAME)) if word in told.lower()]
 
@@ -297,6 +304,44 @@ def test_names_by_number_choose_and_name(tmp_path: Path) -> None:
     assert voxels_of(labels).max() == 2
     assert labels.notes == ("label map: structures without a name are left out: 3",)
     assert refused(tmp_path, LabelMap(tmp_path / "rs.dcm", {9: "liver"})).code == "LBL_VALUES"
+
+
+def test_organs_and_outlines_are_no_lesions(tmp_path: Path) -> None:
+    drawn = {"Body": [(k, square(0, 39)) for k in range(9)], "GTV 1": [(4, square(10, 15))], "x": [(5, square(1, 4))]}
+    path = save(tmp_path / "rs.dcm", drawn, stated=("EXTERNAL", "GTV", ""))
+    labels = opened(tmp_path, LesionMask(path))
+    assert voxels_of(labels).sum() == 25 + 9
+    assert labels.notes == (
+        "lesion mask: structures stated to be no lesions are left out: 1",
+        "lesion mask: all of these are taken for lesions: gtv (2), structure_3 (3)",
+    )
+    path = save(tmp_path / "rs.dcm", drawn, stated=("EXTERNAL", "ORGAN", "PTV"))
+    error = refused(tmp_path, LesionMask(path))
+    assert (error.code, error.found) == ("LBL_VALUES", "all structures are stated to be no lesions: 1, 2, 3")
+
+
+@pytest.mark.parametrize("first", [0, -1, 65536])
+def test_numbers_that_are_no_labels_give_way_to_the_order(tmp_path: Path, first: int) -> None:
+    drawn = {"Liver": [(1, square(10, 15))], "Brain": [(2, square(10, 15))]}
+    path = save(tmp_path / "rs.dcm", drawn, first=first, stated=("ORGAN", "GTV"))
+    labels = opened(tmp_path, LabelMap(path))
+    assert labels.names == {1: "liver", 2: "brain"}
+    assert voxels_of(labels).max(axis=(1, 2)).tolist() == [0, 1, 2, 0, 0, 0, 0, 0, 0]
+    assert voxels_of(opened(tmp_path, LesionMask(path))).max(axis=(1, 2)).tolist() == [0, 0, 1, 0, 0, 0, 0, 0, 0]
+
+
+def test_no_mutation_of_a_file_ends_in_a_traceback(tmp_path: Path) -> None:
+    drawn = {"Liver": [(k, circle(20, 20, 9, 12)) for k in range(2)], "GTV": [(1, circle(20, 20, 3, 12))]}
+    good = save(tmp_path / "rs.dcm", drawn, stated=("ORGAN", "GTV")).read_bytes()
+    rng = np.random.Generator(np.random.Philox(13))
+    for _ in range(200):
+        data = bytearray(good)
+        at, n = int(rng.integers(128, len(good))), int(rng.integers(1, 8))
+        kind = rng.integers(3)
+        data[at : at + (n if kind else 0)] = rng.bytes(n) if kind < 2 else b""  # insert, replace, cut
+        (tmp_path / "rs.dcm").write_bytes(data)
+        with contextlib.suppress(InputError):
+            opened(tmp_path, LabelMap(tmp_path / "rs.dcm"))
 
 
 def test_points_and_open_contours_are_told(tmp_path: Path) -> None:
