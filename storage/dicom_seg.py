@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # highdicom takes a second to import, and only a SEG needs it
     from highdicom.seg import Segmentation
 
 CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")  # Segmentation, Label Map Segmentation
+GENERIC = ("", "tissue", "organ", "structure", "anatomical_structure", "morphologically_abnormal_structure")
 FRACTION = 0.5  # of the highest fractional value: from here on a voxel belongs to its segment
 OFF_PLACE = 0.1  # of a voxel: a SEG has the true place of every slice, the grid of a series their mean spacing
 MAX_VOXELS = 1 << 30
@@ -52,8 +53,8 @@ def open_seg(path: Path, *, wanted: Mapping[int, str] | None = None) -> SegSourc
     """Read a SEG as a label map.
 
     Where segments overlap the smaller one keeps the voxel, so that a lesion inside an organ is seen; a note says how
-    many voxels that was.  A segment is named by the coded meaning of its type and the side that modifies it, never by
-    its label, which is free text; without a known one it is ``segment_<number>``.
+    many voxels that was.  A segment is named by the coded meaning of its type and the side that modifies it; where the
+    type is only a tissue or an organ, by its label, if that is made of words of anatomy; else ``segment_<number>``.
 
     Args:
         wanted: segment number -> name; names that stand instead of the file's, other segments are left out.
@@ -126,7 +127,10 @@ def _names(seg: "Segmentation") -> dict[int, str]:
     found = {}
     for number in seg.segment_numbers:
         segment = next(item for item in seg.SegmentSequence if item.SegmentNumber == number)
-        found[int(number)] = _coded_name(segment) or f"segment_{number}"
+        name = _coded_name(segment)
+        if name in GENERIC:
+            name = known_name(text_of(segment, "SegmentLabel"))
+        found[int(number)] = name or f"segment_{number}"
     found.pop(0, None)  # background, in some label maps
     return found
 

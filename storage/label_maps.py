@@ -175,6 +175,11 @@ def _open(file: LabelFile, grid: Grid, workdir: Path, frame_of_reference: str) -
     if file.names is None and unknown:
         what = f"nothing that petscale knows as a name is in the file for numbers {listed(unknown)}"
         notes.append(f"{what}; name them, as {unknown[0]}=liver")
+    if file.names is None:
+        for name in dict.fromkeys(source.names.values()):
+            numbers = [number for number, other in source.names.items() if other == name]
+            if len(numbers) > 1:
+                notes.append(f"numbers {listed(numbers)} are all called {name} and are one label")
     return _Layer(source, placement, names, (*source.notes, *notes))
 
 

@@ -39,15 +39,15 @@ _TOTAL = (
 # What a structure may be called inside a file that was written for one patient; other words are not taken over.
 _WORDS = {
     *re.findall(r"[a-z]+", " ".join(_TOTAL)),
-    "abnormal", "anal", "arm", "artery", "bladder", "bone", "bones", "bowel", "brainstem", "breast", "bronchus",
-    "carcinoma", "cavity", "cerebellum", "cord", "ct", "ctv", "cyst", "edema", "eye", "eyes", "fat", "gland", "glands",
-    "gtv", "head", "itv", "kidneys", "larynx", "leg", "lens", "lesion", "lesions", "liver", "lumbar", "lungs",
-    "lymph", "lymphoma", "malignant", "mandible", "marrow", "mass", "mediastinum", "metastasis", "metastases",
-    "morphologically", "altered", "structure", "muscle", "muscles", "myocardium", "neck", "neoplasm", "node", "nodes",
-    "mr", "nodule", "oesophagus", "optic", "nerve", "oral", "organ", "ovary", "parotid", "pelvis", "penile", "pet",
-    "pharynx", "ptv", "rectum", "salivary", "secondary", "skin", "spine", "submandibular", "testis", "thorax",
-    "tissue", "tongue", "tonsil", "tumor", "tumors", "tumour", "tumours", "uptake", "uterus", "vein", "ventricle",
-    "vertebra", "primary", "whole",
+    "abnormal", "altered", "anal", "anatomical", "arm", "artery", "bladder", "bone", "bones", "bowel", "brainstem",
+    "breast", "bronchus", "carcinoma", "cavity", "cerebellum", "cord", "ct", "ctv", "cyst", "edema", "eye", "eyes",
+    "fat", "gland", "glands", "gtv", "head", "itv", "kidneys", "larynx", "leg", "lens", "lesion", "lesions",
+    "liver", "lumbar", "lungs", "lymph", "lymphoma", "malignant", "mandible", "marrow", "mass", "mediastinum",
+    "metastases", "metastasis", "morphologically", "mr", "muscle", "muscles", "myocardium", "neck", "neoplasm",
+    "nerve", "node", "nodes", "nodule", "oesophagus", "optic", "oral", "organ", "ovary", "parotid", "pelvis",
+    "penile", "pet", "pharynx", "primary", "ptv", "rectum", "salivary", "secondary", "skin", "spine", "structure",
+    "submandibular", "testis", "thorax", "tissue", "tongue", "tonsil", "tumor", "tumors", "tumour", "tumours",
+    "uptake", "uterus", "vein", "ventricle", "vertebra", "whole",
 }
 # fmt: on
 

@@ -162,6 +162,24 @@ def test_the_side_is_part_of_the_name(tmp_path: Path, pet: Path, segments: NDArr
     assert opened(tmp_path, pet, LabelMap(path)).names == {1: "kidney_right"}
 
 
+def test_what_is_only_tissue_is_called_by_its_label_if_that_is_anatomy(
+    tmp_path: Path, pet: Path, segments: NDArray[Any]
+) -> None:
+    path = save(tmp_path / "s.dcm", pet, segments, (codes.SCT.Tissue,) * 3)
+    ds = pydicom.dcmread(path)
+    for item, label in zip(ds.SegmentSequence, ("Liver", "Doe^Jane", "Right kidney 2"), strict=True):
+        item.SegmentLabel = label
+    ds.save_as(path)
+    assert opened(tmp_path, pet, LabelMap(path)).names == {1: "liver", 2: "segment_2", 3: "right_kidney"}
+
+
+def test_segments_of_one_name_are_one_label_and_said_to_be(tmp_path: Path, pet: Path, segments: NDArray[Any]) -> None:
+    labels = opened(tmp_path, pet, LabelMap(save(tmp_path / "s.dcm", pet, segments, (TUMOUR, LIVER, TUMOUR))))
+    assert labels.names == {1: "neoplasm_primary", 2: "liver"}
+    assert np.array_equal(voxels_of(labels), (segments * (1, 2, 1)).sum(axis=-1))
+    assert labels.notes == ("label map: numbers 1, 3 are all called neoplasm_primary and are one label",)
+
+
 def test_every_segment_of_lesions_is_lesion(tmp_path: Path, pet: Path, segments: NDArray[Any]) -> None:
     labels = opened(tmp_path, pet, LesionMask(save(tmp_path / "s.dcm", pet, segments)))
     assert labels.names == {1: "lesion"}
