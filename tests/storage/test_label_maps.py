@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from storage import label_maps
 from storage.errors import InputError
 from storage.geometry import difference, place
+from storage.ingest import CasePlan, ingest
 from storage.label_maps import LabelFile, LabelMap, Labels, LesionMask, open_labels
 from storage.label_names import TABLES
-from storage.source import LABEL, Grid
+from storage.reader import open_cohort
+from storage.source import LABEL, SUV, ArraySource, Grid
 
 SHAPE = (7, 6, 5)
 TURN = np.array([[0.8, -0.6, 0, 0], [0.6, 0.8, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
@@ -314,6 +316,29 @@ def test_a_part_of_a_grid_is_placed_by_every_step() -> None:
     assert found.view(np.arange(7)[:, None, None] * np.ones(SHAPE))[:, 0, 0].tolist() == [1, 3, 5]
     assert place(Grid((4, 6, 5), every_second.affine), GRID) is None
     assert "voxels" in difference(every_second, GRID)
+
+
+# -- a case -----------------------------------------------------------------------------------------------------------
+
+
+def test_labels_become_those_of_a_committed_case(tmp_path: Path) -> None:
+    grid = Grid((20, 12, 12), np.diag([-8.0, -8.0, 8.0, 1.0]))
+    organs = np.zeros(grid.shape, np.uint8)
+    organs[4:9, 3:9, 3:9], organs[12:15, 3:9, 3:9] = 1, 5
+    files = [
+        LabelMap(save(tmp_path / "organs.nii", organs, grid.affine), TABLES["totalsegmentator"]),
+        LesionMask(save(tmp_path / "lesions.nii", organs * 0, grid.affine)),
+    ]
+    pet = ArraySource(1.0 + organs.astype(np.float32), grid, SUV)
+
+    def plan(scratch: Path) -> CasePlan:
+        labels = open_labels(files, grid=grid, workdir=scratch)
+        return CasePlan({"full": pet, "labels": labels.image}, "s", "f", labels=labels.names)
+
+    ingest(tmp_path / "cohort", {"p": plan}, strict=True)
+    case = open_cohort(tmp_path / "cohort").case("p")
+    assert case.labels == {1: "lesion", 2: "spleen", 5: "liver"}
+    assert np.array_equal(case.image("labels").read(0, 20), np.where(organs == 1, 2, organs))
 
 
 # -- what is no label file, and what may not be said ------------------------------------------------------------------
