@@ -325,7 +325,7 @@ def test_labels_become_those_of_a_committed_case(tmp_path: Path) -> None:
     grid = Grid((20, 12, 12), np.diag([-8.0, -8.0, 8.0, 1.0]))
     organs = np.zeros(grid.shape, np.uint8)
     organs[4:9, 3:9, 3:9], organs[12:15, 3:9, 3:9] = 1, 5
-    files = [
+    files: list[LabelFile] = [
         LabelMap(save(tmp_path / "organs.nii", organs, grid.affine), TABLES["totalsegmentator"]),
         LesionMask(save(tmp_path / "lesions.nii", organs * 0, grid.affine)),
     ]
