@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.filereader import read_file_meta_info
 from pydicom.tag import Tag
 
 from storage.errors import InputError
@@ -112,6 +113,24 @@ def tag_name(keyword: str) -> str:
 def file_error(code: str, file: Path, found: str, remedy: str = "export or copy the series again") -> InputError:
     """Return the error that names one file."""
     return InputError(code, where=file.name, found=found, remedy=remedy)
+
+
+def stated_class(file: Path) -> tuple[str, str]:
+    """Return the SOP class and the transfer syntax that a file states, both empty if it is not a DICOM file.
+
+    Raises:
+        InputError: ``IMG_UNREADABLE``.
+    """
+    try:
+        with file.open("rb") as stream:
+            if stream.read(132)[128:] != b"DICM":
+                return "", ""
+        meta = read_file_meta_info(file)
+        return text_of(meta, "MediaStorageSOPClassUID"), text_of(meta, "TransferSyntaxUID")
+    except PermissionError:
+        raise file_error("IMG_UNREADABLE", file, "a file that may not be read", "check its permissions") from None
+    except Exception:  # a damaged header can end in any error of the parser
+        return "", ""
 
 
 def items_of(ds: Dataset, keyword: str) -> Sequence[Dataset]:

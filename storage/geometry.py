@@ -1,7 +1,8 @@
-"""Geometry of voxel grids: resampling one image onto another's grid, area-exact shrinking, the body's outline."""
+"""Geometry of voxel grids: one image put or resampled onto another's grid, area-exact shrinking, the body's outline."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,12 +12,99 @@ from storage.errors import InputError
 from storage.source import AIR_HU, BODY_SUV, HU, Grid, ImageSource
 
 BODY_HU = -400.0  # between air and fat
+SAME_VOXEL_MM = 0.05  # as ``Grid.matches``
 
 
-def _index_map(source: Grid, target: Grid) -> NDArray[np.float64]:
+def index_map(source: Grid, target: Grid) -> NDArray[np.float64]:
     """4x4 matrix from the target's (z, y, x, 1) voxel index to the source's."""
     flip = np.eye(4)[[2, 1, 0, 3]]
     return flip @ np.linalg.inv(source.affine) @ target.affine @ flip
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where an image lies in a grid that has the very same voxels, stored in another order of axes or directions.
+
+    Args:
+        axes: for each axis (z, y, x) of the image, the axis of the grid that it runs along.
+        steps: 1 where it runs in the grid's direction, -1 where against it; 2, 3, ... where it has every second, third,
+            ... slice only; by axis of the image.
+        first: where along the grid's axis its index 0 lies; by axis of the image.
+        shape: of the image.
+    """
+
+    axes: tuple[int, int, int]
+    steps: tuple[int, int, int]
+    first: tuple[int, int, int]
+    shape: tuple[int, int, int]
+
+    @property
+    def reordered(self) -> bool:
+        """Whether axes are exchanged or reversed."""
+        return self.axes != (0, 1, 2) or min(self.steps) < 0
+
+    def view(self, voxels: NDArray[Any]) -> NDArray[Any]:
+        """Return the image's part of an array on the grid, a view with the image's axes and directions."""
+        cut = []
+        for start, step, count in zip(self.first, self.steps, self.shape, strict=True):
+            stop = start + step * count
+            cut.append(slice(start, stop if stop >= 0 else None, step))
+        return voxels.transpose(self.axes)[tuple(cut)]
+
+
+def place(image: Grid, grid: Grid, tolerance_mm: float = SAME_VOXEL_MM) -> Placement | None:
+    """Find where the voxels of ``image`` lie in ``grid``; None unless every one is a voxel of it.
+
+    The image may be a part of the grid: a DICOM SEG leaves empty slices out.
+    """
+    axes, steps = _orientation(image, grid)
+    if sorted(axes) != [0, 1, 2]:
+        return None
+    start = np.rint(index_map(grid, image)[:3, 3]).astype(int)
+    first = tuple(int(start[axis]) for axis in axes)
+    last = [f + step * (n - 1) for f, step, n in zip(first, steps, image.shape, strict=True)]
+    if any(min(f, e) < 0 or max(f, e) >= grid.shape[a] for f, e, a in zip(first, last, axes, strict=True)):
+        return None
+    exact = np.zeros((4, 4))  # the image's index (z, y, x, 1) to the grid's
+    exact[axes, range(3)] = steps
+    exact[axes, 3] = first
+    exact[3, 3] = 1
+    corners = np.array([(k, j, i, 1.0) for k in (0, 1) for j in (0, 1) for i in (0, 1)])
+    corners[:, :3] *= np.array(image.shape) - 1
+    turn = np.eye(4)[[2, 1, 0, 3]]
+    gap = (image.affine @ turn - grid.affine @ turn @ exact) @ corners.T
+    if np.abs(gap).max() > tolerance_mm:
+        return None
+    return Placement(axes, steps, first, image.shape)  # type: ignore[arg-type]
+
+
+def difference(image: Grid, grid: Grid) -> str:
+    """Tell how two grids differ: shapes, voxel sizes, the distance between the voxels that should be one."""
+    axes, steps = _orientation(image, grid)
+    corner = np.array([0.0, 0.0, 0.0, 1.0])
+    for axis, step in zip(axes, steps, strict=True):
+        corner[axis] = 0 if step > 0 else grid.shape[axis] - 1
+    turn = np.eye(4)[[2, 1, 0, 3]]
+    x, y, z = (image.affine[:, 3] - grid.affine @ turn @ corner)[:3]
+    sizes = [
+        f"{' x '.join(str(n) for n in g.shape)} voxels of {' x '.join(f'{mm:.4g}' for mm in g.spacing_mm)} mm (z, y, x)"
+        for g in (image, grid)
+    ]
+    off = f"its first voxel lies {np.linalg.norm([x, y, z]):.2f} mm off (x {x:+.2f}, y {y:+.2f}, z {z:+.2f} mm)"
+    directions = [g.affine[:3, :3] / np.linalg.norm(g.affine[:3, :3], axis=0) for g in (image, grid)]
+    cosine = np.abs(directions[0].T @ directions[1]).max(axis=1).min()
+    angle = np.degrees(np.arccos(min(1.0, float(cosine))))
+    turned = f", its axes are turned by {angle:.1f} degrees" if angle > 0.05 else ""
+    return f"{sizes[0]} for {sizes[1]}, {off}{turned}"
+
+
+def _orientation(image: Grid, grid: Grid) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """For each axis of the image the nearest axis of the grid, and its step there in whole voxels, never 0."""
+    matrix = index_map(grid, image)[:3, :3]
+    axes = np.abs(matrix * np.array(grid.spacing_mm)[:, None]).argmax(axis=0)
+    steps = matrix[axes, range(3)]
+    whole = np.sign(steps) * np.maximum(np.rint(np.abs(steps)), 1)
+    return tuple(int(a) for a in axes), tuple(int(n) for n in whole)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +124,7 @@ class Resampled:
     def __post_init__(self) -> None:
         z, y, x = self.grid.shape
         corners = np.array([(i, j, k, 1.0) for i in (0, z - 1) for j in (0, y - 1) for k in (0, x - 1)])
-        found = (corners @ _index_map(self.source.grid, self.grid).T)[:, :3]
+        found = (corners @ index_map(self.source.grid, self.grid).T)[:, :3]
         if np.any(found.max(0) < 0) or np.any(found.min(0) > np.array(self.source.grid.shape) - 1):
             raise InputError(
                 "PAIR_NO_OVERLAP",
@@ -59,7 +147,7 @@ class Resampled:
     def read(self, z0: int, z1: int) -> NDArray[np.float32]:
         """Return the slab ``z0 <= z < z1`` of the target grid."""
         outside = self.outside if self.outside is not None else AIR_HU if self.units == HU else 0.0
-        whole = _index_map(self.source.grid, self.grid)
+        whole = index_map(self.source.grid, self.grid)
         _, y, x = self.grid.shape
         corners = np.array([(i, j, k, 1.0) for i in (z0, z1 - 1) for j in (0, y - 1) for k in (0, x - 1)])
         depth = (corners @ whole.T)[:, 0]

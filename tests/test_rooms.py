@@ -109,7 +109,11 @@ def test_no_path_of_a_machine() -> None:
                 "platform/petscale/tuning/search.py",
             },
         ),
-        ("pydicom", {"storage/dicom.py", "storage/dicom_header.py", "storage/dicom_write.py"}),
+        (
+            "pydicom",
+            {f"storage/{name}.py" for name in ("dicom", "dicom_header", "dicom_seg", "dicom_write", "rtstruct")},
+        ),
+        ("highdicom", {"storage/dicom_seg.py"}),
         ("nibabel", {"storage/nifti.py", "platform/petscale/images.py", "platform/petscale/reporting/pictures.py"}),
         ("tensorstore", {"storage/reader.py"}),
     ],

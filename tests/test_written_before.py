@@ -3,7 +3,6 @@
 That commit's own code makes the cohort, the runs and the study; nothing of it is stored here.
 """
 
-import importlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import pytest
 import torch
 from at_commit import run_at
 from safetensors.torch import load_file
+from small_runs import leave_group
 
 from petscale import config as configs
 from petscale.evaluation.run import evaluate_run, read_evaluations
@@ -120,10 +120,7 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> Before:
 def process_group() -> Iterator[None]:
     """A trial leaves its process group to the next one; other files' tests must not find it."""
     yield
-    comm = importlib.import_module("deepspeed.comm")
-    if comm.is_initialized():
-        comm.destroy_process_group()
-    comm.comm.cdb = None
+    leave_group()
 
 
 def same_tensors(one: Path, other: Path) -> bool:

@@ -13,7 +13,7 @@ HEAVY = {"torch", "zarr", "dask", "scipy", "tensorstore", "nibabel", "pydicom", 
 CHEAP = (
     "storage.errors, storage.ranges, storage.source, storage.randomness, storage.layout, storage.integrity, "
     "storage.patches, storage.reader, storage.verification, storage.phantom, storage.lowdose, storage.suv, "
-    "storage.nifti, storage.remote, storage.stitch"
+    "storage.nifti, storage.remote, storage.stitch, storage.label_names"
 )
 
 

@@ -86,6 +86,8 @@ def session(config: RunConfig, cpus: int, folder: Path, *read: Path, dashboard: 
         # Ray's name for it: every socket on loopback.  Its metrics would else be open to the whole network.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
+        # Ray would start a process per core at once; ours need an environment of their own, so it could use none.
+        os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
         # Ray would look for new log files ten times a second, to print them; nobody asked it to.
         os.environ |= {"RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0", "LOG_NAME_UPDATE_INTERVAL_S": "3600"}
     import ray

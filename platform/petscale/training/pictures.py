@@ -5,8 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from storage.patches import draw
@@ -36,6 +34,9 @@ def picture(
             context = case_context(synthesizer, case, start, device=device)
             source = torch.from_numpy(case.image(start).patch(box.grown(synthesizer.tiling.halo)))[None, None]
             output = synthesizer(source.to(device), context)[0, 0].cpu()
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # a second that only rank 0 spends
+        from matplotlib.figure import Figure
+
         pet = (0.0, window_suv)
         panels: dict[str, tuple[NDArray[np.float32], tuple[float, float], str]] = {
             start: (case.image(start).patch(box), *((CT_HU, "gray") if units == HU else (pet, "gray_r"))),

@@ -10,15 +10,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from safetensors.numpy import load_file
-from small_runs import CG_3DSRGAN
+from small_runs import CG_3DSRGAN, leave_group
 
+from petscale import config as configs
 from petscale.cli import main
+from petscale.training.planning import plan_run
+from petscale.tuning.trial import train_until
 
 SETTINGS = [
     "recipe.patch=24,24,24",
@@ -77,6 +81,28 @@ def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
         time.sleep(0.02)
 
 
+def wait_for_start(process: subprocess.Popen[str], run: Path, count: int) -> None:
+    deadline = time.monotonic() + 200
+    while len(starts(run)) < count:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, "the workers do not start again"
+        time.sleep(0.02)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def process_group() -> Iterator[None]:
+    """A run in this process leaves its process group behind; other files' tests must not find it."""
+    yield
+    leave_group()
+
+
+def alone(cohort: Path, run: Path, recipe: str, settings: list[str]) -> Path:
+    """Train in this process alone, without Ray: what a run on a cluster of one worker must equal."""
+    plan = plan_run(cohort, run, configs.override(configs.from_json({"recipe": recipe}), settings))
+    train_until(plan, plan.num_steps)
+    return run
+
+
 @pytest.fixture(scope="module")
 def reference(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "reference"
@@ -102,35 +128,33 @@ def test_an_uninterrupted_run_leaves_what_it_promises(reference: Path) -> None:
     assert not (reference / "ray").exists()
 
 
-def test_a_killed_worker_is_replaced_and_the_run_ends_bit_equal(cohort: Path, reference: Path, tmp_path: Path) -> None:
-    process = start(command(cohort, tmp_path / "run"))
-    wait_for_step(process, tmp_path / "run", 6)
+def test_a_killed_worker_is_replaced_and_a_killed_driver_resumes_bit_equal(
+    cohort: Path, reference: Path, tmp_path: Path
+) -> None:
+    """One run meets both: first Ray starts the workers again, then the user gives the same command again."""
+    run = tmp_path / "run"
+    process = start(command(cohort, run))
+    wait_for_step(process, run, 6)
     family = psutil.Process(process.pid).children(recursive=True)
     workers = [p for p in family if p.cmdline() and "RayTrainWorker" in p.cmdline()[0]]
     assert len(workers) == 2
     assert not [p for p in family if p.cmdline() and "PlacementGroupCleaner" in p.cmdline()[0]], "it has nothing to do"
     os.kill(workers[1].pid, signal.SIGKILL)
-    finish(process)
-    assert len(starts(tmp_path / "run")) == 2
-    assert_same_end(tmp_path / "run", reference)
-
-
-def test_a_killed_driver_resumes_by_the_same_command_bit_equal(cohort: Path, reference: Path, tmp_path: Path) -> None:
-    process = start(command(cohort, tmp_path / "run"))
-    wait_for_step(process, tmp_path / "run", 9)
+    wait_for_start(process, run, 2)
+    assert starts(run)[1] >= 4, "from its last checkpoint"
+    wait_for_step(process, run, 13)
     family = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.communicate()
-    finish(start(command(cohort, tmp_path / "run")))
-    assert starts(tmp_path / "run")[-1] >= 8
-    assert_same_end(tmp_path / "run", reference)
+    finish(start(command(cohort, run)))
+    assert len(starts(run)) == 3
+    assert starts(run)[-1] >= 12
+    assert_same_end(run, reference)
     _, alive = psutil.wait_procs(family, timeout=60)
     assert not alive, "the killed driver left processes behind"
 
 
-def test_a_run_goes_on_with_another_number_of_workers_in_the_same_order(
-    cohort: Path, reference: Path, tmp_path: Path
-) -> None:
+def test_a_run_goes_on_with_another_number_of_workers_in_the_same_order(cohort: Path, tmp_path: Path) -> None:
     """The order of samples does not depend on the ranks, so losses differ by rounding and by the noise drawn only."""
     run = tmp_path / "run"
     process = start(command(cohort, run, 2, "recipe.use_noise=False"))
@@ -138,8 +162,7 @@ def test_a_run_goes_on_with_another_number_of_workers_in_the_same_order(
     process.kill()
     process.communicate()
     finish(start(command(cohort, run, 1, "recipe.use_noise=False")))
-    whole = tmp_path / "whole"
-    finish(start(command(cohort, whole, 1, "recipe.use_noise=False")))
+    whole = alone(cohort, tmp_path / "whole", "sgsgan", [*SETTINGS, "recipe.use_noise=False"])
     for moved, straight in zip(losses(run), losses(whole), strict=True):
         assert moved["step"] == straight["step"]
         # A ratio of small gradients and the critic's estimate near 0 amplify rounding: absolute bounds fit better.
@@ -175,11 +198,14 @@ S3PET = [
 LOOP = ["loop.log_every=1", "loop.save_every=2", "loop.picture_every=0"]
 
 
-def words(recipe: str, settings: list[str], cohort: Path, run: Path, *more: str) -> list[str]:
+def chosen(settings: list[str], *more: str) -> list[str]:
     low = [] if any(setting.startswith("feed.source") for setting in settings) else ["feed.source=low_drf4"]
-    chosen = [*settings, *low, "feed.cases_per_step=4", *LOOP, *more]
-    start_of = command(cohort, run)
-    return [*start_of[: start_of.index("--workers")], "--recipe", recipe, "--workers", "2", "--set", *chosen]
+    return [*settings, *low, "feed.cases_per_step=4", *LOOP, *more]
+
+
+def words(recipe: str, settings: list[str], cohort: Path, run: Path, *more: str, workers: int = 2) -> list[str]:
+    start_of = command(cohort, run)[: -len(SETTINGS) - 3]
+    return [*start_of, "--recipe", recipe, "--workers", str(workers), "--set", *chosen(settings, *more)]
 
 
 @pytest.fixture(scope="module")
@@ -216,8 +242,7 @@ def test_a_run_killed_in_either_stage_ends_bit_equal(cohort: Path, s3pet: Path, 
 
 def test_saved_encoders_replace_the_first_stage(cohort: Path, s3pet: Path, tmp_path: Path) -> None:
     reuse = f"recipe.encoders={s3pet / 'encoders.safetensors'}"
-    run = tmp_path / "run"
-    finish(start(words("s3pet", S3PET, cohort, run, reuse)))
+    run = alone(cohort, tmp_path / "run", "s3pet", chosen(S3PET, reuse))
     assert {record["phase"] for record in records(run) if record["event"] == "log"} == {"token swap"}
     assert len(json.loads((run / "config.json").read_bytes())["files"]["encoders"]) == 64
 
@@ -242,13 +267,13 @@ def test_encoders_that_do_not_belong_to_a_run_are_refused_before_it_starts(
 
 
 def test_validation_steers_a_run_and_is_resumed(cohort: Path, tmp_path: Path) -> None:
-    runs = tmp_path / "straight", tmp_path / "killed"
-    finish(start(words("cg_3dsrgan", CG_3DSRGAN, cohort, runs[0])))
-    process = start(words("cg_3dsrgan", CG_3DSRGAN, cohort, runs[1]))
+    """A run of one worker under Ray, killed and resumed, has the bits of this process alone."""
+    runs = alone(cohort, tmp_path / "straight", "cg_3dsrgan", chosen(CG_3DSRGAN)), tmp_path / "killed"
+    process = start(words("cg_3dsrgan", CG_3DSRGAN, cohort, runs[1], workers=1))
     wait_for_step(process, runs[1], 5)
     process.kill()
     process.communicate()
-    finish(start(words("cg_3dsrgan", CG_3DSRGAN, cohort, runs[1])))
+    finish(start(words("cg_3dsrgan", CG_3DSRGAN, cohort, runs[1], workers=1)))
     assert_same_end(runs[1], runs[0])
     heard = [[r["validation/squared_error"] for r in records(run) if r["event"] == "validation"] for run in runs]
     assert len(heard[0]) >= 3

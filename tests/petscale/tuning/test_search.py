@@ -10,7 +10,8 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from small_runs import S3PET
 
 from petscale import config as configs
 from petscale.cli import main
+from petscale.cluster import session as sessions
 from petscale.cluster.session import ray_dashboard
 from petscale.folders import BEST, CONFIG, SCORED, TRIALS
 from petscale.splits import split_cases
@@ -112,32 +114,6 @@ def test_a_sweep_goes_on_repeats_nothing_and_hands_over_its_best(
 
 
 @pytest.mark.slow
-def test_poor_trials_stop_between_budgets_and_refused_ones_are_told(cohort: Path, tmp_path: Path) -> None:
-    log, folder = tmp_path / "log", tmp_path / "sweep"
-    search(cohort, folder, toy(log, "refuse"), trials=12, rungs=3, factor=2)
-    found = trials(folder)
-    assert len(found) == 12
-    states = Counter(trial["state"] for trial in found)
-    assert states["PRUNED"] >= 3
-    assert states["COMPLETE"] >= 2
-    rungs = Counter(number for number, _, _ in lines(log))
-    for trial in found:
-        if trial["state"] == "COMPLETE":
-            assert rungs[trial["number"]] == 3
-        share = trial["settings"]["recipe.mask_full"]
-        if share > 0.65:
-            assert (trial["state"], rungs[trial["number"]]) == ("PRUNED", 1)
-
-
-@pytest.mark.slow
-def test_a_trial_whose_process_is_killed_is_tried_again(cohort: Path, tmp_path: Path) -> None:
-    log, folder = tmp_path / "log", tmp_path / "sweep"
-    search(cohort, folder, toy(log, "kill"), trials=3, at_once=1)
-    assert Counter(trial["state"] for trial in trials(folder)) == {"COMPLETE": 3}
-    assert len(lines(log)) == 4
-
-
-@pytest.mark.slow
 def test_small_trials_share_a_gpu(cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray is told of a GPU that is not there; the trials do not use it."""
     import ray
@@ -165,8 +141,53 @@ def test_small_trials_share_a_gpu(cohort: Path, tmp_path: Path, monkeypatch: pyt
     assert max(sum(a <= begin < b for a, b, _ in spans) for begin, _, _ in spans) == 3, "one GPU holds 0.3 three times"
 
 
+# ---- from here on the sweeps share a cluster: what they start with is tested above ----------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with sessions.session(base(), 4, tmp_path_factory.mktemp("cluster"), dashboard=True):
+        yield
+
+
+@pytest.fixture
+def started(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cluster that a sweep would start is there already."""
+    monkeypatch.setattr(sessions, "session", lambda *_, **__: nullcontext())
+
+
 @pytest.mark.slow
-def test_what_no_trial_is_to_blame_for_ends_the_sweep_and_costs_no_trial(cohort: Path, tmp_path: Path) -> None:
+def test_poor_trials_stop_between_budgets_and_refused_ones_are_told(
+    cohort: Path, tmp_path: Path, started: None
+) -> None:
+    log, folder = tmp_path / "log", tmp_path / "sweep"
+    search(cohort, folder, toy(log, "refuse"), trials=12, rungs=3, factor=2)
+    found = trials(folder)
+    assert len(found) == 12
+    states = Counter(trial["state"] for trial in found)
+    assert states["PRUNED"] >= 3
+    assert states["COMPLETE"] >= 2
+    rungs = Counter(number for number, _, _ in lines(log))
+    for trial in found:
+        if trial["state"] == "COMPLETE":
+            assert rungs[trial["number"]] == 3
+        share = trial["settings"]["recipe.mask_full"]
+        if share > 0.65:
+            assert (trial["state"], rungs[trial["number"]]) == ("PRUNED", 1)
+
+
+@pytest.mark.slow
+def test_a_trial_whose_process_is_killed_is_tried_again(cohort: Path, tmp_path: Path, started: None) -> None:
+    log, folder = tmp_path / "log", tmp_path / "sweep"
+    search(cohort, folder, toy(log, "kill"), trials=3, at_once=1)
+    assert Counter(trial["state"] for trial in trials(folder)) == {"COMPLETE": 3}
+    assert len(lines(log)) == 4
+
+
+@pytest.mark.slow
+def test_what_no_trial_is_to_blame_for_ends_the_sweep_and_costs_no_trial(
+    cohort: Path, tmp_path: Path, started: None
+) -> None:
     log, folder = tmp_path / "log", tmp_path / "sweep"
     with pytest.raises(InputError, match="CLU_NO_ROOM here"):
         search(cohort, folder, toy(log, "CLU_NO_ROOM"), trials=3, rungs=2, at_once=1)
@@ -179,7 +200,7 @@ def test_what_no_trial_is_to_blame_for_ends_the_sweep_and_costs_no_trial(cohort:
 
 
 @pytest.mark.slow
-def test_a_trial_whose_workers_keep_dying_is_tried_once_more(cohort: Path, tmp_path: Path) -> None:
+def test_a_trial_whose_workers_keep_dying_is_tried_once_more(cohort: Path, tmp_path: Path, started: None) -> None:
     log, folder = tmp_path / "log", tmp_path / "sweep"
     search(cohort, folder, toy(log, "TRAIN_FAILED"), trials=2, at_once=1)
     assert [trial["state"] for trial in trials(folder)] == ["FAIL", "COMPLETE", "COMPLETE"]
@@ -189,7 +210,7 @@ def test_a_trial_whose_workers_keep_dying_is_tried_once_more(cohort: Path, tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize("call", ["ask", "tell"])
 def test_a_store_that_is_lost_while_a_sweep_runs_is_one_line(
-    call: str, cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    call: str, cohort: Path, tmp_path: Path, started: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lost(*_: Any, **__: Any) -> str:
         raise InputError("TUNE_STORAGE", where="--storage", found="lost", remedy="the same command")
@@ -270,7 +291,7 @@ def test_an_ended_driver_loses_and_repeats_no_finished_trial(how: signal.Signals
 
 @pytest.mark.slow
 def test_a_real_trial_reads_validation_patients_only_and_goes_on_from_its_checkpoint(
-    cohort: Path, tmp_path: Path
+    cohort: Path, tmp_path: Path, started: None
 ) -> None:
     folder = tmp_path / "sweep"
     settings = [
@@ -302,7 +323,9 @@ def test_a_real_trial_reads_validation_patients_only_and_goes_on_from_its_checkp
 
 
 @pytest.mark.slow
-def test_a_trial_of_two_workers_is_a_ray_train_job_per_budget_and_scores_alike(cohort: Path, tmp_path: Path) -> None:
+def test_a_trial_of_two_workers_is_a_ray_train_job_per_budget_and_scores_alike(
+    cohort: Path, tmp_path: Path, started: None
+) -> None:
     found = {}
     for workers in ("1", "2"):
         folder = tmp_path / workers
