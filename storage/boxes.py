@@ -63,9 +63,8 @@ def _fill(
     high: NDArray[np.float64],
 ) -> None:
     """Set the voxels whose centres, as (x, y, z) in the CT, lie between two corners."""
-    corners = np.array(
-        [[x, y, z, 1.0] for x in (low[0], high[0]) for y in (low[1], high[1]) for z in (low[2], high[2])]
-    )
+    ends = np.stack([low, high])
+    corners = np.array([[x, y, z, 1.0] for x in ends[:, 0] for y in ends[:, 1] for z in ends[:, 2]])
     places = (corners @ to_grid.T)[:, :3][:, ::-1]  # (z, y, x)
     first = np.maximum(np.ceil(places.min(0) - 1e-6), 0).astype(int)
     last = np.minimum(np.floor(places.max(0) + 1e-6), np.array(voxels.shape) - 1).astype(int)

@@ -54,8 +54,8 @@ def open_thinned(path: Path, full: DicomSource, *, choice: str = "") -> DicomSou
         choice: as for ``open_series``.
 
     Raises:
-        InputError: those of ``open_series`` about files and geometry; ``PAIR_PATIENT_MISMATCH``, ``PAIR_KIND_MISMATCH``;
-            ``PAIR_NOT_ONE_SCAN`` where its acquisition lies outside that of ``full``.
+        InputError: those of ``open_series`` about files and geometry; ``PAIR_PATIENT_MISMATCH``;
+            ``PAIR_KIND_MISMATCH``; ``PAIR_NOT_ONE_SCAN`` where its acquisition lies outside that of ``full``.
     """
     path = Path(path)
     volume = find_volume(path, "PT", None, choice)

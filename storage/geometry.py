@@ -94,8 +94,9 @@ def difference(image: Grid, grid: Grid) -> str:
     directions = [g.affine[:3, :3] / np.linalg.norm(g.affine[:3, :3], axis=0) for g in (image, grid)]
     cosine = np.abs(directions[0].T @ directions[1]).max(axis=1).min()
     angle = np.degrees(np.arccos(min(1.0, float(cosine))))
+    order = ", stored in another order or direction of its axes" if axes != (0, 1, 2) or min(steps) < 0 else ""
     turned = f", its axes are turned by {angle:.1f} degrees" if angle > 0.05 else ""
-    return f"{sizes[0]} for {sizes[1]}, {off}{turned}"
+    return f"{sizes[0]} for {sizes[1]}, {off}{order}{turned}"
 
 
 def _orientation(image: Grid, grid: Grid) -> tuple[tuple[int, ...], tuple[int, ...]]:

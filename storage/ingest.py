@@ -30,7 +30,7 @@ from storage import geometry, integrity, layout
 from storage.errors import InputError
 from storage.patches import CELL
 from storage.reader import open_cohort
-from storage.source import HU, LABEL, SUV, Dose, Grid, ImageSource, difference, simulated_dose
+from storage.source import HU, LABEL, SUV, Dose, Grid, ImageSource, simulated_dose
 from storage.verification import read_catalog
 
 SCALE_RATIO = 1.5  # between the uptake of two reconstructions of one scan; the smallest dose reduction factor is 2
@@ -272,7 +272,7 @@ def _check(name: str, plan: CasePlan) -> Grid:
             raise InputError(
                 "PAIR_GRID_MISMATCH",
                 where=f"case {name}, image {image}",
-                found=f"not on the grid of {first}: {difference(grid, source.grid)}",
+                found=f"not on the grid of {first}: {geometry.difference(source.grid, grid)}",
                 remedy="give images of one reconstruction grid; a PET is put on it when asked (--other-grids "
                 "resample), a CT always, labels never",
             )
@@ -507,7 +507,7 @@ def _check_scales(
             raise InputError(
                 "PAIR_SCALE",
                 where=f"case {case}, image {image}",
-                found=f"its total uptake is {ratio:.3g} times that of {pets[0]}, though its counts are of the same scan",
+                found=f"its total uptake is {ratio:.3g} times that of {pets[0]}, though its counts are of one scan",
                 remedy="give both in one unit and on one scale; a low dose is divided by its share of the counts",
             )
 

@@ -49,32 +49,6 @@ class Grid:
         return bool(np.abs(gap).max() <= tolerance_mm)
 
 
-def difference(grid: Grid, other: Grid) -> str:
-    """Say in words and mm how ``other`` differs from ``grid``: voxel counts, voxel size, directions, position."""
-    told = []
-    if other.shape != grid.shape:
-        told.append(f"{other.shape} voxels (z, y, x), not {grid.shape}")
-    sizes = ("x".join(f"{mm:.3f}" for mm in g.spacing_mm) for g in (other, grid))
-    if not np.allclose(other.spacing_mm, grid.spacing_mm, rtol=1e-3):
-        told.append("{} mm a voxel, not {}".format(*sizes))
-    ours, theirs = (g.affine[:3, :3] / np.linalg.norm(g.affine[:3, :3], axis=0) for g in (grid, other))
-    turned = ours.T @ theirs  # a column per axis of the other grid
-    if np.allclose(np.abs(turned), np.eye(3), atol=1e-3):
-        mirrored = [axis for axis, along in zip("xyz", np.diag(turned), strict=True) if along < 0]
-        told += [f"stored in the opposite direction along {', '.join(mirrored)}"] if mirrored else []
-    else:
-        told.append("axes in another order or turned")
-    shift = _centre(other) - _centre(grid)
-    if np.abs(shift).max() > 0.05:
-        told.append("its centre lies ({}) mm away (x, y, z)".format(", ".join(f"{mm:+.2f}" for mm in shift)))
-    return "; ".join(told) or "corners that lie up to a voxel apart"
-
-
-def _centre(grid: Grid) -> NDArray[np.float64]:
-    middle: NDArray[np.float64] = grid.affine @ np.array([*((n - 1) / 2 for n in grid.shape[::-1]), 1.0])
-    return middle[:3]
-
-
 @dataclass(frozen=True)
 class Dose:
     """With how many counts a PET was measured, beside the full dose of its case.

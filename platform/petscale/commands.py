@@ -119,9 +119,10 @@ def ingest(
     pet: str = "",
     ct: str = "",
     mask: str = "",
+    labels: str = "",
     grid: Literal["pet", "ct"] = "pet",
     units: nifti.Units = "SUVbw",
-    names: Literal["hash", "folder"] = "hash",
+    names: tuple[str, ...] = (),
     weight_kg: float | None = None,
     dose_mbq: float | None = None,
     injection_time: str | None = None,
@@ -150,10 +151,12 @@ def ingest(
         case: name of a single case; without it a keyed hash is used.
         pet: name of the full dose's PET inside each sub-folder, or with --layout patterns its path below SOURCE.
         ct: the CT; where one folder holds PET and CT, name that folder again, or . inside each sub-folder.
-        mask: a mask on the chosen grid; value 1 is a lesion.
+        mask: a lesion mask on the chosen grid; every value above 0 is lesion.
+        labels: a label map, DICOM SEG or RTSTRUCT on the chosen grid; --names says what its values are.
         grid: pet keeps the PET as it is and resamples the CT onto it; ct does the reverse.
         units: unit of a NIfTI PET; DICOM files name their own.
-        names: names of many cases: a keyed hash, or the folders' names where these identify no patient.
+        names: names of labels, as 1=liver,5=brain, totalsegmentator, autopet or a BIDS table; and folder, to keep the
+            folders' names as names of cases where these identify no patient.
         weight_kg: replaces the header's value; recorded.
         dose_mbq: replaces the header's value; recorded.
         injection_time: replaces the header's value, HH:MM[:SS] or ISO date-time; recorded.
@@ -172,7 +175,7 @@ def ingest(
         workers: parallel tasks.
     """
     from petscale.data.cohorts import fill_cohort
-    from petscale.data.layouts.options import Options
+    from petscale.data.layouts.options import Options, case_naming, label_names
     from petscale.data.preview import preview
     from petscale.data.sources import find_examinations, plans_of
 
@@ -181,6 +184,8 @@ def ingest(
         low=low,
         ct=ct,
         mask=mask,
+        labels=labels,
+        label_names=label_names(names),
         relation=relation,
         patient=patient,
         series=series,
@@ -191,12 +196,12 @@ def ingest(
         keep=keep,
         overrides=suv.Overrides(weight_kg=weight_kg, dose_mbq=dose_mbq, injection_time=injection_time),
     )
-    named, tree = find_examinations(source, layout, options, table, case, names)
+    named, tree = find_examinations(source, layout, options, table, case, case_naming(names))
     plans = plans_of(named, part)
     if dry_run:
         shown, refused = preview([one for one in named if one.case in plans], tree)
-        console.print(shown)
-        console.print(f"{len(plans)} cases, {refused} of them would be refused; nothing was written", markup=False)
+        for line in (*shown, f"{len(plans)} cases, {refused} of them would be refused; nothing was written"):
+            console.print(line, markup=False, soft_wrap=True)
         return
     fill_cohort("ingest", cohort, plans, strict=strict, workers=workers)
 

@@ -67,12 +67,23 @@ def ingest(
     pet: str = "",
     ct: PathLike = "",
     mask: PathLike = "",
+    labels: PathLike = "",
     grid: Literal["pet", "ct"] = "pet",
     units: nifti.Units = "SUVbw",
-    names: Literal["hash", "folder"] = "hash",
+    names: str | Sequence[str] = (),
     weight_kg: float | None = None,
     dose_mbq: float | None = None,
     injection_time: str | None = None,
+    layout: str = "",
+    low: Sequence[str] = (),
+    relation: Literal["thinned", "separate"] = "thinned",
+    other_grids: Literal["refuse", "resample"] = "refuse",
+    patient: str = "",
+    series: Sequence[str] = (),
+    table: PathLike | None = None,
+    exclude: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    part: str = "",
     strict: bool = False,
     workers: int | None = None,
 ) -> "IngestResult":
@@ -84,13 +95,26 @@ def ingest(
         case: name of a single case; without it a keyed hash is used.
         pet: name of the PET inside each sub-folder; says that ``source`` holds many examinations.
         ct: the CT of one examination, or its name inside each sub-folder.
-        mask: a mask on the grid chosen, value 1 a lesion; or its name inside each sub-folder.
+        mask: a lesion mask on the grid chosen; or its name inside each sub-folder.
+        labels: a label map, DICOM SEG or RTSTRUCT on the grid chosen; or its name inside each sub-folder.
         grid: ``pet`` keeps the PET as it is and resamples the CT onto it; ``ct`` does the reverse.
         units: unit of a NIfTI PET; DICOM says its own.
-        names: what many cases are called: a keyed hash, or their folders' names where these identify nobody.
+        names: names of labels, as ``1=liver,5=brain``, ``totalsegmentator``, ``autopet`` or a BIDS table; and
+            ``folder``, to keep the folders' names as names of cases where these identify nobody.
         weight_kg: used instead of the header's; recorded.
         dose_mbq: used instead of the header's; recorded.
         injection_time: used instead of the header's, HH:MM[:SS] or ISO date-time; recorded.
+        layout: ``udpet``, ``autopet``, ``lung``, ``bids``, ``study``, ``patterns``; by itself folders with ``pet``,
+            else one examination.
+        low: low doses as ``DRF=name`` or ``DRF=path``; a word in place of the DRF where it is not known.
+        relation: ``thinned``: low doses hold counts of the full dose's own scan; ``separate``: other scans.
+        other_grids: what becomes of a low dose on another grid than the full dose's.
+        patient: who the patient of one NIfTI examination is; with ``patterns``, the wildcard that tells it.
+        series: which of several DICOM series, by number or words of its description, as ``pet=3``, ``ct=soft``.
+        table: a CSV, TSV or XLSX file of what headers lack, a row per patient, case or file.
+        exclude: examinations to leave out, by the name of their folder.
+        keep: examinations to take in although the data set's own list leaves them out.
+        part: ``3/20`` for the third of twenty parts, in any order, several at once.
         strict: stop at the first refused case.
         workers: parallel tasks.
 
@@ -107,21 +131,30 @@ def ingest(
     ('first',)
     """
     from petscale.data.cohorts import fill_what_can_be
-    from petscale.data.ingest import ingest_plans
+    from petscale.data.layouts.options import Options, case_naming, label_names
+    from petscale.data.sources import find_examinations, plans_of
 
-    overrides = suv.Overrides(weight_kg=weight_kg, dose_mbq=dose_mbq, injection_time=injection_time)
-    plans = ingest_plans(
-        Path(source),
-        case=case,
+    words = (names,) if isinstance(names, str) else tuple(names)
+    options = Options(
         pet=pet,
+        low=tuple(low),
         ct=str(ct),
         mask=str(mask),
+        labels=str(labels),
+        label_names=label_names(words),
+        relation=relation,
+        patient=patient,
+        series=tuple(series),
         grid=grid,
+        other_grids=other_grids,
         units=units,
-        names=names,
-        overrides=overrides,
+        exclude=tuple(exclude),
+        keep=tuple(keep),
+        overrides=suv.Overrides(weight_kg=weight_kg, dose_mbq=dose_mbq, injection_time=injection_time),
     )
-    outcome = fill_what_can_be("ingest", Path(cohort), plans, strict=strict, workers=workers)
+    rows = Path(table) if table is not None else None
+    named, _ = find_examinations(Path(source), layout, options, rows, case, case_naming(words))
+    outcome = fill_what_can_be("ingest", Path(cohort), plans_of(named, part), strict=strict, workers=workers)
     return IngestResult.of(cohort, outcome)
 
 

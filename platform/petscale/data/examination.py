@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from storage import nifti, suv
+from storage.label_maps import LabelFile
 from storage.source import Dose
 
 FULL = Dose(1.0, "full", None)
@@ -64,7 +65,8 @@ class Files:
         dose: its counts.
         others: low doses, repeats and other reconstructions.
         ct: CT of the same examination; may be the folder that holds the PET too.
-        mask: lesion or organ mask on the grid chosen, a NIfTI file of whole numbers.
+        mask: lesion mask on the grid chosen; every value above 0 is lesion.
+        labels: label maps, segmentations and structure sets on the grid chosen.
         boxes: folder of boxes around tumours in the CT's slices.
         grid: whose grid the case has.  ``pet``: the CT is resampled.  ``ct``: the PET is, linearly, and its maxima are
             no longer those of the reconstruction.
@@ -72,7 +74,6 @@ class Files:
         units: unit of a NIfTI PET; a DICOM series says its own.
         overrides: weight, dose and injection time that stand instead of a DICOM header's.
         stated: what a table or a sidecar says.
-        labels: value in the mask -> name.
         choices: ``pet`` or ``ct`` -> which of several series.
         tags: what else is known of the case and may be told.
     """
@@ -83,13 +84,13 @@ class Files:
     others: tuple[OtherPet, ...] = ()
     ct: Path | None = None
     mask: Path | None = None
+    labels: tuple[LabelFile, ...] = ()
     boxes: Path | None = None
     grid: Literal["pet", "ct"] = "pet"
     other_grids: Literal["refuse", "resample"] = "refuse"
     units: nifti.Units = "SUVbw"
     overrides: suv.Overrides = field(default_factory=suv.Overrides)
     stated: Stated = field(default_factory=Stated)
-    labels: Mapping[int, str] | None = None
     choices: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
 

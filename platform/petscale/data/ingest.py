@@ -9,6 +9,7 @@ from petscale.data.examination import FULL, Examination, Files, OtherPet, Stated
 from storage import boxes, dicom, dicom_pairs, geometry, integrity, layout, nifti, suv
 from storage.errors import InputError
 from storage.ingest import CasePlan, site_key, subject_hash
+from storage.label_maps import LabelFile, LabelMap, LesionMask, open_labels
 from storage.source import BQML, Dose, ImageSource
 
 __all__ = ["Files", "alias", "is_nifti", "open_case", "open_ct", "open_pet", "suv_factor"]
@@ -51,11 +52,13 @@ def open_case(files: Files, scratch: Path, *, subject: str | None = None) -> Cas
         raise InputError(
             "SET_NO_CT", where=files.pet.name, found="--grid ct without a CT", remedy="give the CT with --ct"
         )
-    if files.mask is not None:
-        images["labels"] = nifti.open_nifti(files.mask, units="label", workdir=scratch)
+    labels: dict[int, str] = {}
+    if found := label_files(files):
+        frame = pet.frame_of_reference if isinstance(pet, dicom.DicomSource) else ""
+        read = open_labels(found, grid=images[files.name].grid, workdir=scratch, frame_of_reference=frame)
+        images["labels"], labels = read.image, read.names
     elif files.boxes is not None and isinstance(ct, dicom.DicomSource):
-        images["labels"] = boxes.open_boxes(files.boxes, ct, images[files.name].grid)
-    labels = dict(files.labels or {1: "lesion"}) if "labels" in images else {}
+        images["labels"], labels = boxes.open_boxes(files.boxes, ct, images[files.name].grid), {1: "lesion"}
     content = [_content(path) for path in (files.pet, files.ct, files.mask) if path is not None]
     return CasePlan(
         images=images,
@@ -75,6 +78,11 @@ def open_case(files: Files, scratch: Path, *, subject: str | None = None) -> Cas
     )
 
 
+def label_files(files: Files) -> tuple[LabelFile, ...]:
+    """All label files of an examination, its lesion mask last: a lesion stands above an organ."""
+    return (*files.labels, *([LesionMask(files.mask)] if files.mask is not None else []))
+
+
 def _more(files: Files) -> list[object]:
     """What a fingerprint holds of the options that were added since: nothing where none of them is used."""
     plain = Files(pet=files.pet)
@@ -89,6 +97,9 @@ def _more(files: Files) -> list[object]:
         more.append(layout.dose_attribute(files.dose))
     if files.boxes is not None:
         more.append(_content(files.boxes))
+    for one in files.labels:
+        names = {str(k): v for k, v in (one.names or {}).items()} if isinstance(one, LabelMap) else "lesion"
+        more.append([_content(one.path), names])
     for other in files.others:
         more.append([other.name, _content(other.path), layout.dose_attribute(other.dose), other.choice])
     return more

@@ -1,12 +1,10 @@
-"""What would be ingested, before anything is written: a table from headers alone."""
+"""What would be ingested, before anything is written: told from headers alone."""
 
 import math
 from collections.abc import Sequence
 
-from rich.table import Table
-
 from petscale.data.examination import Files, Tree
-from petscale.data.ingest import is_nifti
+from petscale.data.ingest import is_nifti, label_files
 from petscale.data.sources import Named
 from storage import dicom, nifti
 from storage.errors import InputError
@@ -15,12 +13,13 @@ from storage.layout import dose_attribute
 from storage.source import Dose, Grid
 
 
-def preview(named: Sequence[Named], tree: Tree) -> tuple[Table, int]:
-    """Return the table of examinations as they would be ingested, and how many would be refused.
+def preview(named: Sequence[Named], tree: Tree) -> tuple[list[str], int]:
+    """Return lines that tell the examinations as they would be ingested, and how many would be refused.
 
-    Headers are read and voxels are not: damage inside a file shows when it is ingested.
+    Headers are read and voxels are not: damage inside a file shows when it is ingested.  Folders are named as they are,
+    so that each can be found: the lines are for the screen, not for a file that is kept.
     """
-    table = Table("case", "where", "patient", "images", "grid (z, y, x), mm", "tracer", "notes", title_justify="left")
+    lines: list[str] = []
     refused = 0
     for one in named:
         about = one.examination
@@ -28,16 +27,18 @@ def preview(named: Sequence[Named], tree: Tree) -> tuple[Table, int]:
             grid, tracer, patient, notes = _look(about.files)
         except InputError as error:
             refused += 1
-            table.add_row(one.case, about.key, "", _images(about.files), "", "", f"refused: {error}")
+            lines += [f"{one.case}  {about.key}", f"    images   {_images(about.files)}", f"    refused  {error}"]
             continue
-        who = subject_hash(patient or about.patient, site_key())[:6] if patient or about.patient else "unknown"
-        table.add_row(one.case, about.key, who, _images(about.files), grid, tracer, "; ".join([*about.doubts, *notes]))
+        known = patient or about.patient
+        who = f"patient {subject_hash(known, site_key())[:6]}" if known else "patient unknown: give --patient"
+        lines += [f"{one.case}  {about.key}  {who}", f"    images   {_images(about.files)}"]
+        lines.append(f"    grid     {grid}" + (f"; {tracer}" if tracer else ""))
+        lines += [f"    note     {note}" for note in (*about.doubts, *notes)]
     for left in tree.examinations:
         if left.excluded:
-            table.add_row("", left.key, "", _images(left.files), "", "", f"left out: {left.excluded}")
-    for place, why in tree.passed_by.items():
-        table.add_row("", place, "", "", "", "", f"passed by: {why}")
-    return table, refused
+            lines.append(f"left out     {left.key}: {left.excluded}")
+    lines += [f"passed by    {place.strip()}: {why}" for place, why in tree.passed_by.items()]
+    return lines, refused
 
 
 def _look(files: Files) -> tuple[str, str, str, list[str]]:
@@ -65,14 +66,14 @@ def _look(files: Files) -> tuple[str, str, str, list[str]]:
 
 
 def _grid(grid: Grid) -> str:
-    voxels = " x ".join(str(n) for n in grid.shape)
-    return f"{voxels}, " + " x ".join(f"{mm:.3g}" for mm in grid.spacing_mm)
+    voxels, sizes = (" x ".join(f"{n:.4g}" for n in numbers) for numbers in (grid.shape, grid.spacing_mm))
+    return f"{voxels} voxels (z, y, x) of {sizes} mm"
 
 
 def _images(files: Files) -> str:
     listed = [_dose(files.name, files.dose), *(_dose(other.name, other.dose) for other in files.others)]
     listed += ["ct"] if files.ct is not None else []
-    listed += ["labels"] if files.mask is not None or files.boxes is not None else []
+    listed += ["labels"] if label_files(files) or files.boxes is not None else []
     return ", ".join(listed)
 
 

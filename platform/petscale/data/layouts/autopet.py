@@ -9,12 +9,14 @@ All studies of one patient's folder are one patient's.  In the flat form the pat
 """
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from petscale.data.examination import Examination, Files, Tree
 from petscale.data.layouts.options import Options
 from petscale.data.layouts.study import studies
 from storage.errors import InputError
+from storage.label_maps import LesionMask
 
 CASE = re.compile(r"(?P<case>.+)_0001\.nii(\.gz)?")
 PATIENT = re.compile(r"(?:fdg|psma|petct)_(?P<patient>[A-Za-z0-9]+)(?:_.+)?", re.IGNORECASE)
@@ -33,13 +35,19 @@ def autopet(root: Path, options: Options) -> Tree:
     if found:
         return Tree(tuple(found))
     if any(path.suffix.lower() == ".dcm" for path in root.rglob("*")):
-        return studies(root, options)
+        tree = studies(root, options)
+        return replace(tree, examinations=tuple(_lesions(one) for one in tree.examinations))
     raise InputError(
         "SET_NO_PET",
         where=root.name,
         found="no SUV.nii.gz, no imagesTr with _0001 files, no DICOM file",
         remedy="give the folder that was downloaded, or another --layout",
     )
+
+
+def _lesions(one: Examination) -> Examination:
+    """The data set's segmentations hold lesions and nothing else."""
+    return replace(one, files=replace(one.files, labels=tuple(LesionMask(found.path) for found in one.files.labels)))
 
 
 def _files(pet: Path, ct: Path | None, lesions: Path | None, options: Options) -> Files:

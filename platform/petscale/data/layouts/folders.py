@@ -18,6 +18,7 @@ def one_examination(source: Path, options: Options) -> Tree:
         others=others,
         ct=Path(options.ct) if options.ct else None,
         mask=Path(options.mask) if options.mask else None,
+        labels=options.label_maps(Path(options.labels) if options.labels else None),
         grid=options.grid,
         other_grids=options.other_grids,
         units=options.units,
@@ -31,12 +32,13 @@ def many_examinations(root: Path, options: Options) -> Tree:
     """One examination per sub-folder that holds what ``options.pet`` names; CT, masks and low doses may lack.
 
     Raises:
-        InputError: IMG_NO_FILE, SET_NO_PET, SET_NO_CT, SET_NO_MASK, SET_NO_LOW.
+        InputError: IMG_NO_FILE, SET_NO_PET, SET_NO_CT, SET_NO_MASK, SET_NO_LABELS, SET_NO_LOW.
     """
     if not root.is_dir():
         raise InputError("IMG_NO_FILE", where=root.name, found="no such folder", remedy="name an existing folder")
     lows = options.lows()
-    wanted = {"pet": options.pet, "ct": options.ct, "mask": options.mask} | {n: where for n, (where, _) in lows.items()}
+    wanted = {"pet": options.pet, "ct": options.ct, "mask": options.mask, "labels": options.labels}
+    wanted |= {name: where for name, (where, _) in lows.items()}
     seen: set[str] = set()
     found = []
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
@@ -53,6 +55,7 @@ def many_examinations(root: Path, options: Options) -> Tree:
             ),
             ct=held.get("ct"),
             mask=held.get("mask"),
+            labels=options.label_maps(held.get("labels")),
             grid=options.grid,
             other_grids=options.other_grids,
             units=options.units,
@@ -62,7 +65,7 @@ def many_examinations(root: Path, options: Options) -> Tree:
         found.append(Examination(key=folder.name, files=files, patient=folder.name))
     for name, where in wanted.items():
         if where and name not in seen:
-            option = name if name in ("pet", "ct", "mask") else "low"
+            option = name if name in ("pet", "ct", "mask", "labels") else "low"
             raise InputError(
                 f"SET_NO_{option.upper()}",
                 where=root.name,

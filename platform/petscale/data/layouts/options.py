@@ -1,11 +1,14 @@
 """What a user says of a source beside where it is: options of ``petscale ingest``, the same in a cohort's recipe."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from storage import nifti, suv
 from storage.errors import InputError
+from storage.label_maps import LabelMap
+from storage.label_names import names_from
 from storage.layout import low_name
 from storage.source import Dose
 
@@ -21,6 +24,8 @@ class Options:
         low: ``DRF=name or pattern`` of each low dose; a word in place of the DRF names an image of unknown DRF.
         ct: name or pattern of the CT.
         mask: name or pattern of the lesion mask.
+        labels: name or pattern of a label map, a segmentation or a structure set.
+        label_names: what its values are called, as for ``storage.label_names.names_from``; empty: what the file says.
         relation: ``thinned``: the low doses hold a part of the full dose's own counts.  ``separate``: other scans.
         patient: who the patient is; in a pattern, the wildcard that names the patient.
         series: ``pet=3``, ``ct=soft``, ``low_drf20=5``: which of several DICOM series.
@@ -36,6 +41,8 @@ class Options:
     low: tuple[str, ...] = ()
     ct: str = ""
     mask: str = ""
+    labels: str = ""
+    label_names: str = ""
     relation: Relation = "thinned"
     patient: str = ""
     series: tuple[str, ...] = ()
@@ -71,6 +78,16 @@ class Options:
             found[name] = (where, dose)
         return found
 
+    def label_maps(self, path: Path | None) -> tuple[LabelMap, ...]:
+        """Return the label map of an examination, its values named; nothing where it has none.
+
+        Raises:
+            InputError: ``LBL_NAMES`` and its kin.
+        """
+        if path is None:
+            return ()
+        return (LabelMap(path, names_from(self.label_names, where="--names") if self.label_names else None),)
+
     def choices(self) -> Mapping[str, str]:
         """Return image -> which of several series.
 
@@ -98,3 +115,13 @@ def number(text: str) -> float | None:
     except ValueError:
         return None
     return value if abs(value) < float("inf") else None
+
+
+def case_naming(names: Sequence[str]) -> Literal["hash", "folder"]:
+    """Return how ``--names`` names cases: by a keyed hash unless ``folder`` is among its words."""
+    return "folder" if "folder" in names else "hash"
+
+
+def label_names(names: Sequence[str]) -> str:
+    """Return what ``--names`` says of labels: all its words but those about cases."""
+    return ",".join(name for name in names if name not in ("hash", "folder"))

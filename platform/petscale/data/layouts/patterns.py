@@ -33,7 +33,7 @@ def by_patterns(root: Path, options: Options) -> Tree:
     names = _wildcards(options.pet)
     patient = _patient(options, names)
     extra: dict[str, dict[tuple[tuple[str, str], ...], Path]] = {}
-    for option in ("ct", "mask"):
+    for option in ("ct", "mask", "labels"):
         if pattern := getattr(options, option):
             extra[option] = _found(root, pattern, option)
     lows = dict(_lows(root, options))
@@ -51,6 +51,7 @@ def by_patterns(root: Path, options: Options) -> Tree:
             others=others,
             ct=_of(extra.get("ct", {}), about),
             mask=_of(extra.get("mask", {}), about),
+            labels=options.label_maps(_of(extra.get("labels", {}), about)),
             grid=options.grid,
             other_grids=options.other_grids,
             units=options.units,

@@ -1,7 +1,7 @@
 """DICOM studies as a scanner or an archive exports them: any depth, told apart by their headers.
 
 Files are grouped by patient and study.  A study with a PET is an examination; its CT is the one of the PET's frame of
-reference.  A study without a PET (a CT alone) is passed by and counted.
+reference, its labels are the study's segmentations and structure sets.  A study without a PET is passed by.
 """
 
 import os
@@ -15,8 +15,8 @@ from petscale.data.examination import Examination, Files, Tree
 from petscale.data.layouts.options import Options
 from storage.dicom_header import text_of
 from storage.errors import InputError
+from storage.label_maps import LabelMap
 
-PET_AND_CT = {"PT", "CT"}
 _TAGS = [Tag(name) for name in ("PatientID", "StudyInstanceUID", "Modality", "SOPClassUID")]
 
 
@@ -30,9 +30,9 @@ def studies(root: Path, options: Options) -> Tree:
         raise InputError("IMG_NO_FILE", where=root.name, found="no such folder", remedy="name an existing folder")
     places: dict[tuple[str, str], list[tuple[Path, str]]] = defaultdict(list)
     passed_by: dict[str, str] = {}
-    for folder, subfolders, files in os.walk(root):
+    for folder, subfolders, below in os.walk(root):
         subfolders.sort()
-        for name in sorted(files):
+        for name in sorted(below):
             path = Path(folder, name)
             about = _about(path)
             if about is None:
@@ -50,6 +50,7 @@ def studies(root: Path, options: Options) -> Tree:
         files = Files(
             pet=shared,
             ct=shared if "CT" in modalities else None,
+            labels=tuple(LabelMap(path) for path, modality in found if modality in ("SEG", "RTSTRUCT")),
             grid=options.grid,
             other_grids=options.other_grids,
             overrides=options.overrides,
