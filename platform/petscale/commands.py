@@ -66,6 +66,7 @@ def phantom(
     scan: LowDoseConfig = LowDoseConfig(),  # noqa: B008
     drf: tuple[float, ...] = (4.0, 20.0, 100.0),
     realisations: int = 1,
+    layout: Literal["", "udpet", "autopet", "lung", "bids"] = "",
     workers: int | None = None,
 ) -> None:
     """Make a cohort of phantom patients with simulated full-dose and low-dose scans.
@@ -77,11 +78,17 @@ def phantom(
         scan: the scanner and its counts; scan.drf is replaced by the values of drf.
         drf: dose reduction factors; --drf without a value makes no low dose, for training from CT.
         realisations: noise realisations of each dose.
+        layout: write files laid out as a public data set instead of a cohort, to be ingested by the same --layout.
         workers: parallel tasks.
     """
     from petscale.data.cohorts import fill_cohort
     from petscale.data.phantom import phantom_plans
+    from petscale.data.trees import write_tree
 
+    if layout:
+        write_tree(layout, cohort, cases, body, scan, drf)
+        print(cohort)
+        return
     fill_cohort("phantoms", cohort, phantom_plans(cases, body, scan, drf, realisations), strict=True, workers=workers)
 
 
