@@ -13,7 +13,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from storage.reader import open_cohort
 from storage.source import HU, LABEL, SUV, Dose, Grid, ImageSource, simulated_dose
 from storage.verification import read_catalog
 
+CATALOG_S = 600.0  # to wait for another part that writes the list of cases, which takes a second
 SCALE_RATIO = 1.5  # between the uptake of two reconstructions of one scan; the smallest dose reduction factor is 2
 FAT_HU, SOFT_TISSUE_HU = -50.0, 20.0  # every CT of a patient holds voxels below the first and above the second
 
@@ -154,6 +155,7 @@ def ingest(
     workers: int | None = None,
     progress: Progress = _silent,
     spread: Spread = one_after_another,
+    part: str = "",
 ) -> Outcome:
     """Commit every planned case, going on when one is refused.
 
@@ -166,6 +168,7 @@ def ingest(
         progress: called after every task, or after every case where other machines do them.
         spread: does the cases, here or on other machines, and yields each one's name with whether it was new or with
             its refusal.
+        part: name of the part of a cohort that this is; other parts may be ingested at the same time.
 
     Raises:
         InputError: STORE_BUSY, STORE_NOT_EMPTY, DISK_FULL; the first refusal when ``strict``.
@@ -173,15 +176,18 @@ def ingest(
     outcome = Outcome()
     for name in plans:
         layout.check_name(name, "case name")
-    with integrity.exclusive(cohort, purpose="ingest"):
+    staging = cohort / layout.STAGING / part
+    with _held(cohort, part):
         create_cohort(cohort)
-        staging = cohort / layout.STAGING
-        shutil.rmtree(staging, ignore_errors=True)  # we hold the lock, so no other process is staging
-        for partial_file in cohort.glob(".*.partial"):
-            partial_file.unlink()
+        shutil.rmtree(staging, ignore_errors=True)  # we hold the lock, so no other process is staging there
+        if not part:
+            for partial_file in cohort.glob(".*.partial"):
+                partial_file.unlink()
         report = progress if spread is one_after_another else _silent  # other machines cannot call it
         try:
-            for name, new in spread(partial(_ingest_case, cohort, plans, scheduler, workers, report), list(plans)):
+            for name, new in spread(
+                partial(_ingest_case, cohort, staging, plans, scheduler, workers, report), list(plans)
+            ):
                 if not isinstance(new, InputError):
                     (outcome.committed if new else outcome.kept).append(name)
                     progress(name, 1, 1)
@@ -191,8 +197,24 @@ def ingest(
                     outcome.refused[name] = new
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-        _write_catalog(cohort, outcome.committed)
+        lists = cohort / layout.STAGING
+        with integrity.exclusive(lists, purpose="the catalog", wait_s=CATALOG_S) if part else nullcontext():
+            _write_catalog(cohort, outcome.committed)
     return outcome
+
+
+@contextmanager
+def _held(cohort: Path, part: str) -> Iterator[None]:
+    """Hold a cohort alone, or beside other parts, each of which only one process may do."""
+    if not part:
+        with integrity.exclusive(cohort, purpose="ingest"):
+            yield
+        return
+    with (
+        integrity.alongside(cohort, purpose="ingest"),
+        integrity.exclusive(cohort / layout.STAGING / f"{part}.held", purpose="this part"),
+    ):
+        yield
 
 
 def _write_catalog(cohort: Path, committed: list[str]) -> None:
@@ -211,6 +233,7 @@ def _write_catalog(cohort: Path, committed: list[str]) -> None:
 
 def _ingest_case(
     cohort: Path,
+    staging: Path,
     plans: Mapping[str, Callable[[Path], CasePlan]],
     scheduler: str,
     workers: int | None,
@@ -218,7 +241,7 @@ def _ingest_case(
     name: str,
 ) -> bool:
     """Commit one case; returns whether it was new."""
-    staged = cohort / layout.STAGING / uuid.uuid4().hex / name
+    staged = staging / uuid.uuid4().hex / name
     scratch = staged.parent / "scratch"
     try:
         with integrity.disk_errors(cohort):
@@ -507,7 +530,7 @@ def _check_scales(
             raise InputError(
                 "PAIR_SCALE",
                 where=f"case {case}, image {image}",
-                found=f"its total uptake is {ratio:.3g} times that of {pets[0]}, though its counts are of one scan",
+                found=f"its total uptake is {ratio:.3g} times that of {pets[0]}, whose counts it shares",
                 remedy="give both in one unit and on one scale; a low dose is divided by its share of the counts",
             )
 

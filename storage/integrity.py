@@ -148,20 +148,46 @@ def exclusive(folder: Path, *, purpose: str, wait_s: float = 0.0) -> Iterator[No
             if time.monotonic() < deadline:
                 time.sleep(0.2)
                 continue
-            raise InputError(
-                "STORE_BUSY",
-                where=folder.name,
-                found=f"another process is writing here ({purpose} must wait)",
-                remedy="wait for it to end, or stop it, then run the same command again",
-            )
+            raise _busy(folder, purpose)
         yield
     finally:
         os.close(handle)
 
 
-def _try_lock(handle: int) -> bool:
+@contextmanager
+def alongside(folder: Path, *, purpose: str) -> Iterator[None]:
+    """Hold ``folder`` for writing beside others that do so in parts of their own; nobody holds it alone meanwhile.
+
+    Args:
+        folder: made if it does not exist.
+        purpose: what has to wait, for the message.
+
+    Raises:
+        InputError: STORE_BUSY when another process holds it alone.
+    """
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o600)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not _try_lock(handle, fcntl.LOCK_SH):
+            raise _busy(folder, purpose)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _busy(folder: Path, purpose: str) -> InputError:
+    return InputError(
+        "STORE_BUSY",
+        where=folder.name,
+        found=f"another process is writing here ({purpose} must wait)",
+        remedy="wait for it to end, or stop it, then run the same command again",
+    )
+
+
+def _try_lock(handle: int, kind: int = fcntl.LOCK_EX) -> bool:
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

@@ -184,7 +184,7 @@ def ingest(
     from petscale.data.cohorts import fill_cohort
     from petscale.data.layouts.options import Options, case_naming, label_names
     from petscale.data.preview import preview
-    from petscale.data.sources import find_examinations, plans_of
+    from petscale.data.sources import doubts, find_examinations, part_name, plans_of
 
     options = Options(
         pet=pet,
@@ -210,7 +210,9 @@ def ingest(
         for line in (*shown, f"{len(plans)} cases, {refused} of them would be refused; nothing was written"):
             console.print(line, markup=False, soft_wrap=True)
         return
-    fill_cohort("ingest", cohort, plans, strict=strict, workers=workers)
+    for line in doubts(named, tree):
+        console.print(line, markup=False, soft_wrap=True)
+    fill_cohort("ingest", cohort, plans, strict=strict, workers=workers, part=part_name(part))
 
 
 def verify(cohort: Positional[Annotated[Path, arg(metavar="COHORT")]]) -> None:

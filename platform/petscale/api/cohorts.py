@@ -132,7 +132,7 @@ def ingest(
     """
     from petscale.data.cohorts import fill_what_can_be
     from petscale.data.layouts.options import Options, case_naming, label_names
-    from petscale.data.sources import find_examinations, plans_of
+    from petscale.data.sources import find_examinations, part_name, plans_of
 
     words = (names,) if isinstance(names, str) else tuple(names)
     options = Options(
@@ -154,7 +154,9 @@ def ingest(
     )
     rows = Path(table) if table is not None else None
     named, _ = find_examinations(Path(source), layout, options, rows, case, case_naming(words))
-    outcome = fill_what_can_be("ingest", Path(cohort), plans_of(named, part), strict=strict, workers=workers)
+    outcome = fill_what_can_be(
+        "ingest", Path(cohort), plans_of(named, part), strict=strict, workers=workers, part=part_name(part)
+    )
     return IngestResult.of(cohort, outcome)
 
 

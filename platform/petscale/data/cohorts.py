@@ -5,7 +5,7 @@ import hmac
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,17 +17,22 @@ from petscale.console import bar, console
 from storage import integrity, layout, remote
 from storage.errors import InputError
 from storage.ingest import CasePlan, Outcome, Spread, ingest, one_after_another, site_key
+from storage.reader import open_cohort
+
+HARMLESS = {"activity_scaled_to_suv"}  # what a user has asked for
 
 Plans = Mapping[str, Callable[[Path], CasePlan]]
 
 
-def fill_cohort(title: str, cohort: Path, plans: Plans, *, strict: bool, workers: int | None) -> Outcome:
+def fill_cohort(
+    title: str, cohort: Path, plans: Plans, *, strict: bool, workers: int | None, part: str = ""
+) -> Outcome:
     """Ingest with a bar over all tasks, then say what was committed, kept and refused.
 
     Raises:
         InputError: as ``fill_what_can_be``; SET_REFUSED when only some cases were refused.
     """
-    outcome = fill_what_can_be(title, cohort, plans, strict=strict, workers=workers)
+    outcome = fill_what_can_be(title, cohort, plans, strict=strict, workers=workers, part=part)
     if outcome.refused:
         raise InputError(
             "SET_REFUSED",
@@ -38,8 +43,13 @@ def fill_cohort(title: str, cohort: Path, plans: Plans, *, strict: bool, workers
     return outcome
 
 
-def fill_what_can_be(title: str, cohort: Path, plans: Plans, *, strict: bool, workers: int | None) -> Outcome:
+def fill_what_can_be(
+    title: str, cohort: Path, plans: Plans, *, strict: bool, workers: int | None, part: str = ""
+) -> Outcome:
     """Ingest with a bar over all tasks; cases that are refused beside others are in the outcome, and on the terminal.
+
+    Args:
+        part: name of the part that this is, where other parts may be ingested at the same time.
 
     Raises:
         InputError: the first refusal when nothing was committed or kept, so that a single mistake is told as itself;
@@ -48,10 +58,10 @@ def fill_what_can_be(title: str, cohort: Path, plans: Plans, *, strict: bool, wo
     if workers is not None and workers < 1:
         raise InputError("CFG_RANGE", where="--workers", found=str(workers), remedy="give 1 or more")
     with _restored_when_empty(cohort):
-        return _fill(title, cohort, plans, strict=strict, workers=workers)
+        return _fill(title, cohort, plans, strict=strict, workers=workers, part=part)
 
 
-def _fill(title: str, cohort: Path, plans: Plans, *, strict: bool, workers: int | None) -> Outcome:
+def _fill(title: str, cohort: Path, plans: Plans, *, strict: bool, workers: int | None, part: str) -> Outcome:
     done: set[str] = set()
     with bar(title, len(plans)) as advance, _spread(cohort, workers) as spread:
 
@@ -59,7 +69,7 @@ def _fill(title: str, cohort: Path, plans: Plans, *, strict: bool, workers: int 
             done.update([case] if tasks == total else [])
             advance(len(done), f"{case} {tasks}/{total} tasks")
 
-        outcome = ingest(cohort, plans, strict=strict, workers=workers, progress=progress, spread=spread)
+        outcome = ingest(cohort, plans, strict=strict, workers=workers, progress=progress, spread=spread, part=part)
         if outcome.committed or outcome.kept:
             advance(len(plans), "")
     told = None if outcome.committed or outcome.kept else next(iter(outcome.refused.values()), None)
@@ -70,7 +80,26 @@ def _fill(title: str, cohort: Path, plans: Plans, *, strict: bool, workers: int 
         raise told
     summary = f"{cohort}: {len(outcome.committed)} committed, {len(outcome.kept)} already there"
     console.print(summary, soft_wrap=True, markup=False)
+    for line in _notes(cohort, outcome.committed):
+        console.print(line, soft_wrap=True, markup=False)
     return outcome
+
+
+def _notes(cohort: Path, cases: Sequence[str]) -> list[str]:
+    """What was noted of the cases that are new: each note once, with how many cases have it and the first of them."""
+    found: dict[str, list[str]] = {}
+    opened = open_cohort(cohort) if cases else None
+    for case in cases:
+        assert opened is not None
+        for image in opened.case(case).images:
+            notes = opened.case(case).image(image).provenance.get("notes", [])
+            for note in notes if isinstance(notes, list) else []:
+                if note not in HARMLESS:
+                    found.setdefault(f"{image}: {note}", []).append(case)
+    return [
+        f"note {note} ({len(names)} of {len(cases)} cases: {', '.join(names[:3])}{', ...' * (len(names) > 3)})"
+        for note, names in found.items()
+    ]
 
 
 @contextmanager

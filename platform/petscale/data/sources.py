@@ -143,3 +143,26 @@ def plans_of(named: Sequence[Named], part: str = "") -> Plans:
             raise InputError("CFG_PART", where="--part", found=part, remedy="write 3/20 for the third of twenty parts")
         names = names[int(match[1]) - 1 :: int(match[2])]
     return {name: partial(plan_examination, plans[name]) for name in names}
+
+
+def part_name(part: str) -> str:
+    """Return what a part is called on disk."""
+    return part.replace("/", "-of-")
+
+
+def doubts(named: Sequence[Named], tree: Tree) -> list[str]:
+    """Return what a user should know of the examinations that were found, each doubt once: lines without a folder."""
+    said: dict[str, int] = {}
+    for one in named:
+        for doubt in one.examination.doubts:
+            said[doubt] = said.get(doubt, 0) + 1
+    lines = [f"note {doubt} ({count} of {len(named)} examinations)" for doubt, count in said.items()]
+    left: dict[str, int] = {}
+    for one_left in tree.examinations:
+        if one_left.excluded:
+            left[one_left.excluded] = left.get(one_left.excluded, 0) + 1
+    lines += [f"left out {count} examinations: {why}" for why, count in left.items()]
+    passed: dict[str, int] = {}
+    for why in tree.passed_by.values():
+        passed[why] = passed.get(why, 0) + 1
+    return lines + [f"passed by {count} places: {why}" for why, count in passed.items()]
