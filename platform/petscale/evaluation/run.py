@@ -304,6 +304,7 @@ def _external_facts(cohort: Cohort, chosen: Chosen, start: _Started) -> dict[str
     return {
         "cohort": chosen.cohort,
         "statement": statement(cohort, chosen, start.cases),
+        "patients_compared": chosen.compared,
         "left_out": {**chosen.left_out, **{case: f"{e.code}: {e.found}" for case, e in start.left_out.items()}},
         "differs_from_training": _by_difference(start),
         "digest": _digest_of(chosen, start.cases),
@@ -339,8 +340,12 @@ def _read_external(run: Path, chosen: Chosen) -> dict[str, Evaluation]:
     for path in sorted((chosen.folder / EVALUATION).glob("*/scores.json")):
         evaluation = read_evaluation(path.parent)
         about: Any = evaluation.metadata["external"]
-        everyone = {*evaluation.cases, *about["left_out"]} == set(chosen.digests)
-        if everyone and _fresh(run, path.parent) and about["digest"] == _digest_of(chosen, evaluation.cases):
+        as_now = (
+            {*evaluation.cases, *about["left_out"]} == set(chosen.digests)
+            and about["patients_compared"] == chosen.compared
+            and not set(evaluation.cases) & set(chosen.left_out)
+        )
+        if as_now and _fresh(run, path.parent) and about["digest"] == _digest_of(chosen, evaluation.cases):
             found[path.parent.name] = evaluation
     return found
 

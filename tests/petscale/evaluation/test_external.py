@@ -185,6 +185,9 @@ def test_without_the_runs_patients_voxels_and_names_are_compared_and_the_page_sa
     _, facts = run_facts(tested)
     keep_patients(tested, facts, open_cohort(cohort), "low_drf4")
     assert chosen(tested, elsewhere) == ("phantom-002",)
+    again = read_evaluations(tested, elsewhere)  # what was said before is no longer true
+    assert again["low_drf4"].cases == ("phantom-002",)
+    assert told(again)["left_out"] == {"a": "the run was trained on this patient"}
 
 
 def test_a_test_case_with_other_voxels_is_refused_unless_it_is_another_patient(
