@@ -106,14 +106,18 @@ def test_what_is_whole_is_kept_and_the_rest_is_made_again(
     assert f"1/2 {NAMES[0]}: kept" in capsys.readouterr().err
 
 
-def test_a_wrong_spacing_in_the_table_is_told_and_the_header_used(
+def test_a_wrong_spacing_in_the_table_is_told_and_the_header_used_and_so_is_another_dose(
     run: Path, flat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    tensors, facts = checkpoint.read_weights(run / WEIGHTS)
+    checkpoint.write_weights(run / WEIGHTS, tensors, {**facts, "drfs": "[10.0, 20.0]"})
     (flat / NAMES[1]).unlink()
     write_table(flat, {**ROW, "NiftiFileName": NAMES[0], "SliceThickness_mm": "3"})
     main(["submission", str(run), str(flat), str(tmp_path / "out")])
     told = f"warning: {NAMES[0]}: SliceThickness_mm 3 in the table, 25 in the file's header, which is used"
-    assert told in capsys.readouterr().err.splitlines()
+    lines = capsys.readouterr().err.splitlines()
+    assert told in lines
+    assert f"warning: {NAMES[0]}: dose reduction factor 4, the run was trained at 10, 20" in lines
     made, before = (nibabel.load(folder / NAMES[0]) for folder in (tmp_path / "out", flat))
     np.testing.assert_array_equal(made.affine, before.affine)
 
