@@ -33,7 +33,7 @@ from petscale.evaluation.scores import (
 )
 from petscale.evaluation.scoring import presets_of, score_stored_case
 from petscale.experiments.cohorts import make_cohort, make_resized
-from petscale.experiments.design import GAUSSIAN, Column, Experiment, PhantomCohort, Row, Scores
+from petscale.experiments.design import GAUSSIAN, Column, Experiment, PhantomCohort, Row, Scores, UserCohort
 from petscale.experiments.table import as_json, headline, markdown
 from petscale.experiments.user_cohort import on_cohort, patients_of
 from petscale.folders import CONFIG, EVALUATION, WEIGHTS
@@ -94,7 +94,8 @@ def run_on_cohort(
     """
     require_path(folder)
     asked = on_cohort(experiment, cohort, sources)
-    home = folder / f"{asked.cohort.name}-{_digest(asdict(asked.cohort))}"
+    assert isinstance(asked.cohort, UserCohort), "on_cohort has just put it there"
+    home = folder / f"{asked.cohort.name}-{asked.cohort.digest[:12]}"
     for row in asked.rows:
         if not row.resized:
             config = configs.override(row.config, settings)

@@ -75,23 +75,24 @@ def _images(
     experiment: Experiment, phantoms: PhantomCohort, cases: Sequence[Case], sources: Sequence[str]
 ) -> tuple[dict[str, str], list[str]]:
     """The table's image -> the cohort's, and what there is not; realisations of a dose become one image."""
+    if sources and len(sources) != len(phantoms.drfs):
+        return {}, [f"{len(phantoms.drfs)} images by --source, one per dose ({len(sources)} are given)"]
     if not phantoms.drfs:
         whole = bool(cases) and all("ct" in case.images and case.image("ct").units == HU for case in cases)
         return {"ct": "ct"}, [] if whole else ["a CT in every case"]
     chosen: dict[str, str] = {}
     lacking: list[str] = []
-    if sources and len(sources) != len(phantoms.drfs):
-        lacking.append(f"{len(phantoms.drfs)} images by --source, one per dose ({len(sources)} are given)")
+    missing = []
     for place, drf in enumerate(phantoms.drfs):
-        if sources:
-            name = sources[min(place, len(sources) - 1)]
-            found = name if all(name in case.images for case in cases) else ""
-            wanted = f"an image '{name}' in every case"
-        else:
-            found = _at_dose(cases, drf)
-            wanted = f"an image at dose reduction factor {drf:g} in every case (it has {_doses(cases) or 'none'})"
-        lacking += [] if found and cases else [wanted]
+        found = sources[place] if sources else _at_dose(cases, drf)
+        if not found:
+            missing.append(f"{drf:g}")
+        elif any(found not in case.images for case in cases):
+            lacking.append(f"an image '{found}' in every case")
         chosen |= dict.fromkeys((low_name(drf, draw) for draw in range(phantoms.realisations)), found)
+    if missing:
+        what = "images at dose reduction factors" if len(missing) > 1 else "an image at dose reduction factor"
+        lacking.append(f"{what} {', '.join(missing)} in every case (it has {_doses(cases) or 'none'})")
     return chosen, lacking
 
 

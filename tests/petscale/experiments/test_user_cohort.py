@@ -93,6 +93,8 @@ def test_another_dose_is_taken_where_the_user_says_so_and_realisations_become_on
     ("name", "sources", "told"),
     [
         ("sgsgan_table3", [], "an image at dose reduction factor 6 in every case (it has 1, 4, 10, 20, 50, 100)"),
+        ("cg_3dsrgan_table2", ["dose_4"] * 3, "5 images by --source, one per dose (3 are given)"),
+        ("cascade_table4", ["dose_4"], "0 images by --source, one per dose (1 are given)"),
         ("sgsgan_table3", ["dose_5"], "an image 'dose_5' in every case"),
         ("sgsgan_table3", ["dose_4", "dose_10"], "1 images by --source, one per dose (2 are given)"),
         ("sgsgan_table2", ["dose_4"], "labels of liver, brain, kidneys, bladder in every case"),
@@ -111,6 +113,12 @@ def test_one_line_names_all_that_a_table_lacks(name: str, sources: list[str], to
     assert refused.value.code == "SET_TABLE_NEEDS"
     assert refused.value.where == f"{name} on udpet"
     assert told in refused.value.found
+
+
+def test_missing_doses_are_named_together(tmp_path: Path) -> None:
+    one = make(tmp_path / "one", {"low": 20.0}, patients=("ann", "bob"))
+    with pytest.raises(InputError, match=r"factors 4, 10, 50, 100 in every case \(it has 1, 20\);"):
+        on_cohort(EXPERIMENTS["cg_3dsrgan_table2"]("small"), one)
 
 
 def test_there_must_be_a_patient_for_every_fold(udpet: Path) -> None:
