@@ -350,7 +350,7 @@ def synthesize(
         injection_time: replaces the header's value.
     """
     from petscale.data.ingest import Files
-    from petscale.inference import open_run, synthesize_case, synthesize_ct, synthesize_pet
+    from petscale.inference import open_run, synthesize_ct, synthesize_pet, synthesize_told
     from storage.reader import open_cohort
 
     trained = open_run(run)
@@ -359,8 +359,7 @@ def synthesize(
             raise InputError(
                 "CFG_OUTPUT", where="--output", found="given with --case", remedy="a case's result goes into the run"
             )
-        stored = synthesize_case(trained, run, open_cohort(source).case(case), image or trained.config.feed.source[0])
-        print(stored.folder)
+        print(synthesize_told(trained, run, open_cohort(source).case(case), image).folder)
         return
     if output is None:
         raise InputError("CFG_OUTPUT", where="--output", found="missing", remedy="name a new .nii.gz file or folder")
@@ -370,6 +369,29 @@ def synthesize(
         overrides = suv.Overrides(weight_kg=weight_kg, dose_mbq=dose_mbq, injection_time=injection_time)
         synthesize_pet(trained, Files(pet=source, units=units, overrides=overrides), output)
     print(output)
+
+
+def submission(
+    run: Positional[Annotated[Path, arg(metavar="RUN")]],
+    source: Positional[Annotated[Path, arg(metavar="SOURCE")]],
+    output: Positional[Annotated[Path, arg(metavar="OUTPUT")]],
+    table: Path | None = None,
+) -> None:
+    """Estimate the full dose of every .nii.gz of a folder in Bq/mL, under the same names: a UDPET submission.
+
+    Run the same command again to continue; files that are whole are kept.
+
+    Args:
+        run: a finished run that starts from low-dose PET.
+        source: a folder of .nii.gz files in Bq/mL.
+        output: the folder to write.
+        table: CSV with NiftiFileName, PatientWeight_kg and RadionuclideTotalDose_Bq; default: the only one in SOURCE.
+    """
+    from petscale.inference import open_run
+    from petscale.submission import submit_folder
+
+    for path in submit_folder(open_run(run), run, source, output, table):
+        print(path)
 
 
 def evaluate(
@@ -382,14 +404,18 @@ def evaluate(
     within: tuple[str, ...] = (),
     threshold_suv: float = 2.5,
     tolerance_mm: float = 0.0,
+    source: tuple[str, ...] = (),
+    preset: tuple[str, ...] = (),
 ) -> None:
     """Synthesize a run's test cases and score them beside baselines that need no network.
 
     The baselines are the untreated low dose and its best Gaussian filter, or for a CT the mean SUV of every HU.
+    A cohort that holds none of the run's test cases is an external validation: every case that is new to the run is
+    scored, and the results stand in the run's external/COHORT.
 
     Args:
         run: a finished run.
-        cohort: the cohort it was trained on, or another one that holds its test cases.
+        cohort: the cohort it was trained on, or another one.
         unet_score: organs whose Dice is scored too, by a U-Net trained on the run's full-dose images (SGSGAN).
         segmenter_samples: patches that this U-Net is trained on; the default is for a GPU.
         segmenter_channels: channels of this U-Net's first level; the other levels have 2, 4, 8 and 16 times as many.
@@ -397,6 +423,8 @@ def evaluate(
         within: labels of the organs that are searched (liver); without it the whole body is searched.
         threshold_suv: a lesion is detected above this SUV, on the real and on the synthesized PET.
         tolerance_mm: the largest distance between a detection and its lesion.
+        source: images to start from, where the cohort calls them otherwise than the run's own.
+        preset: conventions of scoring beside the run's own: udpet2022, s3pet, sgsgan, cascade.
     """
     from petscale import api
 
@@ -410,6 +438,8 @@ def evaluate(
         within=within,
         threshold_suv=threshold_suv,
         tolerance_mm=tolerance_mm,
+        source=source,
+        preset=preset,
     )
 
 
@@ -420,7 +450,7 @@ def report(
 
     Args:
         run: an evaluated run.
-        cohort: the cohort it was evaluated on.
+        cohort: the cohort it was evaluated on, its own or another one.
     """
     from petscale.evaluation.run import read_evaluations
     from petscale.reporting.run import report_run
@@ -461,6 +491,8 @@ def experiment(
     folder: Path = Path("experiments"),
     workers: int | None = None,
     device: Literal["cpu", "cuda"] | None = None,
+    cohort: Path | None = None,
+    source: tuple[str, ...] = (),
 ) -> None:
     """Repeat a paper's ablation table on simulated patients: all rows and folds, scores and tests beside the paper's.
 
@@ -472,12 +504,23 @@ def experiment(
         folder: where cohorts, runs and tables are written, in a sub-folder per size.
         workers: training processes.
         device: cpu or cuda.
+        cohort: a cohort of yours that takes the place of the simulated patients.
+        source: with --cohort, its images that take the place of the table's low doses, one per dose; default: images
+            of the same doses.
     """
     from petscale.experiments import EXPERIMENTS, runner
 
     settings = [f"cluster.workers={workers}"] if workers is not None else []
     settings += [f"cluster.device={device}"] if device is not None else []
     chosen = EXPERIMENTS[name](size)
+    if cohort is not None:
+        made = runner.run_on_cohort(
+            chosen, cohort, folder / size, command=recorded(), settings=settings, sources=source
+        )
+        print(made)
+        return
+    if source:
+        raise InputError("CFG_SET", where="--source", found="given alone", remedy="say of which cohort: --cohort PATH")
     print(runner.run_experiment(chosen, folder / size, command=recorded(), settings=settings))
 
 
@@ -592,6 +635,7 @@ COMMANDS = {
     "tune": Command("train", tune, TuneOptions, writes="study"),
     "experiment": Command("train", experiment, writes="folder"),
     "synthesize": Command("evaluate", synthesize, writes="run"),
+    "submission": Command("evaluate", submission, writes="output"),
     "evaluate": Command("evaluate", evaluate, writes="run"),
     "report": Command("evaluate", report, writes="run"),
     "dashboard": Command("evaluate", dashboard, in_a_job=False),

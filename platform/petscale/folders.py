@@ -9,6 +9,8 @@ EVENTS = "tb"  # TensorBoard's copy of them
 PICTURES = "pictures"  # of a held-out patch, during training
 SYNTHESIS = "synthesis"  # per source image: a cohort of synthesized volumes
 EVALUATION = "evaluation"  # per source image: scores and baselines
+PATIENTS = "patients.json"  # in it: who the run's patients are, as keyed hashes, and their nuclides
+EXTERNAL = "external"  # per other cohort: what synthesis, evaluation and the report are for the run's own
 SEGMENTER = "judge"  # in it: the organ segmenter of the Unet-score
 REPORT = "report.html"  # of a run or a study
 

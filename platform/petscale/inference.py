@@ -7,7 +7,7 @@ size that the run was trained at: a network knows sizes in voxels only.
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,19 +21,20 @@ from petscale import config as configs
 from petscale.config import RunConfig
 from petscale.console import bar
 from petscale.data.ingest import Files, is_nifti, open_ct, open_pet, suv_factor
-from petscale.folders import SYNTHESIS, WEIGHTS
+from petscale.folders import EVALUATION, PATIENTS, SYNTHESIS, WEIGHTS
+from petscale.plausibility import TrainedOn, check_scan, tell
 from storage import dicom, dicom_write, geometry, integrity, layout, nifti
 from storage.errors import InputError
 from storage.ingest import CasePlan, ingest
 from storage.patches import grid as tile_grid
 from storage.reader import Case, StoredImage, open_cohort
-from storage.source import HU, SUV, Grid, ImageSource
+from storage.source import HU, SUV, Dose, Grid, ImageSource
 from trainers import checkpoint
 from trainers.recipe import Synthesizer
 from trainers.synthesize import InSuv, fitted, synthesize
 from trainers.systems import RECIPES
 
-FROM_PET = json.dumps({"units": SUV, "spacing_mm": (1.0, 1.0, 1.0)})  # of weights from before they told
+FROM_PET = json.dumps({"units": SUV, "spacing_mm": None})  # of weights from before they told
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,19 @@ class Trained:
     """A finished run, ready for inference.
 
     Args:
-        synthesizer: takes those images and gives SUVbw.
-        units: of the images that it starts from, SUVbw or HU.
-        spacing_mm: voxel edge lengths (z, y, x) of its training cases; what a CT is brought to.
+        synthesizer: takes images in its unit and gives SUVbw.
+        on: what its training cases are like; a CT is brought to their voxel size.
     """
 
     config: RunConfig
     synthesizer: Synthesizer
     device: torch.device
-    units: str
-    spacing_mm: tuple[float, float, float]
+    on: TrainedOn
+
+    @property
+    def units(self) -> str:
+        """Unit of the images that it starts from, SUVbw or HU."""
+        return self.on.units
 
 
 def open_run(run: Path) -> Trained:
@@ -75,7 +79,11 @@ def open_run(run: Path) -> Trained:
         config.model, {name: value.to(device) for name, value in weights.items()}
     )
     in_suv = InSuv(synthesizer, config.feed.suv_scale, start["units"])
-    return Trained(config, in_suv, device, start["units"], start["spacing_mm"])
+    spacing_mm = tuple(start["spacing_mm"]) if start["spacing_mm"] else None
+    drfs = frozenset(drf for drf in json.loads(facts.get("drfs", "[]")) if drf is not None)
+    patients = run / EVALUATION / PATIENTS
+    nuclides = json.loads(patients.read_bytes())["nuclides"] if patients.is_file() else []
+    return Trained(config, in_suv, device, TrainedOn(start["units"], spacing_mm, drfs, frozenset(nuclides)))
 
 
 def run_case(trained: Trained, case: Case, image: str, write: Callable[[int, NDArray[np.float32]], object]) -> None:
@@ -123,33 +131,54 @@ class _Spool:
         return np.fromfile(self._path, np.float32, count, offset=offset).reshape(z1 - z0, *self._shape[1:])
 
 
-def synthesize_case(trained: Trained, run: Path, case: Case, image: str) -> StoredImage:
+def synthesize_case(
+    trained: Trained, run: Path, case: Case, image: str, *, into: Path | None = None, differences: Sequence[str] = ()
+) -> StoredImage:
     """Synthesize a cohort's case into the run's own cohort of results, unless it is there already.
+
+    Args:
+        into: holds a cohort of results per image; default: the run's ``synthesis``.
+        differences: what ``check_scan`` returned, for the result's provenance.
 
     Returns:
         The stored result, image ``synth_<image>``.
     """
     case.image(image)  # refused here, before anything is made under its name
     name = f"synth_{image}"
-    store = run / SYNTHESIS / image
+    store = (into or run / SYNTHESIS) / image
     digest = hashlib.sha256((run / WEIGHTS).read_bytes()).hexdigest()
     with tempfile.TemporaryDirectory(dir=run, prefix=".spool-") as scratch:
 
         def plan(_: Path) -> CasePlan:
             # Slabs are asked for only when they are stored: a case that is there already costs no synthesis.
-            result = _Lazy(Path(scratch) / "spool.f32", trained, case, image)
+            result = _Lazy(Path(scratch) / "spool.f32", trained, case, image, differences)
             return CasePlan({name: result}, case.subject, f"{case.fingerprint} {digest}")
 
         ingest(store, {case.name: plan}, strict=True, workers=1)
     return open_cohort(store).case(case.name).image(name)
 
 
+def synthesize_told(trained: Trained, run: Path, case: Case, image: str | None) -> StoredImage:
+    """Synthesize a cohort's case, and tell on the terminal in what its scan differs from those trained on.
+
+    Args:
+        image: what to start from; None for the first image that the run was trained on.
+
+    Raises:
+        InputError: those of ``check_scan``.
+    """
+    start = image or trained.config.feed.source[0]
+    differences = check_scan(trained.on, case, start)
+    tell(f"case {case.name}", differences)
+    return synthesize_case(trained, run, case, start, differences=differences)
+
+
 class _Lazy:
     """A synthesized volume that is computed when its first slab is asked for."""
 
-    def __init__(self, path: Path, trained: Trained, case: Case, image: str) -> None:
+    def __init__(self, path: Path, trained: Trained, case: Case, image: str, differences: Sequence[str]) -> None:
         self.grid, self.units = case.image(image).grid, SUV
-        self.provenance = _provenance(trained, image)
+        self.provenance = _provenance(trained, image, differences)
         self._path, self._trained, self._case, self._image = path, trained, case, image
         self._spool: _Spool | None = None
 
@@ -173,7 +202,7 @@ def synthesize_pet(trained: Trained, files: Files, output: Path) -> None:
     with _scratch_for(files.pet, output) as scratch:
         source, _ = open_pet(files, scratch)
         factor = suv_factor(files)
-        result = synthesize_image(trained, source, scratch)
+        result = synthesize_image(trained, source, scratch, where=files.pet.name)
         if isinstance(source, dicom.DicomSource):
             dicom_write.write_derived_series(output, source, result.read, description=_description(trained))
             return
@@ -192,7 +221,7 @@ def synthesize_ct(trained: Trained, ct: Path, output: Path) -> None:
     """
     with _scratch_for(ct, output) as scratch:
         source = open_ct(ct, scratch)
-        result = synthesize_image(trained, source, scratch)
+        result = synthesize_image(trained, source, scratch, where=ct.name)
         if isinstance(source, dicom.DicomSource):
             what = _description(trained)
             dicom_write.write_synthetic_pet(output, source, result.grid, result.read, description=what)
@@ -200,34 +229,44 @@ def synthesize_ct(trained: Trained, ct: Path, output: Path) -> None:
         nifti.write_nifti(output, result.grid, result.read)
 
 
-def synthesize_image(trained: Trained, source: ImageSource, scratch: Path) -> ImageSource:
-    """Synthesize one scan, from wherever it was read.
+def synthesize_image(
+    trained: Trained, source: ImageSource, scratch: Path, *, where: str = "scan", dose: Dose | None = None
+) -> ImageSource:
+    """Synthesize one scan, from wherever it was read; what differs from the run's training is told on the terminal.
 
     Args:
         source: a low-dose PET in SUVbw or, for a run that starts from CT, a CT in HU.
         scratch: an empty folder that holds the result while it is read; the caller removes it.
+        where: what messages call the scan.
+        dose: with how many counts a PET was measured, where that is known.
 
     Returns:
         The estimated full-dose PET in SUVbw, 0 or above: on the grid of a PET, or for a CT over the same volume at the
         voxel size that the run was trained at.
 
     Raises:
-        InputError: SET_NO_PET, CT_UNITS, IMG_TOO_SMALL, IMG_NONFINITE and their kin.
+        InputError: SET_NO_PET, CT_UNITS, IMG_TOO_SMALL, IMG_NONFINITE and their kin; those of ``check_scan``.
     """
     name = layout.low_name(1)
     if trained.units == HU:
         name = trained.config.feed.source[0]
-        source = geometry.Resampled(source, geometry.coarser_grid(source.grid, trained.spacing_mm))
+        assert trained.on.spacing_mm is not None, "weights that start from CT have always told it"
+        source = geometry.Resampled(source, geometry.coarser_grid(source.grid, trained.on.spacing_mm))
     # Stored as a case of its own, as the network's tiles are read from a store.
-    plan = CasePlan({name: source}, subject="scan", fingerprint="scan")
+    doses = {name: dose} if dose else {}
+    plan = CasePlan({name: source}, subject="scan", fingerprint="scan", doses=doses)
     ingest(scratch / "cohort", {"scan": lambda _: plan}, strict=True, workers=1)
-    spool = _Spool(scratch / "spool.f32", source.grid, _provenance(trained, name))
-    run_case(trained, open_cohort(scratch / "cohort").case("scan"), name, spool.put)
+    case = open_cohort(scratch / "cohort").case("scan")
+    differences = check_scan(trained.on, case, name, where=where)
+    tell(where, differences)
+    spool = _Spool(scratch / "spool.f32", source.grid, _provenance(trained, name, differences))
+    run_case(trained, case, name, spool.put)
     return spool
 
 
-def _provenance(trained: Trained, image: str) -> dict[str, object]:
-    return {"kind": "synthesized", "recipe": trained.config.recipe, "from": image}
+def _provenance(trained: Trained, image: str, differences: Sequence[str]) -> dict[str, object]:
+    facts: dict[str, object] = {"kind": "synthesized", "recipe": trained.config.recipe, "from": image}
+    return facts | ({"differs_from_training": list(differences)} if differences else {})
 
 
 def _description(trained: Trained) -> str:
@@ -246,6 +285,13 @@ def _scratch_for(source: Path, output: Path) -> Iterator[Path]:
             found="input and output are of different kinds",
             remedy="give a .nii.gz for NIfTI input and a folder for DICOM input",
         )
+    with scratch_beside(output) as folder:
+        yield folder
+
+
+@contextmanager
+def scratch_beside(output: Path) -> Iterator[Path]:
+    """A folder on the output's disk, removed at the end."""
     # In a folder that is there: a refused input leaves no empty folders behind.
     place = next(parent for parent in output.absolute().parents if parent.exists())
     with integrity.disk_errors(output), tempfile.TemporaryDirectory(dir=place, prefix=".petscale-") as folder:

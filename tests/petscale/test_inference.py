@@ -1,6 +1,7 @@
 """A run and a scan in, the same kind of file out: unit, grid and identity kept, and no volume held in memory."""
 
 import gc
+import json
 import tracemalloc
 from pathlib import Path
 
@@ -13,13 +14,14 @@ from numpy.typing import NDArray
 
 from petscale import inference
 from petscale.cli import main
-from petscale.folders import SYNTHESIS
+from petscale.folders import SYNTHESIS, WEIGHTS
 from petscale.inference import open_run, run_case, synthesize_case
 from storage import dicom, nifti
 from storage.errors import InputError
 from storage.ingest import CasePlan, ingest
 from storage.reader import open_cohort
 from storage.source import SUV, ArraySource, Grid
+from trainers import checkpoint
 
 
 def result(path: Path, units: nifti.Units, tmp_path: Path) -> nifti.NiftiSource:
@@ -196,3 +198,46 @@ def test_other_weights_results_are_not_taken_for_these(run: Path, cohort: Path) 
     weights.write_bytes(weights.read_bytes() + b" ")
     with pytest.raises(InputError, match="SET_CASE_EXISTS"):
         synthesize_case(trained, run, case, "low_drf4")
+
+
+def test_a_scan_unlike_those_trained_on_is_told_or_refused(
+    run: Path, scans: Path, cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def trained_at(*spacing_mm: float) -> None:
+        tensors, facts = checkpoint.read_weights(run / WEIGHTS)
+        told = {"starts_from": json.dumps({"units": SUV, "spacing_mm": spacing_mm}), "drfs": "[4.0]"}
+        checkpoint.write_weights(run / WEIGHTS, tensors, {**facts, **told})
+
+    words = ["synthesize", str(run), str(scans / "suv.nii.gz"), "--output"]
+    trained_at(25.0, 15.0, 14.0)
+    main([*words, str(tmp_path / "same.nii")])
+    assert "warning" not in capsys.readouterr().err
+    trained_at(25.0, 15.0, 11.0)
+    main([*words, str(tmp_path / "told.nii")])
+    told = "voxels of 25 x 15 x 14 mm (z, y, x), the run was trained at 25 x 15 x 11 mm"
+    assert f"warning: suv.nii.gz: {told}" in capsys.readouterr().err.splitlines()
+    # It is told, not mended: the same network on the same voxels.
+    assert (tmp_path / "told.nii").read_bytes() == (tmp_path / "same.nii").read_bytes()
+    main(["synthesize", str(run), str(scans / "pet"), "--output", str(tmp_path / "series")])
+    assert f"warning: pet: {told}" in capsys.readouterr().err.splitlines()
+    trained_at(12.5, 7.5, 7.0)
+    for source, out in (("suv.nii.gz", "refused.nii"), ("pet", "refused")):
+        with pytest.raises(SystemExit):
+            main(["synthesize", str(run), str(scans / source), "--output", str(tmp_path / out)])
+        assert f"petscale: IMG_VOXEL_SIZE {source}: voxels of 25 x 15 x 14 mm" in capsys.readouterr().err
+        assert not (tmp_path / out).exists()
+    trained_at(20.0, 11.0, 11.0)
+    main(["synthesize", str(run), str(cohort), "--case", "phantom-001", "--image", "low_drf20"])
+    told = "dose reduction factor 20, the run was trained at 4"
+    assert f"warning: case phantom-001: {told}" in capsys.readouterr().err.splitlines()
+    made = open_cohort(run / SYNTHESIS / "low_drf20").case("phantom-001").image("synth_low_drf20")
+    assert made.provenance["differs_from_training"] == [told]
+
+
+def test_activity_taken_for_suv_is_refused(
+    run: Path, scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["synthesize", str(run), str(scans / "bqml.nii"), "--output", str(tmp_path / "out.nii")])
+    assert "petscale: IMG_UNITS bqml.nii: a mean of" in capsys.readouterr().err
+    assert not (tmp_path / "out.nii").exists()

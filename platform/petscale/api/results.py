@@ -45,10 +45,12 @@ def synthesize(
 
     Returns:
         The estimate in SUVbw, 0 or above, (z, y, x): on the grid of a PET, or for a CT over the same volume at the
-        voxel size that the run was trained at.
+        voxel size that the run was trained at.  Its provenance holds, as ``differs_from_training``, in what the scan
+        differs from those that the run was trained on.
 
     Raises:
-        InputError: CKPT_NONE, CKPT_DAMAGED; SET_WRONG_UNITS; and whatever is wrong with the input.
+        InputError: CKPT_NONE, CKPT_DAMAGED; SET_WRONG_UNITS, IMG_VOXEL_SIZE or IMG_UNITS for a scan that is too
+            different from those trained on; and whatever is wrong with the input.
 
     >>> low = petscale.open_cohort("cohort")["phantom-001"]["low_drf20"]
     >>> made = petscale.synthesize(run, low)
@@ -60,7 +62,7 @@ def synthesize(
     """
     from petscale.data.ingest import Files, open_ct, open_pet
     from petscale.inference import open_run as open_trained
-    from petscale.inference import synthesize_case, synthesize_image
+    from petscale.inference import synthesize_image, synthesize_told
 
     folder = _folder(run)
     trained = open_trained(folder)
@@ -68,8 +70,7 @@ def synthesize(
         cohort, name = source
         source = open_cohort(cohort.folder if isinstance(cohort, Cohort) else cohort)[name]
     if isinstance(source, Case):
-        start = image or trained.config.feed.source[0]
-        return Image.of(synthesize_case(trained, folder, source.stored, start))
+        return Image.of(synthesize_told(trained, folder, source.stored, image))
     with tempfile.TemporaryDirectory(prefix="petscale-") as name:
         scratch = Path(name)
         if isinstance(source, Image):
@@ -99,14 +100,18 @@ def evaluate(
     within: Sequence[str] = (),
     threshold_suv: float = 2.5,
     tolerance_mm: float = 0.0,
+    source: Sequence[str] = (),
+    preset: Sequence[str] = (),
 ) -> dict[str, "Scores"]:
     """Synthesize a run's test cases and score them beside what needs no network.
 
     That is the untreated low dose and the best Gaussian filter of it, or for a CT the mean SUV of every HU.
+    A cohort that holds none of the run's test cases is an external validation: every case that is new to the run is
+    scored, and the results stand in the run's ``external`` folder.
 
     Args:
         run: a finished run.
-        cohort: the cohort it was trained on, or another one that holds its test cases.
+        cohort: the cohort it was trained on, or another one.
         unet_score: organs whose Dice by a U-Net trained on the run's full-dose images is wanted too (SGSGAN).
         segmenter_samples: patches that this U-Net is trained on; the default is for a GPU.
         segmenter_channels: its width; its levels have 2, 4, 8 and 16 times as many.
@@ -114,12 +119,15 @@ def evaluate(
         within: labels of the organs that are searched (liver); without it the whole body is.
         threshold_suv: a lesion is seen above it, on the real and on the synthesized PET.
         tolerance_mm: how far from a lesion a hit may lie.
+        source: images to start from, where the cohort calls them otherwise than the run's own.
+        preset: conventions of scoring beside the run's own: udpet2022, s3pet, sgsgan, cascade.
 
     Returns:
         Name of the image that the run starts from -> its scores.
 
     Raises:
-        InputError: SET_NO_TEST, SET_NO_LABELS, SET_CASE_CHANGED, CKPT_NONE, STORE_DAMAGED, CFG_SET.
+        InputError: SET_NO_TEST, SET_NO_LABELS, SET_CASE_CHANGED, CKPT_NONE, STORE_DAMAGED, CFG_SET, CFG_CHOICE;
+            for another cohort SET_NO_IMAGE, IMG_VOXEL_SIZE, SET_COHORT_NAME.
 
     >>> scores = petscale.evaluate(run, "cohort")
     >>> list(scores)
@@ -141,7 +149,7 @@ def evaluate(
         )
     elif within:
         raise InputError("CFG_SET", where="--within", found="given alone", remedy="say what to find: --detect lesion")
-    found = evaluate_run(folder, place, segmenter=segmenter, lesions=lesions)
+    found = evaluate_run(folder, place, segmenter=segmenter, lesions=lesions, sources=source, presets=preset)
     return {name: Scores(evaluation) for name, evaluation in found.items()}
 
 
@@ -215,7 +223,7 @@ def report(run: Run | PathLike, cohort: Cohort | PathLike) -> "Page":
 
     Args:
         run: an evaluated run.
-        cohort: the cohort it was evaluated on.
+        cohort: the cohort it was evaluated on, its own or another one.
 
     Returns:
         The page; of a run that starts from several images, the first one's.

@@ -1,6 +1,7 @@
 """Baselines that need no network: a Gaussian filter of the low dose, and for a CT the mean SUV of every range of HU.
 
-Both are fitted on training cases, as the network is.  Test cases are not used.
+Both are fitted on training cases, as the network is.  Test cases are used only where no training case is at hand, in an
+external validation, and the rule says so.
 """
 
 import math
@@ -20,6 +21,9 @@ from trainers.metrics.slabs import read_reflected, slabs
 from trainers.metrics.streaming import stream_scores
 
 INPUT, BY_HU = "low-dose input", "mean SUV by HU"
+
+TRAINING = "training case(s)"
+SCORED_HERE = "case(s) scored here (no training case was at hand; this favours it)"  # it, and never the network
 
 FWHMS_MM = (2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0, 15.0)
 
@@ -99,18 +103,20 @@ class GaussianChoice:
     Args:
         fwhm_mm: the width.
         psnr_db: mean PSNR inside the body per width tried.
-        num_cases: how many training cases were asked.
+        num_cases: how many cases were asked.
+        of: which cases these are.
     """
 
     fwhm_mm: float
     psnr_db: Mapping[float, float]
     num_cases: int
+    of: str = TRAINING
 
     @property
     def rule(self) -> str:
         """How the width was chosen, in words."""
         tried = ", ".join(f"{width:g}" for width in self.psnr_db)
-        return f"best mean PSNR inside the body of {self.num_cases} training case(s) among FWHM {tried} mm"
+        return f"best mean PSNR inside the body of {self.num_cases} {self.of} among FWHM {tried} mm"
 
     def beside(self, source: ImageSource) -> dict[str, ImageSource]:
         """Return the low dose as it is, and smoothed with the chosen width."""
@@ -120,17 +126,21 @@ class GaussianChoice:
     def to_json(self) -> dict[str, object]:
         """Return what ``baseline_from_json`` takes."""
         means = {f"{width:g}": value for width, value in self.psnr_db.items()}
-        return {"fwhm_mm": self.fwhm_mm, "psnr_db": means, "num_cases": self.num_cases}
+        return {"fwhm_mm": self.fwhm_mm, "psnr_db": means, "num_cases": self.num_cases, **_told(self.of)}
 
 
 def best_gaussian(
-    pairs: Iterable[tuple[ImageSource, ImageSource, ImageSource]], fwhms_mm: Sequence[float] = FWHMS_MM
+    pairs: Iterable[tuple[ImageSource, ImageSource, ImageSource]],
+    fwhms_mm: Sequence[float] = FWHMS_MM,
+    *,
+    of: str = TRAINING,
 ) -> GaussianChoice:
     """Choose the Gaussian width on training cases, so that the baseline is tuned as fairly as the network.
 
     Args:
         pairs: (low dose, full dose, body mask) of TRAINING cases; test cases would flatter the baseline.
         fwhms_mm: widths to try, in mm.
+        of: which cases these are, where they are no training cases.
 
     Raises:
         InputError: ``SET_EMPTY`` without a training case, or as ``stream_scores`` does.
@@ -147,7 +157,7 @@ def best_gaussian(
     if num_cases == 0:
         raise _no_training_case()
     means = {width: float(np.mean(values)) for width, values in found.items()}
-    return GaussianChoice(max(means, key=lambda width: means[width]), means, num_cases)
+    return GaussianChoice(max(means, key=lambda width: means[width]), means, num_cases, of)
 
 
 @dataclass(frozen=True)
@@ -157,16 +167,18 @@ class HuTable:
     Args:
         suv: mean SUV in ``HU_EDGES[i]`` to ``HU_EDGES[i + 1]``; values beyond the edges belong to the outermost ranges,
             and ranges that no training voxel has take the nearest one that has.
-        num_cases: how many training cases were asked.
+        num_cases: how many cases were asked.
+        of: which cases these are.
     """
 
     suv: tuple[float, ...]
     num_cases: int
+    of: str = TRAINING
 
     @property
     def rule(self) -> str:
         """How it was fitted, in words."""
-        return f"mean SUV of the voxels of each of {len(self.suv)} ranges of HU in {self.num_cases} training case(s)"
+        return f"mean SUV of the voxels of each of {len(self.suv)} ranges of HU in {self.num_cases} {self.of}"
 
     def beside(self, source: ImageSource) -> dict[str, ImageSource]:
         """Return the CT turned into SUV by the table."""
@@ -174,7 +186,7 @@ class HuTable:
 
     def to_json(self) -> dict[str, object]:
         """Return what ``baseline_from_json`` takes."""
-        return {"suv_by_hu": list(self.suv), "num_cases": self.num_cases}
+        return {"suv_by_hu": list(self.suv), "num_cases": self.num_cases, **_told(self.of)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,11 +213,12 @@ def _range_of(hu: NDArray[np.float32]) -> NDArray[np.intp]:
     return np.clip(np.searchsorted(HU_EDGES, hu, side="right") - 1, 0, len(HU_EDGES) - 2)
 
 
-def mean_suv_by_hu(pairs: Iterable[tuple[ImageSource, ImageSource]]) -> HuTable:
+def mean_suv_by_hu(pairs: Iterable[tuple[ImageSource, ImageSource]], *, of: str = TRAINING) -> HuTable:
     """Fit the table.
 
     Args:
         pairs: (CT in HU, PET in SUVbw) of TRAINING cases, each pair on one grid.
+        of: which cases these are, where they are no training cases.
 
     Raises:
         InputError: ``SET_EMPTY`` without a training case.
@@ -221,15 +234,20 @@ def mean_suv_by_hu(pairs: Iterable[tuple[ImageSource, ImageSource]]) -> HuTable:
         raise _no_training_case()
     known = np.flatnonzero(count)
     nearest = known[np.abs(np.arange(len(count))[:, None] - known).argmin(axis=1)]
-    return HuTable(tuple((total[nearest] / count[nearest]).tolist()), num_cases)
+    return HuTable(tuple((total[nearest] / count[nearest]).tolist()), num_cases, of)
 
 
 def baseline_from_json(content: Mapping[str, object]) -> Baseline:
     """Inverse of ``Baseline.to_json``."""
+    of = str(content.get("of", TRAINING))
     if "suv_by_hu" in content:
-        return HuTable(tuple(content["suv_by_hu"]), content["num_cases"])  # type: ignore[arg-type]
+        return HuTable(tuple(content["suv_by_hu"]), content["num_cases"], of)  # type: ignore[arg-type]
     psnr = {float(width): value for width, value in content["psnr_db"].items()}  # type: ignore[attr-defined]
-    return GaussianChoice(content["fwhm_mm"], psnr, content["num_cases"])  # type: ignore[arg-type]
+    return GaussianChoice(content["fwhm_mm"], psnr, content["num_cases"], of)  # type: ignore[arg-type]
+
+
+def _told(of: str) -> dict[str, object]:
+    return {} if of == TRAINING else {"of": of}
 
 
 def _no_training_case() -> InputError:

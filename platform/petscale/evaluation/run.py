@@ -1,7 +1,9 @@
 """``petscale evaluate``: synthesize a run's test cases and score them beside the baselines."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -12,20 +14,31 @@ from petscale import config as configs
 from petscale.config import RunConfig
 from petscale.console import bar, console
 from petscale.evaluation import detection
-from petscale.evaluation.baselines import Baseline, baseline_from_json, best_gaussian, mean_suv_by_hu
+from petscale.evaluation.baselines import (
+    SCORED_HERE,
+    TRAINING,
+    Baseline,
+    baseline_from_json,
+    best_gaussian,
+    mean_suv_by_hu,
+)
 from petscale.evaluation.detection import PRESET, as_json, detect_case, search_case, table
+from petscale.evaluation.external import DIGESTS, SEEN, Chosen, check_unchanged, choose_cases, keep_patients, statement
 from petscale.evaluation.scores import SYNTHESIZED, Evaluation, read_evaluation
-from petscale.evaluation.scoring import score_stored_case
-from petscale.folders import CONFIG, EVALUATION, SEGMENTER, WEIGHTS
-from petscale.inference import open_run, synthesize_case
+from petscale.evaluation.scoring import presets_of, score_stored_case
+from petscale.folders import CONFIG, EVALUATION, SEGMENTER, SYNTHESIS, WEIGHTS
+from petscale.inference import Trained, open_run, synthesize_case
+from petscale.plausibility import check_scan, tell
 from storage import integrity
 from storage.errors import InputError
-from storage.reader import Case, open_cohort
-from storage.source import HU, ImageSource
+from storage.reader import Case, Cohort, open_cohort
+from storage.source import HU, LABEL, ImageSource
 from trainers.metrics.definitions import Score
 from trainers.metrics.detection import DetectionConfig
 from trainers.organ_segmenter import OrganSegmenter, OrganSegmenterConfig, train_segmenter
 from trainers.systems import RECIPES
+
+BASELINE = "baseline.json"
 
 
 def run_facts(run: Path) -> tuple[RunConfig, dict[str, Any]]:
@@ -54,11 +67,16 @@ def candidates_of(case: Case, source: str, baseline: Baseline, synthesized: Imag
 def baseline_of(run: Path, cohort: Path, source: str, folder: Path | None = None) -> Baseline:
     """What needs no network, fitted on the run's training cases once per run (or ``folder``) and image."""
     config, facts = run_facts(run)
-    path = (folder or run / EVALUATION) / source / "baseline.json"
+    path = (folder or run / EVALUATION) / source / BASELINE
     if path.is_file():
         return baseline_from_json(json.loads(path.read_bytes()))
     opened = open_cohort(cohort)
     cases = [opened.case(name) for name in facts["train"] if name in opened.cases]
+    return _fitted(cases, source, config.feed.target, path)
+
+
+def _fitted(cases: Sequence[Case], source: str, target: str, path: Path, *, of: str = TRAINING) -> Baseline:
+    """Fit what needs no network on some cases, and write it."""
     with bar("baseline", len(cases)) as advance:
 
         def images(*names: str) -> Any:
@@ -69,12 +87,26 @@ def baseline_of(run: Path, cohort: Path, source: str, folder: Path | None = None
 
         found: Baseline
         if cases and cases[0].image(source).units == HU:
-            found = mean_suv_by_hu(images(source, config.feed.target))
+            found = mean_suv_by_hu(images(source, target), of=of)
         else:
-            found = best_gaussian(images(source, config.feed.target, "body"))
+            found = best_gaussian(images(source, target, "body"), of=of)
     path.parent.mkdir(parents=True, exist_ok=True)
     integrity.write_json(path, found.to_json())
     return found
+
+
+def _external_baseline(run: Path, folder: Path, cases: Sequence[Case], source: str, target: str) -> Baseline:
+    """What the run has kept of its training cases or, without that, fitted on the very cases that are scored.
+
+    The second favours the baseline, never the network; its rule says so.
+    """
+    path, kept = folder / source / BASELINE, run / EVALUATION / source / BASELINE
+    if kept.is_file():
+        content = json.loads(kept.read_bytes())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        integrity.write_json(path, content)
+        return baseline_from_json(content)
+    return _fitted(cases, source, target, path, of=SCORED_HERE)
 
 
 def make_segmenter(run: Path, cohort: Path, config: OrganSegmenterConfig, folder: Path | None = None) -> OrganSegmenter:
@@ -108,46 +140,62 @@ def evaluate_run(
     segmenter: OrganSegmenter | None = None,
     lesions: DetectionConfig | None = None,
     sources: Sequence[str] = (),
+    presets: Sequence[str] = (),
     baselines: Path | None = None,
     known: Mapping[str, Evaluation] = MappingProxyType({}),
 ) -> dict[str, Evaluation]:
-    """Score every test case from every image fed; tables to the terminal, CSV and JSON to the run's folder.
+    """Score a run from every image fed; tables to the terminal, CSV and JSON to the run's folder.
+
+    On a cohort that holds its test cases, these are scored.  On any other one every case is, as an external
+    validation with a folder of its own, but for those that the run has seen and those that it cannot start from.
 
     Args:
         segmenter: a U-Net trained on the run's training cases, for the Unet-score.
         lesions: what is to be detected where, None for nothing.
-        sources: some of the images that the run starts from; () for all.
+        sources: the images to start from; () for those that the run was trained on.
+        presets: conventions of scoring beside the project's own and the system's.
         baselines: where what needs no network is kept for runs of the same training cases; default: in the run.
         known: image that the run starts from -> scores of the same cases by the same rules and segmenter, from
             another run; those of images that no network made are taken from there.
 
     Raises:
-        InputError: SET_NO_TEST, SET_NO_LABELS, CKPT_NONE, STORE_DAMAGED and their kin.
+        InputError: SET_NO_TEST, SET_NO_LABELS, CFG_CHOICE, CKPT_NONE, STORE_DAMAGED and their kin; for another cohort
+            SET_COHORT_NAME, and what is wrong with the first case where no case of it can be scored.
     """
     config, facts = run_facts(run)
+    used = presets_of(RECIPES[config.recipe].PRESET, presets)
     trained = open_run(run)
     opened = open_cohort(cohort)
-    tests = [name for name in facts["test"] if name in opened.cases]
-    if not tests:
-        raise InputError(
-            "SET_NO_TEST",
-            where=cohort.name,
-            found="none of the run's test cases is in this cohort",
-            remedy="evaluate on the cohort of the run, or train with --set split.test_fraction=0.25",
-        )
-    if lesions is not None:
-        for name in tests:  # refused before anything is synthesized
-            search_case(opened.case(name), lesions)
+    chosen = choose_cases(run, facts, opened)
+    started = {}
+    for source in sources or config.feed.source:  # refused before anything is synthesized
+        started[source] = _startable(trained, opened, chosen, source) if chosen.cohort else _Started(chosen.cases)
+        if lesions is not None:
+            for name in started[source].cases:
+                search_case(opened.case(name), lesions)
+    if chosen.cohort:
+        chosen.folder.mkdir(parents=True, exist_ok=True)
+        integrity.write_json(chosen.folder / DIGESTS, {"cases": dict(chosen.digests)})
     results = {}
-    for source in sources or config.feed.source:
-        baseline = baseline_of(run, cohort, source, baselines)
+    for source, start in started.items():
+        folder = chosen.folder / EVALUATION / source
+        if chosen.cohort:
+            cases = [opened.case(name) for name in start.cases]
+            baseline = _external_baseline(run, folder.parent, cases, source, config.feed.target)
+            _announce(opened, chosen, start)
+        else:
+            baseline = baseline_of(run, cohort, source, baselines)
+            keep_patients(run, facts, opened, source)
         rows = []
         scans = []
         images: tuple[str, ...] = ()
-        for name in tests:
+        for name in start.cases:
             case = opened.case(name)
-            _check_unchanged(case, facts["cases"])
-            candidates = candidates_of(case, source, baseline, synthesize_case(trained, run, case, source))
+            if not chosen.cohort:
+                check_unchanged(opened, name, facts)
+            into, differences = chosen.folder / SYNTHESIS, start.differences.get(name, ())
+            made = synthesize_case(trained, run, case, source, into=into, differences=differences)
+            candidates = candidates_of(case, source, baseline, made)
             images = tuple(candidates)
             if lesions is not None:
                 scans.append(detect_case(case, case.image(config.feed.target), candidates, lesions))
@@ -158,21 +206,113 @@ def evaluate_run(
             with bar("evaluate", 1) as advance:
                 advance(0, f"{name} {source}")
                 rows += held + score_stored_case(
-                    case, config.feed.target, candidates, preset=RECIPES[config.recipe].PRESET, segmenter=segmenter
+                    case, config.feed.target, candidates, presets=used, segmenter=segmenter
                 )
                 advance(1, f"{name} {source}")
         about: dict[str, Any] = {"source": source, "baseline": baseline.rule}
+        if chosen.cohort:
+            about["external"] = _external_facts(opened, chosen, start)
         if lesions is not None:
             about["detection"] = as_json(scans, lesions)
-        results[source] = Evaluation(tuple(rows), images, tuple(tests), about)
-        (run / EVALUATION / source).mkdir(parents=True, exist_ok=True)
-        results[source].write(run / EVALUATION / source)
+        results[source] = Evaluation(tuple(rows), images, start.cases, about)
+        folder.mkdir(parents=True, exist_ok=True)
+        results[source].write(folder)
         console.print(results[source].table())
         if (found := results[source].unet_table()) is not None:
             console.print(found)
         if lesions is not None:
             console.print(table(about["detection"]))
     return results
+
+
+@dataclass(frozen=True)
+class _Started:
+    """The cases that are scored from one image.
+
+    Args:
+        cases: their names.
+        left_out: case -> why a network cannot start from it.
+        differences: case -> in what its scan differs from those trained on.
+    """
+
+    cases: tuple[str, ...]
+    left_out: Mapping[str, InputError] = field(default_factory=dict)
+    differences: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def _startable(trained: Trained, cohort: Cohort, chosen: Chosen, source: str) -> _Started:
+    """Tell which unseen cases of another cohort can be scored from one of their images.
+
+    Raises:
+        InputError: SET_NO_IMAGE where no case has the images; else the first refusal where every case has one.
+    """
+    left_out, differences = {}, {}
+    target = trained.config.feed.target
+    opened = [cohort.case(name) for name in chosen.cases]
+    for image, remedy in (
+        (source, "choose one of these by --source"),
+        (target, "ingest it: scores need the full dose"),
+    ):
+        if not any(image in case.images for case in opened):
+            found = f"no case has an image '{image}'; there are {_images(opened)}"
+            raise InputError("SET_NO_IMAGE", where=chosen.cohort, found=found, remedy=remedy)
+    for case in opened:
+        try:
+            case.image(target)
+            differences[case.name] = check_scan(trained.on, case, source)
+        except InputError as error:
+            left_out[case.name] = error
+    if not differences:
+        raise next(iter(left_out.values()))
+    return _Started(tuple(differences), left_out, {name: told for name, told in differences.items() if told})
+
+
+def _images(cases: Sequence[Case]) -> str:
+    """The PETs and CTs of some cases, with their doses."""
+    found: dict[str, None] = {}
+    for case in cases:
+        for image in map(case.image, case.images):
+            if image.units != LABEL:
+                drf = image.dose.drf if image.dose else math.nan
+                found[image.name if math.isnan(drf) else f"{image.name} (DRF {drf:g})"] = None
+    return ", ".join(found)
+
+
+def _announce(cohort: Cohort, chosen: Chosen, start: _Started) -> None:
+    """Say on the terminal that this is an external validation, whom it leaves out, and what differs."""
+    sentence = statement(cohort, chosen, start.cases)
+    console.print(f"{chosen.cohort}: {sentence}", markup=False, soft_wrap=True)
+    for case, why in chosen.left_out.items():
+        console.print(f"left out: {SEEN} case {case}: {why}", markup=False, soft_wrap=True)
+    for error in start.left_out.values():
+        console.print(f"left out: {error}", markup=False, soft_wrap=True)
+    for told, cases in _by_difference(start).items():
+        tell(f"{len(cases)} of {len(start.cases)} cases", [told])
+
+
+def _by_difference(start: _Started) -> dict[str, list[str]]:
+    """What differs -> the cases of which it is true."""
+    found: dict[str, list[str]] = {}
+    for case, differences in start.differences.items():
+        for told in differences:
+            found.setdefault(told, []).append(case)
+    return found
+
+
+def _external_facts(cohort: Cohort, chosen: Chosen, start: _Started) -> dict[str, object]:
+    """What scores and report keep of an external validation."""
+    return {
+        "cohort": chosen.cohort,
+        "statement": statement(cohort, chosen, start.cases),
+        "patients_compared": chosen.compared,
+        "left_out": {**chosen.left_out, **{case: f"{e.code}: {e.found}" for case, e in start.left_out.items()}},
+        "differs_from_training": _by_difference(start),
+        "digest": _digest_of(chosen, start.cases),
+    }
+
+
+def _digest_of(chosen: Chosen, cases: Sequence[str]) -> str:
+    return integrity.root_digest({name: {"root": chosen.digests[name]} for name in cases}, {})
 
 
 def _known(evaluation: Evaluation | None, case: str, images: Sequence[str]) -> list[Score]:
@@ -182,22 +322,35 @@ def _known(evaluation: Evaluation | None, case: str, images: Sequence[str]) -> l
     return [r for r in rows if r.case == case and r.image in untrained and r.definition.preset != PRESET]
 
 
-def _check_unchanged(case: Case, digests: Mapping[str, str]) -> None:
-    if integrity.manifest(case.folder)["root"] != digests[case.name]:
-        raise InputError(
-            "SET_CASE_CHANGED",
-            where=f"case {case.name}",
-            found="its voxels are not those that the run's split was made with",
-            remedy="evaluate on the run's own cohort, or train anew on this one",
-        )
-
-
 def read_evaluations(run: Path, cohort: Path) -> dict[str, Evaluation]:
-    """Read what ``evaluate_run`` wrote for the run's present weights, or evaluate it now."""
-    config, _ = run_facts(run)
+    """Read what ``evaluate_run`` wrote of this cohort for the run's present weights, or evaluate it now."""
+    config, facts = run_facts(run)
+    chosen = choose_cases(run, facts, open_cohort(cohort))
+    if chosen.cohort:
+        return _read_external(run, chosen) or evaluate_run(run, cohort)
     folders = {source: run / EVALUATION / source for source in config.feed.source}
-    weights = (run / WEIGHTS).stat().st_mtime if (run / WEIGHTS).exists() else float("inf")
-    scores = [folder / "scores.json" for folder in folders.values()]
-    if all(path.is_file() and path.stat().st_mtime > weights for path in scores):
+    if all(_fresh(run, folder) for folder in folders.values()):
         return {source: read_evaluation(folder) for source, folder in folders.items()}
     return evaluate_run(run, cohort)
+
+
+def _read_external(run: Path, chosen: Chosen) -> dict[str, Evaluation]:
+    """The scores of another cohort as it is now, from whatever images it was scored; empty where there are none."""
+    found = {}
+    for path in sorted((chosen.folder / EVALUATION).glob("*/scores.json")):
+        evaluation = read_evaluation(path.parent)
+        about: Any = evaluation.metadata["external"]
+        as_now = (
+            {*evaluation.cases, *about["left_out"]} == set(chosen.digests)
+            and about["patients_compared"] == chosen.compared
+            and not set(evaluation.cases) & set(chosen.left_out)
+        )
+        if as_now and _fresh(run, path.parent) and about["digest"] == _digest_of(chosen, evaluation.cases):
+            found[path.parent.name] = evaluation
+    return found
+
+
+def _fresh(run: Path, folder: Path) -> bool:
+    """Whether there are scores that are newer than the weights."""
+    weights, scores = run / WEIGHTS, folder / "scores.json"
+    return weights.exists() and scores.is_file() and scores.stat().st_mtime > weights.stat().st_mtime

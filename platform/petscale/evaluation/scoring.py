@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from petscale.evaluation.scores import REFERENCE
+from storage.errors import InputError
 from storage.reader import Case
 from storage.source import ImageSource
 from trainers.metrics.clinical import separate, uptake_scores
@@ -16,22 +17,34 @@ from trainers.metrics.udpet import udpet_scores
 from trainers.metrics.unet_score import OrganFinder, unet_scores
 
 
+def presets_of(system: str, asked: Sequence[str] = ()) -> tuple[str, ...]:
+    """The conventions of scoring: the project's, the system's, and those asked for.
+
+    Raises:
+        InputError: CFG_CHOICE.
+    """
+    for name in asked:
+        if name not in PRESETS:
+            raise InputError("CFG_CHOICE", where="--preset", found=f"'{name}'", remedy=f"one of {', '.join(PRESETS)}")
+    return tuple(dict.fromkeys(("native", system, *asked)))
+
+
 def score_stored_case(
     case: Case,
     target: str,
     candidates: Mapping[str, ImageSource],
     *,
-    preset: str,
+    presets: Sequence[str],
     segmenter: OrganFinder | None = None,
     alias: str = "",
 ) -> list[Score]:
-    """Score a committed case by the project's own preset and a system's, with the labels that the case holds.
+    """Score a committed case, with the labels that it holds.
 
     Args:
         case: a committed case.
         target: name of its full-dose image in SUVbw.
         candidates: as for ``score_case``.
-        preset: of the system.
+        presets: as for ``score_case``: ``native``, the project's own, and that of the system.
         segmenter: as for ``score_case``.
         alias: what the scores call the case; default: its name.
 
@@ -46,7 +59,7 @@ def score_stored_case(
         labels=case.image("labels") if case.labels else None,
         label_names=case.labels,
         lesions=[label for label in case.labels.values() if label.startswith("lesion")],
-        presets=tuple(dict.fromkeys(("native", preset))),
+        presets=presets,
         segmenter=segmenter,
     )
 

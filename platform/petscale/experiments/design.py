@@ -63,6 +63,25 @@ class PhantomCohort:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UserCohort:
+    """A cohort of the user's, on which a table is repeated.
+
+    Args:
+        name: of its folder.
+        patients: how many; folds and tests are over these.
+        cases: how many.
+        low_doses: how its low-dose images relate to the full dose, as ``Dose.relation`` has it; empty for CT.
+        digest: of all its cases.
+    """
+
+    name: str
+    patients: int
+    cases: int
+    low_doses: tuple[str, ...]
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Column:
     """One score of a table.
 
@@ -151,12 +170,13 @@ class Experiment:
             whether they show it or not, since they share runs and scores.
         lesions: what is to be detected where, None for nothing.
         caveats: what a reader of the table must know, one sentence each.
+        of_phantoms: those of the caveats that hold for phantoms only.
     """
 
     name: str
     title: str
     published_in: str
-    cohort: PhantomCohort
+    cohort: PhantomCohort | UserCohort
     sources: tuple[str, ...]
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
@@ -166,6 +186,7 @@ class Experiment:
     unet_score: OrganSegmenterConfig | None = None
     lesions: DetectionConfig | None = None
     caveats: tuple[str, ...] = ()
+    of_phantoms: tuple[str, ...] = ()
 
     @property
     def collected(self) -> tuple[Column, ...]:

@@ -102,6 +102,7 @@ def cascade_table4(size: Size) -> Experiment:
         untrained={},
         orders=orders_of(sliced, rows, {}, pairs),
         folds=2 if small else 5,
+        of_phantoms=_REMARKS,
         caveats=(
             *_REMARKS,
             "Here one epoch is chosen for all scores, on validation patients; the paper's numbers are maxima over more "
@@ -165,6 +166,7 @@ def virtual_pet_rows(size: Size) -> Experiment:
         ),
         folds=2 if small else 5,
         lesions=lesions,
+        of_phantoms=_REMARKS,
         caveats=(
             *_REMARKS,
             "The orderings are the paper's in words: the FCN finds, the conditional GAN looks real, the blend does "

@@ -1,8 +1,10 @@
 """Run an experiment: train and score every row on every fold, then write one table beside the paper's.
 
 Below one folder: ``<cohort>-<digest>/cohort``, ``<cohort>-<digest>/runs/<digest>-<row>/fold-<k>``, and
-``<experiment>/table.md`` and ``table.json``.  A run's digest is that of its configuration and of its cohort's voxels:
-tables share the runs they have in common, and a changed setting is another run, never an outdated number."""
+``<experiment>/table.md`` and ``table.json``; of a user's cohort, these in its ``<cohort>-<digest>``.  A run's digest is
+that of its configuration and of its cohort's voxels: tables share the runs they have in common, and a changed setting
+is another run, never an outdated number.
+"""
 
 import hashlib
 import json
@@ -29,14 +31,16 @@ from petscale.evaluation.scores import (
     read_evaluation,
     region_group,
 )
-from petscale.evaluation.scoring import score_stored_case
+from petscale.evaluation.scoring import presets_of, score_stored_case
 from petscale.experiments.cohorts import make_cohort, make_resized
-from petscale.experiments.design import GAUSSIAN, Column, Experiment, Row, Scores
+from petscale.experiments.design import GAUSSIAN, Column, Experiment, PhantomCohort, Row, Scores, UserCohort
 from petscale.experiments.table import as_json, headline, markdown
+from petscale.experiments.user_cohort import on_cohort, patients_of
 from petscale.folders import CONFIG, EVALUATION, WEIGHTS
 from petscale.inference import open_run, synthesize_case
 from petscale.reporting.environment import environment
 from petscale.training import driver
+from petscale.training.planning import plan_run
 from storage import geometry, integrity
 from storage.reader import Cohort, open_cohort
 from storage.source import ImageSource
@@ -58,10 +62,56 @@ def run_experiment(experiment: Experiment, folder: Path, *, command: str, settin
         InputError: as ``driver.train`` and ``evaluating.evaluate_run`` do; run the same command again to continue.
     """
     require_path(folder)
-    place = folder / experiment.name
-    place.mkdir(parents=True, exist_ok=True)
+    assert isinstance(experiment.cohort, PhantomCohort), "a user's cohort is there already"
     home = folder / f"{experiment.cohort.name}-{_digest(asdict(experiment.cohort))}"
     cohort = make_cohort(experiment.cohort, home / "cohort")
+    return _run_rows(experiment, cohort, home, folder / experiment.name, command, settings)
+
+
+def run_on_cohort(
+    experiment: Experiment,
+    cohort: Path,
+    folder: Path,
+    *,
+    command: str,
+    settings: Sequence[str] = (),
+    sources: Sequence[str] = (),
+) -> Path:
+    """Repeat a table on a cohort of the user's, with the table's rows, folds by patient and paired tests.
+
+    Args:
+        cohort: its patients take the place of the phantoms.
+        folder: as for ``run_experiment``; this cohort's runs and tables stand in a sub-folder of its own.
+        command: what the user typed, for the record.
+        settings: ``section.field=value`` for every run.
+        sources: images that take the place of the table's low doses, one per dose; () for images of the same doses.
+
+    Returns:
+        The path of ``table.md``.
+
+    Raises:
+        InputError: SET_TABLE_NEEDS, and what ``planning.plan_run`` refuses of any row, before anything is trained.
+    """
+    require_path(folder)
+    asked = on_cohort(experiment, cohort, sources)
+    assert isinstance(asked.cohort, UserCohort), "on_cohort has just put it there"
+    home = folder / f"{asked.cohort.name}-{asked.cohort.digest[:12]}"
+    for row in asked.rows:
+        if not row.resized:
+            config = configs.override(row.config, settings)
+            split = replace(config.split, folds=asked.folds, fold=0)  # no fold leaves fewer patients to train on
+            run = run_folder(home / "runs", row.name, config, asked.folds, cohort) / "fold-0"
+            plan_run(cohort, run, replace(config, split=split))
+    return _run_rows(asked, cohort, home, home / asked.name, command, settings)
+
+
+def _run_rows(
+    experiment: Experiment, cohort: Path, home: Path, place: Path, command: str, settings: Sequence[str]
+) -> Path:
+    """Train and score every row on a cohort that is there, and write the table into ``place``."""
+    folder = home.parent
+    place.mkdir(parents=True, exist_ok=True)
+    patients = patients_of(open_cohort(cohort))
     scores: Scores = {}
     runs: dict[str, list[str]] = {}
     known: dict[int, dict[str, Evaluation]] = {}  # a fold's input and Gaussian are scored once
@@ -73,7 +123,7 @@ def run_experiment(experiment: Experiment, folder: Path, *, command: str, settin
             if not row.resized:
                 known[fold] = evaluations
             runs.setdefault(row.name, []).append(str(run.relative_to(folder)))
-            _collect(scores, experiment, row, evaluations)
+            _collect(scores, experiment, row, evaluations, patients)
         facts = {"command": command, "runs": runs, **_facts()}
         integrity.write_bytes(place / "table.md", markdown(experiment, scores, facts).encode())
         integrity.write_json(place / "table.json", as_json(experiment, scores, facts))
@@ -181,7 +231,8 @@ def _evaluate_resized(run: Path, resized: Cohort, native: Cohort) -> dict[str, E
                 f"{REFERENCE}, resized and back": back(small.image(config.feed.target)),
                 SYNTHESIZED: back(synthesize_case(trained, run, small, source)),
             }
-            rows += score_stored_case(case, config.feed.target, candidates, preset=RECIPES[config.recipe].PRESET)
+            presets = presets_of(RECIPES[config.recipe].PRESET)
+            rows += score_stored_case(case, config.feed.target, candidates, presets=presets)
         about = {"source": source, "resized": "by area to the network's volume and back by linear interpolation"}
         results[source] = Evaluation(tuple(rows), tuple(candidates), tuple(facts["test"]), about)
         folder = run / EVALUATION / f"{source}-native"
@@ -194,8 +245,17 @@ def _digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _collect(scores: Scores, experiment: Experiment, row: Row, evaluations: Mapping[str, Evaluation]) -> None:
-    """Add one fold's patients.  Input and Gaussian are the same in every row of a fold and are taken once."""
+def _collect(
+    scores: Scores,
+    experiment: Experiment,
+    row: Row,
+    evaluations: Mapping[str, Evaluation],
+    patients: Mapping[str, str],
+) -> None:
+    """Add one fold's patients, the cases of each averaged.
+
+    Input and Gaussian are the same in every row of a fold and are taken once.
+    """
     chosen = [evaluations[source] for source in experiment.sources]
     first = chosen[0]
     filters = () if row.resized else first.images[1:-1]  # whatever their widths, so whatever they are called
@@ -204,9 +264,12 @@ def _collect(scores: Scores, experiment: Experiment, row: Row, evaluations: Mapp
         for column in experiment.collected:
             # A patient's realisations are averaged before patients are compared: they are no independent patients.
             drawn = [_values(e, (*e.images, REFERENCE)[place], column) for e in chosen]
-            for patient in drawn[0]:
-                value = float(np.mean([values[patient] for values in drawn if patient in values]))
-                scores.setdefault(name, {}).setdefault(column.label, {})[patient] = value
+            found: dict[str, list[float]] = {}
+            for case in drawn[0]:
+                value = float(np.mean([values[case] for values in drawn if case in values]))
+                found.setdefault(patients[case], []).append(value)
+            for patient, values in found.items():
+                scores.setdefault(name, {}).setdefault(column.label, {})[patient] = float(np.mean(values))
 
 
 def _values(evaluation: Evaluation, image: str, column: Column) -> dict[str, float]:

@@ -10,7 +10,17 @@ from rich.table import Table
 from petscale import config as configs
 from petscale.evaluation.baselines import BY_HU, INPUT
 from petscale.evaluation.scores import REFERENCE
-from petscale.experiments.design import MATCHINGS, Column, Experiment, Order, Published, Scores, counted
+from petscale.experiments.design import (
+    MATCHINGS,
+    Column,
+    Experiment,
+    Order,
+    PhantomCohort,
+    Published,
+    Scores,
+    UserCohort,
+    counted,
+)
 from storage import integrity
 from trainers.metrics.statistics import Gain, clopper_pearson, paired_gain, poisson_interval
 
@@ -91,11 +101,8 @@ def markdown(experiment: Experiment, scores: Scores, facts: Mapping[str, Any]) -
     text = [f"# {experiment.title}", ""]
     if len(done) < len(experiment.rows):
         text += [f"**Partial: {len(done)} of {len(experiment.rows)} rows are finished.**", ""]
-    body = experiment.cohort.body
-    shape, spacing = " x ".join(map(str, body.shape)), " x ".join(f"{mm:g}" for mm in body.spacing_mm)
     text += [
-        f"Paper: {experiment.published_in}.  "
-        f"Ours: {patients} simulated patients (phantoms of {shape} voxels, {spacing} mm), "
+        f"Paper: {experiment.published_in}.  Ours: {_patients(experiment.cohort, patients)}, "
         f"{experiment.folds} folds by patient, each patient tested once; scored on {', '.join(experiment.sources)}.",
         "",
         "Mean ± sd (ddof 1) over patients.  The gain is the mean difference, patient by patient, to the row named,"
@@ -124,6 +131,19 @@ def markdown(experiment: Experiment, scores: Scores, facts: Mapping[str, Any]) -
     text += ["", "## How it was made", "", f"`{facts['command']}`", "", "| | |", "|---|---|"]
     text += [f"| {name} | {value} |" for name, value in facts.items() if isinstance(value, str) and name != "command"]
     return "\n".join(text) + "\n"
+
+
+def _patients(cohort: PhantomCohort | UserCohort, scored: int) -> str:
+    """Who the patients of a table are."""
+    if isinstance(cohort, PhantomCohort):
+        body = cohort.body
+        shape, spacing = " x ".join(map(str, body.shape)), " x ".join(f"{mm:g}" for mm in body.spacing_mm)
+        return f"{scored} simulated patients (phantoms of {shape} voxels, {spacing} mm)"
+    low = f"; its low doses are {' and '.join(cohort.low_doses)}" if cohort.low_doses else ""
+    return (
+        f"{scored} patients ({cohort.cases} cases) of the cohort {cohort.name}, which the user gave; no phantoms were "
+        f"made for this table{low}; a patient's cases are averaged first"
+    )
 
 
 def _pooled_table(experiment: Experiment, scores: Scores) -> list[str]:

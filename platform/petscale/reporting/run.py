@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from petscale.console import bar
+from petscale.evaluation.external import choose_cases
 from petscale.evaluation.run import baseline_of, candidates_of, run_facts
 from petscale.evaluation.scores import Evaluation
-from petscale.folders import METRICS, REPORT, SYNTHESIS
+from petscale.folders import EVALUATION, METRICS, REPORT, SYNTHESIS
 from petscale.reporting import CaseImages, ReportData, write_report
 from petscale.reporting.environment import environment
 from petscale.training.progress import read_metrics
@@ -27,15 +29,16 @@ def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation]) -
     """
     config, facts = run_facts(run)
     opened = open_cohort(cohort)
+    chosen = choose_cases(run, facts, opened)
     paths = []
     with bar("report", len(evaluations)) as advance:
         for number, (source, evaluation) in enumerate(evaluations.items()):
-            baseline = baseline_of(run, cohort, source)
+            baseline = baseline_of(run, cohort, source, chosen.folder / EVALUATION)
             pictured = {}
             rules = {}
             for name in evaluation.cases:
                 case = opened.case(name)
-                result = open_cohort(run / SYNTHESIS / source).case(name).image(f"synth_{source}")
+                result = open_cohort(chosen.folder / SYNTHESIS / source).case(name).image(f"synth_{source}")
                 start = case.image(source)
                 pictured[name] = CaseImages(
                     case.image(config.feed.target),
@@ -44,20 +47,23 @@ def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation]) -
                     ct=start if start.units == HU else None,
                 )
                 rules[name] = suv_rule(case.image(config.feed.target).provenance)
-            path = run / (REPORT if number == 0 else f"report-{source}.html")
+            path = chosen.folder / (REPORT if number == 0 else f"report-{source}.html")
+            external = evaluation.metadata.get("external")
+            about: Mapping[str, Any] = external if isinstance(external, Mapping) else {}
             write_report(
                 path,
                 ReportData(
-                    title=f"{config.recipe}: {_task(opened.case(evaluation.cases[0]), source)}",
+                    title=_title(config.recipe, _task(opened.case(evaluation.cases[0]), source), about),
                     evaluation=evaluation,
                     images=pictured,
                     command=str(facts["command"]),
                     config=facts["config"],
                     metrics=[r for r in read_metrics(run / METRICS) if r["event"] == "log"],
                     environment=environment(),
-                    cohort_digest=integrity.root_digest(facts["cases"], {}),
+                    cohort_digest=about.get("digest") or integrity.root_digest(facts["cases"], {}),
                     suv_rules={name: rule for name, rule in rules.items() if rule},
                     notes=[
+                        *_external_notes(about),
                         *RECIPES[config.recipe].caveats(config.model),
                         *_notes(opened.case(evaluation.cases[0]), source),
                     ],
@@ -66,6 +72,21 @@ def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation]) -
             paths.append(path)
             advance(number + 1, path.name)
     return paths[0]
+
+
+def _title(recipe: str, task: str, about: Mapping[str, Any]) -> str:
+    return f"{recipe}: {task}" + (f", external validation on {about['cohort']}" if about else "")
+
+
+def _external_notes(about: Mapping[str, Any]) -> list[str]:
+    """What a page on another cohort says first: whom the run is scored on, who is left out, what differs."""
+    if not about:
+        return []
+    told = str(about["statement"])
+    notes = [f"{told[0].upper()}{told[1:]}."]
+    notes += [f"Left out: {case}: {why}." for case, why in about["left_out"].items()]
+    notes += [f"{len(cases)} case(s): {what}." for what, cases in about["differs_from_training"].items()]
+    return notes
 
 
 def _task(case: Case, source: str) -> str:

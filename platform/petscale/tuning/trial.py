@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from petscale import config as configs
 from petscale.evaluation.scores import SYNTHESIZED
-from petscale.evaluation.scoring import score_stored_case
+from petscale.evaluation.scoring import presets_of, score_stored_case
 from petscale.folders import SCORED
 from petscale.inference import open_run
 from petscale.training import driver, metrics_export
@@ -118,7 +118,7 @@ def validation_scores(run: Path, cohort: Cohort, cases: Sequence[str]) -> list[S
                 case,
                 config.feed.target,
                 {SYNTHESIZED: ArraySource(volume, grid, SUV)},
-                preset=RECIPES[config.recipe].PRESET,
+                presets=presets_of(RECIPES[config.recipe].PRESET),
                 alias=f"{name} {source}",
             )
     return rows

@@ -1,0 +1,139 @@
+"""Whether a scan is like those that a run was trained on: its unit, voxel size, uptake, dose and tracer.
+
+A network works on voxels and numbers: it knows neither millimetres nor doses, and gives an image for any scan.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from petscale.console import console
+from storage.errors import InputError
+from storage.reader import Case, StoredImage
+from storage.source import SUV
+
+# The edge of a voxel over that of the training cases' voxels, or the reverse where it is smaller, less 1.  A network
+# learns the size of a blur, of noise grains and of organs in voxels.  Reconstructions of one protocol stay within a
+# tenth; at half or one and a half times the size the network meets structures that it has never seen.
+VOXEL_WARNING, VOXEL_LIMIT = 0.1, 0.5
+
+# Mean SUVbw inside the body.  A tracer spread evenly over the body gives 1, its loss by urine less; a scan of the head
+# alone gives up to about 10.  Bq/mL give thousands, and an image scaled to 0..1 hundredths.
+UPTAKE_WARNING, UPTAKE_LIMIT = (0.1, 15.0), (0.01, 100.0)
+
+# Of a dose reduction factor against the nearest one trained on: public sets step by factors of 2 and more, and counts
+# of a nominal dose differ by some percent.
+DOSE_WARNING = 0.25
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """What the scans are like that a run was trained on; None for what its record does not tell.
+
+    Args:
+        units: SUVbw or HU.
+        spacing_mm: voxel edge lengths (z, y, x) that most training cases have.
+        drfs: dose reduction factors.
+        nuclides: for instance F-18; known once the run was evaluated on its own cohort, and for DICOM only.
+    """
+
+    units: str
+    spacing_mm: tuple[float, float, float] | None = None
+    drfs: frozenset[float] | None = None
+    nuclides: frozenset[str] | None = None
+
+
+def check_scan(run: TrainedOn, case: Case, image: str, *, where: str = "") -> tuple[str, ...]:
+    """Compare a scan with those of a run's training.
+
+    Args:
+        run: the training cases.
+        case: holds the scan; a file is stored as a case of its own first.
+        image: the scan's name in it.
+        where: what an error calls the scan; default: case and image.
+
+    Returns:
+        What differs, a sentence each; empty where nothing that is known does.
+
+    Raises:
+        InputError: SET_WRONG_UNITS; IMG_VOXEL_SIZE beyond ``VOXEL_LIMIT``; IMG_UNITS beyond ``UPTAKE_LIMIT``.
+    """
+    scan = case.image(image)
+    where = where or f"case {case.name}, image {image}"
+    if scan.units != run.units:
+        raise InputError(
+            "SET_WRONG_UNITS",
+            where=where,
+            found=f"in {scan.units}, this run starts from {run.units}",
+            remedy="give the kind of scan that the run was trained on, in that unit",
+        )
+    found = [_voxels(run, scan, where)]
+    if scan.units == SUV:
+        found += [_uptake(case, scan, where), _dose(run, scan), _tracer(run, scan)]
+    return tuple(sentence for sentence in found if sentence)
+
+
+def tell(where: str, differences: Sequence[str]) -> None:
+    """Print what differs, a line each."""
+    for sentence in differences:
+        console.print(f"warning: {where}: {sentence}", markup=False, soft_wrap=True)
+
+
+def nuclide_of(provenance: Mapping[str, object]) -> str:
+    """The nuclide of a PET read from DICOM, also of a scan that was simulated from one; empty where it is not known."""
+    truth = provenance.get("truth")
+    facts = truth if isinstance(truth, Mapping) else provenance
+    return str(facts.get("nuclide") or "")
+
+
+def _voxels(run: TrainedOn, scan: StoredImage, where: str) -> str:
+    if run.spacing_mm is None:
+        return ""
+    ours = scan.grid.spacing_mm
+    off = max(max(a / b, b / a) - 1 for a, b in zip(ours, run.spacing_mm, strict=True))
+    found = f"voxels of {_mm(ours)} mm (z, y, x), the run was trained at {_mm(run.spacing_mm)} mm"
+    if off > VOXEL_LIMIT:
+        raise InputError(
+            "IMG_VOXEL_SIZE",
+            where=where,
+            found=f"{found}: more than {VOXEL_LIMIT:.0%} apart",
+            remedy="use a run that was trained at the scan's voxel size, or reconstruct the scan at the run's",
+        )
+    return found if off > VOXEL_WARNING else ""
+
+
+def _uptake(case: Case, scan: StoredImage, where: str) -> str:
+    share = float(case.sampling_maps.body.mean())
+    mean = scan.statistics["mean"] / share if share > 0 else scan.statistics["mean"]
+    found = f"a mean of {mean:.3g} SUV inside the body, where about 1 is usual"
+    if not UPTAKE_LIMIT[0] <= mean <= UPTAKE_LIMIT[1]:
+        raise InputError(
+            "IMG_UNITS",
+            where=where,
+            found=f"{found}: the values are not in SUVbw",
+            remedy="say what they are (--units Bq/mL with --weight-kg and --dose-mbq), or convert them",
+        )
+    return "" if UPTAKE_WARNING[0] <= mean <= UPTAKE_WARNING[1] else f"{found}: check unit, weight and dose"
+
+
+def _dose(run: TrainedOn, scan: StoredImage) -> str:
+    """A dose that the run has not seen; nothing where either is not known."""
+    drf = scan.dose.drf if scan.dose else math.nan
+    if not run.drfs or math.isnan(drf):
+        return ""
+    if any(max(drf / factor, factor / drf) <= 1 + DOSE_WARNING for factor in run.drfs):
+        return ""
+    return (
+        f"dose reduction factor {drf:g}, the run was trained at {', '.join(f'{seen:g}' for seen in sorted(run.drfs))}"
+    )
+
+
+def _tracer(run: TrainedOn, scan: StoredImage) -> str:
+    nuclide = nuclide_of(scan.provenance)
+    if not run.nuclides or not nuclide or nuclide in run.nuclides:
+        return ""
+    return f"nuclide {nuclide}, the run was trained on {', '.join(sorted(run.nuclides))}"
+
+
+def _mm(spacing_mm: Sequence[float]) -> str:
+    return " x ".join(f"{mm:.3g}" for mm in spacing_mm)
