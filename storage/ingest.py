@@ -33,7 +33,7 @@ from storage.reader import open_cohort
 from storage.source import HU, LABEL, SUV, Dose, Grid, ImageSource, simulated_dose
 from storage.verification import read_catalog
 
-CATALOG_S = 600.0  # to wait for another part that writes the list of cases, which takes a second
+TURN_S = 600.0  # to wait for another part that writes what the cohort has once, which takes a second
 SCALE_RATIO = 1.5  # between the uptake of two reconstructions of one scan; the smallest dose reduction factor is 2
 FAT_HU, SOFT_TISSUE_HU = -50.0, 20.0  # every CT of a patient holds voxels below the first and above the second
 
@@ -178,7 +178,8 @@ def ingest(
         layout.check_name(name, "case name")
     staging = cohort / layout.STAGING / part
     with _held(cohort, part):
-        create_cohort(cohort)
+        with _alone(cohort, part):
+            create_cohort(cohort)
         shutil.rmtree(staging, ignore_errors=True)  # we hold the lock, so no other process is staging there
         if not part:
             for partial_file in cohort.glob(".*.partial"):
@@ -197,8 +198,7 @@ def ingest(
                     outcome.refused[name] = new
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-        lists = cohort / layout.STAGING
-        with integrity.exclusive(lists, purpose="the catalog", wait_s=CATALOG_S) if part else nullcontext():
+        with _alone(cohort, part):
             _write_catalog(cohort, outcome.committed)
     return outcome
 
@@ -229,6 +229,16 @@ def _write_catalog(cohort: Path, committed: list[str]) -> None:
             after[name] = integrity.manifest(cohort / layout.CASES / name)["root"]
     if after != before:
         integrity.write_json(cohort / layout.CATALOG, after)
+
+
+@contextmanager
+def _alone(cohort: Path, part: str) -> Iterator[None]:
+    """For what a cohort has once: parts take turns."""
+    if not part:
+        yield
+        return
+    with integrity.exclusive(cohort / layout.STAGING, purpose="the catalog", wait_s=TURN_S):
+        yield
 
 
 def _ingest_case(

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from petscale.data.examination import Examination, OtherPet, Stated, Tree
+from petscale.data.ingest import is_nifti
 from storage.errors import InputError
-from storage.source import Dose
+from storage.source import BQML, Dose
 from storage.suv import DOSE_BQ, NUCLIDES, WEIGHT_KG
 
 EMPTY = {"", "na", "n/a", "nan", "none", "null", "-"}
@@ -362,7 +363,7 @@ def _told(one: Examination, rows: Sequence[Row], table: str) -> Examination:
     for other in files.others:
         own = _agreed([row for row in rows if _is_of(row, other.path, other.dose)], table)
         others.append(_with_dose(other, own))
-    if stated.dose_mbq and stated.uptake_s is None and not stated.injection_time:
+    if files.units == BQML and is_nifti(files.pet) and stated.dose_mbq and stated.uptake_s is None:
         doubts.append("the table's dose is taken as that of the scan's own time: it states no uptake time")
     tags = {name.removeprefix("tag_"): str(value) for name, value in said.items() if name.startswith("tag_")}
     if "fold" in said:
