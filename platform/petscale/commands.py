@@ -185,6 +185,36 @@ def verify(cohort: Positional[Annotated[Path, arg(metavar="COHORT")]]) -> None:
     print(f"{cohort}: {len(names)} cases, whole")
 
 
+def inspect(
+    cohort: Positional[Annotated[Path, arg(metavar="COHORT")]],
+    cases: bool = False,
+    json: Path | None = None,
+    page: Path | None = None,
+) -> None:
+    """Show what a cohort holds: patients, doses, tracers, scanners, grids, SUV, labels, notes, and what stands out.
+
+    Only small files are read, no voxel; --page reads every image that it pictures.
+
+    Args:
+        cohort: folder of the cohort.
+        cases: show a line per case too.
+        json: write all of it into this file.
+        page: write a page with pictures of every case, one HTML file that needs no network.
+    """
+    from petscale.data.inspection import inspect_cohort
+    from petscale.data.inspection_table import screen, show
+    from storage.integrity import write_json
+
+    found = inspect_cohort(cohort)
+    show(found, screen(), each=cases)
+    if json is not None:
+        write_json(json, found.to_json())
+    if page is not None:
+        from petscale.reporting.cohort import write_cohort_page
+
+        write_cohort_page(page, cohort, found)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
     """Options of ``petscale train`` beside the fields of a run's configuration.
@@ -532,6 +562,7 @@ COMMANDS = {
     "ingest": Command("data", ingest, writes="cohort"),
     "simulate": Command("data", simulate, writes="cohort"),
     "verify": Command("data", verify),
+    "inspect": Command("data", inspect),
     "train": Command("train", train, TrainOptions, writes="run"),
     "tune": Command("train", tune, TuneOptions, writes="study"),
     "experiment": Command("train", experiment, writes="folder"),

@@ -1,6 +1,7 @@
 """Which patients train, validate and test a run: drawn by patient, never by scan or slice, from a seed."""
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -110,6 +111,48 @@ def split_cases(cohort: Cohort, config: SplitConfig, *, unpaired: bool = False, 
             remedy="ingest more patients or keep fewer for testing (--set split.test_fraction=...)",
         )
     return roles
+
+
+SHARED_STEM = 8  # names of more cases than this share a site's or a study's prefix, not a patient
+_OCCASION = re.compile(  # how a name says which of a patient's scans it is
+    r"(baseline|base|follow|followup|fup|fu|up|pre|post|before|after|interim|end|early|late|delayed|first|second|third|"
+    r"scan|visit|session|ses|exam|timepoint|time|repeat|rep|run|test|retest|day|week|month|year|acq|"
+    r"(?:t|v|s|d|w|m|y|tp|fu|ses|scan|visit|week|day|month|year|rep|run)\d{1,3})"
+)
+
+
+def one_patient_by_name(subjects: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """Point out cases that look like scans of one patient by their names, though their patients differ.
+
+    A name's stem is what is left of it without the words and numbers at its end that say which scan it is; a number
+    only belongs to these where another number stands before it (``p01-2``).
+
+    Args:
+        subjects: name of a case -> its patient.
+
+    Returns:
+        Names with one stem, sorted.
+
+    >>> one_patient_by_name({"p01-baseline": "a", "p01-followup": "b", "p02": "c", "p03": "d"})
+    [('p01-baseline', 'p01-followup')]
+    >>> one_patient_by_name({"p01-1": "a", "p01-2": "a", "phantom-000": "c", "phantom-001": "d"})
+    []
+    """
+    stems: dict[str, list[str]] = {}
+    for name in sorted(subjects):
+        stems.setdefault(_stem(name), []).append(name)
+    groups = [tuple(names) for names in stems.values() if len(names) <= SHARED_STEM]
+    return [names for names in groups if len({subjects[name] for name in names}) > 1]
+
+
+def _stem(name: str) -> str:
+    words = re.split(r"[-_.]", name)
+    while len(words) > 1:
+        numbered = words[-1].isdigit() and any(character.isdigit() for word in words[:-1] for character in word)
+        if not numbered and not _OCCASION.fullmatch(words[-1]):
+            break
+        words.pop()
+    return "-".join(words)
 
 
 def _subject(cohort: Cohort, name: str) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from petscale.data.inspection import Inspection, inspect_cohort
 from petscale.images import Image
 from storage import nifti, reader, suv
 from storage.errors import InputError
@@ -160,6 +161,35 @@ def simulate(
     plans = simulation_plans(Path(source), truth, scan, list(drf), realisations)
     outcome = fill_what_can_be("simulate", Path(cohort), plans, strict=False, workers=workers)
     return IngestResult.of(cohort, outcome)
+
+
+def inspect(cohort: PathLike, *, page: PathLike | None = None) -> Inspection:
+    """Return what a cohort holds: patients, doses, tracers, scanners, grids, SUV, labels, notes, and what stands out.
+
+    Only small files are read, no voxel; for a page every image that it pictures is.
+
+    Args:
+        cohort: folder of the cohort.
+        page: write a page with pictures of every case there, one HTML file that needs no network.
+
+    Returns:
+        Facts of every case; ``summary()`` and ``to_json()`` as plain values.
+
+    Raises:
+        InputError: STORE_NONE, STORE_DAMAGED, STORE_SCHEMA.
+
+    >>> found = petscale.inspect("cohort")
+    >>> found.summary()["patients"], found.summary()["images"]["low_drf20"]["doses"]
+    (4, [{'drf': 20.0, 'relation': 'simulated', 'shares_noise': True, 'cases': 4}])
+    >>> found.outliers, found.doubts
+    ((), ())
+    """
+    found = inspect_cohort(Path(cohort))
+    if page is not None:
+        from petscale.reporting.cohort import write_cohort_page
+
+        write_cohort_page(Path(page), Path(cohort), found)
+    return found
 
 
 def open_cohort(folder: PathLike) -> "Cohort":
