@@ -178,7 +178,7 @@ def verify(cohort: Positional[Annotated[Path, arg(metavar="COHORT")]]) -> None:
             "STORE_DAMAGED",
             where=cohort.name,
             found=f"{len(damage)} of {len(names)} cases are damaged: {', '.join(damage)}",
-            remedy="restore them from a copy, or remove their folders and ingest them again",
+            remedy="restore them from a copy, or take them out with `petscale remove` and ingest them again",
         )
     for name in names:
         print(name)
@@ -213,6 +213,29 @@ def inspect(
         from petscale.reporting.cohort import write_cohort_page
 
         write_cohort_page(page, cohort, found)
+
+
+def remove(
+    cohort: Positional[Annotated[Path, arg(metavar="COHORT")]],
+    cases: Positional[Annotated[tuple[str, ...], arg(metavar="CASE")]],
+    runs: tuple[Path, ...] = (),
+) -> None:
+    """Remove cases from a cohort, as when a consent is withdrawn, and what runs derived from them.
+
+    Also takes out a case whose folder was deleted by hand, and continues a removal that was killed.
+
+    Args:
+        cohort: folder of the cohort.
+        cases: names of the cases.
+        runs: folders of runs or studies: what they hold of the cases is removed; those that were trained on them are
+            named, for weights cannot be cleaned.
+    """
+    from petscale.data.removal import remove_cases
+
+    for line in remove_cases(cohort, cases, runs):
+        print(line)
+    if not runs:
+        console.print("copies in runs and the runs that saw the cases: name their folders with --runs", markup=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -563,6 +586,7 @@ COMMANDS = {
     "simulate": Command("data", simulate, writes="cohort"),
     "verify": Command("data", verify),
     "inspect": Command("data", inspect),
+    "remove": Command("data", remove),
     "train": Command("train", train, TrainOptions, writes="run"),
     "tune": Command("train", tune, TuneOptions, writes="study"),
     "experiment": Command("train", experiment, writes="folder"),

@@ -130,7 +130,9 @@ def test_a_cohort_is_opened_without_torch() -> None:
     assert done.stdout.strip() == "False"
 
 
-@pytest.mark.parametrize("name", ["phantom", "simulate", "ingest", "inspect", "synthesize", "evaluate", "report"])
+@pytest.mark.parametrize(
+    "name", ["phantom", "simulate", "ingest", "inspect", "remove", "synthesize", "evaluate", "report"]
+)
 def test_options_and_defaults_are_the_command_s(name: str) -> None:
     ours, theirs = (inspect.signature(getattr(module, name)).parameters for module in (api, commands))
     left_out = {"synthesize": {"output", "case"}, "inspect": {"cases", "json"}}.get(name, set())

@@ -192,6 +192,34 @@ def inspect(cohort: PathLike, *, page: PathLike | None = None) -> Inspection:
     return found
 
 
+def remove(cohort: PathLike, cases: str | Sequence[str], runs: Sequence[PathLike] = ()) -> tuple[str, ...]:
+    """Remove cases from a cohort, as when a consent is withdrawn, and what runs derived from them.
+
+    Args:
+        cohort: folder of the cohort.
+        cases: names of the cases, or one name.
+        runs: folders of runs or studies: what they hold of the cases is removed; those that were trained on them are
+            named, for weights cannot be cleaned.
+
+    Returns:
+        A sentence for each thing that was done, and for each run that saw a case.
+
+    Raises:
+        InputError: SET_NO_CASE, CFG_RUN_FOLDER, STORE_NONE, STORE_BUSY, CLU_URL.
+
+    >>> petscale.ingest("scan.nii.gz", "ingested", case="withdrawn").committed
+    ('withdrawn',)
+    >>> petscale.remove("ingested", "withdrawn")
+    ('ingested: removed withdrawn',)
+    >>> petscale.open_cohort("ingested").cases
+    ('first',)
+    """
+    from petscale.data.removal import remove_cases
+
+    names = [cases] if isinstance(cases, str) else list(cases)
+    return tuple(remove_cases(Path(cohort), names, [Path(run) for run in runs]))
+
+
 def open_cohort(folder: PathLike) -> "Cohort":
     """Open a cohort for reading.
 
