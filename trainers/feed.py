@@ -85,7 +85,8 @@ def check_cases(cohort: Cohort, streams: Streams, config: FeedConfig, needs: Seq
                     "IMG_TOO_SMALL",
                     where=f"case {name}",
                     found=f"the patch {need.patch} (z, y, x) is larger than its {case.sampling_maps.shape} voxels",
-                    remedy="choose a smaller patch (--set recipe.patch=...) or leave the case out",
+                    remedy="choose a smaller patch (--set recipe.patch=...) or leave the case out "
+                    f"(--set split.leave_out={name})",
                 )
 
 

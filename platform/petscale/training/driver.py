@@ -15,6 +15,7 @@ from petscale.cluster import session as sessions
 from petscale.cluster.nodes import joined
 from petscale.cluster.session import require_resources
 from petscale.config import RunConfig
+from petscale.console import console
 from petscale.folders import WEIGHTS
 from petscale.training.planning import Plan, plan_run
 from petscale.training.progress import Watch
@@ -39,6 +40,8 @@ def train(cohort: Path, run: Path, config: RunConfig, *, command: str) -> Path:
             dying.
     """
     plan = plan_run(cohort, run, config)
+    for note in plan.notes:
+        console.print(note, markup=False, soft_wrap=True)
     if not joined():  # a private cluster has the GPUs of this machine, and as many workers as asked for
         require_resources({"CPU": math.inf, "GPU": torch.cuda.device_count()}, config)
     with integrity.exclusive(plan.run, purpose="train"):
