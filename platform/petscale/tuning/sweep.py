@@ -21,7 +21,7 @@ from petscale.cluster.session import require_resources
 from petscale.cluster.shared_storage import require_path
 from petscale.config import RunConfig
 from petscale.console import console
-from petscale.folders import BEST, REPORT, SPLIT, TRIALS
+from petscale.folders import BEST, REPORT, ROLES, TRIALS
 from petscale.reporting.environment import environment
 from petscale.reporting.sweep import SweepData, write_sweep
 from petscale.reporting.sweep_trials import Objective as Shown
@@ -68,7 +68,7 @@ def sweep(
     space, first = _joined(base, config.spaces)
     objectives = [objective(name) for name in config.objectives]
     # A study that exists goes on with the roles that it recorded, also when its cohort has grown since.
-    roles = recorded_roles(folder / SPLIT, base)
+    roles = recorded_roles(folder / ROLES, base)
     plan = plan_run(cohort, folder / TRIALS / "none", base, validation=True, roles=roles)
     for note in plan.notes:
         console.print(note, markup=False, soft_wrap=True)
@@ -95,7 +95,7 @@ def sweep(
             seed=config.seed,
         )
         if roles is None:
-            integrity.write_json(folder / SPLIT, plan.facts)
+            integrity.write_json(folder / ROLES, plan.facts)
         enqueue_first(opened, first)
         requeue(opened)
         if len(finished(opened)) < config.trials:

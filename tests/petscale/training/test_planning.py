@@ -14,7 +14,7 @@ from petscale.cli import main
 from petscale.cluster import session as sessions
 from petscale.data.phantom import phantom_plans
 from petscale.data.removal import remove_cases
-from petscale.folders import CONFIG, SPLIT
+from petscale.folders import CONFIG, ROLES
 from petscale.splits import Roles
 from petscale.training import driver
 from petscale.training.planning import Plan, _notes, plan_run
@@ -195,10 +195,10 @@ def test_a_study_over_a_cohort_that_grew_goes_on(
 def test_a_study_of_before_it_recorded_roles_continues_on_its_cohort(copied: Path, tmp_path: Path) -> None:
     jobs: list[TrialJob] = []
     searched(copied, tmp_path / "study", jobs, 2)
-    (tmp_path / "study" / SPLIT).unlink()
+    (tmp_path / "study" / ROLES).unlink()
     searched(copied, tmp_path / "study", jobs, 3)
     assert jobs[1].roles == jobs[0].roles
-    assert (tmp_path / "study" / SPLIT).is_file()
+    assert (tmp_path / "study" / ROLES).is_file()
 
 
 def test_a_train_command_takes_what_is_left_out(cohort: Path, refused: Callable[..., str], tmp_path: Path) -> None:
