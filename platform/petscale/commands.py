@@ -215,6 +215,28 @@ def inspect(
         write_cohort_page(page, cohort, found)
 
 
+def compare(
+    first: Positional[Annotated[Path, arg(metavar="COHORT")]],
+    second: Positional[Annotated[Path, arg(metavar="COHORT")]],
+    json: Path | None = None,
+) -> None:
+    """Say which cases and patients two cohorts share, and in what their images differ.
+
+    Args:
+        first: folder of a cohort.
+        second: folder of another one.
+        json: write all of it into this file.
+    """
+    from petscale.data.comparison import compare_cohorts, show
+    from petscale.data.inspection_table import screen
+    from storage.integrity import write_json
+
+    found = compare_cohorts(first, second)
+    show(found, screen())
+    if json is not None:
+        write_json(json, found.to_json())
+
+
 def remove(
     cohort: Positional[Annotated[Path, arg(metavar="COHORT")]],
     cases: Positional[Annotated[tuple[str, ...], arg(metavar="CASE")]],
@@ -586,6 +608,7 @@ COMMANDS = {
     "simulate": Command("data", simulate, writes="cohort"),
     "verify": Command("data", verify),
     "inspect": Command("data", inspect),
+    "compare": Command("data", compare),
     "remove": Command("data", remove),
     "train": Command("train", train, TrainOptions, writes="run"),
     "tune": Command("train", tune, TuneOptions, writes="study"),
