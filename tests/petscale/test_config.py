@@ -245,7 +245,7 @@ def test_a_case_that_is_left_out_has_no_role_and_is_never_opened() -> None:
             return super().case(name)
 
     for settings in ({"test_fraction": 0.3}, {"folds": 3, "fold": 1}, {"test": ("case-05",)}):
-        config = SplitConfig(leave_out=("case-03",), **settings)  # type: ignore[arg-type]
+        config = SplitConfig(leave_out=("case-03",), **settings)
         roles = split_cases(Damaged(), config, unpaired=True, validation=True)  # type: ignore[arg-type]
         assert "case-03" not in roles.everyone
         assert "case-10" in roles.everyone  # another scan of the same patient
