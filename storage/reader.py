@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -178,6 +178,14 @@ class Case:
 
     def _map(self, name: str) -> NDArray[np.float32]:
         return _values(_open(self.folder / "aids" / name), f"case {self.name}, sampling map {name}")
+
+
+class Cases(Protocol):
+    """Committed cases by name: a cohort, or several read as one (``storage.joined``)."""
+
+    @property
+    def cases(self) -> tuple[str, ...]: ...
+    def case(self, name: str) -> Case: ...
 
 
 @dataclass(frozen=True)

@@ -266,6 +266,7 @@ class TrainOptions:
 
     Args:
         cohort: folder of the cohort.
+        others: folders of further cohorts that are trained on too; a case name of several is written cohort.case.
         run: folder of the run; made, or continued.
         recipe: name of the system; each system has its own defaults.
         config: a YAML or JSON file with the same names, or the config.json of a run, to start from.
@@ -275,6 +276,7 @@ class TrainOptions:
     """
 
     cohort: Positional[Annotated[Path, arg(metavar="COHORT")]]
+    others: Positional[Annotated[tuple[Path, ...], arg(metavar="COHORT")]] = ()
     run: Path
     recipe: str = "sgsgan"
     config: Path | None = None
@@ -287,7 +289,7 @@ def train(options: TrainOptions, config: "RunConfig") -> None:
     """Train a system on a cohort; run the same command again to continue an interrupted run."""
     from petscale.training import driver
 
-    print(driver.train(options.cohort, options.run, config, command=recorded()))
+    print(driver.train(options.cohort, options.run, config, command=recorded(), others=options.others))
 
 
 @dataclass(frozen=True, kw_only=True)

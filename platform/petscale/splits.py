@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from storage.errors import InputError
 from storage.randomness import Stream, generator
 from storage.ranges import Range, check_ranges
-from storage.reader import Case, Cohort
+from storage.reader import Case, Cases
 
 _FACTS, _NAMED_FACTS = ("drf", "tracer", "scanner", "voxel_size"), ("label", "tag")
 
@@ -100,7 +100,7 @@ class Roles:
         return cls(**{role.name: tuple(record.get(role.name, ())) for role in fields(cls)})
 
 
-def split_cases(cohort: Cohort, config: SplitConfig, *, unpaired: bool = False, validation: bool = False) -> Roles:
+def split_cases(cohort: Cases, config: SplitConfig, *, unpaired: bool = False, validation: bool = False) -> Roles:
     """Give every patient a role; those for unpaired scans and for validation only where a recipe asks for them.
 
     Raises:
@@ -249,7 +249,7 @@ def _stem(name: str) -> str:
     return "-".join(words)
 
 
-def _subject(cohort: Cohort, name: str) -> str:
+def _subject(cohort: Cases, name: str) -> str:
     return cohort.case(name).subject
 
 

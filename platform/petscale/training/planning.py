@@ -14,10 +14,11 @@ from petscale import config as configs
 from petscale.config import RunConfig
 from petscale.folders import CONFIG
 from petscale.splits import Roles, one_patient_by_name, split_cases
+from petscale.training.cohorts import cohort_notes, open_together
 from petscale.training.job import WorkerJob
 from storage import integrity, remote
 from storage.errors import InputError
-from storage.reader import Cohort, open_cohort
+from storage.reader import Cases
 from trainers import checkpoint, feed
 from trainers.engine import plain_engine
 from trainers.recipe import Doses, Recipe, Validated
@@ -53,7 +54,13 @@ class Plan:
 
 
 def plan_run(
-    cohort: Path, run: Path, config: RunConfig, *, validation: bool = False, roles: Roles | None = None
+    cohort: Path,
+    run: Path,
+    config: RunConfig,
+    *,
+    validation: bool = False,
+    roles: Roles | None = None,
+    others: Sequence[Path] = (),
 ) -> Plan:
     """Check everything that can be checked before a cluster starts.
 
@@ -62,12 +69,13 @@ def plan_run(
     Args:
         validation: keep validation patients apart even if the recipe's own schedule uses no validation scores.
         roles: of a new run, where they were drawn before, as for the trials of a study; None to draw them.
+        others: further cohorts that are trained on too.
 
     Raises:
         InputError: any mistake.
     """
-    cohort, run = cohort.absolute(), run.absolute()
-    opened = open_cohort(cohort)
+    opened = open_together([cohort, *others])
+    cohort, run, others = cohort.absolute(), run.absolute(), [other.absolute() for other in others]
     spec = RECIPES[config.recipe]
     files = {field: path.absolute() for field, path in spec.files(config.model).items()}
     used = replace(config, model=replace(config.model, **{field: str(path) for field, path in files.items()}))
@@ -102,6 +110,8 @@ def plan_run(
         _check_validation(opened, roles, config, recipe)
     facts = {"config": configs.to_json(config), **asdict(roles), "files": identity["files"], "cases": digests}
     facts["cohort"] = cohort.name
+    if others:
+        facts["cohorts"] = [cohort.name, *(other.name for other in others)]
     lease = remote.holding(remote.origin(run))
     job = WorkerJob(
         cohort=str(cohort),
@@ -115,8 +125,16 @@ def plan_run(
         identity=identity,
         starts_from=_starts_from(opened, roles.train, config.feed.source[0]),
         drfs=_listed(doses),
+        others=tuple(map(str, others)),
     )
-    return Plan(run, config, recipe.num_steps, facts, job, tuple(_notes(opened, roles, config)))
+    return Plan(
+        run,
+        config,
+        recipe.num_steps,
+        facts,
+        job,
+        (*_notes(opened, roles, config), *cohort_notes(opened, roles, config)),
+    )
 
 
 def recorded_roles(record: Path, config: RunConfig) -> Roles | None:
@@ -134,7 +152,7 @@ def recorded_roles(record: Path, config: RunConfig) -> Roles | None:
     return Roles.recorded(facts)
 
 
-def _check_there(cohort: Cohort, roles: Roles) -> None:
+def _check_there(cohort: Cases, roles: Roles) -> None:
     """Refuse to go on without a case that has a role.
 
     Raises:
@@ -149,7 +167,7 @@ def _check_there(cohort: Cohort, roles: Roles) -> None:
         )
 
 
-def _notes(cohort: Cohort, roles: Roles, config: RunConfig) -> Iterator[str]:
+def _notes(cohort: Cases, roles: Roles, config: RunConfig) -> Iterator[str]:
     """Say which cases of the cohort a run does not use, and which of its cases look like one patient by their names."""
     unused = set(cohort.cases) - set(roles.everyone) - set(config.split.leave_out)
     if config.split.test and not config.split.folds:  # other scans of tested patients: nobody's, as documented
@@ -174,7 +192,7 @@ def _dry(config: RunConfig) -> Recipe:
         )
 
 
-def _starts_from(cohort: Cohort, cases: Sequence[str], image: str) -> dict[str, Any]:
+def _starts_from(cohort: Cases, cases: Sequence[str], image: str) -> dict[str, Any]:
     """What a scan must be like to be synthesized from: its unit, and the voxel size that most training cases have."""
     images = [cohort.case(name).image(image) for name in cases]
     spacings = np.array([found.grid.spacing_mm for found in images])
@@ -224,7 +242,7 @@ def _check_origin(path: Path, config: RunConfig, doses: Doses, kept_apart: Colle
         )
 
 
-def _check_validation(cohort: Cohort, roles: Roles, config: RunConfig, recipe: Validated) -> None:
+def _check_validation(cohort: Cases, roles: Roles, config: RunConfig, recipe: Validated) -> None:
     """Refuse a run whose schedule needs validation scores and would get none.
 
     Raises:

@@ -150,7 +150,7 @@ def test_names_that_look_like_one_patient_are_pointed_out(cohort: Path, newcomer
             return open_cohort(cohort).case(dict(zip(self.cases, open_cohort(cohort).cases, strict=False))[name])
 
     roles = Roles(train=("p01-baseline", "p02"), unpaired=(), validation=(), test=("p01-followup",))
-    (note,) = _notes(Renamed(), roles, configs.RunConfig())  # type: ignore[arg-type]
+    (note,) = _notes(Renamed(), roles, configs.RunConfig())
     assert note.startswith("p01-baseline, p01-followup look like scans of one patient")
 
 
