@@ -156,28 +156,32 @@ def _clean(run: Path, record: Mapping[str, Any], name: str, known: _Known | None
     """Remove a run's copies of a case, and say what the run did with it."""
     called = f"{run.parent.parent.name}/{TRIALS}/{run.name}" if run.parent.name == TRIALS else run.name
     root, subject = (known.root, known.subject) if known else ("", "")
+    recorded: Mapping[str, str] = record["cases"]
+    # A run over several cohorts may call the case by its cohort too: its content tells which it is.
+    names = {other for other, digest in recorded.items() if digest == root}
+    names |= {name} if name in recorded and not root else set()
     copies = [
         folder
         for pattern in ("*", "*/*")
-        for folder in run.glob(f"{SYNTHESIS}/{pattern}/{layout.CASES}/{name}")
+        for other in sorted({name, *names})
+        for folder in run.glob(f"{SYNTHESIS}/{pattern}/{layout.CASES}/{other}")
         if not subject or _subject(folder) in (subject, "")
     ]
-    recorded = record["cases"].get(name)
-    saw = recorded is not None and root in (recorded, "")
-    if recorded is not None and not saw and not copies:
+    if name in recorded and not names and not copies:
         yield f"{called}: saw a case named {name} with other voxels, not this one; it was left as it is"
-    if not saw and not copies:
+    if not names and not copies:
         return
     for folder in copies:
-        remove_cases(folder.parent.parent, [name])
-    derived = list(_derived(run, record, name))
+        remove_cases(folder.parent.parent, [folder.name])
+    derived = {path for other in {*names, *(folder.name for folder in copies)} for path in _derived(run, record, other)}
     for path in derived:
         path.unlink()
     if copies or derived:
         yield f"{called}: removed {len(copies)} synthesized case(s) and {len(derived)} file(s) with scores or pictures"
-    for role, told in _SAW.items():
-        if name in record.get(role, ()):
-            yield f"{called}: {told} ({name})"
+    for other in sorted(names):
+        for role, told in _SAW.items():
+            if other in record.get(role, ()):
+                yield f"{called}: {told} ({other})"
 
 
 def _subject(case: Path) -> str:

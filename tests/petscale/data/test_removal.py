@@ -167,6 +167,23 @@ def test_a_case_of_the_same_name_in_another_cohort_is_left(copied: Path, run: Pa
     assert mentions(run, GONE) == before
 
 
+def test_a_run_over_several_cohorts_is_cleaned_of_the_case_by_its_name_there(copied: Path, run: Path) -> None:
+    there = f"cohort.{GONE}"
+    record = json.loads((run / CONFIG).read_bytes())
+    record["cases"][there] = record["cases"].pop(GONE)
+    record["test"] = [there]
+    (run / CONFIG).write_text(json.dumps(record))
+    store = run / SYNTHESIS / "low_drf4" / "cases"
+    (store / GONE).rename(store / there)
+    scores = run / EVALUATION / "low_drf4" / "scores.csv"
+    scores.write_text(f"case,value\n{there},3\n")
+    told = remove_cases(copied, [GONE], [run])
+    assert told[-1] == f"first: kept it for testing; the weights have not seen it ({there})"
+    assert not (store / there).exists()
+    assert not scores.exists()
+    assert not (run / PICTURES / "step-0000008.png").exists()
+
+
 def test_names_that_begin_alike_are_told_apart(copied: Path, run: Path) -> None:
     longer = run / EVALUATION / "low_drf4" / "others.csv"
     longer.write_text(f"case\n{GONE}-b\n{GONE}2\n{GONE}.1\na.{GONE}\n")
