@@ -171,29 +171,26 @@ def _spacing_mm(affine: Sequence[Sequence[float]]) -> tuple[float, float, float]
 
 
 def _image_facts(facts: Mapping[str, Any]) -> ImageFacts:
-    origins = list(_origins(facts["provenance"]))
-
-    def known(fact: str) -> Any:
-        return next((origin[fact] for origin in origins if origin.get(fact)), None)
-
+    origins = _origins(facts["provenance"])
+    known: dict[str, Any] = {}
+    for origin in origins[::-1]:  # what an image states itself comes last, and counts
+        known |= {fact: value for fact, value in origin.items() if value}
     return ImageFacts(
         units=facts["units"],
         dose=layout.dose_attribute(layout.read_dose(facts)),
-        tracer=known("tracer") or "",
-        nuclide=known("nuclide") or "",
-        scanner=known("scanner") or "",
+        tracer=known.get("tracer", ""),
+        nuclide=known.get("nuclide", ""),
+        scanner=known.get("scanner", ""),
         statistics=facts["statistics"],
         notes=tuple(dict.fromkeys(note for origin in origins for note in _notes(origin))),
-        spread_percent=known("reference_spread_percent"),
+        spread_percent=known.get("reference_spread_percent"),
     )
 
 
-def _origins(provenance: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _origins(provenance: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The provenance of an image, then that of the image that a simulation took as its truth."""
-    yield provenance
     truth = provenance.get("truth")
-    if isinstance(truth, dict):
-        yield from _origins(truth)
+    return [provenance, *(_origins(truth) if isinstance(truth, dict) else ())]
 
 
 def _notes(provenance: Mapping[str, Any]) -> Iterator[str]:
