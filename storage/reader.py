@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,13 +33,13 @@ class StoredImage:
 
     @cached_property
     def _facts(self) -> dict[str, Any]:
-        facts: dict[str, Any] = _attributes(self.folder)["petscale"]
+        facts: dict[str, Any] = attributes(self.folder)["petscale"]
         return facts
 
     @cached_property
     def grid(self) -> Grid:
-        """Where the voxels lie."""
-        z, y, x = self._array.shape
+        """Where the voxels lie, by metadata alone: no library for arrays is loaded."""
+        z, y, x = shape_of(self.folder / "0")
         return Grid((z, y, x), np.array(self._facts["affine_ras_mm"], dtype=np.float64))
 
     @property
@@ -112,7 +112,7 @@ class Case:
 
     @cached_property
     def _facts(self) -> dict[str, Any]:
-        facts: dict[str, Any] = _attributes(self.folder)["petscale"]
+        facts: dict[str, Any] = attributes(self.folder)["petscale"]
         return facts
 
     @property
@@ -180,6 +180,14 @@ class Case:
         return _values(_open(self.folder / "aids" / name), f"case {self.name}, sampling map {name}")
 
 
+class Cases(Protocol):
+    """Committed cases by name: a cohort, or several read as one (``storage.joined``)."""
+
+    @property
+    def cases(self) -> tuple[str, ...]: ...
+    def case(self, name: str) -> Case: ...
+
+
 @dataclass(frozen=True)
 class Cohort:
     """Committed cases under one folder."""
@@ -230,35 +238,64 @@ def open_cohort(folder: Path) -> Cohort:
     Raises:
         InputError: STORE_NONE when there is none, STORE_DAMAGED when it cannot be read, STORE_SCHEMA when it is newer.
     """
-    attributes = _attributes(folder).get("petscale", {}) if (folder / "zarr.json").is_file() else {}
-    if "schema" not in attributes:
+    about = attributes(folder).get("petscale", {}) if (folder / "zarr.json").is_file() else {}
+    if "schema" not in about:
         raise InputError(
             "STORE_NONE",
             where=folder.name or str(folder),
             found="no petscale cohort in this folder" if folder.exists() else "no such folder",
             remedy="make one with `petscale ingest`, `petscale phantom` or `petscale simulate`",
         )
-    if not isinstance(attributes["schema"], int):
+    if not isinstance(about["schema"], int):
         raise _no_metadata(folder)
-    if attributes["schema"] > layout.SCHEMA:
+    if about["schema"] > layout.SCHEMA:
         raise InputError(
             "STORE_SCHEMA",
             where=folder.name,
-            found=f"schema {attributes['schema']}, this petscale reads up to {layout.SCHEMA}",
+            found=f"schema {about['schema']}, this petscale reads up to {layout.SCHEMA}",
             remedy="install a newer petscale",
         )
     return Cohort(folder)
 
 
-def _attributes(folder: Path) -> dict[str, Any]:
+def attributes(folder: Path | str) -> dict[str, Any]:
+    """Return the attributes of a Zarr group; those of petscale, under ``petscale``, are a mapping if they are there.
+
+    Raises:
+        InputError: STORE_DAMAGED.
+    """
     try:
-        attributes: dict[str, Any] = json.loads((folder / "zarr.json").read_bytes())["attributes"]
-        ours = attributes.get("petscale", {})
+        with open(f"{folder}/zarr.json", "rb") as file:  # thousands of them are read: paths are not composed as objects
+            found: dict[str, Any] = json.loads(file.read())["attributes"]
+        ours = found.get("petscale", {})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise _no_metadata(folder) from None
+        raise _no_metadata(Path(folder)) from None
     if not isinstance(ours, dict):
-        raise _no_metadata(folder)
-    return attributes
+        raise _no_metadata(Path(folder))
+    return found
+
+
+def shape_of(array: Path | str) -> tuple[int, int, int]:
+    """Return the shape (z, y, x) of a stored volume, from the array's own metadata.
+
+    Raises:
+        InputError: STORE_DAMAGED.
+    """
+    try:
+        with open(f"{array}/zarr.json", "rb") as file:
+            z, y, x = json.loads(file.read())["shape"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise _no_array(Path(array)) from None
+    return z, y, x
+
+
+def _no_array(array: Path) -> InputError:
+    return InputError(
+        "STORE_DAMAGED",
+        where=f"{array.parent.parent.name}/{array.parent.name}/{array.name}",
+        found="the array's metadata cannot be read",
+        remedy="run `petscale verify`, then restore the case from a copy, or remove and ingest it again",
+    )
 
 
 def _no_metadata(folder: Path) -> InputError:
@@ -291,12 +328,7 @@ def _open(folder: Path) -> Any:
     try:
         return tensorstore.open(spec, read=True, context=_context(), recheck_cached=False).result()
     except (ValueError, OSError):
-        raise InputError(
-            "STORE_DAMAGED",
-            where=f"{folder.parent.parent.name}/{folder.parent.name}/{folder.name}",
-            found="the array's metadata cannot be read",
-            remedy="run `petscale verify`, then restore the case from a copy, or remove and ingest it again",
-        ) from None
+        raise _no_array(folder) from None
 
 
 def _values(array: Any, what: str, where: Any = ...) -> NDArray[Any]:

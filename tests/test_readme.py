@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import shlex
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -125,9 +126,9 @@ def tiny_training(monkeypatch: pytest.MonkeyPatch) -> None:
     real = driver.train
     small = {"patch": (24, 24, 24), "patches_per_case": 1, "context_patches": 2, "critic_channels": 2}
 
-    def train(cohort: Path, run: Path, config: configs.RunConfig, *, command: str) -> Path:
+    def train(cohort: Path, run: Path, config: configs.RunConfig, *, command: str, others: Sequence[Path]) -> Path:
         model = replace(config.model, **small, phase_samples=(4, 0, 0, 0))
-        return real(cohort, run, replace(config, model=model), command=command)
+        return real(cohort, run, replace(config, model=model), command=command, others=others)
 
     def here(plan: Plan) -> None:
         run, config, job = plan.run, plan.config, plan.job

@@ -18,7 +18,7 @@ from storage.errors import InputError
 from storage.layout import OVERVIEW
 from storage.patches import PatchLocation, SamplingMaps, draw
 from storage.randomness import Stream, generator
-from storage.reader import Case, Cohort, StoredImage
+from storage.reader import Case, Cases, StoredImage
 from storage.source import SUV
 from trainers.feed_config import FeedConfig
 from trainers.recipe import Batch, BatchSpec, Doses
@@ -38,7 +38,7 @@ def _images_read(config: FeedConfig, need: BatchSpec) -> list[tuple[str, str]]:
     return {"paired": source + target, "source": source, "target": target}[need.images]
 
 
-def check_cases(cohort: Cohort, streams: Streams, config: FeedConfig, needs: Sequence[BatchSpec]) -> None:
+def check_cases(cohort: Cases, streams: Streams, config: FeedConfig, needs: Sequence[BatchSpec]) -> None:
     """Refuse before anything is started what would fail in the middle.
 
     Raises:
@@ -85,7 +85,8 @@ def check_cases(cohort: Cohort, streams: Streams, config: FeedConfig, needs: Seq
                     "IMG_TOO_SMALL",
                     where=f"case {name}",
                     found=f"the patch {need.patch} (z, y, x) is larger than its {case.sampling_maps.shape} voxels",
-                    remedy="choose a smaller patch (--set recipe.patch=...) or leave the case out",
+                    remedy="choose a smaller patch (--set recipe.patch=...) or leave the case out "
+                    f"(--set split.leave_out={name})",
                 )
 
 
@@ -94,7 +95,7 @@ def drf_of(image: StoredImage) -> float:
     return math.nan if image.dose is None else image.dose.drf
 
 
-def doses_fed(cohort: Cohort, cases: Sequence[str], config: FeedConfig) -> Doses:
+def doses_fed(cohort: Cases, cases: Sequence[str], config: FeedConfig) -> Doses:
     """Return source image -> its dose reduction factors in ``cases``, NaN among them where one is unknown."""
     unknown = math.nan  # one object, so that a set holds it once
     factors = {image: [drf_of(cohort.case(name).image(image)) for name in cases] for image in config.source}
@@ -106,7 +107,7 @@ class Feed:
 
     def __init__(
         self,
-        cohort: Cohort,
+        cohort: Cases,
         streams: Streams,
         config: FeedConfig,
         needs: Callable[[int], BatchSpec],

@@ -234,11 +234,86 @@ def verify(cohort: Positional[Annotated[Path, arg(metavar="COHORT")]]) -> None:
             "STORE_DAMAGED",
             where=cohort.name,
             found=f"{len(damage)} of {len(names)} cases are damaged: {', '.join(damage)}",
-            remedy="restore them from a copy, or remove their folders and ingest them again",
+            remedy="restore them from a copy, or take them out with `petscale remove` and ingest them again",
         )
     for name in names:
         print(name)
     print(f"{cohort}: {len(names)} cases, whole")
+
+
+def inspect(
+    cohort: Positional[Annotated[Path, arg(metavar="COHORT")]],
+    cases: bool = False,
+    json: Path | None = None,
+    page: Path | None = None,
+) -> None:
+    """Show what a cohort holds: patients, doses, tracers, scanners, grids, SUV, labels, notes, and what stands out.
+
+    Only small files are read, no voxel; --page reads every image that it pictures.
+
+    Args:
+        cohort: folder of the cohort.
+        cases: show a line per case too.
+        json: write all of it into this file.
+        page: write a page with pictures of every case, one HTML file that needs no network.
+    """
+    from petscale.data.inspection import inspect_cohort
+    from petscale.data.inspection_table import screen, show
+    from storage.integrity import write_json
+
+    found = inspect_cohort(cohort)
+    show(found, screen(), each=cases)
+    if json is not None:
+        write_json(json, found.to_json())
+    if page is not None:
+        from petscale.reporting.cohort import write_cohort_page
+
+        write_cohort_page(page, cohort, found)
+
+
+def compare(
+    first: Positional[Annotated[Path, arg(metavar="COHORT")]],
+    second: Positional[Annotated[Path, arg(metavar="COHORT")]],
+    json: Path | None = None,
+) -> None:
+    """Say which cases and patients two cohorts share, and in what their images differ.
+
+    Args:
+        first: folder of a cohort.
+        second: folder of another one.
+        json: write all of it into this file.
+    """
+    from petscale.data.comparison import compare_cohorts, show
+    from petscale.data.inspection_table import screen
+    from storage.integrity import write_json
+
+    found = compare_cohorts(first, second)
+    show(found, screen())
+    if json is not None:
+        write_json(json, found.to_json())
+
+
+def remove(
+    cohort: Positional[Annotated[Path, arg(metavar="COHORT")]],
+    cases: Positional[Annotated[tuple[str, ...], arg(metavar="CASE")]],
+    runs: tuple[Path, ...] = (),
+) -> None:
+    """Remove cases from a cohort, as when a consent is withdrawn, and what runs derived from them.
+
+    Also takes out a case whose folder was deleted by hand, and continues a removal that was killed.
+
+    Args:
+        cohort: folder of the cohort.
+        cases: names of the cases.
+        runs: folders of runs or studies: what they hold of the cases is removed; those that were trained on them are
+            named, for weights cannot be cleaned.
+    """
+    from petscale.data.removal import remove_cases
+
+    for line in remove_cases(cohort, cases, runs):
+        print(line)
+    if not runs:
+        console.print("copies in runs and the runs that saw the cases: name their folders with --runs", markup=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,6 +322,7 @@ class TrainOptions:
 
     Args:
         cohort: folder of the cohort.
+        others: folders of further cohorts that are trained on too; a case name of several is written cohort.case.
         run: folder of the run; made, or continued.
         recipe: name of the system; each system has its own defaults.
         config: a YAML or JSON file with the same names, or the config.json of a run, to start from.
@@ -256,6 +332,7 @@ class TrainOptions:
     """
 
     cohort: Positional[Annotated[Path, arg(metavar="COHORT")]]
+    others: Positional[Annotated[tuple[Path, ...], arg(metavar="COHORT")]] = ()
     run: Path
     recipe: str = "sgsgan"
     config: Path | None = None
@@ -268,7 +345,7 @@ def train(options: TrainOptions, config: "RunConfig") -> None:
     """Train a system on a cohort; run the same command again to continue an interrupted run."""
     from petscale.training import driver
 
-    print(driver.train(options.cohort, options.run, config, command=recorded()))
+    print(driver.train(options.cohort, options.run, config, command=recorded(), others=options.others))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -631,6 +708,9 @@ COMMANDS = {
     "ingest": Command("data", ingest, writes="cohort"),
     "simulate": Command("data", simulate, writes="cohort"),
     "verify": Command("data", verify),
+    "inspect": Command("data", inspect),
+    "compare": Command("data", compare),
+    "remove": Command("data", remove),
     "train": Command("train", train, TrainOptions, writes="run"),
     "tune": Command("train", tune, TuneOptions, writes="study"),
     "experiment": Command("train", experiment, writes="folder"),

@@ -109,6 +109,9 @@ class RunConfig:
         whole = to_json(self)
         name = whole["recipe"].pop("name")
         del whole["feed"]["read_ahead"]  # speed, never the samples
+        for later in ("leave_out", "stratify"):  # runs of before there was a choice do not state it
+            if not whole["split"][later]:
+                del whole["split"][later]
         same = {"recipe": name, "model": whole["recipe"], "seed": self.loop.seed}
         return same | {key: whole[key] for key in ("feed", "engine", "split")}
 

@@ -15,6 +15,7 @@ SEGMENTER = "judge"  # in it: the organ segmenter of the Unet-score
 REPORT = "report.html"  # of a run or a study
 
 # A study: `petscale tune --study STUDY`
+ROLES = "roles.json"  # which patients train and validate all trials
 TRIALS = "trials"  # a run per trial, by number
 SCORED = "judged.json"  # in a trial's run: the objectives after each budget
 BEST = "best.json"  # the best trial's configuration

@@ -26,6 +26,7 @@ MODULES = (
     "storage.ranges",
     "storage.internals",
     "storage.randomness",
+    "petscale.splits",
     "petscale.config",
     "petscale.images",
     "petscale.api.cohorts",
@@ -129,10 +130,12 @@ def test_a_cohort_is_opened_without_torch() -> None:
     assert done.stdout.strip() == "False"
 
 
-@pytest.mark.parametrize("name", ["phantom", "simulate", "ingest", "synthesize", "evaluate", "report"])
+@pytest.mark.parametrize(
+    "name", ["phantom", "simulate", "ingest", "inspect", "compare", "remove", "synthesize", "evaluate", "report"]
+)
 def test_options_and_defaults_are_the_command_s(name: str) -> None:
     ours, theirs = (inspect.signature(getattr(module, name)).parameters for module in (api, commands))
-    left_out = {"synthesize": {"output", "case"}}.get(name, set())
+    left_out = {"synthesize": {"output", "case"}, "inspect": {"cases", "json"}, "compare": {"json"}}.get(name, set())
     assert set(theirs) - set(ours) == left_out
     assert set(ours) <= set(theirs)
     for option, parameter in ours.items():

@@ -8,8 +8,10 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from petscale import config as configs
@@ -200,6 +202,15 @@ def test_one_patient_stays_to_be_trained_on() -> None:
     assert len({People().case(n).subject for n in roles.train}) == 1
 
 
+def test_a_split_of_earlier_runs_is_drawn_as_it_was() -> None:
+    assert split(SplitConfig(), unpaired=True, validation=True) == Roles(
+        train=("case-03", "case-10"),
+        unpaired=("case-01", "case-04", "case-05", "case-08", "case-11", "case-12"),
+        validation=("case-02", "case-09"),
+        test=("case-00", "case-06", "case-07"),
+    )
+
+
 def test_the_seed_decides_the_split() -> None:
     assert len({split(SplitConfig(seed=s)).test for s in range(8)}) > 3
 
@@ -225,6 +236,112 @@ def test_splits_that_cannot_be() -> None:
         with pytest.raises(InputError) as refused:
             split(config)
         assert refused.value.code == code
+
+
+def test_a_case_that_is_left_out_has_no_role_and_is_never_opened() -> None:
+    class Damaged(People):
+        def case(self, name: str) -> OneCase:
+            assert name != "case-03"
+            return super().case(name)
+
+    for settings in ({"test_fraction": 0.3}, {"folds": 3, "fold": 1}, {"test": ("case-05",)}):
+        config = SplitConfig(leave_out=("case-03",), **settings)
+        roles = split_cases(Damaged(), config, unpaired=True, validation=True)  # type: ignore[arg-type]
+        assert "case-03" not in roles.everyone
+        assert "case-10" in roles.everyone  # another scan of the same patient
+    with pytest.raises(InputError, match=r"SET_NO_CASE split.leave_out: case-99"):
+        split(SplitConfig(leave_out=("case-99",)))
+    with pytest.raises(InputError, match="CFG_CONTRADICTION"):
+        SplitConfig(leave_out=("case-03",), test=("case-03",))
+
+
+@dataclass(frozen=True)
+class TracerCase:
+    """One scan of a patient whose tracer and lesions are known."""
+
+    name: str
+    subject: str
+    tracer: str
+    lesions: int
+
+    images = ("body", "full")
+    labels = MappingProxyType({1: "lesion 1"})
+    tags = MappingProxyType({"cancer": "b"})
+
+    @property
+    def sampling_maps(self) -> Any:
+        return SimpleNamespace(rois={"lesion 1": np.full((2, 2, 2), self.lesions)})
+
+    def image(self, name: str) -> Any:
+        grid = SimpleNamespace(spacing_mm=(2.0, 1.0, 1.0))
+        return SimpleNamespace(provenance={"truth": {"nuclide": self.tracer}}, dose=None, grid=grid)
+
+
+@dataclass(frozen=True)
+class TracerPeople:
+    """Eight patients: every second one with Ga-68 (four), one of two of each kind with lesions; one scanned twice."""
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        return (*(f"case-{number}" for number in range(8)), "case-7-again")
+
+    def case(self, name: str) -> TracerCase:
+        number = int(name.split("-")[1])
+        return TracerCase(name, f"s{number}", ("F-18", "Ga-68")[number % 2], number // 2 % 2)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_every_fold_has_its_share_of_what_is_stratified_by(seed: int) -> None:
+    people = TracerPeople()
+
+    def stratified(**settings: Any) -> Roles:
+        config = SplitConfig(seed=seed, stratify=("tracer", "label:lesion"), **settings)
+        return split_cases(people, config, validation=True)  # type: ignore[arg-type]
+
+    folds = [stratified(folds=2, fold=fold, validation_fraction=0.5) for fold in range(2)]
+    assert sorted(name for roles in folds for name in roles.test) == sorted(people.cases)
+    for roles in folds:
+        kinds = {
+            (people.case(name).subject, people.case(name).tracer, people.case(name).lesions) for name in roles.test
+        }
+        assert sorted(kind[1:] for kind in kinds) == [("F-18", 0), ("F-18", 1), ("Ga-68", 0), ("Ga-68", 1)]
+        assert sorted({people.case(n).tracer for n in roles.validation}) == ["F-18", "Ga-68"]
+        subjects = [{people.case(name).subject for name in group} for group in dataclasses.astuple(roles)]
+        assert len(set.union(*subjects)) == sum(map(len, subjects))
+    drawn = stratified(test_fraction=0.5)
+    assert {people.case(name).tracer for name in drawn.test} == {"F-18", "Ga-68"}
+    assert len({people.case(name).subject for name in drawn.test}) == 4
+    assert stratified(test_fraction=0.5) == drawn
+    assert {people.case(n).tracer for n in stratified(test_fraction=0.25).test} == {"F-18", "Ga-68"}
+
+
+@pytest.mark.parametrize(
+    ("stratify", "code"),
+    [
+        (("colour",), "CFG_CHOICE"),
+        (("label",), "CFG_CHOICE"),
+        (("tracer:x",), "CFG_CHOICE"),
+        (("scanner",), "SET_NO_FACT"),
+        (("label:brain",), "SET_NO_FACT"),
+        (("tag:stage",), "SET_NO_FACT"),
+    ],
+)
+def test_a_fact_that_nothing_can_be_stratified_by_is_refused(stratify: tuple[str, ...], code: str) -> None:
+    with pytest.raises(InputError, match=code):
+        split_cases(TracerPeople(), SplitConfig(stratify=stratify))  # type: ignore[arg-type]
+
+
+def test_a_real_cohort_is_stratified_by_what_it_states(cohort: Path) -> None:
+    for fact in ("drf", "voxel_size", "label:liver"):
+        roles = split_cases(open_cohort(cohort), SplitConfig(stratify=(fact,), folds=2))
+        assert (len(roles.train), len(roles.test)) == (2, 2)
+
+
+def test_runs_of_before_there_was_a_choice_are_the_same_runs() -> None:
+    known = configs.RunConfig().identity()["split"]
+    assert not {"leave_out", "stratify"} & set(known)
+    changed = configs.RunConfig(split=SplitConfig(leave_out=("p01",))).identity()["split"]
+    assert changed == {**known, "leave_out": ["p01"]}
 
 
 def test_a_real_cohort_splits(cohort: Path) -> None:

@@ -4,7 +4,18 @@ Each function is called as its command, has the command's options and defaults, 
 are local, as text or ``Path``.  A mistake is an ``InputError`` with the code that docs/errors.md explains.
 """
 
-from petscale.api.cohorts import Case, Cohort, IngestResult, ingest, open_cohort, phantom, simulate
+from petscale.api.cohorts import (
+    Case,
+    Cohort,
+    IngestResult,
+    compare,
+    ingest,
+    inspect,
+    open_cohort,
+    phantom,
+    remove,
+    simulate,
+)
 from petscale.api.results import Page, Scores, evaluate, report, synthesize
 from petscale.api.training import Run, configure, open_run, train
 from petscale.api.tuning import Study, open_study, tune
@@ -17,13 +28,16 @@ __all__ = [
     "Run",
     "Scores",
     "Study",
+    "compare",
     "configure",
     "evaluate",
     "ingest",
+    "inspect",
     "open_cohort",
     "open_run",
     "open_study",
     "phantom",
+    "remove",
     "report",
     "simulate",
     "synthesize",

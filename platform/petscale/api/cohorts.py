@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from petscale.data.comparison import Comparison, compare_cohorts
+from petscale.data.inspection import Inspection, inspect_cohort
 from petscale.images import Image
 from storage import nifti, reader, suv
 from storage.errors import InputError
@@ -195,6 +197,82 @@ def simulate(
     plans = simulation_plans(Path(source), truth, scan, list(drf), realisations)
     outcome = fill_what_can_be("simulate", Path(cohort), plans, strict=False, workers=workers)
     return IngestResult.of(cohort, outcome)
+
+
+def inspect(cohort: PathLike, *, page: PathLike | None = None) -> Inspection:
+    """Return what a cohort holds: patients, doses, tracers, scanners, grids, SUV, labels, notes, and what stands out.
+
+    Only small files are read, no voxel; for a page every image that it pictures is.
+
+    Args:
+        cohort: folder of the cohort.
+        page: write a page with pictures of every case there, one HTML file that needs no network.
+
+    Returns:
+        Facts of every case; ``summary()`` and ``to_json()`` as plain values.
+
+    Raises:
+        InputError: STORE_NONE, STORE_DAMAGED, STORE_SCHEMA.
+
+    >>> found = petscale.inspect("cohort")
+    >>> found.summary()["patients"], found.summary()["images"]["low_drf20"]["doses"]
+    (4, [{'drf': 20.0, 'relation': 'simulated', 'shares_noise': True, 'cases': 4}])
+    >>> found.outliers, found.doubts
+    ((), ())
+    """
+    found = inspect_cohort(Path(cohort))
+    if page is not None:
+        from petscale.reporting.cohort import write_cohort_page
+
+        write_cohort_page(Path(page), Path(cohort), found)
+    return found
+
+
+def compare(first: PathLike, second: PathLike) -> Comparison:
+    """Say which cases and patients two cohorts share, and in what their images differ.
+
+    Args:
+        first: folder of a cohort.
+        second: folder of another one.
+
+    Raises:
+        InputError: STORE_NONE, STORE_DAMAGED, STORE_SCHEMA.
+
+    >>> found = petscale.compare("ingested", "simulated")
+    >>> found.changed, len(found.patients)
+    ({'first': ('body', 'case', 'full', 'low_drf10', 'truth')}, 1)
+    >>> [one.second for one in found.differences if one.fact == "low_drf10: doses"]
+    ['DRF 10, simulated']
+    """
+    return compare_cohorts(Path(first), Path(second))
+
+
+def remove(cohort: PathLike, cases: str | Sequence[str], runs: Sequence[PathLike] = ()) -> tuple[str, ...]:
+    """Remove cases from a cohort, as when a consent is withdrawn, and what runs derived from them.
+
+    Args:
+        cohort: folder of the cohort.
+        cases: names of the cases, or one name.
+        runs: folders of runs or studies: what they hold of the cases is removed; those that were trained on them are
+            named, for weights cannot be cleaned.
+
+    Returns:
+        A sentence for each thing that was done, and for each run that saw a case.
+
+    Raises:
+        InputError: SET_NO_CASE, CFG_RUN_FOLDER, STORE_NONE, STORE_BUSY, CLU_URL.
+
+    >>> petscale.ingest("scan.nii.gz", "ingested", case="withdrawn").committed
+    ('withdrawn',)
+    >>> petscale.remove("ingested", "withdrawn")
+    ('ingested: removed withdrawn',)
+    >>> petscale.open_cohort("ingested").cases
+    ('first',)
+    """
+    from petscale.data.removal import remove_cases
+
+    names = [cases] if isinstance(cases, str) else list(cases)
+    return tuple(remove_cases(Path(cohort), names, [Path(run) for run in runs]))
 
 
 def open_cohort(folder: PathLike) -> "Cohort":

@@ -1,6 +1,6 @@
 """Configurations and training runs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -68,6 +68,7 @@ def train(
     config: "RunConfig | PathLike | None" = None,
     workers: int | None = None,
     device: Literal["cpu", "cuda"] | None = None,
+    others: Sequence[PathLike] = (),
 ) -> "Run":
     """Train a system on a cohort; the same call continues an interrupted run.
 
@@ -79,6 +80,7 @@ def train(
         config: where the configuration starts from.
         workers: training processes.
         device: cpu or cuda.
+        others: folders of further cohorts that are trained on too.
 
     Raises:
         InputError: those of ``configure``; any mistake before a process starts; TRAIN_FAILED, TRAIN_NONFINITE.
@@ -95,7 +97,9 @@ def train(
     from petscale.training import driver
 
     chosen = configure(fields, recipe=recipe, config=config, workers=workers, device=device)
-    driver.train(Path(cohort), Path(run), chosen, command=called("train", cohort, run))
+    driver.train(
+        Path(cohort), Path(run), chosen, command=called("train", cohort, run), others=[Path(other) for other in others]
+    )
     return Run(Path(run))
 
 

@@ -175,6 +175,14 @@ def anterior_mip(source: ImageSource, window: tuple[float, float], colormap: str
     return png(_to_pixels(picture, (spacing[frame.axes[2]], spacing[frame.axes[0]])), window, colormap)
 
 
+def coronal_slice(source: ImageSource, window: tuple[float, float], colormap: str) -> str:
+    """Return the coronal slice in the middle of the grid as a data URI, patient's right on the left."""
+    frame, spacing = Frame.of(source.grid), source.grid.spacing_mm
+    axis = frame.axes[1]
+    picture = frame.upright(plane(source, axis, source.grid.shape[axis] // 2), 1, 0)
+    return png(_to_pixels(picture, (spacing[frame.axes[2]], spacing[frame.axes[0]])), window, colormap)
+
+
 def png(picture: Picture, window: tuple[float, float], colormap: str) -> str:
     """Return a picture as a data URI: 8-bit PNG with the colormap as its palette, values outside the window clipped."""
     low, high = window

@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from petscale.cluster import session as sessions
 from petscale.cluster.nodes import joined
 from petscale.cluster.session import require_resources
 from petscale.config import RunConfig
+from petscale.console import console
 from petscale.folders import WEIGHTS
 from petscale.training.planning import Plan, plan_run
 from petscale.training.progress import Watch
@@ -26,25 +28,29 @@ from storage.internals import internal
 ROOM_TRIES = 5  # times that workers are waited for, a minute each by Ray's default; a lost node may come back
 
 
-def train(cohort: Path, run: Path, config: RunConfig, *, command: str) -> Path:
+def train(cohort: Path, run: Path, config: RunConfig, *, command: str, others: Sequence[Path] = ()) -> Path:
     """Train, or continue training, and return the exported weights.
 
     Args:
         cohort: a committed cohort.
         run: the run's folder; made if it does not exist, continued if it does.
         command: what the user typed, for the record.
+        others: further cohorts that are trained on too, as one with the first.
 
     Raises:
         InputError: any mistake, before the cluster starts where it can be seen then; TRAIN_FAILED when workers keep
             dying.
     """
-    plan = plan_run(cohort, run, config)
+    plan = plan_run(cohort, run, config, others=others)
+    for note in plan.notes:
+        console.print(note, markup=False, soft_wrap=True)
     if not joined():  # a private cluster has the GPUs of this machine, and as many workers as asked for
         require_resources({"CPU": math.inf, "GPU": torch.cuda.device_count()}, config)
     with integrity.exclusive(plan.run, purpose="train"):
         plan.record(command)
         cores = config.cluster.workers * config.cluster.cpus_per_worker
-        with Watch(plan.run, plan.num_steps), sessions.session(config, cores, plan.run, cohort / "zarr.json"):
+        read = [folder / "zarr.json" for folder in (cohort, *others)]
+        with Watch(plan.run, plan.num_steps), sessions.session(config, cores, plan.run, *read):
             train_on_ray(plan)
     return plan.run / WEIGHTS
 

@@ -25,6 +25,7 @@ class WorkerJob:
         starts_from: what a scan must be like to be synthesized from: unit, voxel size.
         drfs: dose reduction factors trained on, None for one that is unknown.
         until: stop, committed, after so many steps; None for all.
+        others: absolute paths of further cohorts' folders that are read as one with the first.
     """
 
     cohort: str
@@ -39,6 +40,7 @@ class WorkerJob:
     starts_from: Mapping[str, Any]
     drfs: list[float | None]
     until: int | None = None
+    others: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -49,4 +51,4 @@ class WorkerJob:
     def from_json(cls, content: Mapping[str, Any]) -> "WorkerJob":
         """Inverse of ``to_json``."""
         roles = {role: tuple(cases) for role, cases in content["roles"].items()}
-        return cls(**{**content, "roles": Roles(**roles)})
+        return cls(**{**content, "roles": Roles(**roles), "others": tuple(content.get("others", ()))})

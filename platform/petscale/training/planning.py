@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ import torch
 from petscale import config as configs
 from petscale.config import RunConfig
 from petscale.folders import CONFIG
-from petscale.splits import Roles, split_cases
+from petscale.splits import Roles, one_patient_by_name, split_cases
+from petscale.training.cohorts import cohort_notes, open_together
 from petscale.training.job import WorkerJob
 from storage import integrity, remote
 from storage.errors import InputError
-from storage.reader import Cohort, open_cohort
+from storage.reader import Cases
 from trainers import checkpoint, feed
 from trainers.engine import plain_engine
 from trainers.recipe import Doses, Recipe, Validated
@@ -34,6 +35,7 @@ class Plan:
         num_steps: of all phases together.
         facts: what its record says.
         job: what a worker needs.
+        notes: sentences about cases that the run does not use, and about names that look like one patient.
     """
 
     run: Path
@@ -41,6 +43,7 @@ class Plan:
     num_steps: int
     facts: Mapping[str, Any]
     job: WorkerJob
+    notes: tuple[str, ...]
 
     def record(self, command: str) -> None:
         """Write the run's record, and forget what went wrong before."""
@@ -50,17 +53,29 @@ class Plan:
             remote.publish(self.run, held.url, held, without=("error.json",))
 
 
-def plan_run(cohort: Path, run: Path, config: RunConfig, *, validation: bool = False) -> Plan:
+def plan_run(
+    cohort: Path,
+    run: Path,
+    config: RunConfig,
+    *,
+    validation: bool = False,
+    roles: Roles | None = None,
+    others: Sequence[Path] = (),
+) -> Plan:
     """Check everything that can be checked before a cluster starts.
+
+    A run that exists goes on with the roles that it recorded, also when its cohort has grown since.
 
     Args:
         validation: keep validation patients apart even if the recipe's own schedule uses no validation scores.
+        roles: of a new run, where they were drawn before, as for the trials of a study; None to draw them.
+        others: further cohorts that are trained on too.
 
     Raises:
         InputError: any mistake.
     """
-    cohort, run = cohort.absolute(), run.absolute()
-    opened = open_cohort(cohort)
+    opened = open_together([cohort, *others])
+    cohort, run, others = cohort.absolute(), run.absolute(), [other.absolute() for other in others]
     spec = RECIPES[config.recipe]
     files = {field: path.absolute() for field, path in spec.files(config.model).items()}
     used = replace(config, model=replace(config.model, **{field: str(path) for field, path in files.items()}))
@@ -68,12 +83,17 @@ def plan_run(cohort: Path, run: Path, config: RunConfig, *, validation: bool = F
     config = replace(config, model=replace(config.model, **{field: path.name for field, path in files.items()}))
     recipe = _dry(used)
     specs = [recipe.batch_spec(start) for start in recipe.phase_starts.values()]
-    roles = split_cases(
-        opened,
-        config.split,
-        unpaired="unpaired" in spec.ROLES,
-        validation=validation or "validation" in spec.ROLES,
-    )
+    if (earlier := recorded_roles(run / CONFIG, config)) is not None:
+        roles = earlier
+    if roles is not None:
+        _check_there(opened, roles)
+    else:
+        roles = split_cases(
+            opened,
+            config.split,
+            unpaired="unpaired" in spec.ROLES,
+            validation=validation or "validation" in spec.ROLES,
+        )
     doses = feed.doses_fed(opened, (*roles.train, *roles.validation), config.feed)
     spec.check(config.model, config.feed, doses)
     digests = {name: integrity.manifest(opened.case(name).folder)["root"] for name in roles.everyone}
@@ -90,6 +110,8 @@ def plan_run(cohort: Path, run: Path, config: RunConfig, *, validation: bool = F
         _check_validation(opened, roles, config, recipe)
     facts = {"config": configs.to_json(config), **asdict(roles), "files": identity["files"], "cases": digests}
     facts["cohort"] = cohort.name
+    if others:
+        facts["cohorts"] = [cohort.name, *(other.name for other in others)]
     lease = remote.holding(remote.origin(run))
     job = WorkerJob(
         cohort=str(cohort),
@@ -103,8 +125,63 @@ def plan_run(cohort: Path, run: Path, config: RunConfig, *, validation: bool = F
         identity=identity,
         starts_from=_starts_from(opened, roles.train, config.feed.source[0]),
         drfs=_listed(doses),
+        others=tuple(map(str, others)),
     )
-    return Plan(run, config, recipe.num_steps, facts, job)
+    return Plan(
+        run,
+        config,
+        recipe.num_steps,
+        facts,
+        job,
+        (*_notes(opened, roles, config), *cohort_notes(opened, roles, config)),
+    )
+
+
+def recorded_roles(record: Path, config: RunConfig) -> Roles | None:
+    """Return the roles in a run's record if they were drawn by the same rules, None where there are none.
+
+    Args:
+        record: a run's ``config.json``.
+        config: the run as it is to be now.
+    """
+    if not record.is_file():
+        return None
+    facts = json.loads(record.read_bytes())
+    if not facts.get("cases") or configs.read(record).split != config.split:
+        return None  # what differs is told later, with all the rest that differs
+    return Roles.recorded(facts)
+
+
+def _check_there(cohort: Cases, roles: Roles) -> None:
+    """Refuse to go on without a case that has a role.
+
+    Raises:
+        InputError: SET_CASE_REMOVED.
+    """
+    if absent := sorted(set(roles.everyone) - set(cohort.cases)):
+        raise InputError(
+            "SET_CASE_REMOVED",
+            where=f"case {', '.join(absent)}",
+            found="the run recorded it, and it is not in the cohort any more",
+            remedy="restore it, or train anew without it in another --run",
+        )
+
+
+def _notes(cohort: Cases, roles: Roles, config: RunConfig) -> Iterator[str]:
+    """Say which cases of the cohort a run does not use, and which of its cases look like one patient by their names."""
+    unused = set(cohort.cases) - set(roles.everyone) - set(config.split.leave_out)
+    if config.split.test and not config.split.folds:  # other scans of tested patients: nobody's, as documented
+        tested = {cohort.case(name).subject for name in roles.test}
+        unused = {name for name in unused if cohort.case(name).subject not in tested}
+    if config.split.leave_out:
+        yield f"left out: {', '.join(config.split.leave_out)}"
+    if unused:
+        yield f"{len(unused)} case(s) of the cohort are not part of this run, which goes on with those it recorded"
+    for names in one_patient_by_name({name: cohort.case(name).subject for name in roles.everyone}):
+        yield (
+            f"{', '.join(names)} look like scans of one patient by their names, but are of different patients by "
+            "their IDs: if they are of one, ingest them with that patient's ID, or use split.leave_out"
+        )
 
 
 def _dry(config: RunConfig) -> Recipe:
@@ -115,7 +192,7 @@ def _dry(config: RunConfig) -> Recipe:
         )
 
 
-def _starts_from(cohort: Cohort, cases: Sequence[str], image: str) -> dict[str, Any]:
+def _starts_from(cohort: Cases, cases: Sequence[str], image: str) -> dict[str, Any]:
     """What a scan must be like to be synthesized from: its unit, and the voxel size that most training cases have."""
     images = [cohort.case(name).image(image) for name in cases]
     spacings = np.array([found.grid.spacing_mm for found in images])
@@ -165,7 +242,7 @@ def _check_origin(path: Path, config: RunConfig, doses: Doses, kept_apart: Colle
         )
 
 
-def _check_validation(cohort: Cohort, roles: Roles, config: RunConfig, recipe: Validated) -> None:
+def _check_validation(cohort: Cases, roles: Roles, config: RunConfig, recipe: Validated) -> None:
     """Refuse a run whose schedule needs validation scores and would get none.
 
     Raises:

@@ -21,7 +21,7 @@ from petscale.training.pictures import picture
 from petscale.training.progress import Reporter
 from storage import integrity, remote
 from storage.errors import InputError
-from storage.reader import open_cohort
+from storage.joined import open_cohorts
 from trainers import checkpoint, feed, loop
 from trainers.engine import deepspeed_engines
 from trainers.recipe import Validated
@@ -131,7 +131,7 @@ def train_worker(content: Mapping[str, Any]) -> None:
                 report = _publishing(stack.enter_context(sending(run, config.recipe, Reporter(run))), publish)
             else:
                 report = _silent
-            cohort = open_cohort(place)
+            cohort = open_cohorts([place, *map(Path, job.others)])
             recipe = RECIPES[config.recipe].build(
                 config.model,
                 make_engine=deepspeed_engines(config.engine, device=device),

@@ -8,7 +8,7 @@ import os
 import shlex
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,12 @@ from petscale.cluster.session import require_resources
 from petscale.cluster.shared_storage import require_path
 from petscale.config import RunConfig
 from petscale.console import console
-from petscale.folders import BEST, REPORT, TRIALS
+from petscale.folders import BEST, REPORT, ROLES, TRIALS
 from petscale.reporting.environment import environment
 from petscale.reporting.sweep import SweepData, write_sweep
 from petscale.reporting.sweep_trials import Objective as Shown
 from petscale.reporting.sweep_trials import importances
-from petscale.training.planning import Plan, plan_run
+from petscale.training.planning import Plan, plan_run, recorded_roles
 from petscale.tuning.objectives import Objective, objective
 from petscale.tuning.search import SCRATCH, SweepConfig, run_trials
 from petscale.tuning.study import hold, open_study
@@ -67,7 +67,11 @@ def sweep(
     base = replace(base, loop=replace(base.loop, picture_every=0))  # pictures are of test patients
     space, first = _joined(base, config.spaces)
     objectives = [objective(name) for name in config.objectives]
-    plan = plan_run(cohort, folder / TRIALS / "none", base, validation=True)
+    # A study that exists goes on with the roles that it recorded, also when its cohort has grown since.
+    roles = recorded_roles(folder / ROLES, base)
+    plan = plan_run(cohort, folder / TRIALS / "none", base, validation=True, roles=roles)
+    for note in plan.notes:
+        console.print(note, markup=False, soft_wrap=True)
     _check_validation(plan, open_cohort(cohort), objectives)
     if not nodes.joined():
         require_resources({"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}, base)
@@ -90,6 +94,8 @@ def sweep(
             sampler=config.sampler,
             seed=config.seed,
         )
+        if roles is None:
+            integrity.write_json(folder / ROLES, plan.facts)
         enqueue_first(opened, first)
         requeue(opened)
         if len(finished(opened)) < config.trials:
@@ -101,6 +107,7 @@ def sweep(
                 objectives=config.objectives,
                 rungs=len(budgets),
                 factor=config.factor,
+                roles=asdict(plan.job.roles),
             )
             table = TrialTable([Shown(o.name, o.direction) for o in objectives], len(budgets), config.trials)
             table.earlier(history(opened))

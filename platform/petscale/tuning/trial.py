@@ -16,6 +16,7 @@ from petscale.evaluation.scores import SYNTHESIZED
 from petscale.evaluation.scoring import presets_of, score_stored_case
 from petscale.folders import SCORED
 from petscale.inference import open_run
+from petscale.splits import Roles
 from petscale.training import driver, metrics_export
 from petscale.training.driver import raise_refusal
 from petscale.training.planning import Plan, plan_run
@@ -41,6 +42,7 @@ class TrialJob:
         objectives: names of what it is scored by.
         rungs: number of budgets.
         factor: each budget is so many times the one before.
+        roles: role -> cases, the same for all trials of a study; None to draw them.
     """
 
     cohort: str
@@ -50,6 +52,7 @@ class TrialJob:
     objectives: tuple[str, ...]
     rungs: int
     factor: int
+    roles: Mapping[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -141,7 +144,8 @@ def train_and_score(job: TrialJob, rung: int) -> dict[str, float]:
     scored: dict[str, dict[str, float]] = json.loads((run / SCORED).read_bytes()) if (run / SCORED).is_file() else {}
     if str(rung) not in scored:
         config = configs.with_fields(configs.from_json(job.base), job.settings)
-        plan = plan_run(Path(job.cohort), run, config, validation=True)
+        roles = None if job.roles is None else Roles.recorded(job.roles)
+        plan = plan_run(Path(job.cohort), run, config, validation=True, roles=roles)
         run.mkdir(parents=True, exist_ok=True)
         train_until(plan, ends(plan.num_steps, job.rungs, job.factor)[rung])
         rows = validation_scores(run, open_cohort(Path(job.cohort)), plan.facts["validation"])

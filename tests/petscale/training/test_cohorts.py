@@ -1,0 +1,129 @@
+"""A run over several cohorts: one split, one feed; what the cohorts differ in is said or refused before it starts."""
+
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from petscale import config as configs
+from petscale.cli import main, parse
+from petscale.cluster import session as sessions
+from petscale.data.phantom import phantom_plans
+from petscale.folders import CONFIG
+from petscale.training import driver
+from petscale.training.job import WorkerJob
+from petscale.training.planning import Plan, plan_run
+from storage import integrity
+from storage.errors import InputError
+from storage.ingest import ingest
+from storage.integrity import MANIFEST
+from storage.joined import open_cohorts
+from storage.lowdose import LowDoseConfig
+from storage.phantom import PhantomConfig
+from storage.reader import open_cohort
+from trainers import feed
+from trainers.recipe import BatchSpec
+
+SMALL = ["recipe.patch=24,24,24", "recipe.rois=()", "feed.source=low_drf4"]
+Make = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """Make another cohort of two patients with voxels of a given size, once."""
+    made: dict[tuple[float, int], Path] = {}
+
+    def cohort(edge_mm: float = 11.0, seed: int = 70) -> Path:
+        if (edge_mm, seed) not in made:
+            folder = tmp_path_factory.mktemp("made") / f"other{edge_mm:g}"
+            body = PhantomConfig(shape=(48, 40, 40), spacing_mm=(20.0, edge_mm, edge_mm), num_lesions=1, seed=seed)
+            scan = LowDoseConfig(million_prompts_per_bed=20.0, iterations=1)
+            ingest(folder, phantom_plans(2, body, scan, [4.0]), strict=True)
+            made[edge_mm, seed] = folder
+        return made[edge_mm, seed]
+
+    return cohort
+
+
+def planned(cohorts: list[Path], run: Path, *settings: str) -> Plan:
+    config = configs.override(configs.RunConfig(), [*SMALL, *settings])
+    return plan_run(cohorts[0], run, config, others=cohorts[1:])
+
+
+def test_one_split_and_one_feed_over_all(cohort: Path, make: Make, tmp_path: Path) -> None:
+    plan = planned([cohort, make()], tmp_path / "run", "split.test_fraction=0.34")
+    everyone = {*open_cohort(cohort).cases, *open_cohort(make()).cases}
+    assert set(plan.job.roles.everyone) == everyone
+    assert len(plan.job.roles.test) == 2
+    assert plan.facts["cohorts"] == [cohort.name, "other11"]
+    assert plan.notes == ()
+    job = WorkerJob.from_json(json.loads(json.dumps(plan.job.to_json())))
+    assert job == plan.job
+    joined = open_cohorts([Path(job.cohort), *map(Path, job.others)])
+    need = BatchSpec(patch=(24, 24, 24), halo=(0, 0, 0), patches_per_case=1, sampler={"body": 1.0})
+    source = feed.Feed(
+        joined, job.roles.streams, plan.config.feed, lambda step: need, rank=0, world=1, device=torch.device("cpu")
+    )
+    seen = {case for step in range(8) for case, _, _ in source.plan(step)}
+    assert seen == set(job.roles.train)
+    assert source.batch(0, 1).source.shape[-3:] == (24, 24, 24)
+    source.close()
+
+
+def test_a_run_of_one_cohort_says_nothing_of_cohorts(cohort: Path, tmp_path: Path) -> None:
+    plan = planned([cohort], tmp_path / "run")
+    assert "cohorts" not in plan.facts
+    assert plan.job.others == ()
+
+
+def test_voxel_sizes_apart_are_said_and_far_apart_refused(cohort: Path, make: Make, tmp_path: Path) -> None:
+    (note,) = planned([cohort, make(13.0)], tmp_path / "run").notes
+    assert "differ by a factor of 1.18" in note
+    assert "other13: 20.00 x 13.00 x 13.00 mm" in note
+    with pytest.raises(InputError, match=r"SET_VOXEL_SIZES train: .*factor of 1.64"):
+        planned([cohort, make(18.0)], tmp_path / "run")
+
+
+def test_another_tracer_is_said(cohort: Path, make: Make, tmp_path: Path) -> None:
+    other = make(11.0, 80)
+    for name in open_cohort(other).cases:
+        folder = other / "cases" / name
+        path = folder / "full" / "zarr.json"
+        content = json.loads(path.read_bytes())
+        content["attributes"]["petscale"]["provenance"]["truth"] |= {"nuclide": "Ga-68"}
+        path.write_text(json.dumps(content))
+        (folder / MANIFEST).unlink()
+        integrity.commit(folder, {"case": name, "schema": 1})
+    (note,) = planned([cohort, other], tmp_path / "run").notes
+    assert f"({cohort.name}: unknown; other11: Ga-68)" in note
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_another_unit_and_a_store_are_refused(
+    cohort: Path, make: Make, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    words = ("train", cohort, make(), "--run", tmp_path / "run", "--set", *SMALL)
+    assert refused(*words, "feed.source=ct").startswith("SET_WRONG_UNITS")
+    assert refused("train", cohort, "s3://bucket/b", "--run", tmp_path / "run", "--set", *SMALL).startswith("CLU_URL")
+
+
+def test_the_command_takes_several(
+    cohort: Path, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, found = parse(["train", "a", "b", "c", "--run", "r"])
+    assert (found["options"].cohort, found["options"].others) == (Path("a"), (Path("b"), Path("c")))
+    plans: list[Plan] = []
+    read: list[Any] = []
+    monkeypatch.setattr(sessions, "session", lambda config, cores, *paths: read.extend(paths) or nullcontext())  # type: ignore[func-returns-value]
+    monkeypatch.setattr(driver, "train_on_ray", plans.append)
+    words = ["train", str(cohort), str(make(13.0)), "--run", str(tmp_path / "run"), "--set", *SMALL]
+    main(words)
+    assert json.loads((tmp_path / "run" / CONFIG).read_bytes())["cohorts"] == [cohort.name, "other13"]
+    assert read == [tmp_path / "run", cohort / "zarr.json", make(13.0) / "zarr.json"]
+    assert "differ by a factor of 1.18" in capsys.readouterr().err
+    main(words)  # continued
+    assert plans[1].job == plans[0].job

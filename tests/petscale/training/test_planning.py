@@ -1,0 +1,206 @@
+"""A run goes on with the cases that it recorded, whatever became of its cohort; who is left out is said."""
+
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from petscale import config as configs
+from petscale.cli import main
+from petscale.cluster import session as sessions
+from petscale.data.phantom import phantom_plans
+from petscale.data.removal import remove_cases
+from petscale.folders import CONFIG, ROLES
+from petscale.splits import Roles
+from petscale.training import driver
+from petscale.training.planning import Plan, _notes, plan_run
+from petscale.tuning import sweep as sweeps
+from petscale.tuning.search import SweepConfig
+from petscale.tuning.sweep import sweep
+from petscale.tuning.trial import TrialJob
+from storage.errors import InputError
+from storage.ingest import ingest
+from storage.integrity import root_digest
+from storage.lowdose import LowDoseConfig
+from storage.phantom import PhantomConfig
+from storage.reader import open_cohort
+
+SMALL = ["recipe.patch=24,24,24", "recipe.rois=()", "feed.source=low_drf4"]
+
+pytestmark = pytest.mark.usefixtures("no_ray")
+
+
+@pytest.fixture(scope="module")
+def newcomer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cohort of one more patient, like those of ``cohort``."""
+    folder = tmp_path_factory.mktemp("newcomer")
+    body = PhantomConfig(shape=(48, 40, 40), spacing_mm=(20.0, 11.0, 11.0), num_lesions=2, seed=50)
+    scan = LowDoseConfig(million_prompts_per_bed=20.0, iterations=1)
+    ingest(folder, phantom_plans(1, body, scan, [4.0]), strict=True)
+    return folder
+
+
+@pytest.fixture
+def copied(cohort: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(cohort, tmp_path / "cohort"))
+
+
+def grown(cohort: Path, newcomer: Path) -> None:
+    """Let one more patient enter, as an ingest would."""
+    (name,) = open_cohort(newcomer).cases
+    shutil.copytree(newcomer / "cases" / name, cohort / "cases" / name)
+    ingest(cohort, {}, strict=True)  # the catalog
+
+
+def planned(cohort: Path, run: Path, *settings: str, **more: Any) -> Plan:
+    return plan_run(cohort, run, configs.override(configs.RunConfig(), [*SMALL, *settings]), **more)
+
+
+@pytest.fixture
+def begun(copied: Path, tmp_path: Path) -> Plan:
+    """A run that was started and not finished."""
+    plan = planned(copied, tmp_path / "run")
+    plan.run.mkdir()
+    plan.record("petscale train")
+    return plan
+
+
+def test_a_run_over_a_cohort_that_grew_goes_on_with_the_roles_it_recorded(
+    copied: Path, newcomer: Path, begun: Plan
+) -> None:
+    assert begun.notes == ()
+    grown(copied, newcomer)
+    again = planned(copied, begun.run)
+    assert again.job == begun.job
+    assert again.facts == begun.facts
+    assert again.notes == ("1 case(s) of the cohort are not part of this run, which goes on with those it recorded",)
+    # A new run draws among all of them.
+    assert len(planned(copied, begun.run.with_name("new")).job.roles.everyone) == 5
+
+
+def test_it_is_said_on_the_screen(
+    copied: Path, newcomer: Path, begun: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grown(copied, newcomer)
+    monkeypatch.setattr(sessions, "session", lambda *_: nullcontext())
+    monkeypatch.setattr(driver, "train_on_ray", lambda plan: None)
+    main(["train", str(copied), "--run", str(begun.run), "--set", *SMALL])
+    assert "1 case(s) of the cohort are not part of this run" in capsys.readouterr().err
+
+
+def test_a_recorded_case_that_was_removed_is_named(copied: Path, begun: Plan) -> None:
+    gone = begun.job.roles.train[0]
+    remove_cases(copied, [gone])
+    with pytest.raises(InputError, match=f"SET_CASE_REMOVED case {gone}"):
+        planned(copied, begun.run)
+
+
+def test_other_voxels_and_another_split_are_refused_as_before(copied: Path, newcomer: Path, begun: Plan) -> None:
+    with pytest.raises(InputError, match=r"CKPT_DRIFT.*split.seed"):
+        planned(copied, begun.run, "split.seed=1")
+    with pytest.raises(InputError, match=r"CKPT_DRIFT.*split.leave_out"):
+        planned(copied, begun.run, "split.leave_out=phantom-003")
+    name = begun.job.roles.train[0]
+    (other,) = open_cohort(newcomer).cases
+    shutil.rmtree(copied / "cases" / name)
+    shutil.copytree(newcomer / "cases" / other, copied / "cases" / name)
+    manifest = copied / "cases" / name / "MANIFEST.json"
+    content = json.loads(manifest.read_bytes())
+    content["facts"]["case"] = name
+    content["root"] = root_digest(content["files"], content["facts"])
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=rf"CKPT_DRIFT.*cases.{name}"):
+        planned(copied, begun.run)
+
+
+def test_a_record_of_before_there_were_more_roles_is_read(copied: Path, begun: Plan) -> None:
+    record = json.loads((begun.run / CONFIG).read_bytes())
+    for role in ("unpaired", "validation"):
+        del record[role]
+    for field in ("leave_out", "stratify"):
+        del record["config"]["split"][field]
+    (begun.run / CONFIG).write_text(json.dumps(record))
+    assert planned(copied, begun.run).job.roles == begun.job.roles
+
+
+def test_a_case_that_is_too_thin_can_be_left_out(copied: Path, tmp_path: Path) -> None:
+    thin = PhantomConfig(shape=(16, 40, 40), spacing_mm=(60.0, 11.0, 11.0), num_lesions=2, seed=60)
+    scan = LowDoseConfig(million_prompts_per_bed=20.0, iterations=1)
+    ingest(copied, phantom_plans(1, thin, scan, [4.0]), strict=True)
+    with pytest.raises(InputError) as refused:
+        planned(copied, tmp_path / "run", "split.test=phantom-000")
+    assert refused.value.code == "IMG_TOO_SMALL"
+    setting = refused.value.remedy.rpartition("--set ")[2].rstrip(")")
+    plan = planned(copied, tmp_path / "run", "split.test=phantom-000", setting)
+    assert setting == "split.leave_out=phantom-060"
+    assert "phantom-060" not in plan.facts["cases"]
+    assert plan.facts["config"]["split"]["leave_out"] == ["phantom-060"]
+    assert plan.notes == ("left out: phantom-060",)
+
+
+def test_names_that_look_like_one_patient_are_pointed_out(cohort: Path, newcomer: Path, tmp_path: Path) -> None:
+    class Renamed:
+        cases = ("p01-baseline", "p01-followup", "p02")
+
+        def case(self, name: str) -> Any:
+            return open_cohort(cohort).case(dict(zip(self.cases, open_cohort(cohort).cases, strict=False))[name])
+
+    roles = Roles(train=("p01-baseline", "p02"), unpaired=(), validation=(), test=("p01-followup",))
+    (note,) = _notes(Renamed(), roles, configs.RunConfig())
+    assert note.startswith("p01-baseline, p01-followup look like scans of one patient")
+
+
+# ---- studies --------------------------------------------------------------------------------------------------------
+
+
+def searched(cohort: Path, folder: Path, seen: list[TrialJob], trials: int) -> None:
+    def work(job: TrialJob, rung: int) -> dict[str, float]:
+        raise AssertionError("trials are not run here")
+
+    def run_trials(study: Any, space: Any, base: Any, config: Any, common: TrialJob, table: Any, work: Any) -> None:
+        seen.append(common)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sweeps, "run_trials", run_trials)
+        base = configs.override(configs.RunConfig(), [*SMALL, "split.validation_fraction=0.3"])
+        sweep(cohort, folder, base, SweepConfig(trials=trials), command="petscale tune", work=work)
+
+
+def test_a_study_over_a_cohort_that_grew_goes_on(
+    copied: Path, newcomer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs: list[TrialJob] = []
+    searched(copied, tmp_path / "study", jobs, 2)
+    grown(copied, newcomer)
+    capsys.readouterr()
+    searched(copied, tmp_path / "study", jobs, 3)
+    assert "1 case(s) of the cohort are not part of this run" in capsys.readouterr().err
+    assert jobs[1].roles == jobs[0].roles
+    assert jobs[0].roles is not None
+    assert len(jobs[0].roles["validation"]) == 1
+    # A new trial of the study has the study's roles, not a draw of its own.
+    config = configs.override(configs.RunConfig(), [*SMALL, "split.validation_fraction=0.3"])
+    roles = Roles.recorded(jobs[1].roles or {})
+    assert plan_run(copied, tmp_path / "study/trials/7", config, validation=True, roles=roles).job.roles == roles
+    gone = jobs[0].roles["validation"][0]
+    remove_cases(copied, [gone])
+    with pytest.raises(InputError, match=f"SET_CASE_REMOVED case {gone}"):
+        searched(copied, tmp_path / "study", jobs, 3)
+
+
+def test_a_study_of_before_it_recorded_roles_continues_on_its_cohort(copied: Path, tmp_path: Path) -> None:
+    jobs: list[TrialJob] = []
+    searched(copied, tmp_path / "study", jobs, 2)
+    (tmp_path / "study" / ROLES).unlink()
+    searched(copied, tmp_path / "study", jobs, 3)
+    assert jobs[1].roles == jobs[0].roles
+    assert (tmp_path / "study" / ROLES).is_file()
+
+
+def test_a_train_command_takes_what_is_left_out(cohort: Path, refused: Callable[..., str], tmp_path: Path) -> None:
+    words = ("train", cohort, "--run", tmp_path / "run", "--split.leave-out", "nobody", "--set", *SMALL)
+    assert refused(*words).startswith("SET_NO_CASE split.leave_out: nobody")
