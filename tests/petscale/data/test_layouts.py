@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from storage import dicom_write, nifti
 from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig, phantom
 from storage.reader import Case, Cohort, open_cohort
-from storage.source import Dose
+from storage.source import SUV, ArraySource, Dose
 
 BODY = PhantomConfig(shape=(24, 32, 32), spacing_mm=(40.0, 14.0, 14.0), num_lesions=2)
 SCAN = LowDoseConfig(million_prompts_per_bed=20.0, iterations=1)
@@ -221,7 +222,9 @@ def pairs(tmp_path: Path) -> Path:
         for name, noise in (("full", 0.0), ("D20", 0.05)):
             draw = np.random.default_rng(number).normal(1, noise, activity.grid.shape).astype(np.float32)
             values = np.maximum(activity.read(0, 24) * draw, 0)
-            nifti.write_nifti(folder / f"p{number}/{name}.nii.gz", activity.grid, lambda a, b, v=values: v[a:b])
+            nifti.write_nifti(
+                folder / f"p{number}/{name}.nii.gz", activity.grid, ArraySource(values, activity.grid, SUV).read
+            )
     return folder
 
 
@@ -284,8 +287,8 @@ def test_a_pair_on_two_grids_is_refused_with_the_difference(
 def test_a_low_dose_that_was_left_unscaled_is_refused(pairs: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
     path = pairs / "p0/D20.nii.gz"
     source = nifti.open_nifti(path, units="SUVbw", workdir=tmp_path)
-    values = source.read(0, 24) / 20
-    nifti.write_nifti(path, source.grid, lambda a, b: values[a:b])
+    values = source.read(0, 24) / np.float32(20)
+    nifti.write_nifti(path, source.grid, ArraySource(values, source.grid, SUV).read)
     shutil.rmtree(pairs / "p1")
     line = refused("ingest", pairs, tmp_path / "cohort", "--pet", "full.nii.gz", "--low", "20=D20.nii.gz")
     assert line.startswith("PAIR_SCALE")
@@ -311,6 +314,10 @@ def test_two_scans_are_no_thinned_pair_and_each_has_its_own_scale(tmp_path: Path
     assert voxels(case, "low_drf10").sum() == pytest.approx(voxels(case, "full").sum(), rel=1e-3)
 
 
+def described(text: str, z: int, header: Dataset) -> None:
+    header.SeriesDescription = text
+
+
 def test_one_of_several_series_is_chosen_by_number_or_words(tmp_path: Path, refused: Callable[..., str]) -> None:
     activity = phantom(BODY).activity
     for number, text in ((2, "PET WB PSF TOF"), (3, "PET WB"), (4, "PET DOE^JANE 1950")):
@@ -319,7 +326,7 @@ def test_one_of_several_series_is_chosen_by_number_or_words(tmp_path: Path, refu
             activity,
             patient_id="P1",
             series_number=number,
-            edit=lambda z, header, text=text: setattr(header, "SeriesDescription", text),
+            edit=partial(described, text),
         )
     line = refused("ingest", tmp_path / "s", tmp_path / "cohort")
     assert line.startswith("SER_AMBIGUOUS")

@@ -13,6 +13,7 @@ from storage import dicom_write, nifti
 from storage.errors import InputError
 from storage.phantom import PhantomConfig, phantom
 from storage.reader import open_cohort
+from storage.source import BQML, ArraySource
 from storage.suv import NUCLIDES, decay
 
 BODY = phantom(PhantomConfig(shape=(16, 24, 24), spacing_mm=(60.0, 18.0, 18.0), num_lesions=1)).activity
@@ -120,7 +121,8 @@ def activities(tmp_path: Path) -> Path:
     """Three patients in Bq/mL, an hour after the injection."""
     for name, (weight, dose) in PATIENTS.items():
         bqml = np.float32(dose * 1e6 * decay(3600, F18_S) / (weight * 1000))
-        nifti.write_nifti(tmp_path / f"s/{name}/pet.nii.gz", BODY.grid, lambda a, b, k=bqml: TRUTH[a:b] * k)
+        source = ArraySource(TRUTH * bqml, BODY.grid, BQML)
+        nifti.write_nifti(tmp_path / f"s/{name}/pet.nii.gz", BODY.grid, source.read)
     return tmp_path / "s"
 
 
