@@ -133,6 +133,23 @@ def stated_class(file: Path) -> tuple[str, str]:
         return "", ""
 
 
+def stated_study(file: Path) -> tuple[str, str, str] | None:
+    """Return the patient, the study and the modality that a file states, None if it is no DICOM file that can be read.
+
+    A damaged file is told when its series is opened, with a code of its own.
+    """
+    tags = [Tag(name) for name in ("PatientID", "StudyInstanceUID", "Modality")]
+    try:
+        with file.open("rb") as stream:
+            if stream.read(132)[128:] != b"DICM":
+                return None
+            stream.seek(0)
+            header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=tags)
+            return text_of(header, "PatientID"), text_of(header, "StudyInstanceUID"), text_of(header, "Modality")
+    except Exception:  # a damaged header can end in any error of the parser
+        return None
+
+
 def items_of(ds: Dataset, keyword: str) -> Sequence[Dataset]:
     """Return the items of a sequence, none if it is absent."""
     tag = Tag(keyword)

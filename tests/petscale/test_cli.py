@@ -53,7 +53,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
     """The configurations that ``petscale train`` hands on."""
     seen: list[RunConfig] = []
 
-    def train(cohort: Path, run: Path, config: RunConfig, *, command: str) -> Path:
+    def train(cohort: Path, run: Path, config: RunConfig, *, command: str, others: tuple[Path, ...] = ()) -> Path:
         seen.append(config)
         return run / WEIGHTS
 

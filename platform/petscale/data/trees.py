@@ -7,14 +7,14 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset
-from pydicom.uid import generate_uid
 
 from petscale.data.simulate import check_doses, low_doses
-from storage import dicom_write, integrity, nifti, phantom, suv
+from storage import dicom, dicom_write, integrity, nifti, phantom, suv
+from storage.dicom_header import text_of
 from storage.errors import InputError
 from storage.lowdose import LowDoseConfig
 from storage.source import ImageSource
@@ -114,10 +114,10 @@ def _bern(drf: float) -> str:
     return "Full_dose" if drf == 1 else f"1-{drf:g} dose"
 
 
-def _resampled(drf: float) -> Callable[[int, Dataset], None]:
+def _resampled(drf: float) -> Callable[[int, Any], None]:
     """A low dose's header: begun later than the full dose, the activity divided as its counts are."""
 
-    def edit(z: int, header: Dataset) -> None:
+    def edit(z: int, header: Any) -> None:
         if drf > 1:
             header.AcquisitionTime = "120020"
             drug = header.RadiopharmaceuticalInformationSequence[0]
@@ -152,26 +152,25 @@ def _lung(folder: Path, people: Iterator[Person]) -> None:
         if person is not everyone[-1] or len(everyone) == 1:
             _series(study / "4.000000-PET-68013", person.scans["full"], person, number=4)
             _series(study / "9.000000-Fused-11937", person.scans["full"], person, number=9, edit=_fused)
-        _boxes(folder / f"manifest-1/Annotation/{subject}", person)
+        _boxes(folder / f"manifest-1/Annotation/{subject}", person, ct)
 
 
-def _fused(z: int, header: Dataset) -> None:
+def _fused(z: int, header: Any) -> None:
     header.SOPClassUID, header.Modality = "1.2.840.10008.5.1.4.1.1.7", "OT"  # a picture (secondary capture)
     header.ImageType = ["DERIVED", "SECONDARY", "FUSED"]
 
 
-def _boxes(folder: Path, person: Person) -> None:
+def _boxes(folder: Path, person: Person, ct: Path) -> None:
     """A file per CT slice that cuts a lesion, named by the slice's SOP instance UID."""
     folder.mkdir(parents=True, exist_ok=True)
-    for z in range(person.body.ct.grid.shape[0]):
+    for z, one in enumerate(dicom.open_series(ct, modality="CT").slices):
         ys, xs = np.nonzero(person.lesions(z, z + 1)[0])
         if not ys.size:
             continue
-        uid = generate_uid(entropy_srcs=[_patient_id(person), "CT", "2", str(z)])
         corners = {"xmin": xs.min(), "ymin": ys.min(), "xmax": xs.max(), "ymax": ys.max()}
         box = "".join(f"<{name}>{value}</{name}>" for name, value in corners.items())
         text = f"<annotation><object><name>A</name><bndbox>{box}</bndbox></object></annotation>\n"
-        integrity.write_bytes(folder / f"{uid}.xml", text.encode())
+        integrity.write_bytes(folder / f"{text_of(one.header, 'SOPInstanceUID')}.xml", text.encode())
 
 
 def _bids(folder: Path, people: Iterator[Person]) -> None:
@@ -224,7 +223,7 @@ def _series(
     person: Person,
     *,
     number: int,
-    edit: Callable[[int, Dataset], None] | None = None,
+    edit: Callable[[int, Any], None] | None = None,
 ) -> None:
     dicom_write.write_series(
         folder,

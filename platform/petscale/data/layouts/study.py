@@ -8,16 +8,11 @@ import os
 from collections import defaultdict
 from pathlib import Path
 
-import pydicom
-from pydicom.tag import Tag
-
 from petscale.data.examination import Examination, Files, Tree
 from petscale.data.layouts.options import Options
-from storage.dicom_header import text_of
+from storage.dicom_header import stated_study
 from storage.errors import InputError
 from storage.label_maps import LabelMap
-
-_TAGS = [Tag(name) for name in ("PatientID", "StudyInstanceUID", "Modality", "SOPClassUID")]
 
 
 def studies(root: Path, options: Options) -> Tree:
@@ -34,7 +29,7 @@ def studies(root: Path, options: Options) -> Tree:
         subfolders.sort()
         for name in sorted(below):
             path = Path(folder, name)
-            about = _about(path)
+            about = stated_study(path)
             if about is None:
                 continue
             patient, study, modality = about
@@ -62,16 +57,3 @@ def studies(root: Path, options: Options) -> Tree:
             "SET_NO_PET", where=root.name, found="no DICOM study with a PET", remedy="give the folder of the export"
         )
     return Tree(tuple(examinations), passed_by)
-
-
-def _about(path: Path) -> tuple[str, str, str] | None:
-    """Patient, study and modality of a DICOM file, None for another file."""
-    try:
-        with path.open("rb") as stream:
-            if stream.read(132)[128:] != b"DICM":
-                return None
-            stream.seek(0)
-            header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_TAGS)
-    except Exception:  # a damaged file is told when its series is opened, with its own code
-        return None
-    return text_of(header, "PatientID"), text_of(header, "StudyInstanceUID"), text_of(header, "Modality")
