@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -53,7 +53,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
     """The configurations that ``petscale train`` hands on."""
     seen: list[RunConfig] = []
 
-    def train(cohort: Path, run: Path, config: RunConfig, *, command: str, others: tuple[Path, ...] = ()) -> Path:
+    def train(cohort: Path, run: Path, config: RunConfig, *, command: str, others: Sequence[Path]) -> Path:
         seen.append(config)
         return run / WEIGHTS
 
