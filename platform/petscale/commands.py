@@ -153,7 +153,7 @@ def ingest(
     Many: SOURCE is a folder of examinations in a --layout, or with one sub-folder each that names its files alike.
 
     Args:
-        source: a DICOM series' folder, a NIfTI file, or a folder of examinations.
+        source: a DICOM series' folder, a NIfTI file, a folder of examinations, or a cohort's recipe (YAML or JSON).
         cohort: folder of the cohort; made or added to.
         case: name of a single case; without it a keyed hash is used.
         pet: name of the full dose's PET inside each sub-folder, or with --layout patterns its path below SOURCE.
@@ -182,9 +182,10 @@ def ingest(
         workers: parallel tasks.
     """
     from petscale.data.cohorts import fill_cohort
-    from petscale.data.layouts.options import Options, case_naming, label_names
+    from petscale.data.layouts.options import Options, label_names
     from petscale.data.preview import preview
-    from petscale.data.sources import doubts, find_examinations, part_name, plans_of
+    from petscale.data.recipe import find_source, keep_recipe
+    from petscale.data.sources import doubts, part_name, plans_of
 
     options = Options(
         pet=pet,
@@ -203,7 +204,7 @@ def ingest(
         keep=keep,
         overrides=suv.Overrides(weight_kg=weight_kg, dose_mbq=dose_mbq, injection_time=injection_time),
     )
-    named, tree = find_examinations(source, layout, options, table, case, case_naming(names))
+    named, tree, recipe = find_source(source, layout, options, table, case, names)
     plans = plans_of(named, part)
     if dry_run:
         shown, refused = preview([one for one in named if one.case in plans], tree)
@@ -212,7 +213,11 @@ def ingest(
         return
     for line in doubts(named, tree):
         console.print(line, markup=False, soft_wrap=True)
-    fill_cohort("ingest", cohort, plans, strict=strict, workers=workers, part=part_name(part))
+    try:
+        fill_cohort("ingest", cohort, plans, strict=strict, workers=workers, part=part_name(part))
+    finally:
+        if recipe is not None and (cohort / "zarr.json").is_file():
+            keep_recipe(recipe, cohort)
 
 
 def verify(cohort: Positional[Annotated[Path, arg(metavar="COHORT")]]) -> None:

@@ -140,7 +140,7 @@ def from_json(content: Mapping[str, Any]) -> RunConfig:
     kinds: dict[str, Any] = {"recipe": RECIPES[recipe].Config, "feed": FeedConfig, "loop": LoopConfig}
     kinds |= {"engine": EngineConfig, "split": SplitConfig, "cluster": ClusterConfig}
     sections["feed"] = dataclasses.asdict(RECIPES[recipe].FEED) | sections["feed"]
-    parts = {name: _build(name, kind, sections[name]) for name, kind in kinds.items()}
+    parts = {name: build(name, kind, sections[name]) for name, kind in kinds.items()}
     return RunConfig(recipe=recipe, model=parts.pop("recipe"), **parts)
 
 
@@ -280,7 +280,17 @@ def _unknown(code: str, where: str, found: str, known: list[str]) -> InputError:
     return InputError(code, where=where, found=f"unknown '{found}'", remedy=hint)
 
 
-def _build(name: str, kind: Any, content: Any) -> Any:
+def build(name: str, kind: Any, content: Any) -> Any:
+    """Return a dataclass made of JSON values.
+
+    Args:
+        name: what to call the place in an error.
+        kind: the dataclass.
+        content: field -> value.
+
+    Raises:
+        InputError: CFG_FIELD with the nearest name, CFG_VALUE, and whatever the dataclass refuses.
+    """
     hints = typing.get_type_hints(kind)
     fields = [f.name for f in dataclasses.fields(kind)]
     for key in content:

@@ -1,14 +1,18 @@
 """Which patients train, validate and test a run: drawn by patient, never by scan or slice, from a seed."""
 
+import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Annotated, Any
 
 from storage.errors import InputError
 from storage.randomness import Stream, generator
 from storage.ranges import Range, check_ranges
 from storage.reader import Case, Cases
+
+RECIPE = "RECIPE.json"  # in a cohort that was made by one
 
 _FACTS, _NAMED_FACTS = ("drf", "tracer", "scanner", "voxel_size"), ("label", "tag")
 
@@ -256,3 +260,24 @@ def _subject(cohort: Cases, name: str) -> str:
 def _share(fraction: float, count: int) -> int:
     """How many of ``count`` patients a fraction makes: one at least, none for 0."""
     return max(1, round(fraction * count)) if fraction > 0 else 0
+
+
+def stated_split(cohort: Path, config: SplitConfig) -> SplitConfig:
+    """Return the split that a cohort's recipe states where a run says nothing about it, else the run's own.
+
+    Raises:
+        InputError: STORE_DAMAGED for a recipe that cannot be read.
+    """
+    if config != SplitConfig() or not (cohort / RECIPE).is_file():
+        return config
+    try:
+        split = json.loads((cohort / RECIPE).read_bytes())["split"]
+        values = {key: tuple(value) if isinstance(value, list) else value for key, value in (split or {}).items()}
+        return SplitConfig(**values)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(
+            "STORE_DAMAGED",
+            where=f"{cohort.name}/{RECIPE}",
+            found="not readable",
+            remedy="run the same petscale ingest with the recipe again",
+        ) from None

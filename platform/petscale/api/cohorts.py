@@ -92,7 +92,7 @@ def ingest(
     """Read DICOM or NIfTI examinations into a cohort, in SUV, at their native resolution.
 
     Args:
-        source: a DICOM series' folder, a NIfTI file, or a folder with one sub-folder per examination.
+        source: a DICOM series' folder, a NIfTI file, a folder of examinations, or a cohort's recipe (YAML or JSON).
         cohort: folder of the cohort; made or added to.
         case: name of a single case; without it a keyed hash is used.
         pet: name of the PET inside each sub-folder; says that ``source`` holds many examinations.
@@ -133,8 +133,9 @@ def ingest(
     ('first',)
     """
     from petscale.data.cohorts import fill_what_can_be
-    from petscale.data.layouts.options import Options, case_naming, label_names
-    from petscale.data.sources import find_examinations, part_name, plans_of
+    from petscale.data.layouts.options import Options, label_names
+    from petscale.data.recipe import find_source, keep_recipe
+    from petscale.data.sources import part_name, plans_of
 
     words = (names,) if isinstance(names, str) else tuple(names)
     options = Options(
@@ -155,10 +156,12 @@ def ingest(
         overrides=suv.Overrides(weight_kg=weight_kg, dose_mbq=dose_mbq, injection_time=injection_time),
     )
     rows = Path(table) if table is not None else None
-    named, _ = find_examinations(Path(source), layout, options, rows, case, case_naming(words))
+    named, _, recipe = find_source(Path(source), layout, options, rows, case, words)
     outcome = fill_what_can_be(
         "ingest", Path(cohort), plans_of(named, part), strict=strict, workers=workers, part=part_name(part)
     )
+    if recipe is not None:
+        keep_recipe(recipe, Path(cohort))
     return IngestResult.of(cohort, outcome)
 
 

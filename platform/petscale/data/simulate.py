@@ -47,7 +47,11 @@ def doses_of(scans: Mapping[str, LowDoseSource]) -> dict[str, Dose | None]:
 
 
 def simulation_plans(source: Path, truth: str, scan: LowDoseConfig, drfs: Sequence[float], realisations: int) -> Plans:
-    """Plan a cohort of simulated scans whose truth is an image of another cohort; CT and labels come along.
+    """Plan a cohort of simulated scans whose truth is an image of another cohort; CT, labels and real low
+    doses come along.
+
+    Real low doses keep their names and what is known of their counts; one whose name a simulated scan has is called
+    ``<name>_measured``.
 
     Raises:
         InputError: STORE_NONE, SET_TOO_SMALL, CFG_RANGE.
@@ -67,12 +71,18 @@ def simulation_plans(source: Path, truth: str, scan: LowDoseConfig, drfs: Sequen
                 other: case.image(other) for other in ("ct", "labels") if other in case.images
             }
             scans = low_doses(image, along.get("ct"), replace(scan, seed=scan.seed + number), drfs, realisations)
+            measured = {
+                f"{other}_measured" if other in scans else other: case.image(other)
+                for other in case.images
+                if other != truth and (dose := case.image(other).dose) and dose.relation in ("thinned", "separate")
+            }
             return CasePlan(
-                images={**scans, "truth": image, **along},
+                images={**scans, "truth": image, **along, **measured},
                 subject=case.subject,
                 fingerprint=fingerprint(b"", case.fingerprint, truth, asdict(scan), number, list(drfs), realisations),
                 labels=case.labels,
-                doses=doses_of(scans),
+                doses=doses_of(scans) | {other: stored.dose for other, stored in measured.items()},
+                tags=case.tags,
             )
 
         return open_plan

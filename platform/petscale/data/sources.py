@@ -28,7 +28,14 @@ class Named:
 
 
 def find_examinations(
-    source: Path, layout: str, options: Options, table: Path | None, case: str | None, names: Literal["hash", "folder"]
+    source: Path,
+    layout: str,
+    options: Options,
+    table: Path | None,
+    case: str | None,
+    names: Literal["hash", "folder"],
+    *,
+    before: str = "",
 ) -> tuple[tuple[Named, ...], Tree]:
     """Find the examinations of a source and name their cases.
 
@@ -37,6 +44,7 @@ def find_examinations(
         table: what headers lack.
         case: name of a single case.
         names: of many cases.
+        before: what cases are named after beside their key, where there are several sources.
 
     Returns:
         those that are to be ingested, and all that was found with what was passed by.
@@ -66,7 +74,8 @@ def find_examinations(
     named: dict[str, Named] = {}
     for one in wanted:
         # One examination has always been named after its file or folder.
-        name = case if case and len(wanted) == 1 else alias(one.key, "hash" if chosen == "one" else names)
+        called = f"{before}/{one.key}" if before else one.key
+        name = case if case and len(wanted) == 1 else alias(called, "hash" if chosen == "one" else names)
         if name in named:
             raise InputError(
                 "SET_CASE_COLLISION",

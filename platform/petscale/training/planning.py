@@ -13,7 +13,7 @@ import torch
 from petscale import config as configs
 from petscale.config import RunConfig
 from petscale.folders import CONFIG
-from petscale.splits import Roles, one_patient_by_name, split_cases
+from petscale.splits import Roles, one_patient_by_name, split_cases, stated_split
 from petscale.training.cohorts import cohort_notes, open_together
 from petscale.training.job import WorkerJob
 from storage import integrity, remote
@@ -76,6 +76,8 @@ def plan_run(
     """
     opened = open_together([cohort, *others])
     cohort, run, others = cohort.absolute(), run.absolute(), [other.absolute() for other in others]
+    if not others:
+        config = replace(config, split=stated_split(cohort, config.split))
     spec = RECIPES[config.recipe]
     files = {field: path.absolute() for field, path in spec.files(config.model).items()}
     used = replace(config, model=replace(config.model, **{field: str(path) for field, path in files.items()}))

@@ -392,3 +392,18 @@ def test_a_wrong_request_is_one_coded_line(
 ) -> None:
     assert refused("ingest", pairs, tmp_path / "cohort", *words).split()[0] == code
     assert not (tmp_path / "cohort").exists()
+
+
+def test_simulated_doses_stand_beside_real_ones(pairs: Path, tmp_path: Path) -> None:
+    ingested(pairs, tmp_path / "real", "--pet", "full.nii.gz", "--low", "20=D20.nii.gz", "late=D20.nii.gz")
+    scan = ["--scan.iterations", "1", "--scan.million-prompts-per-bed", "20"]
+    main(["simulate", str(tmp_path / "real"), str(tmp_path / "more"), "--drf", "4", "20", *scan])
+    real, more = (open_cohort(tmp_path / name) for name in ("real", "more"))
+    before, after = real.case(real.cases[0]), more.case(real.cases[0])
+    assert set(after.images) == {"body", "full", "late", "low_drf20", "low_drf20_measured", "low_drf4", "truth"}
+    for name, there in (("late", "late"), ("low_drf20_measured", "low_drf20"), ("truth", "full")):
+        assert np.array_equal(voxels(after, name), voxels(before, there))
+    assert after.image("low_drf20_measured").dose == Dose(20.0, "thinned", True)
+    dose = after.image("low_drf20").dose
+    assert dose is not None
+    assert dose.relation == "simulated"
