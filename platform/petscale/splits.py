@@ -272,7 +272,9 @@ def stated_split(cohort: Path, config: SplitConfig) -> SplitConfig:
         return config
     try:
         split = json.loads((cohort / RECIPE).read_bytes())["split"]
-        values = {key: tuple(value) if isinstance(value, list) else value for key, value in (split or {}).items()}
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in (split or {}).items()
+        }
         return SplitConfig(**values)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(

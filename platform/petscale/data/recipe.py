@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from petscale import config as configs
-from petscale.data.examination import Tree
+from petscale.data.examination import Examination, Tree
 from petscale.data.layouts.options import Options, case_naming
 from petscale.data.sources import Named, find_examinations
 from petscale.splits import RECIPE, SplitConfig
@@ -72,13 +72,13 @@ def read_recipe(path: Path) -> CohortRecipe:
     """Read and check a recipe.
 
     Raises:
-        InputError: CFG_NO_FILE, CFG_JSON, CFG_FIELD, CFG_VALUE, CFG_RANGE, CFG_RECIPE.
+        InputError: CFG_NO_FILE, CFG_JSON, CFG_FIELD, CFG_VALUE, CFG_RANGE, CFG_SOURCES.
     """
     content = configs.read_file(path)
     sources = content.get("sources") if isinstance(content, dict) else None
     if not isinstance(sources, list) or not sources or not all(isinstance(one, dict) for one in sources):
         raise InputError(
-            "CFG_RECIPE",
+            "CFG_SOURCES",
             where=path.name,
             found="no list of sources",
             remedy="write sources: with a - path: for each, as docs/how-to-real-pairs.md shows",
@@ -96,7 +96,7 @@ def read_recipe(path: Path) -> CohortRecipe:
 def _source(where: str, content: Mapping[str, Any]) -> tuple[_Source, Options]:
     own = {field.name for field in fields(_Source)}
     if "path" not in content:
-        raise InputError("CFG_RECIPE", where=where, found="no path", remedy="name the folder or file of the source")
+        raise InputError("CFG_SOURCES", where=where, found="no path", remedy="name the folder or file of the source")
     low = content.get("low")
     written = {key: value for key, value in content.items() if key not in own}
     if isinstance(low, Mapping):
@@ -114,7 +114,7 @@ def find_all(recipe: CohortRecipe) -> tuple[tuple[Named, ...], Tree]:
     """
     found: list[Named] = []
     passed_by: dict[str, str] = {}
-    examinations = []
+    examinations: list[Examination] = []
     for source, options in recipe.sources:
         root = recipe.folder / source.path
         table = recipe.folder / source.table if source.table else None

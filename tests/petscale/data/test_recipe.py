@@ -82,9 +82,9 @@ def test_a_run_takes_the_recipes_split_unless_it_says_its_own(sources: Path, tmp
 @pytest.mark.parametrize(
     ("text", "code"),
     [
-        ("names: folder\n", "CFG_RECIPE"),
-        ("sources: []\n", "CFG_RECIPE"),
-        ("sources: [{layout: udpet}]\n", "CFG_RECIPE"),
+        ("names: folder\n", "CFG_SOURCES"),
+        ("sources: []\n", "CFG_SOURCES"),
+        ("sources: [{layout: udpet}]\n", "CFG_SOURCES"),
         ("sources: [{path: one, pett: full.nii.gz}]\n", "CFG_FIELD"),
         ("sources: [{path: one, pet: 3}]\n", "CFG_VALUE"),
         ("sources: [{path: one, pet: full.nii.gz}]\nsplit: {fold: 2}\n", "CFG_RANGE"),
