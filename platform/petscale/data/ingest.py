@@ -1,6 +1,7 @@
 """``petscale ingest``: the files of an examination (DICOM, NIfTI) opened as the plan of one case."""
 
 import hashlib
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from storage import boxes, dicom, dicom_pairs, geometry, integrity, layout, nift
 from storage.errors import InputError
 from storage.ingest import CasePlan, site_key, subject_hash
 from storage.label_maps import LabelFile, LabelMap, LesionMask, open_labels
-from storage.source import BQML, Dose, ImageSource
+from storage.source import BQML, SUV, Dose, ImageSource
 
 __all__ = ["Files", "alias", "is_nifti", "open_case", "open_ct", "open_pet", "suv_factor"]
 
@@ -112,6 +113,7 @@ def open_pet(files: Files, scratch: Path) -> tuple[ImageSource, str]:
         InputError: PET_WEIGHT, PET_DOSE, and whatever is wrong with the file.
     """
     if is_nifti(files.pet):
+        check_stated_units(files.pet, files.units)
         return nifti.open_nifti(files.pet, units=files.units, workdir=scratch, scale=suv_factor(files)), ""
     series = dicom.open_series(
         files.pet,
@@ -147,6 +149,7 @@ def open_other(files: Files, other: OtherPet, pet: ImageSource, scratch: Path) -
                 found="a separate scan as NIfTI in Bq/mL: its weight, dose and time are its own",
                 remedy="convert it to SUV, or give both scans as DICOM",
             )
+        check_stated_units(other.path, files.units)
         source = nifti.open_nifti(other.path, units=files.units, workdir=scratch, scale=suv_factor(files))
     else:
         assert isinstance(pet, dicom.DicomSource)
@@ -189,6 +192,28 @@ def suv_factor(files: Files) -> float:
             "--table with columns weight_kg, dose_mbq and uptake_min",
         )
     return suv.suv_factor_decay_corrected(weight, given * 1e6 * left)
+
+
+def check_stated_units(path: Path, units: str) -> None:
+    """Refuse a NIfTI PET whose JSON sidecar (BIDS, dcm2niix) states another unit than it is taken for.
+
+    Raises:
+        InputError: NII_UNITS.
+    """
+    sidecar = path.with_name(path.name[: path.name.lower().index(".nii")] + ".json")
+    try:
+        stated = str(json.loads(sidecar.read_bytes())["Units"]) if sidecar.is_file() else ""
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # a file of another kind
+    known = {"bq/ml": BQML, "bqml": BQML, "suv": SUV, "suvbw": SUV, "g/ml": SUV, "gml": SUV}
+    told = known.get(stated.replace(" ", "").lower())
+    if told is not None and told != units:
+        raise InputError(
+            "NII_UNITS",
+            where=path.name,
+            found=f"its sidecar states {told}, and it is taken for {units}",
+            remedy=f"give --units {told}" + (" with weight and dose, or --layout bids" if told == BQML else ""),
+        )
 
 
 def _no_half_life(path: Path) -> float:

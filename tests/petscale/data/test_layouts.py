@@ -407,3 +407,24 @@ def test_simulated_doses_stand_beside_real_ones(pairs: Path, tmp_path: Path) -> 
     dose = after.image("low_drf20").dose
     assert dose is not None
     assert dose.relation == "simulated"
+
+
+@pytest.mark.parametrize(
+    ("stated", "units", "wrong"),
+    [
+        ("Bq/mL", "SUVbw", True),
+        ("BQML", "SUVbw", True),
+        ("g/mL", "Bq/mL", True),
+        ("SUV", "SUVbw", False),
+        ("?", "SUVbw", False),
+    ],
+)
+def test_a_sidecar_that_states_another_unit_is_believed(
+    stated: str, units: str, wrong: bool, pairs: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    (pairs / "p0/full.json").write_text(json.dumps({"Units": stated}))
+    words = ["ingest", pairs / "p0/full.nii.gz", tmp_path / "cohort", "--units", units, "--weight-kg", "70"]
+    if wrong:
+        assert refused(*words, "--dose-mbq", "300").startswith("NII_UNITS")
+    else:
+        main([str(word) for word in words])
