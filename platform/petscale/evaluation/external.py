@@ -47,7 +47,8 @@ def choose_cases(run: Path, facts: Mapping[str, Any], cohort: Cohort) -> Chosen:
 
     Args:
         run: its folder.
-        facts: its record: ``cases`` holds the digest of every case that it has trained, validated or tests on.
+        facts: its record: ``cases`` holds the digest of every case that it has trained, validated or tests on, and
+            ``subjects`` the keyed hash of its patient.
         cohort: the run's own, or another one.
 
     Raises:
@@ -60,8 +61,9 @@ def choose_cases(run: Path, facts: Mapping[str, Any], cohort: Cohort) -> Chosen:
         return Chosen(run, tests)
     digests = {name: _digest(cohort, name) for name in cohort.cases}
     subjects = {name: cohort.case(name).subject for name in digests}
-    patients = run / EVALUATION / PATIENTS
-    known: Mapping[str, str] = json.loads(patients.read_bytes())["subjects"] if patients.is_file() else {}
+    patients = run / EVALUATION / PATIENTS  # of a run whose record does not tell them
+    told = facts.get("subjects") or (json.loads(patients.read_bytes())["subjects"] if patients.is_file() else {})
+    known: Mapping[str, str] = told
     for name in tests:
         if known.get(name, subjects[name]) == subjects[name]:
             raise _changed(name)

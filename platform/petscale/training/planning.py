@@ -112,6 +112,7 @@ def plan_run(
         _check_validation(opened, roles, config, recipe)
     facts = {"config": configs.to_json(config), **asdict(roles), "files": identity["files"], "cases": digests}
     facts["cohort"] = cohort.name
+    facts["subjects"] = {name: opened.case(name).subject for name in roles.everyone}
     if others:
         facts["cohorts"] = [cohort.name, *(other.name for other in others)]
     lease = remote.holding(remote.origin(run))
