@@ -24,6 +24,7 @@ from storage import integrity
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.hosts,
     pytest.mark.timeout(900),
     pytest.mark.skipif(bool(why_not()), reason=f"hosts on one machine: {why_not()}"),
 ]
