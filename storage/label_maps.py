@@ -112,8 +112,9 @@ def open_labels(files: Sequence[LabelFile], *, grid: Grid, workdir: Path, frame_
         frame_of_reference: UID of the PET's; empty if unknown.  A SEG or RTSTRUCT of another one is refused.
 
     Raises:
-        InputError: ``LBL_FORMAT``, ``LBL_VALUES``, ``LBL_GRID``, ``LBL_FRAME``, ``LBL_SEG``, ``LBL_STRUCTURES``,
-            ``LBL_OUTSIDE``, ``DCM_BOMB``, ``DISK_FULL``, and every code of ``storage.nifti.open_nifti``.
+        InputError: ``LBL_FORMAT``, ``LBL_VALUES``, ``PAIR_GRID_MISMATCH``, ``LBL_FRAME``, ``LBL_SEG``,
+            ``LBL_STRUCTURES``, ``LBL_OUTSIDE``, ``DCM_BOMB``, ``DISK_FULL``, and every code of
+            ``storage.nifti.open_nifti``.
     """
     if not files:
         raise ValueError("no label file")
@@ -343,7 +344,7 @@ def _placed(path: Path, image: Grid, grid: Grid, tolerance_mm: float) -> Placeme
     placement = place(image, grid, tolerance_mm)
     if placement is None:
         raise InputError(
-            "LBL_GRID",
+            "PAIR_GRID_MISMATCH",
             where=path.name,
             found=difference(image, grid),
             remedy="give labels on the voxels of the image that the case is on; labels are never resampled",
@@ -356,7 +357,7 @@ def _whole(path: Path, image: Grid, grid: Grid) -> Placement:
     placement = _placed(path, image, grid, SAME_VOXEL_MM)
     if int(np.prod(image.shape)) != int(np.prod(grid.shape)):
         raise InputError(
-            "LBL_GRID",
+            "PAIR_GRID_MISMATCH",
             where=path.name,
             found=f"a part of the voxels: {difference(image, grid)}",
             remedy="give labels for all voxels of the image that the case is on",

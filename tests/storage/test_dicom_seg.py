@@ -243,7 +243,7 @@ def test_other_voxels_are_refused_with_the_difference(tmp_path: Path, pet: Path,
     path = save(tmp_path / "s.dcm", pet, segments)
     moved = AFFINE.copy()
     moved[0, 3] += 10
-    with pytest.raises(InputError, match=r"LBL_GRID.*10\.00 mm off \(x -10\.00"):
+    with pytest.raises(InputError, match=r"PAIR_GRID_MISMATCH.*10\.00 mm off \(x -10\.00"):
         open_labels([LabelMap(path)], grid=Grid(SHAPE, moved), workdir=tmp_path / "work")
 
 

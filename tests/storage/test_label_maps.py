@@ -279,7 +279,7 @@ def test_other_voxels_are_refused_with_the_difference(
     tmp_path: Path, organs: NDArray[Any], affine: NDArray[Any], told: str
 ) -> None:
     error = refused(tmp_path, LabelMap(save(tmp_path / "a.nii", organs, affine), {1: "liver"}))
-    assert error.code == "LBL_GRID"
+    assert error.code == "PAIR_GRID_MISMATCH"
     assert told in error.found
     assert error.found.count("7 x 6 x 5 voxels of") == 2
     assert "7 x 6 x 5 voxels of 3 x 5 x 4 mm (z, y, x), its" in error.found
@@ -302,10 +302,10 @@ def test_a_part_or_more_of_the_voxels_is_refused(tmp_path: Path, organs: NDArray
     part = organs[cut]
     affine = moved(z=3.0) if part.shape[0] < SHAPE[0] else STRAIGHT
     error = refused(tmp_path, LesionMask(save(tmp_path / "a.nii", part, affine)))
-    assert error.code == "LBL_GRID"
+    assert error.code == "PAIR_GRID_MISMATCH"
     assert " x ".join(str(n) for n in part.shape) in error.found
     whole = save(tmp_path / "b.nii", organs)
-    assert refused(tmp_path, LesionMask(whole), grid=Grid((6, 6, 5), STRAIGHT)).code == "LBL_GRID"
+    assert refused(tmp_path, LesionMask(whole), grid=Grid((6, 6, 5), STRAIGHT)).code == "PAIR_GRID_MISMATCH"
 
 
 def test_a_part_of_a_grid_is_placed_by_every_step() -> None:
