@@ -9,6 +9,8 @@ import pytest
 from petscale.cluster.nodes import SILENT
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
+# OpenMP's threads would spin while they wait for each other, on cores that other tests' processes need.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ |= SILENT
 # Ray looks once, when it is first imported: a test that only checks a cluster file must not settle it for the others.
 os.environ.setdefault("RAY_AUTH_MODE", "token")

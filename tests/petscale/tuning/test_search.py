@@ -141,6 +141,75 @@ def test_small_trials_share_a_gpu(cohort: Path, tmp_path: Path, monkeypatch: pyt
     assert max(sum(a <= begin < b for a, b, _ in spans) for begin, _, _ in spans) == 3, "one GPU holds 0.3 three times"
 
 
+DRIVER = """
+import sys, time
+from pathlib import Path
+from petscale import config as configs
+from petscale.tuning.search import SweepConfig
+from petscale.tuning.sweep import sweep
+
+log = Path(sys.argv[3])
+
+def work(job, rung):
+    with log.open("a") as file:
+        file.write(f"begin {job.folder.rpartition('/')[2]} {job.settings['recipe.mask_full']}\\n")
+    time.sleep(0.5)
+    with log.open("a") as file:
+        file.write(f"end {job.folder.rpartition('/')[2]}\\n")
+    return {name: job.settings["recipe.mask_full"] for name in job.objectives}
+
+if __name__ == "__main__":
+    base = configs.override(configs.from_json({"recipe": "s3pet"}), sys.argv[4:])
+    config = SweepConfig(spaces=("masking",), trials=6, at_once=1)
+    sweep(Path(sys.argv[1]), Path(sys.argv[2]), base, config, command="petscale tune", work=work)
+"""
+
+
+def asked(address: str, token: str) -> int:
+    """What a dashboard answers to somebody with this token."""
+    words = urllib.request.Request(address, headers={"Authorization": f"Bearer {token}"} if token else {})
+    try:
+        with urllib.request.urlopen(words, timeout=30) as page:
+            return int(page.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_an_ended_driver_loses_and_repeats_no_finished_trial(how: signal.Signals, cohort: Path, tmp_path: Path) -> None:
+    script, log, folder = tmp_path / "driver.py", tmp_path / "log", tmp_path / "sweep"
+    script.write_text(DRIVER)
+    words = [sys.executable, str(script), str(cohort), str(folder), str(log), *S3PET]
+
+    def begun() -> int:
+        return log.read_text().count("begin") if log.exists() else 0
+
+    killed = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 240  # other tests may run beside this one
+    while begun() < 3 and time.monotonic() < until:
+        time.sleep(0.05)
+    shown = ray_dashboard(folder)
+    assert shown
+    assert shown[1].stat().st_mode & 0o077 == 0
+    assert [
+        asked(f"http://127.0.0.1:{shown[0]}/api/jobs/", token) for token in (shown[1].read_text(), "1" * 64, "")
+    ] == [200, 403, 401]
+    killed.send_signal(how)
+    assert killed.wait(60) == -how
+    assert ray_dashboard(folder) is None
+    assert not (folder / "report.html").exists()
+    finished = [trial["folder"] for trial in trials(folder) if trial["state"] == "COMPLETE"]
+    assert begun() >= 3
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=240)
+    found = trials(folder)
+    assert sum(trial["state"] == "COMPLETE" for trial in found) == 6
+    worked = Counter(line.split()[1] for line in log.read_text().splitlines() if line.startswith("begin"))
+    assert all(worked[str(number)] == 1 for number in finished)
+    assert all(count <= 2 for count in worked.values())
+    assert {trial["state"] for trial in found} <= {"COMPLETE", "FAIL"}
+
+
 # ---- from here on the sweeps share a cluster: what they start with is tested above ----------------------------------
 
 
@@ -218,75 +287,6 @@ def test_a_store_that_is_lost_while_a_sweep_runs_is_one_line(
     monkeypatch.setattr(searching, call, lost)
     with pytest.raises(InputError, match="TUNE_STORAGE --storage: lost"):
         search(cohort, tmp_path / "sweep", toy(tmp_path / "log"), trials=2)
-
-
-DRIVER = """
-import sys, time
-from pathlib import Path
-from petscale import config as configs
-from petscale.tuning.search import SweepConfig
-from petscale.tuning.sweep import sweep
-
-log = Path(sys.argv[3])
-
-def work(job, rung):
-    with log.open("a") as file:
-        file.write(f"begin {job.folder.rpartition('/')[2]} {job.settings['recipe.mask_full']}\\n")
-    time.sleep(0.5)
-    with log.open("a") as file:
-        file.write(f"end {job.folder.rpartition('/')[2]}\\n")
-    return {name: job.settings["recipe.mask_full"] for name in job.objectives}
-
-if __name__ == "__main__":
-    base = configs.override(configs.from_json({"recipe": "s3pet"}), sys.argv[4:])
-    config = SweepConfig(spaces=("masking",), trials=6, at_once=1)
-    sweep(Path(sys.argv[1]), Path(sys.argv[2]), base, config, command="petscale tune", work=work)
-"""
-
-
-def asked(address: str, token: str) -> int:
-    """What a dashboard answers to somebody with this token."""
-    words = urllib.request.Request(address, headers={"Authorization": f"Bearer {token}"} if token else {})
-    try:
-        with urllib.request.urlopen(words, timeout=30) as page:
-            return int(page.status)
-    except urllib.error.HTTPError as error:
-        return error.code
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_an_ended_driver_loses_and_repeats_no_finished_trial(how: signal.Signals, cohort: Path, tmp_path: Path) -> None:
-    script, log, folder = tmp_path / "driver.py", tmp_path / "log", tmp_path / "sweep"
-    script.write_text(DRIVER)
-    words = [sys.executable, str(script), str(cohort), str(folder), str(log), *S3PET]
-
-    def begun() -> int:
-        return log.read_text().count("begin") if log.exists() else 0
-
-    killed = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until = time.monotonic() + 120
-    while begun() < 3 and time.monotonic() < until:
-        time.sleep(0.05)
-    shown = ray_dashboard(folder)
-    assert shown
-    assert shown[1].stat().st_mode & 0o077 == 0
-    assert [
-        asked(f"http://127.0.0.1:{shown[0]}/api/jobs/", token) for token in (shown[1].read_text(), "1" * 64, "")
-    ] == [200, 403, 401]
-    killed.send_signal(how)
-    assert killed.wait(60) == -how
-    assert ray_dashboard(folder) is None
-    assert not (folder / "report.html").exists()
-    finished = [trial["folder"] for trial in trials(folder) if trial["state"] == "COMPLETE"]
-    assert begun() >= 3
-    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=240)
-    found = trials(folder)
-    assert sum(trial["state"] == "COMPLETE" for trial in found) == 6
-    worked = Counter(line.split()[1] for line in log.read_text().splitlines() if line.startswith("begin"))
-    assert all(worked[str(number)] == 1 for number in finished)
-    assert all(count <= 2 for count in worked.values())
-    assert {trial["state"] for trial in found} <= {"COMPLETE", "FAIL"}
 
 
 @pytest.mark.slow
