@@ -25,7 +25,7 @@ from storage import integrity
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.hosts,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1500),  # other tests run beside these
     pytest.mark.skipif(bool(why_not()), reason=f"hosts on one machine: {why_not()}"),
 ]
 
@@ -341,7 +341,7 @@ def test_a_node_dies_in_mid_training(cluster: Cluster, cohort: Path, reference: 
     wait_for(lambda: len(losses(run)) > 8, 200, "8 steps")
     lost = next(host for host in cluster.training() if host is not cluster.head)
     lost.kill()
-    assert cluster.wait_for_end(job, 300) == "succeeded"
+    assert cluster.wait_for_end(job, 600) == "succeeded"
     assert losses(run) == losses(reference)
     lost.start()
     cluster.wait_for_nodes(3)  # Ray on the head looks for it
@@ -364,7 +364,7 @@ def test_a_node_dies_in_mid_sweep(cluster: Cluster, cohort: Path) -> None:
     wait_for(under_way, 200, "a trial on a host that is not the head")
     lost = training[0]
     lost.kill()
-    assert cluster.wait_for_end(job, 400) == "succeeded", cluster.petscale("logs", job).stdout
+    assert cluster.wait_for_end(job, 700) == "succeeded", cluster.petscale("logs", job).stdout
     runs = sorted(study.glob("trials/*"))
     assert len(runs) == 4
     for run in runs:
@@ -382,7 +382,7 @@ def test_a_node_is_cut_off(cluster: Cluster, cohort: Path, reference: Path) -> N
     lost = next(host for host in cluster.training() if host is not cluster.head)
     cluster.lab.link(lost, "down")
     try:
-        assert cluster.wait_for_end(job, 500) == "succeeded"
+        assert cluster.wait_for_end(job, 800) == "succeeded"
     finally:
         cluster.lab.link(lost, "up")
     assert losses(run) == losses(reference)
@@ -397,7 +397,7 @@ def test_a_full_disk_on_one_node(cluster: Cluster, cohort: Path, reference: Path
     assert "100%" in full.stdout
     try:
         job = cluster.detach(*train("full"))
-        state = cluster.wait_for_end(job, 400)
+        state = cluster.wait_for_end(job, 700)
     finally:
         host.run("rm -f /tmp/petscale-root/filler")
     if state == "failed":
