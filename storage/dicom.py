@@ -43,7 +43,7 @@ from storage.dicom_header import (
 )
 from storage.errors import InputError
 from storage.source import HU, SUV, Grid
-from storage.suv import Frame, Overrides, PetHeader, SuvConversion, apply_overrides, check_rescale, complete
+from storage.suv import Frame, Overrides, PetHeader, Stated, SuvConversion, apply_overrides, check_rescale, complete
 from storage.suv import suv_conversion as convert
 
 Modality = Literal["PT", "CT"]
@@ -210,7 +210,7 @@ def open_series(
     *,
     modality: Modality,
     overrides: Overrides | None = None,
-    stated: Overrides | None = None,
+    stated: Stated | None = None,
     of: DicomSource | None = None,
     choice: str = "",
 ) -> DicomSource:
@@ -223,7 +223,7 @@ def open_series(
     Args:
         path: a folder, or one file.
         overrides: a PET weight, dose or injection time that stands instead of the header's; recorded in provenance.
-        stated: the same from a table or a sidecar, for what the header lacks.
+        stated: what a table states, for what the header lacks.
         of: the PET that a CT belongs to.
         choice: which of several series is meant: its SeriesNumber, or words of its SeriesDescription.
 
@@ -241,7 +241,7 @@ def open_series(
     conversion = None
     if modality == "PT":
         pet, frames = pet_header(volume.slices)
-        pet = complete(apply_overrides(pet, overrides or Overrides()), stated or Overrides())
+        pet = complete(apply_overrides(pet, overrides or Overrides()), stated or Stated())
         conversion = convert(pet, frames)
     return source_of(volume, modality, conversion)
 

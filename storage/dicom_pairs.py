@@ -46,11 +46,12 @@ def open_thinned(path: Path, full: DicomSource, *, choice: str = "") -> DicomSou
 
     The events of one scan were resampled, so one dose was given, at one time, to one patient: the factor from Bq/mL to
     SUVbw is that of ``full``.  What the low dose's own header says of weight, dose and times is compared, not used:
-    exports scale the dose, or shift a series' time to the middle of the resampled window.
+    exports scale the dose, or shift a series' time to the middle of the resampled window.  Values that are no activity
+    (GML, CM2ML, Philips counts) are scaled series by series, each by its own factor.
 
     Args:
         path: a folder, or one file.
-        full: the full dose's series, in Bq/mL.
+        full: the full dose's series.
         choice: as for ``open_series``.
 
     Raises:
@@ -81,6 +82,8 @@ def open_thinned(path: Path, full: DicomSource, *, choice: str = "") -> DicomSou
                 remedy="export both from one reconstruction, or say that they are two scans (--relation separate)",
             )
     _check_one_scan(frames, whole_frames, path.name)
+    if pet.units != "BQML":
+        return source_of(volume, "PT", convert(pet, frames))
     if len(set(full.factors)) > 1 and len(full.factors) != len(volume.slices):
         raise InputError(
             "PAIR_GRID_MISMATCH",

@@ -22,6 +22,12 @@ DOSE_BQ = (1e6, 1e10)  # what a patient may be given
 OVERNIGHT_UPTAKE_S = 12 * 3600.0  # a time-only injection may be the evening before, not the same hour the day before
 UPTAKE_BAND_S = (300.0, 6 * 3600.0)  # outside it the uptake is kept but noted
 CONTRADICTION = 0.01  # two statements of one weight or dose that differ by more are not one value rounded twice
+HEADER_FIELDS = {
+    "weight_kg": "(0010,1030) PatientWeight",
+    "dose_mbq": "(0018,1074) RadionuclideTotalDose",
+    "half_life_s": "(0018,1075) RadionuclideHalfLife",
+    "injection_time": "(0018,1078) RadiopharmaceuticalStartDateTime",
+}
 MAX_HALF_LIVES = 10.0  # later than this nothing is left to measure: a wrong date, not a late scan
 
 # Half-lives in s (ENSDF) and the codes of CID 4020, SNOMED-RT and SNOMED-CT.  Ge-68: phantoms and rod sources.
@@ -109,6 +115,16 @@ class Overrides:
     weight_kg: float | None = None
     dose_mbq: float | None = None
     injection_time: str | None = None
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What a table states about a scan, for what its header lacks."""
+
+    weight_kg: float | None = None
+    dose_mbq: float | None = None
+    injection_time: str | None = None
+    half_life_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -210,30 +226,26 @@ def apply_overrides(header: PetHeader, overrides: Overrides) -> PetHeader:
     return replace(header, overridden=(*header.overridden, *names))
 
 
-def complete(header: PetHeader, stated: Overrides) -> PetHeader:
-    """Return ``header`` with what it lacks filled in from ``stated``, a row of a table about the same examination.
+def complete(header: PetHeader, stated: Stated) -> PetHeader:
+    """Return ``header`` with what it lacks filled in from a row of a table about the same examination.
 
     Raises:
-        InputError: ``TAB_CONTRADICTS`` where both say a weight or a dose and these differ by more than 1 %: one of the
+        InputError: ``TAB_CONTRADICTS`` where both state a value and the SUV would differ by more than 1 %: one of the
             two is wrong, and nobody here can know which.  Those of ``apply_overrides`` for a value out of range.
     """
-    here = {
-        "weight_kg": (header.weight_kg, stated.weight_kg, "(0010,1030) PatientWeight"),
-        "dose_mbq": (
-            header.dose_bq / (1.0 if header.dose_bq < 1e4 else 1e6) if header.dose_bq else None,
-            stated.dose_mbq,
-            "(0018,1074) RadionuclideTotalDose",
-        ),
-    }
-    for name, (told, given, where) in here.items():
-        if told and given and abs(given / told - 1.0) > CONTRADICTION:
-            raise InputError(
-                "TAB_CONTRADICTS",
-                where=f"{where} and the table's {name}",
-                found=f"they differ by {abs(given / told - 1.0):.0%}",
-                remedy="correct or empty the table's cell, or leave the case out; a header is replaced by "
-                "--weight-kg, --dose-mbq or --injection-time alone",
-            )
+    weight = header.weight_kg and header.weight_kg / (1000.0 if header.weight_kg > 1000 else 1.0)  # as ``_weight``
+    dose = header.dose_bq and header.dose_bq / (1.0 if header.dose_bq < 1e4 else 1e6)  # as ``_dose``
+    for name, told, given in (
+        ("weight_kg", weight, stated.weight_kg),
+        ("dose_mbq", dose, stated.dose_mbq),
+        ("half_life_s", header.half_life_s, stated.half_life_s),
+    ):
+        if told and given and abs(given / told - 1.0) > (0.02 if name == "half_life_s" else CONTRADICTION):
+            raise _contradiction(name, f"they differ by {abs(given / told - 1.0):.0%}")
+    if stated.injection_time is not None and (apart := _apart_s(header, stated.injection_time)) is not None:
+        half_life = header.half_life_s or stated.half_life_s or NUCLIDES["F-18"][0]
+        if abs(decay(apart, half_life) - 1.0) > CONTRADICTION:
+            raise _contradiction("injection_time", f"they lie {abs(apart) / 60:.0f} minutes apart")
     injected = header.injection_s is not None or header.injection_clock_s is not None
     missing = Overrides(
         weight_kg=None if header.weight_kg else stated.weight_kg,
@@ -241,7 +253,32 @@ def complete(header: PetHeader, stated: Overrides) -> PetHeader:
         injection_time=None if injected else stated.injection_time,
     )
     filled = apply_overrides(replace(header, overridden=()), missing)
-    return replace(filled, overridden=header.overridden, completed=filled.overridden)
+    names = filled.overridden
+    if not header.half_life_s and not header.nuclide_code and stated.half_life_s:
+        filled, names = replace(filled, half_life_s=stated.half_life_s), (*names, "half_life_s")
+    return replace(filled, overridden=header.overridden, completed=names)
+
+
+def _apart_s(header: PetHeader, text: str) -> float | None:
+    """From the header's injection to the stated one, by their dates where both have one; None without the first."""
+    moment, clock = _parse_injection(text)
+    if header.injection_s is not None and moment is not None:
+        return moment - header.injection_s
+    told = header.injection_clock_s if header.injection_s is None else header.injection_s % DAY_S
+    if told is None:
+        return None
+    given = clock if clock is not None else (moment or 0.0) % DAY_S
+    return (given - told + DAY_S / 2) % DAY_S - DAY_S / 2
+
+
+def _contradiction(name: str, found: str) -> InputError:
+    return InputError(
+        "TAB_CONTRADICTS",
+        where=f"{HEADER_FIELDS[name]} and the table's {name}",
+        found=found,
+        remedy="correct or empty the table's cell, or leave the case out; a header is replaced by --weight-kg, "
+        "--dose-mbq or --injection-time alone",
+    )
 
 
 def check_rescale(slope: float, intercept: float, where: str) -> None:

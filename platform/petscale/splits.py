@@ -26,6 +26,8 @@ class SplitConfig:
         test_fraction: part of the patients drawn for testing when ``test`` is empty.
         folds: number of parts for cross-validation by patient, 0 for none; part ``fold`` is then tested on.
         fold: which part, counted from 0.
+        fold_tag: tag of the cases that holds their fold, as a table's column fold gives it; nothing is drawn then, and
+            the cases of ``fold`` are tested on.
         validation_fraction: part of the other patients kept for validation, where a recipe's schedule needs them.
         unpaired: names of cases whose full dose is used without its pair, where a recipe wants such.
         unpaired_fraction: part of the training patients drawn for that when ``unpaired`` is empty (S3PET: 120 of 150).
@@ -39,6 +41,7 @@ class SplitConfig:
     test_fraction: Annotated[float, Range(0, below=1)] = 0.25
     folds: Annotated[int, Range(0)] = 0
     fold: Annotated[int, Range(0)] = 0
+    fold_tag: str = ""
     validation_fraction: Annotated[float, Range(0, below=1)] = 0.1
     unpaired: tuple[str, ...] = ()
     unpaired_fraction: Annotated[float, Range(0, below=1)] = 0.8
@@ -50,7 +53,12 @@ class SplitConfig:
         check_ranges(self, "split")
         for field, found, good, wanted in (
             ("folds", self.folds, self.folds != 1, "2 or more, or 0 for none"),
-            ("fold", self.fold, self.fold < max(self.folds, 1), "a number from 0 to below split.folds"),
+            (
+                "fold",
+                self.fold,
+                bool(self.fold_tag) or self.fold < max(self.folds, 1),
+                "a number from 0 to below split.folds",
+            ),
         ):
             if not good:
                 raise InputError("CFG_RANGE", where=f"split.{field}", found=repr(found), remedy=f"give {wanted}")
@@ -131,7 +139,9 @@ def split_cases(cohort: Cases, config: SplitConfig, *, unpaired: bool = False, v
             return set(among[:count])
         return {among[(2 * place + 1) * len(among) // (2 * count)] for place in range(count)}
 
-    if config.folds:
+    if config.fold_tag:
+        tested = _tagged(used, config)
+    elif config.folds:
         tested = set(order[config.fold :: config.folds])
     elif config.test:
         tested = {_subject(cohort, name) for name in config.test}
@@ -151,7 +161,7 @@ def split_cases(cohort: Cases, config: SplitConfig, *, unpaired: bool = False, v
     def cases(group: Collection[str]) -> tuple[str, ...]:
         return tuple(name for name, subject in subjects.items() if subject in group)
 
-    test = tuple(sorted(config.test)) if config.test and not config.folds else cases(tested)
+    test = tuple(sorted(config.test)) if config.test and not (config.folds or config.fold_tag) else cases(tested)
     roles = Roles(cases(set(rest) - alone), cases(alone), cases(validated), test)
     if not roles.train:
         raise InputError(
@@ -251,6 +261,42 @@ def _stem(name: str) -> str:
             break
         words.pop()
     return "-".join(words)
+
+
+def _tagged(cases: Mapping[str, Case], config: SplitConfig) -> set[str]:
+    """The patients whose cases hold the fold that is tested.
+
+    Raises:
+        InputError: SET_NO_FACT for a case without the tag, and where no case has the fold; CFG_CONTRADICTION for a
+            patient in two folds.
+    """
+    where = f"split.fold_tag={config.fold_tag}"
+    folds: dict[str, str] = {}
+    for name, case in cases.items():
+        fold = case.tags.get(config.fold_tag)
+        if fold is None:
+            raise InputError(
+                "SET_NO_FACT",
+                where=where,
+                found=f"case {name} has no such tag",
+                remedy="give every case one (a table's column), or name the case in split.leave_out",
+            )
+        if folds.setdefault(case.subject, fold) != fold:
+            raise InputError(
+                "CFG_CONTRADICTION",
+                where=where,
+                found=f"case {name} is of a patient whose other case lies in another fold",
+                remedy="give all cases of one patient one fold",
+            )
+    tested = {subject for subject, fold in folds.items() if fold == str(config.fold)}
+    if not tested:
+        raise InputError(
+            "SET_NO_FACT",
+            where=where,
+            found=f"no case lies in fold {config.fold} (there are {', '.join(sorted(set(folds.values())))})",
+            remedy="choose one of these by split.fold",
+        )
+    return tested
 
 
 def _subject(cohort: Cases, name: str) -> str:

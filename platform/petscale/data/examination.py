@@ -33,9 +33,9 @@ class Stated:
     half_life_s: float | None = None
     origin: Mapping[str, str] = field(default_factory=dict)
 
-    def for_header(self) -> suv.Overrides:
+    def for_header(self) -> suv.Stated:
         """Return what a DICOM header may lack."""
-        return suv.Overrides(self.weight_kg, self.dose_mbq, self.injection_time)
+        return suv.Stated(self.weight_kg, self.dose_mbq, self.injection_time, self.half_life_s)
 
 
 @dataclass(frozen=True, kw_only=True)

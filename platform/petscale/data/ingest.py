@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from petscale.data.cohorts import fingerprint
@@ -11,7 +11,7 @@ from storage import boxes, dicom, dicom_pairs, geometry, integrity, layout, nift
 from storage.errors import InputError
 from storage.ingest import CasePlan, site_key, subject_hash
 from storage.label_maps import LabelFile, LabelMap, LesionMask, open_labels
-from storage.source import BQML, SUV, Dose, ImageSource
+from storage.source import BQML, SUV, Dose, Grid, ImageSource
 
 __all__ = ["Files", "alias", "is_nifti", "open_case", "open_ct", "open_pet", "suv_factor"]
 
@@ -113,16 +113,29 @@ def open_pet(files: Files, scratch: Path) -> tuple[ImageSource, str]:
         InputError: PET_WEIGHT, PET_DOSE, and whatever is wrong with the file.
     """
     if is_nifti(files.pet):
-        check_stated_units(files.pet, files.units)
-        return nifti.open_nifti(files.pet, units=files.units, workdir=scratch, scale=suv_factor(files)), ""
-    series = dicom.open_series(
+        return _open_nifti(files, files.pet, scratch), ""
+    series = open_pet_series(files)
+    return series, series.patient_id
+
+
+def open_pet_series(files: Files) -> dicom.DicomSource:
+    """Open the first PET of an examination of DICOM files; no voxel is read yet."""
+    return dicom.open_series(
         files.pet,
         modality="PT",
         overrides=files.overrides,
         stated=files.stated.for_header(),
         choice=files.choices.get("pet", ""),
     )
-    return series, series.patient_id
+
+
+def _open_nifti(files: Files, path: Path, scratch: Path) -> nifti.NiftiSource:
+    """A NIfTI PET in SUVbw; its provenance says which values of its factor were stated, and where."""
+    check_stated_units(path, files.units)
+    source = nifti.open_nifti(path, units=files.units, workdir=scratch, scale=suv_factor(files))
+    if files.units != BQML or not files.stated.origin:
+        return source
+    return replace(source, provenance={**source.provenance, "stated": dict(files.stated.origin)})
 
 
 def open_other(files: Files, other: OtherPet, pet: ImageSource, scratch: Path) -> ImageSource:
@@ -149,8 +162,7 @@ def open_other(files: Files, other: OtherPet, pet: ImageSource, scratch: Path) -
                 found="a separate scan as NIfTI in Bq/mL: its weight, dose and time are its own",
                 remedy="convert it to SUV, or give both scans as DICOM",
             )
-        check_stated_units(other.path, files.units)
-        source = nifti.open_nifti(other.path, units=files.units, workdir=scratch, scale=suv_factor(files))
+        source = _open_nifti(files, other.path, scratch)
     else:
         assert isinstance(pet, dicom.DicomSource)
         if _own_scale(other.dose):
@@ -158,9 +170,25 @@ def open_other(files: Files, other: OtherPet, pet: ImageSource, scratch: Path) -
         else:
             source = dicom_pairs.open_thinned(other.path, pet, choice=other.choice)
         dicom_pairs.check_pair(pet, source)
-    if files.other_grids == "resample" and not source.grid.matches(pet.grid):
-        return geometry.Resampled(source, pet.grid, outside=0.0)
-    return source
+    check_grid(files, other, source.grid, pet.grid)
+    if source.grid.matches(pet.grid):
+        return source
+    return geometry.Resampled(source, pet.grid, outside=0.0)
+
+
+def check_grid(files: Files, other: OtherPet, grid: Grid, first: Grid) -> None:
+    """Refuse a PET on another grid than the first, unless it is to be resampled.
+
+    Raises:
+        InputError: PAIR_GRID_MISMATCH.
+    """
+    if files.other_grids == "refuse" and not grid.matches(first):
+        raise InputError(
+            "PAIR_GRID_MISMATCH",
+            where=f"image {other.name}",
+            found=f"not on the grid of {files.name}: {geometry.difference(grid, first)}",
+            remedy="give images of one reconstruction grid, or ask for it: --other-grids resample",
+        )
 
 
 def _own_scale(dose: Dose) -> bool:
@@ -181,7 +209,7 @@ def suv_factor(files: Files) -> float:
     left = 1.0
     if given is None and stated.dose_mbq is not None:
         given = stated.dose_mbq
-        if stated.uptake_s is not None:
+        if stated.uptake_s:
             left = suv.decay(stated.uptake_s, stated.half_life_s or _no_half_life(files.pet))
     if not weight or not given:
         raise InputError(

@@ -4,9 +4,9 @@ import math
 from collections.abc import Sequence
 
 from petscale.data.examination import Files, Tree
-from petscale.data.ingest import is_nifti, label_files
+from petscale.data.ingest import check_grid, is_nifti, label_files, open_other, open_pet_series, suv_factor
 from petscale.data.sources import Named
-from storage import dicom, nifti
+from storage import nifti
 from storage.errors import InputError
 from storage.ingest import site_key, subject_hash
 from storage.layout import dose_attribute
@@ -47,18 +47,15 @@ def _look(files: Files) -> tuple[str, str, str, list[str]]:
     Raises:
         InputError: what is wrong with a header.
     """
-    for other in files.others:
-        if is_nifti(other.path):
-            nifti.grid_of(other.path)
     if is_nifti(files.pet):
-        return _grid(nifti.grid_of(files.pet)), files.tags.get("tracer", ""), "", []
-    series = dicom.open_series(
-        files.pet,
-        modality="PT",
-        overrides=files.overrides,
-        stated=files.stated.for_header(),
-        choice=files.choices.get("pet", ""),
-    )
+        suv_factor(files)
+        grid = nifti.grid_of(files.pet)
+        for other in files.others:
+            check_grid(files, other, nifti.grid_of(other.path), grid)
+        return _grid(grid), files.tags.get("tracer", ""), "", []
+    series = open_pet_series(files)
+    for other in files.others:
+        check_grid(files, other, open_other(files, other, series, files.pet).grid, series.grid)
     notes = series.provenance["notes"]
     assert isinstance(notes, list)
     tracer = str(series.provenance.get("tracer") or series.provenance.get("nuclide") or "")

@@ -10,7 +10,7 @@ from typing import Literal
 from petscale.data.cohorts import Plans
 from petscale.data.examination import Examination, Tree
 from petscale.data.ingest import alias, plan_examination
-from petscale.data.layouts import LAYOUTS
+from petscale.data.layouts import LAYOUTS, check_options
 from petscale.data.layouts.options import Options
 from petscale.data.table import apply_table, read_table
 from storage import suv
@@ -50,15 +50,16 @@ def find_examinations(
         those that are to be ingested, and all that was found with what was passed by.
 
     Raises:
-        InputError: CFG_LAYOUT, CFG_MANY_PATIENTS, SET_NO_EXAMINATION, SET_CASE_COLLISION; those of the layout and of
-            ``petscale.data.table``.
+        InputError: CFG_LAYOUT, CFG_NO_EFFECT, CFG_MANY_PATIENTS, SET_NO_EXAMINATION, SET_CASE_COLLISION; those of the
+            layout and of ``petscale.data.table``.
     """
     chosen = layout or ("folders" if options.pet else "one")
     if chosen not in LAYOUTS:
         raise InputError(
             "CFG_LAYOUT", where="--layout", found=chosen, remedy=f"choose one of {', '.join(sorted(LAYOUTS))}"
         )
-    tree = LAYOUTS[chosen](source, options)
+    check_options(chosen, options)
+    tree = LAYOUTS[chosen].find(source, options)
     if table is not None:
         tree = apply_table(tree, read_table(table))
     tree = _without(tree, options)

@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from petscale.data.examination import Examination, OtherPet, Stated, Tree
+from petscale.data.examination import Examination, Files, OtherPet, Stated, Tree
 from petscale.data.ingest import is_nifti
+from storage import nifti
 from storage.errors import InputError
-from storage.source import BQML, Dose
-from storage.suv import DOSE_BQ, NUCLIDES, WEIGHT_KG
+from storage.source import BQML, SUV, Dose
+from storage.suv import CONTRADICTION, DOSE_BQ, NUCLIDES, WEIGHT_KG
 
-EMPTY = {"", "na", "n/a", "nan", "none", "null", "-"}
+EMPTY = {"", "na", "n/a", "nan", "null", "-"}  # not "none", which DICOM says of a correction
 MBQ_PER_MCI = 37.0
 MAX_ROWS = 1_000_000
 
@@ -42,6 +43,11 @@ COLUMNS = {
     "half_life_s": ("halflifes", "radionuclidehalflifes", "radionuclidehalflife", "halflife"),
     "nuclide": ("nuclide", "radionuclide", "isotope", "tracerradionuclide"),
     "drf": ("drf", "dosereductionfactor", "dosereduction"),
+    "decay_correction": ("decaycorrection", "decaycorrected"),
+    "units": ("units", "unit", "imageunits"),
+    "spacing_z_mm": ("slicethicknessmm", "slicethickness", "spacingzmm"),
+    "spacing_y_mm": ("pixelspacingymm", "spacingymm"),
+    "spacing_x_mm": ("pixelspacingxmm", "spacingxmm"),
     "fold": ("fold", "split"),
     "exclude": ("exclude", "excluded", "exclusion"),
     "tag_cancer": ("cancer", "cancertype", "diagnosis"),
@@ -249,6 +255,25 @@ def _drf(name: str, text: str) -> dict[str, Any]:
     return {name: _within(_number(text.upper().removeprefix("DRF").lstrip("_- ")), 1.0, 1e4, "")}
 
 
+def _correction(name: str, text: str) -> dict[str, Any]:
+    """DICOM's words: START, to which the dose is decayed by the uptake time; ADMIN, to which it need not be."""
+    if text.upper() not in ("START", "ADMIN"):
+        raise ValueError("neither START nor ADMIN: voxels that are not decay-corrected")
+    return {name: text.upper()}
+
+
+def _units(name: str, text: str) -> dict[str, Any]:
+    known = {"bqml": BQML, "bqcc": BQML, "suv": SUV, "suvbw": SUV, "gml": SUV}
+    plain = re.sub(r"[^a-z]", "", text.lower())
+    if plain not in known:
+        raise ValueError("neither Bq/mL nor SUV")
+    return {name: known[plain]}
+
+
+def _spacing(name: str, text: str) -> dict[str, Any]:
+    return {name: _within(_number(text), 1e-3, 1e3, "mm")}
+
+
 def _fold(name: str, text: str) -> dict[str, Any]:
     value = _number(text)
     if value != int(value) or not 0 <= value < 1000:
@@ -283,6 +308,11 @@ PARSERS: Mapping[str, Callable[[str, str], dict[str, Any]]] = {
     "half_life_s": _half_life,
     "nuclide": _nuclide,
     "drf": _drf,
+    "decay_correction": _correction,
+    "units": _units,
+    "spacing_z_mm": _spacing,
+    "spacing_y_mm": _spacing,
+    "spacing_x_mm": _spacing,
     "fold": _fold,
     "exclude": _exclude,
     "tag_cancer": _tag,
@@ -359,6 +389,9 @@ def _told(one: Examination, rows: Sequence[Row], table: str) -> Examination:
     said = _agreed(first, table)
     doubts = list(one.doubts)
     stated = _stated(files.stated, said)
+    if is_nifti(files.pet):
+        _check_units(files, said, table)
+        doubts += _other_spacing(files, said)
     others = []
     for other in files.others:
         own = _agreed([row for row in rows if _is_of(row, other.path, other.dose)], table)
@@ -375,6 +408,27 @@ def _told(one: Examination, rows: Sequence[Row], table: str) -> Examination:
     excluded = one.excluded or str(said.get("exclude", ""))
     patient = str(said["patient"]) if "patient" in said and not _is_part(one, said["patient"]) else one.patient
     return replace(one, files=files, excluded=excluded, patient=patient, doubts=tuple(doubts))
+
+
+def _check_units(files: Files, said: Mapping[str, Any], table: str) -> None:
+    if said.get("units", files.units) != files.units:
+        raise InputError(
+            "TAB_CONTRADICTS",
+            where=f"{table}, column units",
+            found=f"{said['units']} for a scan that is taken for {files.units}",
+            remedy=f"give --units {said['units']}, or correct the table",
+        )
+
+
+def _other_spacing(files: Files, said: Mapping[str, Any]) -> list[str]:
+    """A voxel size that the file's own header contradicts: the header is used (a column of UDPET's table was wrong)."""
+    try:
+        real = nifti.grid_of(files.pet).spacing_mm
+    except InputError:
+        return []  # told when the file is opened
+    names = ("spacing_z_mm", "spacing_y_mm", "spacing_x_mm")
+    off = [name for name, mm in zip(names, real, strict=True) if abs(said.get(name, mm) / mm - 1.0) > CONTRADICTION]
+    return [f"the table's {name} is not the file's, which is used" for name in off]
 
 
 def _is_part(one: Examination, patient: object) -> bool:
@@ -422,6 +476,8 @@ def _stated(before: Stated, said: Mapping[str, Any]) -> Stated:
     new = {name: said[name] for name in names if name in said}
     if "uptake_s" not in new and {"injection_time", "scan_time"} <= said.keys():
         new["uptake_s"] = _between(str(said["injection_time"]), str(said["scan_time"]))
+    if said.get("decay_correction") == "ADMIN":
+        new["uptake_s"] = 0.0
     return replace(before, **new, origin={**before.origin, **dict.fromkeys(new, "table")})
 
 

@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 from petscale.cli import main
 from petscale.data.layouts.dose_names import parse_drf, without_drf
 from petscale.data.trees import write_tree
-from storage import dicom_write, nifti
+from storage import dicom_write, nifti, suv
 from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig, phantom
 from storage.reader import Case, Cohort, open_cohort
@@ -381,6 +381,17 @@ def test_a_preview_writes_nothing(trees: Path, tmp_path: Path, capsys: pytest.Ca
         (["--pet", "full.nii.gz", "--case", "one"], "CFG_MANY_PATIENTS"),
         (["--pet", "full.nii.gz", "--exclude", "p0", "p1"], "SET_NO_EXAMINATION"),
         (["--layout", "udpet", "--exclude", "p7"], "SET_NO_EXAMINATION"),
+        (["--pet", "full.nii.gz", "--low", "ct=D20.nii.gz"], "CFG_LOW"),
+        (["--pet", "full.nii.gz", "--low", "full=D20.nii.gz"], "CFG_LOW"),
+        (["--pet", "full.nii.gz", "--low", "late=D20.nii.gz", "late=full.nii.gz"], "CFG_LOW"),
+        (["--pet", "full.nii.gz", "--relation", "separate"], "CFG_NO_EFFECT"),
+        (["--pet", "full.nii.gz", "--names", "1=liver"], "CFG_NO_EFFECT"),
+        (["--pet", "full.nii.gz", "--keep", "p0"], "CFG_NO_EFFECT"),
+        (["--layout", "udpet", "--low", "20=D20.nii.gz"], "CFG_NO_EFFECT"),
+        (["--layout", "udpet", "--units", "Bq/mL"], "CFG_NO_EFFECT"),
+        (["--layout", "bids", "--ct", "ct"], "CFG_NO_EFFECT"),
+        (["--layout", "autopet", "--mask", "SEG.nii.gz"], "CFG_NO_EFFECT"),
+        (["--layout", "study", "--patient", "p0"], "CFG_NO_EFFECT"),
         (["--layout", "lung"], "SET_NO_PET"),
         (["--layout", "bids"], "SET_NO_PET"),
         (["--layout", "study"], "SET_NO_PET"),
@@ -428,3 +439,40 @@ def test_a_sidecar_that_states_another_unit_is_believed(
         assert refused(*words, "--dose-mbq", "300").startswith("NII_UNITS")
     else:
         main([str(word) for word in words])
+
+
+def test_a_preview_refuses_what_an_ingest_would(
+    pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    moved(3.0, False, 1.0)(pairs / "p0/D20.nii.gz")
+    words = ["ingest", str(pairs), str(tmp_path / "cohort"), "--pet", "full.nii.gz", "--low", "20=D20.nii.gz"]
+    main([*words, "--dry-run"])
+    told = capsys.readouterr().err
+    assert "refused  PAIR_GRID_MISMATCH image low_drf20" in told
+    assert "2 cases, 1 of them would be refused" in told
+    main([*words, "--dry-run", "--units", "Bq/mL"])
+    assert "2 cases, 2 of them would be refused" in capsys.readouterr().err
+
+
+def test_counts_of_two_series_keep_their_own_scales(tmp_path: Path) -> None:
+    """Philips writes counts with a factor per series: that of the full dose is not the low dose's."""
+    activity = phantom(BODY).activity
+
+    def counts(scale: float, z: int, header: Dataset) -> None:
+        block = header.private_block(0x7053, "Philips PET Private Group", create=True)
+        header.Units = "CNTS"
+        factor = float(header.RescaleSlope)
+        header.RescaleSlope = f"{factor * scale:.10g}"
+        block.add_new(0x00, "DS", f"{SUV_PER_BQML / scale:.10g}")
+
+    for number, (name, scale) in enumerate((("full", 1.0), ("low", 3.0)), start=1):
+        folder = tmp_path / f"s/p/{name}"
+        dicom_write.write_series(folder, activity, patient_id="P1", series_number=number, edit=partial(counts, scale))
+    cohort = ingested(tmp_path / "s", tmp_path / "cohort", "--pet", "full", "--low", "20=low")
+    case = cohort.case(cohort.cases[0])
+    truth = activity.read(0, 24).sum()
+    assert voxels(case, "full").sum() == pytest.approx(truth, rel=1e-3)
+    assert voxels(case, "low_drf20").sum() == pytest.approx(truth, rel=1e-3)
+
+
+SUV_PER_BQML = suv.suv_factor_decay_corrected(70.0, 370e6 * suv.decay(3600.0, suv.NUCLIDES["F-18"][0]))

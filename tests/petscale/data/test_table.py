@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import openpyxl
 import pytest
+from pydicom.dataset import Dataset
 
 from petscale.cli import main
 from petscale.data.table import read_table
+from petscale.splits import SplitConfig, split_cases
 from storage import dicom_write, nifti
 from storage.errors import InputError
 from storage.phantom import PhantomConfig, phantom
@@ -73,6 +75,9 @@ def test_a_column_is_known_by_its_names_and_units(
         ("fold", "1.5"),
         ("uptake_min", "-5"),
         ("cancer", "!"),
+        ("DecayCorrection", "NONE"),
+        ("ImageUnits", "CNTS"),
+        ("SliceThickness_mm", "0"),
     ],
 )
 def test_a_wrong_cell_is_named_by_row_and_column(title: str, cell: str, tmp_path: Path) -> None:
@@ -142,6 +147,13 @@ WORDS = ["--pet", "pet.nii.gz", "--units", "Bq/mL", "--names", "folder"]
         lambda weight, dose: {"weight": weight, "dose_mbq": dose * decay(3600, F18_S)},
         lambda weight, dose: {
             "weight": weight,
+            "dose_bq": dose * 1e6 * decay(3600, F18_S),
+            "TimeFromInjectionToAcquisition_s": 3600,
+            "DecayCorrection": "ADMIN",
+            "ImageUnits": "BQML",
+        },
+        lambda weight, dose: {
+            "weight": weight,
             "dose": dose,
             "injection_time": "23:30",
             "scan_time": "00:30",
@@ -167,6 +179,7 @@ def test_each_patient_has_the_suv_of_its_own_row(
         ("patient,weight,dose\np01,50,200\np01,51,200\n", "TAB_AMBIGUOUS"),
         ("patient,dose,uptake_min\np01,200,60\np02,400,60\np03,100,60\n", "PET_NUCLIDE"),
         ("patient,weight\np01,50\np02,100\np03,80\n", "PET_DOSE"),
+        ("patient,weight,dose,units\np01,50,200,SUV\n", "TAB_CONTRADICTS"),
         ("patient,exclude\np01,1\np02,1\np03,1\n", "SET_NO_EXAMINATION"),
     ],
 )
@@ -176,6 +189,77 @@ def test_a_table_that_leaves_the_suv_open_is_refused(
     table = write(tmp_path / "t.csv", text)
     line = refused("ingest", activities, tmp_path / "cohort", *WORDS, "--table", table)
     assert line.split()[0] == code or (code == "PET_NUCLIDE" and line.startswith("PET_"))
+
+
+def test_a_voxel_size_that_the_file_contradicts_is_told_and_not_used(
+    activities: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"{p},{w},{d * decay(3600, F18_S)},18,{1.65 if p == 'p02' else 60}" for p, (w, d) in PATIENTS.items()]
+    table = write(tmp_path / "t.csv", "patient,weight,dose,PixelSpacing_x_mm,SliceThickness_mm\n" + "\n".join(rows))
+    main(["ingest", str(activities), str(tmp_path / "cohort"), *WORDS, "--table", str(table)])
+    told = [line for line in capsys.readouterr().err.splitlines() if "which is used" in line]
+    assert told == ["note the table's spacing_z_mm is not the file's, which is used (1 of 3 examinations)"]
+    assert open_cohort(tmp_path / "cohort").case("p02").image("full").grid.spacing_mm == (60.0, 18.0, 18.0)
+
+
+def test_what_was_stated_is_recorded_by_name_and_never_by_value(activities: Path, tmp_path: Path) -> None:
+    rows = "patient,weight,dose\n" + "\n".join(f"{p},{w + 0.123},{d}" for p, (w, d) in PATIENTS.items())
+    table = write(tmp_path / "t.csv", rows)
+    main(["ingest", str(activities), str(tmp_path / "cohort"), *WORDS, "--table", str(table)])
+    facts = open_cohort(tmp_path / "cohort").case("p01").image("full").provenance
+    assert facts["stated"] == {"weight_kg": "table", "dose_mbq": "table"}
+    assert "0.123" not in str(facts)
+
+
+@pytest.mark.parametrize(
+    ("columns", "row", "told"),
+    [
+        ("weight", "81", "PatientWeight"),
+        ("dose", "375", "RadionuclideTotalDose"),
+        ("nuclide", "Ga-68", "RadionuclideHalfLife"),
+        ("injection_time", "10:40", "RadiopharmaceuticalStartDateTime"),
+        ("injection_time", "2020-01-02 11:00:00", "RadiopharmaceuticalStartDateTime"),
+        ("weight,dose,nuclide,injection_time", "80.0,370,F18,11:00:30", ""),
+    ],
+)
+def test_table_and_header_must_agree_in_all_that_the_suv_rests_on(
+    columns: str, row: str, told: str, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    dicom_write.write_series(tmp_path / "s/p1/pet", BODY, patient_id="P1", weight_kg=80.0)
+    table = write(tmp_path / "t.csv", f"patient,{columns}\np1,{row}\n")
+    words = ["ingest", tmp_path / "s", tmp_path / "cohort", "--pet", "pet", "--table", table]
+    if told:
+        line = refused(*words)
+        assert line.startswith("TAB_CONTRADICTS")
+        assert told in line
+    else:
+        main([str(word) for word in words])
+        assert suv_of(tmp_path / "cohort") == pytest.approx([1.0], rel=1e-3)
+
+
+def test_a_weight_in_g_in_a_header_is_the_tables_weight_in_kg(tmp_path: Path) -> None:
+    def in_g(z: int, header: Dataset) -> None:
+        header.PatientWeight = "80000"
+
+    dicom_write.write_series(tmp_path / "s/p1/pet", BODY, patient_id="P1", weight_kg=80.0, edit=in_g)
+    table = write(tmp_path / "t.csv", "patient,weight\np1,80\n")
+    main(["ingest", str(tmp_path / "s"), str(tmp_path / "cohort"), "--pet", "pet", "--table", str(table)])
+    assert suv_of(tmp_path / "cohort") == pytest.approx([1.0], rel=1e-3)
+
+
+def test_folds_of_a_table_part_the_patients(activities: Path, tmp_path: Path) -> None:
+    rows = "\n".join(f"{p},{w},{d},{n % 2}" for n, (p, (w, d)) in enumerate(PATIENTS.items()))
+    table = write(tmp_path / "t.csv", "patient,weight,dose,fold\n" + rows)
+    main(["ingest", str(activities), str(tmp_path / "cohort"), *WORDS, "--table", str(table)])
+    cohort = open_cohort(tmp_path / "cohort")
+    for fold, tested in ((0, ("p01", "p03")), (1, ("p02",))):
+        assert split_cases(cohort, SplitConfig(fold_tag="fold", fold=fold)).test == tested
+    for config, code in (
+        (SplitConfig(fold_tag="fold", fold=7), "fold 7"),
+        (SplitConfig(fold_tag="part"), "no such tag"),
+    ):
+        with pytest.raises(InputError, match=f"SET_NO_FACT.*{code}"):
+            split_cases(cohort, config)
 
 
 def test_rows_leave_cases_out_and_tag_them(activities: Path, tmp_path: Path) -> None:

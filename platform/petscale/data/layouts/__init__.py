@@ -1,6 +1,7 @@
 """Layouts: how the files of many examinations lie below one folder.  One file each, all found by name here."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from petscale.data.examination import Tree
@@ -12,16 +13,53 @@ from petscale.data.layouts.options import Options
 from petscale.data.layouts.patterns import by_patterns
 from petscale.data.layouts.study import studies
 from petscale.data.layouts.udpet import udpet
+from storage.errors import InputError
 
-Layout = Callable[[Path, Options], Tree]
+ALWAYS = {"exclude", "overrides"}  # looked at after the layout
+FILES = {"low", "ct", "mask", "labels", "label_names", "relation", "series", "grid", "other_grids", "units"}
+NEEDS = {"relation": "low", "label_names": "labels"}  # says nothing without the other
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A layout.
+
+    Args:
+        find: finds the examinations below a source.
+        reads: the options that it looks at.
+    """
+
+    find: Callable[[Path, Options], Tree]
+    reads: frozenset[str]
+
 
 LAYOUTS: Mapping[str, Layout] = {
-    "one": one_examination,
-    "folders": many_examinations,
-    "patterns": by_patterns,
-    "study": studies,
-    "udpet": udpet,
-    "autopet": autopet,
-    "lung": lung,
-    "bids": bids,
+    "one": Layout(one_examination, frozenset(FILES | {"patient"})),
+    "folders": Layout(many_examinations, frozenset(FILES | {"pet"})),
+    "patterns": Layout(by_patterns, frozenset(FILES | {"pet", "patient"})),
+    "study": Layout(studies, frozenset({"series", "grid"})),
+    "udpet": Layout(udpet, frozenset({"series", "other_grids", "keep"})),
+    "autopet": Layout(autopet, frozenset({"series", "grid"})),
+    "lung": Layout(lung, frozenset({"series", "grid"})),
+    "bids": Layout(bids, frozenset({"relation", "grid", "other_grids"})),
 }
+
+
+def check_options(name: str, options: Options) -> None:
+    """Refuse an option that a layout does not look at: a user who gives it expects something of it.
+
+    Raises:
+        InputError: CFG_NO_EFFECT.
+    """
+    reads, plain = LAYOUTS[name].reads, Options()
+    given = [field.name for field in fields(Options) if getattr(options, field.name) != getattr(plain, field.name)]
+    for option in given:
+        lacking = NEEDS.get(option, "") if NEEDS.get(option) in reads else ""
+        if option not in reads | ALWAYS or (lacking and lacking not in given):
+            spelt = "names" if option == "label_names" else option.replace("_", "-")
+            raise InputError(
+                "CFG_NO_EFFECT",
+                where=f"--{spelt}",
+                found=f"without --{lacking}" if lacking else f"the layout {name} does not look at it",
+                remedy=f"leave it out, or give --{lacking}" if lacking else "leave it out, or choose another --layout",
+            )

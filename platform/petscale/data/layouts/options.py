@@ -13,6 +13,7 @@ from storage.layout import low_name
 from storage.source import Dose
 
 Relation = Literal["thinned", "separate"]
+OTHERS = ("full", "truth", "ct", "labels", "body")  # images of a case that are no low dose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +64,13 @@ class Options:
         for text in self.low:
             key, equals, where = text.partition("=")
             drf = number(key)
-            if not equals or not where or (drf is not None and drf <= 1):
+            if not equals or not where or (drf is not None and drf <= 1) or key in OTHERS or key in found:
                 raise InputError(
                     "CFG_LOW",
                     where="--low",
                     found=f"'{text}'",
-                    remedy="write DRF=name, for instance --low '20=1-20 dose', the DRF above 1",
+                    remedy="write DRF=name, for instance --low '20=1-20 dose', the DRF above 1; a word in its place "
+                    "must be no other image's name",
                 )
             if drf is None:
                 name, dose = key, Dose(float("nan"), self.relation, self.relation == "thinned")
