@@ -29,6 +29,10 @@ from trainers.feed_config import FORMER, FeedConfig
 from trainers.loop import LoopConfig
 from trainers.systems import RECIPES
 
+_SPLIT_AT_FIRST = frozenset(
+    ("test", "test_fraction", "folds", "fold", "validation_fraction", "unpaired", "unpaired_fraction", "seed")
+)
+"""The settings of a split that every run states; a later one is stated where it is not its default."""
 SECTIONS = ("recipe", "feed", "loop", "engine", "split", "cluster")
 
 
@@ -109,9 +113,9 @@ class RunConfig:
         whole = to_json(self)
         name = whole["recipe"].pop("name")
         del whole["feed"]["read_ahead"]  # speed, never the samples
-        for later in ("leave_out", "stratify"):  # runs of before there was a choice do not state it
-            if not whole["split"][later]:
-                del whole["split"][later]
+        for later in dataclasses.fields(SplitConfig):  # runs of before there was a choice do not state it
+            if later.name not in _SPLIT_AT_FIRST and getattr(self.split, later.name) == later.default:
+                del whole["split"][later.name]
         same = {"recipe": name, "model": whole["recipe"], "seed": self.loop.seed}
         return same | {key: whole[key] for key in ("feed", "engine", "split")}
 

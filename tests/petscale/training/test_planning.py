@@ -121,7 +121,7 @@ def test_a_record_of_before_there_were_more_roles_is_read(copied: Path, begun: P
     record = json.loads((begun.run / CONFIG).read_bytes())
     for role in ("unpaired", "validation"):
         del record[role]
-    for field in ("leave_out", "stratify"):
+    for field in ("leave_out", "stratify", "fold_tag"):
         del record["config"]["split"][field]
     (begun.run / CONFIG).write_text(json.dumps(record))
     assert planned(copied, begun.run).job.roles == begun.job.roles
