@@ -37,6 +37,11 @@ class JoinedCohort:
         return {}
 
     @property
+    def name(self) -> str:
+        """The names of the cohorts' folders, joined."""
+        return "+".join(cohort.name for cohort in self.cohorts)
+
+    @property
     def cases(self) -> tuple[str, ...]:
         """Names of the committed cases of all cohorts, sorted."""
         return tuple(sorted(self._places))

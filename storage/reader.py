@@ -1,6 +1,7 @@
 """Committed cases and their voxels, read through tensorstore; a case that is not committed is not listed."""
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -184,6 +185,8 @@ class Cases(Protocol):
     """Committed cases by name: a cohort, or several read as one (``storage.joined``)."""
 
     @property
+    def name(self) -> str: ...
+    @property
     def cases(self) -> tuple[str, ...]: ...
     def case(self, name: str) -> Case: ...
 
@@ -193,6 +196,11 @@ class Cohort:
     """Committed cases under one folder."""
 
     folder: Path
+
+    @property
+    def name(self) -> str:
+        """The folder's name; of a link, the name that the user chose."""
+        return Path(os.path.abspath(self.folder)).name
 
     @property
     def cases(self) -> tuple[str, ...]:

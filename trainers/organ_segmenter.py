@@ -30,7 +30,7 @@ from storage import integrity
 from storage.errors import InputError
 from storage.patches import PatchLocation, grid
 from storage.ranges import Range, check_ranges
-from storage.reader import Cohort
+from storage.reader import Cases
 from storage.source import ImageSource
 from trainers import checkpoint
 from trainers.engine import plain_engine
@@ -252,7 +252,7 @@ def _kept(window: PatchLocation, shape: tuple[int, int, int], halo: int) -> tupl
 
 def train_segmenter(
     folder: Path,
-    cohort: Cohort,
+    cohort: Cases,
     cases: Sequence[str],
     config: OrganSegmenterConfig,
     *,
@@ -298,7 +298,7 @@ def train_segmenter(
     return OrganSegmenter(config, feed.suv_scale, network.to(device).eval(), device, tuple(sorted(cases)))
 
 
-def _identity(cohort: Cohort, cases: Sequence[str], config: OrganSegmenterConfig, feed: FeedConfig) -> dict[str, Any]:
+def _identity(cohort: Cases, cases: Sequence[str], config: OrganSegmenterConfig, feed: FeedConfig) -> dict[str, Any]:
     """What makes two segmenters the same, as JSON gives it back."""
     facts = asdict(feed)
     seen = {name: facts[name] for name in ("target", "suv_scale", "seed", "cases_per_step")}
@@ -311,7 +311,7 @@ def _identity(cohort: Cohort, cases: Sequence[str], config: OrganSegmenterConfig
 
 def _train(
     folder: Path,
-    cohort: Cohort,
+    cohort: Cases,
     cases: Sequence[str],
     config: OrganSegmenterConfig,
     feed: FeedConfig,

@@ -359,6 +359,7 @@ class TuneOptions:
 
     Args:
         cohort: folder of the cohort; its test patients are never read.
+        others: folders of further cohorts, read as one with the first.
         study: folder of the study: its journal, a run folder per trial, the best configuration, the report.
         recipe: name of the system; each system has its own defaults.
         config: a YAML or JSON file with the same names, or the config.json of a run, that trials vary.
@@ -379,6 +380,7 @@ class TuneOptions:
     """
 
     cohort: Positional[Annotated[Path, arg(metavar="COHORT")]]
+    others: Positional[Annotated[tuple[Path, ...], arg(metavar="COHORT")]] = ()
     study: Path
     recipe: str = "sgsgan"
     config: Path | None = None
@@ -403,7 +405,8 @@ def tune(options: TuneOptions, config: "RunConfig") -> None:
     from petscale.tuning.sweep import sweep
 
     fields = {field.name: getattr(options, field.name) for field in dataclasses.fields(SweepConfig)}
-    for path in sweep(options.cohort, options.study, config, SweepConfig(**fields), command=recorded()):
+    searched = SweepConfig(**fields)
+    for path in sweep(options.cohort, options.study, config, searched, command=recorded(), others=options.others):
         print(path)
 
 
@@ -479,6 +482,7 @@ def submission(
 def evaluate(
     run: Positional[Annotated[Path, arg(metavar="RUN")]],
     cohort: Positional[Annotated[Path, arg(metavar="COHORT")]],
+    others: Positional[Annotated[tuple[Path, ...], arg(metavar="COHORT")]] = (),
     unet_score: tuple[str, ...] = (),
     segmenter_samples: int = 20_000,
     segmenter_channels: int = 16,
@@ -498,6 +502,7 @@ def evaluate(
     Args:
         run: a finished run.
         cohort: the cohort it was trained on, or another one.
+        others: further cohorts, read as one with the first: all those that the run was trained on.
         unet_score: organs whose Dice is scored too, by a U-Net trained on the run's full-dose images (SGSGAN).
         segmenter_samples: patches that this U-Net is trained on; the default is for a GPU.
         segmenter_channels: channels of this U-Net's first level; the other levels have 2, 4, 8 and 16 times as many.
@@ -522,22 +527,26 @@ def evaluate(
         tolerance_mm=tolerance_mm,
         source=source,
         preset=preset,
+        others=others,
     )
 
 
 def report(
-    run: Positional[Annotated[Path, arg(metavar="RUN")]], cohort: Positional[Annotated[Path, arg(metavar="COHORT")]]
+    run: Positional[Annotated[Path, arg(metavar="RUN")]],
+    cohort: Positional[Annotated[Path, arg(metavar="COHORT")]],
+    others: Positional[Annotated[tuple[Path, ...], arg(metavar="COHORT")]] = (),
 ) -> None:
     """Write a run's report, one HTML file that needs no network; a run without scores is evaluated first.
 
     Args:
         run: an evaluated run.
         cohort: the cohort it was evaluated on, its own or another one.
+        others: further cohorts that it was evaluated on together with the first.
     """
     from petscale.evaluation.run import read_evaluations
     from petscale.reporting.run import report_run
 
-    print(report_run(run, cohort, read_evaluations(run, cohort)))
+    print(report_run(run, cohort, read_evaluations(run, cohort, others=others), others=others))
 
 
 def dashboard(

@@ -102,6 +102,7 @@ def evaluate(
     tolerance_mm: float = 0.0,
     source: Sequence[str] = (),
     preset: Sequence[str] = (),
+    others: Sequence[Cohort | PathLike] = (),
 ) -> dict[str, "Scores"]:
     """Synthesize a run's test cases and score them beside what needs no network.
 
@@ -121,6 +122,7 @@ def evaluate(
         tolerance_mm: how far from a lesion a hit may lie.
         source: images to start from, where the cohort calls them otherwise than the run's own.
         preset: conventions of scoring beside the run's own: udpet2022, s3pet, sgsgan, cascade.
+        others: further cohorts, as they were given to ``train``.
 
     Returns:
         Name of the image that the run starts from -> its scores.
@@ -137,11 +139,11 @@ def evaluate(
     from trainers.metrics.detection import DetectionConfig
     from trainers.organ_segmenter import OrganSegmenterConfig
 
-    folder, place = _folder(run), _folder(cohort)
+    folder, place, rest = _folder(run), _folder(cohort), [_folder(other) for other in others]
     segmenter = None
     if unet_score:
         config = OrganSegmenterConfig(rois=tuple(unet_score), samples=segmenter_samples, channels=segmenter_channels)
-        segmenter = make_segmenter(folder, place, config)
+        segmenter = make_segmenter(folder, place, config, others=rest)
     lesions = None
     if detect:
         lesions = DetectionConfig(
@@ -149,7 +151,9 @@ def evaluate(
         )
     elif within:
         raise InputError("CFG_SET", where="--within", found="given alone", remedy="say what to find: --detect lesion")
-    found = evaluate_run(folder, place, segmenter=segmenter, lesions=lesions, sources=source, presets=preset)
+    found = evaluate_run(
+        folder, place, others=rest, segmenter=segmenter, lesions=lesions, sources=source, presets=preset
+    )
     return {name: Scores(evaluation) for name, evaluation in found.items()}
 
 
@@ -218,12 +222,13 @@ class Scores:
         return pandas.DataFrame(rows)
 
 
-def report(run: Run | PathLike, cohort: Cohort | PathLike) -> "Page":
+def report(run: Run | PathLike, cohort: Cohort | PathLike, *, others: Sequence[Cohort | PathLike] = ()) -> "Page":
     """Write a run's report from its scores (evaluating it first if need be): one HTML file that needs no network.
 
     Args:
         run: an evaluated run.
         cohort: the cohort it was evaluated on, its own or another one.
+        others: further cohorts, as they were given to ``evaluate``.
 
     Returns:
         The page; of a run that starts from several images, the first one's.
@@ -238,8 +243,8 @@ def report(run: Run | PathLike, cohort: Cohort | PathLike) -> "Page":
     from petscale.evaluation.run import read_evaluations
     from petscale.reporting.run import report_run
 
-    folder, place = _folder(run), _folder(cohort)
-    return Page(report_run(folder, place, read_evaluations(folder, place)))
+    folder, place, rest = _folder(run), _folder(cohort), [_folder(other) for other in others]
+    return Page(report_run(folder, place, read_evaluations(folder, place, others=rest), others=rest))
 
 
 @dataclass(frozen=True)

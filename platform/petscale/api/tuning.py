@@ -35,6 +35,7 @@ def tune(
     storage: str = "",
     workers: int | None = None,
     device: Literal["cpu", "cuda"] | None = None,
+    others: Sequence[PathLike] = (),
 ) -> "Study":
     """Search settings of a system by trials scored on validation patients; the same call continues a search.
 
@@ -56,6 +57,7 @@ def tune(
         storage: of the study: a journal file in its folder, sqlite, or a database's URL.
         workers: training processes of a trial.
         device: cpu or cuda.
+        others: folders of further cohorts that are searched on too.
 
     Raises:
         InputError: those of ``configure``; the TUNE_ codes, SET_NO_VALIDATION, SET_NO_LABELS; CFG_RANGE.
@@ -78,7 +80,14 @@ def tune(
         gpus=gpus,
         storage=storage,
     )
-    sweep(Path(cohort), Path(study), chosen, searched, command=called("tune", cohort, study))
+    sweep(
+        Path(cohort),
+        Path(study),
+        chosen,
+        searched,
+        command=called("tune", cohort, study),
+        others=[Path(other) for other in others],
+    )
     return Study(Path(study), storage)
 
 

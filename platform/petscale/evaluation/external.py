@@ -5,7 +5,6 @@ validation, whose results stand apart from those of the run's own.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from petscale.folders import EVALUATION, EXTERNAL, PATIENTS
 from petscale.plausibility import nuclide_of
 from storage import integrity
 from storage.errors import InputError
-from storage.reader import Cohort
+from storage.reader import Cases
 
 SEEN = "SET_SEEN"  # the code of a case that is left out
 DIGESTS = "cohort.json"  # in an external validation's folder: the digests of the cohort's cases
@@ -42,7 +41,7 @@ class Chosen:
     digests: Mapping[str, str] = field(default_factory=dict)
 
 
-def choose_cases(run: Path, facts: Mapping[str, Any], cohort: Cohort) -> Chosen:
+def choose_cases(run: Path, facts: Mapping[str, Any], cohort: Cases) -> Chosen:
     """Decide which cases a run is scored on.
 
     Args:
@@ -64,6 +63,7 @@ def choose_cases(run: Path, facts: Mapping[str, Any], cohort: Cohort) -> Chosen:
     patients = run / EVALUATION / PATIENTS  # of a run whose record does not tell them
     told = facts.get("subjects") or (json.loads(patients.read_bytes())["subjects"] if patients.is_file() else {})
     known: Mapping[str, str] = told
+    _check_all_given(facts, cohort, digests)
     for name in tests:
         if known.get(name, subjects[name]) == subjects[name]:
             raise _changed(name)
@@ -78,14 +78,30 @@ def choose_cases(run: Path, facts: Mapping[str, Any], cohort: Cohort) -> Chosen:
             found = f"no case of this cohort is new to the run: {next(iter(left_out.values()))}"
         raise InputError(
             "SET_NO_TEST",
-            where=cohort.folder.name,
+            where=cohort.name,
             found=f"none of the run's test cases is in this cohort, and {found}",
             remedy="evaluate on the cohort of a run trained with --set split.test_fraction=0.25, or on other patients",
         )
-    name = Path(os.path.abspath(cohort.folder)).name  # of a link, the name that the user chose
-    folder = run / EXTERNAL / name
-    _check_name(folder, name, digests)
-    return Chosen(folder, cases, name, left_out, bool(known), digests)
+    folder = run / EXTERNAL / cohort.name
+    _check_name(folder, cohort.name, digests)
+    return Chosen(folder, cases, cohort.name, left_out, bool(known), digests)
+
+
+def _check_all_given(facts: Mapping[str, Any], cohort: Cases, digests: Mapping[str, str]) -> None:
+    """Refuse one of a run's several cohorts alone where its test cases have other names there than in the run.
+
+    Raises:
+        InputError: SET_NO_TEST.
+    """
+    tested = {facts["cases"][name]: name for name in facts["test"]}
+    renamed = [f"{name} ({tested[digest]})" for name, digest in digests.items() if digest in tested]
+    if facts.get("cohorts") and renamed:
+        raise InputError(
+            "SET_NO_TEST",
+            where=cohort.name,
+            found=f"test cases have other names in the run, which read several cohorts as one: {', '.join(renamed)}",
+            remedy=f"give all of its cohorts, in one command: {', '.join(facts['cohorts'])}",
+        )
 
 
 def _left_out(
@@ -122,7 +138,7 @@ def _check_name(folder: Path, name: str, digests: Mapping[str, str]) -> None:
         )
 
 
-def keep_patients(run: Path, facts: Mapping[str, Any], cohort: Cohort, source: str) -> None:
+def keep_patients(run: Path, facts: Mapping[str, Any], cohort: Cases, source: str) -> None:
     """Note who the run's patients are, as keyed hashes, and their nuclides, once its own cohort is at hand.
 
     An external validation tells by it whether a patient was trained on.  Nothing is written where the cohort lacks a
@@ -142,7 +158,7 @@ def keep_patients(run: Path, facts: Mapping[str, Any], cohort: Cohort, source: s
     integrity.write_json(path, {"subjects": subjects, "nuclides": nuclides})
 
 
-def statement(cohort: Cohort, chosen: Chosen, cases: tuple[str, ...]) -> str:
+def statement(cohort: Cases, chosen: Chosen, cases: tuple[str, ...]) -> str:
     """What screen, scores and report say of an external validation."""
     patients = len({cohort.case(name).subject for name in cases})
     of = f"external validation on {_count(len(cases), 'case')} of {_count(patients, 'patient')}"
@@ -167,7 +183,7 @@ def _changed(name: str) -> InputError:
     )
 
 
-def check_unchanged(cohort: Cohort, case: str, facts: Mapping[str, Any]) -> None:
+def check_unchanged(cohort: Cases, case: str, facts: Mapping[str, Any]) -> None:
     """Refuse a test case whose voxels are no longer those of the run's split.
 
     Raises:
@@ -177,5 +193,5 @@ def check_unchanged(cohort: Cohort, case: str, facts: Mapping[str, Any]) -> None
         raise _changed(case)
 
 
-def _digest(cohort: Cohort, case: str) -> str:
+def _digest(cohort: Cases, case: str) -> str:
     return str(integrity.manifest(cohort.case(case).folder)["root"])

@@ -31,7 +31,8 @@ from petscale.inference import Trained, open_run, synthesize_case
 from petscale.plausibility import check_scan, tell
 from storage import integrity
 from storage.errors import InputError
-from storage.reader import Case, Cohort, open_cohort
+from storage.joined import open_cohorts
+from storage.reader import Case, Cases
 from storage.source import HU, LABEL, ImageSource
 from trainers.metrics.definitions import Score
 from trainers.metrics.detection import DetectionConfig
@@ -64,14 +65,13 @@ def candidates_of(case: Case, source: str, baseline: Baseline, synthesized: Imag
     return {**baseline.beside(case.image(source)), SYNTHESIZED: synthesized}
 
 
-def baseline_of(run: Path, cohort: Path, source: str, folder: Path | None = None) -> Baseline:
+def baseline_of(run: Path, cohort: Cases, source: str, folder: Path | None = None) -> Baseline:
     """What needs no network, fitted on the run's training cases once per run (or ``folder``) and image."""
     config, facts = run_facts(run)
     path = (folder or run / EVALUATION) / source / BASELINE
     if path.is_file():
         return baseline_from_json(json.loads(path.read_bytes()))
-    opened = open_cohort(cohort)
-    cases = [opened.case(name) for name in facts["train"] if name in opened.cases]
+    cases = [cohort.case(name) for name in facts["train"] if name in cohort.cases]
     return _fitted(cases, source, config.feed.target, path)
 
 
@@ -109,11 +109,19 @@ def _external_baseline(run: Path, folder: Path, cases: Sequence[Case], source: s
     return _fitted(cases, source, target, path, of=SCORED_HERE)
 
 
-def make_segmenter(run: Path, cohort: Path, config: OrganSegmenterConfig, folder: Path | None = None) -> OrganSegmenter:
+def make_segmenter(
+    run: Path,
+    cohort: Path,
+    config: OrganSegmenterConfig,
+    folder: Path | None = None,
+    *,
+    others: Sequence[Path] = (),
+) -> OrganSegmenter:
     """Train the U-Net behind the Unet-score on the full-dose images of the run's training cases, or read it back.
 
     Args:
         folder: the segmenter's, shared by runs of the same training cases; default: one in the run's evaluation.
+        others: further cohorts of the run.
     """
     _, facts = run_facts(run)
     cases = [*facts["train"], *facts.get("unpaired", ())]
@@ -127,7 +135,7 @@ def make_segmenter(run: Path, cohort: Path, config: OrganSegmenterConfig, folder
 
         place = folder or run / EVALUATION / SEGMENTER
         made = train_segmenter(
-            place, open_cohort(cohort), cases, config, feed=trained.feed, device=device, report=follow
+            place, open_cohorts([cohort, *others]), cases, config, feed=trained.feed, device=device, report=follow
         )
         advance(1, "")
     return made
@@ -137,6 +145,7 @@ def evaluate_run(
     run: Path,
     cohort: Path,
     *,
+    others: Sequence[Path] = (),
     segmenter: OrganSegmenter | None = None,
     lesions: DetectionConfig | None = None,
     sources: Sequence[str] = (),
@@ -150,6 +159,7 @@ def evaluate_run(
     validation with a folder of its own, but for those that the run has seen and those that it cannot start from.
 
     Args:
+        others: further cohorts, read as one with the first: those that the run was trained on, or new ones.
         segmenter: a U-Net trained on the run's training cases, for the Unet-score.
         lesions: what is to be detected where, None for nothing.
         sources: the images to start from; () for those that the run was trained on.
@@ -165,7 +175,7 @@ def evaluate_run(
     config, facts = run_facts(run)
     used = presets_of(RECIPES[config.recipe].PRESET, presets)
     trained = open_run(run)
-    opened = open_cohort(cohort)
+    opened = open_cohorts([cohort, *others])
     chosen = choose_cases(run, facts, opened)
     started = {}
     for source in sources or config.feed.source:  # refused before anything is synthesized
@@ -184,7 +194,7 @@ def evaluate_run(
             baseline = _external_baseline(run, folder.parent, cases, source, config.feed.target)
             _announce(opened, chosen, start)
         else:
-            baseline = baseline_of(run, cohort, source, baselines)
+            baseline = baseline_of(run, opened, source, baselines)
             keep_patients(run, facts, opened, source)
         rows = []
         scans = []
@@ -240,7 +250,7 @@ class _Started:
     differences: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def _startable(trained: Trained, cohort: Cohort, chosen: Chosen, source: str) -> _Started:
+def _startable(trained: Trained, cohort: Cases, chosen: Chosen, source: str) -> _Started:
     """Tell which unseen cases of another cohort can be scored from one of their images.
 
     Raises:
@@ -278,7 +288,7 @@ def _images(cases: Sequence[Case]) -> str:
     return ", ".join(found)
 
 
-def _announce(cohort: Cohort, chosen: Chosen, start: _Started) -> None:
+def _announce(cohort: Cases, chosen: Chosen, start: _Started) -> None:
     """Say on the terminal that this is an external validation, whom it leaves out, and what differs."""
     sentence = statement(cohort, chosen, start.cases)
     console.print(f"{chosen.cohort}: {sentence}", markup=False, soft_wrap=True)
@@ -299,7 +309,7 @@ def _by_difference(start: _Started) -> dict[str, list[str]]:
     return found
 
 
-def _external_facts(cohort: Cohort, chosen: Chosen, start: _Started) -> dict[str, object]:
+def _external_facts(cohort: Cases, chosen: Chosen, start: _Started) -> dict[str, object]:
     """What scores and report keep of an external validation."""
     return {
         "cohort": chosen.cohort,
@@ -322,16 +332,16 @@ def _known(evaluation: Evaluation | None, case: str, images: Sequence[str]) -> l
     return [r for r in rows if r.case == case and r.image in untrained and r.definition.preset != PRESET]
 
 
-def read_evaluations(run: Path, cohort: Path) -> dict[str, Evaluation]:
-    """Read what ``evaluate_run`` wrote of this cohort for the run's present weights, or evaluate it now."""
+def read_evaluations(run: Path, cohort: Path, *, others: Sequence[Path] = ()) -> dict[str, Evaluation]:
+    """Read what ``evaluate_run`` wrote of these cohorts for the run's present weights, or evaluate it now."""
     config, facts = run_facts(run)
-    chosen = choose_cases(run, facts, open_cohort(cohort))
+    chosen = choose_cases(run, facts, open_cohorts([cohort, *others]))
     if chosen.cohort:
-        return _read_external(run, chosen) or evaluate_run(run, cohort)
+        return _read_external(run, chosen) or evaluate_run(run, cohort, others=others)
     folders = {source: run / EVALUATION / source for source in config.feed.source}
     if all(_fresh(run, folder) for folder in folders.values()):
         return {source: read_evaluation(folder) for source, folder in folders.items()}
-    return evaluate_run(run, cohort)
+    return evaluate_run(run, cohort, others=others)
 
 
 def _read_external(run: Path, chosen: Chosen) -> dict[str, Evaluation]:

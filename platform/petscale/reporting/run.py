@@ -1,6 +1,6 @@
 """``petscale report``: gather what a run's pages show, and write one page per source image."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,27 +13,29 @@ from petscale.reporting import CaseImages, ReportData, write_report
 from petscale.reporting.environment import environment
 from petscale.training.progress import read_metrics
 from storage import integrity
+from storage.joined import open_cohorts
 from storage.reader import Case, open_cohort
 from storage.source import HU
 from trainers.systems import RECIPES
 
 
-def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation]) -> Path:
+def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation], *, others: Sequence[Path] = ()) -> Path:
     """Write the run's reports, one page per source image; returns the first one's path.
 
     Args:
         evaluations: what ``evaluate_run`` returned.
+        others: further cohorts that it was called with.
 
     Raises:
         InputError: as ``evaluate_run``.
     """
     config, facts = run_facts(run)
-    opened = open_cohort(cohort)
+    opened = open_cohorts([cohort, *others])
     chosen = choose_cases(run, facts, opened)
     paths = []
     with bar("report", len(evaluations)) as advance:
         for number, (source, evaluation) in enumerate(evaluations.items()):
-            baseline = baseline_of(run, cohort, source, chosen.folder / EVALUATION)
+            baseline = baseline_of(run, opened, source, chosen.folder / EVALUATION)
             pictured = {}
             rules = {}
             for name in evaluation.cases:

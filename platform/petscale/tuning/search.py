@@ -208,9 +208,10 @@ def run_trials(
     worker = {"CPU": cluster.cpus_per_worker} | ({"GPU": gpus} if cluster.device == "cuda" else {})
     # Ctrl-C is the command line's to tell; Tune would end as if all were done.
     os.environ |= {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
-    folder, cohort = Path(common.folder).parent, Path(common.cohort)
+    folder = Path(common.folder).parent
+    read = [Path(cohort) / "zarr.json" for cohort in (common.cohort, *common.others)]
     with (
-        sessions.session(base, side_by_side * cores, folder, cohort / "zarr.json", dashboard=True),
+        sessions.session(base, side_by_side * cores, folder, *read, dashboard=True),
         asking([worker] * (config.at_once * cluster.workers)) as growing,  # trials begin as machines come
         tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder) as scratch,
     ):

@@ -26,6 +26,7 @@ from petscale.reporting.environment import environment
 from petscale.reporting.sweep import SweepData, write_sweep
 from petscale.reporting.sweep_trials import Objective as Shown
 from petscale.reporting.sweep_trials import importances
+from petscale.training.cohorts import open_together
 from petscale.training.planning import Plan, plan_run, recorded_roles
 from petscale.tuning.objectives import Objective, objective
 from petscale.tuning.search import SCRATCH, SweepConfig, run_trials
@@ -35,13 +36,20 @@ from petscale.tuning.trial import TrialJob, Work, ends, train_and_score
 from petscale.tuning.trials import best, enqueue_first, finished, history, requeue
 from storage import integrity
 from storage.errors import InputError
-from storage.reader import Cohort, open_cohort
+from storage.reader import Cases
 from trainers.systems import RECIPES
 from tune_spaces import Settings, Space, paper, present_names, spaces_of
 
 
 def sweep(
-    cohort: Path, folder: Path, base: RunConfig, config: SweepConfig, *, command: str, work: Work = train_and_score
+    cohort: Path,
+    folder: Path,
+    base: RunConfig,
+    config: SweepConfig,
+    *,
+    command: str,
+    work: Work = train_and_score,
+    others: Sequence[Path] = (),
 ) -> list[Path]:
     """Search, or continue an interrupted search.
 
@@ -52,6 +60,7 @@ def sweep(
         config: what is searched.
         command: what the user typed, for the record.
         work: trains and scores one budget of a trial.
+        others: further cohorts, read as one with the first.
 
     Returns:
         The best trial's configuration and the report; the report alone where no trial was completed.
@@ -60,19 +69,19 @@ def sweep(
         InputError: any mistake, before a trial starts.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # what a sweep does is told by petscale, once
-    cohort, folder = cohort.absolute(), folder.absolute()
+    cohorts, folder = [place.absolute() for place in (cohort, *others)], folder.absolute()
     config = replace(config, spaces=present_names(config.spaces))
     _check_ranges(config)
-    require_path(cohort, folder)
+    require_path(*cohorts, folder)
     base = replace(base, loop=replace(base.loop, picture_every=0))  # pictures are of test patients
     space, first = _joined(base, config.spaces)
     objectives = [objective(name) for name in config.objectives]
     # A study that exists goes on with the roles that it recorded, also when its cohort has grown since.
     roles = recorded_roles(folder / ROLES, base)
-    plan = plan_run(cohort, folder / TRIALS / "none", base, validation=True, roles=roles)
+    plan = plan_run(cohorts[0], folder / TRIALS / "none", base, validation=True, roles=roles, others=cohorts[1:])
     for note in plan.notes:
         console.print(note, markup=False, soft_wrap=True)
-    _check_validation(plan, open_cohort(cohort), objectives)
+    _check_validation(plan, open_together(cohorts), objectives)
     if not nodes.joined():
         require_resources({"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}, base)
     with hold(folder):
@@ -100,7 +109,7 @@ def sweep(
         requeue(opened)
         if len(finished(opened)) < config.trials:
             common = TrialJob(
-                cohort=str(cohort),
+                cohort=str(cohorts[0]),
                 folder=str(folder / TRIALS),
                 base=configs.to_json(base),
                 settings={},
@@ -108,12 +117,13 @@ def sweep(
                 rungs=len(budgets),
                 factor=config.factor,
                 roles=asdict(plan.job.roles),
+                others=tuple(map(str, cohorts[1:])),
             )
             table = TrialTable([Shown(o.name, o.direction) for o in objectives], len(budgets), config.trials)
             table.earlier(history(opened))
             with table.watching():
                 run_trials(opened, space, base, config, common, table, work)
-        return _write(folder, opened, cohort, base, config, objectives, plan, command)
+        return _write(folder, opened, cohorts, base, config, objectives, plan, command)
 
 
 def _check_ranges(config: SweepConfig) -> None:
@@ -158,7 +168,7 @@ def _joined(base: RunConfig, names: Sequence[str]) -> tuple[Space, dict[str, Any
     return joined, first
 
 
-def _check_validation(plan: Plan, cohort: Cohort, objectives: Sequence[Objective]) -> None:
+def _check_validation(plan: Plan, cohort: Cases, objectives: Sequence[Objective]) -> None:
     """Refuse a sweep whose trials cannot be scored.
 
     Raises:
@@ -185,7 +195,7 @@ def _check_validation(plan: Plan, cohort: Cohort, objectives: Sequence[Objective
 def _write(
     folder: Path,
     opened: optuna.Study,
-    cohort: Path,
+    cohorts: Sequence[Path],
     base: RunConfig,
     config: SweepConfig,
     objectives: Sequence[Objective],
@@ -200,9 +210,11 @@ def _write(
         path = folder / (BEST if place == 0 else f"best-{place + 1}.json")
         integrity.write_json(path, configs.to_json(chosen))
         # The report may be handed on, and folders may name a patient; the terminal's line is to be repeated as it is.
-        commands.append(f"petscale train {cohort.name} --config {path.name} --run runs/best-{trial.number}")
+        commands.append(
+            f"petscale train {' '.join(c.name for c in cohorts)} --config {path.name} --run runs/best-{trial.number}"
+        )
         if place == 0:
-            words = ["petscale", "train", _from_here(cohort), "--config", _from_here(path)]
+            words = ["petscale", "train", *map(_from_here, cohorts), "--config", _from_here(path)]
             console.print(shlex.join([*words, "--run", f"runs/best-{trial.number}"]), markup=False, soft_wrap=True)
         written.append(path)
     page = folder / REPORT

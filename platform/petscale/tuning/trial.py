@@ -23,7 +23,8 @@ from petscale.training.planning import Plan, plan_run
 from petscale.training.worker import FENCE_S, train_worker
 from petscale.tuning.objectives import objective, value_of
 from storage import integrity
-from storage.reader import Cohort, open_cohort
+from storage.joined import open_cohorts
+from storage.reader import Cases
 from storage.source import SUV, ArraySource
 from trainers.metrics.definitions import Score
 from trainers.synthesize import synthesize
@@ -43,6 +44,7 @@ class TrialJob:
         rungs: number of budgets.
         factor: each budget is so many times the one before.
         roles: role -> cases, the same for all trials of a study; None to draw them.
+        others: absolute paths of further cohorts' folders, read as one with the first.
     """
 
     cohort: str
@@ -53,6 +55,7 @@ class TrialJob:
     rungs: int
     factor: int
     roles: Mapping[str, Any] | None = None
+    others: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -62,7 +65,7 @@ class TrialJob:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "TrialJob":
         """Inverse of ``to_json``."""
-        return cls(**{**content, "objectives": tuple(content["objectives"])})
+        return cls(**dict(content) | {name: tuple(content[name]) for name in ("objectives", "others")})
 
 
 Work = Callable[[TrialJob, int], dict[str, float]]
@@ -102,7 +105,7 @@ def _join_alone() -> None:
         )
 
 
-def validation_scores(run: Path, cohort: Cohort, cases: Sequence[str]) -> list[Score]:
+def validation_scores(run: Path, cohort: Cases, cases: Sequence[str]) -> list[Score]:
     """Synthesize and score the validation patients of a run; a whole volume is held in memory."""
     trained = open_run(run)
     config = trained.config
@@ -145,10 +148,11 @@ def train_and_score(job: TrialJob, rung: int) -> dict[str, float]:
     if str(rung) not in scored:
         config = configs.with_fields(configs.from_json(job.base), job.settings)
         roles = None if job.roles is None else Roles.recorded(job.roles)
-        plan = plan_run(Path(job.cohort), run, config, validation=True, roles=roles)
+        others = [Path(other) for other in job.others]
+        plan = plan_run(Path(job.cohort), run, config, validation=True, roles=roles, others=others)
         run.mkdir(parents=True, exist_ok=True)
         train_until(plan, ends(plan.num_steps, job.rungs, job.factor)[rung])
-        rows = validation_scores(run, open_cohort(Path(job.cohort)), plan.facts["validation"])
+        rows = validation_scores(run, open_cohorts([Path(job.cohort), *others]), plan.facts["validation"])
         wanted = [objective(name) for name in job.objectives]
         scored[str(rung)] = {o.name: value_of(o, rows, SYNTHESIZED) for o in wanted}
         integrity.write_json(run / SCORED, scored)

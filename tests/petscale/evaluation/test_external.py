@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from petscale.inference import open_run, run_case
 from storage import integrity
 from storage.errors import InputError
 from storage.ingest import CasePlan, ingest
+from storage.joined import open_cohorts
 from storage.reader import open_cohort
 from storage.source import ArraySource, Grid
 from trainers import checkpoint
@@ -109,6 +111,40 @@ def test_the_runs_own_cohort_is_scored_as_before_and_tells_who_its_patients_are(
     assert subjects == {name: open_cohort(cohort).case(name).subject for name in open_cohort(cohort).cases}
 
 
+def test_a_run_of_several_cohorts_is_scored_and_reported_on_all_of_them(
+    tested: Path, cohort: Path, tmp_path: Path, refused: Refused
+) -> None:
+    one = other(cohort, tmp_path / "one", {"p1": ("phantom-000", "ann"), "p2": ("phantom-001", "bob")})
+    two = other(cohort, tmp_path / "two", {"p1": ("phantom-002", "eve"), "p3": ("phantom-003", "dan")})
+    joined = open_cohorts([one, two])
+    assert (joined.name, joined.cases) == ("one+two", ("one.p1", "p2", "p3", "two.p1"))
+    facts = json.loads((tested / CONFIG).read_bytes())
+    facts |= {"cohorts": ["one", "two"], "train": ["p2", "two.p1"], "test": ["one.p1", "p3"]}
+    facts["cases"] = {name: integrity.manifest(joined.case(name).folder)["root"] for name in joined.cases}
+    facts["subjects"] = {name: joined.case(name).subject for name in joined.cases}
+    (tested / CONFIG).write_text(json.dumps(facts))
+    assert refused("evaluate", tested, one).startswith("SET_NO_TEST one: ")  # p1 is not the name that the run knows
+    main(["evaluate", str(tested), str(one), str(two)])
+    assert not (tested / EXTERNAL).exists()
+    found = read_evaluations(tested, one, others=[two])["low_drf4"]
+    assert found.cases == ("one.p1", "p3")
+    main(["report", str(tested), str(one), str(two)])
+    page = (tested / REPORT).read_text("utf-8")
+    assert "one.p1" in page
+    assert "p3" in page
+    alone = evaluate_run(tested, two)["low_drf4"]  # its test case p3 is found under the same name
+    assert alone.cases == ("p3",)
+
+
+def test_several_cohorts_may_be_an_external_validation(known: Path, cohort: Path, tmp_path: Path) -> None:
+    one = other(cohort, tmp_path / "one", {"a": ("phantom-000", "ann")})
+    two = other(cohort, tmp_path / "two", {"b": ("phantom-001", "bob")})
+    found = evaluate_run(known, one, others=[two])
+    assert found["low_drf4"].cases == ("a", "b")
+    assert told(found)["cohort"] == "one+two"
+    assert (known / EXTERNAL / "one+two" / EVALUATION).is_dir()
+
+
 def test_every_unseen_case_of_another_cohort_is_scored_and_said_to_be_external(
     known: Path, cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,9 +193,9 @@ def test_scores_of_another_cohort_are_read_back_while_it_stays_as_it_is(
     once = evaluate_run(known, elsewhere)
     asked = []
 
-    def watched(*places: Path) -> dict[str, Evaluation]:
+    def watched(*places: Path, **given: Any) -> dict[str, Evaluation]:
         asked.append(places)
-        return evaluate_run(*places)
+        return evaluate_run(*places, **given)
 
     monkeypatch.setattr(evaluating, "evaluate_run", watched)
     assert read_evaluations(known, elsewhere)["low_drf4"].rows == once["low_drf4"].rows

@@ -1,8 +1,9 @@
 """A run over several cohorts: one split, one feed; what the cohorts differ in is said or refused before it starts."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,10 @@ from petscale.folders import CONFIG
 from petscale.training import driver
 from petscale.training.job import WorkerJob
 from petscale.training.planning import Plan, plan_run
+from petscale.tuning import sweep as sweeps
+from petscale.tuning import trial
+from petscale.tuning.search import SweepConfig
+from petscale.tuning.trial import TrialJob
 from storage import integrity
 from storage.errors import InputError
 from storage.ingest import ingest
@@ -24,8 +29,9 @@ from storage.integrity import MANIFEST
 from storage.joined import open_cohorts
 from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig
-from storage.reader import open_cohort
+from storage.reader import Cases, open_cohort
 from trainers import feed
+from trainers.metrics.definitions import Score
 from trainers.recipe import BatchSpec
 
 SMALL = ["recipe.patch=24,24,24", "recipe.rois=()", "feed.source=low_drf4"]
@@ -109,6 +115,34 @@ def test_another_unit_and_a_store_are_refused(
     words = ("train", cohort, make(), "--run", tmp_path / "run", "--set", *SMALL)
     assert refused(*words, "feed.source=ct").startswith("SET_WRONG_UNITS")
     assert refused("train", cohort, "s3://bucket/b", "--run", tmp_path / "run", "--set", *SMALL).startswith("CLU_URL")
+
+
+def test_a_search_takes_several(cohort: Path, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs: list[TrialJob] = []
+    scored: list[tuple[str, ...]] = []
+    monkeypatch.setattr(sweeps, "run_trials", lambda *given: jobs.append(given[4]))
+    settings = ["split.validation_fraction=0.3", "feed.cases_per_step=1", "recipe.patches_per_case=1"]
+    base = configs.override(configs.RunConfig(), [*SMALL, *settings])
+    study = tmp_path / "study"
+    sweeps.sweep(cohort, study, base, SweepConfig(trials=1), command="petscale tune", others=[make()])
+    (job,) = jobs
+    assert (job.cohort, job.others) == (str(cohort), (str(make()),))
+    assert job.roles is not None
+    everyone = {name for role in ("train", "unpaired", "validation", "test") for name in job.roles[role]}
+    assert everyone == {*open_cohort(cohort).cases, *open_cohort(make()).cases}
+    # A trial trains and is scored on both.
+    monkeypatch.setattr(trial, "train_until", lambda plan, until: scored.append(tuple(plan.job.roles.train)))
+
+    def validation_scores(run: Path, found: Cases, cases: Sequence[str]) -> list[Score]:
+        scored.append(found.cases)
+        return []
+
+    monkeypatch.setattr(trial, "validation_scores", validation_scores)
+    monkeypatch.setattr(trial, "value_of", lambda *given: 1.0)
+    trial.train_and_score(replace(TrialJob.from_json(job.to_json()), folder=str(study / "trials/0")), 0)
+    assert scored == [tuple(job.roles["train"]), open_cohorts([cohort, make()]).cases]
+    _, found = parse(["tune", "a", "b", "--study", "s"])
+    assert found["options"].others == (Path("b"),)
 
 
 def test_the_command_takes_several(

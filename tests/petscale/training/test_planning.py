@@ -144,6 +144,7 @@ def test_a_case_that_is_too_thin_can_be_left_out(copied: Path, tmp_path: Path) -
 
 def test_names_that_look_like_one_patient_are_pointed_out(cohort: Path, newcomer: Path, tmp_path: Path) -> None:
     class Renamed:
+        name = "renamed"
         cases = ("p01-baseline", "p01-followup", "p02")
 
         def case(self, name: str) -> Any:
