@@ -563,22 +563,6 @@ def test_dynamic_series(folder: Path) -> None:
     assert refused(folder) == "SER_PARTIAL_VOLUME"
 
 
-def test_pair(tmp_path: Path, folder: Path, ct: ArraySource) -> None:
-    pt = open_series(folder, modality="PT")
-    write_series(tmp_path / "ct", ct)
-    check_pair(pt, open_series(tmp_path / "ct", modality="CT"))
-    away = Grid(SHAPE, AFFINE + np.outer([0, 0, 1000, 0], [0, 0, 0, 1]))
-    cases: dict[str, dict[str, Any]] = {
-        "PAIR_PATIENT_MISMATCH": {"source": ct, "patient_id": "OTHER"},
-        "PAIR_FRAME_MISMATCH": {"source": ct, "edit": each(FrameOfReferenceUID=generate_uid())},
-        "PAIR_NO_OVERLAP": {"source": ArraySource(ct.voxels, away, HU)},
-    }
-    for code, arguments in cases.items():
-        write_series(tmp_path / code, **arguments)
-        with pytest.raises(InputError, match=code):
-            check_pair(pt, open_series(tmp_path / code, modality="CT"))
-
-
 # -- PET headers ------------------------------------------------------------------------------------------------------
 
 
