@@ -41,6 +41,7 @@ def test_private_modules_of_libraries_are_imported_nowhere_else() -> None:
     ("module", "path", "library"),
     [
         ("ray.train.v2._internal.callbacks.placement_group_callback", "PlacementGroupCleanerCallback", "ray"),
+        ("ray.train.v2._internal.callbacks.datasets", "DatasetsCallback", "ray"),
         ("ray.train.torch", "TorchTrainer._create_default_callbacks", "ray"),
         ("deepspeed.ops", "__compatible_ops__", "deepspeed"),
     ],

@@ -66,20 +66,21 @@ def train_on_ray(plan: Plan, *, until: int | None = None) -> None:
     from ray.train import RunConfig as RayRunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    # Who gives the workers' place back when the controller dies asks the dashboard every second.  A private cluster has
-    # one for a sweep's trials alone, and ends with its driver anyway.
+    # Cases are read from Zarr by the workers themselves: the actor that hands out Ray's own data sets would only cost a
+    # process.  Who gives the workers' place back when the controller dies asks the dashboard every second.  A private
+    # cluster has one for a sweep's trials alone, and ends with its driver anyway.
     guarded = until is not None or joined()
-
-    callbacks = importlib.import_module("ray.train.v2._internal.callbacks.placement_group_callback")
-    cleaner = internal(callbacks, "PlacementGroupCleanerCallback", "ray")
+    needless = [_callback("datasets", "DatasetsCallback")]
+    if not guarded:
+        needless.append(_callback("placement_group_callback", "PlacementGroupCleanerCallback"))
     internal(TorchTrainer, "_create_default_callbacks", "ray")
 
-    class Unguarded(TorchTrainer):  # type: ignore[misc,unused-ignore]
+    class Trainer(TorchTrainer):  # type: ignore[misc,unused-ignore]
         def _create_default_callbacks(self) -> list[Any]:
-            return [c for c in super()._create_default_callbacks() if not isinstance(c, cleaner)]
+            return [c for c in super()._create_default_callbacks() if not isinstance(c, tuple(needless))]
 
     run, cluster = plan.run, plan.config.cluster
-    trainer = (TorchTrainer if guarded else Unguarded)(
+    trainer = Trainer(
         train_worker,
         train_loop_config=replace(plan.job, until=until).to_json(),
         scaling_config=ScalingConfig(
@@ -120,6 +121,11 @@ def train_on_ray(plan: Plan, *, until: int | None = None) -> None:
             found=f"workers died {cluster.max_failures + 1} times; the first error is in failure.log",
             remedy="run the same command again to continue from the last checkpoint",
         )
+
+
+def _callback(module: str, name: str) -> Any:
+    """One of the callbacks that Ray Train gives every trainer."""
+    return internal(importlib.import_module(f"ray.train.v2._internal.callbacks.{module}"), name, "ray")
 
 
 def raise_refusal(run: Path) -> None:
