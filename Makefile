@@ -9,12 +9,12 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/petscale demo
 
-# The tests on three hosts wait most of the time, for Ray to notice what has died: the others run beside them.
+# Some tests wait most of the time, for Ray to notice what has died or for Slurm: they run beside the others.
 test: $(STAMP)
-	@$(BIN)/python -m pytest -q -m hosts > $(VENV)/hosts.log 2>&1 & hosts=$$!; \
-	$(BIN)/python -m pytest -q -m "not hosts"; others=$$?; \
-	wait $$hosts; ended=$$?; \
-	echo "on three hosts:"; cat $(VENV)/hosts.log; \
+	@$(BIN)/python -m pytest -q -m beside > $(VENV)/beside.log 2>&1 & beside=$$!; \
+	$(BIN)/python -m pytest -q -m "not beside"; others=$$?; \
+	wait $$beside; ended=$$?; \
+	echo "beside them:"; cat $(VENV)/beside.log; \
 	[ $$others = 0 ] && [ $$ended = 0 ]
 
 lint: $(STAMP)

@@ -21,6 +21,7 @@ WEIGHT_KG = (1.0, 500.0)  # what a patient may weigh
 DOSE_BQ = (1e6, 1e10)  # what a patient may be given
 OVERNIGHT_UPTAKE_S = 12 * 3600.0  # a time-only injection may be the evening before, not the same hour the day before
 UPTAKE_BAND_S = (300.0, 6 * 3600.0)  # outside it the uptake is kept but noted
+MBQ_PER_MCI = 37.0
 CONTRADICTION = 0.01  # two statements of one weight or dose that differ by more are not one value rounded twice
 HEADER_FIELDS = {
     "weight_kg": "(0010,1030) PatientWeight",

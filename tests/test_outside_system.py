@@ -64,6 +64,7 @@ def petscale(words: list[str]) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.beside
 def test_the_pages_commands_train_resume_tune_synthesize_and_report(desk: Path) -> None:
     lines = [
         shlex.split(line.removeprefix("$ ")) for line in block("console").splitlines() if line.startswith("$ pets")

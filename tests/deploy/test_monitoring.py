@@ -294,6 +294,7 @@ def series(address: str, metric: str, since: float) -> list[dict[str, Any]]:
 
 @needs_prometheus
 @pytest.mark.slow
+@pytest.mark.beside
 def test_every_panel_has_data_while_a_run_and_a_trial_train(cohort: Path, tmp_path: Path) -> None:
     since, hidden = time.time(), tempfile.mkdtemp(prefix="p-", dir="/tmp")
     asked: dict[str, Any] = {

@@ -24,6 +24,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "deploy" / "slurm" / "petscale.sbatch"
 DAEMONS = ("munged", "slurmctld", "slurmd")
 needs_slurm = [
+    pytest.mark.beside,
     pytest.mark.slow,
     pytest.mark.skipif(
         not all(shutil.which(name, path="/usr/sbin:/sbin:/usr/bin:/bin") for name in DAEMONS),

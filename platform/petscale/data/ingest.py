@@ -1,17 +1,17 @@
 """``petscale ingest``: the files of an examination (DICOM, NIfTI) opened as the plan of one case."""
 
 import hashlib
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from petscale.data.cohorts import fingerprint
 from petscale.data.examination import FULL, Examination, Files, OtherPet, Stated
+from petscale.data.sidecars import check_beside
 from storage import boxes, dicom, dicom_pairs, geometry, integrity, layout, nifti, suv
 from storage.errors import InputError
 from storage.ingest import CasePlan, site_key, subject_hash
 from storage.label_maps import LabelFile, LabelMap, LesionMask, open_labels
-from storage.source import BQML, SUV, Dose, Grid, ImageSource
+from storage.source import BQML, Dose, Grid, ImageSource
 
 __all__ = ["Files", "alias", "is_nifti", "open_case", "open_ct", "open_pet", "suv_factor"]
 
@@ -131,7 +131,7 @@ def open_pet_series(files: Files) -> dicom.DicomSource:
 
 def _open_nifti(files: Files, path: Path, scratch: Path) -> nifti.NiftiSource:
     """A NIfTI PET in SUVbw; its provenance says which values of its factor were stated, and where."""
-    check_stated_units(path, files.units)
+    check_beside(path, files.units, None)
     source = nifti.open_nifti(path, units=files.units, workdir=scratch, scale=suv_factor(files))
     if files.units != BQML or not files.stated.origin:
         return source
@@ -199,10 +199,21 @@ def suv_factor(files: Files) -> float:
     """What turns a NIfTI PET's unit into SUVbw; 1 for every other input.
 
     Raises:
-        InputError: PET_WEIGHT, PET_DOSE: neither is ever guessed.
+        InputError: PET_WEIGHT, PET_DOSE: neither is ever guessed; NII_UNITS, NII_DOSE where the file's sidecar states
+            another unit or dose.
     """
-    if files.units != BQML or not is_nifti(files.pet):
+    if not is_nifti(files.pet):
         return 1.0
+    if files.units != BQML:
+        check_beside(files.pet, files.units, None)
+        return 1.0
+    weight, left_mbq = _weight_and_dose(files)
+    check_beside(files.pet, files.units, left_mbq)
+    return suv.suv_factor_decay_corrected(weight, left_mbq * 1e6)
+
+
+def _weight_and_dose(files: Files) -> tuple[float, float]:
+    """The weight in kg, and the activity in MBq that was left at the time that the voxels are corrected to."""
     stated = files.stated
     weight = files.overrides.weight_kg or stated.weight_kg
     given = files.overrides.dose_mbq
@@ -219,29 +230,7 @@ def suv_factor(files: Files) -> float:
             remedy="give --weight-kg and --dose-mbq (the dose decay-corrected to the scan's reference time), or a "
             "--table with columns weight_kg, dose_mbq and uptake_min",
         )
-    return suv.suv_factor_decay_corrected(weight, given * 1e6 * left)
-
-
-def check_stated_units(path: Path, units: str) -> None:
-    """Refuse a NIfTI PET whose JSON sidecar (BIDS, dcm2niix) states another unit than it is taken for.
-
-    Raises:
-        InputError: NII_UNITS.
-    """
-    sidecar = path.with_name(path.name[: path.name.lower().index(".nii")] + ".json")
-    try:
-        stated = str(json.loads(sidecar.read_bytes())["Units"]) if sidecar.is_file() else ""
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # a file of another kind
-    known = {"bq/ml": BQML, "bqml": BQML, "suv": SUV, "suvbw": SUV, "g/ml": SUV, "gml": SUV}
-    told = known.get(stated.replace(" ", "").lower())
-    if told is not None and told != units:
-        raise InputError(
-            "NII_UNITS",
-            where=path.name,
-            found=f"its sidecar states {told}, and it is taken for {units}",
-            remedy=f"give --units {told}" + (" with weight and dose, or --layout bids" if told == BQML else ""),
-        )
+    return weight, given * left
 
 
 def _no_half_life(path: Path) -> float:

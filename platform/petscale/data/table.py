@@ -19,10 +19,9 @@ from petscale.data.ingest import is_nifti
 from storage import nifti
 from storage.errors import InputError
 from storage.source import BQML, SUV, Dose
-from storage.suv import CONTRADICTION, DOSE_BQ, NUCLIDES, WEIGHT_KG
+from storage.suv import CONTRADICTION, DOSE_BQ, MBQ_PER_MCI, NUCLIDES, WEIGHT_KG
 
 EMPTY = {"", "na", "n/a", "nan", "null", "-"}  # not "none", which DICOM says of a correction
-MBQ_PER_MCI = 37.0
 MAX_ROWS = 1_000_000
 
 # Our name of a value -> names of columns that hold it, in lower case without punctuation.

@@ -24,7 +24,7 @@ from storage import integrity
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.hosts,
+    pytest.mark.beside,
     pytest.mark.timeout(1500),  # other tests run beside these
     pytest.mark.skipif(bool(why_not()), reason=f"hosts on one machine: {why_not()}"),
 ]

@@ -13,16 +13,14 @@ from typing import Any
 
 from petscale.data.examination import FULL, Examination, Files, OtherPet, Stated, Tree
 from petscale.data.layouts.options import Options, dose_of
-from petscale.data.table import MBQ_PER_MCI, apply_table, read_table
+from petscale.data.sidecars import stated_by, unit_of, wrong
+from petscale.data.table import apply_table, read_table
 from storage import dicom_words
 from storage.errors import InputError
 from storage.layout import low_name
-from storage.suv import NUCLIDES
 
 PET = re.compile(r"(?P<stem>sub-[A-Za-z0-9]+(_[a-z]+-[A-Za-z0-9]+)*)_pet\.nii(\.gz)?")
 RECONSTRUCTION = re.compile(r"_(?:rec|desc)-(?:acdyn|acstat)?(?P<kind>[A-Za-z]*?)(?P<drf>\d+)?(?=_|$)")
-MBQ = {"mbq": 1.0, "bq": 1e-6, "kbq": 1e-3, "gbq": 1e3, "mci": MBQ_PER_MCI, "uci": MBQ_PER_MCI / 1000.0}
-UNITS = {"bq/ml": "Bq/mL", "suv": "SUVbw", "suvbw": "SUVbw", "g/ml": "SUVbw"}
 
 
 def bids(root: Path, options: Options) -> Tree:
@@ -67,7 +65,7 @@ def _dose(stem: str) -> tuple[str, float]:
 def _examination(root: Path, stem: str, images: dict[float, Path], options: Options) -> Examination:
     first = min(images)
     sidecar = _sidecar(root, images[first])
-    units = _units(images[first], sidecar)
+    units = unit_of(f"{images[first].name}, Units", sidecar)
     others = tuple(
         OtherPet(path=images[drf], name=low_name(drf), dose=dose_of(drf, options.relation))
         for drf in sorted(images)
@@ -86,7 +84,7 @@ def _examination(root: Path, stem: str, images: dict[float, Path], options: Opti
         other_grids=options.other_grids,
         units=units,  # type: ignore[arg-type]
         overrides=options.overrides,
-        stated=_stated(images[first], sidecar) if units == "Bq/mL" else Stated(),
+        stated=stated_by(f"{images[first].name}, sidecar", sidecar) if units == "Bq/mL" else Stated(),
         tags={"tracer": tracer} if tracer else {},
     )
     return Examination(key=stem, files=files, patient=stem.split("_")[0])
@@ -109,49 +107,7 @@ def _sidecar(root: Path, image: Path) -> dict[str, Any]:
                     content = json.loads(path.read_text("utf-8-sig"))
                     said |= content
                 except (ValueError, TypeError):
-                    raise _wrong(path.name, "no JSON object", "write it again") from None
+                    raise wrong(path.name, "no JSON object", "write it again") from None
     if not said:
-        raise _wrong(image.name, "no JSON sidecar beside it", "a BIDS PET needs one: it states unit, dose and times")
+        raise wrong(image.name, "no JSON sidecar beside it", "a BIDS PET needs one: it states unit, dose and times")
     return said
-
-
-def _units(image: Path, said: dict[str, Any]) -> str:
-    told = str(said.get("Units", "")).replace(" ", "").lower()
-    if told not in UNITS:
-        found = "no Units" if not told else "Units that are neither Bq/mL nor SUV"
-        raise _wrong(f"{image.name}, Units", found, "convert the image, and state Bq/mL")
-    return UNITS[told]
-
-
-def _stated(image: Path, said: dict[str, Any]) -> Stated:
-    """The activity given, and the time from it to the one that the voxels are corrected to."""
-    where = f"{image.name}, sidecar"
-    if said.get("ImageDecayCorrected") is not True:
-        raise _wrong(where, "ImageDecayCorrected is not true", "give the decay-corrected image")
-    unit = str(said.get("InjectedRadioactivityUnits", "")).lower()
-    if unit not in MBQ:
-        raise _wrong(f"{where}, InjectedRadioactivityUnits", "missing, or no unit of activity", "state MBq")
-    numbers = {}
-    for name in ("InjectedRadioactivity", "ImageDecayCorrectionTime", "InjectionStart"):
-        value = said.get(name)
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise _wrong(f"{where}, {name}", "missing, or no number", "state it; times are seconds after TimeZero")
-        numbers[name] = float(value)
-    letters = re.sub(r"[^A-Za-z]", "", str(said.get("TracerRadionuclide", "")))
-    digits = re.sub(r"[^0-9]", "", str(said.get("TracerRadionuclide", "")))
-    nuclide = next((known for known in NUCLIDES if known.upper() == f"{letters}-{digits}".upper()), None)
-    if nuclide is None:
-        raise _wrong(f"{where}, TracerRadionuclide", "no positron emitter that petscale knows", "state F18, Ga68, ...")
-    uptake = numbers["ImageDecayCorrectionTime"] - numbers["InjectionStart"]
-    if uptake < 0:
-        raise _wrong(where, "voxels corrected to a time before the injection", "correct InjectionStart")
-    return Stated(
-        dose_mbq=numbers["InjectedRadioactivity"] * MBQ[unit],
-        uptake_s=uptake,
-        half_life_s=NUCLIDES[nuclide][0],
-        origin=dict.fromkeys(("dose_mbq", "uptake_s", "half_life_s"), "sidecar"),
-    )
-
-
-def _wrong(where: str, found: str, remedy: str) -> InputError:
-    return InputError("BIDS_SIDECAR", where=where, found=found, remedy=remedy)

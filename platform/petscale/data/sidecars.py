@@ -1,0 +1,111 @@
+"""What the JSON file beside a NIfTI PET says (BIDS-PET): its unit, the activity given, and how much of it was left."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from petscale.data.examination import Stated
+from storage import suv
+from storage.errors import InputError
+from storage.source import BQML, SUV
+
+MBQ = {"mbq": 1.0, "bq": 1e-6, "kbq": 1e-3, "gbq": 1e3, "mci": suv.MBQ_PER_MCI, "uci": suv.MBQ_PER_MCI / 1000}
+UNITS = {"bq/ml": BQML, "bqml": BQML, "suv": SUV, "suvbw": SUV, "g/ml": SUV, "gml": SUV}
+
+
+def unit_of(where: str, said: Mapping[str, Any]) -> str:
+    """Return the unit that a sidecar states.
+
+    Raises:
+        InputError: BIDS_SIDECAR where it states none, or one that is neither Bq/mL nor SUV.
+    """
+    told = str(said.get("Units", "")).replace(" ", "").lower()
+    if told not in UNITS:
+        found = "no Units" if not told else "Units that are neither Bq/mL nor SUV"
+        raise wrong(where, found, "convert the image, and state Bq/mL")
+    return UNITS[told]
+
+
+def stated_by(where: str, said: Mapping[str, Any]) -> Stated:
+    """Return the activity given, and the time from it to the one that the voxels are corrected to.
+
+    Raises:
+        InputError: BIDS_SIDECAR where the sidecar lacks a value, or a value is no number.
+    """
+    if said.get("ImageDecayCorrected") is not True:
+        raise wrong(where, "ImageDecayCorrected is not true", "give the decay-corrected image")
+    unit = str(said.get("InjectedRadioactivityUnits", "")).lower()
+    if unit not in MBQ:
+        raise wrong(f"{where}, InjectedRadioactivityUnits", "missing, or no unit of activity", "state MBq")
+    numbers = {}
+    for name in ("InjectedRadioactivity", "ImageDecayCorrectionTime", "InjectionStart"):
+        value = said.get(name)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise wrong(f"{where}, {name}", "missing, or no number", "state it; times are seconds after TimeZero")
+        numbers[name] = float(value)
+    letters = re.sub(r"[^A-Za-z]", "", str(said.get("TracerRadionuclide", "")))
+    digits = re.sub(r"[^0-9]", "", str(said.get("TracerRadionuclide", "")))
+    nuclide = next((known for known in suv.NUCLIDES if known.upper() == f"{letters}-{digits}".upper()), None)
+    if nuclide is None:
+        raise wrong(f"{where}, TracerRadionuclide", "no positron emitter that petscale knows", "state F18, Ga68, ...")
+    uptake = numbers["ImageDecayCorrectionTime"] - numbers["InjectionStart"]
+    if uptake < 0:
+        raise wrong(where, "voxels corrected to a time before the injection", "correct InjectionStart")
+    return Stated(
+        dose_mbq=numbers["InjectedRadioactivity"] * MBQ[unit],
+        uptake_s=uptake,
+        half_life_s=suv.NUCLIDES[nuclide][0],
+        origin=dict.fromkeys(("dose_mbq", "uptake_s", "half_life_s"), "sidecar"),
+    )
+
+
+def check_beside(path: Path, units: str, left_mbq: float | None) -> None:
+    """Refuse a NIfTI PET whose sidecar states another unit, or another dose, than those it is taken for.
+
+    A file beside it that is no such sidecar, or that lacks a value of BIDS-PET, says nothing.
+
+    Args:
+        path: of the PET.
+        units: what it is taken for.
+        left_mbq: the activity used for SUV, at the time that the voxels are corrected to; None where none is used.
+
+    Raises:
+        InputError: NII_UNITS, NII_DOSE.
+    """
+    sidecar = path.with_name(path.name[: path.name.lower().index(".nii")] + ".json")
+    try:
+        said: Any = json.loads(sidecar.read_text("utf-8-sig")) if sidecar.is_file() else None
+    except (OSError, ValueError):
+        return
+    if not isinstance(said, dict):
+        return
+    told = UNITS.get(str(said.get("Units", "")).replace(" ", "").lower())
+    if told is not None and told != units:
+        raise InputError(
+            "NII_UNITS",
+            where=path.name,
+            found=f"its sidecar states {told}, and it is taken for {units}",
+            remedy=f"give --units {told}" + (" with weight and dose, or --layout bids" if told == BQML else ""),
+        )
+    try:
+        stated = stated_by(sidecar.name, said)
+    except InputError:
+        return
+    if left_mbq is None or not stated.dose_mbq:
+        return
+    left = stated.dose_mbq * suv.decay(stated.uptake_s or 0.0, stated.half_life_s or 0.0)
+    if abs(left_mbq / left - 1.0) > suv.CONTRADICTION:
+        raise InputError(
+            "NII_DOSE",
+            where=path.name,
+            found=f"SUV would be made with {left_mbq:.1f} MBq, and by its sidecar {left:.1f} MBq were left at the time "
+            f"that the voxels are corrected to ({stated.dose_mbq:.1f} MBq were given)",
+            remedy=f"give --dose-mbq {left:.1f}, use --layout bids, or correct the sidecar",
+        )
+
+
+def wrong(where: str, found: str, remedy: str) -> InputError:
+    """What a sidecar lacks."""
+    return InputError("BIDS_SIDECAR", where=where, found=found, remedy=remedy)
