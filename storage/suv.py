@@ -312,7 +312,8 @@ def suv_conversion(header: PetHeader, frames: Sequence[Frame]) -> SuvConversion:
 
     Raises:
         InputError: ``PET_UNITS``, ``PET_NOT_CORRECTED``, ``PET_NOT_DECAY_CORRECTED``, ``PET_NUCLIDE``, ``PET_WEIGHT``,
-            ``PET_HEIGHT``, ``PET_SEX``, ``PET_DOSE``, ``PET_TIME_MISSING``, ``PET_TIME_ORDER``.
+            ``PET_HEIGHT``, ``PET_SEX``, ``PET_DOSE``, ``PET_TIME_MISSING``, ``PET_TIME_ORDER``; ``CFG_NO_EFFECT``
+            for an override that the values do not need.
 
     Source: IBSI SUV computation manual (2026); DICOM PS3.3 C.8.9.1.
     """
@@ -490,6 +491,15 @@ def _from_body_surface(header: PetHeader, n: int) -> SuvConversion:
 
 
 def _done(header: PetHeader, conversion: SuvConversion) -> SuvConversion:
+    used = {"weight_kg": conversion.weight_kg, "dose_mbq": conversion.dose_bq, "injection_time": conversion.injection_s}
+    if needless := [name for name in header.overridden if used[name] is None]:
+        corrected = ", decay-corrected to the administration" if header.decay_correction == "ADMIN" else ""
+        raise InputError(
+            "CFG_NO_EFFECT",
+            where=f"--{needless[0].replace('_', '-')}",
+            found=f"the series' values ({header.units}{corrected}) become SUVbw without it",
+            remedy="leave it out; if SUV is wrong, export the series again in BQML",
+        )
     if conversion.nuclide is None:
         # The values need no half-life, but a "PT" series of a single-photon nuclide is still not PET.
         nuclide, half_life = _nuclide(header) if header.half_life_s or header.nuclide_code else (None, None)

@@ -624,7 +624,7 @@ def on_a_full_disk(tmp_path: Path, size: str, command: list[str]) -> tuple[int, 
 
 @pytest.mark.parametrize("size", ["32k", "220k"])
 def test_ingest_onto_a_full_disk(size: str, scans: Path, tmp_path: Path) -> None:
-    words = ["ingest", str(scans / "bqml.nii"), str(tmp_path / "disk" / "cohort")]
+    words = ["ingest", str(scans / "bqml.nii"), str(tmp_path / "disk" / "cohort"), "--units", "Bq/mL"]
     code, err, left = on_a_full_disk(tmp_path, size, [*words, "--weight-kg", "70", "--dose-mbq", "300"])
     assert code == 2, err
     assert next(line for line in err.splitlines() if line.startswith("petscale:")).startswith("petscale: DISK_FULL ")

@@ -659,3 +659,18 @@ def test_nothing_identifying_leaves_the_source(tmp_path: Path, pet: ArraySource)
     for text in told:
         for secret in ("CANARY", "77777777", "19010203", "20200101", "120000"):
             assert secret not in text
+
+
+@pytest.mark.parametrize(
+    ("edit", "overrides", "option"),
+    [
+        (each(Units="GML", SUVType="BW"), Overrides(weight_kg=140.0), "--weight-kg"),
+        (each(Units="GML", SUVType="BW"), Overrides(dose_mbq=370.0), "--dose-mbq"),
+        (each(DecayCorrection="ADMIN"), Overrides(injection_time="11:00"), "--injection-time"),
+    ],
+)
+def test_an_override_that_the_values_do_not_depend_on_is_refused(
+    tmp_path: Path, pet: ArraySource, edit: Callable[..., Any], overrides: Overrides, option: str
+) -> None:
+    with pytest.raises(InputError, match=f"CFG_NO_EFFECT {option}"):
+        open_series(series_with(tmp_path, pet, edit), modality="PT", overrides=overrides)

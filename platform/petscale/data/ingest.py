@@ -200,16 +200,38 @@ def suv_factor(files: Files) -> float:
 
     Raises:
         InputError: PET_WEIGHT, PET_DOSE: neither is ever guessed; NII_UNITS, NII_DOSE where the file's sidecar states
-            another unit or dose.
+            another unit or dose; CFG_NO_EFFECT.
     """
     if not is_nifti(files.pet):
         return 1.0
+    _check_effect(files)
     if files.units != BQML:
         check_beside(files.pet, files.units, None)
         return 1.0
     weight, left_mbq = _weight_and_dose(files)
     check_beside(files.pet, files.units, left_mbq)
     return suv.suv_factor_decay_corrected(weight, left_mbq * 1e6)
+
+
+def _check_effect(files: Files) -> None:
+    """Refuse what was given for the SUV of a NIfTI PET and would be passed over without a word."""
+    given = files.overrides
+    if given.injection_time is not None:
+        raise InputError(
+            "CFG_NO_EFFECT",
+            where="--injection-time",
+            found="a NIfTI file does not say when it was scanned",
+            remedy="give the dose that was left at the scan's reference time by --dose-mbq, or a --table with columns "
+            "dose_mbq and uptake_min",
+        )
+    needless = [name for name in ("weight_kg", "dose_mbq") if getattr(given, name) is not None]
+    if files.units != BQML and needless:
+        raise InputError(
+            "CFG_NO_EFFECT",
+            where=f"--{needless[0].replace('_', '-')}",
+            found=f"{files.pet.name} is taken for {files.units}, which needs neither weight nor dose",
+            remedy="leave it out, or give --units Bq/mL if the file holds activity",
+        )
 
 
 def _weight_and_dose(files: Files) -> tuple[float, float]:

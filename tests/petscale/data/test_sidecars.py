@@ -70,6 +70,24 @@ def test_a_tables_dose_is_compared_too(scan: Path, tmp_path: Path, refused: Refu
     main([str(word) for word in words])
 
 
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (
+            ["--units", "Bq/mL", "--weight-kg", "60", "--dose-mbq", "180", "--injection-time", "10:35"],
+            "--injection-time",
+        ),
+        (["--weight-kg", "60"], "--weight-kg"),
+        (["--dose-mbq", "180"], "--dose-mbq"),
+    ],
+)
+def test_what_a_niftis_suv_does_not_depend_on_is_refused(
+    scan: Path, tmp_path: Path, refused: Refused, words: list[str], option: str
+) -> None:
+    scan.with_name("a_pet.json").unlink()
+    assert refused("ingest", scan, tmp_path / "c", "--case", "p1", *words).startswith(f"CFG_NO_EFFECT {option}")
+
+
 @pytest.mark.parametrize("gone", ["InjectedRadioactivity", "ImageDecayCorrectionTime", "TracerRadionuclide"])
 def test_a_sidecar_that_lacks_a_value_says_nothing_of_the_dose(scan: Path, gone: str) -> None:
     said = {name: value for name, value in SAID.items() if name != gone}
