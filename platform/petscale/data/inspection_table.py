@@ -11,6 +11,7 @@ from storage.source import SUV
 
 PIPE_WIDTH = 160  # characters of a line where there is no terminal
 WORST = 20  # outliers that are shown; a file holds all
+GRIDS = 8  # grids that are shown, those of most cases; --cases shows every case's
 
 
 def screen() -> Console:
@@ -91,10 +92,13 @@ def _dose(dose: Mapping[str, Any], cases: int) -> str:
 
 
 def _grids(grids: Sequence[Mapping[str, Any]]) -> Table:
+    """The grids that most cases have; of crops each has its own."""
     table = _table("voxels (z, y, x)", "voxel size [mm]", "cases")
-    for grid in grids:
+    for grid in grids[:GRIDS]:  # the most common come first
         size = " x ".join(f"{mm:g}" for mm in grid["spacing_mm"])
         table.add_row(" x ".join(map(str, grid["voxels"])), size, str(grid["cases"]))
+    if rest := grids[GRIDS:]:
+        table.add_row(f"{len(rest)} other grids: --cases", "", str(sum(grid["cases"] for grid in rest)))
     return table
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from petscale.cli import main
 from petscale.data.inspection import CaseFacts, inspect_cohort, outliers
+from petscale.data.inspection_table import GRIDS, _grids
 from petscale.splits import one_patient_by_name
 from storage import layout
 from storage.reader import open_cohort
@@ -152,6 +153,16 @@ def test_the_screen_the_file_and_the_page_agree(
         assert case["subject"] in told
         assert f">{case['case']}<" in page
     assert "http" not in page
+
+
+def test_of_many_grids_the_most_common_are_shown_and_the_others_counted() -> None:
+    grids = [{"voxels": [9, 8, 7], "spacing_mm": [4.0, 4.0, 4.0], "cases": 5}]
+    grids += [{"voxels": [10 + n, 8, 7], "spacing_mm": [4.0, 4.0, 4.0], "cases": 1} for n in range(GRIDS + 2)]
+    table = _grids(grids)
+    assert table.row_count == GRIDS + 1
+    assert [*table.columns[0].cells][::GRIDS] == ["9 x 8 x 7", "3 other grids: --cases"]
+    assert [*table.columns[2].cells][::GRIDS] == ["5", "3"]
+    assert _grids(grids[:GRIDS]).row_count == GRIDS
 
 
 def test_metadata_that_cannot_be_read_is_named(copied: Path, refused: Callable[..., str]) -> None:
