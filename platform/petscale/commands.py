@@ -435,10 +435,12 @@ def synthesize(
         injection_time: replaces the header's value.
     """
     from petscale.data.ingest import Files
-    from petscale.inference import open_run, synthesize_ct, synthesize_pet, synthesize_told
+    from petscale.inference import check_effect, open_run, synthesize_ct, synthesize_pet, synthesize_told
     from storage.reader import open_cohort
 
     trained = open_run(run)
+    overrides = suv.Overrides(weight_kg=weight_kg, dose_mbq=dose_mbq, injection_time=injection_time)
+    check_effect(trained, overrides, image=image, stored=case is not None)
     if case is not None:
         if output is not None:
             raise InputError(
@@ -451,7 +453,6 @@ def synthesize(
     if trained.units == HU:
         synthesize_ct(trained, source, output)
     else:
-        overrides = suv.Overrides(weight_kg=weight_kg, dose_mbq=dose_mbq, injection_time=injection_time)
         synthesize_pet(trained, Files(pet=source, units=units, overrides=overrides), output)
     print(output)
 

@@ -23,7 +23,7 @@ from petscale.console import bar
 from petscale.data.ingest import Files, is_nifti, open_ct, open_pet, suv_factor
 from petscale.folders import EVALUATION, PATIENTS, SYNTHESIS, WEIGHTS
 from petscale.plausibility import TrainedOn, check_scan, tell
-from storage import dicom, dicom_write, geometry, integrity, layout, nifti
+from storage import dicom, dicom_write, geometry, integrity, layout, nifti, suv
 from storage.errors import InputError
 from storage.ingest import CasePlan, ingest
 from storage.patches import grid as tile_grid
@@ -187,6 +187,29 @@ class _Lazy:
             self._spool = _Spool(self._path, self.grid, self.provenance)
             run_case(self._trained, self._case, self._image, self._spool.put)
         return self._spool.read(z0, z1)
+
+
+def check_effect(
+    trained: Trained, overrides: suv.Overrides, *, image: str | None, stored: bool, read: bool = False
+) -> None:
+    """Refuse what was given for a synthesis and would be passed over without a word.
+
+    Args:
+        trained: the run.
+        overrides: weight, dose and injection time.
+        image: name of a case's image.
+        stored: whether the scan is a case of a cohort, in SUV or HU already.
+        read: whether the scan is an image in memory, in SUV or HU already.
+
+    Raises:
+        InputError: CFG_NO_EFFECT.
+    """
+    if image is not None and not stored:
+        raise InputError("CFG_NO_EFFECT", where="--image", found="given without --case", remedy="leave it out")
+    given = [name for name, value in vars(overrides).items() if value is not None]
+    if given and (stored or read or trained.units == HU):
+        found = f"this run starts from {trained.units}" if trained.units == HU else "the scan is in SUV already"
+        raise InputError("CFG_NO_EFFECT", where=f"--{given[0].replace('_', '-')}", found=found, remedy="leave it out")
 
 
 def synthesize_pet(trained: Trained, files: Files, output: Path) -> None:

@@ -3,7 +3,9 @@
 import gc
 import json
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -15,12 +17,13 @@ from numpy.typing import NDArray
 from petscale import inference
 from petscale.cli import main
 from petscale.folders import SYNTHESIS, WEIGHTS
-from petscale.inference import open_run, run_case, synthesize_case
+from petscale.inference import check_effect, open_run, run_case, synthesize_case
 from storage import dicom, nifti
 from storage.errors import InputError
 from storage.ingest import CasePlan, ingest
 from storage.reader import open_cohort
-from storage.source import SUV, ArraySource, Grid
+from storage.source import HU, SUV, ArraySource, Grid
+from storage.suv import Overrides
 from trainers import checkpoint
 
 
@@ -241,3 +244,13 @@ def test_activity_taken_for_suv_is_refused(
         main(["synthesize", str(run), str(scans / "bqml.nii"), "--output", str(tmp_path / "out.nii")])
     assert "petscale: IMG_UNITS bqml.nii: a mean of" in capsys.readouterr().err
     assert not (tmp_path / "out.nii").exists()
+
+
+@pytest.mark.parametrize("given", [{"weight_kg": 70.0}, {"dose_mbq": 300.0}, {"injection_time": "10:35"}])
+def test_a_run_that_starts_from_ct_takes_no_weight_dose_or_time(given: dict[str, Any], run: Path) -> None:
+    here = open_run(run)
+    from_ct = replace(here, on=replace(here.on, units=HU))
+    option = next(iter(given)).replace("_", "-")
+    with pytest.raises(InputError, match=f"CFG_NO_EFFECT --{option}: this run starts from HU"):
+        check_effect(from_ct, Overrides(**given), image=None, stored=False)
+    check_effect(here, Overrides(**given), image=None, stored=False)

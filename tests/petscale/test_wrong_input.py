@@ -548,6 +548,9 @@ def test_synthesize(tmp_path: Path, scans: Path, cohort: Path, run: Path, refuse
         ([cohort, "--case", "phantom-000", "--image", "../../low"], "SET_NO_IMAGE"),
         ([cohort, "--case", "phantom-000", "--output", new], "CFG_OUTPUT"),
         ([scans, "--case", "phantom-000"], "STORE_NONE"),
+        ([cohort, "--case", "phantom-000", "--weight-kg", "70"], "CFG_NO_EFFECT --weight-kg"),
+        ([scans / "suv.nii.gz", "--dose-mbq", "300", "--output", f"{new}.nii"], "CFG_NO_EFFECT --dose-mbq"),
+        ([scans / "suv.nii.gz", "--image", "low", "--output", f"{new}.nii"], "CFG_NO_EFFECT --image"),
     ):
         line = refused("synthesize", run, *words)
         assert line.startswith(code), (words, line)

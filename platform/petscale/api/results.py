@@ -50,7 +50,7 @@ def synthesize(
 
     Raises:
         InputError: CKPT_NONE, CKPT_DAMAGED; SET_WRONG_UNITS, IMG_VOXEL_SIZE or IMG_UNITS for a scan that is too
-            different from those trained on; and whatever is wrong with the input.
+            different from those trained on; CFG_NO_EFFECT; and whatever is wrong with the input.
 
     >>> low = petscale.open_cohort("cohort")["phantom-001"]["low_drf20"]
     >>> made = petscale.synthesize(run, low)
@@ -61,14 +61,16 @@ def synthesize(
     True
     """
     from petscale.data.ingest import Files, open_ct, open_pet
+    from petscale.inference import check_effect, synthesize_image, synthesize_told
     from petscale.inference import open_run as open_trained
-    from petscale.inference import synthesize_image, synthesize_told
 
     folder = _folder(run)
     trained = open_trained(folder)
     if isinstance(source, tuple):
         cohort, name = source
         source = open_cohort(cohort.folder if isinstance(cohort, Cohort) else cohort)[name]
+    overrides = suv.Overrides(weight_kg=weight_kg, dose_mbq=dose_mbq, injection_time=injection_time)
+    check_effect(trained, overrides, image=image, stored=isinstance(source, Case), read=isinstance(source, Image))
     if isinstance(source, Case):
         return Image.of(synthesize_told(trained, folder, source.stored, image))
     with tempfile.TemporaryDirectory(prefix="petscale-") as name:
@@ -84,7 +86,6 @@ def synthesize(
             return Image.of(synthesize_image(trained, source, scratch))
         if trained.units == HU:
             return Image.of(synthesize_image(trained, open_ct(Path(source), scratch), scratch))
-        overrides = suv.Overrides(weight_kg=weight_kg, dose_mbq=dose_mbq, injection_time=injection_time)
         scan, _ = open_pet(Files(pet=Path(source), units=units, overrides=overrides), scratch)
         return Image.of(synthesize_image(trained, scan, scratch))
 
