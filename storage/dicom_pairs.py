@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.dicom import DicomSource, find_volume, pet_header, source_of
+from storage.dicom import DicomSource, pet_header, source_of
 from storage.dicom_header import text_of
+from storage.dicom_series import find_volume
 from storage.errors import InputError
 from storage.source import HU, Grid
 from storage.suv import CONTRADICTION, Frame, SuvConversion

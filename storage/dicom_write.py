@@ -20,8 +20,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import format_number_as_ds
 
-from storage.dicom import GE_SCAN_TIME, PHILIPS_BQML, PHILIPS_SUV, STORAGE, DicomSource
+from storage.dicom import DicomSource
 from storage.dicom_header import PRIVATE_CREATORS
+from storage.dicom_slice import GE_SCAN_TIME, PHILIPS_BQML, PHILIPS_SUV, STORAGE
 from storage.errors import InputError
 from storage.integrity import fsync_folder
 from storage.source import HU, SUV, Grid, ImageSource

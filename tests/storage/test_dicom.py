@@ -27,8 +27,9 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from storage.dicom import find_series, open_series
+from storage.dicom import open_series
 from storage.dicom_pairs import check_pair
+from storage.dicom_series import find_series
 from storage.dicom_write import write_series
 from storage.errors import InputError
 from storage.source import HU, SUV, ArraySource, Grid

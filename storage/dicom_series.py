@@ -1,0 +1,291 @@
+"""The DICOM series below a path: which files belong together, which series is meant, and how its slices are stacked."""
+
+import math
+import os
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from pydicom.dataset import Dataset
+
+from storage import dicom_words
+from storage.dicom_header import file_error, integer_of, integer_text, items_of, tag_name, text_of
+from storage.dicom_slice import DRUG_FIELDS, SERIES_FIELDS, Modality, Slice, pixels_of, scan
+from storage.errors import InputError
+from storage.source import Grid
+
+GAP_TOLERANCE = 0.025  # of the spacing, per gap: GE writes 3.19 and 3.29 mm at bed seams of 3.27 mm
+SAME_PLACE_MM = 1e-2
+# made to be looked at
+PICTURES = {"FUSION", "FUSED", "MIP", "MINIP", "PROJECTION", "MPR", "REFORMATTED", "VRT", "SCREEN"}
+
+
+@dataclass(frozen=True, eq=False)
+class Series:
+    """The slices of one series in a folder, unsorted; ``skipped`` counts the other files."""
+
+    modality: Modality
+    slices: tuple[Slice, ...] = field(repr=False)
+    skipped: int = 0
+
+
+@dataclass(frozen=True)
+class Belonging:
+    """Whom a series must be of: the patient and the frame of reference of another one."""
+
+    patient_id: str = field(repr=False)
+    frame_of_reference: str = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """The slices of one series, sorted, and where they lie."""
+
+    slices: tuple[Slice, ...]
+    grid: Grid
+    notes: tuple[str, ...]
+    skipped: int
+
+
+def find_series(folder: Path, *, modality: Modality) -> tuple[Series, ...]:
+    """Scan a folder (with its subfolders) or one file for series of one modality, largest first.
+
+    Files that are not DICOM, of another modality, secondary captures and localizers are skipped and counted; links are
+    not followed.  A file that claims to be a DICOM image and is damaged is an error.
+
+    Raises:
+        InputError: ``IMG_NO_FILE``, ``IMG_UNREADABLE``, ``DCM_NONE``, ``DCM_EMPTY``, ``DCM_NOT_DICOM``,
+            ``DCM_NO_PREAMBLE``, ``DCM_PREAMBLE_EXEC``, ``DCM_TRUNCATED``, ``DCM_PIXELS_SHORT``, ``DCM_PIXELS_LONG``,
+            ``DCM_GEOMETRY_INVALID``, ``DCM_BOMB``, ``DCM_TOO_DEEP``, ``DCM_CODEC_MISSING``, ``DCM_BAD_NUMBER``,
+            ``DCM_BAD_TIME``, ``DCM_BAD_UID``, ``DCM_MULTIFRAME``, ``PET_ENHANCED_UNSUPPORTED``,
+            ``CT_ENHANCED_UNSUPPORTED``, ``PET_BAD_SLOPE``, ``PET_BAD_INTERCEPT``, ``SER_NO_GEOMETRY``.
+    """
+    if not folder.exists():
+        raise InputError("IMG_NO_FILE", where=folder.name, found="no such file or folder", remedy="check the path")
+    groups: dict[str, list[Slice]] = defaultdict(list)
+    skipped = 0
+    for file in _files(folder):
+        try:
+            s = scan(file, modality)
+        except PermissionError:
+            raise file_error("IMG_UNREADABLE", file, "a file that may not be read", "check its permissions") from None
+        if s is None:
+            skipped += 1
+        else:
+            groups[s.series_uid].append(s)
+    for uid in [
+        uid for uid, slices in groups.items() if all("LOCALIZER" in text_of(s.header, "ImageType") for s in slices)
+    ]:
+        skipped += len(groups.pop(uid))
+    if not groups:
+        raise InputError(
+            "DCM_NONE",
+            where=folder.name,
+            found=f"no {modality} slice, {skipped} other files",
+            remedy=f"give the folder of one {modality} series",
+        )
+    found = [Series(modality, tuple(slices), skipped) for slices in groups.values()]
+    return tuple(sorted(found, key=lambda series: -len(series.slices)))
+
+
+def find_volume(path: Path, modality: Modality, of: Belonging | None, choice: str) -> Volume:
+    """Find the one series that is meant below a path and sort its slices; as ``open_series``, without values."""
+    series = find_series(path, modality=modality)
+    if len(series) > 2 and all(len(s.slices) == 1 for s in series):
+        raise series_error("SER_INCONSISTENT_UID", path.name, f"{len(series)} slices with {len(series)} series UIDs")
+    meant = _chosen(series, choice, path.name) if choice else _meant(series, of)
+    if len(meant) > 1:
+        remedy = "choose one by its number (--series), or put each series in a folder of its own"
+        raise series_error("SER_AMBIGUOUS", path.name, "; ".join(series_line(s) for s in meant), remedy)
+    slices = meant[0].slices
+    skipped = series[0].skipped + sum(len(s.slices) for s in series if s is not meant[0])
+    _check_alike(slices, path.name)
+    slices, notes = _one_volume(slices, path.name)
+    grid, grid_notes = _stack(slices, path.name)
+    notes += grid_notes
+    if len(slices) < integer_of(slices[0].header, "NumberOfSlices"):
+        notes += ("fewer_slices_than_header_says",)
+    return Volume(slices, grid, notes, skipped)
+
+
+def series_line(series: Series) -> str:
+    """Return one line that tells a series from others: number, size, voxels, and the known words of its description.
+
+    A description is free text, which may name a patient: only words of imaging are taken from it.
+    """
+    first = series.slices[0]
+    number = integer_text(first.header, "SeriesNumber")
+    rows, columns = first.shape
+    words = dicom_words.technical(text_of(first.header, "SeriesDescription"))
+    kind = f"series {number or '?'}: {series.modality} of {len(series.slices)} slices of {rows} x {columns}"
+    told = f" ({' '.join(words)})" if words else ""
+    return f"{kind}, {first.pixel_mm[0]:.2f} x {first.pixel_mm[1]:.2f} mm{told}"
+
+
+def _words(header: Dataset, keyword: str) -> list[str]:
+    return dicom_words.words(text_of(header, keyword))
+
+
+def _chosen(series: Sequence[Series], choice: str, where: str) -> Sequence[Series]:
+    """The series with this number, or else those whose description holds all these words."""
+    wanted = dicom_words.words(choice)
+    numbered = [s for s in series if integer_text(s.slices[0].header, "SeriesNumber") == choice.strip()]
+    described = [s for s in series if wanted and {*wanted} <= {*_words(s.slices[0].header, "SeriesDescription")}]
+    exact = [s for s in described if _words(s.slices[0].header, "SeriesDescription") == wanted]
+    found = numbered or exact or described
+    if not found:
+        listed = "; ".join(series_line(s) for s in series)
+        raise series_error("SER_NOT_CHOSEN", where, f"no series is the one asked for: {listed}", "choose one of these")
+    return found
+
+
+def _meant(series: Sequence[Series], of: Belonging | None) -> Sequence[Series]:
+    """Narrow the series of one modality down, by each rule only where it leaves something."""
+
+    def words(s: Series, keyword: str) -> set[str]:
+        return {*_words(s.slices[0].header, keyword)}
+
+    def belongs(s: Series) -> bool:
+        theirs = tuple(text_of(s.slices[0].header, name) for name in ("PatientID", "FrameOfReferenceUID"))
+        return of is None or theirs == (of.patient_id, of.frame_of_reference)
+
+    rules: tuple[Callable[[Series], bool], ...] = (
+        lambda s: len(s.slices) > 1,
+        lambda s: not PICTURES & words(s, "ImageType"),
+        belongs,
+        lambda s: s.modality == "CT" or "ATTN" in words(s, "CorrectedImage"),
+        lambda s: "SECONDARY" not in words(s, "ImageType"),
+    )
+    for rule in rules:
+        series = [s for s in series if rule(s)] or series
+    return series
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """Regular files below ``path`` in a stable order; links, devices and hidden files are passed by."""
+    if path.is_file():
+        yield path
+        return
+    for folder, subfolders, names in os.walk(path, followlinks=False):
+        subfolders.sort()
+        for name in sorted(names):
+            file = Path(folder, name)
+            if not name.startswith(".") and file.is_file() and not file.is_symlink():
+                yield file
+
+
+# -- one series -------------------------------------------------------------------------------------------------------
+
+
+def _check_alike(slices: Sequence[Slice], where: str) -> None:
+    """Refuse slices that cannot be one volume: of other shape, direction, patient, unit, correction or dose."""
+    first = slices[0]
+    if any(
+        (s.shape, s.dtype[1:]) != (first.shape, first.dtype[1:])
+        or not np.allclose(s.pixel_mm, first.pixel_mm, rtol=1e-4)
+        for s in slices
+    ):
+        raise series_error("SER_MIXED_SHAPE", where, "slices of different matrix, bit depth or pixel spacing")
+    if any(max(np.abs(s.row - first.row).max(), np.abs(s.column - first.column).max()) > 1e-3 for s in slices):
+        raise series_error("SER_MIXED_ORIENTATION", where, "slices of different orientation")
+    for name in SERIES_FIELDS:
+        if len({text_of(s.header, name) for s in slices}) > 1:
+            raise series_error("SER_INCONSISTENT_HEADER", where, f"{tag_name(name)} differs between slices")
+    if len({_radiopharmaceutical(s) for s in slices}) > 1:
+        raise series_error("SER_INCONSISTENT_HEADER", where, "(0054,0016) differs between slices")
+
+
+def _one_volume(slices: Sequence[Slice], where: str) -> tuple[tuple[Slice, ...], tuple[str, ...]]:
+    """Sort by position along the normal; drop exact copies; refuse several volumes in one series."""
+    ordered = sorted(slices, key=lambda s: s.along)
+    places: list[list[Slice]] = [[ordered[0]]]
+    for s in ordered[1:]:
+        if s.along - places[-1][0].along < SAME_PLACE_MM:
+            places[-1].append(s)
+        else:
+            places.append([s])
+    different = [_distinct(place) for place in places]
+    counts = Counter(len(place) for place in different)
+    if set(counts) == {1}:
+        copies = len(ordered) - len(places)
+        return tuple(place[0] for place in different), ("identical_slices_dropped",) * bool(copies)
+    several = len(places) - counts[1]
+    if len(counts) == 1 and len(places) > 1:
+        found = f"{next(iter(counts))} frames of {len(places)} slices"
+        raise series_error("SER_DYNAMIC", where, found, "export one frame, or the static reconstruction")
+    if 2 * several > len(places) or text_of(ordered[0].header, "SeriesType").startswith(("DYNAMIC", "GATED")):
+        found = f"several frames, of which one has {several} of {len(places)} slices"
+        raise series_error("SER_PARTIAL_VOLUME", where, found, "export one complete frame")
+    raise series_error("SER_DUPLICATE_SLICE", where, f"{several} positions with two different slices")
+
+
+def _distinct(place: Sequence[Slice]) -> list[Slice]:
+    kept: list[Slice] = []
+    for s in place:
+        if not any(
+            (s.slope, s.intercept) == (k.slope, k.intercept) and np.array_equal(pixels_of(s), pixels_of(k))
+            for k in kept
+        ):
+            kept.append(s)
+    return kept
+
+
+def _stack(slices: Sequence[Slice], where: str) -> tuple[Grid, tuple[str, ...]]:
+    """The grid of sorted slices.  A gap may be off by 2.5 % and the whole by one slice: then the mean spacing holds."""
+    if len(slices) < 2:
+        raise InputError("IMG_TOO_SMALL", where=where, found="a single slice", remedy="give the whole series")
+    first = slices[0]
+    along = np.array([s.along for s in slices])
+    positions = np.stack([s.position for s in slices])
+    spacing = float((along[-1] - along[0]) / (len(slices) - 1))
+    gaps = np.diff(along)
+    usual = float(np.median(gaps))
+
+    sideways = positions - positions[0] - np.outer(along - along[0], first.normal)
+    tilt = math.degrees(math.atan2(float(np.linalg.norm(sideways[-1])), float(along[-1] - along[0])))
+    if tilt > 0.1:
+        raise series_error("SER_TILT", where, f"a stack sheared by {tilt:.1f} degrees", "export it without tilt")
+    if np.abs(sideways).max() > 0.1 * min(first.pixel_mm):
+        raise series_error("SER_NONUNIFORM", where, "slices shifted in plane")
+    missing = np.flatnonzero(gaps > 1.5 * usual)
+    if missing.size:
+        k = int(missing[0])
+        found = f"a gap of {gaps[k]:.2f} mm after slice {k} where {usual:.2f} mm is usual"
+        raise series_error("SER_MISSING_SLICE", where, found, "copy the whole series")
+    off = np.abs(gaps - usual)
+    drift = np.abs(along - along[0] - spacing * np.arange(len(slices)))
+    if off.max() > GAP_TOLERANCE * usual or drift.max() > spacing:
+        found = f"gaps of {gaps.min():.3f} to {gaps.max():.3f} mm"
+        raise series_error("SER_NONUNIFORM", where, found, "export slices of one spacing")
+
+    lps = np.eye(4)
+    lps[:3, 0] = first.row * first.pixel_mm[1]  # PixelSpacing is (between rows, between columns)
+    lps[:3, 1] = first.column * first.pixel_mm[0]
+    lps[:3, 2] = first.normal * spacing
+    lps[:3, 3] = first.position
+    grid = Grid((len(slices), *first.shape), np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps)
+    return grid, ("slice_spacing_irregular",) * bool(off.max() > 1e-3 * usual)
+
+
+def drugs_of(ds: Dataset) -> Sequence[Dataset]:
+    """Return the radiopharmaceuticals of a header."""
+    return items_of(ds, "RadiopharmaceuticalInformationSequence")
+
+
+def _radiopharmaceutical(s: Slice) -> tuple[tuple[str, ...], ...]:
+    try:
+        return tuple(tuple(text_of(drug, name) for name in DRUG_FIELDS) for drug in drugs_of(s.header))
+    except Exception:  # pydicom parses on access: a malformed sequence raises whatever its parser meets
+        raise file_error("DCM_TRUNCATED", s.file, "(0054,0016) that cannot be read") from None
+
+
+def series_error(
+    code: str, where: str, found: str, remedy: str = "keep one complete series in the folder"
+) -> InputError:
+    """Return the error that names one folder."""
+    return InputError(code, where=where, found=found, remedy=remedy)
