@@ -4,6 +4,7 @@ Only PET and CT Image Storage are read.  What a PET value means is in ``storage.
 fields that no repr shows.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from storage.dicom_header import (
     parse_number,
     private_text,
     text_of,
+    without_creator,
 )
 from storage.dicom_series import Belonging, Volume, drugs_of, find_volume, series_error
 from storage.dicom_slice import GE_SCAN_TIME, PHILIPS_BQML, PHILIPS_SUV, Modality, Slice, pixels_of
@@ -157,6 +159,9 @@ def pet_header(slices: Sequence[Slice]) -> tuple[PetHeader, list[Frame]]:
     if len(drugs) > 1:
         raise series_error("PET_DOSE", file.name, f"{len(drugs)} radiopharmaceuticals", "export a one-tracer series")
     drug = drugs[0] if drugs else Dataset()
+    injected = text_of(drug, "RadiopharmaceuticalStartDateTime")
+    philips = parse_number(private_text(ds, PHILIPS_SUV), file, "(7053,1000)")
+    philips_bqml = parse_number(private_text(ds, PHILIPS_BQML), file, "(7053,1009)")
     codes = items_of(drug, "RadionuclideCodeSequence")
     header = PetHeader(
         units=text_of(ds, "Units"),
@@ -169,12 +174,18 @@ def pet_header(slices: Sequence[Slice]) -> tuple[PetHeader, list[Frame]]:
         dose_bq=number_of(drug, "RadionuclideTotalDose", file),
         half_life_s=number_of(drug, "RadionuclideHalfLife", file),
         nuclide_code=text_of(codes[0], "CodeValue") if codes else "",
-        injection_s=moment_s(text_of(drug, "RadiopharmaceuticalStartDateTime"), zone, file),
+        nuclide_meaning=text_of(codes[0], "CodeMeaning") if codes else "",
+        tracer=dicom_words.tracer(text_of(drug, "Radiopharmaceutical")),
+        injection_s=moment_s(injected, zone, file),
+        injection_zone=bool(re.search(r"[+-]\d{4}$", injected)) and not zone,
         injection_clock_s=clock_s(text_of(drug, "RadiopharmaceuticalStartTime"), file),
         series_s=date_and_clock(series_date, text_of(ds, "SeriesTime"), file),
         private_s=moment_s(private_text(ds, GE_SCAN_TIME), zone, file),
-        counts_to_suv=parse_number(private_text(ds, PHILIPS_SUV), file, "(7053,1000)"),
-        counts_to_bqml=parse_number(private_text(ds, PHILIPS_BQML), file, "(7053,1009)"),
+        counts_to_suv=philips,
+        counts_to_bqml=philips_bqml,
+        series_type=text_of(ds, "SeriesType").split("\\")[0],
+        doubts=("philips_factor_without_creator",)
+        * bool(text_of(ds, "Units") == "CNTS" and (philips or philips_bqml) and without_creator(ds, 0x7053)),
     )
     frames = [
         Frame(

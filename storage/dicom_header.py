@@ -23,6 +23,7 @@ from storage.errors import InputError
 from storage.suv import DAY_S
 
 PRIVATE_CREATORS = {0x0009: "GEMS_PETD_01", 0x7053: "Philips PET Private Group"}
+MAKERS = {0x7053: "PHILIPS"}  # whose exports are known to lack the creator; in capitals, within Manufacturer
 
 
 def _raw(ds: Dataset, tag: int) -> object:
@@ -41,10 +42,21 @@ def text_of(ds: Dataset, keyword: str) -> str:
 
 
 def private_text(ds: Dataset, tag: int) -> str:
-    """Return a private field of block 10, if its creator is the one whose field we know, else nothing."""
+    """Return a private field of block 10, if its creator is the one whose field we know, else nothing.
+
+    A creator that is missing is the manufacturer's own where the header names it: exporters drop creators, and keep
+    what they made.
+    """
     group = tag >> 16
     creator = _decode(_raw(ds, group << 16 | 0x0010))
-    return _decode(_raw(ds, tag)) if creator == PRIVATE_CREATORS[group] else ""
+    return _decode(_raw(ds, tag)) if creator == PRIVATE_CREATORS[group] or without_creator(ds, group) else ""
+
+
+def without_creator(ds: Dataset, group: int) -> bool:
+    """Return whether a group of private fields lacks its creator, in a header of the manufacturer whose group it is."""
+    maker = MAKERS.get(group)
+    lacking = not _decode(_raw(ds, group << 16 | 0x0010))
+    return lacking and maker is not None and maker in text_of(ds, "Manufacturer").upper()
 
 
 def _decode(value: object) -> str:
@@ -179,7 +191,7 @@ def clock_s(text: str, file: Path) -> float | None:
     """Return a TM value in s after midnight; parts on the right may be absent."""
     if not text:
         return None
-    match = re.fullmatch(r"(\d\d):?(\d\d)?:?(\d\d)?(\.\d{1,6})?", text)
+    match = re.fullmatch(r"(\d\d):?(\d\d)?:?(\d\d)?(\.\d{1,12})?", text)  # .NET writes 7 digits
     if match:
         h, m, s, fraction = (float(part or 0) for part in match.groups())
         if h < 24 and m < 60 and s <= 60:
@@ -191,7 +203,7 @@ def moment_s(text: str, zone: str, file: Path) -> float | None:
     """Return a DT value on the series' clock; its own offset from UTC counts only if the series states one too."""
     if len(text) < 10:  # a bare date says nothing of the hour
         return None
-    match = re.fullmatch(r"(\d{8})(\d{2,6}(?:\.\d{1,6})?)([+-]\d{4})?", text)
+    match = re.fullmatch(r"(\d{8})(\d{2,6}(?:\.\d{1,12})?)([+-]\d{4})?", text)
     if not match:
         raise file_error("DCM_BAD_TIME", file, "a date-time that cannot be read")
     date, clock, offset = match.groups()

@@ -3,32 +3,55 @@
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from pydicom.dataset import Dataset
 
 from storage import dicom_words
 from storage.dicom_header import file_error, integer_of, integer_text, items_of, tag_name, text_of
-from storage.dicom_slice import DRUG_FIELDS, SERIES_FIELDS, Modality, Slice, pixels_of, scan
+from storage.dicom_slice import (
+    DICOM_SUFFIXES,
+    DRUG_FIELDS,
+    SERIES_FIELDS,
+    Modality,
+    Slice,
+    Unusable,
+    is_picture,
+    pixels_of,
+    scan,
+)
 from storage.errors import InputError
 from storage.source import Grid
 
 GAP_TOLERANCE = 0.025  # of the spacing, per gap: GE writes 3.19 and 3.29 mm at bed seams of 3.27 mm
 SAME_PLACE_MM = 1e-2
-# made to be looked at
-PICTURES = {"FUSION", "FUSED", "MIP", "MINIP", "PROJECTION", "MPR", "REFORMATTED", "VRT", "SCREEN"}
+SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
+# what may have been a slice -> how an error calls it
+LOST = {
+    "empty_files": "empty files",
+    "zeroed_files": "files of zeros",
+    "hidden_slices": "hidden DICOM files",
+    "broken_links": "links to no file",
+}
 
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """The slices of one series in a folder, unsorted; ``skipped`` counts the other files."""
+    """The slices of one series in a folder, unsorted.
+
+    Args:
+        skipped: how many other files there are.
+        beside: what lies beside the slices and should be known -> how often.
+    """
 
     modality: Modality
     slices: tuple[Slice, ...] = field(repr=False)
     skipped: int = 0
+    beside: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,8 +75,9 @@ class Volume:
 def find_series(folder: Path, *, modality: Modality) -> tuple[Series, ...]:
     """Scan a folder (with its subfolders) or one file for series of one modality, largest first.
 
-    Files that are not DICOM, of another modality, secondary captures and localizers are skipped and counted; links are
-    not followed.  A file that claims to be a DICOM image and is damaged is an error.
+    Files that are not DICOM, of another modality, secondary captures, localizers and other pictures are passed by and
+    counted, and so is a damaged series beside a whole one.  Links are followed, each file is read once.  A file that
+    claims to be a slice and is damaged is an error.
 
     Raises:
         InputError: ``IMG_NO_FILE``, ``IMG_UNREADABLE``, ``DCM_NONE``, ``DCM_EMPTY``, ``DCM_NOT_DICOM``,
@@ -65,28 +89,47 @@ def find_series(folder: Path, *, modality: Modality) -> tuple[Series, ...]:
     if not folder.exists():
         raise InputError("IMG_NO_FILE", where=folder.name, found="no such file or folder", remedy="check the path")
     groups: dict[str, list[Slice]] = defaultdict(list)
+    unusable: dict[str, list[Unusable]] = defaultdict(list)
+    beside: Counter[str] = Counter()
     skipped = 0
-    for file in _files(folder):
+    for file in _files(folder, beside):
         try:
             s = scan(file, modality)
         except PermissionError:
             raise file_error("IMG_UNREADABLE", file, "a file that may not be read", "check its permissions") from None
         if s is None:
             skipped += 1
+        elif isinstance(s, Unusable):
+            unusable[s.series_uid].append(s)
         else:
             groups[s.series_uid].append(s)
-    for uid in [
-        uid for uid, slices in groups.items() if all("LOCALIZER" in text_of(s.header, "ImageType") for s in slices)
-    ]:
-        skipped += len(groups.pop(uid))
+    skipped += beside["empty_files"] + beside["zeroed_files"]
+    for uid, slices in list(groups.items()):
+        volume = [s for s in slices if not is_picture(s.header)]
+        localizers = all("LOCALIZER" in text_of(s.header, "ImageType") for s in slices)
+        if volume or localizers:  # other pictures may be all that a user has: which is chosen among series, later
+            skipped += len(slices) - len(volume)
+            if volume and len(volume) < len(slices):
+                beside["pictures_in_series"] += len(slices) - len(volume)
+            groups[uid] = volume
+    groups = {uid: slices for uid, slices in groups.items() if slices}
+    for uid, files in unusable.items():
+        damaged = next((one.error for one in files if not one.picture), None)
+        if damaged is not None and (uid in groups or not groups):
+            raise damaged
+        skipped += len(files)
+        beside["damaged_series" if damaged is not None else "pictures"] += len(files)
     if not groups:
+        broken = beside["broken_links"]
         raise InputError(
             "DCM_NONE",
             where=folder.name,
-            found=f"no {modality} slice, {skipped} other files",
-            remedy=f"give the folder of one {modality} series",
+            found=f"no {modality} slice, {skipped} other files" + (f", {broken} links to no file" if broken else ""),
+            remedy="get the linked files first (git annex get, datalad get)"
+            if broken
+            else f"give the folder of one {modality} series",
         )
-    found = [Series(modality, tuple(slices), skipped) for slices in groups.values()]
+    found = [Series(modality, tuple(slices), skipped, beside) for slices in groups.values()]
     return tuple(sorted(found, key=lambda series: -len(series.slices)))
 
 
@@ -105,9 +148,29 @@ def find_volume(path: Path, modality: Modality, of: Belonging | None, choice: st
     slices, notes = _one_volume(slices, path.name)
     grid, grid_notes = _stack(slices, path.name)
     notes += grid_notes
-    if len(slices) < integer_of(slices[0].header, "NumberOfSlices"):
-        notes += ("fewer_slices_than_header_says",)
+    if modality == "PT" and any(s.intercept for s in slices):
+        notes += ("intercept_applied",)
+    notes += _beside_notes(meant[0], len(slices), path.name)
     return Volume(slices, grid, notes, skipped)
+
+
+def _beside_notes(series: Series, found: int, where: str) -> tuple[str, ...]:
+    """What lies beside a volume, as notes; what may have been its slices, where the header says that some are missing.
+
+    NumberOfSlices (0054,0081) alone does not refuse: it often stays when somebody cuts a series to a region.
+
+    Raises:
+        InputError: ``SER_MISSING_SLICE``.
+    """
+    stated = max((integer_of(s.header, "NumberOfSlices") for s in series.slices), default=-1)
+    lost = {kind: count for kind, count in series.beside.items() if kind in LOST and count}
+    if found < stated and lost:
+        told = ", ".join(f"{count} {LOST[kind]}" for kind, count in lost.items())
+        raise series_error(
+            "SER_MISSING_SLICE", where, f"{found} of {stated} slices (NumberOfSlices), and {told}", "copy it again"
+        )
+    notes = tuple(f"{kind}_passed_by" for kind, count in series.beside.items() if count)
+    return notes + ("fewer_slices_than_header_says",) * (found < stated)
 
 
 def series_line(series: Series) -> str:
@@ -153,7 +216,7 @@ def _meant(series: Sequence[Series], of: Belonging | None) -> Sequence[Series]:
 
     rules: tuple[Callable[[Series], bool], ...] = (
         lambda s: len(s.slices) > 1,
-        lambda s: not PICTURES & words(s, "ImageType"),
+        lambda s: not is_picture(s.slices[0].header),
         belongs,
         lambda s: s.modality == "CT" or "ATTN" in words(s, "CorrectedImage"),
         lambda s: "SECONDARY" not in words(s, "ImageType"),
@@ -166,17 +229,55 @@ def _meant(series: Sequence[Series], of: Belonging | None) -> Sequence[Series]:
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
-def _files(path: Path) -> Iterator[Path]:
-    """Regular files below ``path`` in a stable order; links, devices and hidden files are passed by."""
+def _files(path: Path, beside: Counter[str]) -> Iterator[Path]:
+    """Files below ``path`` in a stable order, each once; links are followed.
+
+    Passed by are devices, and hidden files; counted in ``beside`` is what may have been a slice: an empty file, one of
+    zeros, a hidden DICOM file (of a copy that was interrupted), a link to no file.
+
+    Raises:
+        InputError: ``IMG_UNREADABLE`` for a folder: slices may lie in it.
+    """
     if path.is_file():
         yield path
         return
-    for folder, subfolders, names in os.walk(path, followlinks=False):
-        subfolders.sort()
+
+    def unreadable(error: OSError) -> NoReturn:
+        folder = Path(str(error.filename))
+        raise file_error("IMG_UNREADABLE", folder, "a folder that may not be read", "check its permissions") from None
+
+    seen: set[tuple[int, int]] = set()
+
+    def new(place: Path) -> bool:
+        status = place.stat()
+        before = len(seen)
+        seen.add((status.st_dev, status.st_ino))
+        return len(seen) > before
+
+    new(path)
+    for folder, subfolders, names in os.walk(path, followlinks=True, onerror=unreadable):
+        subfolders[:] = [name for name in sorted(subfolders) if new(Path(folder, name))]  # no loop of links either
         for name in sorted(names):
             file = Path(folder, name)
-            if not name.startswith(".") and file.is_file() and not file.is_symlink():
+            if file.is_symlink() and not file.exists():
+                beside["broken_links"] += 1
+            elif not file.is_file() or not new(file):
+                continue
+            elif name.startswith("."):
+                beside["hidden_slices"] += _starts(file)[128:132] == b"DICM"
+            elif file.suffix.lower() in DICOM_SUFFIXES or name.lower() in SYSTEM_FILES or any(start := _starts(file)):
                 yield file
+            else:
+                beside["zeroed_files" if start else "empty_files"] += 1
+
+
+def _starts(file: Path) -> bytes:
+    """The first bytes of a file, more than a preamble."""
+    try:
+        with file.open("rb") as stream:
+            return stream.read(256)
+    except PermissionError:
+        raise file_error("IMG_UNREADABLE", file, "a file that may not be read", "check its permissions") from None
 
 
 # -- one series -------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import pixel_array
 from pydicom.tag import Tag
 
+from storage import dicom_words
 from storage.dicom_header import (
     PRIVATE_CREATORS,
     file_error,
@@ -42,6 +43,24 @@ DEFLATED = "1.2.840.10008.1.2.1.99"
 NATIVE = {"1.2.840.10008.1.2": "<", "1.2.840.10008.1.2.1": "<", "1.2.840.10008.1.2.2": ">"}  # syntax -> byte order
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")  # a file so named must be DICOM; others may be anything
 MAX_MATRIX = 8192
+# in ImageType of what is no slice of a volume, though it may lie in its series
+PICTURES = {
+    "LOCALIZER",
+    "SCOUT",
+    "TOPOGRAM",
+    "FUSION",
+    "FUSED",
+    "MIP",
+    "MINIP",
+    "PROJECTION",
+    "MPR",
+    "REFORMATTED",
+    "VRT",
+    "SCREEN",
+    "PROT",
+    "PROTOCOL",
+    "REPORT",
+}
 GE_SCAN_TIME, PHILIPS_SUV, PHILIPS_BQML = 0x0009100D, 0x70531000, 0x70531009
 # fmt: off
 SERIES_FIELDS = (
@@ -105,8 +124,26 @@ class Slice:
         return float(self.position @ self.normal)
 
 
-def scan(file: Path, modality: Modality) -> Slice | None:
-    """Read one header; ``None`` if the file is no image of this modality."""
+@dataclass(frozen=True, eq=False)
+class Unusable:
+    """A file of a series that is no slice of a volume: a picture without a place in the patient, or a damaged slice."""
+
+    series_uid: str = field(repr=False)
+    error: InputError
+    picture: bool
+
+
+def is_picture(header: Dataset) -> bool:
+    """Return whether ImageType says that this is a localizer, or was made to be looked at: no slice of a volume."""
+    return bool(PICTURES & {*dicom_words.words(text_of(header, "ImageType"))})
+
+
+def scan(file: Path, modality: Modality) -> Slice | Unusable | None:
+    """Read one header; ``None`` if the file is no image of this modality.
+
+    Raises:
+        InputError: as ``dicom_series.find_series``, for what leaves open which series the file is of.
+    """
     with file.open("rb") as stream:
         head = stream.read(140)
         if head[128:132] != b"DICM":
@@ -144,7 +181,13 @@ def scan(file: Path, modality: Modality) -> Slice | None:
         for name in ("Modality", "SeriesInstanceUID", "SOPInstanceUID", "Rows", "Columns", "BitsAllocated"):
             if not has_value(ds, name):
                 raise file_error("DCM_TRUNCATED", file, f"no {tag_name(name)}")
-        return _checked(file, ds, stream, syntax, modality)
+        for name in ("SeriesInstanceUID", "SOPInstanceUID"):
+            if not re.fullmatch(r"[0-9.]{1,64}", text_of(ds, name)):
+                raise file_error("DCM_BAD_UID", file, f"{tag_name(name)} is no UID")
+        try:
+            return _checked(file, ds, stream, syntax, modality)
+        except InputError as error:
+            return Unusable(text_of(ds, "SeriesInstanceUID"), error, is_picture(ds))
 
 
 def _refuse_foreign(file: Path, head: bytes) -> None:
@@ -159,9 +202,6 @@ def _refuse_foreign(file: Path, head: bytes) -> None:
 
 
 def _checked(file: Path, ds: Dataset, stream: BinaryIO, syntax: str, modality: Modality) -> Slice:
-    for name in ("SeriesInstanceUID", "SOPInstanceUID"):
-        if not re.fullmatch(r"[0-9.]{1,64}", text_of(ds, name)):
-            raise file_error("DCM_BAD_UID", file, f"{tag_name(name)} is no UID")
     rows, columns, allocated = (integer_of(ds, name) for name in ("Rows", "Columns", "BitsAllocated"))
     bits = integer_of(ds, "BitsStored", allocated)
     if (
@@ -180,7 +220,9 @@ def _checked(file: Path, ds: Dataset, stream: BinaryIO, syntax: str, modality: M
     slope = number_of(ds, "RescaleSlope", file) or 0.0
     intercept = number_of(ds, "RescaleIntercept", file) or 0.0
     if modality == "PT":
-        check_rescale(slope, intercept, file.name)
+        # Archives that turn signed values into unsigned ones shift them by half the range, and say so here.
+        shifted = kind == "u" and abs(intercept + slope * 2 ** (bits - 1)) <= 1e-6 * abs(intercept)
+        check_rescale(slope, 0.0 if shifted else intercept, file.name)
     elif slope == 0:
         raise file_error("DCM_BAD_NUMBER", file, f"{tag_name('RescaleSlope')} is missing or 0")
     position, orientation, spacing = (

@@ -9,6 +9,7 @@ times of day can be formed and no date is ever needed.
 
 import datetime
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -19,6 +20,10 @@ TOLERANCE_S = 1.0  # header times are written to the second: later by less than 
 SPREAD_WARNING_PERCENT = 1.0
 WEIGHT_KG = (1.0, 500.0)  # what a patient may weigh
 DOSE_BQ = (1e6, 1e10)  # what a patient may be given
+ANIMAL_KG = (0.005, 1.0)  # a mouse pup to a rat; heavier animals are within the range of patients
+ANIMAL_DOSE_BQ = (1e5, 5e8)
+ANIMAL_MBQ_PER_KG = 1000.0  # 20 MBq for a mouse of 20 g; a patient's dose for less than a kilogram is a wrong weight
+MBQ_PER_KG_OF_A_GUESS = (0.3, 100.0)  # a dose below 1e4 is read as MBq within this; 10 mCi for 70 kg are 0.14
 OVERNIGHT_UPTAKE_S = 12 * 3600.0  # a time-only injection may be the evening before, not the same hour the day before
 UPTAKE_BAND_S = (300.0, 6 * 3600.0)  # outside it the uptake is kept but noted
 MBQ_PER_MCI = 37.0
@@ -29,6 +34,7 @@ HEADER_FIELDS = {
     "half_life_s": "(0018,1075) RadionuclideHalfLife",
     "injection_time": "(0018,1078) RadiopharmaceuticalStartDateTime",
 }
+LATE_INJECTION_S = 1800.0  # a list-mode scan is started before the injection, by seconds or minutes
 MAX_HALF_LIVES = 10.0  # later than this nothing is left to measure: a wrong date, not a late scan
 
 # Half-lives in s (ENSDF) and the codes of CID 4020, SNOMED-RT and SNOMED-CT.  Ge-68: phantoms and rod sources.
@@ -53,6 +59,24 @@ NUCLIDES: Mapping[str, tuple[float, tuple[str, ...]]] = {
     "Na-22": (82110000.0, ("C-155A1", "71633006")),
     "Ga-66": (34160.0, ("C-131A1", "79477007")),
     "Sc-44": (14551.0, ("126600",)),
+}
+
+ELEMENTS = {
+    "F": "Fluorine", "Ga": "Gallium", "C": "Carbon", "N": "Nitrogen", "O": "Oxygen", "Rb": "Rubidium", "Cu": "Copper",
+    "Zr": "Zirconium", "I": "Iodine", "Y": "Yttrium", "Br": "Bromine", "Ti": "Titanium", "Mn": "Manganese",
+    "Ge": "Germanium", "Na": "Sodium", "Sc": "Scandium",
+}  # fmt: skip
+# Tracers that are made with these nuclides only; PSMA, DOTA, FAPI and choline have several.
+TRACER_NUCLIDES: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        ("FDG", "FLT", "FET", "FES", "FDOPA", "fluciclovine", "florbetapir", "florbetaben", "flutemetamol", "fluoride"),
+        ("F-18",),
+    ),
+    "PiB": ("C-11",),
+    "methionine": ("C-11",),
+    "rubidium": ("Rb-82",),
+    "ammonia": ("N-13",),
+    "water": ("O-15",),
 }
 
 
@@ -82,11 +106,16 @@ class PetHeader:
         corrected: CorrectedImage (0028,0051).
         weight_kg: PatientWeight.  height_m: PatientSize.  sex: PatientSex.
         dose_bq: RadionuclideTotalDose.  half_life_s: RadionuclideHalfLife.  nuclide_code: its CodeValue.
+        nuclide_meaning: its CodeMeaning.  tracer: as ``storage.dicom_words`` knows it.
         injection_s: injection with its date.  injection_clock_s: time of day only, in s after midnight.
+        injection_zone: whether the date-time states an offset from UTC that the series does not, so that the hours that
+            lie between them are unknown.
+        series_type: SeriesType (0054,1000), its first value.
         series_s: SeriesDate + SeriesTime.  private_s: GE's scan date-time (0009,100D).
         counts_to_suv, counts_to_bqml: Philips (7053,1000) and (7053,1009).
         overridden: the fields that the user has given instead of the header.
-    completed: the fields that the header lacks and a table or a sidecar states.
+        completed: the fields that the header lacks and a table or a sidecar states.
+        doubts: how fields were read that the header leaves open; they become notes.
     """
 
     units: str
@@ -99,14 +128,19 @@ class PetHeader:
     dose_bq: float | None = None
     half_life_s: float | None = None
     nuclide_code: str = ""
+    nuclide_meaning: str = ""
+    tracer: str = ""
     injection_s: float | None = None
     injection_clock_s: float | None = None
+    injection_zone: bool = False
+    series_type: str = ""
     series_s: float | None = None
     private_s: float | None = None
     counts_to_suv: float | None = None
     counts_to_bqml: float | None = None
     overridden: tuple[str, ...] = ()
     completed: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -196,10 +230,11 @@ def suv_factor_decay_corrected(weight_kg: float, dose_bq_at_reference: float) ->
     Raises:
         InputError: ``PET_WEIGHT``, ``PET_DOSE`` out of the range of a patient.
     """
-    if not WEIGHT_KG[0] <= weight_kg <= WEIGHT_KG[1]:
+    if not ANIMAL_KG[0] <= weight_kg <= WEIGHT_KG[1]:
         raise _weight_error(f"{weight_kg:g} kg")
     if not 0 < dose_bq_at_reference <= DOSE_BQ[1]:
         raise _dose_error(f"{dose_bq_at_reference:g} Bq at the reference time")
+    _check_animal(weight_kg, dose_bq_at_reference)
     return weight_kg * 1000.0 / dose_bq_at_reference
 
 
@@ -211,18 +246,18 @@ def apply_overrides(header: PetHeader, overrides: Overrides) -> PetHeader:
     """
     names = []
     if overrides.weight_kg is not None:
-        if not WEIGHT_KG[0] <= overrides.weight_kg <= WEIGHT_KG[1]:
+        if not ANIMAL_KG[0] <= overrides.weight_kg <= WEIGHT_KG[1]:
             raise _weight_error(f"override of {overrides.weight_kg:g} kg")
         header = replace(header, weight_kg=overrides.weight_kg)
         names.append("weight_kg")
     if overrides.dose_mbq is not None:
-        if not DOSE_BQ[0] <= overrides.dose_mbq * 1e6 <= DOSE_BQ[1]:
+        if not ANIMAL_DOSE_BQ[0] <= overrides.dose_mbq * 1e6 <= DOSE_BQ[1]:
             raise _dose_error(f"override of {overrides.dose_mbq:g} MBq")
         header = replace(header, dose_bq=overrides.dose_mbq * 1e6)
         names.append("dose_mbq")
     if overrides.injection_time is not None:
         injection_s, clock_s = _parse_injection(overrides.injection_time)
-        header = replace(header, injection_s=injection_s, injection_clock_s=clock_s)
+        header = replace(header, injection_s=injection_s, injection_clock_s=clock_s, injection_zone=False)
         names.append("injection_time")
     return replace(header, overridden=(*header.overridden, *names))
 
@@ -356,7 +391,8 @@ def reference_time(header: PetHeader, frames: Sequence[Frame], half_life_s: floa
     after the first acquisition, and B after A (or beds that disagree) means that FrameReferenceTime holds bed offsets.
 
     Raises:
-        InputError: ``PET_TIME_MISSING`` if no slice has an acquisition time and there is no G.
+        InputError: ``PET_TIME_MISSING`` if no slice has an acquisition time and there is no G; ``PET_DATES`` if the
+            reference and the acquisition, or two acquisitions, lie more than a day apart.
     """
     times = [f.acquisition_s for f in frames if f.acquisition_s is not None]
     G, S = header.private_s, header.series_s
@@ -365,6 +401,8 @@ def reference_time(header: PetHeader, frames: Sequence[Frame], half_life_s: floa
             return ReferenceTime("private", G, {}, 0.0)
         raise _time_missing("(0008,0032) AcquisitionTime", "no override replaces it; export the series again")
     A = min(times)
+    if max(times) - A > DAY_S:
+        raise _dates_error("slices acquired more than a day apart")
     B = [
         f.acquisition_s + mean_count_delay_s(f.duration_s, half_life_s) - f.reference_s
         for f in frames
@@ -379,6 +417,11 @@ def reference_time(header: PetHeader, frames: Sequence[Frame], half_life_s: floa
         rule, time_s = "back_computed", sorted(B)[len(B) // 2]
     else:
         rule, time_s = "acquisition", A
+    if abs(A - time_s) > DAY_S:
+        name = {"private": "the scanner's scan time", "series": "(0008,0021) SeriesDate"}.get(
+            rule, "FrameReferenceTime"
+        )
+        raise _dates_error(f"{name} and the acquisition lie {abs(A - time_s) / DAY_S:.0f} days apart")
 
     candidates = {"acquisition": A}
     if S is not None:
@@ -390,7 +433,9 @@ def reference_time(header: PetHeader, frames: Sequence[Frame], half_life_s: floa
     witness = _from_decay_factor(frames, A, half_life_s)
     if witness is not None:
         candidates["decay_factor"] = witness
-    spread = max(abs(decay(time_s - t, half_life_s) - 1.0) for t in candidates.values())
+    # A date that is days off says nothing of the time of day; it is noted, not turned into a percentage.
+    near = [t for t in candidates.values() if abs(t - time_s) <= DAY_S]
+    spread = max(abs(decay(time_s - t, half_life_s) - 1.0) for t in near)
     return ReferenceTime(rule, time_s, {k: t - A for k, t in candidates.items()}, 100.0 * spread)
 
 
@@ -422,11 +467,11 @@ def body_surface_m2(weight_kg: float, height_m: float) -> float:
 
 def _from_activity(header: PetHeader, frames: Sequence[Frame]) -> SuvConversion:
     """SUVbw = value * W / D_ref, for values in Bq/mL."""
-    nuclide, half_life = _nuclide(header)
+    nuclide, half_life, nuclide_notes = _nuclide(header)
     weight, weight_notes = _weight(header)
-    dose, dose_notes = _dose(header)
+    dose, dose_notes = _dose(header, weight)
     known = SuvConversion((), nuclide, half_life, weight, dose)
-    notes = (*weight_notes, *dose_notes)
+    notes = (*header.doubts, *nuclide_notes, *weight_notes, *dose_notes)
     if header.decay_correction == "ADMIN":
         return replace(known, factors=(weight * 1000.0 / dose,) * len(frames), notes=notes)
 
@@ -434,9 +479,11 @@ def _from_activity(header: PetHeader, frames: Sequence[Frame]) -> SuvConversion:
     if header.decay_correction == "NONE":
         if len(times) < len(frames):
             raise _time_missing("(0008,0032) AcquisitionTime", "no override replaces it; export the series again")
-        injection, injection_notes = _injection(header, min(times), half_life)
+        if max(times) - min(times) > DAY_S:
+            raise _dates_error("slices acquired more than a day apart")
+        injection, injection_notes = _injection(header, times, half_life)
         _uptake_notes(max(times) - injection, half_life)
-        uptake_notes = _uptake_notes(min(times) - injection, half_life)
+        uptake_notes = _uptake_notes(min(times) - injection, half_life, _latest_injection(header, times) - injection)
         factors = []
         for f in frames:
             assert f.acquisition_s is not None
@@ -449,8 +496,12 @@ def _from_activity(header: PetHeader, frames: Sequence[Frame]) -> SuvConversion:
         return replace(known, factors=tuple(factors), injection_s=injection, notes=notes)
 
     reference = reference_time(header, frames, half_life)
-    injection, injection_notes = _injection(header, min(times, default=reference.time_s), half_life)
-    notes += (*injection_notes, *_uptake_notes(reference.time_s - injection, half_life))
+    times = times or [reference.time_s]
+    injection, injection_notes = _injection(header, times, half_life)
+    left = _latest_injection(header, times) - injection
+    notes += (*injection_notes, *_uptake_notes(reference.time_s - injection, half_life, left))
+    if any(abs(t) > DAY_S for t in reference.candidates_s.values()):
+        notes += ("dates_days_apart",)
     if reference.spread_percent > SPREAD_WARNING_PERCENT:
         notes += ("reference_spread_above_1_percent",)
     if reference.rule == "acquisition":
@@ -502,8 +553,9 @@ def _done(header: PetHeader, conversion: SuvConversion) -> SuvConversion:
         )
     if conversion.nuclide is None:
         # The values need no half-life, but a "PT" series of a single-photon nuclide is still not PET.
-        nuclide, half_life = _nuclide(header) if header.half_life_s or header.nuclide_code else (None, None)
-        conversion = replace(conversion, nuclide=nuclide, half_life_s=half_life)
+        nuclide, half_life, notes = _nuclide(header) if header.half_life_s or header.nuclide_code else (None, None, ())
+        notes = (*header.doubts, *notes, *conversion.notes)
+        conversion = replace(conversion, nuclide=nuclide, half_life_s=half_life, notes=notes)
     return replace(conversion, overridden=header.overridden, completed=header.completed)
 
 
@@ -536,29 +588,68 @@ def _check_corrections(header: PetHeader) -> None:
         )
 
 
-def _nuclide(header: PetHeader) -> tuple[str, float]:
-    """The positron emitter and the half-life to use: the header's own, checked, or that of the nuclide's code."""
-    by_code = [name for name, (_, codes) in NUCLIDES.items() if header.nuclide_code in codes]
+def _nuclide(header: PetHeader) -> tuple[str, float, tuple[str, ...]]:
+    """The positron emitter, the half-life to use, notes: the header's own, checked, or that of the nuclide's code."""
+    by_code = {name for name, (_, codes) in NUCLIDES.items() if header.nuclide_code in codes}
+    by_meaning = _named(header.nuclide_meaning)
     half_life = header.half_life_s
-    if half_life is None and by_code:
-        return by_code[0], NUCLIDES[by_code[0]][0]
     if half_life is None:
-        raise InputError(
-            "PET_NUCLIDE",
-            where="(0018,1075) RadionuclideHalfLife",
-            found="missing, and (0054,0300) names no known positron emitter",
-            remedy="export the series again with its radiopharmaceutical",
+        stated = by_code & by_meaning if by_code and by_meaning else by_code | by_meaning
+        if not stated:
+            raise _nuclide_error(
+                "missing, and (0054,0300) names "
+                + ("two nuclides by its code and its meaning" if by_code else "no known positron emitter"),
+                "export the series again with its radiopharmaceutical",
+            )
+        name = min(stated)
+        _check_tracer(header, name)
+        return name, NUCLIDES[name][0], ()
+    by_half_life = {name for name, (T, _) in NUCLIDES.items() if abs(half_life / T - 1.0) < 0.02}
+    if not by_half_life:
+        remedy = "a SPECT series stored as PT is not PET; else export the series again"
+        raise _nuclide_error(f"{half_life:g} s, no positron emitter's", remedy)
+    names = by_half_life & by_code if by_code else by_half_life
+    notes: tuple[str, ...] = ()
+    if not names and by_half_life & by_meaning:
+        # Two of three fields agree on another nuclide than the code does: the code is the slip.
+        names, notes = by_half_life & by_meaning, ("nuclide_code_contradicts_meaning_and_half_life",)
+    elif not names:
+        raise _nuclide_error(f"{half_life:g} s, against the nuclide's code", "export the series again")
+    elif by_meaning and not names & by_meaning:
+        if not by_code:
+            raise _nuclide_error(f"{half_life:g} s, against the nuclide's name", "export the series again")
+        notes = ("nuclide_meaning_contradicts_code_and_half_life",)
+    name = min(names & by_meaning or names)
+    _check_tracer(header, name)
+    return name, half_life, notes
+
+
+def _named(text: str) -> set[str]:
+    """Nuclides that a text names: F-18, 18F, ^18^Fluorine, Fluorine 18, Ga68."""
+    told = set()
+    for name in NUCLIDES:
+        symbol, mass = name.split("-")
+        element = rf"(?:{symbol}|{ELEMENTS[symbol]})"
+        between = r"[\s^\-_\[\]]*"
+        if re.search(
+            rf"(?<![A-Z0-9])(?:{element}{between}{mass}|{mass}{between}{element})(?![A-Z0-9])", text, re.IGNORECASE
+        ):
+            told.add(name)
+    return told
+
+
+def _check_tracer(header: PetHeader, nuclide: str) -> None:
+    """Refuse a tracer that is made with another nuclide only: FDG with the half-life of Ga-68."""
+    usual = TRACER_NUCLIDES.get(header.tracer)
+    if usual is not None and nuclide not in usual:
+        raise _nuclide_error(
+            f"that of {nuclide}, and the tracer {header.tracer} is made with {' or '.join(usual)}",
+            "export the series again with its radiopharmaceutical",
         )
-    by_half_life = [name for name, (T, _) in NUCLIDES.items() if abs(half_life / T - 1.0) < 0.02]
-    names = [name for name in by_half_life if not by_code or name in by_code]
-    if not names:
-        raise InputError(
-            "PET_NUCLIDE",
-            where="(0018,1075) RadionuclideHalfLife",
-            found=f"{half_life:g} s, " + ("against the nuclide's code" if by_code else "no positron emitter's"),
-            remedy="a SPECT series stored as PT is not PET; else export the series again",
-        )
-    return names[0], half_life
+
+
+def _nuclide_error(found: str, remedy: str) -> InputError:
+    return InputError("PET_NUCLIDE", where="(0018,1075) RadionuclideHalfLife", found=found, remedy=remedy)
 
 
 def _weight(header: PetHeader) -> tuple[float, tuple[str, ...]]:
@@ -568,9 +659,16 @@ def _weight(header: PetHeader) -> tuple[float, tuple[str, ...]]:
     notes: tuple[str, ...] = ()
     if weight > 1000:
         weight, notes = weight / 1000.0, ("weight_read_as_g",)
-    if not WEIGHT_KG[0] <= weight <= WEIGHT_KG[1]:
-        raise _weight_error(f"outside {WEIGHT_KG[0]:g} to {WEIGHT_KG[1]:g} kg")
-    return weight, notes
+    if not ANIMAL_KG[0] <= weight <= WEIGHT_KG[1]:
+        raise _weight_error(f"outside {ANIMAL_KG[0]:g} to {WEIGHT_KG[1]:g} kg")
+    return weight, notes + ("small_animal",) * (weight < ANIMAL_KG[1])
+
+
+def _check_animal(weight_kg: float, dose_bq: float) -> None:
+    """Refuse a weight below a kilogram with a dose that no small animal is given: it is a wrong weight."""
+    if weight_kg < ANIMAL_KG[1] and dose_bq / 1e6 / weight_kg > ANIMAL_MBQ_PER_KG:
+        found = f"{weight_kg:g} kg with {dose_bq / 1e6:.3g} MBq, more than {ANIMAL_MBQ_PER_KG:g} MBq per kg"
+        raise _weight_error(found)
 
 
 def _height(header: PetHeader) -> float:
@@ -580,26 +678,50 @@ def _height(header: PetHeader) -> float:
     return height
 
 
-def _dose(header: PetHeader) -> tuple[float, tuple[str, ...]]:
+def _dose(header: PetHeader, weight_kg: float) -> tuple[float, tuple[str, ...]]:
     dose = header.dose_bq
     if dose is None or not math.isfinite(dose) or dose <= 0:
         raise _dose_error("missing, zero or not a number")
     notes: tuple[str, ...] = ()
     if dose < 1e4:  # real headers have two peaks, near 4e2 and near 4e8: the first is MBq
+        animal = weight_kg < ANIMAL_KG[1]
+        low, high = (0.0, ANIMAL_MBQ_PER_KG) if animal else MBQ_PER_KG_OF_A_GUESS
+        if not low <= dose / weight_kg <= high:
+            raise _dose_error(f"{dose:g}, which is no Bq, and as MBq {dose / weight_kg:.3g} per kg: mCi?")
         dose, notes = dose * 1e6, ("dose_read_as_MBq",)
-    if not DOSE_BQ[0] <= dose <= DOSE_BQ[1]:
-        raise _dose_error(f"outside {DOSE_BQ[0] / 1e6:g} to {DOSE_BQ[1] / 1e6:g} MBq")
+    low, high = ANIMAL_DOSE_BQ if weight_kg < ANIMAL_KG[1] else DOSE_BQ
+    if not low <= dose <= high:
+        kind = "a small animal" if weight_kg < ANIMAL_KG[1] else "a patient"
+        if weight_kg < ANIMAL_KG[1] and dose > high:
+            _check_animal(weight_kg, dose)
+        raise _dose_error(f"{dose / 1e6:.3g} MBq, outside {low / 1e6:g} to {high / 1e6:g} MBq for {kind}")
+    _check_animal(weight_kg, dose)
     return dose, notes
 
 
-def _injection(header: PetHeader, acquisition_s: float, half_life_s: float) -> tuple[float, tuple[str, ...]]:
+def _injection(header: PetHeader, times: Sequence[float], half_life_s: float) -> tuple[float, tuple[str, ...]]:
     """The time of injection; a time of day is put on the day of the acquisition, or the evening before it."""
+    acquisition_s, clock = min(times), header.injection_clock_s
     if header.injection_s is not None:
-        return header.injection_s, ()
-    if header.injection_clock_s is None:
+        apart = 0.0 if clock is None else (clock - header.injection_s % DAY_S + DAY_S / 2) % DAY_S - DAY_S / 2
+        if abs(decay(apart, half_life_s) - 1.0) <= CONTRADICTION:
+            return header.injection_s, ("injection_zone_ignored",) * (header.injection_zone and clock is None)
+        if header.injection_zone and abs(apart - round(apart / 900.0) * 900.0) < 1.0:
+            # In another zone than the series, which states none: the time of day is the scanner's own clock.
+            return header.injection_s + apart, ("injection_time_of_day_used",)
+        raise InputError(
+            "PET_TIME_CONTRADICTS",
+            where="(0018,1072) RadiopharmaceuticalStartTime and (0018,1078) RadiopharmaceuticalStartDateTime",
+            found=f"they lie {abs(apart) / 60:.0f} minutes apart",
+            remedy="give injection_time",
+        )
+    if clock is None:
         raise _time_missing("(0018,1078) RadiopharmaceuticalStartDateTime", "give injection_time")
-    injection = math.floor(acquisition_s / DAY_S) * DAY_S + header.injection_clock_s
-    if injection <= acquisition_s:
+    injection = math.floor(acquisition_s / DAY_S) * DAY_S + clock
+    latest = _latest_injection(header, times)
+    if injection + DAY_S <= latest:  # a dynamic scan that was started before midnight, and the injection after it
+        return injection + DAY_S, ()
+    if injection <= latest:
         return injection, ()
     injection -= DAY_S
     if acquisition_s - injection > OVERNIGHT_UPTAKE_S:
@@ -607,8 +729,23 @@ def _injection(header: PetHeader, acquisition_s: float, half_life_s: float) -> t
     return injection, ("injection_on_previous_day",)
 
 
-def _uptake_notes(uptake_s: float, half_life_s: float) -> tuple[str, ...]:
+def _latest_injection(header: PetHeader, times: Sequence[float]) -> float:
+    """Until when a patient may have been injected: before the scan, or in the first minutes of a dynamic one."""
+    if header.series_type == "DYNAMIC":
+        return min(max(times), min(times) + LATE_INJECTION_S)
+    return min(times)
+
+
+def _uptake_notes(uptake_s: float, half_life_s: float, left_s: float = 0.0) -> tuple[str, ...]:
+    """Check the time from the injection to the one that the voxels are corrected to.
+
+    Args:
+        left_s: from the injection to the latest time that it may have been given.  Where it is not negative, voxels may
+            be corrected to a time some minutes before the injection: the scan was started with it or before.
+    """
     where = "(0018,1078) RadiopharmaceuticalStartDateTime"
+    if uptake_s < 0 and -uptake_s <= LATE_INJECTION_S and left_s > 0:
+        return ("injection_after_reference_time",)
     if uptake_s < 0:
         raise _time_order(where, "an injection after the time the voxels are decay-corrected to")
     if uptake_s > MAX_HALF_LIVES * half_life_s:
@@ -694,6 +831,15 @@ def _suv_type_error() -> InputError:
 
 def _time_missing(field_name: str, remedy: str) -> InputError:
     return InputError("PET_TIME_MISSING", where=field_name, found="missing", remedy=remedy)
+
+
+def _dates_error(found: str) -> InputError:
+    return InputError(
+        "PET_DATES",
+        where="(0008,0022) AcquisitionDate and the reference time",
+        found=found,
+        remedy="shift all dates of the series alike when it is de-identified, or export it again",
+    )
 
 
 def _time_order(field_name: str, found: str) -> InputError:

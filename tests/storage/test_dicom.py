@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import os
 import shutil
 import struct
 import time
@@ -454,6 +455,121 @@ def test_missing_end_slice_is_noted(tmp_path: Path, pet: ArraySource) -> None:
     assert open_series(folder, modality="PT").provenance["notes"] == []
     files(folder)[7].unlink()
     assert "fewer_slices_than_header_says" in open_series(folder, modality="PT").provenance["notes"]
+
+
+LOST: dict[str, Callable[[Path], Any]] = {
+    "empty": lambda place: place.write_bytes(b""),
+    "zeros": lambda place: place.write_bytes(bytes(4000)),
+    "cut within its preamble": lambda place: place.write_bytes(bytes(100)),
+    "link to no file": lambda place: place.symlink_to("../annex/objects/SHA256E-s4000"),
+}
+
+
+@pytest.mark.parametrize("kind", LOST)
+@pytest.mark.parametrize("count", [1, 3])
+def test_lost_end_slices_are_told_by_what_lies_there_instead(
+    tmp_path: Path, pet: ArraySource, kind: str, count: int
+) -> None:
+    folder = series_with(tmp_path, pet, each(NumberOfSlices=8))
+    for number, file in enumerate(files(folder)):
+        file.rename(folder / f"IM{number:04d}")
+    for number in range(8 - count, 8):
+        (folder / f"IM{number:04d}").unlink()
+        LOST[kind](folder / f"IM{number:04d}")
+    assert refused(folder) == "SER_MISSING_SLICE"
+
+
+def test_a_copy_that_was_interrupted_leaves_a_hidden_slice(tmp_path: Path, pet: ArraySource) -> None:
+    folder = series_with(tmp_path, pet, each(NumberOfSlices=8))
+    files(folder)[7].rename(folder / ".00008.dcm.Xy12Zq")
+    assert refused(folder) == "SER_MISSING_SLICE"
+
+
+def test_beside_a_whole_series_they_are_noted(folder: Path) -> None:
+    (folder / "IM9").write_bytes(b"")
+    (folder / "IM8").symlink_to("nowhere")
+    notes = open_series(folder, modality="PT").provenance["notes"]
+    assert sorted(notes) == ["broken_links_passed_by", "empty_files_passed_by"]  # type: ignore[call-overload]
+
+
+def test_a_folder_that_may_not_be_read_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "deep").mkdir()
+    listed = os.scandir
+
+    def scandir(place: Any) -> Any:
+        if Path(place).name == "deep":
+            raise PermissionError(13, "Permission denied", str(place))
+        return listed(place)
+
+    monkeypatch.setattr("os.scandir", scandir)
+    assert refused(folder) == "IMG_UNREADABLE"
+
+
+def test_links_are_followed_and_every_file_is_read_once(folder: Path, tmp_path: Path, pet: ArraySource) -> None:
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for file in files(folder):
+        (linked / file.name).symlink_to(file)
+    (linked / "again").symlink_to(folder)
+    (linked / "loop").symlink_to(linked)
+    source = open_series(linked, modality="PT")
+    assert source.provenance["notes"] == []
+    assert np.array_equal(source.read(0, 8), open_series(folder, modality="PT").read(0, 8))
+
+
+def test_only_links_to_nothing_ask_for_their_files(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"IM{number}").symlink_to("../.git/annex/objects/none")
+    with pytest.raises(InputError, match=r"DCM_NONE.*3 links to no file.*git annex get"):
+        open_series(tmp_path, modality="PT")
+
+
+@pytest.mark.parametrize("kind", ["LOCALIZER", "MIP", "SCREEN", "PROT"])
+def test_a_picture_inside_a_series_is_passed_by(folder: Path, pet: ArraySource, kind: str) -> None:
+    before = open_series(folder, modality="PT").read(0, 8)
+    ds = pydicom.dcmread(files(folder)[0])
+    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    ds.ImageType = ["ORIGINAL", "PRIMARY", kind]
+    ds.ImageOrientationPatient = ["1", "0", "0", "0", "0", "-1"]
+    ds.save_as(folder / "900.dcm")
+    del ds.ImagePositionPatient  # a page, with no place in the patient
+    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    ds.save_as(folder / "901.dcm")
+    source = open_series(folder, modality="PT")
+    assert np.array_equal(source.read(0, 8), before)
+    assert "pictures_in_series_passed_by" in source.provenance["notes"]
+
+
+def test_a_damaged_series_beside_a_whole_one_is_passed_by(folder: Path, pet: ArraySource) -> None:
+    write_series(folder / "other", pet, series_number=2, edit=drop("ImagePositionPatient"))
+    source = open_series(folder, modality="PT")
+    assert source.grid.shape == SHAPE
+    assert "damaged_series_passed_by" in source.provenance["notes"]
+
+
+def test_unsigned_storage_of_signed_values(tmp_path: Path, pet: ArraySource) -> None:
+    def shifted(z: int, ds: pydicom.Dataset) -> None:
+        stored = np.frombuffer(ds.PixelData, "<i2").astype(np.int32) + 32768
+        ds.PixelData = stored.astype("<u2").tobytes()
+        ds.PixelRepresentation = 0
+        ds.RescaleIntercept = f"{-32768 * float(ds.RescaleSlope):.10g}"
+
+    write_series(tmp_path / "plain", pet)
+    plain = open_series(tmp_path / "plain", modality="PT")
+    source = open_series(series_with(tmp_path, pet, shifted), modality="PT")
+    step = pet.voxels.max(axis=(1, 2), keepdims=True) / 32767
+    assert np.all(np.abs(source.read(0, 8) - plain.read(0, 8)) <= 0.02 * step)
+    assert source.provenance["notes"] == ["intercept_applied"]
+
+
+@pytest.mark.parametrize("text", ["120000.1234567", "12:00:00", "120000.123456789"])
+def test_times_as_programs_write_them(tmp_path: Path, pet: ArraySource, text: str) -> None:
+    expected = open_series(series_with(tmp_path / "a", pet, each(SeriesTime="120000")), modality="PT")
+    folder = series_with(tmp_path / "b", pet, each(SeriesTime="120000"))
+    for file in files(folder):
+        put_raw(file, "SeriesTime", text)
+    source = open_series(folder, modality="PT")
+    assert source.factors == pytest.approx(expected.factors, rel=1e-4)
 
 
 def test_missing_slice(folder: Path) -> None:

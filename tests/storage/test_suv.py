@@ -345,3 +345,88 @@ def test_vendor_headers(case: str) -> None:
         for i in instances
     ]
     assert suv_conversion(header, frames).factors == pytest.approx([FACTORS[case]] * 3, rel=1e-6)
+
+
+# -- what a header leaves open, and what it contradicts ----------------------------------------------------------------
+
+
+def test_a_small_animal_has_the_suv_of_its_weight() -> None:
+    mouse = replace(HEADER, weight_kg=0.025, dose_bq=7e6)
+    conversion = suv_conversion(mouse, beds())
+    assert conversion.factors[0] == pytest.approx(expected(NOON, mouse))
+    assert "small_animal" in conversion.notes
+
+
+@pytest.mark.parametrize(
+    ("code", "changes"),
+    [
+        ("PET_WEIGHT", {"weight_kg": 0.07, "dose_bq": 250e6}),  # 70 kg in tonnes
+        ("PET_WEIGHT", {"weight_kg": 0.001}),
+        ("PET_DOSE", {"weight_kg": 0.025, "dose_bq": 7e4}),
+        ("PET_DOSE", {"dose_bq": 10.0}),  # mCi
+        ("PET_DOSE", {"dose_bq": 0.37e6}),  # of a mouse, for a patient of 70 kg
+        ("PET_DATES", {"series_s": NOON - 37 * DAY_S, "injection_s": NOON - 37 * DAY_S - 3600}),
+        ("PET_DATES", {"private_s": NOON - 2 * DAY_S}),
+        ("PET_TIME_CONTRADICTS", {"injection_clock_s": 10 * 3600.0}),  # the date-time says 11:00
+        ("PET_TIME_CONTRADICTS", {"injection_clock_s": 10 * 3600.0 + 1234, "injection_zone": True}),
+        ("PET_NUCLIDE", {"tracer": "FDG", "half_life_s": 4062.6}),
+        ("PET_NUCLIDE", {"nuclide_meaning": "Gallium-68"}),
+        ("PET_NUCLIDE", {"nuclide_code": "C-131A3", "nuclide_meaning": "^68^Gallium"}),
+        ("PET_NUCLIDE", {"half_life_s": None, "nuclide_code": "C-131A3", "nuclide_meaning": "^18^Fluorine"}),
+        ("PET_TIME_ORDER", {"injection_s": NOON + 3 * 3600, "series_type": "DYNAMIC"}),
+    ],
+)
+def test_fields_that_contradict_each_other_are_refused(code: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(InputError) as error:
+        suv_conversion(replace(HEADER, **changes), beds())
+    assert error.value.code == code
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("meaning", ["^18^Fluorine", "Fluorine F^18^", "F-18", "18F", "Fluorine-18", "F18 FDG"])
+def test_two_of_three_fields_decide_the_nuclide(meaning: str) -> None:
+    conversion = suv_conversion(replace(HEADER, nuclide_code="C-131A3", nuclide_meaning=meaning), beds())
+    assert conversion.nuclide == "F-18"
+    assert conversion.factors[0] == pytest.approx(expected(NOON))
+    assert "nuclide_code_contradicts_meaning_and_half_life" in conversion.notes
+    said = suv_conversion(replace(HEADER, nuclide_code="C-111A1", nuclide_meaning=meaning), beds())
+    assert not said.notes
+
+
+def test_reprocessing_days_later_is_no_contradiction() -> None:
+    """The series time is no witness then: the mean count times are, and what is days off is noted, not a percentage."""
+    later = replace(HEADER, series_s=NOON + 5 * DAY_S)
+    conversion = suv_conversion(later, beds())
+    assert conversion.factors[0] == pytest.approx(expected(NOON))
+    assert "dates_days_apart" in conversion.notes
+    assert conversion.reference is not None
+    assert conversion.reference.spread_percent < 1
+
+
+def test_an_injection_after_the_series_time_and_before_the_scan() -> None:
+    """SUV = C W / (D 2^(+20 s / T)): the voxels are corrected to a time before there was any activity."""
+    header = replace(HEADER, injection_s=NOON + 20)
+    frames = beds(start=NOON + 3000)
+    conversion = suv_conversion(header, frames)
+    assert conversion.factors[0] == pytest.approx(70000 / (370e6 * 2 ** (20 / T)), rel=1e-9)
+    assert "injection_after_reference_time" in conversion.notes
+    by_clock = replace(header, injection_s=None, injection_clock_s=12 * 3600.0 + 20)
+    assert suv_conversion(by_clock, frames).factors == conversion.factors
+
+
+@pytest.mark.parametrize("start", [NOON, 700000 * DAY_S - 30.0])  # at noon, and half a minute before midnight
+@pytest.mark.parametrize("dated", [True, False])
+def test_a_dynamic_scan_is_started_before_the_injection(start: float, dated: bool) -> None:
+    injection = start + 60
+    told = {"injection_s": injection} if dated else {"injection_s": None, "injection_clock_s": injection % DAY_S}
+    header = replace(HEADER, series_s=start, series_type="DYNAMIC", **told)
+    conversion = suv_conversion(header, beds(start, start=start))
+    assert conversion.factors[0] == pytest.approx(70000 / (370e6 * 2 ** (60 / T)), rel=1e-9)
+
+
+@pytest.mark.parametrize("hours", [-5, 1, 2, 5.5])
+def test_an_injection_in_another_zone_is_at_the_time_of_day_that_the_scanner_told(hours: float) -> None:
+    header = replace(HEADER, injection_s=NOON - 3600 + hours * 3600, injection_clock_s=11 * 3600.0, injection_zone=True)
+    conversion = suv_conversion(header, beds())
+    assert conversion.factors[0] == pytest.approx(expected(NOON))
+    assert "injection_time_of_day_used" in conversion.notes
