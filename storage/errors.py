@@ -22,11 +22,20 @@ class InputError(ValueError):
         self.where = where
         self.found = found
         self.remedy = remedy
-        super().__init__(f"{code} {where}: {found}; {remedy}")
+        super().__init__(printable(f"{code} {where}: {found}; {remedy}"))
 
     def __reduce__(self) -> tuple[object, ...]:
         """Let the error cross process borders (Ray, multiprocessing) whole."""
         return (_rebuild, (self.code, self.where, self.found, self.remedy))
+
+
+def printable(text: str) -> str:
+    """Return a text that any terminal can show as it is: control characters and bytes of no encoding are escaped.
+
+    Names of files may hold both: an escape sequence would otherwise reach the terminal, a line break the next line.
+    """
+    shown = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in shown)
 
 
 def _rebuild(code: str, where: str, found: str, remedy: str) -> InputError:

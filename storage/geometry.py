@@ -172,6 +172,22 @@ class Resampled:
         return result
 
 
+def coverage(source: Grid, target: Grid, edges: tuple[int, int, int]) -> NDArray[np.bool_]:
+    """Tell which blocks of ``edges`` voxels (z, y, x) of ``target`` have their middle inside ``source``.
+
+    Half a voxel beyond the outermost centres belongs to the source, as in ``Resampled``.
+    """
+    counts = [-(-n // edge) for n, edge in zip(target.shape, edges, strict=True)]
+    matrix = index_map(source, target)
+    middles = [np.arange(n) * edge + (edge - 1) / 2 for n, edge in zip(counts, edges, strict=True)]
+    inside = np.ones(counts, dtype=bool)
+    for axis, length in enumerate(source.shape):
+        z, y, x = (matrix[axis, k] * middles[k] for k in range(3))
+        place = matrix[axis, 3] + z[:, None, None] + y[None, :, None] + x[None, None, :]
+        inside &= (place >= -0.5) & (place <= length - 0.5)
+    return inside
+
+
 def coarser_grid(grid: Grid, spacing_mm: tuple[float, float, float]) -> Grid:
     """Return the grid of another spacing over the same volume: same middle, same directions.
 

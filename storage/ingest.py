@@ -10,6 +10,7 @@ import math
 import os
 import secrets
 import shutil
+import traceback
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import dask
 import numpy as np
@@ -26,15 +27,19 @@ from dask.callbacks import Callback
 from dask.delayed import Delayed, delayed
 from numpy.typing import NDArray
 
-from storage import geometry, integrity, layout
+from storage import geometry, integrity, layout, notes
 from storage.errors import InputError
 from storage.patches import CELL
-from storage.reader import open_cohort
+from storage.reader import attributes, open_cohort
 from storage.source import HU, LABEL, SUV, Dose, Grid, ImageSource, simulated_dose
 from storage.verification import read_catalog
 
 TURN_S = 600.0  # to wait for another part that writes what the cohort has once, which takes a second
 SCALE_RATIO = 1.5  # between the uptake of two reconstructions of one scan; the smallest dose reduction factor is 2
+MEDIAN_SUV, USUAL_MEDIAN_SUV = (0.02, 20.0), (0.1, 5.0)  # inside the body: what can be, and what is usual
+MAXIMUM_SUV, USUAL_MAXIMUM_SUV = 1e5, 1000.0
+NEGATIVE_SHARE = 0.05  # of the positive uptake; reconstructions without a constraint stay below it
+UNCOVERED = 0.005  # share of the body's voxels outside an image from which on it is told
 FAT_HU, SOFT_TISSUE_HU = -50.0, 20.0  # every CT of a patient holds voxels below the first and above the second
 
 
@@ -111,7 +116,8 @@ def site_key() -> bytes:
 
 def subject_hash(patient: str, key: bytes) -> str:
     """Pseudonym of a patient: HMAC-SHA256 under the site key, because a plain hash of a short ID can be searched."""
-    return hmac.new(key, patient.encode(), hashlib.sha256).hexdigest()[:16]
+    told = patient.encode("utf-8", "surrogateescape")  # a folder's name may be of any bytes
+    return hmac.new(key, told, hashlib.sha256).hexdigest()[:16]
 
 
 def create_cohort(folder: Path) -> None:
@@ -151,6 +157,7 @@ def ingest(
     plans: Mapping[str, Callable[[Path], CasePlan]],
     *,
     strict: bool = False,
+    doubts: Literal["note", "refuse"] = "note",
     scheduler: str = "threads",
     workers: int | None = None,
     progress: Progress = _silent,
@@ -163,6 +170,7 @@ def ingest(
         cohort: folder of the cohort, made if it does not exist.
         plans: case name -> function that opens the sources, given a scratch folder that is removed afterwards.
         strict: raise on the first refused case.
+        doubts: what becomes of a case whose images carry a note of weight (``storage.notes``).
         scheduler: Dask's local scheduler, ``threads`` or ``processes``.
         workers: tasks at a time; memory grows with them by a few shards each.  Default: the CPUs, 4 at most.
         progress: called after every task, or after every case where other machines do them.
@@ -175,7 +183,7 @@ def ingest(
     """
     outcome = Outcome()
     for name in plans:
-        layout.check_name(name, "case name")
+        layout.check_case_name(name)
     staging = cohort / layout.STAGING / part
     with _held(cohort, part):
         with _alone(cohort, part):
@@ -187,7 +195,7 @@ def ingest(
         report = progress if spread is one_after_another else _silent  # other machines cannot call it
         try:
             for name, new in spread(
-                partial(_ingest_case, cohort, staging, plans, scheduler, workers, report), list(plans)
+                partial(_ingest_case, cohort, staging, plans, doubts, scheduler, workers, report), list(plans)
             ):
                 if not isinstance(new, InputError):
                     (outcome.committed if new else outcome.kept).append(name)
@@ -245,6 +253,7 @@ def _ingest_case(
     cohort: Path,
     staging: Path,
     plans: Mapping[str, Callable[[Path], CasePlan]],
+    doubts: Literal["note", "refuse"],
     scheduler: str,
     workers: int | None,
     progress: Progress,
@@ -258,6 +267,7 @@ def _ingest_case(
             scratch.mkdir(parents=True)
             plan = plans[name](scratch)
             final = cohort / layout.CASES / name
+            _check_collision(final)
             if final.exists():
                 if open_cohort(cohort).case(name).fingerprint != plan.fingerprint:
                     raise InputError(
@@ -275,12 +285,67 @@ def _ingest_case(
             threads = ThreadPoolExecutor(count) if scheduler == "threads" else nullcontext()
             with _Counter(name, progress), threads as pool:
                 dask.compute(case_graph(staged, name, plan), scheduler=scheduler, num_workers=count, pool=pool)
+            if doubts == "refuse":
+                _refuse_doubts(staged, name, plan)
             integrity.commit(staged, {"case": name, "schema": layout.SCHEMA})
             os.replace(staged, final)
             integrity.fsync_folder(final.parent)
+    except InputError:
+        raise
+    except MemoryError:
+        raise InputError(
+            "IMG_TOO_LARGE",
+            where=f"case {name}",
+            found="more memory is needed than this machine gives",
+            remedy="check the voxel size and the matrix; else use fewer --workers or a larger machine",
+        ) from None
+    except Exception as error:  # whatever is wrong with one case, the others are still to be ingested
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise InputError(
+            "SET_CASE_FAILED",
+            where=f"case {name}",
+            found=f"an error that petscale did not expect: {type(error).__name__} at {Path(place.filename).name}, "
+            f"line {place.lineno}",
+            remedy="please report this line; the other cases are not affected",
+        ) from error
     finally:
         shutil.rmtree(staged.parent, ignore_errors=True)
     return True
+
+
+def _check_collision(final: Path) -> None:
+    """Refuse a name that differs from a committed case's in capitals only: some file systems take both for one.
+
+    Raises:
+        InputError: SET_CASE_COLLISION.
+    """
+    if final.exists() or not final.parent.is_dir():
+        return
+    for other in final.parent.iterdir():
+        if other.name != final.name and other.name.lower() == final.name.lower():
+            raise InputError(
+                "SET_CASE_COLLISION",
+                where=f"case {final.name}",
+                found=f"case {other.name} is there already: the names differ in capitals only",
+                remedy="choose another --case name",
+            )
+
+
+def _refuse_doubts(folder: Path, name: str, plan: CasePlan) -> None:
+    """Refuse a case that was built and carries a note of weight.
+
+    Raises:
+        InputError: SET_DOUBT.
+    """
+    for image in plan.images:
+        provenance = attributes(folder / image)["petscale"]["provenance"]
+        if found := notes.weighty(notes.of(provenance)):
+            raise InputError(
+                "SET_DOUBT",
+                where=f"case {name}, image {image}",
+                found="; ".join(f"{one} ({notes.sentence(one)})" for one in found),
+                remedy="correct the files, or leave --strict out to take the case with its notes",
+            )
 
 
 def _check(name: str, plan: CasePlan) -> Grid:
@@ -334,6 +399,8 @@ class _Slab:
     low: float
     high: float
     total: float
+    negative: float
+    digest: bytes
     coarse: NDArray[np.float32]
     cells: NDArray[np.float32]
     overview: NDArray[np.float32] | None
@@ -354,7 +421,9 @@ def case_graph(folder: Path, name: str, plan: CasePlan) -> Delayed:
         ]
     pets = _best_pets(plan)
     cts = [image for image, source in plan.images.items() if source.units == HU]
-    outline = delayed(_outline)((cts or pets)[0], HU if cts else SUV, grid, spans, dict(plan.labels))
+    covered = _covered(plan, grid)
+    shaping = [(image, plan.images[image].units) for image in (*cts[:1], *pets[:1])]
+    outline = delayed(_outline)(shaping, covered, grid, spans, dict(plan.labels))
     _prepare_image(folder / "body", "body", grid, LABEL)
     body = [
         delayed(_store_body)(folder / "body", outline, grid, z0, z1)
@@ -378,7 +447,7 @@ def case_graph(folder: Path, name: str, plan: CasePlan) -> Delayed:
         image: (source.units, dict(source.provenance), layout.dose_attribute(plan.dose(image)))
         for image, source in plan.images.items()
     }
-    return delayed(_finish)(folder, name, grid, facts, sources, pets, spans, body, viewing)
+    return delayed(_finish)(folder, name, grid, facts, sources, pets, spans, outline, covered, body, viewing)
 
 
 def _prepare_image(path: Path, name: str, grid: Grid, units: str) -> None:
@@ -411,20 +480,46 @@ def _store_slab(path: Path, image: str, source: ImageSource, z0: int, z1: int, v
         low=float(slab.min()),
         high=float(slab.max()),
         total=float(slab.sum(dtype=np.float64)),
+        negative=float(slab[slab < 0].sum(dtype=np.float64)) if source.units == SUV else 0.0,
+        digest=hashlib.sha256(slab.data).digest() if source.units in (SUV, HU) else b"",
         coarse=geometry.block_means(slab, _coarse_edges(source.grid)),
         cells=cells,
         overview=geometry.shrink_slab(slab, z0, source.grid.shape, layout.OVERVIEW) if source.units == SUV else None,
     )
 
 
+def _covered(plan: CasePlan, grid: Grid) -> dict[str, NDArray[np.bool_]]:
+    """Where on the coarse grid each image lies that was put on the case's grid and ends before it does."""
+    edges = _coarse_edges(grid)
+    found = {
+        image: geometry.coverage(source.source.grid, grid, edges)
+        for image, source in plan.images.items()
+        if isinstance(source, geometry.Resampled)
+    }
+    return {image: covered for image, covered in found.items() if not covered.all()}
+
+
 def _outline(
-    image: str, units: str, grid: Grid, spans: Mapping[str, list[_Slab]], labels: Mapping[int, str]
+    images: Sequence[tuple[str, str]],
+    covered: Mapping[str, NDArray[np.bool_]],
+    grid: Grid,
+    spans: Mapping[str, list[_Slab]],
+    labels: Mapping[int, str],
 ) -> NDArray[np.bool_]:
-    """Body mask on the coarse grid: from ``image``, the CT when there is one, else the PET of the highest dose."""
-    coarse = np.concatenate([slab.coarse for slab in spans[image]])
+    """Body mask on the coarse grid: from the first image; where that one ends, the outline of the next goes on.
+
+    Args:
+        images: (name, units): the CT where there is one, then the PET of the highest dose.
+    """
     edges = _coarse_edges(grid)
     z, y, x = (mm * edge for mm, edge in zip(grid.spacing_mm, edges, strict=True))
-    mask = geometry.body_mask(coarse, units, (z, y, x))
+
+    def outline(image: str, units: str) -> NDArray[np.bool_]:
+        return geometry.body_mask(np.concatenate([slab.coarse for slab in spans[image]]), units, (z, y, x))
+
+    mask = outline(*images[0])
+    if images[0][0] in covered and len(images) > 1:
+        mask = np.where(covered[images[0][0]], mask, outline(*images[1]))
     if labels:  # an organ is body wherever it lies
         mask |= np.concatenate([slab.coarse for slab in spans["labels"]]) > 0
     return mask
@@ -478,6 +573,8 @@ def _finish(
     sources: Mapping[str, tuple[str, Mapping[str, object], Mapping[str, object] | None]],
     pets: Sequence[str],
     spans: Mapping[str, list[_Slab]],
+    outline: NDArray[np.bool_],
+    covered: Mapping[str, NDArray[np.bool_]],
     body: list[NDArray[np.float32]],
     viewing: list[None],
 ) -> None:
@@ -500,6 +597,13 @@ def _finish(
             )
         if units == HU:
             _check_hu(f"case {name}, image {image}", statistics["min"], statistics["max"])
+        told = []
+        if units == SUV:
+            statistics["body_median"] = float(np.median(np.concatenate([p.coarse for p in parts])[outline]))
+            told += _suv_doubts(f"case {name}, image {image}", statistics, parts)
+        if image in covered and np.count_nonzero(outline & ~covered[image]) > UNCOVERED * np.count_nonzero(outline):
+            told.append("does_not_cover_body")
+        provenance = {**provenance, "notes": [*notes.of(provenance), *told]} if told else provenance
         _describe(folder / image, units, grid, provenance, statistics, {"dose": dose} if units == SUV else {})
         if units == SUV:
             overview = np.stack([p.overview for p in parts if p.overview is not None]).sum(0)
@@ -514,7 +618,38 @@ def _finish(
         order = np.argsort([int(v) for v in facts["labels"]])
         cells = np.concatenate([p.cells for p in spans["labels"]], axis=1)[order]
         layout.write_array(folder / "aids" / "rois", np.ceil(cells * 255).astype(np.uint8))
-    layout.create_group(folder, {"petscale": dict(facts)})
+    digest = hashlib.sha256(b"".join(p.digest for p in spans[pets[0] if pets else "ct"])).hexdigest()
+    layout.create_group(folder, {"petscale": {**facts, "voxels": digest}})
+
+
+def _suv_doubts(where: str, statistics: Mapping[str, float], parts: Sequence[_Slab]) -> list[str]:
+    """Refuse what no SUV can be, and note what is unusual.
+
+    The median inside the body is 0.3 to 1 for FDG, some 5 in a brain; activity in Bq/mL is a thousand times that.
+
+    Raises:
+        InputError: PET_SUV_IMPLAUSIBLE.
+    """
+    median, highest = statistics["body_median"], statistics["max"]
+    positive = sum(p.total - p.negative for p in parts)
+    if not MEDIAN_SUV[0] <= median <= MEDIAN_SUV[1] or highest > MAXIMUM_SUV:
+        looks = "like HU" if statistics["min"] < -200 else "not like SUV"
+        raise InputError(
+            "PET_SUV_IMPLAUSIBLE",
+            where=where,
+            found=f"a median of {median:.3g} inside the body, values of {statistics['min']:.3g} to {highest:.3g}: "
+            + looks,
+            remedy="check unit, weight and dose: a NIfTI in Bq/mL needs --units Bq/mL, --weight-kg and --dose-mbq; for "
+            "DICOM --weight-kg and --dose-mbq replace the header's",
+        )
+    found = []
+    if not USUAL_MEDIAN_SUV[0] <= median <= USUAL_MEDIAN_SUV[1]:
+        found.append("suv_median_unusual")
+    if highest > USUAL_MAXIMUM_SUV:
+        found.append("suv_maximum_unusual")
+    if -sum(p.negative for p in parts) > NEGATIVE_SHARE * positive:
+        found.append("negative_uptake")
+    return found
 
 
 def _check_scales(

@@ -94,5 +94,5 @@ def open_cohorts(folders: Sequence[Path]) -> Cases:
         )
     joined = JoinedCohort(cohorts)
     for name in joined.cases:
-        layout.check_name(name, "case name")
+        layout.check_case_name(name)
     return joined

@@ -36,6 +36,7 @@ SHARD_BYTES = 64 * 2**20
 OVERVIEW = 64  # edge of the stored overview of every PET, SGSGAN's published input size
 CASES, CATALOG, STAGING = "cases", "CATALOG.json", ".staging"
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+CASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 TAKEN = ("aids", "body", "zarr.json")  # names that petscale itself writes
 
 
@@ -55,6 +56,22 @@ def check_name(name: str, what: str) -> str:
             remedy="choose another name; it is written into the store, so it must not identify a patient",
         )
     return name
+
+
+def check_case_name(name: str) -> str:
+    """Return ``name`` if it may be a case's; capitals may be in it, unlike in an image's.
+
+    Raises:
+        InputError: CFG_NAME.
+    """
+    if name.lower() not in TAKEN and CASE_NAME.fullmatch(name):
+        return name
+    raise InputError(
+        "CFG_NAME",
+        where="case name",
+        found="a name that is not letters a to z, digits, '_', '.', '-' (64 at most, letter or digit first)",
+        remedy="rename it, or leave --names folder out: cases are then named by a keyed hash",
+    )
 
 
 def low_name(drf: float, realisation: int = 0) -> str:

@@ -150,10 +150,13 @@ def open_nifti(path: Path, *, units: Units, workdir: Path, scale: float = 1.0) -
     notes = layout.notes
     if scale != 1.0:
         notes += ("activity_scaled_to_suv",)
+    facts: dict[str, object] = {"format": "nifti", "stored_units": units, "stored_type": layout.dtype[1:]}
+    if scale != 1.0:
+        facts["suv_factor"] = scale
     return NiftiSource(
         grid=layout.grid,
         units=SUV if scale != 1.0 else units,
-        provenance={"format": "nifti", "stored_units": units, "stored_type": layout.dtype[1:], "notes": list(notes)},
+        provenance={**facts, "notes": list(notes)},
         name=path.name,
         voxels=voxels,
         dtype=layout.dtype,

@@ -126,6 +126,11 @@ class Case:
         """Digest of what the case was made from."""
         return str(self._facts["fingerprint"])
 
+    @property
+    def voxels(self) -> str:
+        """Digest of the voxels of its best PET, or of a CT alone; empty where an earlier version did not store it."""
+        return str(self._facts.get("voxels", ""))
+
     @cached_property
     def labels(self) -> dict[int, str]:
         """Value in the ``labels`` image -> name."""

@@ -201,6 +201,10 @@ class SuvConversion:
     def provenance(self) -> dict[str, object]:
         """Return the facts that may be stored: no weight, dose, date or time of day."""
         facts: dict[str, object] = {"nuclide": self.nuclide, "half_life_s": self.half_life_s}
+        factors = sorted(self.factors)
+        facts["suv_factor"] = factors[
+            len(factors) // 2
+        ]  # of an image that is not decay-corrected each slice has its own
         if self.reference is not None:
             facts["reference_rule"] = self.reference.rule
             facts["reference_candidates_s"] = {k: round(v, 3) for k, v in self.reference.candidates_s.items()}

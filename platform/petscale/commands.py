@@ -128,7 +128,7 @@ def ingest(
     mask: str = "",
     labels: str = "",
     grid: Literal["pet", "ct"] = "pet",
-    units: nifti.Units = "SUVbw",
+    units: nifti.Units | None = None,
     names: tuple[str, ...] = (),
     weight_kg: float | None = None,
     dose_mbq: float | None = None,
@@ -161,7 +161,7 @@ def ingest(
         mask: a lesion mask on the chosen grid; every value above 0 is lesion.
         labels: a label map, DICOM SEG or RTSTRUCT on the chosen grid; --names says what its values are.
         grid: pet keeps the PET as it is and resamples the CT onto it; ct does the reverse.
-        units: unit of a NIfTI PET; DICOM files name their own.
+        units: unit of a NIfTI PET; without it the file beside it is asked, then its values, which must leave no doubt.
         names: names of labels, as 1=liver,5=brain, totalsegmentator, autopet or a BIDS table; and folder, to keep the
             folders' names as names of cases where these identify no patient.
         weight_kg: replaces the header's value; recorded.
@@ -178,7 +178,7 @@ def ingest(
         keep: examinations to take in although the data set's own list leaves them out.
         part: 3/20 for the third of twenty parts, in any order, several at once.
         dry_run: show what would be ingested, and write nothing.
-        strict: stop at the first case that is refused.
+        strict: refuse cases that carry a note of weight too, and stop at the first case that is refused.
         workers: parallel tasks.
     """
     from petscale.data.cohorts import fill_cohort
@@ -199,7 +199,7 @@ def ingest(
         series=series,
         grid=grid,
         other_grids=other_grids,
-        units=units,
+        units=units or "",
         exclude=exclude,
         keep=keep,
         overrides=suv.Overrides(weight_kg=weight_kg, dose_mbq=dose_mbq, injection_time=injection_time),
@@ -214,7 +214,16 @@ def ingest(
     for line in doubts(named, tree):
         console.print(line, markup=False, soft_wrap=True)
     try:
-        fill_cohort("ingest", cohort, plans, strict=strict, workers=workers, part=part_name(part))
+        fill_cohort(
+            "ingest",
+            cohort,
+            plans,
+            strict=strict,
+            workers=workers,
+            part=part_name(part),
+            folders={one.case: one.examination.key for one in named},
+            doubts="refuse" if strict else "note",
+        )
     finally:
         if recipe is not None and (cohort / "zarr.json").is_file():
             keep_recipe(recipe, cohort)
@@ -416,7 +425,7 @@ def synthesize(
     output: Path | None = None,
     case: str | None = None,
     image: str | None = None,
-    units: nifti.Units = "SUVbw",
+    units: nifti.Units | None = None,
     weight_kg: float | None = None,
     dose_mbq: float | None = None,
     injection_time: str | None = None,
@@ -453,7 +462,7 @@ def synthesize(
     if trained.units == HU:
         synthesize_ct(trained, source, output)
     else:
-        synthesize_pet(trained, Files(pet=source, units=units, overrides=overrides), output)
+        synthesize_pet(trained, Files(pet=source, units=units or "", overrides=overrides), output)
     print(output)
 
 

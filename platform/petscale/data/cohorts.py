@@ -5,34 +5,43 @@ import hmac
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from petscale.cluster import nodes
 from petscale.cluster.nodes import joined
 from petscale.cluster.placement import fewest_cpus
 from petscale.console import bar, console
+from petscale.data.ingest_table import note_lines, repeated_lines, show_ingested
 from storage import integrity, layout, remote
-from storage.errors import InputError
+from storage.errors import InputError, printable
 from storage.ingest import CasePlan, Outcome, Spread, ingest, one_after_another, site_key
-from storage.reader import open_cohort
-
-HARMLESS = {"activity_scaled_to_suv"}  # what a user has asked for
 
 Plans = Mapping[str, Callable[[Path], CasePlan]]
 
 
 def fill_cohort(
-    title: str, cohort: Path, plans: Plans, *, strict: bool, workers: int | None, part: str = ""
+    title: str,
+    cohort: Path,
+    plans: Plans,
+    *,
+    strict: bool,
+    workers: int | None,
+    part: str = "",
+    folders: Mapping[str, str] | None = None,
+    doubts: Literal["note", "refuse"] = "note",
 ) -> Outcome:
     """Ingest with a bar over all tasks, then say what was committed, kept and refused.
 
     Raises:
         InputError: as ``fill_what_can_be``; SET_REFUSED when only some cases were refused.
     """
-    outcome = fill_what_can_be(title, cohort, plans, strict=strict, workers=workers, part=part)
+    outcome = fill_what_can_be(
+        title, cohort, plans, strict=strict, workers=workers, part=part, folders=folders, doubts=doubts
+    )
     if outcome.refused:
         raise InputError(
             "SET_REFUSED",
@@ -44,12 +53,22 @@ def fill_cohort(
 
 
 def fill_what_can_be(
-    title: str, cohort: Path, plans: Plans, *, strict: bool, workers: int | None, part: str = ""
+    title: str,
+    cohort: Path,
+    plans: Plans,
+    *,
+    strict: bool,
+    workers: int | None,
+    part: str = "",
+    folders: Mapping[str, str] | None = None,
+    doubts: Literal["note", "refuse"] = "note",
 ) -> Outcome:
     """Ingest with a bar over all tasks; cases that are refused beside others are in the outcome, and on the terminal.
 
     Args:
         part: name of the part that this is, where other parts may be ingested at the same time.
+        folders: case -> where its files are, for the terminal only.
+        doubts: what becomes of cases that carry a note of weight.
 
     Raises:
         InputError: the first refusal when nothing was committed or kept, so that a single mistake is told as itself;
@@ -58,10 +77,19 @@ def fill_what_can_be(
     if workers is not None and workers < 1:
         raise InputError("CFG_RANGE", where="--workers", found=str(workers), remedy="give 1 or more")
     with _restored_when_empty(cohort):
-        return _fill(title, cohort, plans, strict=strict, workers=workers, part=part)
+        return _fill(title, cohort, plans, strict, workers, part, folders or {}, doubts)
 
 
-def _fill(title: str, cohort: Path, plans: Plans, *, strict: bool, workers: int | None, part: str) -> Outcome:
+def _fill(
+    title: str,
+    cohort: Path,
+    plans: Plans,
+    strict: bool,
+    workers: int | None,
+    part: str,
+    folders: Mapping[str, str],
+    doubts: Literal["note", "refuse"],
+) -> Outcome:
     done: set[str] = set()
     with bar(title, len(plans)) as advance, _spread(cohort, workers) as spread:
 
@@ -69,37 +97,32 @@ def _fill(title: str, cohort: Path, plans: Plans, *, strict: bool, workers: int 
             done.update([case] if tasks == total else [])
             advance(len(done), f"{case} {tasks}/{total} tasks")
 
-        outcome = ingest(cohort, plans, strict=strict, workers=workers, progress=progress, spread=spread, part=part)
+        outcome = ingest(
+            cohort,
+            plans,
+            strict=strict,
+            doubts=doubts,
+            workers=workers,
+            progress=progress,
+            spread=spread,
+            part=part,
+        )
         if outcome.committed or outcome.kept:
             advance(len(plans), "")
     told = None if outcome.committed or outcome.kept else next(iter(outcome.refused.values()), None)
     for case, error in outcome.refused.items():
         if error is not told:
-            console.print(f"refused {case}: {error}", soft_wrap=True, markup=False)
+            folder = f" ({printable(folders[case])})" if case in folders else ""
+            console.print(f"refused {case}{folder}: {error}", soft_wrap=True, markup=False)
     if told:
         raise told
     summary = f"{cohort}: {len(outcome.committed)} committed, {len(outcome.kept)} already there"
     console.print(summary, soft_wrap=True, markup=False)
-    for line in _notes(cohort, outcome.committed):
+    if folders and outcome.committed:
+        show_ingested(console, cohort, outcome.committed, folders)
+    for line in (*note_lines(cohort, outcome.committed), *repeated_lines(cohort, outcome.committed)):
         console.print(line, soft_wrap=True, markup=False)
     return outcome
-
-
-def _notes(cohort: Path, cases: Sequence[str]) -> list[str]:
-    """What was noted of the cases that are new: each note once, with how many cases have it and the first of them."""
-    found: dict[str, list[str]] = {}
-    opened = open_cohort(cohort) if cases else None
-    for case in cases:
-        assert opened is not None
-        for image in opened.case(case).images:
-            notes = opened.case(case).image(image).provenance.get("notes", [])
-            for note in notes if isinstance(notes, list) else []:
-                if note not in HARMLESS:
-                    found.setdefault(f"{image}: {note}", []).append(case)
-    return [
-        f"note {note} ({len(names)} of {len(cases)} cases: {', '.join(names[:3])}{', ...' * (len(names) > 3)})"
-        for note, names in found.items()
-    ]
 
 
 @contextmanager

@@ -71,7 +71,8 @@ class Files:
         grid: whose grid the case has.  ``pet``: the CT is resampled.  ``ct``: the PET is, linearly, and its maxima are
             no longer those of the reconstruction.
         other_grids: a PET on another grid than the first is refused, or resampled onto it linearly.
-        units: unit of a NIfTI PET; a DICOM series says its own.
+        units: unit of a NIfTI PET, empty where nobody has stated it; a DICOM series says its own.
+        units_from: who states it: the user or a layout, the file beside the image, or the image's own values.
         overrides: weight, dose and injection time that stand instead of a DICOM header's.
         stated: what a table or a sidecar says.
         choices: ``pet`` or ``ct`` -> which of several series.
@@ -88,7 +89,8 @@ class Files:
     boxes: Path | None = None
     grid: Literal["pet", "ct"] = "pet"
     other_grids: Literal["refuse", "resample"] = "refuse"
-    units: nifti.Units = "SUVbw"
+    units: nifti.Units | Literal[""] = ""
+    units_from: Literal["user", "sidecar", "values"] = "user"
     overrides: suv.Overrides = field(default_factory=suv.Overrides)
     stated: Stated = field(default_factory=Stated)
     choices: Mapping[str, str] = field(default_factory=dict)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from petscale.data.cohorts import fingerprint
 from petscale.data.examination import FULL, Examination, Files, OtherPet, Stated
-from petscale.data.sidecars import check_beside
-from storage import boxes, dicom, dicom_pairs, geometry, integrity, layout, nifti, suv
+from petscale.data.sidecars import check_beside, units_beside
+from petscale.data.units import units_by_values
+from storage import boxes, dicom, dicom_pairs, geometry, integrity, layout, nifti, notes, suv
 from storage.errors import InputError
 from storage.ingest import CasePlan, site_key, subject_hash
 from storage.label_maps import LabelFile, LabelMap, LesionMask, open_labels
-from storage.source import BQML, Dose, Grid, ImageSource
+from storage.source import BQML, SUV, Dose, Grid, ImageSource
 
 __all__ = ["Files", "alias", "is_nifti", "open_case", "open_ct", "open_pet", "suv_factor"]
 
@@ -35,6 +36,7 @@ def open_case(files: Files, scratch: Path, *, subject: str | None = None) -> Cas
         InputError: whatever is wrong with the files.
     """
     key = site_key()
+    files = with_units(files, scratch)
     pet, patient = open_pet(files, scratch)
     images: dict[str, ImageSource] = {files.name: pet}
     doses = {files.name: files.dose}
@@ -112,10 +114,34 @@ def open_pet(files: Files, scratch: Path) -> tuple[ImageSource, str]:
     Raises:
         InputError: PET_WEIGHT, PET_DOSE, and whatever is wrong with the file.
     """
+    files = with_units(files, scratch)
     if is_nifti(files.pet):
         return _open_nifti(files, files.pet, scratch), ""
     series = open_pet_series(files)
     return series, series.patient_id
+
+
+def with_units(files: Files, scratch: Path) -> Files:
+    """Return the files with the unit of their PET: as stated, else by the file beside it, else by its own values.
+
+    Raises:
+        InputError: NII_UNITS where nobody states the unit and the values leave it open; CFG_NO_EFFECT for a unit of a
+            DICOM series, which states its own; whatever is wrong with the file.
+    """
+    if not is_nifti(files.pet):
+        if files.units not in ("", SUV):
+            raise InputError(
+                "CFG_NO_EFFECT",
+                where="--units",
+                found=f"{files.units}, and a DICOM series states its own unit",
+                remedy="leave it out; if the header's unit is wrong, export the series again",
+            )
+        return replace(files, units="SUVbw")
+    if files.units:
+        return files
+    if (told := units_beside(files.pet)) is not None:
+        return replace(files, units=told, units_from="sidecar")
+    return replace(files, units=units_by_values(files.pet, scratch), units_from="values")
 
 
 def open_pet_series(files: Files) -> dicom.DicomSource:
@@ -131,11 +157,15 @@ def open_pet_series(files: Files) -> dicom.DicomSource:
 
 def _open_nifti(files: Files, path: Path, scratch: Path) -> nifti.NiftiSource:
     """A NIfTI PET in SUVbw; its provenance says which values of its factor were stated, and where."""
+    assert files.units
     check_beside(path, files.units, None)
     source = nifti.open_nifti(path, units=files.units, workdir=scratch, scale=suv_factor(files))
-    if files.units != BQML or not files.stated.origin:
-        return source
-    return replace(source, provenance={**source.provenance, "stated": dict(files.stated.origin)})
+    facts = dict(source.provenance)
+    if files.units == BQML and files.stated.origin:
+        facts["stated"] = dict(files.stated.origin)
+    if files.units_from == "values":
+        facts["notes"] = [*notes.of(facts), "unit_taken_from_values"]
+    return replace(source, provenance=facts)
 
 
 def open_other(files: Files, other: OtherPet, pet: ImageSource, scratch: Path) -> ImageSource:
@@ -291,7 +321,7 @@ def alias(name: str, naming: str) -> str:
         naming: ``hash`` or ``folder``.
     """
     if naming == "folder":
-        return layout.check_name(name.lower().replace("/", "-"), "case name")
+        return layout.check_case_name(name.lower().replace("/", "-"))
     return "case-" + subject_hash(f"case {name}", site_key())[:10]
 
 

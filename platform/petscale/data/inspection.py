@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from petscale.splits import one_patient_by_name
+from petscale.splits import one_patient_by_name, same_scans
 from storage import layout
 from storage.integrity import json_safe
 from storage.reader import attributes, open_cohort, shape_of
@@ -64,6 +64,7 @@ class CaseFacts:
         images: name of an image -> what it states; without the body mask.
         labels: names of the labels.
         tags: what else is known of the case.
+        voxels: digest of the voxels of its best PET, empty if unknown.
     """
 
     case: str
@@ -73,6 +74,7 @@ class CaseFacts:
     images: Mapping[str, ImageFacts]
     labels: tuple[str, ...]
     tags: Mapping[str, str]
+    voxels: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +163,7 @@ def _facts_of(case: str, folder: str) -> CaseFacts:
         images={name: _image_facts(facts) for name, facts in images.items()},
         labels=tuple(about["labels"].values()),
         tags=about.get("tags", {}),
+        voxels=about.get("voxels", ""),
     )
 
 
@@ -171,9 +174,9 @@ def _spacing_mm(affine: Sequence[Sequence[float]]) -> tuple[float, float, float]
 
 
 def _image_facts(facts: Mapping[str, Any]) -> ImageFacts:
-    origins = _origins(facts["provenance"])
+    known_of = origins(facts["provenance"])
     known: dict[str, Any] = {}
-    for origin in origins[::-1]:  # what an image states itself comes last, and counts
+    for origin in known_of[::-1]:  # what an image states itself comes last, and counts
         known |= {fact: value for fact, value in origin.items() if value}
     return ImageFacts(
         units=facts["units"],
@@ -182,18 +185,19 @@ def _image_facts(facts: Mapping[str, Any]) -> ImageFacts:
         nuclide=known.get("nuclide", ""),
         scanner=known.get("scanner", ""),
         statistics=facts["statistics"],
-        notes=tuple(dict.fromkeys(note for origin in origins for note in _notes(origin))),
+        notes=tuple(dict.fromkeys(note for origin in known_of for note in noted(origin))),
         spread_percent=known.get("reference_spread_percent"),
     )
 
 
-def _origins(provenance: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def origins(provenance: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The provenance of an image, then that of the image that a simulation took as its truth."""
     truth = provenance.get("truth")
-    return [provenance, *(_origins(truth) if isinstance(truth, dict) else ())]
+    return [provenance, *(origins(truth) if isinstance(truth, dict) else ())]
 
 
-def _notes(provenance: Mapping[str, Any]) -> Iterator[str]:
+def noted(provenance: Mapping[str, Any]) -> Iterator[str]:
+    """Return the notes of an image, and which of its fields the user or a table has given."""
     for fact, before in (("notes", ""), ("overridden", "overridden_"), ("completed", "completed_")):
         names = provenance.get(fact)  # fields that the user, or a table, has given are told as notes are
         if isinstance(names, list):
@@ -295,8 +299,24 @@ def _doubts(folder: Path, cases: Sequence[CaseFacts]) -> Iterator[str]:
             f"{len(lost)} committed case(s) are missing: {', '.join(lost)}; restore them, or take their entries out "
             "with petscale remove"
         )
+    yield from same_scan_lines({case.case: (case.subject, case.voxels) for case in cases})
     for group in one_patient_by_name({case.case: case.subject for case in cases}):
         yield (
             f"{', '.join(group)} look like scans of one patient by their names, but are of different patients by "
             "their IDs: scans of one patient must not lie on both sides of a split"
+        )
+
+
+def same_scan_lines(cases: Mapping[str, tuple[str, str]]) -> Iterator[str]:
+    """Say which cases hold one and the same scan.
+
+    Args:
+        cases: name -> (patient, digest of the voxels, empty if unknown).
+    """
+    for group in same_scans({name: voxels for name, (_, voxels) in cases.items()}):
+        patients = len({cases[name][0] for name in group})
+        told = f"of {patients} patients" if patients > 1 else "of one patient"
+        yield (
+            f"{', '.join(group)} hold one and the same scan, voxel for voxel, as cases {told}: take all but one out "
+            "with petscale remove; a split keeps them on one side"
         )

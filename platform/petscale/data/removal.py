@@ -117,7 +117,7 @@ def _record(run: Path) -> dict[str, Any]:
 
 def _known(cohort: Path, name: str) -> _Known | None:
     """What is left of a case, in place, on its way out after a killed removal, or in the catalog alone."""
-    layout.check_name(name, "case name")
+    layout.check_case_name(name)
     places = (cohort / layout.CASES / name, cohort / layout.STAGING / REMOVED / name)
     folder = next((place for place in places if place.is_dir()), None)
     root, subject = "", ""

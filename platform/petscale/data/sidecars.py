@@ -4,15 +4,18 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from petscale.data.examination import Stated
 from storage import suv
 from storage.errors import InputError
-from storage.source import BQML, SUV
+from storage.source import BQML
 
 MBQ = {"mbq": 1.0, "bq": 1e-6, "kbq": 1e-3, "gbq": 1e3, "mci": suv.MBQ_PER_MCI, "uci": suv.MBQ_PER_MCI / 1000}
-UNITS = {"bq/ml": BQML, "bqml": BQML, "suv": SUV, "suvbw": SUV, "g/ml": SUV, "gml": SUV}
+UNITS: Mapping[str, Literal["SUVbw", "Bq/mL"]] = {
+    **dict.fromkeys(("bq/ml", "bqml"), "Bq/mL"),
+    **dict.fromkeys(("suv", "suvbw", "g/ml", "gml"), "SUVbw"),
+}  # as storage.source.BQML and SUV
 
 
 def unit_of(where: str, said: Mapping[str, Any]) -> str:
@@ -21,7 +24,7 @@ def unit_of(where: str, said: Mapping[str, Any]) -> str:
     Raises:
         InputError: BIDS_SIDECAR where it states none, or one that is neither Bq/mL nor SUV.
     """
-    told = str(said.get("Units", "")).replace(" ", "").lower()
+    told = _squeezed(said.get("Units", ""))
     if told not in UNITS:
         found = "no Units" if not told else "Units that are neither Bq/mL nor SUV"
         raise wrong(where, found, "convert the image, and state Bq/mL")
@@ -61,6 +64,26 @@ def stated_by(where: str, said: Mapping[str, Any]) -> Stated:
     )
 
 
+def units_beside(path: Path) -> Literal["SUVbw", "Bq/mL"] | None:
+    """Return the unit that the JSON file beside a NIfTI PET states, None where there is none or it states none."""
+    said = _beside(path)
+    return None if said is None else UNITS.get(_squeezed(said.get("Units", "")))
+
+
+def _beside(path: Path) -> dict[str, Any] | None:
+    """What the file beside a PET says; a file that is no such sidecar says nothing."""
+    sidecar = path.with_name(path.name[: path.name.lower().index(".nii")] + ".json")
+    try:
+        said: Any = json.loads(sidecar.read_text("utf-8-sig")) if sidecar.is_file() else None
+    except (OSError, ValueError):
+        return None
+    return said if isinstance(said, dict) else None
+
+
+def _squeezed(told: object) -> str:
+    return str(told).replace(" ", "").lower()
+
+
 def check_beside(path: Path, units: str, left_mbq: float | None) -> None:
     """Refuse a NIfTI PET whose sidecar states another unit, or another dose, than those it is taken for.
 
@@ -74,14 +97,10 @@ def check_beside(path: Path, units: str, left_mbq: float | None) -> None:
     Raises:
         InputError: NII_UNITS, NII_DOSE.
     """
-    sidecar = path.with_name(path.name[: path.name.lower().index(".nii")] + ".json")
-    try:
-        said: Any = json.loads(sidecar.read_text("utf-8-sig")) if sidecar.is_file() else None
-    except (OSError, ValueError):
+    said = _beside(path)
+    if said is None:
         return
-    if not isinstance(said, dict):
-        return
-    told = UNITS.get(str(said.get("Units", "")).replace(" ", "").lower())
+    told = UNITS.get(_squeezed(said.get("Units", "")))
     if told is not None and told != units:
         raise InputError(
             "NII_UNITS",
@@ -90,7 +109,7 @@ def check_beside(path: Path, units: str, left_mbq: float | None) -> None:
             remedy=f"give --units {told}" + (" with weight and dose, or --layout bids" if told == BQML else ""),
         )
     try:
-        stated = stated_by(sidecar.name, said)
+        stated = stated_by(path.name, said)
     except InputError:
         return
     if left_mbq is None or not stated.dose_mbq:

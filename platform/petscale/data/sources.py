@@ -1,7 +1,7 @@
 """From what a user says of a source to plans of cases: layout, table, exclusions, names, parts."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -15,16 +15,18 @@ from petscale.data.layouts.options import Options
 from petscale.data.table import apply_table, read_table
 from storage import suv
 from storage.errors import InputError
+from storage.ingest import CasePlan
 
 PART = re.compile(r"(\d+)/(\d+)")
 
 
 @dataclass(frozen=True)
 class Named:
-    """An examination with the name of its case."""
+    """An examination with the name of its case; ``refusal`` says why it cannot be ingested under this name."""
 
     case: str
     examination: Examination
+    refusal: InputError | None = None
 
 
 def find_examinations(
@@ -76,7 +78,11 @@ def find_examinations(
     for one in wanted:
         # One examination has always been named after its file or folder.
         called = f"{before}/{one.key}" if before else one.key
-        name = case if case and len(wanted) == 1 else alias(called, "hash" if chosen == "one" else names)
+        refusal = None
+        try:
+            name = case if case and len(wanted) == 1 else alias(called, "hash" if chosen == "one" else names)
+        except InputError as error:  # an unusable name refuses its folder, not the others
+            name, refusal = alias(called, "hash"), error
         if name in named:
             raise InputError(
                 "SET_CASE_COLLISION",
@@ -84,7 +90,7 @@ def find_examinations(
                 found="two examinations whose names differ in case only",
                 remedy="rename one, or use --names hash",
             )
-        named[name] = Named(name, one)
+        named[name] = Named(name, one, refusal)
     if case and len(wanted) > 1:
         raise InputError(
             "CFG_MANY_PATIENTS",
@@ -145,14 +151,20 @@ def plans_of(named: Sequence[Named], part: str = "") -> Plans:
     Raises:
         InputError: CFG_PART.
     """
-    plans: Mapping[str, Examination] = {one.case: one.examination for one in named}
+    plans = {one.case: one for one in named}
     names = sorted(plans)
     if part:
         match = PART.fullmatch(part)
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
             raise InputError("CFG_PART", where="--part", found=part, remedy="write 3/20 for the third of twenty parts")
         names = names[int(match[1]) - 1 :: int(match[2])]
-    return {name: partial(plan_examination, plans[name]) for name in names}
+    return {name: partial(_plan, plans[name]) for name in names}
+
+
+def _plan(named: Named, scratch: Path) -> CasePlan:
+    if named.refusal is not None:
+        raise named.refusal
+    return plan_examination(named.examination, scratch)
 
 
 def part_name(part: str) -> str:

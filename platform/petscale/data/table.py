@@ -410,7 +410,7 @@ def _told(one: Examination, rows: Sequence[Row], table: str) -> Examination:
 
 
 def _check_units(files: Files, said: Mapping[str, Any], table: str) -> None:
-    if said.get("units", files.units) != files.units:
+    if files.units and said.get("units", files.units) != files.units:
         raise InputError(
             "TAB_CONTRADICTS",
             where=f"{table}, column units",

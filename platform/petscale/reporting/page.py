@@ -78,6 +78,7 @@ class ReportData:
         suv_window: SUV drawn white and black in every panel.
         difference_window: SUV drawn in the strongest colours of the difference.
         notes: limits of this run to be said beside the verdict, for instance that the data are simulated.
+        doubts: what was noted of the images that were scored, when they were ingested: a sentence each.
     """
 
     title: str
@@ -92,6 +93,7 @@ class ReportData:
     suv_window: tuple[float, float] = (0.0, 7.0)
     difference_window: float = 2.0
     notes: Sequence[str] = ()
+    doubts: Sequence[str] = ()
 
 
 def write_report(path: Path, data: ReportData) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from petscale.console import bar
+from petscale.data.inspection import noted, origins
 from petscale.evaluation.external import choose_cases
 from petscale.evaluation.run import baseline_of, candidates_of, run_facts
 from petscale.evaluation.scores import Evaluation
@@ -12,7 +13,7 @@ from petscale.folders import EVALUATION, METRICS, REPORT, SYNTHESIS
 from petscale.reporting import CaseImages, ReportData, write_report
 from petscale.reporting.environment import environment
 from petscale.training.progress import read_metrics
-from storage import integrity
+from storage import integrity, notes
 from storage.joined import open_cohorts
 from storage.reader import Case, open_cohort
 from storage.source import HU
@@ -69,11 +70,37 @@ def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation], *
                         *RECIPES[config.recipe].caveats(config.model),
                         *_notes(opened.case(evaluation.cases[0]), source),
                     ],
+                    doubts=doubts_of(
+                        {name: opened.case(name) for name in evaluation.cases}, config.feed.target, source
+                    ),
                 ),
             )
             paths.append(path)
             advance(number + 1, path.name)
     return paths[0]
+
+
+def doubts_of(cases: Mapping[str, Case], *images: str) -> list[str]:
+    """Say what was noted of the images of cases, and of the scans that simulations started from: a sentence per note.
+
+    Args:
+        images: names of the images that a page is about.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for name, case in cases.items():
+        for image in dict.fromkeys(images):
+            for facts in origins(case.image(image).provenance):
+                for note in noted(facts):
+                    spread = facts.get("reference_spread_percent") if note.startswith("reference_spread") else None
+                    percent = float(spread) if isinstance(spread, int | float) else 0.0
+                    of = found.setdefault(note, {})
+                    of[name] = max(percent, of.get(name, 0.0))
+    lines = []
+    for note, of in found.items():
+        weight = "of weight, " if notes.weighty([note]) else ""
+        most = f", up to {max(of.values()):.3g} %" if max(of.values()) else ""
+        lines.append(f"{notes.sentence(note)} ({weight}{len(of)} of {len(cases)} test cases{most}).")
+    return lines
 
 
 def _title(recipe: str, task: str, about: Mapping[str, Any]) -> str:

@@ -32,7 +32,7 @@ class Options:
         series: ``pet=3``, ``ct=soft``, ``low_drf20=5``: which of several DICOM series.
         grid: whose grid a case has.
         other_grids: what becomes of a low dose on another grid than the full dose's.
-        units: unit of NIfTI PETs.
+        units: unit of NIfTI PETs; empty: not stated.
         exclude: examinations to leave out, by their name in the source.
         keep: examinations that a layout's own list leaves out and that are wanted.
         overrides: values that stand instead of the headers', for one patient.
@@ -49,7 +49,7 @@ class Options:
     series: tuple[str, ...] = ()
     grid: Literal["pet", "ct"] = "pet"
     other_grids: Literal["refuse", "resample"] = "refuse"
-    units: nifti.Units = "SUVbw"
+    units: nifti.Units | Literal[""] = ""
     exclude: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
     overrides: suv.Overrides = field(default_factory=suv.Overrides)
