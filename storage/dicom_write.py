@@ -21,7 +21,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 from pydicom.valuerep import format_number_as_ds
 
 from storage.dicom import DicomSource
-from storage.dicom_header import PRIVATE_CREATORS
+from storage.dicom_header import PRIVATE_CREATORS, private_text
 from storage.dicom_slice import GE_SCAN_TIME, PHILIPS_BQML, PHILIPS_SUV, STORAGE
 from storage.errors import InputError
 from storage.integrity import fsync_folder
@@ -210,9 +210,9 @@ def _derived(template: DicomSource, z: int) -> Dataset:
     ds, original = _kept(template, z, KEPT)
     with disable_value_validation():
         for tag in (GE_SCAN_TIME, PHILIPS_SUV, PHILIPS_BQML):
-            creator = tag >> 16 << 16 | 0x0010
-            if tag in original and str(original[creator].value) == PRIVATE_CREATORS[tag >> 16]:
-                ds[creator], ds[tag] = original[creator], original[tag]
+            if tag in original and private_text(original, tag):
+                ds.add_new(tag >> 16 << 16 | 0x0010, "LO", PRIVATE_CREATORS[tag >> 16])
+                ds[tag] = original[tag]
     if "weight_kg" in conversion.overridden:
         ds.PatientWeight = _ds(conversion.weight_kg or 0.0)
     if {"dose_mbq", "injection_time"} & set(conversion.overridden):

@@ -56,6 +56,7 @@ NOTES: Mapping[str, Note] = {
     "nuclide_meaning_contradicts_code_and_half_life": _heavy(
         "the nuclide's name contradicts its code and its half-life, which agree and are used"
     ),
+    "tracer_contradicts_nuclide": _heavy("the tracer is made with another nuclide than the header states"),
     "philips_factor_without_creator": _heavy(
         "Philips' private SUV or activity factor is used though its private creator is missing"
     ),

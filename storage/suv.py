@@ -606,8 +606,7 @@ def _nuclide(header: PetHeader) -> tuple[str, float, tuple[str, ...]]:
                 "export the series again with its radiopharmaceutical",
             )
         name = min(stated)
-        _check_tracer(header, name)
-        return name, NUCLIDES[name][0], ()
+        return name, NUCLIDES[name][0], _tracer_notes(header, name)
     by_half_life = {name for name, (T, _) in NUCLIDES.items() if abs(half_life / T - 1.0) < 0.02}
     if not by_half_life:
         remedy = "a SPECT series stored as PT is not PET; else export the series again"
@@ -624,8 +623,7 @@ def _nuclide(header: PetHeader) -> tuple[str, float, tuple[str, ...]]:
             raise _nuclide_error(f"{half_life:g} s, against the nuclide's name", "export the series again")
         notes = ("nuclide_meaning_contradicts_code_and_half_life",)
     name = min(names & by_meaning or names)
-    _check_tracer(header, name)
-    return name, half_life, notes
+    return name, half_life, (*notes, *_tracer_notes(header, name))
 
 
 def _named(text: str) -> set[str]:
@@ -642,14 +640,10 @@ def _named(text: str) -> set[str]:
     return told
 
 
-def _check_tracer(header: PetHeader, nuclide: str) -> None:
-    """Refuse a tracer that is made with another nuclide only: FDG with the half-life of Ga-68."""
-    usual = TRACER_NUCLIDES.get(header.tracer)
-    if usual is not None and nuclide not in usual:
-        raise _nuclide_error(
-            f"that of {nuclide}, and the tracer {header.tracer} is made with {' or '.join(usual)}",
-            "export the series again with its radiopharmaceutical",
-        )
+def _tracer_notes(header: PetHeader, nuclide: str) -> tuple[str, ...]:
+    """Say that the tracer is made with another nuclide only: FDG with the half-life of Ga-68."""
+    usual = TRACER_NUCLIDES.get(header.tracer, (nuclide,))
+    return () if nuclide in usual else ("tracer_contradicts_nuclide",)
 
 
 def _nuclide_error(found: str, remedy: str) -> InputError:

@@ -369,7 +369,6 @@ def test_a_small_animal_has_the_suv_of_its_weight() -> None:
         ("PET_DATES", {"private_s": NOON - 2 * DAY_S}),
         ("PET_TIME_CONTRADICTS", {"injection_clock_s": 10 * 3600.0}),  # the date-time says 11:00
         ("PET_TIME_CONTRADICTS", {"injection_clock_s": 10 * 3600.0 + 1234, "injection_zone": True}),
-        ("PET_NUCLIDE", {"tracer": "FDG", "half_life_s": 4062.6}),
         ("PET_NUCLIDE", {"nuclide_meaning": "Gallium-68"}),
         ("PET_NUCLIDE", {"nuclide_code": "C-131A3", "nuclide_meaning": "^68^Gallium"}),
         ("PET_NUCLIDE", {"half_life_s": None, "nuclide_code": "C-131A3", "nuclide_meaning": "^18^Fluorine"}),
@@ -391,6 +390,13 @@ def test_two_of_three_fields_decide_the_nuclide(meaning: str) -> None:
     assert "nuclide_code_contradicts_meaning_and_half_life" in conversion.notes
     said = suv_conversion(replace(HEADER, nuclide_code="C-111A1", nuclide_meaning=meaning), beds())
     assert not said.notes
+
+
+def test_a_tracer_of_another_nuclide_is_noted() -> None:
+    header = replace(HEADER, tracer="FDG", half_life_s=4062.6)
+    assert "tracer_contradicts_nuclide" in suv_conversion(header, beds()).notes
+    assert "tracer_contradicts_nuclide" not in suv_conversion(replace(HEADER, tracer="FDG"), beds()).notes
+    assert "tracer_contradicts_nuclide" not in suv_conversion(replace(header, tracer="PSMA"), beds()).notes
 
 
 def test_reprocessing_days_later_is_no_contradiction() -> None:

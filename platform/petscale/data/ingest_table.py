@@ -13,6 +13,7 @@ from storage.reader import Case, open_cohort
 from storage.source import HU, LABEL, SUV
 
 HARMLESS = {"activity_scaled_to_suv"}  # what a user has asked for
+PIPE_WIDTH = 200  # characters of a line where there is no terminal
 ROWS = 40  # `petscale inspect --cases` has them all
 
 
@@ -40,8 +41,8 @@ def show_ingested(console: Console, cohort: Path, cases: Sequence[str], folders:
             ", ".join(image for image in case.images if image != "body"),
             ", ".join(told),
         )
-    width = None if console.is_terminal else 200
-    console.print(table, markup=False, width=width, soft_wrap=not console.is_terminal)
+    wide = console if console.is_terminal else Console(file=console.file, highlight=False, width=PIPE_WIDTH)
+    wide.print(table, markup=False)
     if len(cases) > ROWS:
         console.print(f"and {len(cases) - ROWS} more: petscale inspect --cases", markup=False)
 
