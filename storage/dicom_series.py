@@ -59,8 +59,9 @@ def find_series(folder: Path, *, modality: Modality) -> tuple[Series, ...]:
         InputError: ``IMG_NO_FILE``, ``IMG_UNREADABLE``, ``DCM_NONE``, ``DCM_EMPTY``, ``DCM_NOT_DICOM``,
             ``DCM_NO_PREAMBLE``, ``DCM_PREAMBLE_EXEC``, ``DCM_TRUNCATED``, ``DCM_PIXELS_SHORT``, ``DCM_PIXELS_LONG``,
             ``DCM_GEOMETRY_INVALID``, ``DCM_BOMB``, ``DCM_TOO_DEEP``, ``DCM_CODEC_MISSING``, ``DCM_BAD_NUMBER``,
-            ``DCM_BAD_TIME``, ``DCM_BAD_UID``, ``DCM_MULTIFRAME``, ``PET_ENHANCED_UNSUPPORTED``,
-            ``CT_ENHANCED_UNSUPPORTED``, ``PET_BAD_SLOPE``, ``PET_BAD_INTERCEPT``, ``SER_NO_GEOMETRY``.
+            ``DCM_BAD_TIME``, ``DCM_BAD_UID``, ``DCM_MULTIFRAME``, ``DCM_BAD_FRAMES``,
+            ``PET_ENHANCED_UNSUPPORTED``, ``CT_ENHANCED_UNSUPPORTED``, ``PET_BAD_SLOPE``, ``PET_BAD_INTERCEPT``,
+            ``SER_NO_GEOMETRY``, ``SER_INCONSISTENT_HEADER``.
     """
     if not folder.exists():
         raise InputError("IMG_NO_FILE", where=folder.name, found="no such file or folder", remedy="check the path")
@@ -68,12 +69,11 @@ def find_series(folder: Path, *, modality: Modality) -> tuple[Series, ...]:
     skipped = 0
     for file in _files(folder):
         try:
-            s = scan(file, modality)
+            slices = scan(file, modality)
         except PermissionError:
             raise file_error("IMG_UNREADABLE", file, "a file that may not be read", "check its permissions") from None
-        if s is None:
-            skipped += 1
-        else:
+        skipped += not slices
+        for s in slices:
             groups[s.series_uid].append(s)
     for uid in [
         uid for uid, slices in groups.items() if all("LOCALIZER" in text_of(s.header, "ImageType") for s in slices)

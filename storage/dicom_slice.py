@@ -28,6 +28,7 @@ from storage.dicom_header import (
     text_of,
     vector_of,
 )
+from storage.enhanced import TAGS, frames_of
 from storage.errors import InputError
 from storage.suv import check_rescale
 
@@ -59,7 +60,7 @@ _SLICE_FIELDS = (
     "NumberOfSlices", "RescaleSlope", "RescaleIntercept", "PixelSpacing", "ImagePositionPatient",
     "ImageOrientationPatient", "AcquisitionDate", "AcquisitionTime", "ActualFrameDuration", "FrameReferenceTime",
     "DecayFactor", "RadiopharmaceuticalInformationSequence", "SeriesNumber", "SeriesDescription", "Manufacturer",
-    "ManufacturerModelName",
+    "ManufacturerModelName", "TriggerTime",
 )
 # fmt: on
 _TAGS: list[int] = [
@@ -71,14 +72,16 @@ _TAGS: list[int] = [
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """One file of a series, checked, without its pixels.
+    """One file of a series, or one frame of an enhanced object, checked, without its pixels.
 
     Args:
+        header: of the file; of a frame as a classic slice would have it.
         offset: of the pixel bytes in the file; ``None`` if they are compressed.
         shape: (rows, columns).
         dtype: of the stored pixels, byte order included.
         bits: bits stored.
         normal: unit vector of the slice plane, LPS.
+        frame: index of the frame in an enhanced object's file; ``None`` for a classic slice.
     """
 
     file: Path
@@ -94,6 +97,7 @@ class Slice:
     row: NDArray[np.float64]
     column: NDArray[np.float64]
     pixel_mm: tuple[float, float]
+    frame: int | None = None
 
     @property
     def normal(self) -> NDArray[np.float64]:
@@ -105,13 +109,13 @@ class Slice:
         return float(self.position @ self.normal)
 
 
-def scan(file: Path, modality: Modality) -> Slice | None:
-    """Read one header; ``None`` if the file is no image of this modality."""
+def scan(file: Path, modality: Modality) -> tuple[Slice, ...]:
+    """Read one header: one slice, those of an enhanced object's frames, none if it is no image of this modality."""
     with file.open("rb") as stream:
         head = stream.read(140)
         if head[128:132] != b"DICM":
             _refuse_foreign(file, head)
-            return None
+            return ()
         if head[:2] in (b"MZ", b"#!") or head[:4] == b"\x7fELF":
             raise file_error("DCM_PREAMBLE_EXEC", file, "a preamble that is a program")
         try:
@@ -122,10 +126,12 @@ def scan(file: Path, modality: Modality) -> Slice | None:
                 raise file_error("DCM_BOMB", file, "the deflated transfer syntax", "export it uncompressed")
             declared = str(meta.get("MediaStorageSOPClassUID", ""))
             if declared and declared not in (STORAGE[modality], *ENHANCED[modality]):
-                return None
+                return ()
             stream.seek(0)
-            ds = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_TAGS)
+            ds = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=[*_TAGS, *TAGS])
             sop = text_of(ds, "SOPClassUID") or declared
+            enhanced = sop in ENHANCED[modality] and sop == (declared or sop)
+            headers = [*frames_of(file, ds, modality, _TAGS)] if enhanced else [ds]
         except RecursionError:
             raise file_error("DCM_TOO_DEEP", file, "sequences nested too deep") from None
         except InputError:
@@ -136,15 +142,22 @@ def scan(file: Path, modality: Modality) -> Slice | None:
             raise file_error("DCM_TRUNCATED", file, f"no {tag_name('SOPClassUID')}")
         if declared and sop != declared:
             raise file_error("DCM_BAD_UID", file, f"{tag_name('SOPClassUID')} differs from that of the file meta")
-        if sop in ENHANCED[modality]:
-            code = "PET_ENHANCED_UNSUPPORTED" if modality == "PT" else "CT_ENHANCED_UNSUPPORTED"
-            raise file_error(code, file, "an enhanced multi-frame object", "export classic single-frame slices")
-        if sop != STORAGE[modality]:
-            return None
+        if not enhanced and sop != STORAGE[modality]:
+            return ()
         for name in ("Modality", "SeriesInstanceUID", "SOPInstanceUID", "Rows", "Columns", "BitsAllocated"):
             if not has_value(ds, name):
                 raise file_error("DCM_TRUNCATED", file, f"no {tag_name(name)}")
-        return _checked(file, ds, stream, syntax, modality)
+        rows, columns, allocated, _ = _matrix(file, ds)
+        if not enhanced and (number_of(ds, "NumberOfFrames", file) or 1) > 1:
+            raise file_error("DCM_MULTIFRAME", file, "several frames in one file", "export one slice per file")
+        size = rows * columns * allocated // 8
+        offset = _find_pixels(stream, file, syntax, size * len(headers))
+        if not enhanced:
+            return (_checked(file, ds, syntax, modality, offset),)
+        return tuple(
+            _checked(file, header, syntax, modality, None if offset is None else offset + k * size, k)
+            for k, header in enumerate(headers)
+        )
 
 
 def _refuse_foreign(file: Path, head: bytes) -> None:
@@ -158,7 +171,8 @@ def _refuse_foreign(file: Path, head: bytes) -> None:
         raise file_error("DCM_NOT_DICOM", file, "no DICOM file")
 
 
-def _checked(file: Path, ds: Dataset, stream: BinaryIO, syntax: str, modality: Modality) -> Slice:
+def _matrix(file: Path, ds: Dataset) -> tuple[int, int, int, int]:
+    """Rows, columns, bits allocated and bits stored, and the UIDs looked at on the way."""
     for name in ("SeriesInstanceUID", "SOPInstanceUID"):
         if not re.fullmatch(r"[0-9.]{1,64}", text_of(ds, name)):
             raise file_error("DCM_BAD_UID", file, f"{tag_name(name)} is no UID")
@@ -172,11 +186,14 @@ def _checked(file: Path, ds: Dataset, stream: BinaryIO, syntax: str, modality: M
         or integer_of(ds, "SamplesPerPixel", 1) != 1
     ):
         raise file_error("DCM_GEOMETRY_INVALID", file, f"{rows} x {columns} pixels of {bits} in {allocated} bits")
-    if (number_of(ds, "NumberOfFrames", file) or 1) > 1:
-        raise file_error("DCM_MULTIFRAME", file, "several frames in one file", "export one slice per file")
-    kind = "i" if integer_of(ds, "PixelRepresentation", 0) else "u"
-    offset = _find_pixels(stream, file, syntax, rows * columns * allocated // 8)
+    return rows, columns, allocated, bits
 
+
+def _checked(
+    file: Path, ds: Dataset, syntax: str, modality: Modality, offset: int | None, frame: int | None = None
+) -> Slice:
+    rows, columns, allocated, bits = _matrix(file, ds)
+    kind = "i" if integer_of(ds, "PixelRepresentation", 0) else "u"
     slope = number_of(ds, "RescaleSlope", file) or 0.0
     intercept = number_of(ds, "RescaleIntercept", file) or 0.0
     if modality == "PT":
@@ -204,6 +221,7 @@ def _checked(file: Path, ds: Dataset, stream: BinaryIO, syntax: str, modality: M
         row=row,
         column=column,
         pixel_mm=(float(spacing[0]), float(spacing[1])),
+        frame=frame,
     )
 
 
@@ -238,7 +256,7 @@ def pixels_of(s: Slice) -> NDArray[np.generic]:
     """Decode one slice to its stored values, (rows, columns)."""
     if s.offset is None:
         try:
-            pixels = pixel_array(s.file)
+            pixels = pixel_array(s.file, index=s.frame)
         except Exception:  # each decoder has errors of its own; none may pass as an image
             raise file_error("DCM_DECODE_FAILED", s.file, "compressed pixels that cannot be decoded") from None
         if pixels.shape != s.shape:

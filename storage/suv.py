@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from storage.errors import InputError
 
 DAY_S = 86400.0
+STATED = "decay_correction_date_time"  # the rule by which an enhanced object's own statement is the reference time
 TOLERANCE_S = 1.0  # header times are written to the second: later by less than this is not later
 SPREAD_WARNING_PERCENT = 1.0
 WEIGHT_KG = (1.0, 500.0)  # what a patient may weigh
@@ -84,6 +85,7 @@ class PetHeader:
         dose_bq: RadionuclideTotalDose.  half_life_s: RadionuclideHalfLife.  nuclide_code: its CodeValue.
         injection_s: injection with its date.  injection_clock_s: time of day only, in s after midnight.
         series_s: SeriesDate + SeriesTime.  private_s: GE's scan date-time (0009,100D).
+        decay_corrected_to_s: DecayCorrectionDateTime (0018,9701) of an enhanced object.
         counts_to_suv, counts_to_bqml: Philips (7053,1000) and (7053,1009).
         overridden: the fields that the user has given instead of the header.
     completed: the fields that the header lacks and a table or a sidecar states.
@@ -103,6 +105,7 @@ class PetHeader:
     injection_clock_s: float | None = None
     series_s: float | None = None
     private_s: float | None = None
+    decay_corrected_to_s: float | None = None
     counts_to_suv: float | None = None
     counts_to_bqml: float | None = None
     overridden: tuple[str, ...] = ()
@@ -133,7 +136,8 @@ class ReferenceTime:
     """The time to which the voxels are decay-corrected, and how sure that is.
 
     Args:
-        rule: the witness used: ``private``, ``series``, ``back_computed``, ``acquisition``.
+        rule: the witness used: ``decay_correction_date_time``, ``private``, ``series``, ``back_computed``,
+            ``acquisition``.
         time_s: the reference time.
         candidates_s: every witness there was, in s after the earliest acquisition; ``back_computed`` as its earliest
             and latest bed, ``decay_factor`` from the DecayFactor of the first bed.
@@ -350,17 +354,21 @@ def suv_conversion(header: PetHeader, frames: Sequence[Frame]) -> SuvConversion:
 def reference_time(header: PetHeader, frames: Sequence[Frame], half_life_s: float) -> ReferenceTime:
     """Find the time to which the voxels of a DecayCorrection = START series are corrected.
 
+    An enhanced object states that time: then it is the rule, and the others are only told.  Else there are witnesses.
+
     Witnesses: S, the series time; A, the earliest acquisition of all slices; B, back-computed per slice as
     acquisition + T_ave - FrameReferenceTime; G, GE's private scan time.  The rule: G if there is one; else S if it is
     not after A; else B if the beds agree and it is not after A; else A.  The reference of a START series cannot lie
     after the first acquisition, and B after A (or beds that disagree) means that FrameReferenceTime holds bed offsets.
 
     Raises:
-        InputError: ``PET_TIME_MISSING`` if no slice has an acquisition time and there is no G.
+        InputError: ``PET_TIME_MISSING`` if no slice has an acquisition time and there is neither that time nor G.
     """
     times = [f.acquisition_s for f in frames if f.acquisition_s is not None]
-    G, S = header.private_s, header.series_s
+    D, G, S = header.decay_corrected_to_s, header.private_s, header.series_s
     if not times:
+        if D is not None:
+            return ReferenceTime(STATED, D, {}, 0.0)
         if G is not None:
             return ReferenceTime("private", G, {}, 0.0)
         raise _time_missing("(0008,0032) AcquisitionTime", "no override replaces it; export the series again")
@@ -371,7 +379,9 @@ def reference_time(header: PetHeader, frames: Sequence[Frame], half_life_s: floa
         if f.acquisition_s is not None and f.duration_s and f.reference_s is not None
     ]
     B_usable = len(B) == len(frames) and max(B) - min(B) <= TOLERANCE_S and max(B) <= A + TOLERANCE_S
-    if G is not None:
+    if D is not None:
+        rule, time_s = STATED, D
+    elif G is not None:
         rule, time_s = "private", G
     elif S is not None and S <= A + TOLERANCE_S:
         rule, time_s = "series", S
@@ -383,6 +393,8 @@ def reference_time(header: PetHeader, frames: Sequence[Frame], half_life_s: floa
     candidates = {"acquisition": A}
     if S is not None:
         candidates["series"] = S
+    if D is not None:
+        candidates[STATED] = D
     if G is not None:
         candidates["private"] = G
     if B:
@@ -450,8 +462,10 @@ def _from_activity(header: PetHeader, frames: Sequence[Frame]) -> SuvConversion:
 
     reference = reference_time(header, frames, half_life)
     injection, injection_notes = _injection(header, min(times, default=reference.time_s), half_life)
-    notes += (*injection_notes, *_uptake_notes(reference.time_s - injection, half_life))
-    if reference.spread_percent > SPREAD_WARNING_PERCENT:
+    uptake_s = reference.time_s - injection
+    if reference.rule != STATED or abs(uptake_s) > TOLERANCE_S:  # else corrected to the administration, as by ADMIN
+        notes += (*injection_notes, *_uptake_notes(uptake_s, half_life))
+    if reference.rule != STATED and reference.spread_percent > SPREAD_WARNING_PERCENT:
         notes += ("reference_spread_above_1_percent",)
     if reference.rule == "acquisition":
         notes += ("reference_is_earliest_acquisition",)
