@@ -24,11 +24,17 @@ PICTURES = {"FUSION", "FUSED", "MIP", "MINIP", "PROJECTION", "MPR", "REFORMATTED
 
 @dataclass(frozen=True, eq=False)
 class Series:
-    """The slices of one series in a folder, unsorted; ``skipped`` counts the other files."""
+    """The slices of one series in a folder, unsorted; ``skipped`` counts the other files, ``notes`` tells of them."""
 
     modality: Modality
     slices: tuple[Slice, ...] = field(repr=False)
     skipped: int = 0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def enhanced(self) -> bool:
+        """Whether its slices are frames of enhanced objects."""
+        return self.slices[0].frame is not None
 
 
 @dataclass(frozen=True)
@@ -65,20 +71,28 @@ def find_series(folder: Path, *, modality: Modality) -> tuple[Series, ...]:
     """
     if not folder.exists():
         raise InputError("IMG_NO_FILE", where=folder.name, found="no such file or folder", remedy="check the path")
-    groups: dict[str, list[Slice]] = defaultdict(list)
+    groups: dict[tuple[str, bool], list[Slice]] = defaultdict(list)
     skipped = 0
+    unread: list[InputError] = []
     for file in _files(folder):
         try:
             slices = scan(file, modality)
         except PermissionError:
             raise file_error("IMG_UNREADABLE", file, "a file that may not be read", "check its permissions") from None
+        except InputError as error:
+            if error.code not in ("PET_ENHANCED_UNSUPPORTED", "CT_ENHANCED_UNSUPPORTED"):
+                raise
+            unread.append(error)  # archives keep such an object beside the classic slices it was made of
+            slices = ()
         skipped += not slices
         for s in slices:
-            groups[s.series_uid].append(s)
+            groups[s.series_uid, s.frame is None].append(s)
     for uid in [
         uid for uid, slices in groups.items() if all("LOCALIZER" in text_of(s.header, "ImageType") for s in slices)
     ]:
         skipped += len(groups.pop(uid))
+    if not groups and unread:
+        raise unread[0]
     if not groups:
         raise InputError(
             "DCM_NONE",
@@ -86,7 +100,8 @@ def find_series(folder: Path, *, modality: Modality) -> tuple[Series, ...]:
             found=f"no {modality} slice, {skipped} other files",
             remedy=f"give the folder of one {modality} series",
         )
-    found = [Series(modality, tuple(slices), skipped) for slices in groups.values()]
+    notes = ("enhanced_object_passed_by",) * bool(unread)
+    found = [Series(modality, tuple(slices), skipped, notes) for slices in groups.values()]
     return tuple(sorted(found, key=lambda series: -len(series.slices)))
 
 
@@ -95,7 +110,8 @@ def find_volume(path: Path, modality: Modality, of: Belonging | None, choice: st
     series = find_series(path, modality=modality)
     if len(series) > 2 and all(len(s.slices) == 1 for s in series):
         raise series_error("SER_INCONSISTENT_UID", path.name, f"{len(series)} slices with {len(series)} series UIDs")
-    meant = _chosen(series, choice, path.name) if choice else _meant(series, of)
+    copies = [] if choice else [s for s in series if s.enhanced and any(_is_copy(s, c) for c in series)]
+    meant = _chosen(series, choice, path.name) if choice else _meant([s for s in series if s not in copies], of)
     if len(meant) > 1:
         remedy = "choose one by its number (--series), or put each series in a folder of its own"
         raise series_error("SER_AMBIGUOUS", path.name, "; ".join(series_line(s) for s in meant), remedy)
@@ -104,7 +120,7 @@ def find_volume(path: Path, modality: Modality, of: Belonging | None, choice: st
     _check_alike(slices, path.name)
     slices, notes = _one_volume(slices, path.name)
     grid, grid_notes = _stack(slices, path.name)
-    notes += grid_notes
+    notes += (*grid_notes, *meant[0].notes, *("enhanced_copy_passed_by",) * bool(copies))
     if len(slices) < integer_of(slices[0].header, "NumberOfSlices"):
         notes += ("fewer_slices_than_header_says",)
     return Volume(slices, grid, notes, skipped)
@@ -161,6 +177,25 @@ def _meant(series: Sequence[Series], of: Belonging | None) -> Sequence[Series]:
     for rule in rules:
         series = [s for s in series if rule(s)] or series
     return series
+
+
+def _is_copy(series: Series, classic: Series) -> bool:
+    """Whether an enhanced series holds a classic one once more: places and, in the middle, values are the same."""
+    if classic.enhanced or len(series.slices) != len(classic.slices):
+        return False
+    moments = ("AcquisitionDate", "AcquisitionTime", "TriggerTime")
+    a, b = (
+        sorted(s.slices, key=lambda s: (round(s.along, 1), *(text_of(s.header, name) for name in moments)))
+        for s in (series, classic)
+    )
+    if any(text_of(a[0].header, name) != text_of(b[0].header, name) for name in ("PatientID", "FrameOfReferenceUID")):
+        return False
+    pairs = [*zip(a, b, strict=True)]
+    if any(x.shape != y.shape or np.abs(x.position - y.position).max() > SAME_PLACE_MM for x, y in pairs):
+        return False
+    middle = pairs[len(pairs) // 2]
+    ours, theirs = (pixels_of(s).astype(np.float64) * s.slope + s.intercept for s in middle)
+    return len({text_of(s.header, "Units") for s in middle}) == 1 and np.allclose(ours, theirs, rtol=1e-4)
 
 
 # -- files ------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 Nothing is repaired or guessed: a file that is not whole ends in an ``InputError``.
 """
 
+import functools
 import re
 import struct
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from storage.dicom_header import (
     text_of,
     vector_of,
 )
-from storage.enhanced import TAGS, frames_of
+from storage.enhanced import PER_FRAME, SHARED, TAGS, frames_of
 from storage.errors import InputError
 from storage.suv import check_rescale
 
@@ -250,6 +251,24 @@ def _find_pixels(stream: BinaryIO, file: Path, syntax: str, expected: int) -> in
     if length > expected + 1:
         raise file_error("DCM_PIXELS_LONG", file, f"{length} bytes of pixels for {expected}")
     return offset
+
+
+def whole_header(s: Slice) -> Dataset:
+    """Return the header of a slice's file without its pixels; what a frame says itself is where a slice has it."""
+    if s.frame is None:
+        return pydicom.dcmread(s.file, stop_before_pixels=True)
+    flat = Dataset(dict(_object_header(s.file).items()))  # a copy: a data set made of another shares its fields
+    flat.update(s.header)
+    return flat
+
+
+@functools.lru_cache(maxsize=1)
+def _object_header(file: Path) -> Dataset:
+    """The header of an enhanced object without its functional groups: read once for all its frames."""
+    ds = pydicom.dcmread(file, stop_before_pixels=True)
+    for keyword in (SHARED, PER_FRAME, "NumberOfFrames"):
+        ds.pop(Tag(keyword), None)
+    return ds
 
 
 def pixels_of(s: Slice) -> NDArray[np.generic]:
