@@ -132,7 +132,7 @@ def scan(file: Path, modality: Modality) -> tuple[Slice, ...]:
             ds = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=[*_TAGS, *TAGS])
             sop = text_of(ds, "SOPClassUID") or declared
             enhanced = sop in ENHANCED[modality] and sop == (declared or sop)
-            headers = [*frames_of(file, ds, modality, _TAGS)] if enhanced else [ds]
+            headers = frames_of(file, ds, modality, _TAGS) if enhanced else [ds]
         except RecursionError:
             raise file_error("DCM_TOO_DEEP", file, "sequences nested too deep") from None
         except InputError:

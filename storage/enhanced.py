@@ -8,7 +8,7 @@ made of.  No pixel is read here.
 import datetime
 import math
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +25,7 @@ from storage.dicom_header import (
     moment_s,
     number_of,
     tag_name,
+    tag_of,
     text_of,
 )
 from storage.errors import InputError
@@ -70,6 +71,7 @@ UNITS: Mapping[tuple[str, str], tuple[str, str]] = {
 PICTURES = {"MAX_IP": "MIP", "MIN_IP": "MINIP", "VOLUME_RENDER": "VRT", "SURFACE_RENDER": "VRT", "CURVED_MPR": "MPR"}
 DRUGS = Tag("RadiopharmaceuticalInformationSequence")
 _SUV_UNITS = ("BQML", "GML", "CM2ML")  # the first is the one that most can be checked of
+_EMPTY = Dataset()
 FRAME_TYPE = {"PT": "PETFrameTypeSequence", "CT": "CTImageFrameTypeSequence"}
 # Of an object's own fields: those that a classic slice does not have.
 TAGS: tuple[int, ...] = tuple(
@@ -78,8 +80,8 @@ TAGS: tuple[int, ...] = tuple(
 )
 
 
-def frames_of(file: Path, ds: Dataset, modality: Literal["PT", "CT"], wanted: Collection[int]) -> Iterator[Dataset]:
-    """Yield one classic header per frame of an enhanced object, in the order of its frames.
+def frames_of(file: Path, ds: Dataset, modality: Literal["PT", "CT"], wanted: Collection[int]) -> list[Dataset]:
+    """Return one classic header per frame of an enhanced object, in the order of its frames.
 
     Args:
         file: named in errors.
@@ -96,10 +98,11 @@ def frames_of(file: Path, ds: Dataset, modality: Literal["PT", "CT"], wanted: Co
     if number_of(ds, "NumberOfFrames", file) != len(groups):
         found = f"{tag_name('NumberOfFrames')} is not the number of functional groups, {len(groups)}"
         raise file_error("DCM_BAD_FRAMES", file, found)
-    shared = next(iter(items_of(ds, SHARED)), Dataset())
+    shared = _first(ds, SHARED)
     top = _elements(ds, {*wanted, *TAGS} - {Tag(SHARED), Tag(PER_FRAME), Tag("NumberOfFrames")})
     kept = _elements(_first(shared, "UnassignedSharedConvertedAttributesSequence"), wanted)
     known: dict[tuple[str, bytes], Sequence[Dataset]] = {}
+    frames = []
     for group in groups:
         macros = _Macros(group, shared, known)
         each = _elements(macros.get("UnassignedPerFrameConvertedAttributesSequence"), wanted)
@@ -111,7 +114,13 @@ def frames_of(file: Path, ds: Dataset, modality: Literal["PT", "CT"], wanted: Co
             _correct(flat)
         _scale(flat, macros, file, modality)
         _describe(flat, macros, FRAME_TYPE[modality])
-        yield flat
+        frames.append(flat)
+    # C.8.9.1.1.1: said once more of a classic series, whose slices do not know of each other
+    for field, kind in (("TemporalPositionIdentifier", "DYNAMIC"), ("TriggerTime", "GATED")):
+        if len({text_of(flat, field) for flat in frames}) > 1:
+            for flat in frames:
+                _put(flat, "SeriesType", f"{kind}\\IMAGE")
+    return frames
 
 
 class _Macros:
@@ -123,7 +132,7 @@ class _Macros:
     def all(self, keyword: str) -> Sequence[Dataset]:
         """Return the items of a macro, none if it is absent."""
         for group in (self.frame, self.shared):
-            element = group.get_item(Tag(keyword))
+            element = group.get_item(tag_of(keyword))
             if element is None or not element.value:
                 continue
             if not isinstance(element.value, bytes):
@@ -136,11 +145,11 @@ class _Macros:
 
     def get(self, keyword: str) -> Dataset:
         """Return the first item of a macro, empty if it is absent."""
-        return next(iter(self.all(keyword)), Dataset())
+        return next(iter(self.all(keyword)), _EMPTY)
 
 
 def _first(ds: Dataset, keyword: str) -> Dataset:
-    return next(iter(items_of(ds, keyword)), Dataset())
+    return next(iter(items_of(ds, keyword)), _EMPTY)
 
 
 def _elements(ds: Dataset, wanted: Collection[int]) -> dict[BaseTag, DataElement | RawDataElement]:
@@ -156,21 +165,22 @@ def _elements(ds: Dataset, wanted: Collection[int]) -> dict[BaseTag, DataElement
 def _put(flat: Dataset, keyword: str, text: str) -> None:
     """Set a field as it would stand in a file."""
     value = text.encode("latin-1", "replace")
-    tag = Tag(keyword)
+    tag = tag_of(keyword)
     flat[tag] = RawDataElement(tag, dictionary_VR(tag), len(value), value, 0, False, True)
 
 
 def _copy(flat: Dataset, macro: Dataset, *keywords: str) -> None:
     for keyword in keywords:
         if has_value(macro, keyword):
-            flat[Tag(keyword)] = macro.get_item(Tag(keyword))
+            flat[tag_of(keyword)] = macro.get_item(tag_of(keyword))
 
 
 def _double(ds: Dataset, keyword: str, file: Path) -> float | None:
     """Return an FD field, ``None`` if absent or empty."""
-    if not has_value(ds, keyword):
+    element = ds.get(tag_of(keyword))
+    value = None if element is None else element.value
+    if value is None or value == "":
         return None
-    value = ds[keyword].value
     if not isinstance(value, float | int) or not math.isfinite(value):
         raise file_error("DCM_BAD_NUMBER", file, f"{tag_name(keyword)} is no finite number")
     return float(value)
@@ -215,7 +225,8 @@ def _time(flat: Dataset, macros: _Macros, file: Path) -> None:
     origin_s = series_s if reference_s is None else reference_s
     if middle_s is not None and origin_s is not None and not has_value(flat, "FrameReferenceTime"):
         _put(flat, "FrameReferenceTime", f"{1000 * (middle_s - origin_s):.3f}")
-    _copy(flat, content, "TemporalPositionIndex")
+    if has_value(content, "TemporalPositionIndex"):
+        _put(flat, "TemporalPositionIdentifier", str(content["TemporalPositionIndex"].value))
     for keyword, field in (
         ("CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime"),
         ("RespiratorySynchronizationSequence", "NominalRespiratoryTriggerDelayTime"),
@@ -282,7 +293,8 @@ def _mapping(macros: _Macros, told: str, file: Path) -> tuple[tuple[str, str], f
     found = []
     for item in macros.all("RealWorldValueMappingSequence"):
         slope = _double(item, "RealWorldValueSlope", file)
-        unit = _unit(text_of(_first(item, "MeasurementUnitsCodeSequence"), "CodeValue"))
+        code = _first(item, "MeasurementUnitsCodeSequence")
+        unit = _unit(text_of(code, "CodeValue") or text_of(code, "LongCodeValue"))  # of more than 16 characters
         if slope is not None and unit is not None and told in ("", unit[0]):
             found.append((unit, slope, _double(item, "RealWorldValueIntercept", file) or 0.0))
     if not found:
