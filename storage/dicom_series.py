@@ -67,7 +67,7 @@ def find_series(folder: Path, *, modality: Modality) -> tuple[Series, ...]:
             ``DCM_GEOMETRY_INVALID``, ``DCM_BOMB``, ``DCM_TOO_DEEP``, ``DCM_CODEC_MISSING``, ``DCM_BAD_NUMBER``,
             ``DCM_BAD_TIME``, ``DCM_BAD_UID``, ``DCM_MULTIFRAME``, ``DCM_BAD_FRAMES``,
             ``PET_ENHANCED_UNSUPPORTED``, ``CT_ENHANCED_UNSUPPORTED``, ``PET_BAD_SLOPE``, ``PET_BAD_INTERCEPT``,
-            ``SER_NO_GEOMETRY``, ``SER_INCONSISTENT_HEADER``.
+            ``SER_NO_GEOMETRY``, ``SER_INCONSISTENT_HEADER``, ``PET_TIME_MISSING``.
     """
     if not folder.exists():
         raise InputError("IMG_NO_FILE", where=folder.name, found="no such file or folder", remedy="check the path")
@@ -110,8 +110,10 @@ def find_volume(path: Path, modality: Modality, of: Belonging | None, choice: st
     series = find_series(path, modality=modality)
     if len(series) > 2 and all(len(s.slices) == 1 for s in series):
         raise series_error("SER_INCONSISTENT_UID", path.name, f"{len(series)} slices with {len(series)} series UIDs")
-    copies = [] if choice else [s for s in series if s.enhanced and any(_is_copy(s, c) for c in series)]
-    meant = _chosen(series, choice, path.name) if choice else _meant([s for s in series if s not in copies], of)
+    asked = _chosen(series, choice, path.name) if choice else series
+    copies = [s for s in asked if s.enhanced and any(_is_copy(s, c) for c in asked)]
+    originals = [s for s in asked if s not in copies]
+    meant = originals if choice else _meant(originals, of)
     if len(meant) > 1:
         remedy = "choose one by its number (--series), or put each series in a folder of its own"
         raise series_error("SER_AMBIGUOUS", path.name, "; ".join(series_line(s) for s in meant), remedy)

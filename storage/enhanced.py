@@ -90,7 +90,7 @@ def frames_of(file: Path, ds: Dataset, modality: Literal["PT", "CT"], wanted: Co
 
     Raises:
         InputError: ``PET_ENHANCED_UNSUPPORTED``, ``CT_ENHANCED_UNSUPPORTED``, ``DCM_BAD_FRAMES``, ``DCM_BAD_NUMBER``,
-            ``DCM_BAD_TIME``, ``SER_NO_GEOMETRY``, ``SER_INCONSISTENT_HEADER``.
+            ``DCM_BAD_TIME``, ``SER_NO_GEOMETRY``, ``SER_INCONSISTENT_HEADER``, ``PET_TIME_MISSING``.
     """
     groups = items_of(ds, PER_FRAME)
     if not groups:
@@ -110,9 +110,9 @@ def frames_of(file: Path, ds: Dataset, modality: Literal["PT", "CT"], wanted: Co
         flat = Dataset({**kept, **each, **{tag: e for tag, e in top.items() if e.value or tag not in kept | each}})
         _place(flat, macros, file)
         _time(flat, macros, file)
-        if modality == "PT":
-            _correct(flat)
         _scale(flat, macros, file, modality)
+        if modality == "PT":
+            _correct(flat, file)
         _describe(flat, macros, FRAME_TYPE[modality])
         frames.append(flat)
     # C.8.9.1.1.1: said once more of a classic series, whose slices do not know of each other
@@ -238,13 +238,21 @@ def _time(flat: Dataset, macros: _Macros, file: Path) -> None:
 # -- what a stored value is -------------------------------------------------------------------------------------------
 
 
-def _correct(flat: Dataset) -> None:
+def _correct(flat: Dataset, file: Path) -> None:
     """C.8.22.6 in the words of C.8.9.1; what a legacy-converted object kept of its sources stands."""
     stated = {name: text_of(flat, name) for name in CORRECTIONS}
     if any(stated.values()) and not has_value(flat, "CorrectedImage"):
         _put(flat, "CorrectedImage", "\\".join(term for name, term in CORRECTIONS.items() if stated[name] == "YES"))
     if stated["DecayCorrected"] and not has_value(flat, "DecayCorrection"):
-        # "All frames were decay corrected to" DecayCorrectionDateTime: storage.suv takes it before any other witness.
+        # All frames are corrected to DecayCorrectionDateTime, which storage.suv takes before any other witness.  It is
+        # not known to be the start, so that without it there is no time that classic rules could find.
+        if (
+            stated["DecayCorrected"] == "YES"
+            and text_of(flat, "Units") == "BQML"
+            and not has_value(flat, "DecayCorrectionDateTime")
+        ):
+            found = f"no {tag_name('DecayCorrectionDateTime')} of a decay-corrected object"
+            raise file_error("PET_TIME_MISSING", file, found, "no override replaces it; export classic slices")
         _put(flat, "DecayCorrection", {"YES": "START", "NO": "NONE"}.get(stated["DecayCorrected"], ""))
 
 
@@ -271,11 +279,11 @@ def _scale(flat: Dataset, macros: _Macros, file: Path, modality: str) -> None:
         keyword = "PixelValueTransformationSequence" if told else "RealWorldValueMappingSequence"
         raise _unsupported(file, modality, f"no {tag_name(keyword)} of a frame with a unit of PET")
     (units, suv_type), slope, intercept = mapping
-    if rescale[0] is not None and (told or rescale != (1.0, 0.0)):
-        a, b = rescale[0], rescale[1] or 0.0
-        if abs(a - slope) > CONTRADICTION * abs(slope) or abs(b - intercept) > CONTRADICTION * abs(slope):
-            found = f"{tag_name('RescaleSlope')} and {tag_name('RealWorldValueSlope')} differ by more than 1 %"
-            raise file_error("SER_INCONSISTENT_HEADER", file, found)
+    a, b = rescale[0], rescale[1] or 0.0
+    compared = a is not None and (told or (a, b) != (1.0, 0.0))
+    if compared and max(abs((a or 0.0) - slope), abs(b - intercept)) > CONTRADICTION * abs(slope):
+        found = f"{tag_name('RescaleSlope')} and {tag_name('RealWorldValueSlope')} differ by more than 1 %"
+        raise file_error("SER_INCONSISTENT_HEADER", file, found)
     if not told:
         _put(flat, "Units", units)
         _put(flat, "RescaleSlope", repr(slope))

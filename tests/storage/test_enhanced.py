@@ -303,6 +303,7 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     "slope 0": (per_frame("RealWorldValueMappingSequence", RealWorldValueSlope=0.0), "PET_BAD_SLOPE"),
     "intercept": (per_frame("RealWorldValueMappingSequence", RealWorldValueIntercept=5.0), "PET_BAD_INTERCEPT"),
     "time": (per_frame("FrameContentSequence", FrameAcquisitionDateTime="20200231120000"), "DCM_BAD_TIME"),
+    "no reference time": (lambda ds: ds.pop("DecayCorrectionDateTime"), "PET_TIME_MISSING"),
     "0 frames": (lambda ds: setattr(ds, "NumberOfFrames", 0), "DCM_BAD_FRAMES"),
     "10^9 frames": (lambda ds: setattr(ds, "NumberOfFrames", 10**9), "DCM_BAD_FRAMES"),
     "more groups": (lambda ds: setattr(ds, "NumberOfFrames", 7), "DCM_BAD_FRAMES"),
@@ -417,6 +418,8 @@ def test_legacy_converted_alone_and_beside_its_source(
     assert both.provenance["notes"] == ["enhanced_copy_passed_by"]
     assert both.provenance["files_skipped"] == SHAPE[0]
     assert {s.frame for s in both.slices} == {None}
+    described = open_series(tmp_path / "study", modality=modality, choice="phantom")
+    assert {s.frame for s in described.slices} == {None}
     asked = open_series(tmp_path / "study", modality=modality, choice="9")
     assert {s.frame for s in asked.slices} == {*range(SHAPE[0])}
 
