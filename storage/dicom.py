@@ -181,6 +181,8 @@ def pet_header(slices: Sequence[Slice]) -> tuple[PetHeader, list[Frame]]:
         injection_clock_s=clock_s(text_of(drug, "RadiopharmaceuticalStartTime"), file),
         series_s=date_and_clock(series_date, text_of(ds, "SeriesTime"), file),
         private_s=moment_s(private_text(ds, GE_SCAN_TIME), zone, file),
+        # A classic slice has no such field: where a scanner added it, nothing says what it means.
+        decay_corrected_to_s=None if s.frame is None else moment_s(text_of(ds, "DecayCorrectionDateTime"), zone, file),
         counts_to_suv=philips,
         counts_to_bqml=philips_bqml,
         series_type=text_of(ds, "SeriesType").split("\\")[0],

@@ -5,6 +5,7 @@ print it: an error names the field, never its content.
 """
 
 import datetime
+import functools
 import math
 import re
 from collections.abc import Sequence
@@ -17,13 +18,19 @@ from pydicom.datadict import tag_for_keyword
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_file_meta_info
-from pydicom.tag import Tag
+from pydicom.tag import BaseTag, Tag
 
 from storage.errors import InputError
 from storage.suv import DAY_S
 
 PRIVATE_CREATORS = {0x0009: "GEMS_PETD_01", 0x7053: "Philips PET Private Group"}
 MAKERS = {0x7053: "PHILIPS"}  # whose exports are known to lack the creator; in capitals, within Manufacturer
+
+
+@functools.cache
+def tag_of(keyword: str) -> BaseTag:
+    """Return the tag of a keyword: pydicom's own look-up is most of the time that thousands of frames take."""
+    return Tag(keyword)
 
 
 def _raw(ds: Dataset, tag: int) -> object:
@@ -33,12 +40,12 @@ def _raw(ds: Dataset, tag: int) -> object:
 
 def has_value(ds: Dataset, keyword: str) -> bool:
     """Return whether a field is there and not empty."""
-    return bool(_raw(ds, Tag(keyword)))
+    return bool(_raw(ds, tag_of(keyword)))
 
 
 def text_of(ds: Dataset, keyword: str) -> str:
     """Return a field as text without padding, empty if absent; several values stay joined by a backslash."""
-    return _decode(_raw(ds, Tag(keyword)))
+    return _decode(_raw(ds, tag_of(keyword)))
 
 
 def private_text(ds: Dataset, tag: int) -> str:
@@ -101,7 +108,7 @@ def vector_of(ds: Dataset, keyword: str, n: int, file: Path) -> NDArray[np.float
 
 def integer_of(ds: Dataset, keyword: str, default: int = -1) -> int:
     """Return an unsigned short field."""
-    element = ds.get_item(Tag(keyword))
+    element = ds.get_item(tag_of(keyword))
     if element is None or not element.value:
         return default
     if isinstance(element, RawDataElement) and isinstance(element.value, bytes):
@@ -164,7 +171,7 @@ def stated_study(file: Path) -> tuple[str, str, str] | None:
 
 def items_of(ds: Dataset, keyword: str) -> Sequence[Dataset]:
     """Return the items of a sequence, none if it is absent."""
-    tag = Tag(keyword)
+    tag = tag_of(keyword)
     if not _raw(ds, tag):
         return ()
     value = ds[tag].value
@@ -182,9 +189,14 @@ def date_and_clock(date: str, clock: str, file: Path) -> float | None:
     if seconds is None or not digits:
         return None
     try:
-        return datetime.datetime.strptime(digits, "%Y%m%d").toordinal() * DAY_S + seconds
+        return _day(digits) * DAY_S + seconds
     except ValueError:
         raise file_error("DCM_BAD_TIME", file, "a date that cannot be read") from None
+
+
+@functools.lru_cache(maxsize=16)
+def _day(digits: str) -> int:
+    return datetime.datetime.strptime(digits, "%Y%m%d").toordinal()
 
 
 def clock_s(text: str, file: Path) -> float | None:

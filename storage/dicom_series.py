@@ -53,6 +53,11 @@ class Series:
     skipped: int = 0
     beside: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def enhanced(self) -> bool:
+        """Whether its slices are frames of enhanced objects."""
+        return self.slices[0].frame is not None
+
 
 @dataclass(frozen=True)
 class Belonging:
@@ -83,42 +88,53 @@ def find_series(folder: Path, *, modality: Modality) -> tuple[Series, ...]:
         InputError: ``IMG_NO_FILE``, ``IMG_UNREADABLE``, ``DCM_NONE``, ``DCM_EMPTY``, ``DCM_NOT_DICOM``,
             ``DCM_NO_PREAMBLE``, ``DCM_PREAMBLE_EXEC``, ``DCM_TRUNCATED``, ``DCM_PIXELS_SHORT``, ``DCM_PIXELS_LONG``,
             ``DCM_GEOMETRY_INVALID``, ``DCM_BOMB``, ``DCM_TOO_DEEP``, ``DCM_CODEC_MISSING``, ``DCM_BAD_NUMBER``,
-            ``DCM_BAD_TIME``, ``DCM_BAD_UID``, ``DCM_MULTIFRAME``, ``PET_ENHANCED_UNSUPPORTED``,
-            ``CT_ENHANCED_UNSUPPORTED``, ``PET_BAD_SLOPE``, ``PET_BAD_INTERCEPT``, ``SER_NO_GEOMETRY``.
+            ``DCM_BAD_TIME``, ``DCM_BAD_UID``, ``DCM_MULTIFRAME``, ``DCM_BAD_FRAMES``,
+            ``PET_ENHANCED_UNSUPPORTED``, ``CT_ENHANCED_UNSUPPORTED``, ``PET_BAD_SLOPE``, ``PET_BAD_INTERCEPT``,
+            ``SER_NO_GEOMETRY``, ``SER_INCONSISTENT_HEADER``, ``PET_TIME_MISSING``.
     """
     if not folder.exists():
         raise InputError("IMG_NO_FILE", where=folder.name, found="no such file or folder", remedy="check the path")
-    groups: dict[str, list[Slice]] = defaultdict(list)
+    groups: dict[tuple[str, bool], list[Slice]] = defaultdict(list)
     unusable: dict[str, list[Unusable]] = defaultdict(list)
+    unread: list[InputError] = []
     beside: Counter[str] = Counter()
     skipped = 0
     for file in _files(folder, beside):
         try:
-            s = scan(file, modality)
+            slices = scan(file, modality)
         except PermissionError:
             raise file_error("IMG_UNREADABLE", file, "a file that may not be read", "check its permissions") from None
-        if s is None:
-            skipped += 1
-        elif isinstance(s, Unusable):
-            unusable[s.series_uid].append(s)
-        else:
-            groups[s.series_uid].append(s)
+        except InputError as error:
+            if error.code not in ("PET_ENHANCED_UNSUPPORTED", "CT_ENHANCED_UNSUPPORTED"):
+                raise
+            unread.append(error)  # archives keep such an object beside the classic slices it was made of
+            slices = ()
+        if isinstance(slices, Unusable):
+            unusable[slices.series_uid].append(slices)
+            continue
+        skipped += not slices
+        for s in slices:
+            groups[s.series_uid, s.frame is None].append(s)
     skipped += beside["empty_files"] + beside["zeroed_files"]
-    for uid, slices in list(groups.items()):
-        volume = [s for s in slices if not is_picture(s.header)]
-        localizers = all("LOCALIZER" in text_of(s.header, "ImageType") for s in slices)
+    for key, held in list(groups.items()):
+        volume = [s for s in held if not is_picture(s.header)]
+        localizers = all("LOCALIZER" in text_of(s.header, "ImageType") for s in held)
         if volume or localizers:  # other pictures may be all that a user has: which is chosen among series, later
-            skipped += len(slices) - len(volume)
-            if volume and len(volume) < len(slices):
-                beside["pictures_in_series"] += len(slices) - len(volume)
-            groups[uid] = volume
-    groups = {uid: slices for uid, slices in groups.items() if slices}
+            skipped += len(held) - len(volume)
+            if volume and len(volume) < len(held):
+                beside["pictures_in_series"] += len(held) - len(volume)
+            groups[key] = volume
+    groups = {key: held for key, held in groups.items() if held}
+    whole = {uid for uid, _ in groups}
     for uid, files in unusable.items():
         damaged = next((one.error for one in files if not one.picture), None)
-        if damaged is not None and (uid in groups or not groups):
+        if damaged is not None and (uid in whole or not groups):
             raise damaged
         skipped += len(files)
         beside["damaged_series" if damaged is not None else "pictures"] += len(files)
+    if not groups and unread:
+        raise unread[0]
+    beside["enhanced_object"] += len(unread)
     if not groups:
         broken = beside["broken_links"]
         raise InputError(
@@ -129,7 +145,7 @@ def find_series(folder: Path, *, modality: Modality) -> tuple[Series, ...]:
             if broken
             else f"give the folder of one {modality} series",
         )
-    found = [Series(modality, tuple(slices), skipped, beside) for slices in groups.values()]
+    found = [Series(modality, tuple(held), skipped, beside) for held in groups.values()]
     return tuple(sorted(found, key=lambda series: -len(series.slices)))
 
 
@@ -138,7 +154,10 @@ def find_volume(path: Path, modality: Modality, of: Belonging | None, choice: st
     series = find_series(path, modality=modality)
     if len(series) > 2 and all(len(s.slices) == 1 for s in series):
         raise series_error("SER_INCONSISTENT_UID", path.name, f"{len(series)} slices with {len(series)} series UIDs")
-    meant = _chosen(series, choice, path.name) if choice else _meant(series, of)
+    asked = _chosen(series, choice, path.name) if choice else series
+    copies = [s for s in asked if s.enhanced and any(_is_copy(s, c) for c in asked)]
+    originals = [s for s in asked if s not in copies]
+    meant = originals if choice else _meant(originals, of)
     if len(meant) > 1:
         remedy = "choose one by its number (--series), or put each series in a folder of its own"
         raise series_error("SER_AMBIGUOUS", path.name, "; ".join(series_line(s) for s in meant), remedy)
@@ -147,7 +166,7 @@ def find_volume(path: Path, modality: Modality, of: Belonging | None, choice: st
     _check_alike(slices, path.name)
     slices, notes = _one_volume(slices, path.name)
     grid, grid_notes = _stack(slices, path.name)
-    notes += grid_notes
+    notes += (*grid_notes, *("enhanced_copy_passed_by",) * bool(copies))
     if modality == "PT" and any(s.intercept for s in slices):
         notes += ("intercept_applied",)
     notes += _beside_notes(meant[0], len(slices), path.name)
@@ -224,6 +243,25 @@ def _meant(series: Sequence[Series], of: Belonging | None) -> Sequence[Series]:
     for rule in rules:
         series = [s for s in series if rule(s)] or series
     return series
+
+
+def _is_copy(series: Series, classic: Series) -> bool:
+    """Whether an enhanced series holds a classic one once more: places and, in the middle, values are the same."""
+    if classic.enhanced or len(series.slices) != len(classic.slices):
+        return False
+    moments = ("AcquisitionDate", "AcquisitionTime", "TriggerTime")
+    a, b = (
+        sorted(s.slices, key=lambda s: (round(s.along, 1), *(text_of(s.header, name) for name in moments)))
+        for s in (series, classic)
+    )
+    if any(text_of(a[0].header, name) != text_of(b[0].header, name) for name in ("PatientID", "FrameOfReferenceUID")):
+        return False
+    pairs = [*zip(a, b, strict=True)]
+    if any(x.shape != y.shape or np.abs(x.position - y.position).max() > SAME_PLACE_MM for x, y in pairs):
+        return False
+    middle = pairs[len(pairs) // 2]
+    ours, theirs = (pixels_of(s).astype(np.float64) * s.slope + s.intercept for s in middle)
+    return len({text_of(s.header, "Units") for s in middle}) == 1 and np.allclose(ours, theirs, rtol=1e-4)
 
 
 # -- files ------------------------------------------------------------------------------------------------------------

@@ -3,8 +3,10 @@
 Nothing is repaired or guessed: a file that is not whole ends in an ``InputError``.
 """
 
+import functools
 import re
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -29,6 +31,7 @@ from storage.dicom_header import (
     text_of,
     vector_of,
 )
+from storage.enhanced import PER_FRAME, SHARED, TAGS, frames_of
 from storage.errors import InputError
 from storage.suv import check_rescale
 
@@ -78,7 +81,7 @@ _SLICE_FIELDS = (
     "NumberOfSlices", "RescaleSlope", "RescaleIntercept", "PixelSpacing", "ImagePositionPatient",
     "ImageOrientationPatient", "AcquisitionDate", "AcquisitionTime", "ActualFrameDuration", "FrameReferenceTime",
     "DecayFactor", "RadiopharmaceuticalInformationSequence", "SeriesNumber", "SeriesDescription", "Manufacturer",
-    "ManufacturerModelName",
+    "ManufacturerModelName", "TriggerTime",
 )
 # fmt: on
 _TAGS: list[int] = [
@@ -90,14 +93,16 @@ _TAGS: list[int] = [
 
 @dataclass(frozen=True, eq=False)
 class Slice:
-    """One file of a series, checked, without its pixels.
+    """One file of a series, or one frame of an enhanced object, checked, without its pixels.
 
     Args:
+        header: of the file; of a frame as a classic slice would have it.
         offset: of the pixel bytes in the file; ``None`` if they are compressed.
         shape: (rows, columns).
         dtype: of the stored pixels, byte order included.
         bits: bits stored.
         normal: unit vector of the slice plane, LPS.
+        frame: index of the frame in an enhanced object's file; ``None`` for a classic slice.
     """
 
     file: Path
@@ -113,6 +118,7 @@ class Slice:
     row: NDArray[np.float64]
     column: NDArray[np.float64]
     pixel_mm: tuple[float, float]
+    frame: int | None = None
 
     @property
     def normal(self) -> NDArray[np.float64]:
@@ -138,8 +144,8 @@ def is_picture(header: Dataset) -> bool:
     return bool(PICTURES & {*dicom_words.words(text_of(header, "ImageType"))})
 
 
-def scan(file: Path, modality: Modality) -> Slice | Unusable | None:
-    """Read one header; ``None`` if the file is no image of this modality.
+def scan(file: Path, modality: Modality) -> tuple[Slice, ...] | Unusable:
+    """Read one header: one slice, those of an enhanced object's frames, none if it is no image of this modality.
 
     Raises:
         InputError: as ``dicom_series.find_series``, for what leaves open which series the file is of.
@@ -148,7 +154,7 @@ def scan(file: Path, modality: Modality) -> Slice | Unusable | None:
         head = stream.read(140)
         if head[128:132] != b"DICM":
             _refuse_foreign(file, head)
-            return None
+            return ()
         if head[:2] in (b"MZ", b"#!") or head[:4] == b"\x7fELF":
             raise file_error("DCM_PREAMBLE_EXEC", file, "a preamble that is a program")
         try:
@@ -159,10 +165,12 @@ def scan(file: Path, modality: Modality) -> Slice | Unusable | None:
                 raise file_error("DCM_BOMB", file, "the deflated transfer syntax", "export it uncompressed")
             declared = str(meta.get("MediaStorageSOPClassUID", ""))
             if declared and declared not in (STORAGE[modality], *ENHANCED[modality]):
-                return None
+                return ()
             stream.seek(0)
-            ds = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_TAGS)
+            ds = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=[*_TAGS, *TAGS])
             sop = text_of(ds, "SOPClassUID") or declared
+            enhanced = sop in ENHANCED[modality] and sop == (declared or sop)
+            headers = frames_of(file, ds, modality, _TAGS) if enhanced else [ds]
         except RecursionError:
             raise file_error("DCM_TOO_DEEP", file, "sequences nested too deep") from None
         except InputError:
@@ -173,11 +181,8 @@ def scan(file: Path, modality: Modality) -> Slice | Unusable | None:
             raise file_error("DCM_TRUNCATED", file, f"no {tag_name('SOPClassUID')}")
         if declared and sop != declared:
             raise file_error("DCM_BAD_UID", file, f"{tag_name('SOPClassUID')} differs from that of the file meta")
-        if sop in ENHANCED[modality]:
-            code = "PET_ENHANCED_UNSUPPORTED" if modality == "PT" else "CT_ENHANCED_UNSUPPORTED"
-            raise file_error(code, file, "an enhanced multi-frame object", "export classic single-frame slices")
-        if sop != STORAGE[modality]:
-            return None
+        if not enhanced and sop != STORAGE[modality]:
+            return ()
         for name in ("Modality", "SeriesInstanceUID", "SOPInstanceUID", "Rows", "Columns", "BitsAllocated"):
             if not has_value(ds, name):
                 raise file_error("DCM_TRUNCATED", file, f"no {tag_name(name)}")
@@ -185,9 +190,26 @@ def scan(file: Path, modality: Modality) -> Slice | Unusable | None:
             if not re.fullmatch(r"[0-9.]{1,64}", text_of(ds, name)):
                 raise file_error("DCM_BAD_UID", file, f"{tag_name(name)} is no UID")
         try:
-            return _checked(file, ds, stream, syntax, modality)
+            return _slices(file, ds, stream, syntax, modality, headers if enhanced else None)
         except InputError as error:
             return Unusable(text_of(ds, "SeriesInstanceUID"), error, is_picture(ds))
+
+
+def _slices(
+    file: Path, ds: Dataset, stream: BinaryIO, syntax: str, modality: Modality, frames: Sequence[Dataset] | None
+) -> tuple[Slice, ...]:
+    """The slice of a classic file, or those of an object's ``frames``, the reader standing before the pixels."""
+    rows, columns, allocated, _ = _matrix(file, ds)
+    if frames is None and (number_of(ds, "NumberOfFrames", file) or 1) > 1:
+        raise file_error("DCM_MULTIFRAME", file, "several frames in one file", "export one slice per file")
+    size = rows * columns * allocated // 8
+    offset = _find_pixels(stream, file, syntax, size * len(frames or (ds,)))
+    if frames is None:
+        return (_checked(file, ds, syntax, modality, offset),)
+    return tuple(
+        _checked(file, header, syntax, modality, None if offset is None else offset + k * size, k)
+        for k, header in enumerate(frames)
+    )
 
 
 def _refuse_foreign(file: Path, head: bytes) -> None:
@@ -201,7 +223,8 @@ def _refuse_foreign(file: Path, head: bytes) -> None:
         raise file_error("DCM_NOT_DICOM", file, "no DICOM file")
 
 
-def _checked(file: Path, ds: Dataset, stream: BinaryIO, syntax: str, modality: Modality) -> Slice:
+def _matrix(file: Path, ds: Dataset) -> tuple[int, int, int, int]:
+    """Rows, columns, bits allocated and bits stored."""
     rows, columns, allocated = (integer_of(ds, name) for name in ("Rows", "Columns", "BitsAllocated"))
     bits = integer_of(ds, "BitsStored", allocated)
     if (
@@ -212,11 +235,14 @@ def _checked(file: Path, ds: Dataset, stream: BinaryIO, syntax: str, modality: M
         or integer_of(ds, "SamplesPerPixel", 1) != 1
     ):
         raise file_error("DCM_GEOMETRY_INVALID", file, f"{rows} x {columns} pixels of {bits} in {allocated} bits")
-    if (number_of(ds, "NumberOfFrames", file) or 1) > 1:
-        raise file_error("DCM_MULTIFRAME", file, "several frames in one file", "export one slice per file")
-    kind = "i" if integer_of(ds, "PixelRepresentation", 0) else "u"
-    offset = _find_pixels(stream, file, syntax, rows * columns * allocated // 8)
+    return rows, columns, allocated, bits
 
+
+def _checked(
+    file: Path, ds: Dataset, syntax: str, modality: Modality, offset: int | None, frame: int | None = None
+) -> Slice:
+    rows, columns, allocated, bits = _matrix(file, ds)
+    kind = "i" if integer_of(ds, "PixelRepresentation", 0) else "u"
     slope = number_of(ds, "RescaleSlope", file) or 0.0
     intercept = number_of(ds, "RescaleIntercept", file) or 0.0
     if modality == "PT":
@@ -246,6 +272,7 @@ def _checked(file: Path, ds: Dataset, stream: BinaryIO, syntax: str, modality: M
         row=row,
         column=column,
         pixel_mm=(float(spacing[0]), float(spacing[1])),
+        frame=frame,
     )
 
 
@@ -276,11 +303,29 @@ def _find_pixels(stream: BinaryIO, file: Path, syntax: str, expected: int) -> in
     return offset
 
 
+def whole_header(s: Slice) -> Dataset:
+    """Return the header of a slice's file without its pixels; what a frame says itself is where a slice has it."""
+    if s.frame is None:
+        return pydicom.dcmread(s.file, stop_before_pixels=True)
+    flat = Dataset(dict(_object_header(s.file).items()))  # a copy: a data set made of another shares its fields
+    flat.update(s.header)
+    return flat
+
+
+@functools.lru_cache(maxsize=1)
+def _object_header(file: Path) -> Dataset:
+    """The header of an enhanced object without its functional groups: read once for all its frames."""
+    ds = pydicom.dcmread(file, stop_before_pixels=True)
+    for keyword in (SHARED, PER_FRAME, "NumberOfFrames"):
+        ds.pop(Tag(keyword), None)
+    return ds
+
+
 def pixels_of(s: Slice) -> NDArray[np.generic]:
     """Decode one slice to its stored values, (rows, columns)."""
     if s.offset is None:
         try:
-            pixels = pixel_array(s.file)
+            pixels = pixel_array(s.file, index=s.frame)
         except Exception:  # each decoder has errors of its own; none may pass as an image
             raise file_error("DCM_DECODE_FAILED", s.file, "compressed pixels that cannot be decoded") from None
         if pixels.shape != s.shape:

@@ -22,11 +22,19 @@ from pydicom.valuerep import format_number_as_ds
 
 from storage.dicom import DicomSource
 from storage.dicom_header import PRIVATE_CREATORS, private_text
-from storage.dicom_slice import GE_SCAN_TIME, PHILIPS_BQML, PHILIPS_SUV, STORAGE
+from storage.dicom_slice import GE_SCAN_TIME, PHILIPS_BQML, PHILIPS_SUV, STORAGE, whole_header
 from storage.errors import InputError
 from storage.integrity import fsync_folder
 from storage.source import HU, SUV, Grid, ImageSource
-from storage.suv import DAY_S, NUCLIDES, decay, mean_count_delay_s, suv_factor_decay_corrected
+from storage.suv import (
+    DAY_S,
+    NUCLIDES,
+    STATED,
+    SuvConversion,
+    decay,
+    mean_count_delay_s,
+    suv_factor_decay_corrected,
+)
 
 SLAB = 16  # slices held in memory
 INT16_MAX = 32767
@@ -58,7 +66,8 @@ def write_derived_series(
     """Write a PET volume as a derived series of the one it was made from.
 
     Patient, study, geometry and every field that SUV depends on are the template's, overrides included; series and
-    instance UIDs are new.  The values go back to the template's stored unit, as int16 with one slope per slice.
+    instance UIDs are new.  The values go back to the template's stored unit, as int16 with one slope per slice; to
+    SUVbw if the template is an enhanced object with a reference time that a classic slice has no field for.
 
     Args:
         folder: to be created; it appears only when the series is whole.
@@ -76,7 +85,7 @@ def write_derived_series(
         folder,
         template.grid.shape,
         read_slab,
-        lambda z: (_derived(template, z), template.factors[z]),
+        lambda z: (_derived(template, z), 1.0 if _in_suv(template.conversion) else template.factors[z]),
         description,
     )
 
@@ -213,6 +222,8 @@ def _derived(template: DicomSource, z: int) -> Dataset:
             if tag in original and private_text(original, tag):
                 ds.add_new(tag >> 16 << 16 | 0x0010, "LO", PRIVATE_CREATORS[tag >> 16])
                 ds[tag] = original[tag]
+    if _in_suv(conversion):
+        ds.Units, ds.SUVType, ds.DecayCorrection = "GML", "BW", "ADMIN"
     if "weight_kg" in conversion.overridden:
         ds.PatientWeight = _ds(conversion.weight_kg or 0.0)
     if {"dose_mbq", "injection_time"} & set(conversion.overridden):
@@ -229,16 +240,23 @@ def _derived(template: DicomSource, z: int) -> Dataset:
     return ds
 
 
+def _in_suv(conversion: SuvConversion | None) -> bool:
+    """Whether a template's reference time cannot be written into a classic slice."""
+    return conversion is not None and conversion.reference is not None and conversion.reference.rule == STATED
+
+
 def _kept(template: DicomSource, z: int, keywords: Sequence[str]) -> tuple[Dataset, Dataset]:
     """A slice's header reduced to ``keywords``, naming that slice as its source; and the header as it was."""
     ds = Dataset()
     with disable_value_validation():  # a scanner's own sloppy value is copied as it is
-        original = pydicom.dcmread(template.slices[z].file, stop_before_pixels=True)
+        original = whole_header(template.slices[z])
         for keyword in keywords:
             if keyword in original:
                 ds[keyword] = original[keyword]
     reference = Dataset()
     reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = original.SOPClassUID, original.SOPInstanceUID
+    if (frame := template.slices[z].frame) is not None:
+        reference.ReferencedFrameNumber = frame + 1
     ds.SourceImageSequence = [reference]
     return ds, original
 

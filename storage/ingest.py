@@ -37,7 +37,7 @@ from storage.verification import read_catalog
 TURN_S = 600.0  # to wait for another part that writes what the cohort has once, which takes a second
 SCALE_RATIO = 1.5  # between the uptake of two reconstructions of one scan; the smallest dose reduction factor is 2
 MEDIAN_SUV, USUAL_MEDIAN_SUV = (0.02, 20.0), (0.1, 5.0)  # inside the body: what can be, and what is usual
-MAXIMUM_SUV, USUAL_MAXIMUM_SUV = 1e5, 1000.0
+MINIMUM_SUV, MAXIMUM_SUV, USUAL_MAXIMUM_SUV = -200.0, 1e5, 1000.0
 NEGATIVE_SHARE = 0.05  # of the positive uptake; reconstructions without a constraint stay below it
 UNCOVERED = 0.005  # share of the body's voxels outside an image from which on it is told
 FAT_HU, SOFT_TISSUE_HU = -50.0, 20.0  # every CT of a patient holds voxels below the first and above the second
@@ -632,8 +632,9 @@ def _suv_doubts(where: str, statistics: Mapping[str, float], parts: Sequence[_Sl
     """
     median, highest = statistics["body_median"], statistics["max"]
     positive = sum(p.total - p.negative for p in parts)
-    if not MEDIAN_SUV[0] <= median <= MEDIAN_SUV[1] or highest > MAXIMUM_SUV:
-        looks = "like HU" if statistics["min"] < -200 else "not like SUV"
+    possible = MEDIAN_SUV[0] <= median <= MEDIAN_SUV[1] and statistics["min"] > MINIMUM_SUV and highest <= MAXIMUM_SUV
+    if not possible:
+        looks = "like HU" if statistics["min"] <= MINIMUM_SUV else "not like SUV"
         raise InputError(
             "PET_SUV_IMPLAUSIBLE",
             where=where,

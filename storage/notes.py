@@ -47,6 +47,9 @@ NOTES: Mapping[str, Note] = {
     "injection_zone_ignored": _heavy(
         "the injection's date-time states a time zone and the series none; it is read as the scanner's own time"
     ),
+    "injection_times_contradict": _heavy(
+        "time of day and date-time of the injection differ by more than 1 % of SUV; the date-time is used"
+    ),
     "weight_read_as_g": _heavy("a weight above 1000 is read as grams"),
     "dose_read_as_MBq": _heavy("a dose below 10,000 is read as MBq"),
     "small_animal": _light("a weight below 1 kg: a small animal"),
@@ -73,7 +76,7 @@ NOTES: Mapping[str, Note] = {
     "completed_dose_mbq": _light("the dose is a table's, as the header has none"),
     "completed_injection_time": _light("the injection time is a table's, as the header has none"),
     "completed_half_life_s": _light("the half-life is a table's, as the header has none"),
-    "unit_taken_from_values": _heavy("the file states no unit; its values are those of SUV and are taken for it"),
+    "unit_taken_from_values": _light("the file states no unit; its values are those of SUV and are taken for it"),
     "activity_scaled_to_suv": _light("Bq/mL were scaled to SUV by the weight and the dose given"),
     "suv_median_unusual": _heavy("the median SUV inside the body is unusual: check unit, weight and dose"),
     "suv_maximum_unusual": _heavy("the highest SUV is above 1000: check unit, weight and dose"),
@@ -89,6 +92,8 @@ NOTES: Mapping[str, Note] = {
     "broken_links_passed_by": _heavy("links to no file lie beside the slices: slices may be lost"),
     "pictures_in_series_passed_by": _light("localizers, projections or pages inside the series were passed by"),
     "pictures_passed_by": _light("pictures without a place in the patient were passed by"),
+    "enhanced_object_passed_by": _light("an enhanced object that cannot be read lies beside the slices"),
+    "enhanced_copy_passed_by": _light("an enhanced object that holds the same slices once more was passed by"),
     "damaged_series_passed_by": _heavy("another series of the folder cannot be read and was passed by"),
     # geometry
     "spatial_unit_missing_read_as_mm": _light("the NIfTI header states no spatial unit; mm are taken"),

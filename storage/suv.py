@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from storage.errors import InputError
 
 DAY_S = 86400.0
+STATED = "decay_correction_date_time"  # the rule by which an enhanced object's own statement is the reference time
 TOLERANCE_S = 1.0  # header times are written to the second: later by less than this is not later
 SPREAD_WARNING_PERCENT = 1.0
 WEIGHT_KG = (1.0, 500.0)  # what a patient may weigh
@@ -112,6 +113,7 @@ class PetHeader:
             lie between them are unknown.
         series_type: SeriesType (0054,1000), its first value.
         series_s: SeriesDate + SeriesTime.  private_s: GE's scan date-time (0009,100D).
+        decay_corrected_to_s: DecayCorrectionDateTime (0018,9701) of an enhanced object.
         counts_to_suv, counts_to_bqml: Philips (7053,1000) and (7053,1009).
         overridden: the fields that the user has given instead of the header.
         completed: the fields that the header lacks and a table or a sidecar states.
@@ -136,6 +138,7 @@ class PetHeader:
     series_type: str = ""
     series_s: float | None = None
     private_s: float | None = None
+    decay_corrected_to_s: float | None = None
     counts_to_suv: float | None = None
     counts_to_bqml: float | None = None
     overridden: tuple[str, ...] = ()
@@ -167,7 +170,8 @@ class ReferenceTime:
     """The time to which the voxels are decay-corrected, and how sure that is.
 
     Args:
-        rule: the witness used: ``private``, ``series``, ``back_computed``, ``acquisition``.
+        rule: the witness used: ``decay_correction_date_time``, ``private``, ``series``, ``back_computed``,
+            ``acquisition``.
         time_s: the reference time.
         candidates_s: every witness there was, in s after the earliest acquisition; ``back_computed`` as its earliest
             and latest bed, ``decay_factor`` from the DecayFactor of the first bed.
@@ -389,18 +393,22 @@ def suv_conversion(header: PetHeader, frames: Sequence[Frame]) -> SuvConversion:
 def reference_time(header: PetHeader, frames: Sequence[Frame], half_life_s: float) -> ReferenceTime:
     """Find the time to which the voxels of a DecayCorrection = START series are corrected.
 
+    An enhanced object states that time: then it is the rule, and the others are only told.  Else there are witnesses.
+
     Witnesses: S, the series time; A, the earliest acquisition of all slices; B, back-computed per slice as
     acquisition + T_ave - FrameReferenceTime; G, GE's private scan time.  The rule: G if there is one; else S if it is
     not after A; else B if the beds agree and it is not after A; else A.  The reference of a START series cannot lie
     after the first acquisition, and B after A (or beds that disagree) means that FrameReferenceTime holds bed offsets.
 
     Raises:
-        InputError: ``PET_TIME_MISSING`` if no slice has an acquisition time and there is no G; ``PET_DATES`` if the
-            reference and the acquisition, or two acquisitions, lie more than a day apart.
+        InputError: ``PET_TIME_MISSING`` if no slice has an acquisition time and there is neither that time nor G;
+            ``PET_DATES`` if the reference and the acquisition, or two acquisitions, lie more than a day apart.
     """
     times = [f.acquisition_s for f in frames if f.acquisition_s is not None]
-    G, S = header.private_s, header.series_s
+    D, G, S = header.decay_corrected_to_s, header.private_s, header.series_s
     if not times:
+        if D is not None:
+            return ReferenceTime(STATED, D, {}, 0.0)
         if G is not None:
             return ReferenceTime("private", G, {}, 0.0)
         raise _time_missing("(0008,0032) AcquisitionTime", "no override replaces it; export the series again")
@@ -413,7 +421,9 @@ def reference_time(header: PetHeader, frames: Sequence[Frame], half_life_s: floa
         if f.acquisition_s is not None and f.duration_s and f.reference_s is not None
     ]
     B_usable = len(B) == len(frames) and max(B) - min(B) <= TOLERANCE_S and max(B) <= A + TOLERANCE_S
-    if G is not None:
+    if D is not None:
+        rule, time_s = STATED, D
+    elif G is not None:
         rule, time_s = "private", G
     elif S is not None and S <= A + TOLERANCE_S:
         rule, time_s = "series", S
@@ -430,6 +440,8 @@ def reference_time(header: PetHeader, frames: Sequence[Frame], half_life_s: floa
     candidates = {"acquisition": A}
     if S is not None:
         candidates["series"] = S
+    if D is not None:
+        candidates[STATED] = D
     if G is not None:
         candidates["private"] = G
     if B:
@@ -502,11 +514,13 @@ def _from_activity(header: PetHeader, frames: Sequence[Frame]) -> SuvConversion:
     reference = reference_time(header, frames, half_life)
     times = times or [reference.time_s]
     injection, injection_notes = _injection(header, times, half_life)
-    left = _latest_injection(header, times) - injection
-    notes += (*injection_notes, *_uptake_notes(reference.time_s - injection, half_life, left))
+    uptake_s = reference.time_s - injection
+    if reference.rule != STATED or abs(uptake_s) > TOLERANCE_S:  # else corrected to the administration, as by ADMIN
+        left = _latest_injection(header, times) - injection
+        notes += (*injection_notes, *_uptake_notes(uptake_s, half_life, left))
     if any(abs(t) > DAY_S for t in reference.candidates_s.values()):
         notes += ("dates_days_apart",)
-    if reference.spread_percent > SPREAD_WARNING_PERCENT:
+    if reference.rule != STATED and reference.spread_percent > SPREAD_WARNING_PERCENT:
         notes += ("reference_spread_above_1_percent",)
     if reference.rule == "acquisition":
         notes += ("reference_is_earliest_acquisition",)
@@ -707,12 +721,7 @@ def _injection(header: PetHeader, times: Sequence[float], half_life_s: float) ->
         if header.injection_zone and abs(apart - round(apart / 900.0) * 900.0) < 1.0:
             # In another zone than the series, which states none: the time of day is the scanner's own clock.
             return header.injection_s + apart, ("injection_time_of_day_used",)
-        raise InputError(
-            "PET_TIME_CONTRADICTS",
-            where="(0018,1072) RadiopharmaceuticalStartTime and (0018,1078) RadiopharmaceuticalStartDateTime",
-            found=f"they lie {abs(apart) / 60:.0f} minutes apart",
-            remedy="give injection_time",
-        )
+        return header.injection_s, ("injection_times_contradict",)
     if clock is None:
         raise _time_missing("(0018,1078) RadiopharmaceuticalStartDateTime", "give injection_time")
     injection = math.floor(acquisition_s / DAY_S) * DAY_S + clock

@@ -127,7 +127,10 @@ def split_cases(cohort: Cases, config: SplitConfig, *, unpaired: bool = False, v
             remedy="list the cases with `petscale inspect --cases`",
         )
     used = {name: cohort.case(name) for name in names if name not in config.leave_out}
-    subjects = people_of({name: (case.subject, case.voxels) for name, case in used.items()})
+    if config.fold_tag:  # who tests with whom is stated, and stands
+        subjects = {name: case.subject for name, case in used.items()}
+    else:
+        subjects = people_of({name: (case.subject, case.voxels) for name, case in used.items()})
     strata = _strata(used, subjects, config.stratify)
     people = sorted(set(subjects.values()))
     order = [people[int(i)] for i in generator(config.seed, Stream.SPLIT).permutation(len(people))]

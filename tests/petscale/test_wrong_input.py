@@ -13,6 +13,7 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+from pydicom.uid import EnhancedPETImageStorage
 
 from petscale.cli import main
 from petscale.cluster import session as sessions
@@ -101,6 +102,13 @@ def bad(scans: Path, tmp_path: Path) -> Callable[[str], list[str]]:
     def missing_slice() -> list[str]:
         next(copy(scans / "pet", tmp_path / "pet").glob("*0012.dcm")).unlink()
         return [str(tmp_path / "pet")]
+
+    def frames_lie() -> list[str]:
+        def edit(ds: pydicom.Dataset) -> None:
+            ds.SOPClassUID = ds.file_meta.MediaStorageSOPClassUID = EnhancedPETImageStorage
+            ds.NumberOfFrames, ds.PerFrameFunctionalGroupsSequence = 1000000000, [pydicom.Dataset()]
+
+        return [str(edited(scans, tmp_path / "pet", edit))]
 
     def truncated() -> list[str]:
         (tmp_path / "cut.nii.gz").write_bytes((scans / "suv.nii.gz").read_bytes()[:-2000])
@@ -209,6 +217,7 @@ INGEST = {
     "dose": "PET_DOSE",
     "two_series": "SER_AMBIGUOUS two",
     "missing_slice": "SER_MISSING_SLICE pet",
+    "frames_lie": "DCM_BAD_FRAMES 00001.dcm",
     "truncated": "NII_TRUNCATED cut.nii.gz",
     "empty_file": "NII_EMPTY empty.nii",
     "not_nifti": "NII_NOT_NIFTI notes.nii",

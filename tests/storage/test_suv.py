@@ -367,8 +367,6 @@ def test_a_small_animal_has_the_suv_of_its_weight() -> None:
         ("PET_DOSE", {"dose_bq": 0.37e6}),  # of a mouse, for a patient of 70 kg
         ("PET_DATES", {"series_s": NOON - 37 * DAY_S, "injection_s": NOON - 37 * DAY_S - 3600}),
         ("PET_DATES", {"private_s": NOON - 2 * DAY_S}),
-        ("PET_TIME_CONTRADICTS", {"injection_clock_s": 10 * 3600.0}),  # the date-time says 11:00
-        ("PET_TIME_CONTRADICTS", {"injection_clock_s": 10 * 3600.0 + 1234, "injection_zone": True}),
         ("PET_NUCLIDE", {"nuclide_meaning": "Gallium-68"}),
         ("PET_NUCLIDE", {"nuclide_code": "C-131A3", "nuclide_meaning": "^68^Gallium"}),
         ("PET_NUCLIDE", {"half_life_s": None, "nuclide_code": "C-131A3", "nuclide_meaning": "^18^Fluorine"}),
@@ -397,6 +395,14 @@ def test_a_tracer_of_another_nuclide_is_noted() -> None:
     assert "tracer_contradicts_nuclide" in suv_conversion(header, beds()).notes
     assert "tracer_contradicts_nuclide" not in suv_conversion(replace(HEADER, tracer="FDG"), beds()).notes
     assert "tracer_contradicts_nuclide" not in suv_conversion(replace(header, tracer="PSMA"), beds()).notes
+
+
+@pytest.mark.parametrize("zone", [False, True])
+def test_two_injection_times_are_noted_and_the_one_with_a_date_is_used(zone: bool) -> None:
+    header = replace(HEADER, injection_clock_s=10 * 3600.0 + 1234, injection_zone=zone)
+    conversion = suv_conversion(header, beds())
+    assert conversion.factors[0] == pytest.approx(expected(NOON))
+    assert "injection_times_contradict" in conversion.notes
 
 
 def test_reprocessing_days_later_is_no_contradiction() -> None:

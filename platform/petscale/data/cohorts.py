@@ -112,7 +112,8 @@ def _fill(
     told = None if outcome.committed or outcome.kept else next(iter(outcome.refused.values()), None)
     for case, error in outcome.refused.items():
         if error is not told:
-            folder = f" ({printable(folders[case])})" if case in folders else ""
+            # On a screen only: what goes into a pipe is kept, and a folder may name a patient.
+            folder = f" ({printable(folders[case])})" if case in folders and console.is_terminal else ""
             console.print(f"refused {case}{folder}: {error}", soft_wrap=True, markup=False)
     if told:
         raise told

@@ -141,6 +141,8 @@ def _facts(found: Inspection) -> dict[str, str | float]:
         if "doses" in told:
             facts[f"{name}: doses"] = "; ".join(sorted(_dose(dose) for dose in told["doses"]))
         for key, values in told.get("statistics", {}).items():
+            if key == "body_median":  # cohorts of earlier versions have none
+                continue
             facts[f"{name}: {key}, median"] = float(values["median"])
     return facts
 

@@ -90,7 +90,7 @@ class Files:
     grid: Literal["pet", "ct"] = "pet"
     other_grids: Literal["refuse", "resample"] = "refuse"
     units: nifti.Units | Literal[""] = ""
-    units_from: Literal["user", "sidecar", "values"] = "user"
+    units_from: Literal["user", "layout", "sidecar", "values"] = "user"
     overrides: suv.Overrides = field(default_factory=suv.Overrides)
     stated: Stated = field(default_factory=Stated)
     choices: Mapping[str, str] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from storage import boxes, dicom, dicom_pairs, geometry, integrity, layout, nift
 from storage.errors import InputError
 from storage.ingest import CasePlan, site_key, subject_hash
 from storage.label_maps import LabelFile, LabelMap, LesionMask, open_labels
-from storage.source import BQML, SUV, Dose, Grid, ImageSource
+from storage.source import BQML, Dose, Grid, ImageSource
 
 __all__ = ["Files", "alias", "is_nifti", "open_case", "open_ct", "open_pet", "suv_factor"]
 
@@ -129,18 +129,19 @@ def with_units(files: Files, scratch: Path) -> Files:
             DICOM series, which states its own; whatever is wrong with the file.
     """
     if not is_nifti(files.pet):
-        if files.units not in ("", SUV):
+        if files.units and files.units_from == "user":
             raise InputError(
                 "CFG_NO_EFFECT",
                 where="--units",
                 found=f"{files.units}, and a DICOM series states its own unit",
                 remedy="leave it out; if the header's unit is wrong, export the series again",
             )
-        return replace(files, units="SUVbw")
+        return files if files.units else replace(files, units="SUVbw", units_from="layout")
     if files.units:
         return files
     if (told := units_beside(files.pet)) is not None:
         return replace(files, units=told, units_from="sidecar")
+    _check_effect(replace(files, units="SUVbw"))
     return replace(files, units=units_by_values(files.pet, scratch), units_from="values")
 
 

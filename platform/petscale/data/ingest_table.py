@@ -20,20 +20,21 @@ ROWS = 40  # `petscale inspect --cases` has them all
 def show_ingested(console: Console, cohort: Path, cases: Sequence[str], folders: Mapping[str, str]) -> None:
     """Print a table of cases: folder, case, SUV factor, voxel size, tracer, images, notes.
 
-    The folder may name a patient: it is shown on the screen of whoever owns the files, and stored nowhere.
+    The folder may name a patient: it is shown on the screen of whoever owns the files alone, and stored nowhere.
 
     Args:
         folders: case -> where its files are.
     """
     opened = open_cohort(cohort)
     table = Table(box=None, pad_edge=False)
-    for column in ("folder", "case", "SUV factor", "voxel size [mm]", "tracer", "images", "notes"):
+    where = ("folder",) if console.is_terminal else ()  # what goes into a pipe is kept
+    for column in (*where, "case", "SUV factor", "voxel size [mm]", "tracer", "images", "notes"):
         table.add_column(column, overflow="fold")
     for name in cases[:ROWS]:
         case = opened.case(name)
         told = {note: None for image in case.images for note in noted(case, image)}
         table.add_row(
-            printable(folders.get(name, "")),
+            *([printable(folders.get(name, ""))] if where else []),
             name,
             _factor(case),
             " x ".join(f"{mm:.4g}" for mm in case.image(case.images[0]).grid.spacing_mm),

@@ -6,7 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
+from highdicom.legacy import LegacyConvertedEnhancedCTImage, LegacyConvertedEnhancedPETImage
+from pydicom.uid import generate_uid
 
 from petscale.cli import main
 from petscale.data.cohorts import fill_cohort
@@ -55,6 +58,26 @@ def test_dicom_pet_and_ct(scans: Path, tmp_path: Path) -> None:
     np.testing.assert_allclose(whole(ct), whole(geometry.Resampled(fine, full.grid)), atol=1e-3)
     assert whole(ct).min() >= -1024
     assert whole(ct).max() > 0
+
+
+def test_enhanced_pet_and_ct(scans: Path, tmp_path: Path) -> None:
+    """Legacy-converted copies give the cohort of the slices that they were made of, alone and beside them."""
+    for kind, convert in (("pet", LegacyConvertedEnhancedPETImage), ("ct", LegacyConvertedEnhancedCTImage)):
+        (tmp_path / kind).mkdir()
+        slices = [pydicom.dcmread(file) for file in sorted((scans / kind).iterdir())]
+        convert(slices, generate_uid(), 9, generate_uid(), 1).save_as(tmp_path / kind / "a.dcm")
+    shutil.copytree(scans / "pet", tmp_path / "both" / "classic")
+    shutil.copy(tmp_path / "pet" / "a.dcm", tmp_path / "both")
+    found = []
+    for name, root, pet in (("classic", scans, "pet"), ("enhanced", tmp_path, "pet"), ("both", tmp_path, "both")):
+        main(["ingest", str(root / pet), str(tmp_path / f"cohort_{name}"), "--ct", str(root / "ct")])
+        case = only(tmp_path / f"cohort_{name}")
+        found.append((case.image("full"), case.image("ct")))
+    for other in found[1:]:
+        for a, b in zip(found[0], other, strict=True):
+            assert a.grid.matches(b.grid)
+            np.testing.assert_array_equal(whole(a), whole(b))
+    assert found[2][0].provenance["notes"] == ["enhanced_copy_passed_by"]
 
 
 def test_cases_of_one_patient_share_their_subject(tmp_path: Path) -> None:

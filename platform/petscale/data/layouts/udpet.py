@@ -115,6 +115,7 @@ def _examination(study: str, key: str, images: dict[float, Path], options: Optio
         others=tuple(dose(drf) for drf in sorted(images) if drf != first),
         other_grids=options.other_grids,
         units="Bq/mL",
+        units_from="layout",
         overrides=options.overrides,
         choices=choices,
     )
