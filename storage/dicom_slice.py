@@ -59,7 +59,7 @@ _SLICE_FIELDS = (
     "NumberOfSlices", "RescaleSlope", "RescaleIntercept", "PixelSpacing", "ImagePositionPatient",
     "ImageOrientationPatient", "AcquisitionDate", "AcquisitionTime", "ActualFrameDuration", "FrameReferenceTime",
     "DecayFactor", "RadiopharmaceuticalInformationSequence", "SeriesNumber", "SeriesDescription", "Manufacturer",
-    "ManufacturerModelName",
+    "ManufacturerModelName", "TriggerTime", "TemporalPositionIdentifier", "ImageIndex", "InstanceNumber",
 )
 # fmt: on
 _TAGS: list[int] = [

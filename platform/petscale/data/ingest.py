@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from petscale.data import frames
 from petscale.data.cohorts import fingerprint
 from petscale.data.examination import FULL, Examination, Files, OtherPet, Stated
 from petscale.data.sidecars import check_beside
@@ -35,9 +36,14 @@ def open_case(files: Files, scratch: Path, *, subject: str | None = None) -> Cas
         InputError: whatever is wrong with the files.
     """
     key = site_key()
-    pet, patient = open_pet(files, scratch)
-    images: dict[str, ImageSource] = {files.name: pet}
-    doses = {files.name: files.dose}
+    images: dict[str, ImageSource]
+    if files.frames:
+        opened = open_dynamic(files, scratch)
+        images, doses, patient = dict(opened.images), dict(opened.doses), opened.patient
+        pet = images[files.name]
+    else:
+        pet, patient = open_pet(files, scratch)
+        images, doses = {files.name: pet}, {files.name: files.dose}
     for other in files.others:
         images[other.name] = open_other(files, other, pet, scratch)
         doses[other.name] = other.dose
@@ -101,9 +107,24 @@ def _more(files: Files) -> list[object]:
     for one in files.labels:
         names = {str(k): v for k, v in (one.names or {}).items()} if isinstance(one, LabelMap) else "lesion"
         more.append([_content(one.path), names])
+    if files.frames:
+        more.append(["frames", files.frames.frames, list(files.frames.pairs)])
+        if files.frame_times is not None:
+            more.append(asdict(files.frame_times))
     for other in files.others:
         more.append([other.name, _content(other.path), layout.dose_attribute(other.dose), other.choice])
     return more
+
+
+def open_dynamic(files: Files, scratch: Path) -> frames.Opened:
+    """Open the images that are made of the frames of the first PET, in SUVbw.
+
+    Raises:
+        InputError: of the file or series, its values and the choice of frames; PET_WEIGHT, PET_DOSE.
+    """
+    if not is_nifti(files.pet):
+        return frames.open_dicom(files)
+    return frames.open_nifti(files, scratch, suv_factor(files), _told_of(files))
 
 
 def open_pet(files: Files, scratch: Path) -> tuple[ImageSource, str]:
@@ -132,10 +153,16 @@ def open_pet_series(files: Files) -> dicom.DicomSource:
 def _open_nifti(files: Files, path: Path, scratch: Path) -> nifti.NiftiSource:
     """A NIfTI PET in SUVbw; its provenance says which values of its factor were stated, and where."""
     check_beside(path, files.units, None)
-    source = nifti.open_nifti(path, units=files.units, workdir=scratch, scale=suv_factor(files))
-    if files.units != BQML or not files.stated.origin:
-        return source
-    return replace(source, provenance={**source.provenance, "stated": dict(files.stated.origin)})
+    try:
+        source = nifti.open_nifti(path, units=files.units, workdir=scratch, scale=suv_factor(files))
+    except InputError as error:
+        raise frames.with_durations(error, replace(files, pet=path)) from None
+    return replace(source, provenance={**source.provenance, **_told_of(files)})
+
+
+def _told_of(files: Files) -> dict[str, object]:
+    """Which values of the factor of a NIfTI PET were stated, and where."""
+    return {"stated": dict(files.stated.origin)} if files.units == BQML and files.stated.origin else {}
 
 
 def open_other(files: Files, other: OtherPet, pet: ImageSource, scratch: Path) -> ImageSource:
