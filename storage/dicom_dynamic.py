@@ -64,7 +64,6 @@ def open_frames(
             found=f"{path.name} is a static series of one frame",
             remedy="leave it out",
         )
-    _check_places(found, path.name)
     every = [s for frame in found.frames for s in frame.slices]
     pet, timings = pet_header(every)
     times, known, time_notes = _timings(found, timings, pet.half_life_s)
@@ -75,6 +74,8 @@ def open_frames(
             found="the same in all frames, whose values are not corrected for decay",
             remedy="export the series with decay correction",
         )
+    begun = [f.acquisition_s for f in times if f.acquisition_s is not None]
+    pet = replace(pet, dynamic_s=0.0 if found.gated or not begun else max(begun) - min(begun))
     conversion = convert(complete(apply_overrides(pet, overrides or Overrides()), stated or Stated()), times)
     timing = _timing(found, times, conversion.half_life_s, known)
     images = images_of(wanted, timing, path.name)
@@ -85,10 +86,10 @@ def open_frames(
     notes += time_notes
     factors = _split(conversion.factors, found)
     volumes = {n: stacked(found.frames[n].slices, (), 0, path.name) for image in images for n in image.used}
-    first = volumes[images[0].used[0]]
-    for n, volume in volumes.items():
-        if not volume.grid.matches(first.grid):
-            raise _grid_error(path.name, n)
+    first = images[0].used[0]
+    for n, volume in sorted(volumes.items()):
+        if not volume.grid.matches(volumes[first].grid):
+            raise _grid_error(path.name, n, first)
 
     def source(image: FrameImage) -> DicomSource:
         parts = [
@@ -103,19 +104,11 @@ def open_frames(
     return tuple((image, source(image)) for image in images)
 
 
-def _check_places(found: Frames, where: str) -> None:
-    """Refuse frames that have as many slices as the others, at other places: a table that was moved, another grid."""
-    most = max(len(frame.slices) for frame in found.frames)
-    moved = [n for n, frame in enumerate(found.frames) if frame.lacking and len(frame.slices) == most]
-    if moved:
-        raise _grid_error(where, moved[-1])
-
-
-def _grid_error(where: str, number: int) -> InputError:
+def _grid_error(where: str, number: int, first: int) -> InputError:
     return InputError(
         "FRM_GRID",
         where=where,
-        found=f"frame {number + 1} does not lie where the first one lies",
+        found=f"frame {number + 1} does not lie where frame {first + 1} lies",
         remedy="choose frames of one place, or export all of them on one grid",
     )
 
@@ -158,7 +151,7 @@ def _timings(
 
 def _timing(found: Frames, frames: Sequence[Frame], half_life_s: float | None, known: bool) -> Timing:
     """Starts and durations as (frames, places); of a frame that is not whole, the median of what there is."""
-    places = len(found.frames[0].slices) + found.frames[0].lacking
+    places = max(len(frame.slices) for frame in found.frames)
 
     def table(values: Sequence[float | None]) -> NDArray[np.float64]:
         rows = _split([np.nan if v is None else v for v in values], found)

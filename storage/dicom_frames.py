@@ -25,7 +25,7 @@ Key = Callable[[Slice], Hashable | None]  # what the slices of one frame have in
 
 @dataclass(frozen=True, eq=False)
 class FrameSlices:
-    """One frame or gate: its slices by increasing position, and how many places of the series it lacks."""
+    """One frame or gate: its slices by increasing position, and how many fewer there are than of other frames."""
 
     slices: tuple[Slice, ...] = field(repr=False)
     lacking: int
@@ -65,6 +65,8 @@ def frames_of(slices: Sequence[Slice]) -> Frames | None:
         if (groups := _grouped(places, key)) is None:
             continue
         whole = sum(len(group) == len(places) for group in groups) / len(groups)
+        if len(groups) == integer_of(slices[0].header, "NumberOfTimeSlices") > 1:
+            whole = max(whole, 1e-3)  # frames that lie in several places are still so many
         if whole > best_whole:
             best, best_whole = groups, whole
     if best is None or best_whole < 1:
@@ -73,7 +75,8 @@ def frames_of(slices: Sequence[Slice]) -> Frames | None:
     if best is None:
         return None
     best.sort(key=_gate_order if gates else _time_order)
-    frames = tuple(FrameSlices(tuple(group), len(places) - len(group)) for group in best)
+    most = max(len(group) for group in best)
+    frames = tuple(FrameSlices(tuple(group), most - len(group)) for group in best)
     return Frames(frames, gates, len(slices) - sum(len(group) for group in best))
 
 

@@ -60,6 +60,7 @@ _SLICE_FIELDS = (
     "ImageOrientationPatient", "AcquisitionDate", "AcquisitionTime", "ActualFrameDuration", "FrameReferenceTime",
     "DecayFactor", "RadiopharmaceuticalInformationSequence", "SeriesNumber", "SeriesDescription", "Manufacturer",
     "ManufacturerModelName", "TriggerTime", "TemporalPositionIdentifier", "ImageIndex", "InstanceNumber",
+    "NumberOfTimeSlices",
 )
 # fmt: on
 _TAGS: list[int] = [

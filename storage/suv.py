@@ -85,6 +85,7 @@ class PetHeader:
         injection_s: injection with its date.  injection_clock_s: time of day only, in s after midnight.
         series_s: SeriesDate + SeriesTime.  private_s: GE's scan date-time (0009,100D).
         counts_to_suv, counts_to_bqml: Philips (7053,1000) and (7053,1009).
+        dynamic_s: of a dynamic series, from its first acquisition to its last: the injection may lie between them.
         overridden: the fields that the user has given instead of the header.
     completed: the fields that the header lacks and a table or a sidecar states.
     """
@@ -105,6 +106,7 @@ class PetHeader:
     private_s: float | None = None
     counts_to_suv: float | None = None
     counts_to_bqml: float | None = None
+    dynamic_s: float = 0.0
     overridden: tuple[str, ...] = ()
     completed: tuple[str, ...] = ()
 
@@ -436,7 +438,7 @@ def _from_activity(header: PetHeader, frames: Sequence[Frame]) -> SuvConversion:
             raise _time_missing("(0008,0032) AcquisitionTime", "no override replaces it; export the series again")
         injection, injection_notes = _injection(header, min(times), half_life)
         _uptake_notes(max(times) - injection, half_life)
-        uptake_notes = _uptake_notes(min(times) - injection, half_life)
+        uptake_notes = _uptake_notes(min(times) - injection, half_life, header.dynamic_s)
         factors = []
         for f in frames:
             assert f.acquisition_s is not None
@@ -450,7 +452,7 @@ def _from_activity(header: PetHeader, frames: Sequence[Frame]) -> SuvConversion:
 
     reference = reference_time(header, frames, half_life)
     injection, injection_notes = _injection(header, min(times, default=reference.time_s), half_life)
-    notes += (*injection_notes, *_uptake_notes(reference.time_s - injection, half_life))
+    notes += (*injection_notes, *_uptake_notes(reference.time_s - injection, half_life, header.dynamic_s))
     if reference.spread_percent > SPREAD_WARNING_PERCENT:
         notes += ("reference_spread_above_1_percent",)
     if reference.rule == "acquisition":
@@ -599,7 +601,7 @@ def _injection(header: PetHeader, acquisition_s: float, half_life_s: float) -> t
     if header.injection_clock_s is None:
         raise _time_missing("(0018,1078) RadiopharmaceuticalStartDateTime", "give injection_time")
     injection = math.floor(acquisition_s / DAY_S) * DAY_S + header.injection_clock_s
-    if injection <= acquisition_s:
+    if injection <= acquisition_s + header.dynamic_s:
         return injection, ()
     injection -= DAY_S
     if acquisition_s - injection > OVERNIGHT_UPTAKE_S:
@@ -607,8 +609,10 @@ def _injection(header: PetHeader, acquisition_s: float, half_life_s: float) -> t
     return injection, ("injection_on_previous_day",)
 
 
-def _uptake_notes(uptake_s: float, half_life_s: float) -> tuple[str, ...]:
+def _uptake_notes(uptake_s: float, half_life_s: float, dynamic_s: float = 0.0) -> tuple[str, ...]:
     where = "(0018,1078) RadiopharmaceuticalStartDateTime"
+    if -dynamic_s <= uptake_s < 0:
+        return ("injection_during_the_series",)
     if uptake_s < 0:
         raise _time_order(where, "an injection after the time the voxels are decay-corrected to")
     if uptake_s > MAX_HALF_LIVES * half_life_s:
