@@ -215,7 +215,7 @@ def told_durations(count: int, durations_s: Sequence[float | None], gated: bool 
     runs = [(value, len(list(group))) for value, group in itertools.groupby(known)]
     if len(runs) == 1:
         return f"{count} {kind} of {known[0]:g} s each"
-    listed = [f"{n} x {value:g}" for value, n in runs[:12]] + ["..."] * (len(runs) > 12)
+    listed = [f"{n} x {value:g}" if n > 1 else f"{value:g}" for value, n in runs[:12]] + ["..."] * (len(runs) > 12)
     return f"{count} {kind} of {', '.join(listed)} s"
 
 
