@@ -25,6 +25,12 @@ STARTS, DURATIONS = [0.0, 30.0, 90.0, 400.0, 1000.0], [30.0, 60.0, 300.0, 600.0,
 LEVELS = [0.5, 1.0, 2.0, 3.0, 2.5]  # uptake that changes between the frames
 
 
+@pytest.fixture(autouse=True)
+def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of a test need not survive a power cut: a sync of each takes most of the time."""
+    monkeypatch.setattr("os.fsync", lambda _: None)
+
+
 @pytest.fixture
 def frames() -> list[Made]:
     return uniform(LEVELS, STARTS, DURATIONS)

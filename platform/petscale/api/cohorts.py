@@ -346,8 +346,8 @@ class Cohort:
 
         Columns: ``case``, ``subject`` (keyed hash of the patient), ``image``, ``units``, ``voxels_z``, ``voxels_y``,
         ``voxels_x``, ``spacing_z_mm``, ``spacing_y_mm``, ``spacing_x_mm``, ``drf`` (dose reduction factor, NaN where
-        it is unknown or the image has no dose), ``dose_relation`` (``full``, ``thinned``, ``separate``, ``simulated``,
-        or empty), ``labels`` (names of the labels of a label image, separated by commas).
+        it is unknown or the image has no dose), ``dose_relation`` (``full``, ``thinned``, ``separate``, ``frames``,
+        ``simulated``, or empty), ``labels`` (names of the labels of a label image, separated by commas).
 
         >>> table = petscale.open_cohort("cohort").table()
         >>> table.query("case == 'phantom-000' and units == 'SUVbw'")[["image", "voxels_z", "spacing_z_mm", "drf"]]

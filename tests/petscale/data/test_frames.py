@@ -20,11 +20,13 @@ from petscale.data.cohorts import fingerprint
 from petscale.data.examination import Files, FrameTimes
 from petscale.data.ingest import open_case
 from petscale.data.sidecars import frame_times, times_beside
+from storage.dicom_write import write_series
 from storage.errors import InputError
 from storage.frames import Wanted
 from storage.ingest import site_key
 from storage.integrity import file_digest
 from storage.reader import Case, open_cohort
+from storage.source import HU, ArraySource
 from storage.suv import Overrides
 from storage.verification import verify
 
@@ -208,6 +210,16 @@ def test_a_dicom_pair_by_the_api_and_by_a_recipe(tmp_path: Path, frames: list[Ma
     (tmp_path / "one.yaml").write_text("sources:\n  - {path: data, pet: pet, frames: 3}\nnames: folder\n")
     main(["ingest", str(tmp_path / "one.yaml"), str(tmp_path / "e")])
     np.testing.assert_allclose(voxels(open_cohort(tmp_path / "e").case("p01")), frames[2].suv, rtol=2e-4)
+
+
+def test_a_sum_with_its_ct_by_the_headers_of_a_study(tmp_path: Path, frames: list[Made]) -> None:
+    write_dynamic(tmp_path / "export/pet", frames)
+    values = np.linspace(-1000, 500, np.prod(GRID.shape), dtype=np.float32).reshape(GRID.shape)
+    write_series(tmp_path / "export/ct", ArraySource(values, GRID, HU), series_number=2)
+    case = ingested(tmp_path / "export", tmp_path / "c", "--layout", "study", "--frames", "2-4")
+    assert case.images == ("body", "ct", "full")
+    np.testing.assert_allclose(voxels(case), long_frame(frames[1:]), rtol=2e-4)
+    np.testing.assert_allclose(voxels(case, "ct"), values, atol=0.6)
 
 
 def test_a_dry_run_tells_the_images(scan: Path, tmp_path: Path, frames: list[Made], capsys: Any) -> None:
