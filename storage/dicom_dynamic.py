@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.dataset import Dataset
 
 from storage.dicom import DicomSource, pet_header, source_of
 from storage.dicom_frames import Frames, acquired_s, frames_of, lacking_frames, told_frames
@@ -99,9 +100,14 @@ def open_frames(
         template = volumes[image.used[0]]
         volume = Volume(template.slices, template.grid, template.notes + notes + image.notes, skipped)
         made = source_of(volume, "PT", replace(conversion, factors=parts[0][1]), {"frames": dict(image.facts)})
-        return replace(made, added=tuple(parts[1:]))
+        return replace(made, added=tuple((_bare(slices), factors) for slices, factors in parts[1:]))
 
     return tuple((image, source(image)) for image in images)
+
+
+def _bare(slices: Sequence[Slice]) -> tuple[Slice, ...]:
+    """Slices without their headers, which are 25 KB each and are read no more: there may be 30 000."""
+    return tuple(replace(s, header=Dataset()) for s in slices)
 
 
 def _grid_error(where: str, number: int, first: int) -> InputError:

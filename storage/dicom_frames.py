@@ -58,7 +58,11 @@ def frames_of(slices: Sequence[Slice]) -> Frames | None:
     places = places_of(slices)
     kind = text_of(slices[0].header, "SeriesType").upper()
     times_alone: tuple[Key, ...] = (_temporal_position, _image_index, acquired_s, _reference_ms)
-    gates = kind.startswith("GATED") or (not kind.startswith("DYNAMIC") and _differ_by(places, _trigger_ms))
+    # Of a series that does not say what it is, a trigger time may also be the time of a frame: gates share theirs.
+    unsaid = not kind.startswith(("GATED", "DYNAMIC"))
+    gates = kind.startswith("GATED") or (
+        unsaid and _differ_by(places, _trigger_ms) and not _differ_by(places, acquired_s)
+    )
     best: list[list[Slice]] | None = None
     best_whole = 0.0
     for key in ((_trigger_ms,) if gates else ()) + times_alone:

@@ -340,6 +340,15 @@ def test_gates_are_in_order_of_their_trigger_time(tmp_path: Path) -> None:
     np.testing.assert_allclose(opened(folder, "all")[0], sum(g.suv for g in gates) / 3, rtol=2e-4)
 
 
+def test_a_trigger_time_that_is_the_time_of_a_frame(tmp_path: Path, frames: list[Made]) -> None:
+    def unsaid(number: int, z: int, ds: Dataset) -> None:
+        ds.SeriesType, ds.TriggerTime = ["WHOLE BODY", "IMAGE"], str(1e6 - 1000 * number)
+
+    folder = write_dynamic(tmp_path / "pt", frames, edit=unsaid)
+    assert "5 frames of" in str(_static(folder))
+    np.testing.assert_allclose(opened(folder, "all")[0], long_frame(frames), rtol=2e-4)
+
+
 def test_gates_of_unequal_duration(tmp_path: Path) -> None:
     folder, gates = gated(tmp_path, [60.0, 60.0, 120.0])
     np.testing.assert_allclose(

@@ -50,7 +50,7 @@ def stated_by(where: str, said: Mapping[str, Any]) -> Stated:
     if half_life_s is None:
         raise wrong(f"{where}, TracerRadionuclide", "no positron emitter that petscale knows", "state F18, Ga68, ...")
     uptake = numbers["ImageDecayCorrectionTime"] - numbers["InjectionStart"]
-    if uptake < 0:
+    if uptake < 0 and not _during_the_scan(numbers["InjectionStart"], said):
         raise wrong(where, "voxels corrected to a time before the injection", "correct InjectionStart")
     return Stated(
         dose_mbq=numbers["InjectedRadioactivity"] * MBQ[unit],
@@ -99,6 +99,13 @@ def check_beside(path: Path, units: str, left_mbq: float | None) -> None:
             f"that the voxels are corrected to ({stated.dose_mbq:.1f} MBq were given)",
             remedy=f"give --dose-mbq {left:.1f}, use --layout bids, or correct the sidecar",
         )
+
+
+def _during_the_scan(injection_s: float, said: Mapping[str, Any]) -> bool:
+    """Whether the injection lies before the last of several frames: a dynamic scan often starts before it."""
+    starts = said.get("FrameTimesStart")
+    later = [s for s in starts if isinstance(s, int | float) and s > injection_s] if isinstance(starts, list) else []
+    return bool(later)
 
 
 def frame_times(where: str, said: Mapping[str, Any]) -> FrameTimes:

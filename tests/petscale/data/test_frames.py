@@ -146,6 +146,21 @@ def test_bids(tmp_path: Path, frames: list[Made]) -> None:
     np.testing.assert_allclose(voxels(case, "low_frames1-2"), long_frame(frames[:2]), rtol=1e-5)
 
 
+def test_bids_with_an_injection_during_the_scan(tmp_path: Path, frames: list[Made], refused: Refused) -> None:
+    """The dose that would have been there at the first frame's start is more than that injected 25 s later."""
+    place = tmp_path / "bids/sub-01/pet"
+    left = DOSE_MBQ * 1e6 * np.exp(RATE * 25.0)
+    write_4d(place / "sub-01_pet.nii.gz", [f.suv * np.float32(left / (WEIGHT_KG * 1000)) for f in frames])
+    said = {**sidecar(STARTS, DURATIONS), "FrameTimesStart": STARTS, "ImageDecayCorrectionTime": 0}
+    (place / "sub-01_pet.json").write_text(json.dumps({**said, "InjectionStart": 25}))
+    (tmp_path / "bids/participants.tsv").write_text(f"participant_id\tweight\nsub-01\t{WEIGHT_KG:g}\n")
+    case = ingested(tmp_path / "bids", tmp_path / "c", "--layout", "bids", "--frames", "all")
+    np.testing.assert_allclose(voxels(case), long_frame(frames), rtol=1e-5)
+    (place / "sub-01_pet.json").write_text(json.dumps({**said, "InjectionStart": 5000}))
+    line = refused("ingest", tmp_path / "bids", tmp_path / "d", "--layout", "bids", "--frames", "all")
+    assert line.startswith("BIDS_SIDECAR")
+
+
 def test_suv_without_a_sidecar_is_weighted_by_the_headers_time_step(tmp_path: Path, frames: list[Made]) -> None:
     path = write_4d(tmp_path / "suv.nii.gz", [f.suv for f in frames], step_s=300.0)
     case = ingested(path, tmp_path / "c", "--frames", "2-3")
