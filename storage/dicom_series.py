@@ -247,7 +247,10 @@ def _refuse_frames(slices: Sequence[Slice], where: str) -> None:
     found = frames_of(slices)
     if found is not None and len(found.frames) > 1:
         lacking = lacking_frames(found)
-        raise series_error("SER_PARTIAL_VOLUME" if lacking else "SER_DYNAMIC", where, *told_frames(found, lacking))
+        told, remedy = told_frames(found, lacking)
+        if text_of(slices[0].header, "Modality") != "PT":  # frames are chosen of a PET alone
+            remedy = "export one phase, or the average of all, as a series of its own"
+        raise series_error("SER_PARTIAL_VOLUME" if lacking else "SER_DYNAMIC", where, told, remedy)
 
 
 def _stack(slices: Sequence[Slice], where: str) -> tuple[Grid, tuple[str, ...]]:

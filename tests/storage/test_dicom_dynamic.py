@@ -17,8 +17,10 @@ from pydicom.uid import generate_uid
 
 from storage.dicom import open_series
 from storage.dicom_dynamic import open_frames
+from storage.dicom_write import write_series
 from storage.errors import InputError
 from storage.frames import Wanted
+from storage.source import HU, ArraySource
 
 CORRECTIONS = get_args(Correction)
 STARTS, DURATIONS = [0.0, 30.0, 90.0, 400.0, 1000.0], [30.0, 60.0, 300.0, 600.0, 1800.0]
@@ -338,6 +340,19 @@ def test_gates_are_in_order_of_their_trigger_time(tmp_path: Path) -> None:
     for number, gate in enumerate(reversed(gates), 1):
         np.testing.assert_allclose(opened(folder, str(number))[0], gate.suv, rtol=2e-4)
     np.testing.assert_allclose(opened(folder, "all")[0], sum(g.suv for g in gates) / 3, rtol=2e-4)
+
+
+def test_phases_of_a_ct_are_not_chosen_by_frames(tmp_path: Path) -> None:
+    for phase in range(2):
+
+        def of_phase(z: int, ds: Dataset, phase: int = phase) -> None:
+            ds.SOPInstanceUID = generate_uid()
+            ds.AcquisitionTime = f"12000{phase}"
+
+        values = np.linspace(-1000, 500 + phase, np.prod(GRID.shape), dtype=np.float32).reshape(GRID.shape)
+        write_series(tmp_path / "ct" / str(phase), ArraySource(values, GRID, HU), series_number=2, edit=of_phase)
+    with pytest.raises(InputError, match="SER_DYNAMIC ct: 2 frames of unknown duration; export one phase"):
+        open_series(tmp_path / "ct", modality="CT")
 
 
 def test_a_trigger_time_that_is_the_time_of_a_frame(tmp_path: Path, frames: list[Made]) -> None:

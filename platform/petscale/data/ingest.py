@@ -173,7 +173,20 @@ def open_other(files: Files, other: OtherPet, pet: ImageSource, scratch: Path) -
     Raises:
         InputError: PAIR_FORMAT, PAIR_PATIENT_MISMATCH, PAIR_FRAME_MISMATCH, and whatever is wrong with the file.
     """
-    source: ImageSource
+    try:
+        source = _open_other(files, other, pet, scratch)
+    except InputError as error:
+        if error.code not in ("SER_DYNAMIC", "SER_PARTIAL_VOLUME", "NII_4D"):
+            raise
+        remedy = "give a static low dose, or make low doses of the first PET's own frames: --frame-pairs without --low"
+        raise InputError(error.code, where=error.where, found=error.found, remedy=remedy) from None
+    check_grid(files, other, source.grid, pet.grid)
+    if source.grid.matches(pet.grid):
+        return source
+    return geometry.Resampled(source, pet.grid, outside=0.0)
+
+
+def _open_other(files: Files, other: OtherPet, pet: ImageSource, scratch: Path) -> ImageSource:
     if is_nifti(other.path) != is_nifti(files.pet):
         raise InputError(
             "PAIR_FORMAT",
@@ -189,18 +202,14 @@ def open_other(files: Files, other: OtherPet, pet: ImageSource, scratch: Path) -
                 found="a separate scan as NIfTI in Bq/mL: its weight, dose and time are its own",
                 remedy="convert it to SUV, or give both scans as DICOM",
             )
-        source = _open_nifti(files, other.path, scratch)
+        return _open_nifti(files, other.path, scratch)
+    assert isinstance(pet, dicom.DicomSource)
+    if _own_scale(other.dose):
+        source = dicom.open_series(other.path, modality="PT", choice=other.choice)
     else:
-        assert isinstance(pet, dicom.DicomSource)
-        if _own_scale(other.dose):
-            source = dicom.open_series(other.path, modality="PT", choice=other.choice)
-        else:
-            source = dicom_pairs.open_thinned(other.path, pet, choice=other.choice)
-        dicom_pairs.check_pair(pet, source)
-    check_grid(files, other, source.grid, pet.grid)
-    if source.grid.matches(pet.grid):
-        return source
-    return geometry.Resampled(source, pet.grid, outside=0.0)
+        source = dicom_pairs.open_thinned(other.path, pet, choice=other.choice)
+    dicom_pairs.check_pair(pet, source)
+    return source
 
 
 def check_grid(files: Files, other: OtherPet, grid: Grid, first: Grid) -> None:

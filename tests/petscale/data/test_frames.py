@@ -20,13 +20,16 @@ from petscale.data.cohorts import fingerprint
 from petscale.data.examination import Files, FrameTimes
 from petscale.data.ingest import open_case
 from petscale.data.sidecars import frame_times, times_beside
+from petscale.data.simulate import simulation_plans
 from storage.dicom_write import write_series
 from storage.errors import InputError
 from storage.frames import Wanted
 from storage.ingest import site_key
 from storage.integrity import file_digest
+from storage.lowdose import LowDoseConfig
+from storage.phantom import PhantomConfig, phantom
 from storage.reader import Case, open_cohort
-from storage.source import HU, ArraySource
+from storage.source import HU, ArraySource, Dose
 from storage.suv import Overrides
 from storage.verification import verify
 
@@ -292,6 +295,29 @@ def test_refusals(scan: Path, tmp_path: Path, frames: list[Made], refused: Refus
 def _moved(number: int, z: int, ds: Dataset) -> None:
     x, y, along = ds.ImagePositionPatient
     ds.ImagePositionPatient = [f"{float(x) + 4 * number:g}", y, along]
+
+
+def test_where_frames_cannot_be_chosen_the_remedy_is_another(
+    scan: Path, tmp_path: Path, frames: list[Made], refused: Refused
+) -> None:
+    pet = write_dynamic(tmp_path / "pet", frames)
+    still = write_dynamic(tmp_path / "still", frames[:1])
+    nibabel.save(nibabel.Nifti1Image(frames[0].suv.T, GRID.affine), tmp_path / "still.nii.gz")
+    (tmp_path / "dyn_pet.json").unlink()
+    for full, low, code in ((still, pet, "SER_DYNAMIC"), (tmp_path / "still.nii.gz", scan, "NII_4D")):
+        line = refused("ingest", full, tmp_path / "c", "--low", f"20={low}")
+        assert line.startswith(code)
+        assert "give a static low dose" in line
+
+
+def test_simulated_doses_come_beside_those_of_frames(tmp_path: Path) -> None:
+    body = phantom(PhantomConfig(shape=(24, 32, 32), spacing_mm=(40.0, 14.0, 14.0))).activity
+    voxels_ = body.read(0, 24)
+    write_4d(tmp_path / "suv.nii.gz", [voxels_, voxels_ * np.float32(1.1)], step_s=60.0)
+    main(["ingest", str(tmp_path / "suv.nii.gz"), str(tmp_path / "c"), "--case", "p1", "--frame-pairs", "2"])
+    plan = simulation_plans(tmp_path / "c", "full", LowDoseConfig(), [4.0], 1)["p1"](tmp_path)
+    assert {*plan.images} == {"full", "low_drf4", "truth", "low_frame2"}
+    assert plan.doses["low_frame2"] == Dose(1.0, "frames", False)
 
 
 def test_a_layout_that_knows_no_frames(tmp_path: Path, refused: Refused) -> None:
