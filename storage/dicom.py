@@ -37,7 +37,8 @@ class DicomSource:
     """A DICOM series as an ``ImageSource``; slices are in the order of increasing position along the normal.
 
     ``patient_id`` and ``frame_of_reference`` are the raw values: the first only to be salted and hashed, the second
-    only to be compared.
+    only to be compared.  ``added`` holds the slices and factors of further frames, whose values are added to those of
+    ``slices``; the factors then hold the weights of a mean (``storage.frames``).
     """
 
     grid: Grid
@@ -48,6 +49,7 @@ class DicomSource:
     conversion: SuvConversion | None = field(repr=False)
     patient_id: str = field(repr=False)
     frame_of_reference: str = field(repr=False)
+    added: tuple[tuple[tuple[Slice, ...], tuple[float, ...]], ...] = field(default=(), repr=False)
 
     @property
     def belonging(self) -> Belonging:
@@ -65,6 +67,9 @@ class DicomSource:
             np.multiply(pixels_of(s), np.float32(s.slope * factor), out=out, dtype=np.float32, casting="unsafe")
             if s.intercept:
                 out += np.float32(s.intercept * factor)
+        for slices, factors in self.added:
+            for out, s, factor in zip(slab, slices[z0:z1], factors[z0:z1], strict=True):  # a PET slice has intercept 0
+                out += np.multiply(pixels_of(s), np.float32(s.slope * factor), dtype=np.float32, casting="unsafe")
         return slab
 
 

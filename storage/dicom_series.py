@@ -12,6 +12,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from storage import dicom_words
+from storage.dicom_frames import distinct, frames_of, lacking_frames, places_of, told_frames
 from storage.dicom_header import file_error, integer_of, integer_text, items_of, tag_name, text_of
 from storage.dicom_slice import (
     DICOM_SUFFIXES,
@@ -151,6 +152,27 @@ def find_series(folder: Path, *, modality: Modality) -> tuple[Series, ...]:
 
 def find_volume(path: Path, modality: Modality, of: Belonging | None, choice: str) -> Volume:
     """Find the one series that is meant below a path and sort its slices; as ``open_series``, without values."""
+    found = find_slices(path, modality, of, choice)
+    slices, notes = _one_volume(found.slices, path.name)
+    return stacked(slices, notes, found, path.name)
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The one series that is meant: its slices, unsorted and alike but for their places and times.
+
+    Args:
+        skipped: how many other files there are.
+        beside: what lies beside the slices and should be known -> how often.
+    """
+
+    slices: tuple[Slice, ...]
+    skipped: int
+    beside: Mapping[str, int]
+
+
+def find_slices(path: Path, modality: Modality, of: Belonging | None, choice: str) -> Found:
+    """Find the one series that is meant below a path; as ``open_series``, without values."""
     series = find_series(path, modality=modality)
     if len(series) > 2 and all(len(s.slices) == 1 for s in series):
         raise series_error("SER_INCONSISTENT_UID", path.name, f"{len(series)} slices with {len(series)} series UIDs")
@@ -164,16 +186,26 @@ def find_volume(path: Path, modality: Modality, of: Belonging | None, choice: st
     slices = meant[0].slices
     skipped = series[0].skipped + sum(len(s.slices) for s in series if s is not meant[0])
     _check_alike(slices, path.name)
-    slices, notes = _one_volume(slices, path.name)
-    grid, grid_notes = _stack(slices, path.name)
-    notes += (*grid_notes, *("enhanced_copy_passed_by",) * bool(copies))
-    if modality == "PT" and any(s.intercept for s in slices):
+    beside = {**meant[0].beside, "enhanced_copy": len(copies)}
+    return Found(slices, skipped, beside)
+
+
+def stacked(slices: tuple[Slice, ...], notes: tuple[str, ...], found: Found, where: str) -> Volume:
+    """Return the volume of sorted slices, one per place.
+
+    Raises:
+        InputError: ``IMG_TOO_SMALL``, ``SER_TILT``, ``SER_NONUNIFORM``, ``SER_MISSING_SLICE``.
+    """
+    grid, grid_notes = _stack(slices, where)
+    notes += grid_notes
+    if any(text_of(s.header, "Modality") == "PT" and s.intercept for s in slices):
         notes += ("intercept_applied",)
-    notes += _beside_notes(meant[0], len(slices), path.name)
+    notes += _beside_notes(found, slices, where)
+    skipped = found.skipped
     return Volume(slices, grid, notes, skipped)
 
 
-def _beside_notes(series: Series, found: int, where: str) -> tuple[str, ...]:
+def _beside_notes(found: Found, slices: Sequence[Slice], where: str) -> tuple[str, ...]:
     """What lies beside a volume, as notes; what may have been its slices, where the header says that some are missing.
 
     NumberOfSlices (0054,0081) alone does not refuse: it often stays when somebody cuts a series to a region.
@@ -181,15 +213,18 @@ def _beside_notes(series: Series, found: int, where: str) -> tuple[str, ...]:
     Raises:
         InputError: ``SER_MISSING_SLICE``.
     """
-    stated = max((integer_of(s.header, "NumberOfSlices") for s in series.slices), default=-1)
-    lost = {kind: count for kind, count in series.beside.items() if kind in LOST and count}
-    if found < stated and lost:
+    stated = max(integer_of(s.header, "NumberOfSlices") for s in slices)
+    lost = {kind: count for kind, count in found.beside.items() if kind in LOST and count}
+    if len(slices) < stated and lost:
         told = ", ".join(f"{count} {LOST[kind]}" for kind, count in lost.items())
         raise series_error(
-            "SER_MISSING_SLICE", where, f"{found} of {stated} slices (NumberOfSlices), and {told}", "copy it again"
+            "SER_MISSING_SLICE",
+            where,
+            f"{len(slices)} of {stated} slices (NumberOfSlices), and {told}",
+            "copy it again",
         )
-    notes = tuple(f"{kind}_passed_by" for kind, count in series.beside.items() if count)
-    return notes + ("fewer_slices_than_header_says",) * (found < stated)
+    notes = tuple(f"{kind}_passed_by" for kind, count in found.beside.items() if count)
+    return notes + ("fewer_slices_than_header_says",) * (len(slices) < stated)
 
 
 def series_line(series: Series) -> str:
@@ -341,37 +376,36 @@ def _check_alike(slices: Sequence[Slice], where: str) -> None:
 
 def _one_volume(slices: Sequence[Slice], where: str) -> tuple[tuple[Slice, ...], tuple[str, ...]]:
     """Sort by position along the normal; drop exact copies; refuse several volumes in one series."""
-    ordered = sorted(slices, key=lambda s: s.along)
-    places: list[list[Slice]] = [[ordered[0]]]
-    for s in ordered[1:]:
-        if s.along - places[-1][0].along < SAME_PLACE_MM:
-            places[-1].append(s)
-        else:
-            places.append([s])
-    different = [_distinct(place) for place in places]
+    places = places_of(slices)
+    dynamic = text_of(slices[0].header, "SeriesType").startswith(("DYNAMIC", "GATED"))
+    if dynamic and len(slices) > len(places):
+        _refuse_frames(slices, where)  # before pixels are compared: frames of a phantom may be equal
+    different = [distinct(place) for place in places]
     counts = Counter(len(place) for place in different)
     if set(counts) == {1}:
-        copies = len(ordered) - len(places)
+        copies = len(slices) - len(places)
         return tuple(place[0] for place in different), ("identical_slices_dropped",) * bool(copies)
     several = len(places) - counts[1]
     if len(counts) == 1 and len(places) > 1:
-        found = f"{next(iter(counts))} frames of {len(places)} slices"
+        _refuse_frames(slices, where)
+        found = f"{next(iter(counts))} frames of {len(places)} slices, and nothing says which slice is of which frame"
         raise series_error("SER_DYNAMIC", where, found, "export one frame, or the static reconstruction")
-    if 2 * several > len(places) or text_of(ordered[0].header, "SeriesType").startswith(("DYNAMIC", "GATED")):
+    if 2 * several > len(places) or dynamic:
+        _refuse_frames(slices, where)
         found = f"several frames, of which one has {several} of {len(places)} slices"
-        raise series_error("SER_PARTIAL_VOLUME", where, found, "export one complete frame")
+        raise series_error("SER_PARTIAL_VOLUME", where, found, "copy the whole series, or export one complete frame")
     raise series_error("SER_DUPLICATE_SLICE", where, f"{several} positions with two different slices")
 
 
-def _distinct(place: Sequence[Slice]) -> list[Slice]:
-    kept: list[Slice] = []
-    for s in place:
-        if not any(
-            (s.slope, s.intercept) == (k.slope, k.intercept) and np.array_equal(pixels_of(s), pixels_of(k))
-            for k in kept
-        ):
-            kept.append(s)
-    return kept
+def _refuse_frames(slices: Sequence[Slice], where: str) -> None:
+    """Refuse several frames or gates where they can be told apart, saying how to choose among them."""
+    found = frames_of(slices)
+    if found is not None and len(found.frames) > 1:
+        lacking = lacking_frames(found)
+        told, remedy = told_frames(found, lacking)
+        if text_of(slices[0].header, "Modality") != "PT":  # frames are chosen of a PET alone
+            remedy = "export one phase, or the average of all, as a series of its own"
+        raise series_error("SER_PARTIAL_VOLUME" if lacking else "SER_DYNAMIC", where, told, remedy)
 
 
 def _stack(slices: Sequence[Slice], where: str) -> tuple[Grid, tuple[str, ...]]:

@@ -81,7 +81,8 @@ _SLICE_FIELDS = (
     "NumberOfSlices", "RescaleSlope", "RescaleIntercept", "PixelSpacing", "ImagePositionPatient",
     "ImageOrientationPatient", "AcquisitionDate", "AcquisitionTime", "ActualFrameDuration", "FrameReferenceTime",
     "DecayFactor", "RadiopharmaceuticalInformationSequence", "SeriesNumber", "SeriesDescription", "Manufacturer",
-    "ManufacturerModelName", "TriggerTime",
+    "ManufacturerModelName", "TriggerTime", "TemporalPositionIdentifier", "ImageIndex", "InstanceNumber",
+    "NumberOfTimeSlices",
 )
 # fmt: on
 _TAGS: list[int] = [

@@ -37,6 +37,8 @@ CHUNK_BYTES = 1 << 20
 SLAB_BYTES = 32 << 20
 AFFINE_TOLERANCE_MM = 0.1  # between sform and qform at the corners: their rounding is below it, an L/R flip is not
 MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: unknown (read as mm), metre, mm, micron
+S_PER_UNIT = {8: 1.0, 16: 1e-3, 24: 1e-6}  # xyzt_units: s, ms, us
+MAX_VOLUMES = 32767  # what a NIfTI-1 axis can hold
 READABLE = frozenset(["u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
 
 
@@ -50,11 +52,32 @@ class _Layout:
     slope: float
     intercept: float
     notes: tuple[str, ...]
+    volumes: int = 1
+    step_s: float | None = None
+
+    @property
+    def bytes_each(self) -> int:
+        z, y, x = self.grid.shape
+        return z * y * x * np.dtype(self.dtype).itemsize
 
     @property
     def end(self) -> int:
-        z, y, x = self.grid.shape
-        return self.offset + z * y * x * np.dtype(self.dtype).itemsize
+        return self.offset + self.volumes * self.bytes_each
+
+
+@dataclass(frozen=True)
+class Volumes:
+    """What the header of a file of one or several volumes says of them.
+
+    Args:
+        grid: of each.
+        count: how many.
+        step_s: from one to the next, where the header states a unit of time; None where it does not.
+    """
+
+    grid: Grid
+    count: int
+    step_s: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +147,22 @@ def open_nifti(path: Path, *, units: Units, workdir: Path, scale: float = 1.0) -
             ``NII_BAD_AFFINE``, ``NII_BAD_SCALE``, ``DISK_FULL``.
         ValueError: a scale that is not positive, or on values that are not Bq/mL.
     """
+    return _open(path, units, workdir, scale, most=1)[0]
+
+
+def open_volumes(path: Path, *, units: Units, workdir: Path, scale: float = 1.0) -> tuple[NiftiSource, ...]:
+    """Open a 4D file as one source per volume, in the file's order; as ``open_nifti``, which opens a 3D file.
+
+    All read the same file, each its own part of it: nothing is copied, and memory is bounded by a slab of each.
+
+    Raises:
+        InputError: as ``open_nifti``; ``NII_4D`` for a fifth axis.
+        ValueError: as ``open_nifti``.
+    """
+    return _open(path, units, workdir, scale, most=MAX_VOLUMES)
+
+
+def _open(path: Path, units: Units, workdir: Path, scale: float, most: int) -> tuple[NiftiSource, ...]:
     path = Path(path)
     if not (np.isfinite(scale) and scale > 0) or (scale != 1.0 and units != BQML):
         raise ValueError(f"scale {scale} on values in {units}")
@@ -141,9 +180,9 @@ def open_nifti(path: Path, *, units: Units, workdir: Path, scale: float = 1.0) -
             code, found = ("NII_NOT_NIFTI", "gzip data under another name") if zipped else ("NII_NOT_GZIP", "no gzip")
             raise _error(code, path, found, "name it .nii.gz if it is gzip, .nii if not")
         if zipped:
-            layout, voxels = _inflate(stream, path, size, workdir)
+            layout, voxels = _inflate(stream, path, size, workdir, most)
         else:
-            layout, voxels = _layout(stream.read(540), path), path
+            layout, voxels = _layout(stream.read(540), path, most), path
             if layout.end > size:
                 code = "NII_SIZE_LIE" if _is_lie(layout, size) else "NII_TRUNCATED"
                 raise _error(code, path, f"{size} of {layout.end} bytes")
@@ -153,16 +192,19 @@ def open_nifti(path: Path, *, units: Units, workdir: Path, scale: float = 1.0) -
     facts: dict[str, object] = {"format": "nifti", "stored_units": units, "stored_type": layout.dtype[1:]}
     if scale != 1.0:
         facts["suv_factor"] = scale
-    return NiftiSource(
-        grid=layout.grid,
-        units=SUV if scale != 1.0 else units,
-        provenance={**facts, "notes": list(notes)},
-        name=path.name,
-        voxels=voxels,
-        dtype=layout.dtype,
-        offset=layout.offset,
-        slope=layout.slope * scale,
-        intercept=layout.intercept * scale,
+    return tuple(
+        NiftiSource(
+            grid=layout.grid,
+            units=SUV if scale != 1.0 else units,
+            provenance={**facts, "notes": list(notes)},
+            name=path.name,
+            voxels=voxels,
+            dtype=layout.dtype,
+            offset=layout.offset + number * layout.bytes_each,
+            slope=layout.slope * scale,
+            intercept=layout.intercept * scale,
+        )
+        for number in range(layout.volumes)
     )
 
 
@@ -172,6 +214,20 @@ def grid_of(path: Path) -> Grid:
     Raises:
         InputError: as ``open_nifti`` for a header.
     """
+    return _header(path, most=1).grid
+
+
+def volumes_of(path: Path) -> Volumes:
+    """Return what the header of a 3D or 4D file says of its volumes; as ``grid_of``.
+
+    Raises:
+        InputError: as ``open_volumes`` for a header.
+    """
+    layout = _header(path, most=MAX_VOLUMES)
+    return Volumes(layout.grid, layout.volumes, layout.step_s)
+
+
+def _header(path: Path, most: int) -> _Layout:
     if not path.is_file():
         raise _error("IMG_NO_FILE", path, "no such file", "check the path")
     head = bytearray()
@@ -185,7 +241,7 @@ def grid_of(path: Path) -> Grid:
         else:
             stream.seek(0)
             head += stream.read(540)
-    return _layout(bytes(head[:540]), path).grid
+    return _layout(bytes(head[:540]), path, most)
 
 
 def write_nifti(path: Path, grid: Grid, read_slab: Callable[[int, int], NDArray[np.float32]]) -> None:
@@ -238,7 +294,7 @@ def write_nifti(path: Path, grid: Grid, read_slab: Callable[[int, int], NDArray[
 # -- bytes ------------------------------------------------------------------------------------------------------------
 
 
-def _inflate(stream: BinaryIO, path: Path, size: int, workdir: Path) -> tuple[_Layout, Path]:
+def _inflate(stream: BinaryIO, path: Path, size: int, workdir: Path, most: int) -> tuple[_Layout, Path]:
     """Inflate to a file below ``workdir``; the header is checked before anything large is written."""
     pieces = _inflated(stream, path)
     head = bytearray()
@@ -246,7 +302,7 @@ def _inflate(stream: BinaryIO, path: Path, size: int, workdir: Path) -> tuple[_L
         head += piece
         if len(head) >= 540:
             break
-    layout = _layout(bytes(head[:540]), path)
+    layout = _layout(bytes(head[:540]), path, most)
     if layout.end > size * MAX_DEFLATE_RATIO + SLACK_BYTES:
         raise _error("NII_SIZE_LIE", path, f"{layout.end} bytes declared, more than {size} gzip bytes can hold")
     workdir.mkdir(parents=True, exist_ok=True)
@@ -305,8 +361,8 @@ def _packed(raw: BinaryIO) -> gzip.GzipFile:
 # -- header -----------------------------------------------------------------------------------------------------------
 
 
-def _layout(head: bytes, path: Path) -> _Layout:
-    """Check a header field by field."""
+def _layout(head: bytes, path: Path, most: int) -> _Layout:
+    """Check a header field by field; ``most`` is how many volumes the file may hold."""
     if len(head) < 4:
         raise _error("NII_TRUNCATED", path, "a header that stops before its end")
     order = next((o for o in "<>" if struct.unpack(o + "i", head[:4])[0] in (348, 540)), None)
@@ -326,8 +382,13 @@ def _layout(head: bytes, path: Path) -> _Layout:
     dim = [int(n) for n in header["dim"]]
     if not 3 <= dim[0] <= 7 or min(dim[1 : dim[0] + 1]) < 1:
         raise _error("NII_BAD_DIM", path, f"dim {dim[: max(1, min(dim[0], 7)) + 1]}", "give a 3D volume")
-    if max(dim[4 : dim[0] + 1], default=1) > 1:
-        raise _error("NII_4D", path, f"{dim[4 : dim[0] + 1]} volumes", "save one 3D volume per file")
+    volumes, step_s = dim[4] if dim[0] > 3 else 1, _step_s(header)
+    if max(dim[5 : dim[0] + 1], default=1) > 1:
+        raise _error("NII_4D", path, f"{dim[4 : dim[0] + 1]} volumes", "save one 3D or 4D image per file")
+    if volumes > most:
+        found = f"{volumes} volumes" + (f", {step_s:g} s from one to the next" if step_s else "")
+        remedy = "a PET is ingested with --frames (3, 3-6 or all); of anything else save one 3D volume per file"
+        raise _error("NII_4D", path, found, remedy)
     shape = (dim[3], dim[2], dim[1])
     try:
         dtype = header.get_data_dtype().newbyteorder(order).str
@@ -347,10 +408,18 @@ def _layout(head: bytes, path: Path) -> _Layout:
         slope=slope,
         intercept=intercept,
         notes=notes + affine_notes,
+        volumes=volumes,
+        step_s=step_s,
     )
     if layout.end > MAX_BYTES:
         raise _error("NII_SIZE_LIE", path, f"{layout.end} bytes declared", "split the volume if it is real")
     return layout
+
+
+def _step_s(header: "nibabel.Nifti1Header") -> float | None:
+    """Time from one volume to the next; None where it is not above 0, or has no unit of time."""
+    unit, step = int(header["xyzt_units"]) & 0x38, float(header["pixdim"][4])
+    return step * S_PER_UNIT[unit] if unit in S_PER_UNIT and np.isfinite(step) and step > 0 else None
 
 
 def _scaling(header: "nibabel.Nifti1Header", path: Path) -> tuple[float, float, tuple[str, ...]]:

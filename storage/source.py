@@ -58,13 +58,14 @@ class Dose:
             when it is unknown.
         relation: where its counts come from.  ``full``: all counts of the full dose; the full dose itself, or another
             reconstruction of it.  ``thinned``: list-mode events of the full-dose scan, resampled.  ``separate``:
-            another scan of the patient.  ``simulated``: a simulation.
+            another scan of the patient.  ``frames``: other frames or gates of the same scan, on one SUV scale with the
+            full dose.  ``simulated``: a simulation.
         shares_noise: whether its counts are a part of the full dose's own, so that both images share noise; None when
             it is unknown, and for the full dose itself.
     """
 
     drf: float
-    relation: Literal["full", "thinned", "separate", "simulated"]
+    relation: Literal["full", "thinned", "separate", "frames", "simulated"]
     shares_noise: bool | None
 
 

@@ -115,6 +115,7 @@ class PetHeader:
         series_s: SeriesDate + SeriesTime.  private_s: GE's scan date-time (0009,100D).
         decay_corrected_to_s: DecayCorrectionDateTime (0018,9701) of an enhanced object.
         counts_to_suv, counts_to_bqml: Philips (7053,1000) and (7053,1009).
+        dynamic_s: of a dynamic series, from its first acquisition to its last: the injection may lie between them.
         overridden: the fields that the user has given instead of the header.
         completed: the fields that the header lacks and a table or a sidecar states.
         doubts: how fields were read that the header leaves open; they become notes.
@@ -141,6 +142,7 @@ class PetHeader:
     decay_corrected_to_s: float | None = None
     counts_to_suv: float | None = None
     counts_to_bqml: float | None = None
+    dynamic_s: float = 0.0
     overridden: tuple[str, ...] = ()
     completed: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
@@ -737,10 +739,9 @@ def _injection(header: PetHeader, times: Sequence[float], half_life_s: float) ->
 
 
 def _latest_injection(header: PetHeader, times: Sequence[float]) -> float:
-    """Until when a patient may have been injected: before the scan, or in the first minutes of a dynamic one."""
-    if header.series_type == "DYNAMIC":
-        return min(max(times), min(times) + LATE_INJECTION_S)
-    return min(times)
+    """Until when a patient may have been injected: before the scan, or while a dynamic one went on."""
+    during = min(max(times) - min(times), LATE_INJECTION_S) if header.series_type == "DYNAMIC" else 0.0
+    return min(times) + max(during, header.dynamic_s)
 
 
 def _uptake_notes(uptake_s: float, half_life_s: float, left_s: float = 0.0) -> tuple[str, ...]:
@@ -748,10 +749,10 @@ def _uptake_notes(uptake_s: float, half_life_s: float, left_s: float = 0.0) -> t
 
     Args:
         left_s: from the injection to the latest time that it may have been given.  Where it is not negative, voxels may
-            be corrected to a time some minutes before the injection: the scan was started with it or before.
+            be corrected to a time before the injection: the scan was started with it or before.
     """
     where = "(0018,1078) RadiopharmaceuticalStartDateTime"
-    if uptake_s < 0 and -uptake_s <= LATE_INJECTION_S and left_s > 0:
+    if uptake_s < 0 and left_s >= 0 and (left_s > 0 or uptake_s + left_s >= 0) and -uptake_s <= LATE_INJECTION_S:
         return ("injection_after_reference_time",)
     if uptake_s < 0:
         raise _time_order(where, "an injection after the time the voxels are decay-corrected to")

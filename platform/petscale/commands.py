@@ -139,6 +139,8 @@ def ingest(
     other_grids: Literal["refuse", "resample"] = "refuse",
     patient: str = "",
     series: tuple[str, ...] = (),
+    frames: str = "",
+    frame_pairs: tuple[str, ...] = (),
     table: Path | None = None,
     exclude: tuple[str, ...] = (),
     keep: tuple[str, ...] = (),
@@ -173,6 +175,8 @@ def ingest(
         other_grids: what becomes of a low dose on another grid than the full dose's.
         patient: who the patient of one NIfTI examination is; with --layout patterns, the wildcard that tells it.
         series: which of several DICOM series, by number or words of its description, as pet=3 ct=soft.
+        frames: of a dynamic or gated PET, in order of time: 3 for the third frame, 3-6, 1,3-5 or all for a sum.
+        frame_pairs: frames that become a low dose, as 2 or 2 5-6, beside a full dose of all the others.
         table: a CSV, TSV or XLSX file of what headers lack, a row per patient, case or file.
         exclude: examinations to leave out, by the name of their folder.
         keep: examinations to take in although the data set's own list leaves them out.
@@ -197,6 +201,8 @@ def ingest(
         relation=relation,
         patient=patient,
         series=series,
+        frames=frames,
+        frame_pairs=frame_pairs,
         grid=grid,
         other_grids=other_grids,
         units=units or "",

@@ -266,7 +266,7 @@ def _is_whole(place: Path, held: Mapping[str, Any], wanted: Mapping[str, Any]) -
 def _synthesize(trained: Trained, scan: Path, entry: Entry, place: Path) -> None:
     """One file; it appears only when it is whole."""
     overrides = suv.Overrides(weight_kg=entry.weight_kg, dose_mbq=entry.dose_mbq)
-    files = Files(pet=scan, units="Bq/mL", overrides=overrides)
+    files = Files(pet=scan, units="Bq/mL", units_from="layout", overrides=overrides)
     with scratch_beside(place) as scratch:
         source, _ = open_pet(files, scratch)
         for sentence in _other_spacing(entry, source.grid.spacing_mm):

@@ -82,6 +82,8 @@ def ingest(
     other_grids: Literal["refuse", "resample"] = "refuse",
     patient: str = "",
     series: Sequence[str] = (),
+    frames: str = "",
+    frame_pairs: Sequence[str] = (),
     table: PathLike | None = None,
     exclude: Sequence[str] = (),
     keep: Sequence[str] = (),
@@ -113,6 +115,9 @@ def ingest(
         other_grids: what becomes of a low dose on another grid than the full dose's.
         patient: who the patient of one NIfTI examination is; with ``patterns``, the wildcard that tells it.
         series: which of several DICOM series, by number or words of its description, as ``pet=3``, ``ct=soft``.
+        frames: of a dynamic or gated PET, in order of time: ``3`` for the third frame, ``3-6``, ``1,3-5`` or ``all``
+            for a sum.
+        frame_pairs: frames that become a low dose each, as ``["2", "5-6"]``, beside a full dose of all the others.
         table: a CSV, TSV or XLSX file of what headers lack, a row per patient, case or file.
         exclude: examinations to leave out, by the name of their folder.
         keep: examinations to take in although the data set's own list leaves them out.
@@ -148,6 +153,8 @@ def ingest(
         relation=relation,
         patient=patient,
         series=tuple(series),
+        frames=frames,
+        frame_pairs=tuple(frame_pairs),
         grid=grid,
         other_grids=other_grids,
         units=units or "",
@@ -339,8 +346,8 @@ class Cohort:
 
         Columns: ``case``, ``subject`` (keyed hash of the patient), ``image``, ``units``, ``voxels_z``, ``voxels_y``,
         ``voxels_x``, ``spacing_z_mm``, ``spacing_y_mm``, ``spacing_x_mm``, ``drf`` (dose reduction factor, NaN where
-        it is unknown or the image has no dose), ``dose_relation`` (``full``, ``thinned``, ``separate``, ``simulated``,
-        or empty), ``labels`` (names of the labels of a label image, separated by commas).
+        it is unknown or the image has no dose), ``dose_relation`` (``full``, ``thinned``, ``separate``, ``frames``,
+        ``simulated``, or empty), ``labels`` (names of the labels of a label image, separated by commas).
 
         >>> table = petscale.open_cohort("cohort").table()
         >>> table.query("case == 'phantom-000' and units == 'SUVbw'")[["image", "voxels_z", "spacing_z_mm", "drf"]]

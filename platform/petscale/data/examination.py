@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from storage import nifti, suv
+from storage.frames import Wanted
 from storage.label_maps import LabelFile
 from storage.source import Dose
 
@@ -36,6 +37,21 @@ class Stated:
     def for_header(self) -> suv.Stated:
         """Return what a DICOM header may lack."""
         return suv.Stated(self.weight_kg, self.dose_mbq, self.injection_time, self.half_life_s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameTimes:
+    """What a sidecar says of the frames of a 4D NIfTI PET, in the order of its volumes.
+
+    Args:
+        starts_s: FrameTimesStart, s after its time zero; None where it is not stated.
+        durations_s: FrameDuration; None where it is not stated.
+        half_life_s: of its TracerRadionuclide.
+    """
+
+    starts_s: tuple[float, ...] | None = None
+    durations_s: tuple[float, ...] | None = None
+    half_life_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +93,8 @@ class Files:
         stated: what a table or a sidecar says.
         choices: ``pet`` or ``ct`` -> which of several series.
         tags: what else is known of the case and may be told.
+        frames: which frames of a dynamic or gated PET make its images.
+        frame_times: when those of a NIfTI PET were measured, where a layout has read it; None: its sidecar is asked.
     """
 
     pet: Path
@@ -95,6 +113,8 @@ class Files:
     stated: Stated = field(default_factory=Stated)
     choices: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
+    frames: Wanted = field(default_factory=Wanted)
+    frame_times: FrameTimes | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from petscale.data import frames
 from petscale.data.cohorts import fingerprint
 from petscale.data.examination import FULL, Examination, Files, OtherPet, Stated
 from petscale.data.sidecars import check_beside, units_beside
@@ -37,9 +38,14 @@ def open_case(files: Files, scratch: Path, *, subject: str | None = None) -> Cas
     """
     key = site_key()
     files = with_units(files, scratch)
-    pet, patient = open_pet(files, scratch)
-    images: dict[str, ImageSource] = {files.name: pet}
-    doses = {files.name: files.dose}
+    images: dict[str, ImageSource]
+    if files.frames:
+        opened = open_dynamic(files, scratch)
+        images, doses, patient = dict(opened.images), dict(opened.doses), opened.patient
+        pet = images[files.name]
+    else:
+        pet, patient = open_pet(files, scratch)
+        images, doses = {files.name: pet}, {files.name: files.dose}
     for other in files.others:
         images[other.name] = open_other(files, other, pet, scratch)
         doses[other.name] = other.dose
@@ -103,9 +109,24 @@ def _more(files: Files) -> list[object]:
     for one in files.labels:
         names = {str(k): v for k, v in (one.names or {}).items()} if isinstance(one, LabelMap) else "lesion"
         more.append([_content(one.path), names])
+    if files.frames:
+        more.append(["frames", files.frames.frames, list(files.frames.pairs)])
+        if files.frame_times is not None:
+            more.append(asdict(files.frame_times))
     for other in files.others:
         more.append([other.name, _content(other.path), layout.dose_attribute(other.dose), other.choice])
     return more
+
+
+def open_dynamic(files: Files, scratch: Path) -> frames.Opened:
+    """Open the images that are made of the frames of the first PET, in SUVbw.
+
+    Raises:
+        InputError: of the file or series, its values and the choice of frames; PET_WEIGHT, PET_DOSE.
+    """
+    if not is_nifti(files.pet):
+        return frames.open_dicom(files)
+    return frames.open_nifti(files, scratch, suv_factor(files), _told_of(files, ()))
 
 
 def open_pet(files: Files, scratch: Path) -> tuple[ImageSource, str]:
@@ -142,6 +163,8 @@ def with_units(files: Files, scratch: Path) -> Files:
     if (told := units_beside(files.pet)) is not None:
         return replace(files, units=told, units_from="sidecar")
     _check_effect(replace(files, units="SUVbw"))
+    if nifti.volumes_of(files.pet).count > 1 and not files.frames:
+        return replace(files, units="SUVbw")  # refused as what it is, when it is opened
     return replace(files, units=units_by_values(files.pet, scratch), units_from="values")
 
 
@@ -160,13 +183,17 @@ def _open_nifti(files: Files, path: Path, scratch: Path) -> nifti.NiftiSource:
     """A NIfTI PET in SUVbw; its provenance says which values of its factor were stated, and where."""
     assert files.units
     check_beside(path, files.units, None)
-    source = nifti.open_nifti(path, units=files.units, workdir=scratch, scale=suv_factor(files))
-    facts = dict(source.provenance)
-    if files.units == BQML and files.stated.origin:
-        facts["stated"] = dict(files.stated.origin)
-    if files.units_from == "values":
-        facts["notes"] = [*notes.of(facts), "unit_taken_from_values"]
-    return replace(source, provenance=facts)
+    try:
+        source = nifti.open_nifti(path, units=files.units, workdir=scratch, scale=suv_factor(files))
+    except InputError as error:
+        raise frames.with_durations(error, replace(files, pet=path)) from None
+    return replace(source, provenance={**source.provenance, **_told_of(files, notes.of(source.provenance))})
+
+
+def _told_of(files: Files, noted: tuple[str, ...]) -> dict[str, object]:
+    """Which values of the factor of a NIfTI PET were stated, and where; and its notes, with that on its unit."""
+    told: dict[str, object] = {"notes": [*noted, *("unit_taken_from_values",) * (files.units_from == "values")]}
+    return {**told, "stated": dict(files.stated.origin)} if files.units == BQML and files.stated.origin else told
 
 
 def open_other(files: Files, other: OtherPet, pet: ImageSource, scratch: Path) -> ImageSource:
@@ -177,7 +204,20 @@ def open_other(files: Files, other: OtherPet, pet: ImageSource, scratch: Path) -
     Raises:
         InputError: PAIR_FORMAT, PAIR_PATIENT_MISMATCH, PAIR_FRAME_MISMATCH, and whatever is wrong with the file.
     """
-    source: ImageSource
+    try:
+        source = _open_other(files, other, pet, scratch)
+    except InputError as error:
+        if error.code not in ("SER_DYNAMIC", "SER_PARTIAL_VOLUME", "NII_4D"):
+            raise
+        remedy = "give a static low dose, or make low doses of the first PET's own frames: --frame-pairs without --low"
+        raise InputError(error.code, where=error.where, found=error.found, remedy=remedy) from None
+    check_grid(files, other, source.grid, pet.grid)
+    if source.grid.matches(pet.grid):
+        return source
+    return geometry.Resampled(source, pet.grid, outside=0.0)
+
+
+def _open_other(files: Files, other: OtherPet, pet: ImageSource, scratch: Path) -> ImageSource:
     if is_nifti(other.path) != is_nifti(files.pet):
         raise InputError(
             "PAIR_FORMAT",
@@ -193,18 +233,14 @@ def open_other(files: Files, other: OtherPet, pet: ImageSource, scratch: Path) -
                 found="a separate scan as NIfTI in Bq/mL: its weight, dose and time are its own",
                 remedy="convert it to SUV, or give both scans as DICOM",
             )
-        source = _open_nifti(files, other.path, scratch)
+        return _open_nifti(files, other.path, scratch)
+    assert isinstance(pet, dicom.DicomSource)
+    if _own_scale(other.dose):
+        source = dicom.open_series(other.path, modality="PT", choice=other.choice)
     else:
-        assert isinstance(pet, dicom.DicomSource)
-        if _own_scale(other.dose):
-            source = dicom.open_series(other.path, modality="PT", choice=other.choice)
-        else:
-            source = dicom_pairs.open_thinned(other.path, pet, choice=other.choice)
-        dicom_pairs.check_pair(pet, source)
-    check_grid(files, other, source.grid, pet.grid)
-    if source.grid.matches(pet.grid):
-        return source
-    return geometry.Resampled(source, pet.grid, outside=0.0)
+        source = dicom_pairs.open_thinned(other.path, pet, choice=other.choice)
+    dicom_pairs.check_pair(pet, source)
+    return source
 
 
 def check_grid(files: Files, other: OtherPet, grid: Grid, first: Grid) -> None:
@@ -235,6 +271,8 @@ def suv_factor(files: Files) -> float:
     """
     if not is_nifti(files.pet):
         return 1.0
+    if not files.units:  # before a voxel is read
+        files = replace(files, units=units_beside(files.pet) or "SUVbw")
     _check_effect(files)
     if files.units != BQML:
         check_beside(files.pet, files.units, None)

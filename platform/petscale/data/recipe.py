@@ -101,6 +101,10 @@ def _source(where: str, content: Mapping[str, Any]) -> tuple[_Source, Options]:
     written = {key: value for key, value in content.items() if key not in own}
     if isinstance(low, Mapping):
         written["low"] = [f"{drf}={name}" for drf, name in low.items()]
+    if isinstance(content.get("frames"), int):  # YAML's 3 is the command line's
+        written["frames"] = str(content["frames"])
+    if isinstance(pairs := content.get("frame_pairs"), list | int):
+        written["frame_pairs"] = [str(one) for one in (pairs if isinstance(pairs, list) else [pairs])]
     source = configs.build(where, _Source, {key: value for key, value in content.items() if key in own})
     overrides = suv.Overrides(source.weight_kg, source.dose_mbq, source.injection_time)
     return source, configs.build(where, Options, {**written, "overrides": overrides})

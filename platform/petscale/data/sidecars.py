@@ -1,12 +1,13 @@
 """What the JSON file beside a NIfTI PET says (BIDS-PET): its unit, the activity given, and how much of it was left."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from petscale.data.examination import Stated
+from petscale.data.examination import FrameTimes, Stated
 from storage import suv
 from storage.errors import InputError
 from storage.source import BQML
@@ -48,18 +49,16 @@ def stated_by(where: str, said: Mapping[str, Any]) -> Stated:
         if not isinstance(value, int | float) or isinstance(value, bool):
             raise wrong(f"{where}, {name}", "missing, or no number", "state it; times are seconds after TimeZero")
         numbers[name] = float(value)
-    letters = re.sub(r"[^A-Za-z]", "", str(said.get("TracerRadionuclide", "")))
-    digits = re.sub(r"[^0-9]", "", str(said.get("TracerRadionuclide", "")))
-    nuclide = next((known for known in suv.NUCLIDES if known.upper() == f"{letters}-{digits}".upper()), None)
-    if nuclide is None:
+    half_life_s = half_life_of(said)
+    if half_life_s is None:
         raise wrong(f"{where}, TracerRadionuclide", "no positron emitter that petscale knows", "state F18, Ga68, ...")
     uptake = numbers["ImageDecayCorrectionTime"] - numbers["InjectionStart"]
-    if uptake < 0:
+    if uptake < 0 and not _during_the_scan(numbers["InjectionStart"], said):
         raise wrong(where, "voxels corrected to a time before the injection", "correct InjectionStart")
     return Stated(
         dose_mbq=numbers["InjectedRadioactivity"] * MBQ[unit],
         uptake_s=uptake,
-        half_life_s=suv.NUCLIDES[nuclide][0],
+        half_life_s=half_life_s,
         origin=dict.fromkeys(("dose_mbq", "uptake_s", "half_life_s"), "sidecar"),
     )
 
@@ -68,16 +67,6 @@ def units_beside(path: Path) -> Literal["SUVbw", "Bq/mL"] | None:
     """Return the unit that the JSON file beside a NIfTI PET states, None where there is none or it states none."""
     said = _beside(path)
     return None if said is None else UNITS.get(_squeezed(said.get("Units", "")))
-
-
-def _beside(path: Path) -> dict[str, Any] | None:
-    """What the file beside a PET says; a file that is no such sidecar says nothing."""
-    sidecar = path.with_name(path.name[: path.name.lower().index(".nii")] + ".json")
-    try:
-        said: Any = json.loads(sidecar.read_text("utf-8-sig")) if sidecar.is_file() else None
-    except (OSError, ValueError):
-        return None
-    return said if isinstance(said, dict) else None
 
 
 def _squeezed(told: object) -> str:
@@ -109,7 +98,7 @@ def check_beside(path: Path, units: str, left_mbq: float | None) -> None:
             remedy=f"give --units {told}" + (" with weight and dose, or --layout bids" if told == BQML else ""),
         )
     try:
-        stated = stated_by(path.name, said)
+        stated = stated_by(sidecar_of(path).name, said)
     except InputError:
         return
     if left_mbq is None or not stated.dose_mbq:
@@ -123,6 +112,70 @@ def check_beside(path: Path, units: str, left_mbq: float | None) -> None:
             f"that the voxels are corrected to ({stated.dose_mbq:.1f} MBq were given)",
             remedy=f"give --dose-mbq {left:.1f}, use --layout bids, or correct the sidecar",
         )
+
+
+def _during_the_scan(injection_s: float, said: Mapping[str, Any]) -> bool:
+    """Whether the injection lies before the last of several frames: a dynamic scan often starts before it."""
+    starts = said.get("FrameTimesStart")
+    later = [s for s in starts if isinstance(s, int | float) and s > injection_s] if isinstance(starts, list) else []
+    return bool(later)
+
+
+def frame_times(where: str, said: Mapping[str, Any]) -> FrameTimes:
+    """Return when the frames of a 4D PET were measured, as far as a sidecar states it.
+
+    Raises:
+        InputError: BIDS_SIDECAR for a list that holds no times, and for voxels that are not corrected for decay.
+    """
+    if said.get("ImageDecayCorrected", True) is not True:
+        raise wrong(where, "ImageDecayCorrected is not true", "give the decay-corrected image")
+    starts, durations = (_seconds(where, name, said) for name in ("FrameTimesStart", "FrameDuration"))
+    if durations is not None and min(durations, default=0) <= 0:
+        raise wrong(f"{where}, FrameDuration", "a duration that is not above 0", "state s for every frame")
+    return FrameTimes(starts_s=starts, durations_s=durations, half_life_s=half_life_of(said))
+
+
+def times_beside(path: Path) -> FrameTimes:
+    """Return what the JSON file of a NIfTI's own name says of its frames; nothing where there is none.
+
+    Raises:
+        InputError: BIDS_SIDECAR, as ``frame_times``.
+    """
+    said = _beside(path)
+    return FrameTimes() if said is None else frame_times(sidecar_of(path).name, said)
+
+
+def _seconds(where: str, name: str, said: Mapping[str, Any]) -> tuple[float, ...] | None:
+    value = said.get(name)
+    if value is None:
+        return None
+    values = value if isinstance(value, list) else [value]
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values):
+        raise wrong(f"{where}, {name}", "no list of numbers", "state s for every frame")
+    return tuple(float(v) for v in values)
+
+
+def half_life_of(said: Mapping[str, Any]) -> float | None:
+    """Return the half-life in s of a sidecar's TracerRadionuclide; None where it is missing or unknown."""
+    letters = re.sub(r"[^A-Za-z]", "", str(said.get("TracerRadionuclide", "")))
+    digits = re.sub(r"[^0-9]", "", str(said.get("TracerRadionuclide", "")))
+    nuclide = next((known for known in suv.NUCLIDES if known.upper() == f"{letters}-{digits}".upper()), None)
+    return None if nuclide is None else suv.NUCLIDES[nuclide][0]
+
+
+def sidecar_of(path: Path) -> Path:
+    """Return where the JSON file of a NIfTI's own name would be."""
+    return path.with_name(path.name[: path.name.lower().index(".nii")] + ".json")
+
+
+def _beside(path: Path) -> dict[str, Any] | None:
+    """What the JSON file of a NIfTI's own name holds; None where it is no such object."""
+    sidecar = sidecar_of(path)
+    try:
+        said: Any = json.loads(sidecar.read_text("utf-8-sig")) if sidecar.is_file() else None
+    except (OSError, ValueError):
+        return None
+    return said if isinstance(said, dict) else None
 
 
 def wrong(where: str, found: str, remedy: str) -> InputError:

@@ -12,6 +12,8 @@ from storage.lowdose import LowDoseConfig, LowDoseSource
 from storage.reader import open_cohort
 from storage.source import Dose, ImageSource
 
+MEASURED = ("thinned", "separate", "frames")  # relations of low doses that are no simulation
+
 
 def check_doses(scan: LowDoseConfig, drfs: Sequence[float], realisations: int) -> None:
     """Refuse before anything is opened.
@@ -74,7 +76,7 @@ def simulation_plans(source: Path, truth: str, scan: LowDoseConfig, drfs: Sequen
             measured = {
                 f"{other}_measured" if other in scans else other: case.image(other)
                 for other in case.images
-                if other != truth and (dose := case.image(other).dose) and dose.relation in ("thinned", "separate")
+                if other != truth and (dose := case.image(other).dose) and dose.relation in MEASURED
             }
             return CasePlan(
                 images={**scans, "truth": image, **along, **measured},

@@ -23,7 +23,8 @@ def units_by_values(path: Path, scratch: Path) -> Literal["SUVbw"]:
     Raises:
         InputError: NII_UNITS; whatever is wrong with the file.
     """
-    source = nifti.open_nifti(path, units="SUVbw", workdir=scratch)
+    # Of a dynamic scan the last volume: uptake has come by then.
+    source = nifti.open_volumes(path, units="SUVbw", workdir=scratch)[-1]
     edges = tuple(max(1, round(BLOCK_MM / mm)) for mm in source.grid.spacing_mm)
     step = edges[0] * max(1, 16 // edges[0])
     coarse, low, high = [], np.inf, -np.inf

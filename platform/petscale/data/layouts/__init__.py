@@ -14,9 +14,11 @@ from petscale.data.layouts.patterns import by_patterns
 from petscale.data.layouts.study import studies
 from petscale.data.layouts.udpet import udpet
 from storage.errors import InputError
+from storage.frames import check_wanted
 
 ALWAYS = {"exclude", "overrides"}  # looked at after the layout
-FILES = {"low", "ct", "mask", "labels", "label_names", "relation", "series", "grid", "other_grids", "units"}
+FRAMES = {"frames", "frame_pairs"}
+FILES = {"low", "ct", "mask", "labels", "label_names", "relation", "series", "grid", "other_grids", "units", *FRAMES}
 NEEDS = {"relation": "low", "label_names": "labels"}  # says nothing without the other
 
 
@@ -37,11 +39,11 @@ LAYOUTS: Mapping[str, Layout] = {
     "one": Layout(one_examination, frozenset(FILES | {"patient"})),
     "folders": Layout(many_examinations, frozenset(FILES | {"pet"})),
     "patterns": Layout(by_patterns, frozenset(FILES | {"pet", "patient"})),
-    "study": Layout(studies, frozenset({"series", "grid"})),
+    "study": Layout(studies, frozenset({"series", "grid", *FRAMES})),
     "udpet": Layout(udpet, frozenset({"series", "other_grids", "keep"})),
     "autopet": Layout(autopet, frozenset({"series", "grid"})),
     "lung": Layout(lung, frozenset({"series", "grid"})),
-    "bids": Layout(bids, frozenset({"relation", "grid", "other_grids"})),
+    "bids": Layout(bids, frozenset({"relation", "grid", "other_grids", *FRAMES})),
 }
 
 
@@ -49,7 +51,7 @@ def check_options(name: str, options: Options) -> None:
     """Refuse an option that a layout does not look at: a user who gives it expects something of it.
 
     Raises:
-        InputError: CFG_NO_EFFECT.
+        InputError: CFG_NO_EFFECT; CFG_CONTRADICTION for low doses of two kinds; FRM_CHOICE, FRM_PAIR.
     """
     reads, plain = LAYOUTS[name].reads, Options()
     given = [field.name for field in fields(Options) if getattr(options, field.name) != getattr(plain, field.name)]
@@ -63,3 +65,11 @@ def check_options(name: str, options: Options) -> None:
                 found=f"without --{lacking}" if lacking else f"the layout {name} does not look at it",
                 remedy=f"leave it out, or give --{lacking}" if lacking else "leave it out, or choose another --layout",
             )
+    check_wanted(options.wanted)
+    if options.wanted and options.low:
+        raise InputError(
+            "CFG_CONTRADICTION",
+            where="--low",
+            found="with frames of a dynamic PET, whose low doses are made of its own frames",
+            remedy="leave --low out, or give the frames as files of their own, without --frames and --frame-pairs",
+        )

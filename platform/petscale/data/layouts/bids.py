@@ -13,7 +13,7 @@ from typing import Any
 
 from petscale.data.examination import FULL, Examination, Files, OtherPet, Stated, Tree
 from petscale.data.layouts.options import Options, dose_of
-from petscale.data.sidecars import stated_by, unit_of, wrong
+from petscale.data.sidecars import frame_times, stated_by, unit_of, wrong
 from petscale.data.table import apply_table, read_table
 from storage import dicom_words
 from storage.errors import InputError
@@ -84,6 +84,8 @@ def _examination(root: Path, stem: str, images: dict[float, Path], options: Opti
         other_grids=options.other_grids,
         units=units,  # type: ignore[arg-type]
         overrides=options.overrides,
+        frames=options.wanted,
+        frame_times=frame_times(f"{images[first].name}, sidecar", sidecar) if options.wanted else None,
         stated=stated_by(f"{images[first].name}, sidecar", sidecar) if units == "Bq/mL" else Stated(),
         tags={"tracer": tracer} if tracer else {},
     )

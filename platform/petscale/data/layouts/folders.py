@@ -23,6 +23,7 @@ def one_examination(source: Path, options: Options) -> Tree:
         other_grids=options.other_grids,
         units=options.units,
         overrides=options.overrides,
+        frames=options.wanted,
         choices=options.choices(),
     )
     return Tree((Examination(key=source.name, files=files, patient=options.patient),))
@@ -60,6 +61,7 @@ def many_examinations(root: Path, options: Options) -> Tree:
             other_grids=options.other_grids,
             units=options.units,
             overrides=options.overrides,
+            frames=options.wanted,
             choices=options.choices(),
         )
         found.append(Examination(key=folder.name, files=files, patient=folder.name))

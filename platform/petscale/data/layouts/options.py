@@ -7,6 +7,7 @@ from typing import Literal
 
 from storage import nifti, suv
 from storage.errors import InputError
+from storage.frames import Wanted
 from storage.label_maps import LabelMap
 from storage.label_names import names_from
 from storage.layout import low_name
@@ -36,6 +37,8 @@ class Options:
         exclude: examinations to leave out, by their name in the source.
         keep: examinations that a layout's own list leaves out and that are wanted.
         overrides: values that stand instead of the headers', for one patient.
+        frames: of a dynamic or gated PET: ``3``, ``3-6``, ``1,3-5`` or ``all``; several are summed.
+        frame_pairs: frames that are a low dose each, beside a full dose of all the others.
     """
 
     pet: str = ""
@@ -53,6 +56,13 @@ class Options:
     exclude: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
     overrides: suv.Overrides = field(default_factory=suv.Overrides)
+    frames: str = ""
+    frame_pairs: tuple[str, ...] = ()
+
+    @property
+    def wanted(self) -> Wanted:
+        """Which frames make which images."""
+        return Wanted(self.frames, self.frame_pairs)
 
     def lows(self) -> dict[str, tuple[str, Dose]]:
         """Return image name -> (name or pattern of its files, its dose).

@@ -56,6 +56,7 @@ def by_patterns(root: Path, options: Options) -> Tree:
             other_grids=options.other_grids,
             units=options.units,
             overrides=options.overrides,
+            frames=options.wanted,
             choices=options.choices(),
         )
         examinations.append(Examination(key=key, files=files, patient=about.get(patient, "")))

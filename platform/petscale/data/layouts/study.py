@@ -49,6 +49,7 @@ def studies(root: Path, options: Options) -> Tree:
             grid=options.grid,
             other_grids=options.other_grids,
             overrides=options.overrides,
+            frames=options.wanted,
             choices=options.choices(),
         )
         examinations.append(Examination(key=where if where != "." else root.name, files=files, patient=patient))
