@@ -14,10 +14,10 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_file_meta_info
-from pydicom.pixels.decoders.base import get_decoder
-from pydicom.pixels.utils import pixel_array
 from pydicom.tag import Tag
 
+from storage.compressed_frame import SYNTAXES, Expected, check_frame
+from storage.decoding import decode_frame
 from storage.dicom_header import (
     PRIVATE_CREATORS,
     file_error,
@@ -28,6 +28,7 @@ from storage.dicom_header import (
     text_of,
     vector_of,
 )
+from storage.encapsulated import Spans, find_frames, read_frame
 from storage.errors import InputError
 from storage.suv import check_rescale
 
@@ -75,6 +76,7 @@ class Slice:
 
     Args:
         offset: of the pixel bytes in the file; ``None`` if they are compressed.
+        spans: where the fragments of compressed pixels lie.
         shape: (rows, columns).
         dtype: of the stored pixels, byte order included.
         bits: bits stored.
@@ -84,7 +86,9 @@ class Slice:
     file: Path
     header: Dataset = field(repr=False)
     series_uid: str = field(repr=False)
+    syntax: str
     offset: int | None
+    spans: Spans
     shape: tuple[int, int]
     dtype: str
     bits: int
@@ -175,7 +179,7 @@ def _checked(file: Path, ds: Dataset, stream: BinaryIO, syntax: str, modality: M
     if (number_of(ds, "NumberOfFrames", file) or 1) > 1:
         raise file_error("DCM_MULTIFRAME", file, "several frames in one file", "export one slice per file")
     kind = "i" if integer_of(ds, "PixelRepresentation", 0) else "u"
-    offset = _find_pixels(stream, file, syntax, rows * columns * allocated // 8)
+    offset, spans = _find_pixels(stream, file, syntax, rows * columns * allocated // 8)
 
     slope = number_of(ds, "RescaleSlope", file) or 0.0
     intercept = number_of(ds, "RescaleIntercept", file) or 0.0
@@ -194,7 +198,9 @@ def _checked(file: Path, ds: Dataset, stream: BinaryIO, syntax: str, modality: M
         file=file,
         header=ds,
         series_uid=text_of(ds, "SeriesInstanceUID"),
+        syntax=syntax,
         offset=offset,
+        spans=spans,
         shape=(rows, columns),
         dtype=f"{NATIVE.get(syntax, '<')}{kind}{allocated // 8}",
         bits=bits,
@@ -207,22 +213,18 @@ def _checked(file: Path, ds: Dataset, stream: BinaryIO, syntax: str, modality: M
     )
 
 
-def _find_pixels(stream: BinaryIO, file: Path, syntax: str, expected: int) -> int | None:
-    """Return where the pixel bytes begin, the reader standing before their element; ``None`` if compressed."""
+def _find_pixels(stream: BinaryIO, file: Path, syntax: str, expected: int) -> tuple[int | None, Spans]:
+    """Return where the pixel bytes begin, or where compressed ones lie, the reader standing before their element."""
     order = NATIVE.get(syntax, "<")
     element = stream.read(12)
     if len(element) < 12 or struct.unpack(order + "HH", element[:4]) != (0x7FE0, 0x0010):
         raise file_error("DCM_TRUNCATED", file, "no (7FE0,0010) PixelData")
     if syntax not in NATIVE:
-        try:
-            available = get_decoder(syntax).is_available
-        except NotImplementedError:
-            available = False
-        if not available:
-            raise file_error(
-                "DCM_CODEC_MISSING", file, "a transfer syntax without a decoder", "install pylibjpeg's plugins"
-            )
-        return None
+        if syntax not in SYNTAXES:
+            remedy = "export uncompressed, or with JPEG 2000"
+            raise file_error("DCM_CODEC_MISSING", file, "a transfer syntax without a decoder", remedy)
+        stream.seek(-len(element), 1)
+        return None, find_frames(stream, file)[0]
     explicit = syntax != "1.2.840.10008.1.2"
     length = int(struct.unpack(order + "L", element[8:12] if explicit else element[4:8])[0])
     offset = stream.tell() if explicit else stream.tell() - 4
@@ -231,19 +233,21 @@ def _find_pixels(stream: BinaryIO, file: Path, syntax: str, expected: int) -> in
         raise file_error("DCM_PIXELS_SHORT", file, f"{max(present, 0)} of {expected} bytes of pixels")
     if length > expected + 1:
         raise file_error("DCM_PIXELS_LONG", file, f"{length} bytes of pixels for {expected}")
-    return offset
+    return offset, ()
 
 
 def pixels_of(s: Slice) -> NDArray[np.generic]:
-    """Decode one slice to its stored values, (rows, columns)."""
+    """Decode one slice to its stored values, (rows, columns).
+
+    Raises:
+        InputError: ``DCM_DECODE_FAILED``, ``DCM_FRAME_LIE``, ``DCM_ENCAPSULATION`` for compressed pixels,
+            ``DCM_PIXELS_SHORT``, ``IMG_NO_FILE``.
+    """
     if s.offset is None:
-        try:
-            pixels = pixel_array(s.file)
-        except Exception:  # each decoder has errors of its own; none may pass as an image
-            raise file_error("DCM_DECODE_FAILED", s.file, "compressed pixels that cannot be decoded") from None
-        if pixels.shape != s.shape:
-            raise file_error("DCM_DECODE_FAILED", s.file, "compressed pixels of another size")
-        return pixels
+        allocated = 8 * np.dtype(s.dtype).itemsize
+        expected = Expected(*s.shape, allocated=allocated, stored=s.bits, signed=np.dtype(s.dtype).kind == "i")
+        frame = check_frame(read_frame(s.file, s.spans), s.syntax, expected, s.file)
+        return decode_frame(frame, expected, s.file)
     count = s.shape[0] * s.shape[1]
     try:
         stored = np.fromfile(s.file, dtype=s.dtype, count=count, offset=s.offset)
