@@ -27,6 +27,8 @@ _SOF = {  # transfer syntax -> kinds of frame (the low byte of SOF) that may sta
 }
 _J2K = (_JPEG + "90", _JPEG + "91")
 SYNTAXES = (*_SOF, *_J2K, RLE)
+# After 0xFF, JPEG writes a zero byte and JPEG-LS a zero bit: what else follows is a marker.  0xFF may be repeated.
+_MARKER, _LS_MARKER = re.compile(rb"\xff+[\x01-\xfe]"), re.compile(rb"\xff+[\x80-\xfe]")
 MAX_TILES = 4096  # of JPEG 2000; a decoder allocates for each before it reads one
 
 
@@ -135,24 +137,25 @@ def _jpeg(data: bytes, syntax: str, expected: Expected, file: Path) -> Frame:
         raise _broken(file, "a JPEG stream without a frame header")
     rows, columns = expected.rows, expected.columns
     units = rows * columns if sof in (0xC3, 0xF7) else -(-rows // 8) * -(-columns // 8)
-    markers = [
-        (match.end() - 2, data[match.end() - 1])
-        for match in re.finditer(rb"\xff+[\x80-\xfe]" if sof == 0xF7 else rb"\xff+[\x01-\xfe]", data[at:])
-    ]
-    *restarts, (last, kind) = markers or [(0, 0)]
+    restarts, last, end, kind = [], at, at, 0
+    for match in (_LS_MARKER if sof == 0xF7 else _MARKER).finditer(data, at):
+        last, end, kind = match.start(), match.end(), match.group()[-1]
+        if kind == 0xD9:
+            break
+        restarts.append(kind)
     if kind != 0xD9:
         raise _broken(file, "a JPEG stream without its end")
-    if any(marker != 0xD0 + n % 8 for n, (_, marker) in enumerate(restarts)):
+    if restarts != [0xD0 + n % 8 for n in range(len(restarts))]:
         raise _broken(file, "a JPEG stream with something else inside its scan")
     if sof != 0xF7:
         if len(restarts) != (-(-units // interval) - 1 if interval else 0):
             raise _broken(file, "a JPEG stream that lacks intervals")
         # At least one bit for a pixel of a lossless frame, two for a block of 8 x 8.
-        if 8 * last < units * (1 if sof == 0xC3 else 2):
-            raise _broken(file, f"{last} bytes of JPEG data for {rows} x {columns} pixels")
-    _padding(data[at + last + 2 :], file)
+        if 8 * (last - at) < units * (1 if sof == 0xC3 else 2):
+            raise _broken(file, f"{last - at} bytes of JPEG data for {rows} x {columns} pixels")
+    _padding(data[end:], file)
     codec: Codec = "jpegls" if sof == 0xF7 else "lossless" if sof == 0xC3 else "jpeg8" if bits == 8 else "jpeg12"
-    return Frame(codec, data[: at + last + 2], bits)
+    return Frame(codec, data[:end], bits)
 
 
 def _j2k(data: bytes, syntax: str, expected: Expected, file: Path) -> Frame:

@@ -57,7 +57,8 @@ def answer(
         said.seek(0)
         said.truncate(0)  # what a library says when it is loaded is not about the frame
         pixels = decode(data, codec, rows, columns, bits)
-        state = OK
+        width = 1 if bits <= 8 else 2 if bits <= 16 else 4
+        state = OK if len(pixels) == rows * columns * width else FAILED
     except MemoryError:
         state = NO_MEMORY
     except Exception:  # decoders have errors of their own, and which one does not matter

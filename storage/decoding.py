@@ -55,12 +55,10 @@ def decode_frame(frame: Frame, expected: Expected, file: Path) -> NDArray[np.gen
         InputError: ``DCM_DECODE_FAILED``.
     """
     head = struct.pack(REQUEST, frame.codec.encode(), expected.rows, expected.columns, frame.bits, len(frame.data))
-    state, pixels = _asked(head, frame.data, file)
+    width = 1 if frame.bits <= 8 else 2 if frame.bits <= 16 else 4
+    state, pixels = _asked(head, frame.data, expected.rows * expected.columns * width, file)
     if state != OK:
         raise file_error("DCM_DECODE_FAILED", file, _WHY.get(state, _WHY[FAILED]))
-    width = 1 if frame.bits <= 8 else 2 if frame.bits <= 16 else 4
-    if len(pixels) != expected.rows * expected.columns * width:
-        raise file_error("DCM_DECODE_FAILED", file, "compressed pixels of another size")
     kind = "i" if frame.signed else "u"
     stored = np.frombuffer(pixels, f"<{kind}{width}").reshape(expected.rows, expected.columns)
     width = expected.allocated // 8
@@ -73,8 +71,8 @@ def decode_frame(frame: Frame, expected: Expected, file: Path) -> NDArray[np.gen
     return stored
 
 
-def _asked(head: bytes, data: bytes, file: Path) -> tuple[int, bytearray]:
-    """Put one request to an idle child or a new one, and return its state and pixels."""
+def _asked(head: bytes, data: bytes, size: int, file: Path) -> tuple[int, bytearray]:
+    """Put one request to an idle child or a new one, and return its state and ``size`` bytes of pixels."""
     while True:
         child, fresh = _take()
         late = threading.Event()
@@ -88,7 +86,7 @@ def _asked(head: bytes, data: bytes, file: Path) -> tuple[int, bytearray]:
         answer: tuple[int, bytearray] | None = None
         timer.start()
         try:
-            answer = _exchange(child, head, data)
+            answer = _exchange(child, head, data, size)
         finally:  # whatever interrupts this leaves a child amid an answer, which nobody may use again
             timer.cancel()
             timer.join()
@@ -103,20 +101,21 @@ def _asked(head: bytes, data: bytes, file: Path) -> tuple[int, bytearray]:
         # An idle child may have been killed by others, for instance for its memory; then it was not this frame.
 
 
-def _exchange(child: "subprocess.Popen[bytes]", head: bytes, data: bytes) -> tuple[int, bytearray] | None:
-    """Send and receive; ``None`` if the child died."""
+def _exchange(child: "subprocess.Popen[bytes]", head: bytes, data: bytes, size: int) -> tuple[int, bytearray] | None:
+    """Send and receive; ``None`` if the child died or does not answer as ours does."""
     assert child.stdin is not None
     assert child.stdout is not None
-    size = struct.calcsize(ANSWER)
     try:
         for part in (head, data):
             rest = memoryview(part)
             while rest:
                 rest = rest[child.stdin.write(rest) :]
-        answer = _received(child.stdout, size)
-        if len(answer) < size:
+        answer = _received(child.stdout, struct.calcsize(ANSWER))
+        if len(answer) < struct.calcsize(ANSWER):
             return None
         state, length = struct.unpack(ANSWER, answer)
+        if length != (size if state == OK else 0):
+            return None
         pixels = _received(child.stdout, length)
     except OSError:
         return None
