@@ -29,6 +29,7 @@ _J2K = (_JPEG + "90", _JPEG + "91")
 SYNTAXES = (*_SOF, *_J2K, RLE)
 # After 0xFF, JPEG writes a zero byte and JPEG-LS a zero bit: what else follows is a marker.  0xFF may be repeated.
 _MARKER, _LS_MARKER = re.compile(rb"\xff+[\x01-\xfe]"), re.compile(rb"\xff+[\x80-\xfe]")
+_BOX = b"jP  "
 MAX_TILES = 4096  # of JPEG 2000; a decoder allocates for each before it reads one
 
 
@@ -79,6 +80,27 @@ def check_frame(data: bytes, syntax: str, expected: Expected, file: Path) -> Fra
     if syntax == RLE:
         return _rle(data, expected, file)
     return (_j2k if syntax in _J2K else _jpeg)(data, syntax, expected, file)
+
+
+def check_ends(head: bytes, tail: bytes, syntax: str, expected: Expected, file: Path) -> None:
+    """Refuse what the first and the last bytes of a frame tell already; the rest is left to ``check_frame``.
+
+    Args:
+        head: the frame's first bytes, some thousand.
+        tail: its last bytes, some ten.
+        syntax: one of ``SYNTAXES``.
+
+    Raises:
+        InputError: ``DCM_FRAME_LIE``, ``DCM_DECODE_FAILED``.
+    """
+    try:
+        check_frame(head, syntax, expected, file)
+    except InputError as error:
+        if error.code == "DCM_FRAME_LIE":
+            raise
+    end = tail.rstrip(b"\0")
+    if syntax != RLE and head[4:8] != _BOX and end and not end.endswith(b"\xff\xd9"):
+        raise _broken(file, "compressed pixels without their end")
 
 
 def _agree(
@@ -161,7 +183,7 @@ def _jpeg(data: bytes, syntax: str, expected: Expected, file: Path) -> Frame:
 def _j2k(data: bytes, syntax: str, expected: Expected, file: Path) -> Frame:
     """Walk a JPEG 2000 codestream (ITU-T T.800, A) from tile-part to tile-part; boxes around it (JP2) are taken off."""
     del syntax
-    if data[4:8] == b"jP  ":
+    if data[4:8] == _BOX:
         data = _unboxed(data, file)
     if data[:4] != b"\xff\x4f\xff\x51":
         raise _broken(file, "compressed pixels that do not begin as JPEG 2000")

@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset
 from pydicom.filereader import read_file_meta_info
 from pydicom.tag import Tag
 
-from storage.compressed_frame import SYNTAXES, Expected, check_frame
+from storage.compressed_frame import SYNTAXES, Expected, check_ends, check_frame
 from storage.decoding import decode_frame
 from storage.dicom_header import (
     PRIVATE_CREATORS,
@@ -43,6 +43,8 @@ DEFLATED = "1.2.840.10008.1.2.1.99"
 NATIVE = {"1.2.840.10008.1.2": "<", "1.2.840.10008.1.2.1": "<", "1.2.840.10008.1.2.2": ">"}  # syntax -> byte order
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")  # a file so named must be DICOM; others may be anything
 MAX_MATRIX = 8192
+_HEAD_BYTES = 4096  # of a compressed frame, where its own header should be
+_SLACK_BYTES = 1 << 20  # for comments in a compressed frame; no syntax makes pixels twice as long
 GE_SCAN_TIME, PHILIPS_SUV, PHILIPS_BQML = 0x0009100D, 0x70531000, 0x70531009
 # fmt: off
 SERIES_FIELDS = (
@@ -179,7 +181,8 @@ def _checked(file: Path, ds: Dataset, stream: BinaryIO, syntax: str, modality: M
     if (number_of(ds, "NumberOfFrames", file) or 1) > 1:
         raise file_error("DCM_MULTIFRAME", file, "several frames in one file", "export one slice per file")
     kind = "i" if integer_of(ds, "PixelRepresentation", 0) else "u"
-    offset, spans = _find_pixels(stream, file, syntax, rows * columns * allocated // 8)
+    expected = Expected(rows, columns, allocated, bits, signed=kind == "i")
+    offset, spans = _find_pixels(stream, file, syntax, expected)
 
     slope = number_of(ds, "RescaleSlope", file) or 0.0
     intercept = number_of(ds, "RescaleIntercept", file) or 0.0
@@ -213,9 +216,10 @@ def _checked(file: Path, ds: Dataset, stream: BinaryIO, syntax: str, modality: M
     )
 
 
-def _find_pixels(stream: BinaryIO, file: Path, syntax: str, expected: int) -> tuple[int | None, Spans]:
+def _find_pixels(stream: BinaryIO, file: Path, syntax: str, frame: Expected) -> tuple[int | None, Spans]:
     """Return where the pixel bytes begin, or where compressed ones lie, the reader standing before their element."""
     order = NATIVE.get(syntax, "<")
+    expected = frame.rows * frame.columns * frame.allocated // 8
     element = stream.read(12)
     if len(element) < 12 or struct.unpack(order + "HH", element[:4]) != (0x7FE0, 0x0010):
         raise file_error("DCM_TRUNCATED", file, "no (7FE0,0010) PixelData")
@@ -224,7 +228,16 @@ def _find_pixels(stream: BinaryIO, file: Path, syntax: str, expected: int) -> tu
             remedy = "export uncompressed, or with JPEG 2000"
             raise file_error("DCM_CODEC_MISSING", file, "a transfer syntax without a decoder", remedy)
         stream.seek(-len(element), 1)
-        return None, find_frames(stream, file)[0]
+        (spans,) = find_frames(stream, file)
+        length = sum(size for _, size in spans)
+        if length > 2 * expected + _SLACK_BYTES:
+            raise file_error("DCM_PIXELS_LONG", file, f"{length} bytes of compressed pixels for {expected}")
+        stream.seek(spans[0][0])
+        head = stream.read(min(spans[0][1], _HEAD_BYTES))
+        tail_bytes = min(spans[-1][1], 16)
+        stream.seek(sum(spans[-1]) - tail_bytes)
+        check_ends(head, stream.read(tail_bytes), syntax, frame, file)
+        return None, spans
     explicit = syntax != "1.2.840.10008.1.2"
     length = int(struct.unpack(order + "L", element[8:12] if explicit else element[4:8])[0])
     offset = stream.tell() if explicit else stream.tell() - 4

@@ -85,7 +85,7 @@ def encode(pixels: NDArray[np.generic], syntax: str, bits: int) -> bytes:
 
 
 def jpeg_by_hand(patterns: NDArray[np.generic], bits: int, lossless: bool) -> bytes:
-    """Return a JPEG of any precision, every Huffman code of one length: lossless by predictor 1, or DCT divided by 1."""
+    """Return a JPEG of any precision, each Huffman code of one length: lossless by predictor 1, or DCT divided by 1."""
     rows, columns = patterns.shape
     values = patterns.astype(np.int64)
     written: list[str] = []

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from encoded_frames import JPEG, LOSSLESS, LOSSY, RLE, encode, image
 
-from storage.compressed_frame import SYNTAXES, Expected, Frame, check_frame
+from storage.compressed_frame import SYNTAXES, Expected, Frame, check_ends, check_frame
 from storage.errors import InputError
 
 FILE = Path("slice.dcm")
@@ -160,7 +160,7 @@ def test_signs() -> None:
     """A pattern must reach up to its sign; a number with a sign cannot stand where the header says there is none."""
     signed = image(12, signed=True)
     data = encode(signed, JPEG + "90", 12)
-    told = Expected(*signed.shape, 16, 12, True)
+    told = Expected(45, 38, 16, 12, True)
     assert check_frame(data, JPEG + "90", told, FILE).signed
     assert refused(data, JPEG + "90", replace(told, signed=False))[0] == "DCM_FRAME_LIE"
     data = encode(signed, JPEG + "70", 12)
@@ -186,6 +186,19 @@ def test_restarts_are_counted() -> None:
         "inside its scan"
         in refused(data[:scan] + b"\xff\xd0" + data[scan:end] + b"\xff\xd0\xff\xd9", JPEG + "70", expected)[1]
     )
+
+
+@pytest.mark.parametrize("syntax", ALL)
+def test_ends_tell_a_lie_and_a_cut(syntax: str) -> None:
+    """A few bytes suffice; what they cannot tell passes."""
+    data, expected = made(syntax)
+    check_ends(data[:700], data[-16:], syntax, expected, FILE)
+    with pytest.raises(InputError, match="DCM_FRAME_LIE"):
+        check_ends(data[:700], data[-16:], syntax, replace(expected, rows=44, allocated=32), FILE)
+    if syntax != RLE:
+        end = data.rindex(b"\xff\xd9")
+        with pytest.raises(InputError, match="without their end"):
+            check_ends(data[:700], data[end - 20 : end - 4] + b"\1", syntax, expected, FILE)
 
 
 @pytest.mark.parametrize("offsets", [(64, 64), (0, 70), (70, 64), (64, 1 << 31), (64, 0)])

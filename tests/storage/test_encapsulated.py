@@ -150,7 +150,7 @@ def test_only_the_heads_of_items_are_read(tmp_path: Path) -> None:
     file.write_bytes(element([[bytes(1 << 20)] * 5]))
     tracemalloc.start()
     with Counted(file, "rb") as stream:
-        find_frames(stream, file)  # type: ignore[arg-type]
+        find_frames(stream, file)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert Counted.total == 12 + 8 + 5 * 8 + 8
