@@ -8,7 +8,7 @@ import jpeg_ls
 import numpy as np
 from numpy.typing import NDArray
 from openjpeg.utils import encode_array
-from pydicom.pixels import get_encoder
+from pydicom.pixels.encoders.base import get_encoder
 from scipy.fft import dctn
 
 JPEG = "1.2.840.10008.1.2.4."
