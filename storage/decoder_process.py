@@ -17,7 +17,7 @@ from typing import IO
 
 REQUEST = "<8sLLLQ"  # codec, rows, columns, bits of the frame, bytes that follow
 ANSWER = "<BQ"  # one of the following, bytes that follow
-OK, FAILED, COMPLAINED, NO_MEMORY = range(4)
+OK, FAILED, COMPLAINED, NO_MEMORY, NOT_INSTALLED = range(5)
 _GDCM = {"jpeg8": "50", "jpeg12": "51", "lossless": "57", "jpegls": "80"}
 # GDCM first tries its decoder of 8 bits, which says this, and then the right one.
 _HARMLESS = b"Unsupported JPEG data precision 12\n"
@@ -62,6 +62,8 @@ def answer(
         state = OK if len(pixels) == rows * columns * width else FAILED
     except MemoryError:
         state = NO_MEMORY
+    except ImportError:
+        state = NOT_INSTALLED
     except Exception:  # decoders have errors of their own, and which one does not matter
         state = FAILED
     libc.fflush(None)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage.compressed_frame import Expected, Frame
-from storage.decoder_process import ANSWER, COMPLAINED, FAILED, NO_MEMORY, OK, REQUEST
+from storage.decoder_process import ANSWER, COMPLAINED, FAILED, NO_MEMORY, NOT_INSTALLED, OK, REQUEST
 from storage.dicom_header import file_error
 
 MEMORY_BYTES = 2 << 30  # of address space; 8192 x 8192 pixels need about half of it
@@ -52,11 +52,14 @@ def decode_frame(frame: Frame, expected: Expected, file: Path) -> NDArray[np.gen
         (rows, columns), little-endian integers of ``expected.allocated`` bits.
 
     Raises:
-        InputError: ``DCM_DECODE_FAILED``.
+        InputError: ``DCM_DECODE_FAILED``, ``DCM_CODEC_MISSING``.
     """
     head = struct.pack(REQUEST, frame.codec.encode(), expected.rows, expected.columns, frame.bits, len(frame.data))
     width = 1 if frame.bits <= 8 else 2 if frame.bits <= 16 else 4
     state, pixels = _asked(head, frame.data, expected.rows * expected.columns * width, file)
+    if state == NOT_INSTALLED:
+        library = "pylibjpeg-openjpeg" if frame.codec == "j2k" else "python-gdcm"
+        raise file_error("DCM_CODEC_MISSING", file, "a transfer syntax without its decoder", f"install {library}")
     if state != OK:
         raise file_error("DCM_DECODE_FAILED", file, _WHY.get(state, _WHY[FAILED]))
     kind = "i" if frame.signed else "u"

@@ -216,6 +216,15 @@ def test_hostile_children(
     assert np.array_equal(decode_frame(frame, expected, FILE), pixels)
 
 
+def test_a_library_that_is_not_installed_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, good: tuple[Frame, Expected, NDArray[np.generic]]
+) -> None:
+    (tmp_path / "gdcm.py").write_text("raise ImportError")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(InputError, match=r"^DCM_CODEC_MISSING slice.dcm: .*install python-gdcm"):
+        decode_frame(good[0], good[1], FILE)
+
+
 def test_an_idle_child_that_was_killed_is_replaced(good: tuple[Frame, Expected, NDArray[np.generic]]) -> None:
     frame, expected, pixels = good
     for _ in range(3):
