@@ -16,11 +16,11 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_file_meta_info
-from pydicom.pixels.decoders.base import get_decoder
-from pydicom.pixels.utils import pixel_array
 from pydicom.tag import Tag
 
 from storage import dicom_words
+from storage.compressed_frame import SYNTAXES, Expected, check_ends, check_frame
+from storage.decoding import decode_frame
 from storage.dicom_header import (
     PRIVATE_CREATORS,
     file_error,
@@ -31,6 +31,7 @@ from storage.dicom_header import (
     text_of,
     vector_of,
 )
+from storage.encapsulated import Spans, find_frames, read_frame
 from storage.enhanced import PER_FRAME, SHARED, TAGS, frames_of
 from storage.errors import InputError
 from storage.suv import check_rescale
@@ -47,23 +48,14 @@ NATIVE = {"1.2.840.10008.1.2": "<", "1.2.840.10008.1.2.1": "<", "1.2.840.10008.1
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")  # a file so named must be DICOM; others may be anything
 MAX_MATRIX = 8192
 # in ImageType of what is no slice of a volume, though it may lie in its series
+# fmt: off
 PICTURES = {
-    "LOCALIZER",
-    "SCOUT",
-    "TOPOGRAM",
-    "FUSION",
-    "FUSED",
-    "MIP",
-    "MINIP",
-    "PROJECTION",
-    "MPR",
-    "REFORMATTED",
-    "VRT",
-    "SCREEN",
-    "PROT",
-    "PROTOCOL",
-    "REPORT",
+    "LOCALIZER", "SCOUT", "TOPOGRAM", "FUSION", "FUSED", "MIP", "MINIP", "PROJECTION", "MPR", "REFORMATTED", "VRT",
+    "SCREEN", "PROT", "PROTOCOL",
 }
+# fmt: on
+_HEAD_BYTES = 4096  # of a compressed frame, where its own header should be
+_SLACK_BYTES = 1 << 20  # for comments in a compressed frame; no syntax makes pixels twice as long
 GE_SCAN_TIME, PHILIPS_SUV, PHILIPS_BQML = 0x0009100D, 0x70531000, 0x70531009
 # fmt: off
 SERIES_FIELDS = (
@@ -99,6 +91,7 @@ class Slice:
     Args:
         header: of the file; of a frame as a classic slice would have it.
         offset: of the pixel bytes in the file; ``None`` if they are compressed.
+        spans: where the fragments of compressed pixels lie.
         shape: (rows, columns).
         dtype: of the stored pixels, byte order included.
         bits: bits stored.
@@ -109,7 +102,9 @@ class Slice:
     file: Path
     header: Dataset = field(repr=False)
     series_uid: str = field(repr=False)
+    syntax: str
     offset: int | None
+    spans: Spans
     shape: tuple[int, int]
     dtype: str
     bits: int
@@ -200,16 +195,16 @@ def _slices(
     file: Path, ds: Dataset, stream: BinaryIO, syntax: str, modality: Modality, frames: Sequence[Dataset] | None
 ) -> tuple[Slice, ...]:
     """The slice of a classic file, or those of an object's ``frames``, the reader standing before the pixels."""
-    rows, columns, allocated, _ = _matrix(file, ds)
+    rows, columns, allocated, bits = _matrix(file, ds)
     if frames is None and (number_of(ds, "NumberOfFrames", file) or 1) > 1:
         raise file_error("DCM_MULTIFRAME", file, "several frames in one file", "export one slice per file")
-    size = rows * columns * allocated // 8
-    offset = _find_pixels(stream, file, syntax, size * len(frames or (ds,)))
+    expected = Expected(rows, columns, allocated, bits, signed=integer_of(ds, "PixelRepresentation", 0) == 1)
+    places = _find_pixels(stream, file, syntax, expected, 1 if frames is None else len(frames))
     if frames is None:
-        return (_checked(file, ds, syntax, modality, offset),)
+        return (_checked(file, ds, syntax, modality, places[0]),)
     return tuple(
-        _checked(file, header, syntax, modality, None if offset is None else offset + k * size, k)
-        for k, header in enumerate(frames)
+        _checked(file, header, syntax, modality, place, k)
+        for k, (header, place) in enumerate(zip(frames, places, strict=True))
     )
 
 
@@ -240,7 +235,7 @@ def _matrix(file: Path, ds: Dataset) -> tuple[int, int, int, int]:
 
 
 def _checked(
-    file: Path, ds: Dataset, syntax: str, modality: Modality, offset: int | None, frame: int | None = None
+    file: Path, ds: Dataset, syntax: str, modality: Modality, place: tuple[int | None, Spans], frame: int | None = None
 ) -> Slice:
     rows, columns, allocated, bits = _matrix(file, ds)
     kind = "i" if integer_of(ds, "PixelRepresentation", 0) else "u"
@@ -263,7 +258,9 @@ def _checked(
         file=file,
         header=ds,
         series_uid=text_of(ds, "SeriesInstanceUID"),
-        offset=offset,
+        syntax=syntax,
+        offset=place[0],
+        spans=place[1],
         shape=(rows, columns),
         dtype=f"{NATIVE.get(syntax, '<')}{kind}{allocated // 8}",
         bits=bits,
@@ -277,31 +274,48 @@ def _checked(
     )
 
 
-def _find_pixels(stream: BinaryIO, file: Path, syntax: str, expected: int) -> int | None:
-    """Return where the pixel bytes begin, the reader standing before their element; ``None`` if compressed."""
+def _find_pixels(
+    stream: BinaryIO, file: Path, syntax: str, frame: Expected, count: int
+) -> tuple[tuple[int | None, Spans], ...]:
+    """Return where the pixel bytes of each of ``count`` frames begin, or where compressed ones lie.
+
+    The reader stands before their element.
+    """
     order = NATIVE.get(syntax, "<")
+    size = frame.rows * frame.columns * frame.allocated // 8
     element = stream.read(12)
     if len(element) < 12 or struct.unpack(order + "HH", element[:4]) != (0x7FE0, 0x0010):
         raise file_error("DCM_TRUNCATED", file, "no (7FE0,0010) PixelData")
     if syntax not in NATIVE:
-        try:
-            available = get_decoder(syntax).is_available
-        except NotImplementedError:
-            available = False
-        if not available:
-            raise file_error(
-                "DCM_CODEC_MISSING", file, "a transfer syntax without a decoder", "install pylibjpeg's plugins"
-            )
-        return None
+        if syntax not in SYNTAXES:
+            remedy = "export uncompressed, or with JPEG 2000"
+            raise file_error("DCM_CODEC_MISSING", file, "a transfer syntax without a decoder", remedy)
+        stream.seek(-len(element), 1)
+        found = find_frames(stream, file, count)
+        for spans in found:
+            _check_compressed(stream, file, syntax, frame, spans)
+        return tuple((None, spans) for spans in found)
     explicit = syntax != "1.2.840.10008.1.2"
     length = int(struct.unpack(order + "L", element[8:12] if explicit else element[4:8])[0])
     offset = stream.tell() if explicit else stream.tell() - 4
-    present = min(length, file.stat().st_size - offset)
+    present, expected = min(length, file.stat().st_size - offset), size * count
     if present < expected:
         raise file_error("DCM_PIXELS_SHORT", file, f"{max(present, 0)} of {expected} bytes of pixels")
     if length > expected + 1:
         raise file_error("DCM_PIXELS_LONG", file, f"{length} bytes of pixels for {expected}")
-    return offset
+    return tuple((offset + k * size, ()) for k in range(count))
+
+
+def _check_compressed(stream: BinaryIO, file: Path, syntax: str, frame: Expected, spans: Spans) -> None:
+    """Look at both ends of one compressed frame."""
+    length, expected = sum(size for _, size in spans), frame.rows * frame.columns * frame.allocated // 8
+    if length > 2 * expected + _SLACK_BYTES:
+        raise file_error("DCM_PIXELS_LONG", file, f"{length} bytes of compressed pixels for {expected}")
+    stream.seek(spans[0][0])
+    head = stream.read(min(spans[0][1], _HEAD_BYTES))
+    tail_bytes = min(spans[-1][1], 16)
+    stream.seek(sum(spans[-1]) - tail_bytes)
+    check_ends(head, stream.read(tail_bytes), syntax, frame, file)
 
 
 def whole_header(s: Slice) -> Dataset:
@@ -323,15 +337,17 @@ def _object_header(file: Path) -> Dataset:
 
 
 def pixels_of(s: Slice) -> NDArray[np.generic]:
-    """Decode one slice to its stored values, (rows, columns)."""
+    """Decode one slice to its stored values, (rows, columns).
+
+    Raises:
+        InputError: ``DCM_DECODE_FAILED``, ``DCM_FRAME_LIE``, ``DCM_ENCAPSULATION`` for compressed pixels,
+            ``DCM_PIXELS_SHORT``, ``IMG_NO_FILE``.
+    """
     if s.offset is None:
-        try:
-            pixels = pixel_array(s.file, index=s.frame)
-        except Exception:  # each decoder has errors of its own; none may pass as an image
-            raise file_error("DCM_DECODE_FAILED", s.file, "compressed pixels that cannot be decoded") from None
-        if pixels.shape != s.shape:
-            raise file_error("DCM_DECODE_FAILED", s.file, "compressed pixels of another size")
-        return pixels
+        allocated = 8 * np.dtype(s.dtype).itemsize
+        expected = Expected(*s.shape, allocated=allocated, stored=s.bits, signed=np.dtype(s.dtype).kind == "i")
+        frame = check_frame(read_frame(s.file, s.spans), s.syntax, expected, s.file)
+        return decode_frame(frame, expected, s.file)
     count = s.shape[0] * s.shape[1]
     try:
         stored = np.fromfile(s.file, dtype=s.dtype, count=count, offset=s.offset)
