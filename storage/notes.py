@@ -95,6 +95,20 @@ NOTES: Mapping[str, Note] = {
     "enhanced_object_passed_by": _light("an enhanced object that cannot be read lies beside the slices"),
     "enhanced_copy_passed_by": _light("an enhanced object that holds the same slices once more was passed by"),
     "damaged_series_passed_by": _heavy("another series of the folder cannot be read and was passed by"),
+    # frames
+    "uptake_may_differ_between_frames": _light(
+        "low and full dose are other minutes of one scan: uptake may have changed"
+    ),
+    "motion_differs_between_gates": _light(
+        "low and full dose are other gates of one scan: the body moved between them"
+    ),
+    "frame_starts_from_frame_reference_time": _light(
+        "all frames state one acquisition time; their starts follow from FrameReferenceTime"
+    ),
+    "incomplete_frames_left_out": _heavy("frames of the series lack slices; they were not asked for"),
+    # values
+    "rounded_to_float32": _light("stored values have more digits than float32 holds, and were rounded"),
+    "saturated": _heavy("values were cut off where the stored type ends"),
     # geometry
     "spatial_unit_missing_read_as_mm": _light("the NIfTI header states no spatial unit; mm are taken"),
     "spatial_unit_converted_to_mm": _light("the NIfTI header's spatial unit was converted to mm"),

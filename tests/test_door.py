@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from door import MEMBERS, Member, Read, run, slug
 
+from storage.notes import NOTES
+
 
 @pytest.mark.parametrize("member", MEMBERS, ids=[slug(member) for member in MEMBERS])
 def test_member(member: Member, tmp_path: Path) -> None:
@@ -14,6 +16,7 @@ def test_member(member: Member, tmp_path: Path) -> None:
         assert found.code == member.right.code, found.told
         return
     assert found.code == "", found.told
+    assert set(found.notes) <= set(NOTES)
     if not math.isnan(member.right.times) and not math.isnan(found.off):
         assert found.off <= 1e-4, found.told
     assert set(member.right.notes) <= set(found.notes), found.told
