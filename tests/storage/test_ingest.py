@@ -18,7 +18,7 @@ import pytest
 import zarr
 from numpy.typing import NDArray
 
-from storage import integrity, layout
+from storage import geometry, integrity, layout
 from storage.errors import InputError
 from storage.ingest import CasePlan, create_cohort, ingest, site_key, subject_hash
 from storage.nifti import open_nifti
@@ -651,3 +651,98 @@ def test_space_is_asked_for_before_the_work(tmp_path: Path, monkeypatch: pytest.
     assert len(asked) == 1
     assert asked[0] >= noise().voxels.nbytes
     assert leftovers(tmp_path) == []
+
+
+# --- what is doubtful is said, or refused ---
+
+
+def body_of(median: float = 1.0, seed: int = 0, shape: tuple[int, int, int] = (20, 24, 24)) -> ArraySource:
+    """A cylinder of uptake with noise, air around it."""
+    _, y, x = np.indices(shape)
+    inside = (y - 11.5) ** 2 + (x - 11.5) ** 2 < 64
+    values = np.where(inside, median * (1 + 0.1 * np.random.default_rng(seed).standard_normal(shape)), 0)
+    return ArraySource(values.astype(np.float32), grid_of(shape), SUV)
+
+
+@pytest.mark.parametrize(
+    ("factor", "note"),
+    [(1e-3, None), (0.05, "suv_median_unusual"), (1.0, ""), (8.0, "suv_median_unusual"), (4e3, None)],
+)
+def test_a_median_inside_the_body_that_is_no_suv(tmp_path: Path, factor: float, note: str | None) -> None:
+    outcome = ingest(tmp_path, {"c": plan(full=body_of(factor))})
+    if note is None:
+        assert outcome.refused["c"].code == "PET_SUV_IMPLAUSIBLE"
+        return
+    image = open_cohort(tmp_path).case("c").image("full")
+    assert image.provenance.get("notes", []) == ([note] if note else [])
+    assert image.statistics["body_median"] == pytest.approx(factor, rel=0.05)
+
+
+def test_a_ct_and_a_value_beyond_all_uptake_are_no_suv(tmp_path: Path) -> None:
+    hot, ct = body_of(), body_of()
+    hot.voxels[3, 12, 12] = 1e30
+    ct.voxels[ct.voxels == 0] = -1000
+    outcome = ingest(tmp_path, {"hot": plan(full=hot), "ct": plan(full=ct)})
+    assert {name: error.code for name, error in outcome.refused.items()} == {
+        "hot": "PET_SUV_IMPLAUSIBLE",
+        "ct": "PET_SUV_IMPLAUSIBLE",
+    }
+    assert "like HU" in str(outcome.refused["ct"])
+
+
+def test_a_case_with_a_note_of_weight_is_refused_where_that_is_asked(tmp_path: Path) -> None:
+    plans = {"odd": plan(full=body_of(8.0)), "good": plan(full=body_of(1.0))}
+    outcome = ingest(tmp_path, plans, doubts="refuse")
+    assert outcome.committed == ["good"]
+    assert outcome.refused["odd"].code == "SET_DOUBT"
+    assert "suv_median_unusual" in str(outcome.refused["odd"])
+    assert ingest(tmp_path, plans).committed == ["odd"]
+
+
+@pytest.mark.parametrize("kind", [ValueError, ZeroDivisionError, RuntimeError, MemoryError])
+def test_an_unexpected_error_costs_its_case_only(tmp_path: Path, kind: type[Exception]) -> None:
+    def fails(_: Path) -> CasePlan:
+        raise kind("SECRET NAME")
+
+    outcome = ingest(tmp_path, {"bad": fails, "good": plan(full=body_of())})
+    assert outcome.committed == ["good"]
+    error = outcome.refused["bad"]
+    assert error.code == ("IMG_TOO_LARGE" if kind is MemoryError else "SET_CASE_FAILED")
+    assert "SECRET" not in str(error)
+    assert leftovers(tmp_path) == []
+
+
+def test_the_outline_goes_on_where_the_ct_ends(tmp_path: Path) -> None:
+    shape = (40, 24, 24)
+    pet = body_of(shape=shape)
+    hu = np.where(pet.voxels > 0.2, 40.0, -1000.0).astype(np.float32)
+    hu[:, 11, 11] = -100.0
+    half = ArraySource(hu[:20], grid_of((20, 24, 24)), HU)
+    whole = ArraySource(hu, pet.grid, HU)
+    plans = {
+        "half": plan(full=pet, ct=geometry.Resampled(half, pet.grid)),
+        "whole": plan(full=pet, ct=geometry.Resampled(whole, pet.grid)),
+        "pet": plan(full=pet),
+    }
+    ingest(tmp_path, plans, strict=True)
+    cohort = open_cohort(tmp_path)
+    bodies = {name: cohort.case(name).image("body").read(0, 40) for name in plans}
+    assert np.array_equal(bodies["half"][:18], bodies["whole"][:18])
+    assert np.array_equal(bodies["half"][22:], bodies["pet"][22:])
+    assert cohort.case("half").image("ct").provenance["notes"] == ["does_not_cover_body"]
+    assert "notes" not in cohort.case("whole").image("ct").provenance
+
+
+def test_equal_voxels_have_one_digest_whatever_the_case(tmp_path: Path) -> None:
+    ingest(
+        tmp_path, {"a": plan(full=body_of()), "b": plan(full=body_of()), "c": plan(full=body_of(seed=1))}, strict=True
+    )
+    digests = [open_cohort(tmp_path).case(name).voxels for name in ("a", "b", "c")]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_names_that_differ_in_capitals_only(tmp_path: Path) -> None:
+    ingest(tmp_path, {"Patient01": plan(full=body_of())}, strict=True)
+    outcome = ingest(tmp_path, {"patient01": plan(full=body_of(seed=1)), "Patient02": plan(full=body_of(seed=2))})
+    assert outcome.refused["patient01"].code == "SET_CASE_COLLISION"
+    assert open_cohort(tmp_path).cases == ("Patient01", "Patient02")
