@@ -114,6 +114,30 @@ def bad(scans: Path, tmp_path: Path) -> Callable[[str], list[str]]:
         (tmp_path / "notes.nii").write_text("not an image" * 100)
         return [str(tmp_path / "notes.nii")]
 
+    def trailing() -> list[str]:
+        data = bytearray((scans / "bqml.nii").read_bytes())
+        data[46:48] = (int.from_bytes(data[46:48], "little") - 1).to_bytes(2, "little")  # one slice fewer
+        (tmp_path / "more.nii").write_bytes(data)
+        return [str(tmp_path / "more.nii")]
+
+    def sheared() -> list[str]:
+        affine = suv.affine.copy()
+        affine[0, 2] += 2
+        return [image("sheared.nii.gz", voxels, affine)]
+
+    def stretched() -> list[str]:
+        data = bytearray((scans / "bqml.nii").read_bytes())
+        data[252:254] = bytes(2)  # sform only, and its first axis is not as long as pixdim says
+        data[80:84] = np.float32(3.5).tobytes()
+        (tmp_path / "stretched.nii").write_bytes(data)
+        return [str(tmp_path / "stretched.nii")]
+
+    def metres() -> list[str]:
+        data = bytearray((scans / "bqml.nii").read_bytes())
+        data[123] = 1
+        (tmp_path / "metres.nii").write_bytes(data)
+        return [str(tmp_path / "metres.nii")]
+
     def nan() -> list[str]:
         values = voxels.copy()
         values[3, 4, 5] = np.nan
@@ -212,6 +236,10 @@ INGEST = {
     "truncated": "NII_TRUNCATED cut.nii.gz",
     "empty_file": "NII_EMPTY empty.nii",
     "not_nifti": "NII_NOT_NIFTI notes.nii",
+    "trailing": "NII_TRAILING more.nii",
+    "sheared": "NII_BAD_AFFINE sheared.nii.gz",
+    "stretched": "NII_AMBIGUOUS_AFFINE stretched.nii",
+    "metres": "NII_BAD_SPACING metres.nii",
     "nan": "IMG_NONFINITE nan.nii.gz",
     "constant": "IMG_CONSTANT",
     "mask_shape": "PAIR_GRID_MISMATCH",
