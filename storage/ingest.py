@@ -388,8 +388,16 @@ def _prepare_image(path: Path, name: str, grid: Grid, units: str) -> None:
 
 
 def _coarse_edges(grid: Grid) -> tuple[int, int, int]:
-    """Blocks of 1, 2 or 4 voxels that come nearest to 5 mm: enough for an outline, and they divide every shard."""
-    z, y, x = (max(f for f in (1, 2, 4) if f == 1 or f * mm <= 5.5) for mm in grid.spacing_mm)
+    """Blocks of 1 to 32 voxels that come nearest to 5 mm: enough for an outline, and they divide every shard.
+
+    An animal's blocks are smaller, as ``geometry.body_scale`` says.  From 0.5 mm on no block has more than 4 voxels.
+    """
+    most_mm = 5.5 * geometry.body_scale(grid)
+
+    def edge(mm: float) -> int:
+        return max(f for f in (1, 2, 4, 8, 16, 32) if f == 1 or (f * mm <= most_mm and (f <= 4 or mm < 0.5)))
+
+    z, y, x = map(edge, grid.spacing_mm)
     return z, y, x
 
 
@@ -424,7 +432,7 @@ def _outline(
     coarse = np.concatenate([slab.coarse for slab in spans[image]])
     edges = _coarse_edges(grid)
     z, y, x = (mm * edge for mm, edge in zip(grid.spacing_mm, edges, strict=True))
-    mask = geometry.body_mask(coarse, units, (z, y, x))
+    mask = geometry.body_mask(coarse, units, (z, y, x), geometry.body_scale(grid))
     if labels:  # an organ is body wherever it lies
         mask |= np.concatenate([slab.coarse for slab in spans["labels"]]) > 0
     return mask
