@@ -13,7 +13,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.filereader import read_file_meta_info
+from pydicom.filereader import read_file_meta_info, read_partial
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import pixel_array
 from pydicom.tag import Tag
@@ -122,6 +122,9 @@ def scan(file: Path, modality: Modality) -> Slice | None:
                 raise file_error("DCM_BOMB", file, "the deflated transfer syntax", "export it uncompressed")
             declared = str(meta.get("MediaStorageSOPClassUID", ""))
             if declared and declared not in (STORAGE[modality], *ENHANCED[modality]):
+                if _own_class(stream) == STORAGE[modality]:  # else a slice would be passed by for its damaged meta
+                    found = f"{tag_name('SOPClassUID')} differs from that of the file meta"
+                    raise file_error("DCM_BAD_UID", file, found)
                 return None
             stream.seek(0)
             ds = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=_TAGS)
@@ -145,6 +148,12 @@ def scan(file: Path, modality: Modality) -> Slice | None:
             if not has_value(ds, name):
                 raise file_error("DCM_TRUNCATED", file, f"no {tag_name(name)}")
         return _checked(file, ds, stream, syntax, modality)
+
+
+def _own_class(stream: BinaryIO) -> str:
+    """The SOP class that the data set itself states, read up to there only."""
+    stream.seek(0)
+    return text_of(read_partial(stream, stop_when=lambda tag, _vr, _length: int(tag) > 0x00080016), "SOPClassUID")
 
 
 def _refuse_foreign(file: Path, head: bytes) -> None:
@@ -211,7 +220,12 @@ def _find_pixels(stream: BinaryIO, file: Path, syntax: str, expected: int) -> in
     """Return where the pixel bytes begin, the reader standing before their element; ``None`` if compressed."""
     order = NATIVE.get(syntax, "<")
     element = stream.read(12)
-    if len(element) < 12 or struct.unpack(order + "HH", element[:4]) != (0x7FE0, 0x0010):
+    explicit = syntax != "1.2.840.10008.1.2"
+    if (
+        len(element) < 12
+        or struct.unpack(order + "HH", element[:4]) != (0x7FE0, 0x0010)
+        or (explicit and element[4:6] not in (b"OW", b"OB", b"UN"))
+    ):
         raise file_error("DCM_TRUNCATED", file, "no (7FE0,0010) PixelData")
     if syntax not in NATIVE:
         try:
@@ -222,8 +236,8 @@ def _find_pixels(stream: BinaryIO, file: Path, syntax: str, expected: int) -> in
             raise file_error(
                 "DCM_CODEC_MISSING", file, "a transfer syntax without a decoder", "install pylibjpeg's plugins"
             )
+        _check_fragments(stream, file)
         return None
-    explicit = syntax != "1.2.840.10008.1.2"
     length = int(struct.unpack(order + "L", element[8:12] if explicit else element[4:8])[0])
     offset = stream.tell() if explicit else stream.tell() - 4
     present = min(length, file.stat().st_size - offset)
@@ -231,7 +245,34 @@ def _find_pixels(stream: BinaryIO, file: Path, syntax: str, expected: int) -> in
         raise file_error("DCM_PIXELS_SHORT", file, f"{max(present, 0)} of {expected} bytes of pixels")
     if length > expected + 1:
         raise file_error("DCM_PIXELS_LONG", file, f"{length} bytes of pixels for {expected}")
+    stream.seek(offset + length)
+    after = stream.read(8)
+    tag = struct.unpack(order + "HH", after[:4]) if len(after) == 8 else (0, 0)
+    further = tag > (0x7FE0, 0x0010) and (not explicit or (after[4:6].isalpha() and after[4:6].isupper()))
+    padding = not after.strip(b"\0") and not stream.read(1 << 20).strip(b"\0")
+    if not (further or padding):  # what was put in between has pushed pixels out behind their element
+        raise file_error("DCM_PIXELS_LONG", file, "bytes after the pixels that are no DICOM element")
     return offset
+
+
+def _check_fragments(stream: BinaryIO, file: Path) -> None:
+    """Walk the items of compressed pixels, the reader standing before the first: each must end where the next begins.
+
+    A decoder that is given a fragment with bytes lost or added may still make an image of it.
+    """
+    size, fragments = file.stat().st_size, -1  # the first item is a table of offsets
+    while item := stream.read(8):
+        tag, length = struct.unpack("<LL", item) if len(item) == 8 else (0, 0)
+        if tag == 0xE0DDFFFE and length == 0 and fragments > 0:
+            return
+        if tag != 0xE000FFFE or stream.tell() + length > size:
+            break
+        fragments += 1
+        stream.seek(length, 1)
+    else:
+        if fragments > 0:  # some writers leave the delimiter out
+            return
+    raise file_error("DCM_DECODE_FAILED", file, "compressed pixels whose lengths do not fit")
 
 
 def pixels_of(s: Slice) -> NDArray[np.generic]:

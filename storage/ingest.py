@@ -34,6 +34,7 @@ from storage.source import HU, LABEL, SUV, Dose, Grid, ImageSource, simulated_do
 from storage.verification import read_catalog
 
 TURN_S = 600.0  # to wait for another part that writes what the cohort has once, which takes a second
+PLATEAU_VOXELS = 8  # with the very same value at a limit of the stored type; noise has no two in a hot spot
 SCALE_RATIO = 1.5  # between the uptake of two reconstructions of one scan; the smallest dose reduction factor is 2
 FAT_HU, SOFT_TISSUE_HU = -50.0, 20.0  # every CT of a patient holds voxels below the first and above the second
 
@@ -337,6 +338,7 @@ class _Slab:
     coarse: NDArray[np.float32]
     cells: NDArray[np.float32]
     overview: NDArray[np.float32] | None
+    clipped: tuple[tuple[int, int], ...]  # for each limit of the stored type: voxels at it, and short of it
 
 
 def case_graph(folder: Path, name: str, plan: CasePlan) -> Delayed:
@@ -422,7 +424,24 @@ def _store_slab(path: Path, image: str, source: ImageSource, z0: int, z1: int, v
         coarse=geometry.block_means(slab, _coarse_edges(source.grid)),
         cells=cells,
         overview=geometry.shrink_slab(slab, z0, source.grid.shape, layout.OVERVIEW) if source.units == SUV else None,
+        clipped=tuple(_at_limit(slab, *ends) for ends in getattr(source, "limits", ())),  # of a file's source only
     )
+
+
+def _at_limit(slab: NDArray[np.float32], limit: float, before: float) -> tuple[int, int]:
+    """Voxels that are at a limit of the stored type, and those from ``before`` on that are short of it."""
+    at = int(np.count_nonzero(slab == np.float32(limit)))
+    beyond = slab >= before if limit > before else slab <= before
+    return at, int(np.count_nonzero(beyond)) - at
+
+
+def _saturated(parts: Sequence[_Slab]) -> bool:
+    """Whether an image was cut off where its stored type ends: a plateau there, and values that rise to it.
+
+    A scan scaled to its type has one voxel at the limit; padding and masks have many, and none short of it.
+    """
+    found = [np.sum(ends, axis=0) for ends in zip(*(part.clipped for part in parts), strict=True)]
+    return any(at >= PLATEAU_VOXELS and 10 * short >= at for at, short in found)
 
 
 def _outline(
@@ -508,6 +527,9 @@ def _finish(
             )
         if units == HU:
             _check_hu(f"case {name}, image {image}", statistics["min"], statistics["max"])
+        if _saturated(parts):
+            told = provenance.get("notes")
+            provenance = {**provenance, "notes": [*(told if isinstance(told, list) else []), "saturated"]}
         _describe(folder / image, units, grid, provenance, statistics, {"dose": dose} if units == SUV else {})
         if units == SUV:
             overview = np.stack([p.overview for p in parts if p.overview is not None]).sum(0)

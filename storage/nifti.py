@@ -48,6 +48,9 @@ SHEAR_TOLERANCE = 1e-3
 PLAUSIBLE_MM = (0.02, 100.0)
 FARTHEST_MM = 10_000.0  # from the origin: a table travels 2 m
 MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: unknown (read as mm), metre, mm, micron
+CODES = range(1, 6)  # of sform and qform: scanner, aligned, Talairach, MNI, another template
+WIDE = frozenset(["i4", "u4", "i8", "u8", "f8"])  # hold numbers that float32 does not
+EXACT_IN_FLOAT32 = 1 << 24
 READABLE = frozenset(["u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
 
 
@@ -84,6 +87,16 @@ class NiftiSource:
     offset: int = field(repr=False)
     slope: float
     intercept: float
+
+    @property
+    def limits(self) -> tuple[tuple[float, float], ...]:
+        """Where stored values of 8 and 16 bits are clipped, in ``units``: each limit, and a value a fifth before it."""
+        kind = np.dtype(self.dtype)
+        if kind.kind not in "iu" or kind.itemsize > 2 or self.units == LABEL:
+            return ()
+        bounds = np.iinfo(kind)
+        ends = (bounds.max, bounds.min) if bounds.min else (bounds.max,)
+        return tuple((end * self.slope + self.intercept, 0.8 * end * self.slope + self.intercept) for end in ends)
 
     def read(self, z0: int, z1: int) -> NDArray[np.float32]:
         """Return the slab ``z0 <= z < z1`` as (z, y, x) in ``units``.
@@ -167,7 +180,7 @@ def open_nifti(path: Path, *, units: Units, workdir: Path, scale: float = 1.0) -
                 raise _error(code, path, f"{size} of {layout.end} bytes")
             stream.seek(layout.end)
             _check_rest(stream, size - layout.end, layout, path)
-    notes = layout.notes
+    notes = layout.notes + ("rounded_to_float32",) * (units != LABEL and _loses_digits(layout, voxels))
     if scale != 1.0:
         notes += ("activity_scaled_to_suv",)
     return NiftiSource(
@@ -312,6 +325,27 @@ def _inflated(stream: BinaryIO, path: Path) -> Iterator[bytes]:
         stream.seek(-len(engine.unused_data), io.SEEK_CUR)
 
 
+def _loses_digits(layout: _Layout, voxels: Path) -> bool:
+    """Whether stored numbers beyond 2^24 change when they become float32; only wide types are looked through."""
+    if layout.dtype[1:] not in WIDE:
+        return False
+    stored = np.memmap(voxels, dtype=layout.dtype, mode="r", offset=layout.offset, shape=layout.grid.shape).reshape(-1)
+    for start in range(0, stored.size, SLAB_BYTES // 8):
+        part = np.asarray(stored[start : start + SLAB_BYTES // 8])
+        if part.dtype.kind == "f":
+            with np.errstate(over="ignore", invalid="ignore"):
+                back = part.astype(np.float32).astype(np.float64)
+            lost = np.isfinite(back) & (np.abs(part) > EXACT_IN_FLOAT32) & (back != part)
+        else:  # by the digits between the first and the last bit that is set: float64 would round some as well
+            size = part.astype(np.uint64)
+            size = np.where(part < 0, ~size + np.uint64(1), size)
+            last = np.maximum(size & (~size + np.uint64(1)), 1)
+            lost = size // last >= EXACT_IN_FLOAT32
+        if lost.any():
+            return True
+    return False
+
+
 def _check_rest(stream: BinaryIO, count: int, layout: _Layout, path: Path) -> None:
     """Refuse what follows the voxels, unless it pads the file and is too short to be of a dim that was made smaller."""
     z, y, x = layout.grid.shape
@@ -403,7 +437,10 @@ def _affine(
     if unit not in MM_PER_UNIT:
         raise _error("NII_BAD_SPACING", path, f"spatial unit {unit}", "save it in mm")
     _check_unit(spacing, unit, path)
-    sform_code, qform_code = int(header["sform_code"]), int(header["qform_code"])
+    # An unknown code counts as none, as nibabel takes it.
+    sform_code, qform_code = (
+        code if (code := int(header[name])) in CODES else 0 for name in ("sform_code", "qform_code")
+    )
     if sform_code <= 0 and qform_code <= 0:
         raise _error("NII_NO_ORIENTATION", path, "neither sform nor qform", "save it with its orientation")
     affine, qform = None, None

@@ -1,7 +1,7 @@
 """Damaged copies of small NIfTI files and DICOM series, made from a seed, and what reading one of them came to.
 
-A mutation is a triple (seed, kind, base): equal triples give equal files.  Each is read as ingest reads it, in a process
-of its own with bounded memory and time.  What is accepted although it differs from the base is judged by code that is
+A mutation is a triple (seed, kind, base): equal triples give equal files.  Each is read as ingest reads it, in a
+process with bounded memory and time.  What is accepted although it differs from the base is judged by code that is
 independent of the reader: whether the file contradicts itself.
 """
 
@@ -30,7 +30,7 @@ from storage.dicom import open_series
 from storage.dicom_write import write_series
 from storage.errors import InputError
 from storage.nifti import open_nifti
-from storage.source import SUV, ArraySource, Grid
+from storage.source import SUV, ArraySource, Grid, ImageSource
 
 Triple = tuple[int, str, str]  # seed, kind, base
 
@@ -40,13 +40,15 @@ LIMIT_S = 20.0
 SHAPE = (5, 32, 34)  # JPEG 2000 in its usual six resolutions needs 32
 SPACING_MM = (3.27, 4.07, 4.1)
 SLICE = 2  # of a DICOM series the one that is mutated most often; by seed also the first and the last
+COMPRESSED = (uid.RLELossless, uid.JPEGLSLossless, uid.JPEG2000Lossless)
 REFUSED, EQUAL, OWN, CONTRADICTS = (
     "refused",
     "accepted, equal",
     "accepted, the file's own",
     "ACCEPTED, CONTRADICTS ITSELF",
 )
-CODEC = "accepted, decodes to other pixels"
+CODEC = "accepted, compressed pixels that decode to others"
+SHORT = "accepted with the note that slices lack"
 FAILED = ("TRACEBACK", "HANG", "MEMORY", "CRASH", CONTRADICTS)
 # fmt: off
 NIFTI1 = {  # field -> offset, type
@@ -156,16 +158,16 @@ def _dicom(syntax: str) -> dict[str, bytes]:
         write_series(Path(folder) / "pet", ArraySource(_voxels(), grid, SUV), edit=edit)
         files = {}
         for file in sorted((Path(folder) / "pet").iterdir()):
-            ds = pydicom.dcmread(file)
+            read = pydicom.dcmread(file)
+            ds: pydicom.Dataset = read
             if syntax == uid.ExplicitVRBigEndian:
                 ds.PixelData = np.frombuffer(ds.PixelData, "<i2").astype(">i2").tobytes()
-            if syntax in (uid.RLELossless, uid.JPEGLSLossless, uid.JPEG2000Lossless):
+            if syntax in COMPRESSED:
                 ds.compress(syntax, generate_instance_uid=False)
             else:
-                meta = ds.file_meta
-                ds = _fresh(ds)
-                ds.file_meta = meta
-                ds.file_meta.TransferSyntaxUID = syntax
+                ds = _fresh(read)
+                ds.file_meta = read.file_meta
+                ds.file_meta.TransferSyntaxUID = uid.UID(syntax)
             implicit, little = syntax == uid.ImplicitVRLittleEndian, syntax != uid.ExplicitVRBigEndian
             ds.save_as(file, implicit_vr=implicit, little_endian=little, enforce_file_format=True)
             files[file.name] = file.read_bytes()
@@ -240,19 +242,20 @@ def _table(data: bytes, made_from: Base) -> dict[str, _Field]:
     return _dicom_table(data) if made_from.syntax else _nifti_table(data)
 
 
-def _pixels(data: bytes, made_from: Base) -> int:
-    """Where the header ends."""
+def _pixels(made_from: Base) -> int:
+    """Where the header of the one file ends, before it is mutated."""
+    (data,) = made_from.files.values()
     if made_from.syntax:
         tag = b"\x7f\xe0\x00\x10" if made_from.syntax == uid.ExplicitVRBigEndian else b"\xe0\x7f\x10\x00"
-        return data.rindex(tag, 0, data.index(tag) + 4) if data.count(tag) == 1 else data.index(tag)
+        return data.index(tag)
     table = _nifti_table(data)
     field = table["vox_offset"]
     return int(struct.unpack_from(field.number, data, field.offset)[0])
 
 
-def _place(rng: np.random.Generator, data: bytes, made_from: Base, where: str) -> int:
+def _place(rng: np.random.Generator, data: bytearray, made_from: Base, where: str) -> int:
     """Somewhere in the ``header``, the ``pixels`` or anywhere."""
-    border = _pixels(data, made_from)
+    border = min(_pixels(made_from), len(data) - 1)
     low, high = {"header": (0, border), "pixels": (border, len(data)), "": (0, len(data))}[where]
     if where == "header" and made_from.syntax:
         low = 128  # nobody reads the preamble
@@ -420,7 +423,7 @@ def mutated(triple: Triple) -> tuple[str, bytes]:
     data = bytearray(made_from.files[file])
     if kind == ZIPPED:
         data = bytearray(gzip.compress(bytes(data), mtime=0))
-    KINDS[kind](rng, data, made_from)
+    KINDS[kind](rng, data, Base({file: bytes(data)}, made_from.zipped, made_from.syntax))
     if made_from.zipped and kind != ZIPPED:
         return "pet.nii.gz", gzip.compress(bytes(data), mtime=0)
     return "pet.nii.gz" if kind == ZIPPED else file, bytes(data)
@@ -462,17 +465,19 @@ class Finding:
     peak_kb: int = 0
 
 
-def read(path: Path, made_from: Base, workdir: Path) -> tuple[Grid, NDArray[np.float32]]:
+Image = tuple[Grid, NDArray[np.float32], object]  # grid, voxels, what the reader noted
+
+
+def read(path: Path, made_from: Base, workdir: Path) -> Image:
     """Open and read one whole image exactly as ingest does."""
-    if made_from.syntax:
-        series = open_series(path, modality="PT")
-        return series.grid, series.read(0, series.grid.shape[0])
-    source = open_nifti(path, units=SUV, workdir=workdir)
-    return source.grid, source.read(0, source.grid.shape[0])
+    source: ImageSource = (
+        open_series(path, modality="PT") if made_from.syntax else open_nifti(path, units="SUVbw", workdir=workdir)
+    )
+    return source.grid, source.read(0, source.grid.shape[0]), source.provenance["notes"]
 
 
 @cache
-def _truth(name: str) -> tuple[Grid, NDArray[np.float32]]:
+def _truth(name: str) -> Image:
     made_from = base(name)
     with tempfile.TemporaryDirectory() as folder:
         return read(_written(Path(folder), made_from, {}), made_from, Path(folder) / "work")
@@ -496,12 +501,12 @@ def judge(triple: Triple, folder: Path) -> tuple[str, str]:
     """Read one mutation in this process; returns the outcome and its detail."""
     made_from = base(triple[2])
     name, data = mutated(triple)
-    grid, voxels = _truth(triple[2])
+    grid, voxels, _ = _truth(triple[2])
     path = _written(folder, made_from, {name: data})
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            found_grid, found = read(path, made_from, folder / "work")
+            found_grid, found, notes = read(path, made_from, folder / "work")
     except InputError as error:
         if "\n" in str(error) or not re.fullmatch(r"[A-Z]+_[A-Z0-9_]+", error.code):
             return "TRACEBACK", f"a refusal that is no line: {error.code}"
@@ -516,6 +521,8 @@ def judge(triple: Triple, folder: Path) -> tuple[str, str]:
     if not made_from.syntax:
         wrong = nifti_contradiction(path, found_grid, found, triple)
         return (CONTRADICTS, wrong) if wrong else (OWN, "")
+    if found_grid.shape[0] < grid.shape[0] and "fewer_slices_than_header_says" in notes:  # type: ignore[operator]
+        return SHORT, f"{found_grid.shape[0]} slices of {grid.shape[0]}"
     return _judge_series(made_from, name, data, (grid, voxels), (found_grid, found))
 
 
@@ -534,7 +541,7 @@ def nifti_contradiction(path: Path, grid: Grid, voxels: NDArray[np.float32], tri
         return float(struct.unpack_from(field.number, raw, field.offset)[0])
 
     size = {2: 1, 256: 1, 4: 2, 512: 2, 8: 4, 768: 4, 16: 4, 64: 8, 1024: 8, 1280: 8}[int(value("datatype"))]
-    end = (value("vox_offset") or len(raw) - 1) + size * np.prod([value(f"dim{i}") for i in (1, 2, 3)])
+    end = (value("vox_offset") or table["extension"].offset + 4) + size * np.prod([value(f"dim{i}") for i in (1, 2, 3)])
     if end > len(raw) or raw[int(end) :].strip(b"\0") or len(raw) - end > 512:
         return "its length does not fit"
     unit = {0: 1.0, 1: 1e3, 2: 1.0, 3: 1e-3}[int(value("xyzt_units")) & 7]
@@ -548,18 +555,21 @@ def nifti_contradiction(path: Path, grid: Grid, voxels: NDArray[np.float32], tri
         return "sheared"
     if pixdim.min() < 0.02 or pixdim.max() > 100:
         return f"voxels of {pixdim} mm"
-    if value("sform_code") > 0 and np.abs(sform - grid.affine[:3]).max() > 1e-4:
+    if 0 < value("sform_code") < 6 and np.abs(sform - grid.affine[:3]).max() > 1e-4:
         return "not the sform"
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        image = nibabel.load(path)
+        try:
+            image = nibabel.load(path)
+            theirs = image.get_fdata(dtype=np.float32).reshape(grid.shape[::-1]).T
+        except Exception:  # it stops at damaged extensions, which no voxel depends on
+            return ""
         affine = image.affine.copy()
         affine[:3] *= unit
-        theirs = image.get_fdata(dtype=np.float32).reshape(grid.shape[::-1]).T
         qform = image.header.get_qform(coded=True)
     if np.abs(affine - grid.affine).max() > 1e-3:
         return "nibabel places it elsewhere"
-    if not np.allclose(theirs, voxels, rtol=1e-5, atol=1e-6):
+    if value("vox_offset") and not np.allclose(theirs, voxels, rtol=1e-5, atol=1e-6):
         return "nibabel reads other values"
     if value("sform_code") > 0 and qform[1] > 0:
         corners = np.array([(x, y, z, 1) for x in (0, 1) for y in (0, 1) for z in (0, 1)])
@@ -598,7 +608,7 @@ def _judge_series(
         return OWN, "another RescaleSlope"
     if before.get("PixelData") == after.get("PixelData"):
         return CONTRADICTS, f"values changed by {', '.join(sorted(fields)) or 'nothing that pydicom shows'}"
-    if made_from.syntax in (uid.RLELossless, uid.JPEGLSLossless, uid.JPEG2000Lossless):
+    if made_from.syntax in COMPRESSED:
         return CODEC, str(made_from.syntax)
     if len(after["PixelData"]) != len(before["PixelData"]):
         return CONTRADICTS, "pixels of another length"
@@ -619,12 +629,15 @@ def _parsed(data: bytes) -> dict[str, Any] | None:
         file.flush()
         try:
             ds = pydicom.dcmread(file.name)
-            return {
-                pydicom.datadict.keyword_for_tag(tag) or str(tag): getattr(ds.get_item(tag), "value", None)
-                for tag in list(ds.keys())
-            }
         except Exception:
             return None
+        found = {}
+        for tag in list(ds.keys()):
+            try:
+                found[pydicom.datadict.keyword_for_tag(tag) or str(tag)] = getattr(ds.get_item(tag), "value", None)
+            except Exception:
+                found[str(tag)] = None
+        return found
 
 
 # -- processes --------------------------------------------------------------------------------------------------------

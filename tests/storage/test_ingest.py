@@ -201,6 +201,31 @@ def test_a_ct_that_is_not_in_hu_is_refused(
     assert open_cohort(tmp_path).cases == ()
 
 
+@pytest.mark.parametrize(
+    ("dtype", "peak", "noted"),
+    [
+        (np.int16, 32767.0, False),  # scaled to its type, one voxel at the limit
+        (np.int16, 60000.0, True),
+        (np.uint8, 255.0, False),
+        (np.uint8, 400.0, True),
+        (np.float32, 60000.0, False),
+    ],
+)
+def test_an_image_that_is_cut_off_at_its_type_is_noted(tmp_path: Path, dtype: Any, peak: float, noted: bool) -> None:
+    z, y, x = np.ogrid[:20, :24, :24]
+    hot = np.exp(-((z - 10) ** 2 + (y - 12.2) ** 2 + (x - 11.9) ** 2) / 60.0)
+    top = np.inf if dtype == np.float32 else np.iinfo(dtype).max
+    stored = np.clip(np.rint(peak * hot / hot.max()), 0, top).astype(dtype)
+    stored[:, :2] = 0 if dtype != np.int16 else -32768  # padding is no plateau of a scan
+    image = nibabel.Nifti1Image(stored.T, np.diag([4.0, 4.0, 5.0, 1.0]))
+    nibabel.save(image, tmp_path / "pet.nii.gz")
+    pet = open_nifti(tmp_path / "pet.nii.gz", units="SUVbw", workdir=tmp_path / "work")
+    ingest(tmp_path / "cohort", {"one": plan(full=pet)}, strict=True)
+    notes = open_cohort(tmp_path / "cohort").case("one").image("full").provenance["notes"]
+    assert isinstance(notes, list)
+    assert ("saturated" in notes) == noted
+
+
 @pytest.mark.skipif("PETSCALE_REAL_DATA" not in os.environ, reason="PETSCALE_REAL_DATA names no data folder")
 def test_small_crops_of_real_ct_are_hu(tmp_path: Path) -> None:
     data = Path(os.environ["PETSCALE_REAL_DATA"], "ibsi/ibsi_validation/nifti")

@@ -48,7 +48,7 @@ def save(
 ) -> Path:
     """Write with nibabel, then overwrite header fields ``{offset: bytes}``."""
     affine = rigid(AFFINE) if affine is None else affine
-    image = nibabel.Nifti1Image(np.ascontiguousarray(voxels.T).astype(dtype), affine)
+    image = nibabel.Nifti1Image(np.ascontiguousarray(voxels.T).astype(dtype), affine, dtype=np.dtype(dtype))
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code=sform)
     image.set_qform(affine, code=qform)
@@ -415,6 +415,39 @@ def test_bytes_after_the_voxels(tmp_path: Path, voxels: NDArray[Any], name: str)
                 left.unlink()
         else:
             assert refused(tmp_path / name) == "NII_TRAILING"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "noted"),
+    [
+        ("i4", 2**24, False),
+        ("i4", 2**24 + 1, True),
+        ("u4", 2**32 - 1, True),
+        ("i8", -(2**24) - 1, True),
+        ("i8", 2**60, False),
+        ("u8", 2**64 - 1, True),
+        ("f8", 0.1, False),
+        ("f8", 2**25 + 0.5, True),
+        ("f4", 1e30, False),
+    ],
+)
+def test_numbers_that_float32_rounds_are_noted(
+    tmp_path: Path, voxels: NDArray[Any], dtype: str, value: float, noted: bool
+) -> None:
+    stored = np.zeros(SHAPE, dtype)
+    stored[5, 2, 3] = value
+    source = opened(save(tmp_path / "a.nii.gz", stored, dtype=dtype))
+    assert (source.provenance["notes"] == ["rounded_to_float32"]) == noted
+    assert source.read(5, 6)[0, 2, 3] == np.float32(value)
+    if value > 65535:
+        assert refused(save(tmp_path / "l.nii", stored, dtype=dtype), units=LABEL) == "NII_BAD_LABEL"
+
+
+def test_a_slope_that_overflows_is_told_as_such(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii", np.full(SHAPE, 300), dtype=np.int16, fields={112: f32(3e38)})
+    with pytest.raises(InputError, match=r"210 voxels overflow float32 .* scl_slope") as error:
+        opened(path).read(0, 7)
+    assert error.value.code == "IMG_NONFINITE"
 
 
 def test_labels_are_judged_before_they_are_rounded(tmp_path: Path) -> None:
