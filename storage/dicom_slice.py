@@ -5,6 +5,7 @@ Nothing is repaired or guessed: a file that is not whole ends in an ``InputError
 
 import re
 import struct
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -17,6 +18,7 @@ from pydicom.filereader import read_file_meta_info, read_partial
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.utils import pixel_array
 from pydicom.tag import Tag
+from pydicom.uid import UID
 
 from storage.dicom_header import (
     PRIVATE_CREATORS,
@@ -236,6 +238,8 @@ def _find_pixels(stream: BinaryIO, file: Path, syntax: str, expected: int) -> in
             raise file_error(
                 "DCM_CODEC_MISSING", file, "a transfer syntax without a decoder", "install pylibjpeg's plugins"
             )
+        if element[8:12] != b"\xff\xff\xff\xff":
+            raise file_error("DCM_DECODE_FAILED", file, "compressed pixels of a stated length")
         _check_fragments(stream, file)
         return None
     length = int(struct.unpack(order + "L", element[8:12] if explicit else element[4:8])[0])
@@ -249,7 +253,9 @@ def _find_pixels(stream: BinaryIO, file: Path, syntax: str, expected: int) -> in
     after = stream.read(8)
     tag = struct.unpack(order + "HH", after[:4]) if len(after) == 8 else (0, 0)
     further = tag > (0x7FE0, 0x0010) and (not explicit or (after[4:6].isalpha() and after[4:6].isupper()))
-    padding = not after.strip(b"\0") and not stream.read(1 << 20).strip(b"\0")
+    rest = after + stream.read(512)
+    # Zeros that fill the last block are padding; a few may be pixels of air.
+    padding = not rest or (len(rest) < 512 and file.stat().st_size % 512 == 0 and not rest.strip(b"\0"))
     if not (further or padding):  # what was put in between has pushed pixels out behind their element
         raise file_error("DCM_PIXELS_LONG", file, "bytes after the pixels that are no DICOM element")
     return offset
@@ -275,11 +281,21 @@ def _check_fragments(stream: BinaryIO, file: Path) -> None:
     raise file_error("DCM_DECODE_FAILED", file, "compressed pixels whose lengths do not fit")
 
 
+def _decoded(file: Path) -> NDArray[np.generic]:
+    """Decode by the first decoder that can, but GDCM if there is another: damage may make it abort."""
+    decoder = get_decoder(UID(str(read_file_meta_info(file).TransferSyntaxUID)))
+    plugins = [name for name in decoder.available_plugins if name != "gdcm"] or ["gdcm"]
+    for plugin in plugins[:-1]:
+        with suppress(Exception):  # the next one may be able to
+            return pixel_array(file, decoding_plugin=plugin)
+    return pixel_array(file, decoding_plugin=plugins[-1])
+
+
 def pixels_of(s: Slice) -> NDArray[np.generic]:
     """Decode one slice to its stored values, (rows, columns)."""
     if s.offset is None:
         try:
-            pixels = pixel_array(s.file)
+            pixels = _decoded(s.file)
         except Exception:  # each decoder has errors of its own; none may pass as an image
             raise file_error("DCM_DECODE_FAILED", s.file, "compressed pixels that cannot be decoded") from None
         if pixels.shape != s.shape:

@@ -33,7 +33,7 @@ GZIP_MAGIC = b"\x1f\x8b"
 MAX_DEFLATE_RATIO = 1032  # no gzip stream inflates by more
 MAX_BYTES = 64 << 30  # of voxels in one file
 SLACK_BYTES = 1 << 20  # that are inflated beyond the voxels before it is called a bomb
-PADDING_BYTES = 512  # zeros that may follow the voxels: writers fill a block of a tape or disk
+BLOCK_BYTES = 512  # of a tape or disk, which writers fill with zeros
 CHUNK_BYTES = 1 << 20
 SLAB_BYTES = 32 << 20
 AFFINE_TOLERANCE_MM = 0.1  # between sform and qform at the corners: their rounding is below it, an L/R flip is not
@@ -347,10 +347,12 @@ def _loses_digits(layout: _Layout, voxels: Path) -> bool:
 
 
 def _check_rest(stream: BinaryIO, count: int, layout: _Layout, path: Path) -> None:
-    """Refuse what follows the voxels, unless it pads the file and is too short to be of a dim that was made smaller."""
-    z, y, x = layout.grid.shape
-    least = min(x * y, x * z, y * z) * np.dtype(layout.dtype).itemsize
-    if count >= min(least, PADDING_BYTES) or stream.read(count).strip(b"\0"):
+    """Refuse what follows the voxels, unless it is zeros that fill the last block of the file.
+
+    Air is zeros too: a few of them at the end may be voxels that inserted bytes or a smaller dim have pushed out.
+    """
+    padding = count < BLOCK_BYTES and (layout.end + count) % BLOCK_BYTES == 0
+    if count and not (padding and not stream.read(count).strip(b"\0")):
         found = f"{count} bytes after the {layout.end} that the header declares"
         raise _error("NII_TRAILING", path, found, "save it again with dim, datatype and vox_offset that fit its voxels")
 

@@ -16,6 +16,10 @@ FOUND: list[mutated.Triple] = [
     (100643, "several bits", "dcm JPEG 2000"),
     (101359, "fields exchanged", "dcm explicit"),
     (100229, "bytes deleted", "dcm JPEG-LS"),  # a fragment longer than its bytes
+    (7645, "bytes overwritten", "dcm JPEG 2000"),  # at which GDCM aborts the process
+    (8013, "several bits", "dcm JPEG-LS"),  # compressed pixels of a stated length
+    (25, "bytes inserted", "dcm implicit"),
+    (30, "bytes inserted", "gz f4 both"),
     (105130, "block twice", "nii i2 scaled, extension"),
 ]
 

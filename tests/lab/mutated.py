@@ -542,7 +542,7 @@ def nifti_contradiction(path: Path, grid: Grid, voxels: NDArray[np.float32], tri
 
     size = {2: 1, 256: 1, 4: 2, 512: 2, 8: 4, 768: 4, 16: 4, 64: 8, 1024: 8, 1280: 8}[int(value("datatype"))]
     end = (value("vox_offset") or table["extension"].offset + 4) + size * np.prod([value(f"dim{i}") for i in (1, 2, 3)])
-    if end > len(raw) or raw[int(end) :].strip(b"\0") or len(raw) - end > 512:
+    if end > len(raw) or raw[int(end) :].strip(b"\0") or (len(raw) > end and len(raw) % 512):
         return "its length does not fit"
     unit = {0: 1.0, 1: 1e3, 2: 1.0, 3: 1e-3}[int(value("xyzt_units")) & 7]
     pixdim = np.array([value(f"pixdim{i}") for i in (1, 2, 3)]) * unit
@@ -610,6 +610,8 @@ def _judge_series(
         return CONTRADICTS, f"values changed by {', '.join(sorted(fields)) or 'nothing that pydicom shows'}"
     if made_from.syntax in COMPRESSED:
         return CODEC, str(made_from.syntax)
+    if len(data) > len(made_from.files[name]) and len(data) % 512 and not fields:
+        return CONTRADICTS, "bytes put in between, and as many pushed out behind the pixels"
     if len(after["PixelData"]) != len(before["PixelData"]):
         return CONTRADICTS, "pixels of another length"
     return OWN, "other pixels"

@@ -334,10 +334,10 @@ def test_bytes_behind_the_pixels(folder: Path) -> None:
     file = files(folder)[3]
     good = file.read_bytes()
     signature = struct.pack("<HH2sHL", 0xFFFA, 0xFFFA, b"SQ", 0, 0)
-    for more in (signature, bytes(700), b""):
+    for more in (signature, bytes(-len(good) % 512), b""):
         file.write_bytes(good + more)
         open_series(folder, modality="PT").read(0, 8)
-    for more in (good[-40:], b"\x01\x02\x03", bytes(20) + b"\1"):
+    for more in (good[-40:], b"\x01\x02\x03", bytes(20) + b"\1", bytes(6), bytes(4096)):
         file.write_bytes(good + more)
         assert refused(folder) == "DCM_PIXELS_LONG"
     file.write_bytes(good.replace(b"\xe0\x7f\x10\x00OW", b"\xe0\x7f\x10\x00O_"))
