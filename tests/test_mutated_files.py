@@ -18,8 +18,10 @@ FOUND: list[mutated.Triple] = [
     (100229, "bytes deleted", "dcm JPEG-LS"),  # a fragment longer than its bytes
     (7645, "bytes overwritten", "dcm JPEG 2000"),  # at which GDCM aborts the process
     (8013, "several bits", "dcm JPEG-LS"),  # compressed pixels of a stated length
-    (25, "bytes inserted", "dcm implicit"),
-    (30, "bytes inserted", "gz f4 both"),
+    (139, "bytes inserted", "dcm implicit"),  # air pushed out behind the pixels, the rest shifted
+    (51, "bytes inserted", "dcm big-endian"),
+    (198, "bytes inserted", "gz u2 qform"),
+    (270, "bytes inserted", "nii f4 sform"),
     (105130, "block twice", "nii i2 scaled, extension"),
 ]
 
