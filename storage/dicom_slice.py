@@ -40,6 +40,7 @@ ENHANCED = {
     "PT": ("1.2.840.10008.5.1.4.1.1.130", "1.2.840.10008.5.1.4.1.1.128.1"),
     "CT": ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2"),
 }
+DIRECTORY = "1.2.840.10008.1.3.10"  # a DICOMDIR, whose data set has no class of its own
 DEFLATED = "1.2.840.10008.1.2.1.99"
 NATIVE = {"1.2.840.10008.1.2": "<", "1.2.840.10008.1.2.1": "<", "1.2.840.10008.1.2.2": ">"}  # syntax -> byte order
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")  # a file so named must be DICOM; others may be anything
@@ -124,7 +125,10 @@ def scan(file: Path, modality: Modality) -> Slice | None:
                 raise file_error("DCM_BOMB", file, "the deflated transfer syntax", "export it uncompressed")
             declared = str(meta.get("MediaStorageSOPClassUID", ""))
             if declared and declared not in (STORAGE[modality], *ENHANCED[modality]):
-                if _own_class(stream) == STORAGE[modality]:  # else a slice would be passed by for its damaged meta
+                own = _own_class(stream)
+                if not own and declared != DIRECTORY:
+                    raise file_error("DCM_TRUNCATED", file, f"no {tag_name('SOPClassUID')}")
+                if own == STORAGE[modality]:  # else a slice would be passed by for its damaged meta
                     found = f"{tag_name('SOPClassUID')} differs from that of the file meta"
                     raise file_error("DCM_BAD_UID", file, found)
                 return None

@@ -347,6 +347,10 @@ def test_bytes_behind_the_pixels(folder: Path) -> None:
 def test_a_slice_is_not_passed_by_for_its_damaged_meta(folder: Path) -> None:
     """The last slice would be lost with only a note."""
     file = files(folder)[-1]
+    good = file.read_bytes()
+    file.write_bytes(good[: good.index(b"1.2.840.10008.5.1.4.1.1.128") + 20])  # cut off within its class
+    assert refused(folder) == "DCM_TRUNCATED"
+    file.write_bytes(good)
     change(file, lambda ds: setattr(ds.file_meta, "MediaStorageSOPClassUID", "1.2.840.10008.5.1.4.1.1.129"))
     assert refused(folder) == "DCM_BAD_UID"
 
