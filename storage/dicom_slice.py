@@ -15,7 +15,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.filereader import read_file_meta_info
+from pydicom.filereader import read_file_meta_info, read_partial
 from pydicom.tag import Tag
 
 from storage import dicom_words
@@ -43,6 +43,7 @@ ENHANCED = {
     "PT": ("1.2.840.10008.5.1.4.1.1.130", "1.2.840.10008.5.1.4.1.1.128.1"),
     "CT": ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2"),
 }
+DIRECTORY = "1.2.840.10008.1.3.10"  # a DICOMDIR, whose data set has no class of its own
 DEFLATED = "1.2.840.10008.1.2.1.99"
 NATIVE = {"1.2.840.10008.1.2": "<", "1.2.840.10008.1.2.1": "<", "1.2.840.10008.1.2.2": ">"}  # syntax -> byte order
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")  # a file so named must be DICOM; others may be anything
@@ -161,6 +162,12 @@ def scan(file: Path, modality: Modality) -> tuple[Slice, ...] | Unusable:
                 raise file_error("DCM_BOMB", file, "the deflated transfer syntax", "export it uncompressed")
             declared = str(meta.get("MediaStorageSOPClassUID", ""))
             if declared and declared not in (STORAGE[modality], *ENHANCED[modality]):
+                own = _own_class(stream)
+                if not own and declared != DIRECTORY:
+                    raise file_error("DCM_TRUNCATED", file, f"no {tag_name('SOPClassUID')}")
+                if own == STORAGE[modality]:  # else a slice would be passed by for its damaged meta
+                    found = f"{tag_name('SOPClassUID')} differs from that of the file meta"
+                    raise file_error("DCM_BAD_UID", file, found)
                 return ()
             stream.seek(0)
             ds = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=[*_TAGS, *TAGS])
@@ -206,6 +213,12 @@ def _slices(
         _checked(file, header, syntax, modality, place, k)
         for k, (header, place) in enumerate(zip(frames, places, strict=True))
     )
+
+
+def _own_class(stream: BinaryIO) -> str:
+    """The SOP class that the data set itself states, read up to there only."""
+    stream.seek(0)
+    return text_of(read_partial(stream, stop_when=lambda tag, _vr, _length: int(tag) > 0x00080016), "SOPClassUID")
 
 
 def _refuse_foreign(file: Path, head: bytes) -> None:
@@ -284,7 +297,12 @@ def _find_pixels(
     order = NATIVE.get(syntax, "<")
     size = frame.rows * frame.columns * frame.allocated // 8
     element = stream.read(12)
-    if len(element) < 12 or struct.unpack(order + "HH", element[:4]) != (0x7FE0, 0x0010):
+    explicit = syntax != "1.2.840.10008.1.2"
+    if (
+        len(element) < 12
+        or struct.unpack(order + "HH", element[:4]) != (0x7FE0, 0x0010)
+        or (explicit and element[4:6] not in (b"OW", b"OB", b"UN"))
+    ):
         raise file_error("DCM_TRUNCATED", file, "no (7FE0,0010) PixelData")
     if syntax not in NATIVE:
         if syntax not in SYNTAXES:
@@ -295,7 +313,6 @@ def _find_pixels(
         for spans in found:
             _check_compressed(stream, file, syntax, frame, spans)
         return tuple((None, spans) for spans in found)
-    explicit = syntax != "1.2.840.10008.1.2"
     length = int(struct.unpack(order + "L", element[8:12] if explicit else element[4:8])[0])
     offset = stream.tell() if explicit else stream.tell() - 4
     present, expected = min(length, file.stat().st_size - offset), size * count
@@ -303,6 +320,15 @@ def _find_pixels(
         raise file_error("DCM_PIXELS_SHORT", file, f"{max(present, 0)} of {expected} bytes of pixels")
     if length > expected + 1:
         raise file_error("DCM_PIXELS_LONG", file, f"{length} bytes of pixels for {expected}")
+    stream.seek(offset + length)
+    after = stream.read(8)
+    tag = struct.unpack(order + "HH", after[:4]) if len(after) == 8 else (0, 0)
+    further = tag > (0x7FE0, 0x0010) and (not explicit or (after[4:6].isalpha() and after[4:6].isupper()))
+    rest = after + stream.read(512)
+    # Zeros that fill the last block are padding; a few may be pixels of air.
+    padding = not rest or (len(rest) < 512 and file.stat().st_size % 512 == 0 and not rest.strip(b"\0"))
+    if not (further or padding):  # what was put in between has pushed pixels out behind their element
+        raise file_error("DCM_PIXELS_LONG", file, "bytes after the pixels that are no DICOM element")
     return tuple((offset + k * size, ()) for k in range(count))
 
 

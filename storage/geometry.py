@@ -13,6 +13,10 @@ from storage.source import AIR_HU, BODY_SUV, HU, Grid, ImageSource
 
 BODY_HU = -400.0  # between air and fat
 SAME_VOXEL_MM = 0.05  # as ``Grid.matches``
+ORDINARY_MM = 1.0  # voxels of clinical scanners have an edge of at least this
+ANIMAL_ACROSS_MM = 200.0  # no clinical field of view is narrower, no preclinical one much wider
+CLINICAL_ACROSS_MM = 600.0  # that the radii of a person's outline are made for
+MAX_REACH = 8  # voxels of a ball's radius; of coarse voxels of 2.75 mm and more the largest ball reaches 3
 
 
 def index_map(source: Grid, target: Grid) -> NDArray[np.float64]:
@@ -245,23 +249,40 @@ def block_means(slab: NDArray[np.float32], edges: tuple[int, int, int]) -> NDArr
     return sums
 
 
-def body_mask(image: NDArray[np.float32], units: str, spacing_mm: tuple[float, float, float]) -> NDArray[np.bool_]:
+def body_scale(grid: Grid) -> float:
+    """Return how large a body a grid is made for, 1 for a person; by it the lengths of the outline are multiplied.
+
+    A mouse is 25 mm wide where a person has 400, and its scanner's field of view is smaller by as much.  Only a volume
+    that is less than 200 mm across, with voxels below 1 mm along every axis, is one of an animal (or a cut of a fine
+    CT): then the lengths are to its width as a person's are to 600 mm, for 100 mm a sixth.
+    """
+    across_mm = min(n * mm for n, mm in zip(grid.shape[1:], grid.spacing_mm[1:], strict=True))
+    if max(grid.spacing_mm) >= ORDINARY_MM or across_mm >= ANIMAL_ACROSS_MM:
+        return 1.0
+    return across_mm / CLINICAL_ACROSS_MM
+
+
+def body_mask(
+    image: NDArray[np.float32], units: str, spacing_mm: tuple[float, float, float], scale: float = 1.0
+) -> NDArray[np.bool_]:
     """Outline the body on a coarse PET (SUVbw) or CT (HU): the largest piece above air, holes filled slice by slice.
 
     Args:
-        image: (z, y, x), voxels of a few mm.
+        image: (z, y, x), voxels of a few mm times ``scale``; memory and time grow with their number only.
         units: ``HU`` or ``SUVbw``.
+        spacing_mm: voxel edges along (z, y, x).
+        scale: by ``body_scale``.
     """
     if units == "HU":
         # A CT is sharp, so the table is taken off by an opening of about 8 mm; lungs come back with the holes.
-        inside = _within_borders(ndimage.binary_opening, image > BODY_HU, 8.0, spacing_mm)
+        inside = _within_borders(ndimage.binary_opening, image > BODY_HU, 8.0 * scale, spacing_mm)
     else:
-        inside = ndimage.gaussian_filter(image, [4.0 / mm for mm in spacing_mm]) > BODY_SUV
+        inside = ndimage.gaussian_filter(image, [min(4.0 * scale / mm, MAX_REACH) for mm in spacing_mm]) > BODY_SUV
     pieces, count = ndimage.label(inside)
     if count == 0:
         return np.ones(image.shape, dtype=bool)
     largest = pieces == 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))
-    largest = _within_borders(ndimage.binary_closing, largest, 10.0, spacing_mm)
+    largest = _within_borders(ndimage.binary_closing, largest, 10.0 * scale, spacing_mm)
     return np.stack([ndimage.binary_fill_holes(plane) for plane in largest])
 
 
@@ -279,6 +300,6 @@ def _within_borders(
 
 
 def _ball(radius_mm: float, spacing_mm: tuple[float, float, float]) -> NDArray[np.bool_]:
-    reach = [max(1, int(radius_mm / mm)) for mm in spacing_mm]
+    reach = [min(max(1, int(radius_mm / mm)), MAX_REACH) for mm in spacing_mm]
     axes = np.ogrid[tuple(slice(-n, n + 1) for n in reach)]
     return sum((axis / n) ** 2 for axis, n in zip(axes, reach, strict=True)) <= 1.0  # type: ignore[return-value]

@@ -35,6 +35,7 @@ from storage.source import HU, LABEL, SUV, Dose, Grid, ImageSource, simulated_do
 from storage.verification import read_catalog
 
 TURN_S = 600.0  # to wait for another part that writes what the cohort has once, which takes a second
+PLATEAU_VOXELS = 8  # with the very same value at a limit of the stored type; noise has no two in a hot spot
 SCALE_RATIO = 1.5  # between the uptake of two reconstructions of one scan; the smallest dose reduction factor is 2
 MEDIAN_SUV, USUAL_MEDIAN_SUV = (0.02, 20.0), (0.1, 5.0)  # inside the body: what can be, and what is usual
 MINIMUM_SUV, MAXIMUM_SUV, USUAL_MAXIMUM_SUV = -200.0, 1e5, 1000.0
@@ -404,6 +405,7 @@ class _Slab:
     coarse: NDArray[np.float32]
     cells: NDArray[np.float32]
     overview: NDArray[np.float32] | None
+    clipped: tuple[tuple[int, int], ...]  # for each limit of the stored type: voxels at it, and short of it
 
 
 def case_graph(folder: Path, name: str, plan: CasePlan) -> Delayed:
@@ -457,8 +459,16 @@ def _prepare_image(path: Path, name: str, grid: Grid, units: str) -> None:
 
 
 def _coarse_edges(grid: Grid) -> tuple[int, int, int]:
-    """Blocks of 1, 2 or 4 voxels that come nearest to 5 mm: enough for an outline, and they divide every shard."""
-    z, y, x = (max(f for f in (1, 2, 4) if f == 1 or f * mm <= 5.5) for mm in grid.spacing_mm)
+    """Blocks of 1 to 32 voxels that come nearest to 5 mm: enough for an outline, and they divide every shard.
+
+    An animal's blocks are smaller, as ``geometry.body_scale`` says.  From 0.5 mm on no block has more than 4 voxels.
+    """
+    most_mm = 5.5 * geometry.body_scale(grid)
+
+    def edge(mm: float) -> int:
+        return max(f for f in (1, 2, 4, 8, 16, 32) if f == 1 or (f * mm <= most_mm and (f <= 4 or mm < 0.5)))
+
+    z, y, x = map(edge, grid.spacing_mm)
     return z, y, x
 
 
@@ -485,6 +495,7 @@ def _store_slab(path: Path, image: str, source: ImageSource, z0: int, z1: int, v
         coarse=geometry.block_means(slab, _coarse_edges(source.grid)),
         cells=cells,
         overview=geometry.shrink_slab(slab, z0, source.grid.shape, layout.OVERVIEW) if source.units == SUV else None,
+        clipped=tuple(_at_limit(slab, *ends) for ends in getattr(source, "limits", ())),  # of a file's source only
     )
 
 
@@ -497,6 +508,22 @@ def _covered(plan: CasePlan, grid: Grid) -> dict[str, NDArray[np.bool_]]:
         if isinstance(source, geometry.Resampled)
     }
     return {image: covered for image, covered in found.items() if not covered.all()}
+
+
+def _at_limit(slab: NDArray[np.float32], limit: float, before: float) -> tuple[int, int]:
+    """Voxels that are at a limit of the stored type, and those from ``before`` on that are short of it."""
+    at = int(np.count_nonzero(slab == np.float32(limit)))
+    beyond = slab >= before if limit > before else slab <= before
+    return at, int(np.count_nonzero(beyond)) - at
+
+
+def _saturated(parts: Sequence[_Slab]) -> bool:
+    """Whether an image was cut off where its stored type ends: a plateau there, and values that rise to it.
+
+    A scan scaled to its type has one voxel at the limit; padding and masks have many, and none short of it.
+    """
+    found = [np.sum(ends, axis=0) for ends in zip(*(part.clipped for part in parts), strict=True)]
+    return any(at >= PLATEAU_VOXELS and 10 * short >= at for at, short in found)
 
 
 def _outline(
@@ -515,7 +542,8 @@ def _outline(
     z, y, x = (mm * edge for mm, edge in zip(grid.spacing_mm, edges, strict=True))
 
     def outline(image: str, units: str) -> NDArray[np.bool_]:
-        return geometry.body_mask(np.concatenate([slab.coarse for slab in spans[image]]), units, (z, y, x))
+        coarse = np.concatenate([slab.coarse for slab in spans[image]])
+        return geometry.body_mask(coarse, units, (z, y, x), geometry.body_scale(grid))
 
     mask = outline(*images[0])
     if images[0][0] in covered and len(images) > 1:
@@ -597,10 +625,10 @@ def _finish(
             )
         if units == HU:
             _check_hu(f"case {name}, image {image}", statistics["min"], statistics["max"])
-        told = []
+        told = ["saturated"] if _saturated(parts) else []
         if units == SUV:
             statistics["body_median"] = float(np.median(np.concatenate([p.coarse for p in parts])[outline]))
-            told += _suv_doubts(f"case {name}, image {image}", statistics, parts)
+            told += _suv_doubts(f"case {name}, image {image}", statistics, parts, full=image == pets[0])
         if image in covered and np.count_nonzero(outline & ~covered[image]) > UNCOVERED * np.count_nonzero(outline):
             told.append("does_not_cover_body")
         provenance = {**provenance, "notes": [*notes.of(provenance), *told]} if told else provenance
@@ -622,8 +650,8 @@ def _finish(
     layout.create_group(folder, {"petscale": {**facts, "voxels": digest}})
 
 
-def _suv_doubts(where: str, statistics: Mapping[str, float], parts: Sequence[_Slab]) -> list[str]:
-    """Refuse what no SUV can be, and note what is unusual.
+def _suv_doubts(where: str, statistics: Mapping[str, float], parts: Sequence[_Slab], *, full: bool) -> list[str]:
+    """Refuse what no SUV can be in the PET of the highest dose, and note what is unusual in any.
 
     The median inside the body is 0.3 to 1 for FDG, some 5 in a brain; activity in Bq/mL is a thousand times that.
 
@@ -633,7 +661,7 @@ def _suv_doubts(where: str, statistics: Mapping[str, float], parts: Sequence[_Sl
     median, highest = statistics["body_median"], statistics["max"]
     positive = sum(p.total - p.negative for p in parts)
     possible = MEDIAN_SUV[0] <= median <= MEDIAN_SUV[1] and statistics["min"] > MINIMUM_SUV and highest <= MAXIMUM_SUV
-    if not possible:
+    if full and not possible:
         looks = "like HU" if statistics["min"] <= MINIMUM_SUV else "not like SUV"
         raise InputError(
             "PET_SUV_IMPLAUSIBLE",

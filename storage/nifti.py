@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,13 +32,27 @@ Units = Literal["SUVbw", "Bq/mL", "HU", "label"]
 GZIP_MAGIC = b"\x1f\x8b"
 MAX_DEFLATE_RATIO = 1032  # no gzip stream inflates by more
 MAX_BYTES = 64 << 30  # of voxels in one file
-SLACK_BYTES = 1 << 20  # what may follow the voxels
+SLACK_BYTES = 1 << 20  # that are inflated beyond the voxels before it is called a bomb
+BLOCK_BYTES = 512  # of a tape or disk, which writers fill with zeros
 CHUNK_BYTES = 1 << 20
 SLAB_BYTES = 32 << 20
 AFFINE_TOLERANCE_MM = 0.1  # between sform and qform at the corners: their rounding is below it, an L/R flip is not
+# Between an axis of the affine and its pixdim, the smaller of both: writers cut pixdim to two decimals (4.07 for
+# 4.0728), which is less than 0.01 mm; of a voxel below 1 mm that would be too much to call rounding.
+PIXDIM_TOLERANCE_MM, PIXDIM_TOLERANCE = 0.01, 0.01
+# Cosine between two axes of the affine.  Float32 rounds it by 1e-7 and direction cosines of a DICOM header written with
+# four decimals by 1e-4; 1e-3 moves the far corner of a body by 2 mm.  A gantry tilts by a degree (0.017) and more.
+SHEAR_TOLERANCE = 1e-3
+# Voxel edges: micro-CT has some 0.02 mm and no slice is thicker than 100 mm, while a PET's or a mouse PET's voxels
+# (0.2 to 10 mm) taken for metres or microns lie outside.
+PLAUSIBLE_MM = (0.02, 100.0)
+FARTHEST_MM = 10_000.0  # from the origin: a table travels 2 m
 MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: unknown (read as mm), metre, mm, micron
 S_PER_UNIT = {8: 1.0, 16: 1e-3, 24: 1e-6}  # xyzt_units: s, ms, us
 MAX_VOLUMES = 32767  # what a NIfTI-1 axis can hold
+CODES = range(1, 6)  # of sform and qform: scanner, aligned, Talairach, MNI, another template
+WIDE = frozenset(["i4", "u4", "i8", "u8", "f8"])  # hold numbers that float32 does not
+EXACT_IN_FLOAT32 = 1 << 24
 READABLE = frozenset(["u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
 
 
@@ -97,6 +111,16 @@ class NiftiSource:
     slope: float
     intercept: float
 
+    @property
+    def limits(self) -> tuple[tuple[float, float], ...]:
+        """Where stored values of 8 and 16 bits are clipped, in ``units``: each limit, and a value a fifth before it."""
+        kind = np.dtype(self.dtype)
+        if kind.kind not in "iu" or kind.itemsize > 2 or self.units == LABEL:
+            return ()
+        bounds = np.iinfo(kind)
+        ends = (bounds.max, bounds.min) if bounds.min else (bounds.max,)
+        return tuple((end * self.slope + self.intercept, 0.8 * end * self.slope + self.intercept) for end in ends)
+
     def read(self, z0: int, z1: int) -> NDArray[np.float32]:
         """Return the slab ``z0 <= z < z1`` as (z, y, x) in ``units``.
 
@@ -106,18 +130,15 @@ class NiftiSource:
         stored = np.memmap(self.voxels, dtype=self.dtype, mode="r", offset=self.offset, shape=self.grid.shape)[z0:z1]
         with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold becomes Inf and is refused below
             if (self.slope, self.intercept) == (1.0, 0.0):
+                exact = np.asarray(stored)
                 slab = np.array(stored, dtype=np.float32, order="C")
             else:
-                slab = (stored.astype(np.float64) * self.slope + self.intercept).astype(np.float32)
-        bad = slab.size - int(np.count_nonzero(np.isfinite(slab)))
-        if bad:
-            raise InputError(
-                "IMG_NONFINITE",
-                where=self.name,
-                found=f"{bad} voxels are NaN or Inf in slices {z0} to {z1 - 1}",
-                remedy="export the image again",
-            )
-        if self.units == LABEL and (np.any(slab != np.rint(slab)) or slab.min() < 0 or slab.max() > 65535):
+                exact = stored.astype(np.float64) * self.slope + self.intercept
+                slab = exact.astype(np.float32)
+        if not np.isfinite(slab).all():
+            raise self._nonfinite(stored, slab, z0, z1)
+        # Of the exact values: float32 would round a label that is nearly a whole number.
+        if self.units == LABEL and (np.any(exact != np.rint(exact)) or exact.min() < 0 or exact.max() > 65535):
             raise InputError(
                 "NII_BAD_LABEL",
                 where=self.name,
@@ -125,6 +146,16 @@ class NiftiSource:
                 remedy="give a label map, not an image",
             )
         return slab
+
+    def _nonfinite(self, stored: NDArray[Any], slab: NDArray[np.float32], z0: int, z1: int) -> InputError:
+        """Tell what is not finite in the file from what only float32 cannot hold."""
+        bad = int(np.count_nonzero(~np.isfinite(stored)))
+        found, remedy = f"{bad} voxels are NaN or Inf", "export the image again"
+        if not bad:
+            bad = int(np.count_nonzero(~np.isfinite(slab)))
+            found = f"{bad} voxels overflow float32 (beyond 3.4e38 once scaled)"
+            remedy = "save it in a unit of smaller numbers, or correct scl_slope"
+        return InputError("IMG_NONFINITE", where=self.name, found=f"{found} in slices {z0} to {z1 - 1}", remedy=remedy)
 
 
 def open_nifti(path: Path, *, units: Units, workdir: Path, scale: float = 1.0) -> NiftiSource:
@@ -142,8 +173,8 @@ def open_nifti(path: Path, *, units: Units, workdir: Path, scale: float = 1.0) -
 
     Raises:
         InputError: ``IMG_NO_FILE``, ``IMG_UNREADABLE``, ``NII_EMPTY``, ``NII_TRUNCATED``, ``NII_NOT_NIFTI``,
-            ``NII_NOT_GZIP``, ``NII_GZIP_CRC``, ``NII_SIZE_LIE``, ``NII_BOMB``, ``NII_BAD_DIM``, ``NII_4D``,
-            ``NII_BAD_TYPE``, ``NII_BAD_SPACING``, ``NII_NO_ORIENTATION``, ``NII_AMBIGUOUS_AFFINE``,
+            ``NII_NOT_GZIP``, ``NII_GZIP_CRC``, ``NII_SIZE_LIE``, ``NII_BOMB``, ``NII_TRAILING``, ``NII_BAD_DIM``,
+            ``NII_4D``, ``NII_BAD_TYPE``, ``NII_BAD_SPACING``, ``NII_NO_ORIENTATION``, ``NII_AMBIGUOUS_AFFINE``,
             ``NII_BAD_AFFINE``, ``NII_BAD_SCALE``, ``DISK_FULL``.
         ValueError: a scale that is not positive, or on values that are not Bq/mL.
     """
@@ -186,12 +217,14 @@ def _open(path: Path, units: Units, workdir: Path, scale: float, most: int) -> t
             if layout.end > size:
                 code = "NII_SIZE_LIE" if _is_lie(layout, size) else "NII_TRUNCATED"
                 raise _error(code, path, f"{size} of {layout.end} bytes")
-    notes = layout.notes
+            stream.seek(layout.end)
+            _check_rest(stream, size - layout.end, layout, path)
+    notes = layout.notes + ("rounded_to_float32",) * (units != LABEL and _loses_digits(layout, voxels))
     if scale != 1.0:
         notes += ("activity_scaled_to_suv",)
     facts: dict[str, object] = {"format": "nifti", "stored_units": units, "stored_type": layout.dtype[1:]}
     if scale != 1.0:
-        facts["suv_factor"] = scale
+        facts["suv_per_unit"] = scale
     return tuple(
         NiftiSource(
             grid=layout.grid,
@@ -319,6 +352,10 @@ def _inflate(stream: BinaryIO, path: Path, size: int, workdir: Path, most: int) 
             if out.tell() < layout.end:
                 code = "NII_SIZE_LIE" if _is_lie(layout, out.tell()) else "NII_TRUNCATED"
                 raise _error(code, path, f"{out.tell()} of {layout.end} bytes after inflating")
+            out.flush()
+            with open(name, "rb") as inflated:
+                inflated.seek(layout.end)
+                _check_rest(inflated, out.tell() - layout.end, layout, path)
     except BaseException:
         os.unlink(name)
         raise
@@ -345,6 +382,38 @@ def _inflated(stream: BinaryIO, path: Path) -> Iterator[bytes]:
                 if not pending:
                     raise _error("NII_TRUNCATED", path, "gzip data that stop before their end")
         stream.seek(-len(engine.unused_data), io.SEEK_CUR)
+
+
+def _loses_digits(layout: _Layout, voxels: Path) -> bool:
+    """Whether stored numbers beyond 2^24 change when they become float32; only wide types are looked through."""
+    if layout.dtype[1:] not in WIDE:
+        return False
+    stored = np.memmap(voxels, dtype=layout.dtype, mode="r", offset=layout.offset, shape=layout.grid.shape).reshape(-1)
+    for start in range(0, stored.size, SLAB_BYTES // 8):
+        part = np.asarray(stored[start : start + SLAB_BYTES // 8])
+        if part.dtype.kind == "f":
+            with np.errstate(over="ignore", invalid="ignore"):
+                back = part.astype(np.float32).astype(np.float64)
+            lost = np.isfinite(back) & (np.abs(part) > EXACT_IN_FLOAT32) & (back != part)
+        else:  # by the digits between the first and the last bit that is set: float64 would round some as well
+            size = part.astype(np.uint64)
+            size = np.where(part < 0, ~size + np.uint64(1), size)
+            last = np.maximum(size & (~size + np.uint64(1)), 1)
+            lost = size // last >= EXACT_IN_FLOAT32
+        if lost.any():
+            return True
+    return False
+
+
+def _check_rest(stream: BinaryIO, count: int, layout: _Layout, path: Path) -> None:
+    """Refuse what follows the voxels, unless it is zeros that fill the last block of the file.
+
+    Air is zeros too: a few of them at the end may be voxels that inserted bytes or a smaller dim have pushed out.
+    """
+    padding = count < BLOCK_BYTES and (layout.end + count) % BLOCK_BYTES == 0
+    if count and not (padding and not stream.read(count).strip(b"\0")):
+        found = f"{count} bytes after the {layout.end} that the header declares"
+        raise _error("NII_TRAILING", path, found, "save it again with dim, datatype and vox_offset that fit its voxels")
 
 
 def _is_lie(layout: _Layout, size: int) -> bool:
@@ -397,7 +466,7 @@ def _layout(head: bytes, path: Path, most: int) -> _Layout:
     if dtype[1:] not in READABLE:
         raise _error("NII_BAD_TYPE", path, f"datatype {int(header['datatype'])}", "save it as float32 or int16")
     offset = float(header["vox_offset"])
-    if not np.isfinite(offset) or offset != int(offset) or (0 < offset < length) or offset < 0:
+    if not np.isfinite(offset) or offset != int(offset) or (0 < offset < length + 4) or offset < 0:
         raise _error("NII_NOT_NIFTI", path, "a voxel offset inside the header or not a whole number")
     slope, intercept, notes = _scaling(header, path)
     affine, affine_notes = _affine(header, shape, path)
@@ -431,39 +500,98 @@ def _scaling(header: "nibabel.Nifti1Header", path: Path) -> tuple[float, float, 
     return slope, intercept, () if (slope, intercept) == (1.0, 0.0) else ("scaled_by_scl_slope",)
 
 
+@np.errstate(all="ignore")  # what overflows becomes Inf or NaN, and fails every check below
 def _affine(
     header: "nibabel.Nifti1Header", shape: tuple[int, int, int], path: Path
 ) -> tuple[NDArray[np.float64], tuple[str, ...]]:
     spacing = np.asarray(header["pixdim"][1:4], dtype=np.float64)
     if not (np.isfinite(spacing).all() and (spacing > 0).all()):
         raise _error("NII_BAD_SPACING", path, "a pixdim that is not above 0")
-    sform_code, qform_code = int(header["sform_code"]), int(header["qform_code"])
+    unit = int(header["xyzt_units"]) & 0x07
+    if unit not in MM_PER_UNIT:
+        raise _error("NII_BAD_SPACING", path, f"spatial unit {unit}", "save it in mm")
+    _check_unit(spacing, unit, path)
+    # An unknown code counts as none, as nibabel takes it.
+    sform_code, qform_code = (
+        code if (code := int(header[name])) in CODES else 0 for name in ("sform_code", "qform_code")
+    )
     if sform_code <= 0 and qform_code <= 0:
         raise _error("NII_NO_ORIENTATION", path, "neither sform nor qform", "save it with its orientation")
     affine, qform = None, None
     if sform_code > 0:
         affine = np.asarray(header.get_sform(), dtype=np.float64)
-        if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
+        affine[:3] *= MM_PER_UNIT[unit]
+        edges = np.linalg.norm(affine[:3, :3], axis=0)
+        sound = np.isfinite(affine).all() and np.isfinite(edges).all() and edges.all()
+        # Of the axes' directions, whose determinant does not depend on the voxel's size.
+        if not (sound and abs(np.linalg.det(affine[:3, :3] / edges)) > 1e-6):
             raise _error("NII_BAD_AFFINE", path, "an sform that is singular or not finite")
     if qform_code > 0:
-        try:
-            qform = np.asarray(header.get_qform(), dtype=np.float64)
-        except Exception:  # nibabel has errors of its own for impossible quaternions
-            qform = np.full((4, 4), np.nan)
-        if not np.isfinite(qform).all():
-            raise _error("NII_BAD_AFFINE", path, "a qform that is no rotation")
-    if affine is not None and qform is not None and _gap_mm(affine, qform, shape) > AFFINE_TOLERANCE_MM:
+        qform = _qform(header, path)
+        qform[:3] *= MM_PER_UNIT[unit]
+    if affine is not None and qform is not None and not _gap_mm(affine, qform, shape) <= AFFINE_TOLERANCE_MM:
         raise _error(
             "NII_AMBIGUOUS_AFFINE", path, "sform and qform place the volume differently", "set the code of one to 0"
         )
     chosen = affine if affine is not None else qform
     assert chosen is not None
-    unit = int(header["xyzt_units"]) & 0x07
-    if unit not in MM_PER_UNIT:
-        raise _error("NII_BAD_SPACING", path, f"spatial unit {unit}", "save it in mm")
-    chosen[:3] *= MM_PER_UNIT[unit]
-    notes = {0: ("spatial_unit_missing_read_as_mm",), 2: ()}.get(unit, ("spatial_unit_converted_to_mm",))
-    return chosen, notes
+    _check_axes(chosen, spacing * MM_PER_UNIT[unit], path)
+    away_mm = float(np.linalg.norm(chosen[:3, 3]))
+    if not away_mm <= FARTHEST_MM:
+        found = f"a first voxel {away_mm / 1000:.4g} m from the origin"
+        raise _error("NII_BAD_AFFINE", path, found, "save it with its place in the scanner, in mm")
+    return chosen, {0: ("spatial_unit_missing_read_as_mm",), 2: ()}.get(unit, ("spatial_unit_converted_to_mm",))
+
+
+def _qform(header: "nibabel.Nifti1Header", path: Path) -> NDArray[np.float64]:
+    """The qform's affine; a qfac that is not -1 is read as 1, as nibabel and the C library do."""
+    qfac = float(header["pixdim"][0])
+    if qfac != -1:
+        if not qfac >= 0 or np.isinf(qfac):  # below 0 nibabel takes 1 and the C library -1: one of them turns z round
+            raise _error("NII_BAD_AFFINE", path, f"a qfac (pixdim[0]) of {qfac:g}", "set it to 1 or -1")
+        header["pixdim"][0] = 1
+    try:
+        qform = np.asarray(header.get_qform(), dtype=np.float64)
+    except Exception:  # nibabel has errors of its own for impossible quaternions
+        qform = np.full((4, 4), np.nan)
+    if not np.isfinite(qform).all():
+        raise _error("NII_BAD_AFFINE", path, "a qform that is no rotation")
+    return qform
+
+
+def _check_axes(affine: NDArray[np.float64], spacing: NDArray[np.float64], path: Path) -> None:
+    """Refuse an affine whose axes are not those of a box, or are of another length than pixdim says."""
+    edges = np.linalg.norm(affine[:3, :3], axis=0)
+    directions = affine[:3, :3] / edges
+    shear = float(np.abs(directions.T @ directions - np.eye(3)).max())
+    if not shear <= SHEAR_TOLERANCE:
+        angle = np.degrees(np.arcsin(min(shear, 1.0)))
+        found = f"axes {angle:.3g} degrees off a right angle"
+        raise _error("NII_BAD_AFFINE", path, found, "resample it to a grid without shear")
+    if not np.all(np.abs(edges - spacing) <= np.minimum(PIXDIM_TOLERANCE_MM, PIXDIM_TOLERANCE * spacing)):
+        found = f"voxels of {_by(edges)} mm by the affine and {_by(spacing)} mm by pixdim"
+        raise _error("NII_AMBIGUOUS_AFFINE", path, found, "set pixdim or the sform to the voxel size that is right")
+
+
+def _check_unit(spacing: NDArray[np.float64], unit: int, path: Path) -> None:
+    """Refuse voxels that are no scanner's in the unit that the header states, naming the unit in which they are."""
+
+    def plausible(unit: int) -> bool:
+        mm = spacing * MM_PER_UNIT[unit]
+        return bool((mm >= PLAUSIBLE_MM[0]).all() and (mm <= PLAUSIBLE_MM[1]).all())
+
+    if plausible(unit):
+        return
+    names = {0: "without a unit, read as mm", 1: "in metres", 2: "in mm", 3: "in microns"}
+    meant = next(
+        (f"{word} ({number})" for number, word in ((2, "mm"), (1, "metre"), (3, "micron")) if plausible(number)), ""
+    )
+    remedy = f"set xyzt_units to {meant} if that is meant" if meant else "save it with its voxel sizes in mm"
+    raise _error("NII_BAD_SPACING", path, f"voxels of {_by(spacing)} {names[unit]}", remedy)
+
+
+def _by(sizes: NDArray[np.float64]) -> str:
+    return " x ".join(f"{size:.5g}" for size in sizes)
 
 
 def _gap_mm(a: NDArray[np.float64], b: NDArray[np.float64], shape: tuple[int, int, int]) -> float:

@@ -208,7 +208,7 @@ class SuvConversion:
         """Return the facts that may be stored: no weight, dose, date or time of day."""
         facts: dict[str, object] = {"nuclide": self.nuclide, "half_life_s": self.half_life_s}
         factors = sorted(self.factors)
-        facts["suv_factor"] = factors[
+        facts["suv_per_unit"] = factors[
             len(factors) // 2
         ]  # of an image that is not decay-corrected each slice has its own
         if self.reference is not None:

@@ -111,7 +111,10 @@ def test_no_path_of_a_machine() -> None:
         ),
         (
             "pydicom",
-            {f"storage/{name}.py" for name in ("dicom", "dicom_header", "dicom_seg", "dicom_write", "rtstruct")},
+            {
+                *(f"storage/dicom_{part}.py" for part in ("dynamic", "header", "seg", "series", "slice", "write")),
+                *("storage/dicom.py", "storage/enhanced.py", "storage/rtstruct.py"),
+            },
         ),
         ("highdicom", {"storage/dicom_seg.py"}),
         ("nibabel", {"storage/nifti.py", "platform/petscale/images.py", "platform/petscale/reporting/pictures.py"}),

@@ -122,6 +122,30 @@ def bad(scans: Path, tmp_path: Path) -> Callable[[str], list[str]]:
         (tmp_path / "notes.nii").write_text("not an image" * 100)
         return [str(tmp_path / "notes.nii")]
 
+    def trailing() -> list[str]:
+        data = bytearray((scans / "bqml.nii").read_bytes())
+        data[46:48] = (int.from_bytes(data[46:48], "little") - 1).to_bytes(2, "little")  # one slice fewer
+        (tmp_path / "more.nii").write_bytes(data)
+        return [str(tmp_path / "more.nii")]
+
+    def sheared() -> list[str]:
+        affine = suv.affine.copy()
+        affine[0, 2] += 2
+        return [image("sheared.nii.gz", voxels, affine)]
+
+    def stretched() -> list[str]:
+        data = bytearray((scans / "bqml.nii").read_bytes())
+        data[252:254] = bytes(2)  # sform only, and its first axis is not as long as pixdim says
+        data[80:84] = np.float32(3.5).tobytes()
+        (tmp_path / "stretched.nii").write_bytes(data)
+        return [str(tmp_path / "stretched.nii")]
+
+    def metres() -> list[str]:
+        data = bytearray((scans / "bqml.nii").read_bytes())
+        data[123] = 1
+        (tmp_path / "metres.nii").write_bytes(data)
+        return [str(tmp_path / "metres.nii")]
+
     def nan() -> list[str]:
         values = voxels.copy()
         values[3, 4, 5] = np.nan
@@ -221,6 +245,10 @@ INGEST = {
     "truncated": "NII_TRUNCATED cut.nii.gz",
     "empty_file": "NII_EMPTY empty.nii",
     "not_nifti": "NII_NOT_NIFTI notes.nii",
+    "trailing": "NII_TRAILING more.nii",
+    "sheared": "NII_BAD_AFFINE sheared.nii.gz",
+    "stretched": "NII_AMBIGUOUS_AFFINE stretched.nii",
+    "metres": "NII_BAD_SPACING metres.nii",
     "nan": "IMG_NONFINITE nan.nii.gz",
     "constant": "IMG_CONSTANT",
     "mask_shape": "PAIR_GRID_MISMATCH",
@@ -254,6 +282,18 @@ def test_ingest(mistake: str, bad: Callable[[str], list[str]], tmp_path: Path, r
     assert str(tmp_path) not in line
     assert not (tmp_path / "cohort").exists()
     assert tree(tmp_path) == before
+
+
+def test_what_may_be_wrong_is_noted(scans: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What cannot be told from a lawful image is ingested, with a line that says so."""
+    suv = nibabel.load(scans / "suv.nii.gz")
+    voxels = np.asarray(suv.dataobj, dtype=np.float64)
+    clipped = np.clip(np.rint(voxels / np.quantile(voxels, 0.97) * 32767), 0, 32767).astype(np.int16)
+    long = np.rint(voxels / voxels.max() * 2e9).astype(np.int32)
+    for note, values in (("saturated", clipped), ("rounded_to_float32", long)):
+        nibabel.save(nibabel.Nifti1Image(values, suv.affine), tmp_path / f"{note}.nii.gz")
+        main(["ingest", str(tmp_path / f"{note}.nii.gz"), str(tmp_path / "cohort"), "--case", note])
+        assert f"note full: {note} (1 of 1 cases" in capsys.readouterr().err
 
 
 def test_a_refused_ingest_leaves_a_filled_cohort_as_it_was(scans: Path, tmp_path: Path, refused: Refused) -> None:

@@ -318,6 +318,44 @@ def test_codec_missing_is_found_at_scan(folder: Path) -> None:
         find_series(folder, modality="PT")
 
 
+def test_a_fragment_that_does_not_end_where_the_next_begins(folder: Path) -> None:
+    """Bytes lost or added inside may still decode to an image."""
+    file = files(folder)[3]
+    change(file, lambda ds: ds.compress(RLELossless, generate_instance_uid=False))
+    good = file.read_bytes()
+    open_series(folder, modality="PT")
+    for data in (good[:-20] + good[-18:], good[:-20] + bytes(2) + good[-20:], good[:-12]):
+        file.write_bytes(data)
+        assert refused(folder) == "DCM_DECODE_FAILED"
+    file.write_bytes(good[:-8])  # some writers leave the delimiter out
+    open_series(folder, modality="PT").read(0, 8)
+
+
+def test_bytes_behind_the_pixels(folder: Path) -> None:
+    file = files(folder)[3]
+    good = file.read_bytes()
+    signature = struct.pack("<HH2sHL", 0xFFFA, 0xFFFA, b"SQ", 0, 0)
+    for more in (signature, bytes(-len(good) % 512), b""):
+        file.write_bytes(good + more)
+        open_series(folder, modality="PT").read(0, 8)
+    for more in (good[-40:], b"\x01\x02\x03", bytes(20) + b"\1", bytes(6), bytes(4096)):
+        file.write_bytes(good + more)
+        assert refused(folder) == "DCM_PIXELS_LONG"
+    file.write_bytes(good.replace(b"\xe0\x7f\x10\x00OW", b"\xe0\x7f\x10\x00O_"))
+    assert refused(folder) == "DCM_TRUNCATED"
+
+
+def test_a_slice_is_not_passed_by_for_its_damaged_meta(folder: Path) -> None:
+    """The last slice would be lost with only a note."""
+    file = files(folder)[-1]
+    good = file.read_bytes()
+    file.write_bytes(good[: good.index(b"1.2.840.10008.5.1.4.1.1.128") + 20])  # cut off within its class
+    assert refused(folder) == "DCM_TRUNCATED"
+    file.write_bytes(good)
+    change(file, lambda ds: setattr(ds.file_meta, "MediaStorageSOPClassUID", "1.2.840.10008.5.1.4.1.1.129"))
+    assert refused(folder) == "DCM_BAD_UID"
+
+
 def test_damaged_compressed_pixels_are_never_zero_filled(folder: Path) -> None:
     for file in files(folder):
         ds = pydicom.dcmread(file)

@@ -1,6 +1,9 @@
 """Grids against each other: exact for linear fields, nothing lost by slabs, no alias, the body's outline."""
 
 import itertools
+import subprocess
+import sys
+import time
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,7 @@ from scipy import ndimage
 
 from storage import geometry
 from storage.errors import InputError
+from storage.ingest import _coarse_edges
 from storage.phantom import PhantomConfig, phantom
 from storage.source import AIR_HU, HU, SUV, ArraySource, Grid
 
@@ -308,3 +312,78 @@ def test_table_noise_and_lungs_do_not_change_the_body() -> None:
 def test_an_empty_image_is_all_body() -> None:
     assert geometry.body_mask(np.zeros((8, 8, 8), np.float32), SUV, (4.0,) * 3).all()
     assert geometry.body_mask(np.full((8, 8, 8), -1000, np.float32), HU, (4.0,) * 3).all()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.tuples(*[st.integers(1, 1000)] * 3), st.tuples(*[st.floats(0.01, 60.0)] * 3))
+def test_only_an_animals_volume_has_another_scale(shape: tuple[int, int, int], spacing: Any) -> None:
+    scale = geometry.body_scale(grid_of(shape, spacing))
+    assert 0 < scale <= 1
+    if max(spacing) >= 1 or min(shape[1] * spacing[1], shape[2] * spacing[2]) > 200:
+        assert scale == 1, "the outline of clinical scans is the one that cohorts were made with"
+    else:
+        assert scale < 0.34
+
+
+def mouse(grid: Grid) -> NDArray[np.bool_]:
+    """A mouse of 26 x 22 mm and 70 mm length with hind legs 4 mm apart, which are 5 mm thick."""
+    z, y, x = np.moveaxis(positions(grid), -1, 0)[[2, 1, 0]]
+    trunk = (x / 13) ** 2 + (y / 11) ** 2 + (z / 35) ** 2 < 1
+    legs = ((np.abs(x) - 4.5) ** 2 + y**2 < 2.5**2) & (z < 0) & (z > -45)
+    return np.asarray(trunk | legs)
+
+
+@pytest.mark.parametrize(("edge_mm", "units"), [(0.4, SUV), (0.5, HU), (0.8, SUV), (0.8, HU)])
+def test_a_mouse_has_the_outline_of_a_mouse(edge_mm: float, units: str) -> None:
+    shape = tuple(round(mm / edge_mm) for mm in (94, 60, 60))
+    grid = grid_of(shape, (edge_mm,) * 3)  # type: ignore[arg-type]
+    body = mouse(grid)
+    rng = np.random.default_rng(4)
+    if units == SUV:
+        image = np.where(body, 0.8, 0.0) * rng.gamma(3.0, 1 / 3, body.shape)
+    else:
+        image = np.where(body, 30.0, -1000.0) + rng.normal(0, 40, body.shape)
+        y = positions(grid)[..., 1]
+        image[(y > 13) & (y < 13.7)] = 100.0  # the bed, 2 mm below
+    edges = _coarse_edges(grid)
+    coarse = geometry.block_means(image.astype(np.float32), edges)
+    assert coarse.size < 218**2 * 94 / 60 * 218, "voxels of 2.75 mm and more in a field of view of 600 mm"
+    spacing = tuple(edge * edge_mm for edge in edges)
+    mask = geometry.body_mask(coarse, units, spacing, geometry.body_scale(grid))  # type: ignore[arg-type]
+    truth = geometry.block_means(body.astype(np.float32), edges) > 0.5
+    assert (mask & truth).sum() > 0.97 * truth.sum()
+    assert (mask | truth).sum() < 1.25 * truth.sum()
+    between = np.abs(positions(grid)[..., 0]) < 0.5
+    gap = geometry.block_means((between & (positions(grid)[..., 2] < -38)).astype(np.float32), edges) > 0.9
+    assert not mask[gap].any(), "the legs are not one"
+
+
+@pytest.mark.parametrize("mm", [0.5, 0.7, 0.98, 1.0, 1.37, 1.4, 1.65, 2.0, 2.75, 3.0, 4.07, 5.5, 6.0])
+def test_blocks_of_clinical_voxels_are_those_that_cohorts_were_made_with(mm: float) -> None:
+    before = max(f for f in (1, 2, 4) if f == 1 or f * mm <= 5.5)
+    assert _coarse_edges(grid_of((800, 400, 400), (mm,) * 3)) == (before,) * 3
+
+
+def test_memory_does_not_grow_with_voxels_per_millimetre() -> None:
+    """Voxels of 0.15 mm took 5 GB, of 0.05 mm more than there was."""
+    code = """
+import itertools, re, numpy as np
+from storage import geometry
+from storage.ingest import _coarse_edges
+from storage.source import Grid
+shapes = (64, 64, 64), (3, 1500, 1500), (400, 30, 30)
+for mm, shape, units in itertools.product((0.15, 0.05, 0.001), shapes, ("HU", "SUVbw")):
+    grid = Grid(shape, np.diag([mm, mm, mm, 1.0]))
+    z, y, x = np.indices(shape, sparse=True)
+    image = ((z - shape[0] / 2) ** 2 / shape[0] ** 2 + (y - shape[1] / 2) ** 2 / shape[1] ** 2 < 0.1) & (x > 5)
+    image = np.where(image, np.float32(1), np.float32(-1000 if units == "HU" else 0))
+    edges = _coarse_edges(grid)
+    coarse = geometry.block_means(image, edges)
+    mask = geometry.body_mask(coarse, units, tuple(mm * e for e in edges), geometry.body_scale(grid))
+    assert 0 < mask.mean() < 1, (shape, mask.mean())
+peak_kb = int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1])
+assert peak_kb < 1e6, peak_kb  # not by getrusage, which counts the process that started this one
+"""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert time.perf_counter() - began < 60

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -47,7 +48,7 @@ def save(
 ) -> Path:
     """Write with nibabel, then overwrite header fields ``{offset: bytes}``."""
     affine = rigid(AFFINE) if affine is None else affine
-    image = nibabel.Nifti1Image(np.ascontiguousarray(voxels.T).astype(dtype), affine)
+    image = nibabel.Nifti1Image(np.ascontiguousarray(voxels.T).astype(dtype), affine, dtype=np.dtype(dtype))
     image.header.set_xyzt_units("mm")
     image.set_sform(affine, code=sform)
     image.set_qform(affine, code=qform)
@@ -94,7 +95,10 @@ def test_a_sheared_affine_keeps_its_sform_only(tmp_path: Path, voxels: NDArray[A
     sheared = AFFINE.copy()
     sheared[0, 2] += 1.0
     write_nifti(tmp_path / "a.nii", Grid(SHAPE, sheared), lambda a, b: voxels[a:b])
-    assert opened(tmp_path / "a.nii").grid.affine == pytest.approx(sheared, rel=1e-6)
+    image = nibabel.load(tmp_path / "a.nii")
+    assert image.header.get_sform(coded=True)[0] == pytest.approx(sheared, rel=1e-6)
+    assert int(image.header["qform_code"]) == 0
+    assert refused(tmp_path / "a.nii") == "NII_BAD_AFFINE", "no grid of ours is sheared"
 
 
 def test_equal_volumes_give_equal_files(tmp_path: Path, voxels: NDArray[Any]) -> None:
@@ -157,9 +161,47 @@ def test_either_form_places_the_volume(tmp_path: Path, voxels: NDArray[Any], sfo
     assert source.grid.affine == pytest.approx(nibabel.load(tmp_path / "a.nii").affine)
 
 
-def test_units_of_length(tmp_path: Path, voxels: NDArray[Any]) -> None:
-    path = save(tmp_path / "a.nii", voxels, fields={123: b"\x01"})
-    assert opened(path).grid.affine[:3] == pytest.approx(1000 * rigid(AFFINE)[:3], rel=1e-4)
+@pytest.mark.parametrize(("unit", "per_mm"), [(1, 1e-3), (2, 1.0), (3, 1e3)])
+@pytest.mark.parametrize(("sform", "qform"), [(1, 0), (0, 1), (1, 1)])
+def test_units_of_length(
+    tmp_path: Path, voxels: NDArray[Any], unit: int, per_mm: float, sform: int, qform: int
+) -> None:
+    """A whole header in metres or microns, not one whose unit alone was exchanged."""
+    affine = rigid(AFFINE)
+    affine[:3] *= per_mm
+    path = save(tmp_path / "a.nii", voxels, affine, sform=sform, qform=qform, fields={123: bytes([unit])})
+    source = opened(path)
+    assert source.grid.affine == pytest.approx(rigid(AFFINE), rel=1e-4, abs=1e-3)
+    assert source.provenance["notes"] == ([] if unit == 2 else ["spatial_unit_converted_to_mm"])
+
+
+@pytest.mark.parametrize(
+    ("unit", "per_mm", "told"),
+    [
+        (1, 1.0, "in metres; set xyzt_units to mm (2)"),
+        (3, 1.0, "in microns; set xyzt_units to mm (2)"),
+        (0, 1e-3, "without a unit, read as mm; set xyzt_units to metre (1)"),
+        (2, 1e-3, "in mm; set xyzt_units to metre (1)"),
+        (2, 1e3, "in mm; set xyzt_units to micron (3)"),
+        (2, 1e-6, "in mm; save it with its voxel sizes in mm"),
+        (0, 1e6, "without a unit, read as mm; save it with its voxel sizes in mm"),
+    ],
+)
+def test_a_unit_that_no_scanner_has_is_refused_with_the_unit_that_is_meant(
+    tmp_path: Path, voxels: NDArray[Any], unit: int, per_mm: float, told: str
+) -> None:
+    affine = rigid(AFFINE)
+    affine[:3] *= per_mm
+    path = save(tmp_path / "a.nii", voxels, affine, fields={123: bytes([unit])})
+    with pytest.raises(InputError) as error:
+        opened(path)
+    assert error.value.code == "NII_BAD_SPACING"
+    assert told in str(error.value)
+    if remedy := re.search(r"\((\d)\)", error.value.remedy):  # it works
+        data = bytearray(path.read_bytes())
+        data[123] = int(remedy.group(1))
+        path.write_bytes(data)
+        assert opened(path).grid.affine == pytest.approx(rigid(AFFINE), rel=1e-4, abs=1e-3)
 
 
 def test_activity_is_scaled_to_suv(tmp_path: Path, voxels: NDArray[Any]) -> None:
@@ -293,6 +335,127 @@ def test_bad_headers(tmp_path: Path, voxels: NDArray[Any], name: str, code: str,
     assert refused(save(tmp_path / name, voxels, fields=fields)) == code
 
 
+def crooked(columns: NDArray[Any], **lengths: float) -> NDArray[Any]:
+    """An affine whose axes are the columns; ``x=2`` makes the first axis twice as long."""
+    affine = rigid(AFFINE)
+    affine[:3, :3] = columns * [lengths.get(axis, 1.0) for axis in "xyz"]
+    return affine
+
+
+def moved(affine: NDArray[Any], x_mm: float) -> NDArray[Any]:
+    affine[:3, 3] = (x_mm, 0, 0)
+    return affine
+
+
+STRAIGHT = rigid(AFFINE)[:3, :3]
+TURN = np.array([[1.0, 0.05, 0], [0, 1, 0], [0, 0, 1]])
+
+
+@pytest.mark.parametrize(
+    ("code", "told", "affine"),
+    [
+        ("NII_BAD_AFFINE", "degrees off a right angle", crooked(TURN @ STRAIGHT)),
+        ("NII_AMBIGUOUS_AFFINE", "8 x 4.1 x 3.27 mm by the affine and 4 x 4.1 x 3.27", crooked(STRAIGHT, x=2)),
+        ("NII_AMBIGUOUS_AFFINE", "60 x 4.1 x 3.27 mm by the affine", crooked(STRAIGHT, x=15)),
+        ("NII_AMBIGUOUS_AFFINE", "x 1e+09 x", crooked(STRAIGHT, y=1e9 / 4.1)),
+        ("NII_AMBIGUOUS_AFFINE", "5e+19 mm by the affine", crooked(STRAIGHT, z=5e19 / 3.27)),
+        ("NII_AMBIGUOUS_AFFINE", "mm by pixdim", crooked(STRAIGHT, x=1.005)),
+        ("NII_BAD_AFFINE", "20 m from the origin", moved(rigid(AFFINE), 2e4)),
+    ],
+)
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_sform_that_contradicts_itself_or_pixdim(
+    tmp_path: Path, voxels: NDArray[Any], code: str, told: str, affine: NDArray[Any], version: int
+) -> None:
+    kind = nibabel.Nifti1Image if version == 1 else nibabel.Nifti2Image
+    image = kind(voxels.T, rigid(AFFINE))
+    image.set_qform(None, code=0)
+    raw = bytearray(image.to_bytes())
+    at, number = (280, "<f4") if version == 1 else (400, "<f8")  # of the sform
+    raw[at : at + 12 * int(number[2])] = affine[:3].astype(number).tobytes()
+    (tmp_path / "a.nii").write_bytes(raw)
+    with pytest.raises(InputError) as error:
+        opened(tmp_path / "a.nii")
+    assert error.value.code == code
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize("decimals", [2, 3, 5])
+def test_a_pixdim_that_was_rounded_is_no_contradiction(tmp_path: Path, voxels: NDArray[Any], decimals: int) -> None:
+    sizes = np.array([4.07283, 0.976562, 3.26999])
+    affine = crooked(STRAIGHT / np.linalg.norm(STRAIGHT, axis=0) * sizes)
+    fields = {80: f32(*np.round(sizes, decimals))}
+    source = opened(save(tmp_path / "a.nii", voxels, affine, qform=0, fields=fields))
+    assert source.grid.spacing_mm == pytest.approx(sizes[::-1], rel=1e-6), "the affine's, which is the finer one"
+
+
+@pytest.mark.parametrize("qfac", [0.0, 1.0, 2.0, 1e-3, -1.0])
+def test_qfac_is_read_as_nibabel_does(tmp_path: Path, voxels: NDArray[Any], qfac: float) -> None:
+    path = save(tmp_path / "a.nii", voxels, sform=0, fields={76: f32(qfac)})
+    assert opened(path).grid.affine == pytest.approx(nibabel.load(path).affine)
+
+
+@pytest.mark.parametrize("qfac", [-2.0, -1e-3, np.nan, np.inf])
+def test_a_qfac_that_libraries_read_differently(tmp_path: Path, voxels: NDArray[Any], qfac: float) -> None:
+    assert refused(save(tmp_path / "a.nii", voxels, sform=0, fields={76: f32(qfac)})) == "NII_BAD_AFFINE"
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_bytes_after_the_voxels(tmp_path: Path, voxels: NDArray[Any], name: str) -> None:
+    """A dim, datatype or offset that was made smaller leaves bytes over; zeros up to a block are padding."""
+    for at, value in ((42, 4), (44, 5), (46, 6), (70, 4)):
+        whole = voxels * 0 if at != 70 else voxels  # of a volume of zeros too
+        assert refused(save(tmp_path / name, whole, fields={at: struct.pack("<h", value)})) == "NII_TRAILING"
+    good = save(tmp_path / "good.nii", voxels).read_bytes()
+    for more, fits in ((bytes(-len(good) % 512), True), (bytes(16), False), (b"\0\0\0\1", False), (bytes(4096), False)):
+        (tmp_path / name).write_bytes(gzip.compress(good + more) if name.endswith("gz") else good + more)
+        if fits:
+            assert np.array_equal(opened(tmp_path / name).read(0, 7), voxels)
+            for left in (tmp_path / "work").glob("*"):
+                left.unlink()
+        else:
+            assert refused(tmp_path / name) == "NII_TRAILING"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "noted"),
+    [
+        ("i4", 2**24, False),
+        ("i4", 2**24 + 1, True),
+        ("u4", 2**32 - 1, True),
+        ("i8", -(2**24) - 1, True),
+        ("i8", 2**60, False),
+        ("u8", 2**64 - 1, True),
+        ("f8", 0.1, False),
+        ("f8", 2**25 + 0.5, True),
+        ("f4", 1e30, False),
+    ],
+)
+def test_numbers_that_float32_rounds_are_noted(
+    tmp_path: Path, voxels: NDArray[Any], dtype: str, value: float, noted: bool
+) -> None:
+    stored = np.zeros(SHAPE, dtype)
+    stored[5, 2, 3] = value
+    source = opened(save(tmp_path / "a.nii.gz", stored, dtype=dtype))
+    assert (source.provenance["notes"] == ["rounded_to_float32"]) == noted
+    assert source.read(5, 6)[0, 2, 3] == np.float32(value)
+    if value > 65535:
+        assert refused(save(tmp_path / "l.nii", stored, dtype=dtype), units=LABEL) == "NII_BAD_LABEL"
+
+
+def test_a_slope_that_overflows_is_told_as_such(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii", np.full(SHAPE, 300), dtype=np.int16, fields={112: f32(3e38)})
+    with pytest.raises(InputError, match=r"210 voxels overflow float32 .* scl_slope") as error:
+        opened(path).read(0, 7)
+    assert error.value.code == "IMG_NONFINITE"
+
+
+def test_labels_are_judged_before_they_are_rounded(tmp_path: Path) -> None:
+    for value in (1.00000001, 65535.001, -1e-9):
+        path = save(tmp_path / "a.nii", np.full(SHAPE, value), dtype=np.float64)
+        assert refused(path, units=LABEL) == "NII_BAD_LABEL", value
+
+
 def test_a_flip_between_sform_and_qform_is_no_choice_of_ours(tmp_path: Path, voxels: NDArray[Any]) -> None:
     path = save(tmp_path / "a.nii", voxels)
     image = nibabel.load(path)
@@ -311,7 +474,8 @@ def test_nonfinite_voxels_are_counted_and_placed(tmp_path: Path, voxels: NDArray
     with pytest.raises(InputError) as error:
         source.read(4, 6)
     assert error.value.code == "IMG_NONFINITE"
-    assert error.value.found == "2 voxels are NaN or Inf in slices 4 to 5"
+    found = "overflow float32 (beyond 3.4e38 once scaled)" if bad == 1e300 else "are NaN or Inf"
+    assert error.value.found == f"2 voxels {found} in slices 4 to 5"
 
 
 @pytest.mark.skipif("PETSCALE_REAL_DATA" not in os.environ, reason="PETSCALE_REAL_DATA names no data folder")

@@ -93,7 +93,7 @@ def _said(note: str) -> str:
 def _factor(case: Case) -> str:
     """SUV per stored unit of the first PET, empty where the values were SUV already."""
     for image in case.images:
-        factor = case.image(image).provenance.get("suv_factor")
+        factor = case.image(image).provenance.get("suv_per_unit")
         if case.image(image).units == SUV and isinstance(factor, float):
             return f"{factor:.5g}"
     return ""

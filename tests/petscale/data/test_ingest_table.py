@@ -17,7 +17,7 @@ BODY = phantom(PhantomConfig(shape=(24, 20, 20), spacing_mm=(24.0, 20.0, 20.0)))
 @pytest.fixture(scope="module")
 def noted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("noted")
-    facts = {"notes": ["reference_spread_above_1_percent"], "reference_spread_percent": 10.9, "suv_factor": 2.5e-4}
+    facts = {"notes": ["reference_spread_above_1_percent"], "reference_spread_percent": 10.9, "suv_per_unit": 2.5e-4}
     pet = ArraySource(BODY.activity.read(0, 24), BODY.activity.grid, "SUVbw", {**facts, "tracer": "FDG"})
     ingest(folder, {name: lambda _, name=name: CasePlan({"full": pet}, name, name) for name in ("a", "b")}, strict=True)  # type: ignore[misc]
     return folder
