@@ -186,8 +186,29 @@ def find_slices(path: Path, modality: Modality, of: Belonging | None, choice: st
     slices = meant[0].slices
     skipped = series[0].skipped + sum(len(s.slices) for s in series if s is not meant[0])
     _check_alike(slices, path.name)
+    _check_strays(meant[0], series, path.name)
     beside = {**meant[0].beside, "enhanced_copy": len(copies)}
     return Found(slices, skipped, beside)
+
+
+def _check_strays(meant: Series, series: Sequence[Series], where: str) -> None:
+    """Refuse a series that lacks slices which lie beside it under another series UID: a damaged or a scrambled one.
+
+    Raises:
+        InputError: ``SER_INCONSISTENT_UID``.
+    """
+    first = meant.slices[0]
+    lacking = integer_of(first.header, "NumberOfSlices") - len(meant.slices)
+    number = integer_text(first.header, "SeriesNumber")
+    strays = [s for s in series if s is not meant and len(s.slices) <= lacking and s.slices[0].shape == first.shape]
+    if any(integer_text(s.slices[0].header, "SeriesNumber") == number for s in strays):
+        raise series_error(
+            "SER_INCONSISTENT_UID",
+            where,
+            f"{len(meant.slices)} of {len(meant.slices) + lacking} slices, and others of the same series number under "
+            "another series UID",
+            "export the series again with one series UID",
+        )
 
 
 def stacked(slices: tuple[Slice, ...], notes: tuple[str, ...], found: Found, where: str) -> Volume:

@@ -39,7 +39,7 @@ PLATEAU_VOXELS = 8  # with the very same value at a limit of the stored type; no
 SCALE_RATIO = 1.5  # between the uptake of two reconstructions of one scan; the smallest dose reduction factor is 2
 MEDIAN_SUV, USUAL_MEDIAN_SUV = (0.02, 20.0), (0.1, 5.0)  # inside the body: what can be, and what is usual
 MINIMUM_SUV, MAXIMUM_SUV, USUAL_MAXIMUM_SUV = -200.0, 1e5, 1000.0
-NEGATIVE_SHARE = 0.05  # of the positive uptake; reconstructions without a constraint stay below it
+NEGATIVE_SUV, NEGATIVE_SHARE = -5.0, 0.05  # below it no noise of a reconstruction lies; as share of the positive uptake
 UNCOVERED = 0.005  # share of the body's voxels outside an image from which on it is told
 FAT_HU, SOFT_TISSUE_HU = -50.0, 20.0  # every CT of a patient holds voxels below the first and above the second
 
@@ -490,7 +490,7 @@ def _store_slab(path: Path, image: str, source: ImageSource, z0: int, z1: int, v
         low=float(slab.min()),
         high=float(slab.max()),
         total=float(slab.sum(dtype=np.float64)),
-        negative=float(slab[slab < 0].sum(dtype=np.float64)) if source.units == SUV else 0.0,
+        negative=float(slab[slab < NEGATIVE_SUV].sum(dtype=np.float64)) if source.units == SUV else 0.0,
         digest=hashlib.sha256(slab.data).digest() if source.units in (SUV, HU) else b"",
         coarse=geometry.block_means(slab, _coarse_edges(source.grid)),
         cells=cells,
@@ -676,7 +676,7 @@ def _suv_doubts(where: str, statistics: Mapping[str, float], parts: Sequence[_Sl
         found.append("suv_median_unusual")
     if highest > USUAL_MAXIMUM_SUV:
         found.append("suv_maximum_unusual")
-    if -sum(p.negative for p in parts) > NEGATIVE_SHARE * positive:
+    if (negative := -sum(p.negative for p in parts)) > 0 and negative > NEGATIVE_SHARE * positive:
         found.append("negative_uptake")
     return found
 

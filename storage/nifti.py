@@ -263,6 +263,10 @@ def volumes_of(path: Path) -> Volumes:
 def _header(path: Path, most: int) -> _Layout:
     if not path.is_file():
         raise _error("IMG_NO_FILE", path, "no such file", "check the path")
+    if path.stat().st_size == 0:
+        raise _error("NII_EMPTY", path, "an empty file")
+    if not os.access(path, os.R_OK):
+        raise _error("IMG_UNREADABLE", path, "a file that may not be read", "check its permissions")
     head = bytearray()
     with path.open("rb") as stream:
         if stream.read(2) == GZIP_MAGIC:

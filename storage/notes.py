@@ -80,7 +80,7 @@ NOTES: Mapping[str, Note] = {
     "activity_scaled_to_suv": _light("Bq/mL were scaled to SUV by the weight and the dose given"),
     "suv_median_unusual": _heavy("the median SUV inside the body is unusual: check unit, weight and dose"),
     "suv_maximum_unusual": _heavy("the highest SUV is above 1000: check unit, weight and dose"),
-    "negative_uptake": _heavy("negative values sum up to more than 5 % of the positive ones"),
+    "negative_uptake": _heavy("values below SUV -5 sum up to more than 5 % of the uptake"),
     # slices
     "intercept_applied": _light("signed values are stored as unsigned ones; the intercept was applied"),
     "identical_slices_dropped": _light("exact copies of slices were dropped"),

@@ -18,9 +18,12 @@ from typing import Any
 import nibabel
 import numpy as np
 import pydicom
+from encoded_frames import JPEG, encode
+from highdicom.legacy import LegacyConvertedEnhancedPETImage
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
-from pydicom.uid import RLELossless, generate_uid
+from pydicom.encaps import encapsulate
+from pydicom.uid import UID, RLELossless, generate_uid
 
 from petscale.cli import main
 from storage.dicom_write import write_series
@@ -252,18 +255,20 @@ def placed(factor: float, unit: str | int) -> Callable[[Any], None]:
     return edit
 
 
-def sform_only(change: Callable[[NDArray[np.float64]], Any]) -> Callable[[Any], None]:
-    """An sform that contradicts the voxel sizes."""
+def sform_only(change: Callable[[NDArray[np.float64]], Any]) -> Make:
+    """A NIfTI whose sform alone places it, and contradicts the voxel sizes or itself."""
 
-    def edit(image: Any) -> None:
+    def make(folder: Path) -> list[str]:
+        words = nifti("--units", "SUVbw", name="scan.nii")(folder)
         affine = AFFINE.copy()
         change(affine)
-        zooms = image.header.get_zooms()
-        image.header.set_sform(affine, 1)
-        image.header["qform_code"] = 0
-        image.header.set_zooms(zooms)
+        data = bytearray((folder / "scan.nii").read_bytes())
+        data[252:256] = np.array([0, 1], "<i2").tobytes()  # qform_code, sform_code
+        data[280:328] = affine[:3].astype("<f4").tobytes()  # srow_x, srow_y, srow_z
+        (folder / "scan.nii").write_bytes(data)
+        return words
 
-    return edit
+    return make
 
 
 def put(file: Path, keyword: str, text: str) -> None:
@@ -303,6 +308,110 @@ def compressed(*words: str, spoil: Callable[[bytes], bytes] | None = None) -> Ma
         return [str(place), *words]
 
     return make
+
+
+def packed(syntax: str, spoil: Callable[[bytes], bytes] = bytes, count: int = 1) -> Make:
+    """A series in a compressed syntax; ``spoil`` changes the frame of the last ``count`` slices."""
+
+    def make(folder: Path) -> list[str]:
+        place = pet(folder / "pet")
+        for number, file in enumerate(sorted(place.glob("*.dcm"))):
+            ds = pydicom.dcmread(file)
+            data = encode(ds.pixel_array, syntax, ds.BitsStored)
+            data = spoil(data) if number >= SHAPE[0] - count else data
+            ds.PixelData = encapsulate([data + b"\0" * (len(data) % 2)])
+            ds["PixelData"].VR = "OB"
+            ds.file_meta.TransferSyntaxUID = UID(syntax)
+            ds.save_as(file)
+        return [str(place)]
+
+    return make
+
+
+def cut(share: float, end: bytes = b"") -> Callable[[bytes], bytes]:
+    """Cut a frame, and put an end marker back."""
+    return lambda data: data[: int(len(data) * share)] + end
+
+
+def lying(data: bytes) -> bytes:
+    """Let the JPEG's own header say 65535 x 65535."""
+    at = data.index((SHAPE[1]).to_bytes(2, "big") + (SHAPE[2]).to_bytes(2, "big"))
+    return data[:at] + b"\xff\xff\xff\xff" + data[at + 4 :]
+
+
+def frames_of_a_series(*words: str, kind: str = "DYNAMIC") -> Make:
+    """Three frames of 100 s, or three gates: of half, of all and of twice the activity."""
+
+    def make(folder: Path) -> list[str]:
+        for number, times in enumerate((0.5, 1.0, 2.0)):
+
+            def edit(z: int, ds: Dataset, number: int = number, times: float = times) -> None:
+                ds.SOPInstanceUID = generate_uid(entropy_srcs=[str(number), str(z)])
+                ds.SeriesType, ds.NumberOfSlices = [kind, "IMAGE"], SHAPE[0]
+                ds.RescaleSlope = f"{float(ds.RescaleSlope) * times:.10g}"
+                ds.ActualFrameDuration = 100000
+                if kind == "GATED":
+                    ds.TriggerTime = str(300 * number)
+                else:
+                    ds.AcquisitionTime = f"12{100 * number // 60:02d}{100 * number % 60:02d}"
+                    ds.FrameReferenceTime = str(100000 * number + 50000)
+
+            write_series(folder / "pet" / str(number), ArraySource(body(), GRID, SUV), edit=edit)
+        return [str(folder / "pet"), *words]
+
+    return make
+
+
+def volumes(*words: str, times: dict[str, Any] | None = None) -> Make:
+    """A NIfTI file of three volumes: of half, of all and of twice the activity."""
+
+    def make(folder: Path) -> list[str]:
+        folder.mkdir(parents=True, exist_ok=True)
+        voxels = np.stack([body().T * f for f in (0.5, 1.0, 2.0)], -1).astype(np.float32)
+        image = nibabel.Nifti1Image(voxels, AFFINE)
+        image.header.set_xyzt_units("mm")
+        nibabel.save(image, folder / "scan.nii.gz")
+        if times:
+            (folder / "scan.json").write_text(json.dumps(times))
+        return [str(folder / "scan.nii.gz"), "--units", "SUVbw", *words]
+
+    return make
+
+
+def legacy(beside_classic: bool) -> Make:
+    """A legacy-converted enhanced object, alone or beside the series that it was made of."""
+
+    def make(folder: Path) -> list[str]:
+        place = pet(folder / "pet")
+        slices = [pydicom.dcmread(file) for file in sorted(place.glob("*.dcm"))]
+        target = place if beside_classic else folder / "object"
+        target.mkdir(exist_ok=True)
+        LegacyConvertedEnhancedPETImage(slices, generate_uid(), 9, generate_uid(), 1).save_as(target / "900.dcm")
+        return [str(target)]
+
+    return make
+
+
+def counted(values: Callable[[], NDArray[Any]], slope: float) -> Make:
+    """A NIfTI of integers with a scale."""
+
+    def make(folder: Path) -> list[str]:
+        folder.mkdir(parents=True, exist_ok=True)
+        image = nibabel.Nifti1Image(values().T, AFFINE)
+        image.header.set_xyzt_units("mm")
+        image.header.set_slope_inter(slope, 0)
+        nibabel.save(image, folder / "scan.nii")
+        data = bytearray((folder / "scan.nii").read_bytes())
+        data[112:116] = np.float32(slope).tobytes()  # scl_slope: nibabel keeps its own
+        (folder / "scan.nii").write_bytes(data)
+        return [str(folder / "scan.nii"), "--units", "SUVbw"]
+
+    return make
+
+
+def clipped() -> NDArray[np.int16]:
+    """Values that rise to the limit of their type and are cut off there."""
+    return np.clip(body() * 14000, -32768, 32767).astype(np.int16)
 
 
 def shifted(z: int, ds: Dataset) -> None:
@@ -518,9 +627,9 @@ MEMBERS = [
            Read(("does_not_cover_body",))),
     Member("a CT that does not cover the PET", "all of it", with_ct("--units", "SUVbw"), Read()),
     Member("a compressed slice that was cut", "RLE at half", compressed(spoil=lambda data: data[: -len(data) // 8]),
-           Refused("DCM_DECODE_FAILED")),
+           Refused("DCM_ENCAPSULATION")),
     Member("a compressed slice that was cut", "RLE, its last 20 bytes", compressed(spoil=lambda data: data[:-20]),
-           Refused("DCM_DECODE_FAILED")),
+           Refused("DCM_ENCAPSULATION")),
     Member("end slices that are lost", "empty files", ends(lambda file: file.write_bytes(b"")),
            Refused("SER_MISSING_SLICE")),
     Member("end slices that are lost", "files of zeros", ends(lambda file: file.write_bytes(bytes(3000))),
@@ -549,9 +658,9 @@ MEMBERS = [
     Member("dates days apart", "slices on two days",
            series(some(7, 14, AcquisitionDate="20200104")), Refused("PET_DATES")),
     Member("geometry of a NIfTI", "sheared",
-           nifti("--units", "SUVbw", edit=sform_only(lambda a: a.__setitem__((0, 1), 3.0))), Refused("NII_BAD_AFFINE")),
+           sform_only(lambda a: a.__setitem__((0, 1), 3.0)), Refused("NII_BAD_AFFINE")),
     Member("geometry of a NIfTI", "sform of 60 mm against a voxel size of 7",
-           nifti("--units", "SUVbw", edit=sform_only(lambda a: a.__setitem__((0, 0), -60.0))),
+           sform_only(lambda a: a.__setitem__((0, 0), -60.0)),
            Refused("NII_AMBIGUOUS_AFFINE")),
     Member("geometry of a NIfTI", "sform and qform apart",
            nifti("--units", "SUVbw", edit=lambda image: image.header.set_qform(np.diag([7.0, 8, 6, 1]), 1)),
@@ -617,6 +726,50 @@ MEMBERS = [
     Member("intercept", "an offset", series(each(RescaleIntercept="-5")), Refused("PET_BAD_INTERCEPT")),
     Member("other formats", "NRRD", bytes_of("x.nrrd", b"NRRD0004\n" + bytes(400)), Refused("DCM_NONE")),
     Member("other formats", "ZIP", bytes_of("x.zip", b"PK\3\4" + bytes(400)), Refused("DCM_NONE")),
+    *(Member("compressed slices", name, packed(syntax), Read())
+      for name, syntax in (("lossless JPEG", JPEG + "70"), ("lossless JPEG, any predictor", JPEG + "57"),
+                           ("JPEG-LS", JPEG + "80"), ("JPEG 2000", JPEG + "90"))),
+    *(Member("a compressed slice that was cut", f"{name} at 30 %", packed(syntax, cut(0.3)),
+             Refused("DCM_DECODE_FAILED"))
+      for name, syntax in (("lossless JPEG", JPEG + "70"), ("JPEG-LS", JPEG + "80"), ("JPEG 2000", JPEG + "90"))),
+    Member("a compressed slice that was cut", "lossless JPEG at 90 %, its end marker put back",
+           packed(JPEG + "70", cut(0.9, b"\xff\xd9")), Refused("DCM_DECODE_FAILED")),
+    Member("a compressed slice that was cut", "every one of them", packed(JPEG + "70", cut(0.5), SHAPE[0]),
+           Refused("DCM_DECODE_FAILED")),
+    Member("frame sizes that lie", "JPEG of 65535 x 65535", packed(JPEG + "70", lying), Refused("DCM_FRAME_LIE")),
+    Member("frame sizes that lie", "more rows in the DICOM header",
+           beside(lambda folder: None, edit=each(Rows=8000, Columns=8000)), Refused("DCM_PIXELS_SHORT")),
+    Member("dynamic and gated series", "4D NIfTI", volumes(), Refused("NII_4D")),
+    Member("dynamic and gated series", "4D NIfTI, a frame", volumes("--frames", "2"), Read()),
+    Member("dynamic and gated series", "4D NIfTI, frames summed by their durations",
+           volumes("--frames", "1,3", times={"FrameTimesStart": [0, 100, 200], "FrameDuration": [60, 60, 180]}),
+           Read(times=(0.5 * 60 + 2 * 180) / 240)),
+    Member("dynamic and gated series", "4D NIfTI, a sum without durations", volumes("--frames", "all"),
+           Refused("FRM_TIMES")),
+    Member("dynamic and gated series", "4D NIfTI, a pair",
+           volumes("--frame-pairs", "1", times={"FrameTimesStart": [0, 60, 120], "FrameDuration": [60, 60, 60]}),
+           Read(("uptake_may_differ_between_frames",), times=1.5)),
+    Member("dynamic and gated series", "a frame that is not there", volumes("--frames", "7"), Refused("FRM_RANGE")),
+    Member("dynamic and gated series", "DICOM", frames_of_a_series(), Refused("SER_DYNAMIC")),
+    Member("dynamic and gated series", "DICOM, a frame", frames_of_a_series("--frames", "2"), Read()),
+    Member("dynamic and gated series", "DICOM, a pair", frames_of_a_series("--frame-pairs", "1"),
+           Read(("uptake_may_differ_between_frames",), times=(1 + 2 * 2 ** (-100 / T)) / (1 + 2 ** (-100 / T)))),
+    Member("dynamic and gated series", "gated DICOM", frames_of_a_series(kind="GATED"), Refused("SER_DYNAMIC")),
+    Member("dynamic and gated series", "gated DICOM, two gates", frames_of_a_series("--frames", "2-3", kind="GATED"),
+           Read(times=1.5)),
+    Member("an option without effect", "--frames of a static series", series(None, "--frames", "2"),
+           Refused("CFG_NO_EFFECT")),
+    Member("enhanced objects", "legacy-converted PET", legacy(beside_classic=False), Read()),
+    Member("enhanced objects", "beside the classic series", legacy(beside_classic=True),
+           Read(("enhanced_copy_passed_by",))),
+    Member("numbers that a type cannot hold", "integers of 32 bits",
+           counted(lambda: np.rint(body() * 2**28 + 1).astype(np.int32), 2.0**-28),
+           Read(("scaled_by_scl_slope", "rounded_to_float32"))),
+    Member("numbers that a type cannot hold", "clipped at 16 bits", counted(clipped, 1 / 14000),
+           Read(("scaled_by_scl_slope", "saturated"), times=math.nan)),
+    Member("voxels of microns", "0.05 mm",
+           nifti("--units", "SUVbw", affine=np.diag([-0.05, -0.05, 0.05, 1.0])),
+           Read(spacing_mm=(0.05, 0.05, 0.05))),
     # The SUV rule, branch by branch; the SUV that went in is what must come out, or a multiple that decay tells.
     Member("SUV rule", "ADMIN", series(each(DecayCorrection="ADMIN")), Read(times=2 ** (-UPTAKE_S / T))),
     Member("SUV rule", "NONE", series(both(each(DecayCorrection="NONE", CorrectedImage=["ATTN"]))),

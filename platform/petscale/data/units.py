@@ -10,7 +10,7 @@ from storage.errors import InputError
 from storage.ingest import USUAL_MEDIAN_SUV
 from storage.source import SUV
 
-HIGHEST_SUV = 300.0  # a bladder or an injection site may come near
+HIGHEST_SUV = (1.0, 300.0)  # of a body at least, and what a bladder or an injection site may come near
 HU_BELOW = -200.0  # no PET, and every CT with air
 BLOCK_MM = 5.0
 
@@ -35,7 +35,11 @@ def units_by_values(path: Path, scratch: Path) -> Literal["SUVbw"]:
     blocks = np.concatenate(coarse)
     z, y, x = (mm * edge for mm, edge in zip(source.grid.spacing_mm, edges, strict=True))
     median = float(np.median(blocks[geometry.body_mask(blocks, SUV, (z, y, x))]))
-    if USUAL_MEDIAN_SUV[0] <= median <= USUAL_MEDIAN_SUV[1] and high <= HIGHEST_SUV and low > HU_BELOW:
+    if (
+        USUAL_MEDIAN_SUV[0] <= median <= USUAL_MEDIAN_SUV[1]
+        and HIGHEST_SUV[0] <= high <= HIGHEST_SUV[1]
+        and low > HU_BELOW
+    ):
         return "SUVbw"
     looks = "they look like HU" if low <= HU_BELOW else "they leave it open"
     raise InputError(

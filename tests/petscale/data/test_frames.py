@@ -166,7 +166,7 @@ def test_bids_with_an_injection_during_the_scan(tmp_path: Path, frames: list[Mad
 
 def test_suv_without_a_sidecar_is_weighted_by_the_headers_time_step(tmp_path: Path, frames: list[Made]) -> None:
     path = write_4d(tmp_path / "suv.nii.gz", [f.suv for f in frames], step_s=300.0)
-    case = ingested(path, tmp_path / "c", "--frames", "2-3")
+    case = ingested(path, tmp_path / "c", "--frames", "2-3", "--units", "SUVbw")
     np.testing.assert_allclose(voxels(case), (frames[1].suv + frames[2].suv) / 2, rtol=1e-5)
     facts = case.image("full").provenance["frames"]
     assert isinstance(facts, dict)
