@@ -30,7 +30,7 @@ from storage.dicom_write import write_series
 from storage.reader import open_cohort
 from storage.source import SUV, ArraySource, Grid
 
-SHAPE, SPACING_MM = (14, 24, 26), (6.0, 8.0, 7.0)  # (z, y, x)
+SHAPE, SPACING_MM = (14, 34, 36), (6.0, 8.0, 7.0)  # (z, y, x)
 AFFINE = np.array([[-7.0, 0, 0, 90], [0, -8.0, 0, 95], [0, 0, 6.0, -40], [0, 0, 0, 1]])
 GRID = Grid(SHAPE, AFFINE)
 T = 6586.2  # half-life of F-18 in s
@@ -44,8 +44,8 @@ Make = Callable[[Path], list[str]]
 def body(seed: int = 0) -> NDArray[np.float32]:
     """(z, y, x) in SUV: a body of about 1 with a liver of 2.5, air of 0."""
     z, y, x = np.indices(SHAPE)
-    inside = ((y - 11.5) / 10) ** 2 + ((x - 12.5) / 11) ** 2 < 1
-    liver = ((z - 6) / 4) ** 2 + ((y - 11) / 5) ** 2 + ((x - 8) / 4) ** 2 < 1
+    inside = ((y - 16.5) / 14) ** 2 + ((x - 17.5) / 15) ** 2 < 1
+    liver = ((z - 6) / 4) ** 2 + ((y - 16) / 6) ** 2 + ((x - 12) / 5) ** 2 < 1
     rng = np.random.Generator(np.random.Philox(seed))
     values = np.where(liver, 2.5, np.where(inside, 1.0, 0.0)) * (1 + 0.05 * rng.standard_normal(SHAPE))
     return np.asarray(values, np.float32)
@@ -763,7 +763,7 @@ MEMBERS = [
     Member("enhanced objects", "beside the classic series", legacy(beside_classic=True),
            Read(("enhanced_copy_passed_by",))),
     Member("numbers that a type cannot hold", "integers of 32 bits",
-           counted(lambda: np.rint(body() * 2**28 + 1).astype(np.int32), 2.0**-28),
+           counted(lambda: (np.rint(body().astype(np.float64) * 2**28) + 1).astype(np.int32), 2.0**-28),
            Read(("scaled_by_scl_slope", "rounded_to_float32"))),
     Member("numbers that a type cannot hold", "clipped at 16 bits", counted(clipped, 1 / 14000),
            Read(("scaled_by_scl_slope", "saturated"), times=math.nan)),
