@@ -27,6 +27,7 @@ from storage.dicom_header import (
 )
 from storage.dicom_series import Belonging, Volume, drugs_of, find_volume, series_error
 from storage.dicom_slice import GE_SCAN_TIME, PHILIPS_BQML, PHILIPS_SUV, Modality, Slice, pixels_of
+from storage.errors import of_file
 from storage.source import HU, SUV, Grid
 from storage.suv import Frame, Overrides, PetHeader, Stated, SuvConversion, apply_overrides, complete
 from storage.suv import suv_conversion as convert
@@ -109,8 +110,9 @@ def open_series(
     conversion = None
     if modality == "PT":
         pet, frames = pet_header(volume.slices)
-        pet = complete(apply_overrides(pet, overrides or Overrides()), stated or Stated())
-        conversion = convert(pet, frames)
+        with of_file(Path(path).name):
+            pet = complete(apply_overrides(pet, overrides or Overrides()), stated or Stated())
+            conversion = convert(pet, frames)
     return source_of(volume, modality, conversion)
 
 

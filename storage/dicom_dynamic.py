@@ -16,7 +16,7 @@ from storage.dicom import DicomSource, pet_header, source_of
 from storage.dicom_frames import Frames, acquired_s, frames_of, lacking_frames, told_frames
 from storage.dicom_series import Volume, find_slices, series_error, stacked
 from storage.dicom_slice import Slice
-from storage.errors import InputError
+from storage.errors import InputError, of_file
 from storage.frames import FrameImage, Timing, Wanted, check_wanted, images_of
 from storage.suv import Frame, Overrides, Stated, apply_overrides, complete, mean_count_delay_s
 from storage.suv import suv_conversion as convert
@@ -77,7 +77,8 @@ def open_frames(
         )
     begun = [f.acquisition_s for f in times if f.acquisition_s is not None]
     pet = replace(pet, dynamic_s=0.0 if found.gated or not begun else max(begun) - min(begun))
-    conversion = convert(complete(apply_overrides(pet, overrides or Overrides()), stated or Stated()), times)
+    with of_file(path.name):
+        conversion = convert(complete(apply_overrides(pet, overrides or Overrides()), stated or Stated()), times)
     timing = _timing(found, times, conversion.half_life_s, known)
     images = images_of(wanted, timing, path.name)
     lacking = set(lacking_frames(found))

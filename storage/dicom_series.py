@@ -201,12 +201,23 @@ def _check_strays(meant: Series, series: Sequence[Series], where: str) -> None:
     lacking = integer_of(first.header, "NumberOfSlices") - len(meant.slices)
     number = integer_text(first.header, "SeriesNumber")
     strays = [s for s in series if s is not meant and len(s.slices) <= lacking and s.slices[0].shape == first.shape]
-    if any(integer_text(s.slices[0].header, "SeriesNumber") == number for s in strays):
+
+    def beside(s: Series) -> bool:
+        """Whether its slices continue the stack: in line with it, at places where it has none."""
+        places = [one.along for one in meant.slices]
+        return all(
+            np.abs(one.normal - first.normal).max() < 1e-3
+            and np.abs(one.position - one.along * one.normal - first.position + first.along * first.normal).max() < 1.0
+            and not min(places) <= one.along <= max(places)
+            for one in s.slices
+        )
+
+    if any(integer_text(s.slices[0].header, "SeriesNumber") == number or beside(s) for s in strays):
         raise series_error(
             "SER_INCONSISTENT_UID",
             where,
-            f"{len(meant.slices)} of {len(meant.slices) + lacking} slices, and others of the same series number under "
-            "another series UID",
+            f"{len(meant.slices)} of {len(meant.slices) + lacking} slices, and others that continue them under another "
+            "series UID",
             "export the series again with one series UID",
         )
 

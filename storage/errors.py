@@ -6,6 +6,9 @@ identifies a patient may be put in any argument: files are named by their last p
 keyword, never by a patient's value.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class InputError(ValueError):
     """A user's mistake, in one line.
@@ -27,6 +30,18 @@ class InputError(ValueError):
     def __reduce__(self) -> tuple[object, ...]:
         """Let the error cross process borders (Ray, multiprocessing) whole."""
         return (_rebuild, (self.code, self.where, self.found, self.remedy))
+
+
+@contextmanager
+def of_file(name: str) -> Iterator[None]:
+    """Let an error about a header's field name the file or folder too, by its last path component."""
+    try:
+        yield
+    except InputError as error:
+        if not error.code.startswith("PET_"):
+            raise
+        where = f"{error.where} of {name}"
+        raise InputError(error.code, where=where, found=error.found, remedy=error.remedy) from None
 
 
 def printable(text: str) -> str:

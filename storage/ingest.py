@@ -37,7 +37,8 @@ from storage.verification import read_catalog
 TURN_S = 600.0  # to wait for another part that writes what the cohort has once, which takes a second
 PLATEAU_VOXELS = 8  # with the very same value at a limit of the stored type; noise has no two in a hot spot
 SCALE_RATIO = 1.5  # between the uptake of two reconstructions of one scan; the smallest dose reduction factor is 2
-MEDIAN_SUV, USUAL_MEDIAN_SUV = (0.02, 20.0), (0.1, 5.0)  # inside the body: what can be, and what is usual
+IMPOSSIBLE = "no_suv"  # the note on values that cannot be SUV
+HIGHEST_MEDIAN_SUV, USUAL_MEDIAN_SUV = 20.0, (0.1, 5.0)  # inside the body: what can be, and what is usual
 MINIMUM_SUV, MAXIMUM_SUV, USUAL_MAXIMUM_SUV = -200.0, 1e5, 1000.0
 NEGATIVE_SUV, NEGATIVE_SHARE = -5.0, 0.05  # below it no noise of a reconstruction lies; as share of the positive uptake
 UNCOVERED = 0.005  # share of the body's voxels outside an image from which on it is told
@@ -80,6 +81,7 @@ class Outcome:
     refused: dict[str, InputError] = field(default_factory=dict)
 
 
+Doubts = Literal["note", "refuse impossible", "refuse"]
 Progress = Callable[[str, int, int], None]  # case, tasks done, tasks in all
 Spread = Callable[[Callable[[str], bool], Sequence[str]], Iterator[tuple[str, bool | InputError]]]
 
@@ -158,7 +160,7 @@ def ingest(
     plans: Mapping[str, Callable[[Path], CasePlan]],
     *,
     strict: bool = False,
-    doubts: Literal["note", "refuse"] = "note",
+    doubts: Doubts = "note",
     scheduler: str = "threads",
     workers: int | None = None,
     progress: Progress = _silent,
@@ -171,7 +173,8 @@ def ingest(
         cohort: folder of the cohort, made if it does not exist.
         plans: case name -> function that opens the sources, given a scratch folder that is removed afterwards.
         strict: raise on the first refused case.
-        doubts: what becomes of a case whose images carry a note of weight (``storage.notes``).
+        doubts: what becomes of a case whose images carry a note of weight (``storage.notes``): it stays noted; it is
+            refused where its values cannot be SUV; it is refused.
         scheduler: Dask's local scheduler, ``threads`` or ``processes``.
         workers: tasks at a time; memory grows with them by a few shards each.  Default: the CPUs, 4 at most.
         progress: called after every task, or after every case where other machines do them.
@@ -254,7 +257,7 @@ def _ingest_case(
     cohort: Path,
     staging: Path,
     plans: Mapping[str, Callable[[Path], CasePlan]],
-    doubts: Literal["note", "refuse"],
+    doubts: Doubts,
     scheduler: str,
     workers: int | None,
     progress: Progress,
@@ -286,8 +289,8 @@ def _ingest_case(
             threads = ThreadPoolExecutor(count) if scheduler == "threads" else nullcontext()
             with _Counter(name, progress), threads as pool:
                 dask.compute(case_graph(staged, name, plan), scheduler=scheduler, num_workers=count, pool=pool)
-            if doubts == "refuse":
-                _refuse_doubts(staged, name, plan)
+            if doubts != "note":
+                _refuse_doubts(staged, name, plan, doubts)
             integrity.commit(staged, {"case": name, "schema": layout.SCHEMA})
             os.replace(staged, final)
             integrity.fsync_folder(final.parent)
@@ -332,15 +335,27 @@ def _check_collision(final: Path) -> None:
             )
 
 
-def _refuse_doubts(folder: Path, name: str, plan: CasePlan) -> None:
-    """Refuse a case that was built and carries a note of weight.
+def _refuse_doubts(folder: Path, name: str, plan: CasePlan, doubts: Doubts) -> None:
+    """Refuse a case that was built and carries a note of weight, or whose values cannot be SUV.
 
     Raises:
-        InputError: SET_DOUBT.
+        InputError: SET_DOUBT, PET_SUV_IMPLAUSIBLE.
     """
     for image in plan.images:
-        provenance = attributes(folder / image)["petscale"]["provenance"]
-        if found := notes.weighty(notes.of(provenance)):
+        facts = attributes(folder / image)["petscale"]
+        provenance, told = facts["provenance"], facts["statistics"]
+        if IMPOSSIBLE in notes.of(provenance):
+            looks = "like HU" if told["min"] <= MINIMUM_SUV else "not like SUV"
+            raise InputError(
+                "PET_SUV_IMPLAUSIBLE",
+                where=f"case {name}, image {image}",
+                found=f"a median of {told['body_median']:.3g} inside the body, values of {told['min']:.3g} to "
+                f"{told['max']:.3g}: {looks}",
+                remedy="check unit, weight and dose: a NIfTI in Bq/mL needs --units Bq/mL, --weight-kg and --dose-mbq; "
+                "for DICOM --weight-kg and --dose-mbq replace the header's",
+            )
+        found = notes.weighty(notes.of(provenance)) if doubts == "refuse" else []
+        if found:
             raise InputError(
                 "SET_DOUBT",
                 where=f"case {name}, image {image}",
@@ -628,7 +643,7 @@ def _finish(
         told = ["saturated"] if _saturated(parts) else []
         if units == SUV:
             statistics["body_median"] = float(np.median(np.concatenate([p.coarse for p in parts])[outline]))
-            told += _suv_doubts(f"case {name}, image {image}", statistics, parts, full=image == pets[0])
+            told += _suv_doubts(statistics, parts, full=image == pets[0])
         if image in covered and np.count_nonzero(outline & ~covered[image]) > UNCOVERED * np.count_nonzero(outline):
             told.append("does_not_cover_body")
         provenance = {**provenance, "notes": [*notes.of(provenance), *told]} if told else provenance
@@ -650,27 +665,15 @@ def _finish(
     layout.create_group(folder, {"petscale": {**facts, "voxels": digest}})
 
 
-def _suv_doubts(where: str, statistics: Mapping[str, float], parts: Sequence[_Slab], *, full: bool) -> list[str]:
-    """Refuse what no SUV can be in the PET of the highest dose, and note what is unusual in any.
+def _suv_doubts(statistics: Mapping[str, float], parts: Sequence[_Slab], *, full: bool) -> list[str]:
+    """Note what is unusual, and of the PET of the highest dose what cannot be SUV.
 
     The median inside the body is 0.3 to 1 for FDG, some 5 in a brain; activity in Bq/mL is a thousand times that.
-
-    Raises:
-        InputError: PET_SUV_IMPLAUSIBLE.
     """
     median, highest = statistics["body_median"], statistics["max"]
     positive = sum(p.total - p.negative for p in parts)
-    possible = MEDIAN_SUV[0] <= median <= MEDIAN_SUV[1] and statistics["min"] > MINIMUM_SUV and highest <= MAXIMUM_SUV
-    if full and not possible:
-        looks = "like HU" if statistics["min"] <= MINIMUM_SUV else "not like SUV"
-        raise InputError(
-            "PET_SUV_IMPLAUSIBLE",
-            where=where,
-            found=f"a median of {median:.3g} inside the body, values of {statistics['min']:.3g} to {highest:.3g}: "
-            + looks,
-            remedy="check unit, weight and dose: a NIfTI in Bq/mL needs --units Bq/mL, --weight-kg and --dose-mbq; for "
-            "DICOM --weight-kg and --dose-mbq replace the header's",
-        )
+    if full and (median > HIGHEST_MEDIAN_SUV or statistics["min"] <= MINIMUM_SUV or not 0 < highest <= MAXIMUM_SUV):
+        return [IMPOSSIBLE]
     found = []
     if not USUAL_MEDIAN_SUV[0] <= median <= USUAL_MEDIAN_SUV[1]:
         found.append("suv_median_unusual")

@@ -47,6 +47,9 @@ NOTES: Mapping[str, Note] = {
     "injection_zone_ignored": _heavy(
         "the injection's date-time states a time zone and the series none; it is read as the scanner's own time"
     ),
+    "injection_date_impossible": _heavy(
+        "the injection's date lies after the scan or more than ten half-lives before it; its time of day is used"
+    ),
     "injection_times_contradict": _heavy(
         "time of day and date-time of the injection differ by more than 1 % of SUV; the date-time is used"
     ),
@@ -78,6 +81,7 @@ NOTES: Mapping[str, Note] = {
     "completed_half_life_s": _light("the half-life is a table's, as the header has none"),
     "unit_taken_from_values": _light("the file states no unit; its values are those of SUV and are taken for it"),
     "activity_scaled_to_suv": _light("Bq/mL were scaled to SUV by the weight and the dose given"),
+    "no_suv": _heavy("the values cannot be SUV: check unit, weight and dose"),
     "suv_median_unusual": _heavy("the median SUV inside the body is unusual: check unit, weight and dose"),
     "suv_maximum_unusual": _heavy("the highest SUV is above 1000: check unit, weight and dose"),
     "negative_uptake": _heavy("values below SUV -5 sum up to more than 5 % of the uptake"),

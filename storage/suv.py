@@ -716,17 +716,24 @@ def _dose(header: PetHeader, weight_kg: float) -> tuple[float, tuple[str, ...]]:
 def _injection(header: PetHeader, times: Sequence[float], half_life_s: float) -> tuple[float, tuple[str, ...]]:
     """The time of injection; a time of day is put on the day of the acquisition, or the evening before it."""
     acquisition_s, clock = min(times), header.injection_clock_s
+    midnight = math.floor(acquisition_s / DAY_S) * DAY_S
     if header.injection_s is not None:
-        apart = 0.0 if clock is None else (clock - header.injection_s % DAY_S + DAY_S / 2) % DAY_S - DAY_S / 2
+        told = header.injection_s
+        apart = 0.0 if clock is None else (clock - told % DAY_S + DAY_S / 2) % DAY_S - DAY_S / 2
         if abs(decay(apart, half_life_s) - 1.0) <= CONTRADICTION:
-            return header.injection_s, ("injection_zone_ignored",) * (header.injection_zone and clock is None)
+            earliest = acquisition_s - MAX_HALF_LIVES * half_life_s
+            possible = earliest <= told <= _latest_injection(header, times)
+            if not possible and clock is not None and clock <= acquisition_s - midnight:
+                # De-identification has moved its date and not those of the series; the time of day says what it was.
+                return midnight + clock, ("injection_date_impossible",)
+            return told, ("injection_zone_ignored",) * (header.injection_zone and clock is None)
         if header.injection_zone and abs(apart - round(apart / 900.0) * 900.0) < 1.0:
             # In another zone than the series, which states none: the time of day is the scanner's own clock.
-            return header.injection_s + apart, ("injection_time_of_day_used",)
-        return header.injection_s, ("injection_times_contradict",)
+            return told + apart, ("injection_time_of_day_used",)
+        return told, ("injection_times_contradict",)
     if clock is None:
-        raise _time_missing("(0018,1078) RadiopharmaceuticalStartDateTime", "give injection_time")
-    injection = math.floor(acquisition_s / DAY_S) * DAY_S + clock
+        raise _time_missing("(0018,1078) RadiopharmaceuticalStartDateTime", "give --injection-time")
+    injection = midnight + clock
     latest = _latest_injection(header, times)
     if injection + DAY_S <= latest:  # a dynamic scan that was started before midnight, and the injection after it
         return injection + DAY_S, ()
@@ -812,11 +819,11 @@ def _philips(factor: float) -> float:
 
 
 def _weight_error(found: str) -> InputError:
-    return InputError("PET_WEIGHT", where="(0010,1030) PatientWeight", found=found, remedy="give weight_kg")
+    return InputError("PET_WEIGHT", where="(0010,1030) PatientWeight", found=found, remedy="give --weight-kg")
 
 
 def _dose_error(found: str) -> InputError:
-    return InputError("PET_DOSE", where="(0018,1074) RadionuclideTotalDose", found=found, remedy="give dose_mbq")
+    return InputError("PET_DOSE", where="(0018,1074) RadionuclideTotalDose", found=found, remedy="give --dose-mbq")
 
 
 def _height_error(found: str) -> InputError:
@@ -851,4 +858,4 @@ def _dates_error(found: str) -> InputError:
 
 
 def _time_order(field_name: str, found: str) -> InputError:
-    return InputError("PET_TIME_ORDER", where=field_name, found=found, remedy="give injection_time")
+    return InputError("PET_TIME_ORDER", where=field_name, found=found, remedy="give --injection-time")

@@ -228,7 +228,7 @@ def ingest(
             workers=workers,
             part=part_name(part),
             folders={one.case: one.examination.key for one in named},
-            doubts="refuse" if strict else "note",
+            doubts="refuse" if strict else "refuse impossible",
         )
     finally:
         if recipe is not None and (cohort / "zarr.json").is_file():
@@ -431,7 +431,7 @@ def synthesize(
     output: Path | None = None,
     case: str | None = None,
     image: str | None = None,
-    units: nifti.Units | None = None,
+    units: nifti.Units = "SUVbw",
     weight_kg: float | None = None,
     dose_mbq: float | None = None,
     injection_time: str | None = None,
@@ -468,7 +468,7 @@ def synthesize(
     if trained.units == HU:
         synthesize_ct(trained, source, output)
     else:
-        synthesize_pet(trained, Files(pet=source, units=units or "", overrides=overrides), output)
+        synthesize_pet(trained, Files(pet=source, units=units, units_from="layout", overrides=overrides), output)
     print(output)
 
 

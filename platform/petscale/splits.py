@@ -127,11 +127,8 @@ def split_cases(cohort: Cases, config: SplitConfig, *, unpaired: bool = False, v
             remedy="list the cases with `petscale inspect --cases`",
         )
     used = {name: cohort.case(name) for name in names if name not in config.leave_out}
-    if config.fold_tag:  # who tests with whom is stated, and stands
-        subjects = {name: case.subject for name, case in used.items()}
-    else:
-        subjects = people_of({name: (case.subject, case.voxels) for name, case in used.items()})
-    strata = _strata(used, subjects, config.stratify)
+    subjects = {name: case.subject for name, case in used.items()}
+    strata = _strata(used, config.stratify)
     people = sorted(set(subjects.values()))
     order = [people[int(i)] for i in generator(config.seed, Stream.SPLIT).permutation(len(people))]
     order.sort(key=strata.__getitem__)  # as drawn within a stratum, and altogether where there is one stratum only
@@ -143,11 +140,11 @@ def split_cases(cohort: Cases, config: SplitConfig, *, unpaired: bool = False, v
         return {among[(2 * place + 1) * len(among) // (2 * count)] for place in range(count)}
 
     if config.fold_tag:
-        tested = _tagged(used, subjects, config)
+        tested = _tagged(used, config)
     elif config.folds:
         tested = set(order[config.fold :: config.folds])
     elif config.test:
-        tested = {subjects.get(name) or cohort.case(name).subject for name in config.test}
+        tested = {_subject(cohort, name) for name in config.test}
     else:
         tested = drawn(order, _share(config.test_fraction, len(people)))
     rest = [person for person in order if person not in tested]
@@ -157,7 +154,7 @@ def split_cases(cohort: Cases, config: SplitConfig, *, unpaired: bool = False, v
     if not unpaired:
         alone = set()
     elif config.unpaired:
-        alone = {subjects.get(name) or cohort.case(name).subject for name in config.unpaired} & set(rest)
+        alone = {_subject(cohort, name) for name in config.unpaired} & set(rest)
     else:
         alone = drawn(rest, min(max(len(rest) - 1, 0), _share(config.unpaired_fraction, len(rest))))
 
@@ -176,28 +173,14 @@ def split_cases(cohort: Cases, config: SplitConfig, *, unpaired: bool = False, v
     return roles
 
 
-def people_of(cases: Mapping[str, tuple[str, str]]) -> dict[str, str]:
-    """Return case -> its patient, where one scan that was ingested for two patients makes them one.
-
-    Args:
-        cases: name -> (patient, digest of the voxels, empty if unknown).
-
-    >>> people_of({"a": ("p", "1"), "b": ("q", "1"), "c": ("q", "2"), "d": ("r", "3")})
-    {'a': 'p', 'b': 'p', 'c': 'p', 'd': 'r'}
-    """
-    people = {name: subject for name, (subject, _) in cases.items()}
-    for names in same_scans({name: voxels for name, (_, voxels) in cases.items()}):
-        first = min(people[name] for name in names)
-        merged = {people[name] for name in names}
-        people = {name: first if person in merged else person for name, person in people.items()}
-    return people
-
-
 def same_scans(voxels: Mapping[str, str]) -> list[tuple[str, ...]]:
     """Return cases that hold one and the same scan, voxel for voxel.
 
     Args:
         voxels: name of a case -> digest of its voxels, empty if unknown.
+
+    >>> same_scans({"a": "1", "b": "2", "c": "1", "d": ""})
+    [('a', 'c')]
     """
     held: dict[str, list[str]] = {}
     for name, digest in sorted(voxels.items()):
@@ -206,16 +189,16 @@ def same_scans(voxels: Mapping[str, str]) -> list[tuple[str, ...]]:
     return [tuple(names) for names in held.values() if len(names) > 1]
 
 
-def _strata(cases: Mapping[str, Case], people: Mapping[str, str], facts: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def _strata(cases: Mapping[str, Case], facts: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Patient -> what his or her cases state of the facts, all of them together.
 
     Raises:
         InputError: SET_NO_FACT for a fact that no case states.
     """
-    stated: dict[str, dict[str, set[str]]] = {person: {fact: set() for fact in facts} for person in people.values()}
-    for name, case in cases.items():
+    stated: dict[str, dict[str, set[str]]] = {case.subject: {fact: set() for fact in facts} for case in cases.values()}
+    for case in cases.values():
         for fact in facts:
-            stated[people[name]][fact] |= _stated(case, fact)
+            stated[case.subject][fact] |= _stated(case, fact)
     for fact in facts:
         if not any(held[fact] for held in stated.values()):
             raise InputError(
@@ -296,7 +279,7 @@ def _stem(name: str) -> str:
     return "-".join(words)
 
 
-def _tagged(cases: Mapping[str, Case], people: Mapping[str, str], config: SplitConfig) -> set[str]:
+def _tagged(cases: Mapping[str, Case], config: SplitConfig) -> set[str]:
     """The patients whose cases hold the fold that is tested.
 
     Raises:
@@ -314,7 +297,7 @@ def _tagged(cases: Mapping[str, Case], people: Mapping[str, str], config: SplitC
                 found=f"case {name} has no such tag",
                 remedy="give every case one (a table's column), or name the case in split.leave_out",
             )
-        if folds.setdefault(people[name], fold) != fold:
+        if folds.setdefault(case.subject, fold) != fold:
             raise InputError(
                 "CFG_CONTRADICTION",
                 where=where,
@@ -330,6 +313,10 @@ def _tagged(cases: Mapping[str, Case], people: Mapping[str, str], config: SplitC
             remedy="choose one of these by split.fold",
         )
     return tested
+
+
+def _subject(cohort: Cases, name: str) -> str:
+    return cohort.case(name).subject
 
 
 def _share(fraction: float, count: int) -> int:

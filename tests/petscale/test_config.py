@@ -140,7 +140,6 @@ def test_identity_is_what_decides_the_result() -> None:
 @dataclass(frozen=True)
 class OneCase:
     subject: str
-    voxels: str = ""
 
 
 @dataclass(frozen=True)

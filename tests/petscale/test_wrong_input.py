@@ -290,9 +290,13 @@ def test_what_may_be_wrong_is_noted(scans: Path, tmp_path: Path, capsys: pytest.
     voxels = np.asarray(suv.dataobj, dtype=np.float64)
     clipped = np.clip(np.rint(voxels / np.quantile(voxels, 0.97) * 32767), 0, 32767).astype(np.int16)
     long = np.rint(voxels / voxels.max() * 2e9).astype(np.int32)
-    for note, values in (("saturated", clipped), ("rounded_to_float32", long)):
-        nibabel.save(nibabel.Nifti1Image(values, suv.affine), tmp_path / f"{note}.nii.gz")
-        main(["ingest", str(tmp_path / f"{note}.nii.gz"), str(tmp_path / "cohort"), "--case", note])
+    for note, values, slope in (("saturated", clipped, 1e-4), ("rounded_to_float32", long, 1e-8)):
+        path = tmp_path / f"{note}.nii"
+        nibabel.save(nibabel.Nifti1Image(values, suv.affine), path)
+        data = bytearray(path.read_bytes())
+        data[112:116] = np.float32(slope).tobytes()  # scl_slope
+        path.write_bytes(data)
+        main(["ingest", str(path), str(tmp_path / "cohort"), "--case", note, "--units", "SUVbw"])
         assert f"note full: {note} (1 of 1 cases" in capsys.readouterr().err
 
 

@@ -397,6 +397,19 @@ def test_a_tracer_of_another_nuclide_is_noted() -> None:
     assert "tracer_contradicts_nuclide" not in suv_conversion(replace(header, tracer="PSMA"), beds()).notes
 
 
+@pytest.mark.parametrize("days", [-37, -13, -1, 1, 4, -45000])
+def test_a_date_of_the_injection_that_cannot_be_is_replaced_by_its_time_of_day(days: int) -> None:
+    """De-identification moved it and not the others; where there is no time of day beside it, it is refused."""
+    header = replace(HEADER, injection_s=NOON - 3600 + days * DAY_S, injection_clock_s=11 * 3600.0)
+    conversion = suv_conversion(header, beds())
+    assert conversion.factors[0] == pytest.approx(expected(NOON))
+    assert "injection_date_impossible" in conversion.notes
+    with pytest.raises(InputError, match="PET_TIME_ORDER"):
+        suv_conversion(replace(header, injection_clock_s=None), beds())
+    with pytest.raises(InputError, match="PET_TIME_ORDER"):
+        suv_conversion(replace(header, injection_clock_s=13 * 3600.0, injection_s=NOON + 3600 + days * DAY_S), beds())
+
+
 @pytest.mark.parametrize("zone", [False, True])
 def test_two_injection_times_are_noted_and_the_one_with_a_date_is_used(zone: bool) -> None:
     header = replace(HEADER, injection_clock_s=10 * 3600.0 + 1234, injection_zone=zone)

@@ -165,7 +165,13 @@ def ingest(
     rows = Path(table) if table is not None else None
     named, _, recipe = find_source(Path(source), layout, options, rows, case, words)
     outcome = fill_what_can_be(
-        "ingest", Path(cohort), plans_of(named, part), strict=strict, workers=workers, part=part_name(part)
+        "ingest",
+        Path(cohort),
+        plans_of(named, part),
+        strict=strict,
+        workers=workers,
+        part=part_name(part),
+        doubts="refuse" if strict else "refuse impossible",
     )
     if recipe is not None:
         keep_recipe(recipe, Path(cohort))

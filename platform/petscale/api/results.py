@@ -26,7 +26,7 @@ def synthesize(
     source: Image | PathLike | Case | tuple[Cohort | PathLike, str],
     *,
     image: str | None = None,
-    units: nifti.Units | None = None,
+    units: nifti.Units = "SUVbw",
     weight_kg: float | None = None,
     dose_mbq: float | None = None,
     injection_time: str | None = None,
@@ -86,7 +86,7 @@ def synthesize(
             return Image.of(synthesize_image(trained, source, scratch))
         if trained.units == HU:
             return Image.of(synthesize_image(trained, open_ct(Path(source), scratch), scratch))
-        scan, _ = open_pet(Files(pet=Path(source), units=units or "", overrides=overrides), scratch)
+        scan, _ = open_pet(Files(pet=Path(source), units=units, units_from="layout", overrides=overrides), scratch)
         return Image.of(synthesize_image(trained, scan, scratch))
 
 

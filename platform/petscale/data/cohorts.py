@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 from petscale.cluster import nodes
 from petscale.cluster.nodes import joined
@@ -18,7 +17,7 @@ from petscale.console import bar, console
 from petscale.data.ingest_table import note_lines, repeated_lines, show_ingested
 from storage import integrity, layout, remote
 from storage.errors import InputError, printable
-from storage.ingest import CasePlan, Outcome, Spread, ingest, one_after_another, site_key
+from storage.ingest import CasePlan, Doubts, Outcome, Spread, ingest, one_after_another, site_key
 
 Plans = Mapping[str, Callable[[Path], CasePlan]]
 
@@ -32,7 +31,7 @@ def fill_cohort(
     workers: int | None,
     part: str = "",
     folders: Mapping[str, str] | None = None,
-    doubts: Literal["note", "refuse"] = "note",
+    doubts: Doubts = "note",
 ) -> Outcome:
     """Ingest with a bar over all tasks, then say what was committed, kept and refused.
 
@@ -61,7 +60,7 @@ def fill_what_can_be(
     workers: int | None,
     part: str = "",
     folders: Mapping[str, str] | None = None,
-    doubts: Literal["note", "refuse"] = "note",
+    doubts: Doubts = "note",
 ) -> Outcome:
     """Ingest with a bar over all tasks; cases that are refused beside others are in the outcome, and on the terminal.
 
@@ -88,7 +87,7 @@ def _fill(
     workers: int | None,
     part: str,
     folders: Mapping[str, str],
-    doubts: Literal["note", "refuse"],
+    doubts: Doubts,
 ) -> Outcome:
     done: set[str] = set()
     with bar(title, len(plans)) as advance, _spread(cohort, workers) as spread:

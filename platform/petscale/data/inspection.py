@@ -318,5 +318,5 @@ def same_scan_lines(cases: Mapping[str, tuple[str, str]]) -> Iterator[str]:
         told = f"of {patients} patients" if patients > 1 else "of one patient"
         yield (
             f"{', '.join(group)} hold one and the same scan, voxel for voxel, as cases {told}: take all but one out "
-            "with petscale remove; a split keeps them on one side"
+            "with petscale remove, or use split.leave_out"
         )

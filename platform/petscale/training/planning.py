@@ -13,7 +13,7 @@ import torch
 from petscale import config as configs
 from petscale.config import RunConfig
 from petscale.folders import CONFIG
-from petscale.splits import Roles, one_patient_by_name, split_cases, stated_split
+from petscale.splits import Roles, one_patient_by_name, same_scans, split_cases, stated_split
 from petscale.training.cohorts import cohort_notes, open_together
 from petscale.training.job import WorkerJob
 from storage import integrity, remote
@@ -180,6 +180,13 @@ def _notes(cohort: Cases, roles: Roles, config: RunConfig) -> Iterator[str]:
         yield f"left out: {', '.join(config.split.leave_out)}"
     if unused:
         yield f"{len(unused)} case(s) of the cohort are not part of this run, which goes on with those it recorded"
+    role_of = {name: role for role in ("train", "unpaired", "validation", "test") for name in getattr(roles, role)}
+    for names in same_scans({name: getattr(cohort.case(name), "voxels", "") for name in roles.everyone}):
+        if len({role_of[name] for name in names}) > 1:
+            yield (
+                f"{', '.join(names)} hold one and the same scan, voxel for voxel, and lie on both sides of the split: "
+                "what is trained on is tested on; take all but one out with petscale remove, or use split.leave_out"
+            )
     for names in one_patient_by_name({name: cohort.case(name).subject for name in roles.everyone}):
         yield (
             f"{', '.join(names)} look like scans of one patient by their names, but are of different patients by "
