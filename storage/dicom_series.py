@@ -31,6 +31,20 @@ from storage.source import Grid
 GAP_TOLERANCE = 0.025  # of the spacing, per gap: GE writes 3.19 and 3.29 mm at bed seams of 3.27 mm
 SAME_PLACE_MM = 1e-2
 SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
+_BY_SITK = "convert it to NIfTI, for instance by SimpleITK.WriteImage(SimpleITK.ReadImage(old), 'new.nii.gz')"
+_BY_NIBABEL = "save it as one file, for instance by nibabel.save(nibabel.load(old), 'new.nii.gz')"
+_UNPACK = "unpack it, and give the folder"
+# suffix of files that users have and that are not read -> what they are, how to convert them
+FORMATS = {
+    **dict.fromkeys((".img", ".hdr"), ("half of an Analyze or NIfTI pair, or an Interfile", _BY_NIBABEL)),
+    **dict.fromkeys((".nrrd", ".nhdr"), ("NRRD", _BY_SITK)),
+    **dict.fromkeys((".mha", ".mhd"), ("MetaImage", _BY_SITK)),
+    **dict.fromkeys((".v", ".s"), ("ECAT", "convert it to NIfTI or DICOM by the scanner's software, or by PET2BIDS")),
+    **dict.fromkeys((".i", ".hv", ".h33"), ("Interfile", "convert it to NIfTI or DICOM where it was reconstructed")),
+    **dict.fromkeys((".mgz", ".mgh", ".mnc"), ("an image of FreeSurfer or MINC", _BY_NIBABEL)),
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".gz", ".7z", ".rar", ".bz2", ".xz"), ("an archive", _UNPACK)),
+    **dict.fromkeys((".npy", ".npz", ".mat", ".h5"), ("an array without a place in the patient", "save it as NIfTI")),
+}
 # what may have been a slice -> how an error calls it
 LOST = {
     "empty_files": "empty files",
@@ -136,6 +150,8 @@ def find_series(folder: Path, *, modality: Modality) -> tuple[Series, ...]:
     if not groups and unread:
         raise unread[0]
     beside["enhanced_object"] += len(unread)
+    if not groups and folder.is_file():
+        _refuse_format(folder)
     if not groups:
         broken = beside["broken_links"]
         raise InputError(
@@ -148,6 +164,17 @@ def find_series(folder: Path, *, modality: Modality) -> tuple[Series, ...]:
         )
     found = [Series(modality, tuple(held), skipped, beside) for held in groups.values()]
     return tuple(sorted(found, key=lambda series: -len(series.slices)))
+
+
+def _refuse_format(file: Path) -> None:
+    """Refuse a file of a format that is known and not read, and say how to convert it.
+
+    Raises:
+        InputError: ``IMG_FORMAT``.
+    """
+    told = FORMATS.get(file.suffix.lower())
+    if told is not None:
+        raise file_error("IMG_FORMAT", file, f"{told[0]}, which is not read", told[1])
 
 
 def find_volume(path: Path, modality: Modality, of: Belonging | None, choice: str) -> Volume:

@@ -726,8 +726,11 @@ MEMBERS = [
     Member("times as programs write them", "colons", beside(raw("SeriesTime", "12:00:00")), Read()),
     Member("intercept", "signed values stored as unsigned", series(shifted), Read(("intercept_applied",))),
     Member("intercept", "an offset", series(each(RescaleIntercept="-5")), Refused("PET_BAD_INTERCEPT")),
-    Member("other formats", "NRRD", bytes_of("x.nrrd", b"NRRD0004\n" + bytes(400)), Refused("DCM_NONE")),
-    Member("other formats", "ZIP", bytes_of("x.zip", b"PK\3\4" + bytes(400)), Refused("DCM_NONE")),
+    Member("other formats", "NRRD", bytes_of("x.nrrd", b"NRRD0004\n" + bytes(400)), Refused("IMG_FORMAT")),
+    Member("other formats", "half of an Analyze pair", bytes_of("x.hdr", b"\x5c\1\0\0" + bytes(400)),
+           Refused("IMG_FORMAT")),
+    Member("other formats", "ECAT", bytes_of("x.v", b"MATRIX72v" + bytes(503)), Refused("IMG_FORMAT")),
+    Member("other formats", "ZIP", bytes_of("x.zip", b"PK\3\4" + bytes(400)), Refused("IMG_FORMAT")),
     *(Member("compressed slices", name, packed(syntax), Read())
       for name, syntax in (("lossless JPEG", JPEG + "70"), ("lossless JPEG, any predictor", JPEG + "57"),
                            ("JPEG-LS", JPEG + "80"), ("JPEG 2000", JPEG + "90"))),

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from petscale.data.inspection import RULE, Inspection
+from storage.notes import NOTES, sentence
 from storage.source import SUV
 
 PIPE_WIDTH = 160  # characters of a line where there is no terminal
@@ -110,10 +111,10 @@ def _counts(title: str, counts: Mapping[str, int]) -> Table:
 
 
 def _notes(notes: Mapping[str, Mapping[str, Any]]) -> Table:
-    table = _table("note", "cases", "")
+    table = _table("note", "cases", "", "what it says")
     for name, told in notes.items():
         largest = f"largest {told['largest_percent']:.3g} %" if "largest_percent" in told else ""
-        table.add_row(name, str(told["cases"]), largest)
+        table.add_row(name, str(told["cases"]), largest, sentence(name) if name in NOTES else "")
     return table
 
 
