@@ -48,6 +48,7 @@ DEFLATED = "1.2.840.10008.1.2.1.99"
 NATIVE = {"1.2.840.10008.1.2": "<", "1.2.840.10008.1.2.1": "<", "1.2.840.10008.1.2.2": ">"}  # syntax -> byte order
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")  # a file so named must be DICOM; others may be anything
 MAX_MATRIX = 8192
+PLAUSIBLE_MM = (0.02, 100.0)  # pixel edges: of micro-CT at least, and no scanner's are longer
 # in ImageType of what is no slice of a volume, though it may lie in its series
 # fmt: off
 PICTURES = {
@@ -267,6 +268,9 @@ def _checked(
     row, column = orientation[:3], orientation[3:]
     if max(abs(row @ row - 1), abs(column @ column - 1), abs(row @ column)) > 1e-3 or spacing.min() <= 0:
         raise file_error("DCM_GEOMETRY_INVALID", file, "directions that are not orthonormal or a spacing not above 0")
+    if not PLAUSIBLE_MM[0] <= spacing.min() <= spacing.max() <= PLAUSIBLE_MM[1]:
+        found = f"{tag_name('PixelSpacing')} of {spacing[0]:g} x {spacing[1]:g} mm"
+        raise file_error("DCM_GEOMETRY_INVALID", file, found, "export the series again with its pixel spacing in mm")
     return Slice(
         file=file,
         header=ds,

@@ -27,7 +27,7 @@ from dask.callbacks import Callback
 from dask.delayed import Delayed, delayed
 from numpy.typing import NDArray
 
-from storage import geometry, integrity, layout, notes
+from storage import geometry, image_values, integrity, layout, notes
 from storage.errors import InputError
 from storage.patches import CELL
 from storage.reader import attributes, open_cohort
@@ -35,14 +35,7 @@ from storage.source import HU, LABEL, SUV, Dose, Grid, ImageSource, simulated_do
 from storage.verification import read_catalog
 
 TURN_S = 600.0  # to wait for another part that writes what the cohort has once, which takes a second
-PLATEAU_VOXELS = 8  # with the very same value at a limit of the stored type; noise has no two in a hot spot
-SCALE_RATIO = 1.5  # between the uptake of two reconstructions of one scan; the smallest dose reduction factor is 2
-IMPOSSIBLE = "no_suv"  # the note on values that cannot be SUV
-HIGHEST_MEDIAN_SUV, USUAL_MEDIAN_SUV = 20.0, (0.1, 5.0)  # inside the body: what can be, and what is usual
-MINIMUM_SUV, MAXIMUM_SUV, USUAL_MAXIMUM_SUV = -200.0, 1e5, 1000.0
-NEGATIVE_SUV, NEGATIVE_SHARE = -5.0, 0.05  # below it no noise of a reconstruction lies; as share of the positive uptake
 UNCOVERED = 0.005  # share of the body's voxels outside an image from which on it is told
-FAT_HU, SOFT_TISSUE_HU = -50.0, 20.0  # every CT of a patient holds voxels below the first and above the second
 
 
 @dataclass(frozen=True, eq=False)
@@ -344,8 +337,8 @@ def _refuse_doubts(folder: Path, name: str, plan: CasePlan, doubts: Doubts) -> N
     for image in plan.images:
         facts = attributes(folder / image)["petscale"]
         provenance, told = facts["provenance"], facts["statistics"]
-        if IMPOSSIBLE in notes.of(provenance):
-            looks = "like HU" if told["min"] <= MINIMUM_SUV else "not like SUV"
+        if image_values.IMPOSSIBLE in notes.of(provenance):
+            looks = "like HU" if told["min"] <= image_values.MINIMUM_SUV else "not like SUV"
             raise InputError(
                 "PET_SUV_IMPLAUSIBLE",
                 where=f"case {name}, image {image}",
@@ -505,12 +498,14 @@ def _store_slab(path: Path, image: str, source: ImageSource, z0: int, z1: int, v
         low=float(slab.min()),
         high=float(slab.max()),
         total=float(slab.sum(dtype=np.float64)),
-        negative=float(slab[slab < NEGATIVE_SUV].sum(dtype=np.float64)) if source.units == SUV else 0.0,
+        negative=float(slab[slab < image_values.NEGATIVE_SUV].sum(dtype=np.float64)) if source.units == SUV else 0.0,
         digest=hashlib.sha256(slab.data).digest() if source.units in (SUV, HU) else b"",
         coarse=geometry.block_means(slab, _coarse_edges(source.grid)),
         cells=cells,
         overview=geometry.shrink_slab(slab, z0, source.grid.shape, layout.OVERVIEW) if source.units == SUV else None,
-        clipped=tuple(_at_limit(slab, *ends) for ends in getattr(source, "limits", ())),  # of a file's source only
+        clipped=tuple(
+            image_values.at_limit(slab, *ends) for ends in getattr(source, "limits", ())
+        ),  # of a file's source only
     )
 
 
@@ -523,22 +518,6 @@ def _covered(plan: CasePlan, grid: Grid) -> dict[str, NDArray[np.bool_]]:
         if isinstance(source, geometry.Resampled)
     }
     return {image: covered for image, covered in found.items() if not covered.all()}
-
-
-def _at_limit(slab: NDArray[np.float32], limit: float, before: float) -> tuple[int, int]:
-    """Voxels that are at a limit of the stored type, and those from ``before`` on that are short of it."""
-    at = int(np.count_nonzero(slab == np.float32(limit)))
-    beyond = slab >= before if limit > before else slab <= before
-    return at, int(np.count_nonzero(beyond)) - at
-
-
-def _saturated(parts: Sequence[_Slab]) -> bool:
-    """Whether an image was cut off where its stored type ends: a plateau there, and values that rise to it.
-
-    A scan scaled to its type has one voxel at the limit; padding and masks have many, and none short of it.
-    """
-    found = [np.sum(ends, axis=0) for ends in zip(*(part.clipped for part in parts), strict=True)]
-    return any(at >= PLATEAU_VOXELS and 10 * short >= at for at, short in found)
 
 
 def _outline(
@@ -639,11 +618,16 @@ def _finish(
                 remedy="check the file: a scan is never constant",
             )
         if units == HU:
-            _check_hu(f"case {name}, image {image}", statistics["min"], statistics["max"])
-        told = ["saturated"] if _saturated(parts) else []
+            image_values.check_hu(f"case {name}, image {image}", statistics["min"], statistics["max"])
+        told = ["saturated"] if image_values.saturated([p.clipped for p in parts]) else []
         if units == SUV:
             statistics["body_median"] = float(np.median(np.concatenate([p.coarse for p in parts])[outline]))
-            told += _suv_doubts(statistics, parts, full=image == pets[0])
+            told += image_values.suv_doubts(
+                statistics,
+                positive=sum(p.total - p.negative for p in parts),
+                negative=sum(p.negative for p in parts),
+                full=image == pets[0],
+            )
         if image in covered and np.count_nonzero(outline & ~covered[image]) > UNCOVERED * np.count_nonzero(outline):
             told.append("does_not_cover_body")
         provenance = {**provenance, "notes": [*notes.of(provenance), *told]} if told else provenance
@@ -651,7 +635,7 @@ def _finish(
         if units == SUV:
             overview = np.stack([p.overview for p in parts if p.overview is not None]).sum(0)
             layout.write_array(folder / "aids" / f"overview_{image}", overview)
-    _check_scales(name, pets, sources, {image: sum(p.total for p in spans[image]) for image in pets})
+    image_values.check_scales(name, pets, sources, {image: sum(p.total for p in spans[image]) for image in pets})
     _describe(folder / "body", LABEL, grid, {}, {"min": 0.0, "max": 1.0}, {})
     inside = np.concatenate(body).astype(np.float32)
     uptake = np.concatenate([p.cells[0] for p in spans[pets[0]]]) if pets else np.zeros_like(inside)
@@ -663,69 +647,6 @@ def _finish(
         layout.write_array(folder / "aids" / "rois", np.ceil(cells * 255).astype(np.uint8))
     digest = hashlib.sha256(b"".join(p.digest for p in spans[pets[0] if pets else "ct"])).hexdigest()
     layout.create_group(folder, {"petscale": {**facts, "voxels": digest}})
-
-
-def _suv_doubts(statistics: Mapping[str, float], parts: Sequence[_Slab], *, full: bool) -> list[str]:
-    """Note what is unusual, and of the PET of the highest dose what cannot be SUV.
-
-    The median inside the body is 0.3 to 1 for FDG, some 5 in a brain; activity in Bq/mL is a thousand times that.
-    """
-    median, highest = statistics["body_median"], statistics["max"]
-    positive = sum(p.total - p.negative for p in parts)
-    if full and (median > HIGHEST_MEDIAN_SUV or statistics["min"] <= MINIMUM_SUV or not 0 < highest <= MAXIMUM_SUV):
-        return [IMPOSSIBLE]
-    found = []
-    if not USUAL_MEDIAN_SUV[0] <= median <= USUAL_MEDIAN_SUV[1]:
-        found.append("suv_median_unusual")
-    if highest > USUAL_MAXIMUM_SUV:
-        found.append("suv_maximum_unusual")
-    if (negative := -sum(p.negative for p in parts)) > 0 and negative > NEGATIVE_SHARE * positive:
-        found.append("negative_uptake")
-    return found
-
-
-def _check_scales(
-    case: str,
-    pets: Sequence[str],
-    sources: Mapping[str, tuple[str, Mapping[str, object], Mapping[str, object] | None]],
-    totals: Mapping[str, float],
-) -> None:
-    """Refuse a low dose thinned from the full dose that holds another activity: it is in another unit, or unscaled.
-
-    A patient's uptake does not depend on how many counts were used; reconstruction's bias at low counts is a few
-    percent.  Counts left unscaled are off by the dose reduction factor.
-
-    Raises:
-        InputError: PAIR_SCALE.
-    """
-    for image in pets[1:]:
-        dose = sources[image][2]
-        if dose is None or dose["relation"] != "thinned" or totals[pets[0]] <= 0:
-            continue
-        ratio = totals[image] / totals[pets[0]]
-        if not 1 / SCALE_RATIO < ratio < SCALE_RATIO:
-            raise InputError(
-                "PAIR_SCALE",
-                where=f"case {case}, image {image}",
-                found=f"its total uptake is {ratio:.3g} times that of {pets[0]}, whose counts it shares",
-                remedy="give both in one unit and on one scale; a low dose is divided by its share of the counts",
-            )
-
-
-def _check_hu(where: str, low: float, high: float) -> None:
-    """Refuse a CT that holds neither fat nor air, or no soft tissue: whatever its values are, they are not HU.
-
-    A CT in 0..1, in 0..255 or with an offset of 1024 left in has the first fault; 0..1 within air has the second.
-    """
-    if low <= FAT_HU and high >= SOFT_TISSUE_HU:
-        return
-    lacking = f"no fat and no air (below {FAT_HU:g})" if low > FAT_HU else f"no soft tissue (above {SOFT_TISSUE_HU:g})"
-    raise InputError(
-        "CT_UNITS",
-        where=where,
-        found=f"values of {low:g} to {high:g}: {lacking}",
-        remedy="give the CT in Hounsfield units (air is -1000, water 0), neither scaled nor shifted",
-    )
 
 
 def _describe(

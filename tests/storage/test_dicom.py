@@ -486,6 +486,11 @@ def test_lutetium_spect_stored_as_pet(tmp_path: Path, pet: ArraySource) -> None:
     assert refused(series_with(tmp_path, pet, lutetium)) == "PET_NUCLIDE"
 
 
+@pytest.mark.parametrize("mm", ["0.004", "5000", "1e9"])
+def test_pixels_that_no_scanner_has(tmp_path: Path, pet: ArraySource, mm: str) -> None:
+    assert refused(series_with(tmp_path, pet, each(PixelSpacing=[mm, mm]))) == "DCM_GEOMETRY_INVALID"
+
+
 def test_missing_end_slice_is_noted(tmp_path: Path, pet: ArraySource) -> None:
     folder = series_with(tmp_path, pet, each(NumberOfSlices=8))
     assert open_series(folder, modality="PT").provenance["notes"] == []

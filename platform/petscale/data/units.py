@@ -7,7 +7,7 @@ import numpy as np
 
 from storage import geometry, nifti
 from storage.errors import InputError
-from storage.ingest import USUAL_MEDIAN_SUV
+from storage.image_values import USUAL_MEDIAN_SUV
 from storage.source import SUV
 
 HIGHEST_SUV = (1.0, 300.0)  # of a body at least, and what a bladder or an injection site may come near
