@@ -1,9 +1,9 @@
 """The error for a user's mistake: a stable code, where, what was found, what to do.
 
-The families of codes (``DCM_``, ``SER_``, ``FRM_``, ``PET_``, ``PAIR_``, ``NII_``, ``LBL_``, ``IMG_``, ``SPLIT_``, ``SET_``,
-``TAB_``, ``BIDS_``, ``STORE_``, ``CFG_``, ``CKPT_``, ``CLU_``, ``DISK_``) are listed in docs/errors.md.  Nothing that
-identifies a patient may be put in any argument: files are named by their last path component, header fields by tag and
-keyword, never by a patient's value.
+The families of codes (``DCM_``, ``SER_``, ``FRM_``, ``PET_``, ``PAIR_``, ``NII_``, ``LBL_``, ``IMG_``, ``SPLIT_``,
+``SET_``, ``TAB_``, ``BIDS_``, ``STORE_``, ``CFG_``, ``CKPT_``, ``CLU_``, ``DISK_``) are listed in docs/errors.md.
+Nothing that identifies a patient may be put in any argument: files are named by their last path component, header
+fields by tag and keyword, never by a patient's value.
 """
 
 from collections.abc import Iterator
