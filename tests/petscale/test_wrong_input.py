@@ -300,6 +300,26 @@ def test_what_may_be_wrong_is_noted(scans: Path, tmp_path: Path, capsys: pytest.
         assert f"note full: {note} (1 of 1 cases" in capsys.readouterr().err
 
 
+def test_names_that_differ_in_capitals_only_are_told(scans: Path, tmp_path: Path, refused: Refused) -> None:
+    main(["ingest", str(scans / "suv.nii.gz"), str(tmp_path / "cohort"), "--case", "Patient01"])
+    line = refused("ingest", scans / "pet", tmp_path / "cohort", "--case", "patient01")
+    assert line.startswith("SET_CASE_COLLISION case patient01: case Patient01 is there already")
+
+
+@pytest.mark.parametrize(("kind", "code"), [(RuntimeError, "SET_CASE_FAILED"), (MemoryError, "IMG_TOO_LARGE")])
+def test_what_nobody_expected_is_one_line_without_its_words(
+    scans: Path, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch, kind: type[Exception], code: str
+) -> None:
+    def fails(*_: object) -> None:
+        raise kind("DOE^JOHN")
+
+    monkeypatch.setattr("petscale.data.sources.plan_examination", fails)
+    line = refused("ingest", scans / "suv.nii.gz", tmp_path / "cohort", "--case", "one")
+    assert line.startswith(f"{code} case one: ")
+    assert "DOE" not in line
+    assert not (tmp_path / "cohort").exists()
+
+
 def test_a_refused_ingest_leaves_a_filled_cohort_as_it_was(scans: Path, tmp_path: Path, refused: Refused) -> None:
     cohort = tmp_path / "cohort"
     main(["ingest", str(scans / "suv.nii.gz"), str(cohort), "--case", "one"])
