@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 
 from storage import dicom_words
 from storage.dicom_frames import distinct, frames_of, lacking_frames, places_of, told_frames
-from storage.dicom_header import file_error, integer_of, integer_text, items_of, tag_name, text_of
+from storage.dicom_header import file_error, integer_of, integer_text, items_of, number_of, tag_name, text_of
 from storage.dicom_slice import (
     DICOM_SUFFIXES,
     DRUG_FIELDS,
@@ -29,6 +29,7 @@ from storage.errors import InputError
 from storage.source import Grid
 
 GAP_TOLERANCE = 0.025  # of the spacing, per gap: GE writes 3.19 and 3.29 mm at bed seams of 3.27 mm
+GAP_RATIO = 1.5  # of a PET's slice thickness: its slices touch
 SAME_PLACE_MM = 1e-2
 SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
 _BY_SITK = "convert it to NIfTI, for instance by SimpleITK.WriteImage(SimpleITK.ReadImage(old), 'new.nii.gz')"
@@ -257,11 +258,26 @@ def stacked(slices: tuple[Slice, ...], notes: tuple[str, ...], found: Found, whe
     """
     grid, grid_notes = _stack(slices, where)
     notes += grid_notes
-    if any(text_of(s.header, "Modality") == "PT" and s.intercept for s in slices):
+    if modality_of(slices) == "PT" and grid.spacing_mm[0] > GAP_RATIO * _thickness_mm(slices[0]):
+        notes += ("gaps_between_slices",)
+    if modality_of(slices) == "PT" and any(s.intercept for s in slices):
         notes += ("intercept_applied",)
     notes += _beside_notes(found, slices, where)
     skipped = found.skipped
     return Volume(slices, grid, notes, skipped)
+
+
+def _thickness_mm(s: Slice) -> float:
+    """SliceThickness, infinite where it is not stated: nothing is placed by it."""
+    try:
+        return number_of(s.header, "SliceThickness", s.file) or math.inf
+    except InputError:
+        return math.inf
+
+
+def modality_of(slices: Sequence[Slice]) -> str:
+    """Return the modality of slices of one series."""
+    return text_of(slices[0].header, "Modality")
 
 
 def _beside_notes(found: Found, slices: Sequence[Slice], where: str) -> tuple[str, ...]:

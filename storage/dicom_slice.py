@@ -75,8 +75,8 @@ _SLICE_FIELDS = (
     "NumberOfSlices", "RescaleSlope", "RescaleIntercept", "PixelSpacing", "ImagePositionPatient",
     "ImageOrientationPatient", "AcquisitionDate", "AcquisitionTime", "ActualFrameDuration", "FrameReferenceTime",
     "DecayFactor", "RadiopharmaceuticalInformationSequence", "SeriesNumber", "SeriesDescription", "Manufacturer",
-    "ManufacturerModelName", "TriggerTime", "TemporalPositionIdentifier", "ImageIndex", "InstanceNumber",
-    "NumberOfTimeSlices",
+    "ManufacturerModelName", "SliceThickness", "TriggerTime", "TemporalPositionIdentifier", "ImageIndex",
+    "InstanceNumber", "NumberOfTimeSlices",
 )
 # fmt: on
 _TAGS: list[int] = [

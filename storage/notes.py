@@ -67,6 +67,9 @@ NOTES: Mapping[str, Note] = {
         "Philips' private SUV or activity factor is used though its private creator is missing"
     ),
     "decay_corrected_here": _light("the series is not decay-corrected; each slice was, by its acquisition time"),
+    "decay_correction_contradicts_corrected_image": _heavy(
+        "DecayCorrection is NONE and CorrectedImage says DECY; the values were corrected here as if they were not yet"
+    ),
     "normalised_to_body_weight": _light("values normalised by another mass or surface were turned to body weight"),
     "own_suv_factor_differs_above_1_percent": _heavy(
         "the low dose's own header gives another SUV factor than the full dose's, which is used"
@@ -89,6 +92,7 @@ NOTES: Mapping[str, Note] = {
     "intercept_applied": _light("signed values are stored as unsigned ones; the intercept was applied"),
     "identical_slices_dropped": _light("exact copies of slices were dropped"),
     "slice_spacing_irregular": _light("slice gaps differ by up to 2.5 %; the mean spacing is used"),
+    "gaps_between_slices": _heavy("slices lie more than 1.5 times their thickness apart: every second may be lost"),
     "fewer_slices_than_header_says": _heavy("there are fewer slices than NumberOfSlices says: end slices may be lost"),
     "empty_files_passed_by": _heavy("empty files lie beside the slices: slices may be lost"),
     "zeroed_files_passed_by": _heavy("files of zeros lie beside the slices: slices may be lost"),

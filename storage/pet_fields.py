@@ -220,6 +220,12 @@ def check_rescale(slope: float, intercept: float, where: str) -> None:
 # -- single fields ----------------------------------------------------------------------------------------------------
 
 
+def correction_notes(header: PetHeader) -> tuple[str, ...]:
+    """Say that CorrectedImage holds DECY and DecayCorrection says NONE: one of the two is wrong."""
+    contradict = header.decay_correction == "NONE" and "DECY" in header.corrected
+    return ("decay_correction_contradicts_corrected_image",) * contradict
+
+
 def check_corrections(header: PetHeader) -> None:
     """Refuse values that are not corrected for attenuation, or whose decay correction is unknown."""
     if header.decay_correction not in ("START", "ADMIN", "NONE"):

@@ -26,6 +26,7 @@ from storage.pet_fields import (
     check_corrections,
     check_rescale,
     complete,
+    correction_notes,
     dates_error,
     dose_error,
     dose_of,
@@ -267,7 +268,7 @@ def _from_activity(header: PetHeader, frames: Sequence[Frame]) -> SuvConversion:
     weight, weight_notes = weight_of(header)
     dose, dose_notes = dose_of(header, weight)
     known = SuvConversion((), nuclide, half_life, weight, dose)
-    notes = (*header.doubts, *nuclide_notes, *weight_notes, *dose_notes)
+    notes = (*header.doubts, *correction_notes(header), *nuclide_notes, *weight_notes, *dose_notes)
     if header.decay_correction == "ADMIN":
         return replace(known, factors=(weight * 1000.0 / dose,) * len(frames), notes=notes)
 

@@ -192,6 +192,12 @@ def beside(spoil: Callable[[Path], Any], *words: str, edit: Edit | None = None) 
     return make
 
 
+def every_second(folder: Path) -> None:
+    """Take every second slice away."""
+    for file in sorted(folder.glob("*.dcm"))[1::2]:
+        file.unlink()
+
+
 def ends(replace: Callable[[Path], Any], count: int = 2) -> Make:
     """A series of files without a suffix, the last of which are replaced."""
 
@@ -568,6 +574,12 @@ MEMBERS = [
            Refused("NII_UNITS")),
     Member("unit of a NIfTI", "its sidecar says Bq/mL, no dose",
            nifti(values=lambda: body() * np.float32(BQML), sidecar={"Units": "Bq/mL"}), Refused("PET_WEIGHT")),
+    Member("unit of a NIfTI", "its sidecar says kBq/mL",
+           nifti(values=lambda: body() * np.float32(BQML / 1000), sidecar={"Units": "kBq/mL"}), Refused("NII_UNITS")),
+    Member("unit of a NIfTI", "its sidecar says kBq/mL, --units SUVbw",
+           nifti("--units", "SUVbw", values=lambda: body() * np.float32(BQML / 1000), sidecar={"Units": "kBq/mL"}),
+           Refused("NII_UNITS")),
+    Member("unit of a NIfTI", "its sidecar says SUV", nifti(sidecar={"Units": "SUV"}), Read()),
     Member("unit of a NIfTI", "its sidecar contradicts --units", nifti("--units", "SUVbw", sidecar={"Units": "Bq/mL"}),
            Refused("NII_UNITS")),
     Member("unit of a NIfTI", "Bq/mL with weight and dose",
@@ -621,6 +633,13 @@ MEMBERS = [
            Read(("tracer_contradicts_nuclide",), times=2 ** (UPTAKE_S / 4062.6 - UPTAKE_S / T))),
     Member("fields that contradict each other", "nuclide's name against half-life, no code",
            series(both(nuclide("", "^68^Gallium"))), Refused("PET_NUCLIDE")),
+    Member("fields that contradict each other", "NONE and DECY", series(each(DecayCorrection="NONE")),
+           Read(("decay_correction_contradicts_corrected_image",),
+                times=math.log(2) / T * 180 / -math.expm1(-math.log(2) / T * 180))),
+    Member("an option without effect", "--other-grids without a low dose", series(None, "--other-grids", "resample"),
+           Refused("CFG_NO_EFFECT")),
+    Member("an option without effect", "--series of an image that is not asked for", series(None, "--series", "ct=3"),
+           Refused("CFG_NO_EFFECT")),
     Member("fields that contradict each other", "two units among slices",
            series(some(3, 4, Units="CNTS")), Refused("SER_INCONSISTENT_HEADER")),
     Member("a nuclide's code that is a slip", "name and half-life agree", series(nuclide("C-131A3", "^18^Fluorine")),
@@ -648,6 +667,9 @@ MEMBERS = [
            ends(lambda file: file.rename(file.with_name(f".{file.name}.Xy3aQ1"))), Refused("SER_MISSING_SLICE")),
     Member("end slices that are lost", "simply absent", ends(lambda file: file.unlink()), Read(
         ("fewer_slices_than_header_says",))),
+    Member("a slice that is lost", "every second one",
+           beside(every_second),
+           Read(("gaps_between_slices", "fewer_slices_than_header_says"), times=math.nan)),
     Member("a slice that is lost", "in the middle",
            beside(lambda folder: sorted(folder.glob("*.dcm"))[5].unlink()), Refused("SER_MISSING_SLICE")),
     Member("files without content", "an empty NIfTI", bytes_of("scan.nii.gz", b""), Refused("NII_EMPTY")),

@@ -17,6 +17,7 @@ UNITS: Mapping[str, Literal["SUVbw", "Bq/mL"]] = {
     **dict.fromkeys(("bq/ml", "bqml"), "Bq/mL"),
     **dict.fromkeys(("suv", "suvbw", "g/ml", "gml"), "SUVbw"),
 }  # as storage.source.BQML and SUV
+OTHER_UNIT = re.compile(r"bq|ci/|count|cnt|cps|propc|cm2|hu|hounsfield")  # kBq/mL, nCi/cc, counts, ...
 
 
 def unit_of(where: str, said: Mapping[str, Any]) -> str:
@@ -64,9 +65,26 @@ def stated_by(where: str, said: Mapping[str, Any]) -> Stated:
 
 
 def units_beside(path: Path) -> Literal["SUVbw", "Bq/mL"] | None:
-    """Return the unit that the JSON file beside a NIfTI PET states, None where there is none or it states none."""
+    """Return the unit that the JSON file beside a NIfTI PET states, None where there is none or it states none.
+
+    Raises:
+        InputError: NII_UNITS for a unit that is neither Bq/mL nor SUV.
+    """
     said = _beside(path)
-    return None if said is None else UNITS.get(_squeezed(said.get("Units", "")))
+    if said is None or not (told := _squeezed(said.get("Units", ""))):
+        return None
+    if OTHER_UNIT.search(told) and told not in UNITS:
+        raise _other_unit(path)
+    return UNITS.get(told)
+
+
+def _other_unit(path: Path) -> InputError:
+    return InputError(
+        "NII_UNITS",
+        where=path.name,
+        found="its sidecar states Units that are neither Bq/mL nor SUV",
+        remedy="convert the image to Bq/mL or SUV, and state that in the sidecar",
+    )
 
 
 def _squeezed(told: object) -> str:
@@ -89,7 +107,10 @@ def check_beside(path: Path, units: str, left_mbq: float | None) -> None:
     said = _beside(path)
     if said is None:
         return
-    told = UNITS.get(_squeezed(said.get("Units", "")))
+    stated_unit = _squeezed(said.get("Units", ""))
+    if OTHER_UNIT.search(stated_unit) and stated_unit not in UNITS:
+        raise _other_unit(path)
+    told = UNITS.get(stated_unit)
     if told is not None and told != units:
         raise InputError(
             "NII_UNITS",

@@ -19,7 +19,7 @@ from storage.frames import check_wanted
 ALWAYS = {"exclude", "overrides"}  # looked at after the layout
 FRAMES = {"frames", "frame_pairs"}
 FILES = {"low", "ct", "mask", "labels", "label_names", "relation", "series", "grid", "other_grids", "units", *FRAMES}
-NEEDS = {"relation": "low", "label_names": "labels"}  # says nothing without the other
+NEEDS = {"relation": "low", "other_grids": "low", "label_names": "labels"}  # says nothing without the other
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,15 @@ def check_options(name: str, options: Options) -> None:
                 where=f"--{spelt}",
                 found=f"without --{lacking}" if lacking else f"the layout {name} does not look at it",
                 remedy=f"leave it out, or give --{lacking}" if lacking else "leave it out, or choose another --layout",
+            )
+    if "low" in reads:
+        known = {"pet", *options.lows(), *(["ct"] if options.ct else [])}
+        if unknown := sorted(set(options.choices()) - known):
+            raise InputError(
+                "CFG_NO_EFFECT",
+                where=f"--series {unknown[0]}=...",
+                found=f"no image of this name is asked for (there are {', '.join(sorted(known))})",
+                remedy="name one of these, or give --ct or --low",
             )
     check_wanted(options.wanted)
     if options.wanted and options.low:
