@@ -74,6 +74,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
             environment={"torch": "2.13"},
             cohort_digest="0123abcd",
             suv_rules={"case-000001": "SeriesTime"},
+            doubts=[f"another choice would change SUV {HOSTILE} (of weight, 1 of 1 test cases, up to 10.9 %)."],
         ),
     )
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
@@ -88,6 +89,12 @@ def test_the_page_loads_nothing(page: str) -> None:
     assert all(load.startswith(("data:", "#")) for load in loads)
     assert not re.search(r"@import|https?://|<link|<iframe", page)
     assert len(page) < 10e6
+
+
+def test_what_was_noted_of_the_data_stands_beside_the_verdict(page: str) -> None:
+    noted = page.index("Noted of the data: another choice would change SUV")
+    assert page.index("<body") < noted < page.index('id="pictures"')
+    assert "1 of 1 test cases, up to 10.9 %" in page
 
 
 def test_user_strings_cannot_become_markup(page: str) -> None:
