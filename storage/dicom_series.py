@@ -25,7 +25,7 @@ from storage.dicom_slice import (
     pixels_of,
     scan,
 )
-from storage.errors import InputError
+from storage.errors import InputError, no_file
 from storage.source import Grid
 
 GAP_TOLERANCE = 0.025  # of the spacing, per gap: GE writes 3.19 and 3.29 mm at bed seams of 3.27 mm
@@ -109,7 +109,7 @@ def find_series(folder: Path, *, modality: Modality) -> tuple[Series, ...]:
             ``SER_NO_GEOMETRY``, ``SER_INCONSISTENT_HEADER``, ``PET_TIME_MISSING``.
     """
     if not folder.exists():
-        raise InputError("IMG_NO_FILE", where=folder.name, found="no such file or folder", remedy="check the path")
+        raise no_file(folder)
     groups: dict[tuple[str, bool], list[Slice]] = defaultdict(list)
     unusable: dict[str, list[Unusable]] = defaultdict(list)
     unread: list[InputError] = []

@@ -8,6 +8,7 @@ fields by tag and keyword, never by a patient's value.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -42,6 +43,15 @@ def of_file(name: str) -> Iterator[None]:
             raise
         where = f"{error.where} of {name}"
         raise InputError(error.code, where=where, found=error.found, remedy=error.remedy) from None
+
+
+def no_file(path: Path) -> InputError:
+    """Return the error for a path where nothing is, or a link to nothing: of git-annex and DataLad it stands for a file
+    that was not fetched."""
+    if path.is_symlink():
+        remedy = "get the file that it stands for first (git annex get, datalad get)"
+        return InputError("IMG_NO_FILE", where=path.name, found="a link to no file", remedy=remedy)
+    return InputError("IMG_NO_FILE", where=path.name, found="no such file or folder", remedy="check the path")
 
 
 def printable(text: str) -> str:

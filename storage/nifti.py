@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from storage.errors import InputError
+from storage.errors import InputError, no_file
 from storage.integrity import replacing
 from storage.source import BQML, LABEL, SUV, Grid
 
@@ -198,7 +198,7 @@ def _open(path: Path, units: Units, workdir: Path, scale: float, most: int) -> t
     if not (np.isfinite(scale) and scale > 0) or (scale != 1.0 and units != BQML):
         raise ValueError(f"scale {scale} on values in {units}")
     if not path.is_file():
-        raise _error("IMG_NO_FILE", path, "no such file", "check the path")
+        raise no_file(path)
     size = path.stat().st_size
     if size == 0:
         raise _error("NII_EMPTY", path, "an empty file")
@@ -262,7 +262,7 @@ def volumes_of(path: Path) -> Volumes:
 
 def _header(path: Path, most: int) -> _Layout:
     if not path.is_file():
-        raise _error("IMG_NO_FILE", path, "no such file", "check the path")
+        raise no_file(path)
     if path.stat().st_size == 0:
         raise _error("NII_EMPTY", path, "an empty file")
     if not os.access(path, os.R_OK):

@@ -544,6 +544,16 @@ def linked_folder(folder: Path) -> list[str]:
     return [str(folder / "pet")]
 
 
+def annexed(folder: Path) -> list[str]:
+    """Two patients, of whom one has a CT that was not fetched: a link to no file."""
+    for number, name in enumerate(("p1", "p2")):
+        nifti(values=lambda number=number: body(number), name="pet.nii.gz")(folder / "scans" / name)  # type: ignore[misc]
+        (folder / "scans" / name / "ct.nii.gz").symlink_to("../.git/annex/objects/none")
+    (folder / "scans/p1/ct.nii.gz").unlink()
+    nifti(values=hu, name="ct.nii.gz")(folder / "scans/p1")
+    return [str(folder / "scans"), "--pet", "pet.nii.gz", "--ct", "ct.nii.gz", "--units", "SUVbw"]
+
+
 def twice(folder: Path) -> list[str]:
     """One scan in two patients' folders."""
     make = nifti(name="pet.nii.gz")
@@ -746,6 +756,7 @@ MEMBERS = [
            series(at(RadiopharmaceuticalStartDateTime="20200101130000", RadiopharmaceuticalStartTime="130000")),
            Refused("PET_TIME_ORDER")),
     Member("links", "to every slice", linked, Read()),
+    Member("links", "a CT that was not fetched, of one of two patients", annexed, Refused("SET_REFUSED")),
     Member("links", "to the folder", linked_folder, Read()),
     Member("times as programs write them", "seven digits of seconds", beside(raw("SeriesTime", "120000.0000001")),
            Read()),

@@ -10,7 +10,7 @@ from petscale.data.examination import FULL, Examination, Files, OtherPet, Stated
 from petscale.data.sidecars import check_beside, units_beside
 from petscale.data.units import units_by_values
 from storage import boxes, dicom, dicom_pairs, geometry, integrity, layout, nifti, notes, suv
-from storage.errors import InputError
+from storage.errors import InputError, no_file
 from storage.ingest import CasePlan, site_key, subject_hash
 from storage.label_maps import LabelFile, LabelMap, LesionMask, open_labels
 from storage.source import BQML, Dose, Grid, ImageSource
@@ -367,7 +367,7 @@ def alias(name: str, naming: str) -> str:
 def _content(path: Path) -> str:
     """Digest of a file or of every file below a folder, whatever their order and place."""
     if not path.exists():
-        raise InputError("IMG_NO_FILE", where=path.name, found="no such file or folder", remedy="name an existing one")
+        raise no_file(path)
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     digests = []
     for file in files:

@@ -43,7 +43,12 @@ def many_examinations(root: Path, options: Options) -> Tree:
     seen: set[str] = set()
     found = []
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        held = {name: folder / where for name, where in wanted.items() if where and (folder / where).exists()}
+        # A link to no file is there: its case is refused, not ingested without it.
+        held = {
+            name: folder / where
+            for name, where in wanted.items()
+            if where and ((folder / where).exists() or (folder / where).is_symlink())
+        }
         if "pet" not in held:
             continue
         seen |= held.keys()
