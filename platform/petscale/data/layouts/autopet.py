@@ -8,6 +8,7 @@ All studies of one patient's folder are one patient's.  In the flat form the pat
 ``fdg_0011_01-01-2003``; a name without parts is a patient of its own, and that is said.
 """
 
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -67,12 +68,14 @@ def _tree(root: Path, options: Options) -> list[Examination]:
     for pet in sorted(root.rglob("SUV.nii.gz")):
         study = pet.parent
         ct, lesions = ((study / f"{name}.nii.gz") for name in ("CTres", "SEG"))
-        if not ct.exists():
+        if not os.path.lexists(ct):
             ct = study / "CT.nii.gz"
         examinations.append(
             Examination(
                 key=study.relative_to(root).as_posix(),
-                files=_files(pet, ct if ct.exists() else None, lesions if lesions.exists() else None, options),
+                files=_files(
+                    pet, ct if os.path.lexists(ct) else None, lesions if os.path.lexists(lesions) else None, options
+                ),
                 patient=study.parent.name if study.parent != root else study.name,
                 doubts=(OWN_SUV,),
             )
@@ -93,7 +96,9 @@ def _flat(root: Path, options: Options) -> list[Examination]:
         examinations.append(
             Examination(
                 key=case,
-                files=_files(pet, ct if ct.exists() else None, labels if labels.exists() else None, options),
+                files=_files(
+                    pet, ct if os.path.lexists(ct) else None, labels if os.path.lexists(labels) else None, options
+                ),
                 patient=known["patient"] if known else case,
                 doubts=doubts,
             )
