@@ -23,11 +23,13 @@ from pydicom.uid import (
 )
 
 from storage.dicom import open_series
+from storage.dicom_dynamic import open_frames
 from storage.dicom_header import text_of
 from storage.dicom_series import find_series
 from storage.dicom_slice import pixels_of, scan
 from storage.dicom_write import write_derived_series, write_series
 from storage.errors import InputError
+from storage.frames import Wanted
 from storage.source import HU, SUV, ArraySource, Grid
 
 SHAPE = (8, 6, 5)
@@ -371,6 +373,10 @@ def test_several_times_in_one_object(tmp_path: Path, classic: Path) -> None:
 
     path = enhance(classic, tmp_path / "a.dcm", order=[*range(8), *range(8)], edit=later)
     assert refused(path).code == "SER_DYNAMIC"
+    whole = open_series(classic, modality="PT").read(0, 8)
+    for wanted, share in ((Wanted("1"), 1.0), (Wanted("2"), 0.0)):
+        ((_, chosen),) = open_frames(path, wanted)
+        np.testing.assert_allclose(chosen.read(0, 8), share * whole, rtol=1e-6)
     (series,) = find_series(path, modality="PT")
     headers = [s.header for s in series.slices]
     assert {text_of(h, "SeriesType") for h in headers} == {"DYNAMIC\\IMAGE"}
