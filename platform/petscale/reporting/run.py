@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from petscale.console import bar
-from petscale.data.inspection import noted, origins
 from petscale.evaluation.external import choose_cases
 from petscale.evaluation.run import baseline_of, candidates_of, run_facts
 from petscale.evaluation.scores import Evaluation
 from petscale.folders import EVALUATION, METRICS, REPORT, SYNTHESIS
 from petscale.reporting import CaseImages, ReportData, write_report
+from petscale.reporting.doubts import doubts_of_run
 from petscale.reporting.environment import environment
 from petscale.training.progress import read_metrics
-from storage import integrity, notes
+from storage import integrity
 from storage.joined import open_cohorts
-from storage.reader import Case, Cases, open_cohort
+from storage.reader import Case, open_cohort
 from storage.source import HU
 from trainers.systems import RECIPES
 
@@ -70,45 +70,12 @@ def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation], *
                         *RECIPES[config.recipe].caveats(config.model),
                         *_notes(opened.case(evaluation.cases[0]), source),
                     ],
-                    doubts=_doubts(opened, facts, evaluation.cases, (config.feed.target, source)),
+                    doubts=doubts_of_run(opened, facts, evaluation.cases, (config.feed.target, source)),
                 ),
             )
             paths.append(path)
             advance(number + 1, path.name)
     return paths[0]
-
-
-def _doubts(opened: Cases, facts: Mapping[str, Any], tested: Sequence[str], images: Sequence[str]) -> list[str]:
-    """What was noted of the cases that a page is about, and of those that its run was trained on, if they are here."""
-    trained = [name for role in ("train", "unpaired", "validation") for name in facts.get(role, ())]
-    lines = doubts_of({name: opened.case(name) for name in tested}, *images, what="test")
-    if set(trained) <= set(opened.cases):
-        lines += doubts_of({name: opened.case(name) for name in trained}, *images, what="training")
-    return lines
-
-
-def doubts_of(cases: Mapping[str, Case], *images: str, what: str) -> list[str]:
-    """Say what was noted of the images of cases, and of the scans that simulations started from: a sentence per note.
-
-    Args:
-        images: names of the images that a page is about; a case may lack some.
-        what: what the cases are for: test or training.
-    """
-    found: dict[str, dict[str, float]] = {}
-    for name, case in cases.items():
-        for image in dict.fromkeys(name for name in images if name in case.images):
-            for facts in origins(case.image(image).provenance):
-                for note in noted(facts):
-                    spread = facts.get("reference_spread_percent") if note.startswith("reference_spread") else None
-                    percent = float(spread) if isinstance(spread, int | float) else 0.0
-                    of = found.setdefault(note, {})
-                    of[name] = max(percent, of.get(name, 0.0))
-    lines = []
-    for note, of in found.items():
-        weight = "of weight, " if notes.weighty([note]) else ""
-        most = f", up to {max(of.values()):.3g} %" if max(of.values()) else ""
-        lines.append(f"{notes.sentence(note)} ({weight}{len(of)} of {len(cases)} {what} cases{most}).")
-    return lines
 
 
 def _title(recipe: str, task: str, about: Mapping[str, Any]) -> str:

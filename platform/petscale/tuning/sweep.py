@@ -22,6 +22,7 @@ from petscale.cluster.shared_storage import require_path
 from petscale.config import RunConfig
 from petscale.console import console
 from petscale.folders import BEST, REPORT, ROLES, TRIALS
+from petscale.reporting.doubts import doubts_of_run
 from petscale.reporting.environment import environment
 from petscale.reporting.sweep import SweepData, write_sweep
 from petscale.reporting.sweep_trials import Objective as Shown
@@ -218,6 +219,7 @@ def _write(
             console.print(shlex.join([*words, "--run", f"runs/best-{trial.number}"]), markup=False, soft_wrap=True)
         written.append(path)
     page = folder / REPORT
+    doubts = doubts_of_run(open_together(cohorts), plan.facts, (), (base.feed.target, *base.feed.source))
     shown = [Shown(o.name, o.direction) for o in objectives]
     write_sweep(
         page,
@@ -235,6 +237,7 @@ def _write(
             notes=[
                 f"Scored on {len(plan.facts['validation'])} validation patient(s); the "
                 f"{len(plan.facts['test'])} test patient(s) were not read.",
+                *(f"Noted of the data: {doubt}" for doubt in doubts),
             ],
         ),
     )

@@ -1,8 +1,8 @@
-"""What a run's page gathers: notes of the cases that it is about, in sentences."""
+"""What a page says of the data: notes of the cases that it is about, in sentences."""
 
 from pathlib import Path
 
-from petscale.reporting.run import doubts_of
+from petscale.reporting.doubts import doubts_of, doubts_of_run
 from storage.ingest import CasePlan, ingest
 from storage.phantom import PhantomConfig, phantom
 from storage.reader import open_cohort
@@ -35,3 +35,11 @@ def test_notes_are_counted_over_cases_and_found_behind_a_simulation(tmp_path: Pa
     assert lines[0].endswith("by the percentage given (of weight, 2 of 4 test cases, up to 10.9 %).")
     assert lines[1] == "a weight below 1 kg: a small animal (2 of 4 test cases)."
     assert lines[2] == "the values cannot be SUV: check unit, weight and dose (of weight, 1 of 4 test cases)."
+    facts_of_run = {"train": ["a"], "validation": ["b"], "test": ["c"]}
+    assert len(doubts_of_run(cohort, facts_of_run, ["c"], ["full"])) == 3
+    swept = doubts_of_run(cohort, facts_of_run, (), ["full"])
+    assert [line.rsplit("(", 1)[1] for line in swept] == [
+        "of weight, 2 of 2 training cases, up to 10.9 %).",
+        "2 of 2 training cases).",
+    ]
+    assert len(doubts_of_run(cohort, {"train": ["elsewhere"]}, ["c"], ["full"])) == 1
