@@ -102,7 +102,8 @@ def ingest(
         mask: a lesion mask on the grid chosen; or its name inside each sub-folder.
         labels: a label map, DICOM SEG or RTSTRUCT on the grid chosen; or its name inside each sub-folder.
         grid: ``pet`` keeps the PET as it is and resamples the CT onto it; ``ct`` does the reverse.
-        units: unit of a NIfTI PET; DICOM says its own.
+        units: unit of a NIfTI PET; None: that of the JSON file beside it, else what its values leave no doubt about.
+            DICOM says its own.
         names: names of labels, as ``1=liver,5=brain``, ``totalsegmentator``, ``autopet`` or a BIDS table; and
             ``folder``, to keep the folders' names as names of cases where these identify nobody.
         weight_kg: used instead of the header's; recorded.
@@ -122,7 +123,7 @@ def ingest(
         exclude: examinations to leave out, by the name of their folder.
         keep: examinations to take in although the data set's own list leaves them out.
         part: ``3/20`` for the third of twenty parts, in any order, several at once.
-        strict: stop at the first refused case.
+        strict: refuse cases that carry a note of weight too, and stop at the first refused case.
         workers: parallel tasks.
 
     Returns:
