@@ -63,6 +63,9 @@ NOTES: Mapping[str, Note] = {
         "the nuclide's name contradicts its code and its half-life, which agree and are used"
     ),
     "tracer_contradicts_nuclide": _heavy("the tracer is made with another nuclide than the header states"),
+    "philips_factors_contradict": _heavy(
+        "Philips' activity factor, with weight, dose and times, gives another SUV than the SUV factor, which is used"
+    ),
     "philips_factor_without_creator": _heavy(
         "Philips' private SUV or activity factor is used though its private creator is missing"
     ),

@@ -144,7 +144,8 @@ def suv_conversion(header: PetHeader, frames: Sequence[Frame]) -> SuvConversion:
     check_corrections(header)
     n = len(frames)
     if header.units == "CNTS" and header.counts_to_suv:
-        return _done(header, SuvConversion((_philips(header.counts_to_suv),) * n))
+        told = _philips_notes(header, frames)
+        return _done(header, SuvConversion((_philips(header.counts_to_suv),) * n, notes=told))
     if header.units == "GML":
         return _done(header, _from_normalised(header, n))
     if header.units == "CM2ML":
@@ -371,6 +372,17 @@ def _from_decay_factor(frames: Sequence[Frame], A: float, half_life_s: float) ->
         return None
     elapsed = math.log(first.decay_factor) / math.log(2.0) * half_life_s
     return A + mean_count_delay_s(first.duration_s, half_life_s) - elapsed
+
+
+def _philips_notes(header: PetHeader, frames: Sequence[Frame]) -> tuple[str, ...]:
+    """Say that the activity factor, with weight, dose and times, gives another SUV than the SUV factor does."""
+    if not header.counts_to_bqml or not header.counts_to_suv:
+        return ()
+    try:
+        other = _from_activity(header, frames).factors[0] * header.counts_to_bqml
+    except InputError:  # what the activity factor needs is not there; the SUV factor needs none of it
+        return ()
+    return ("philips_factors_contradict",) * (abs(other / header.counts_to_suv - 1.0) > CONTRADICTION)
 
 
 def _philips(factor: float) -> float:
