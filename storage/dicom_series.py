@@ -52,6 +52,7 @@ LOST = {
     "zeroed_files": "files of zeros",
     "hidden_slices": "hidden DICOM files",
     "broken_links": "links to no file",
+    "damaged_series": "files of a damaged series",
 }
 
 

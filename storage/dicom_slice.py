@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_file_meta_info, read_partial
 from pydicom.tag import Tag
+from pydicom.uid import UID
 
 from storage import dicom_words
 from storage.compressed_frame import SYNTAXES, Expected, check_ends, check_frame
@@ -43,6 +44,8 @@ ENHANCED = {
     "PT": ("1.2.840.10008.5.1.4.1.1.130", "1.2.840.10008.5.1.4.1.1.128.1"),
     "CT": ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2"),
 }
+UID_TEXT = re.compile(r"[0-9.]{1,64}")
+DICOM_ROOT = "1.2.84"  # of the standard's own classes, also where a digit of 1.2.840.10008 is damaged
 DIRECTORY = "1.2.840.10008.1.3.10"  # a DICOMDIR, whose data set has no class of its own
 DEFLATED = "1.2.840.10008.1.2.1.99"
 NATIVE = {"1.2.840.10008.1.2": "<", "1.2.840.10008.1.2.1": "<", "1.2.840.10008.1.2.2": ">"}  # syntax -> byte order
@@ -186,12 +189,16 @@ def scan(file: Path, modality: Modality) -> tuple[Slice, ...] | Unusable:
         if declared and sop != declared:
             raise file_error("DCM_BAD_UID", file, f"{tag_name('SOPClassUID')} differs from that of the file meta")
         if not enhanced and sop != STORAGE[modality]:
+            unknown = not UID_TEXT.fullmatch(sop) or (sop.startswith(DICOM_ROOT) and UID(sop).name == sop)
+            if unknown:  # a damaged slice, unless it is a class that came after pydicom
+                error = file_error("DCM_BAD_UID", file, f"{tag_name('SOPClassUID')} of no class that exists")
+                return Unusable(text_of(ds, "SeriesInstanceUID"), error, picture=False)
             return ()
         for name in ("Modality", "SeriesInstanceUID", "SOPInstanceUID", "Rows", "Columns", "BitsAllocated"):
             if not has_value(ds, name):
                 raise file_error("DCM_TRUNCATED", file, f"no {tag_name(name)}")
         for name in ("SeriesInstanceUID", "SOPInstanceUID"):
-            if not re.fullmatch(r"[0-9.]{1,64}", text_of(ds, name)):
+            if not UID_TEXT.fullmatch(text_of(ds, name)):
                 raise file_error("DCM_BAD_UID", file, f"{tag_name(name)} is no UID")
         try:
             return _slices(file, ds, stream, syntax, modality, headers if enhanced else None)

@@ -23,6 +23,11 @@ FOUND: list[mutated.Triple] = [
     (198, "bytes inserted", "gz u2 qform"),
     (270, "bytes inserted", "nii f4 sform"),
     (105130, "block twice", "nii i2 scaled, extension"),
+    (2887, "several bits", "dcm JPEG 2000"),  # an end slice that is damaged and of another series UID
+    (5747, "several bits", "dcm RLE"),
+    (6539, "several bits", "dcm RLE"),  # an end slice of a class that does not exist
+    (6649, "several bits", "dcm big-endian"),
+    (9531, "several bits", "dcm explicit"),
 ]
 
 

@@ -127,12 +127,14 @@ def test_the_machine_hears(work: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.beside
 def test_a_private_cluster_asks_for_nothing(work: Path) -> None:
     assert heard(_PRIVATE, work, {"TMPDIR": str(work)}) == []
     assert json.loads((work / "homes").read_text()) == [os.environ["HOME"]] * 2
 
 
 @pytest.mark.slow
+@pytest.mark.beside
 def test_training_tuning_and_a_report_ask_for_nothing(cohort: Path, work: Path) -> None:
     # torch looks for a name of the peer that it talks to, the loopback, to have it for its log.
     asked = heard(_TRAINED, work, {"TMPDIR": str(work)}, cohort=str(cohort), tiny=S3PET)
@@ -142,6 +144,7 @@ def test_training_tuning_and_a_report_ask_for_nothing(cohort: Path, work: Path) 
 
 
 @pytest.mark.slow
+@pytest.mark.beside
 def test_a_started_cluster_reports_nothing(work: Path) -> None:
     (work / "ray_bootstrap_config.yaml").write_text("{}")  # `ray up` leaves one in the head's home
     environment = {"HOME": str(work), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
