@@ -2,7 +2,6 @@
 
 import contextlib
 import struct
-import time
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -81,9 +80,7 @@ def test_huge_claims_cost_nothing(syntax: str) -> None:
         at = jpeg_size_at(data)
         huge = data[:at] + struct.pack(">HH", 65535, 65535) + data[at + 4 :]
     tracemalloc.start()
-    began = time.perf_counter()
     code, found = refused(huge, syntax, expected)
-    assert time.perf_counter() - began < 1
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
     assert code == "DCM_FRAME_LIE"
