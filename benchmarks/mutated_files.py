@@ -2,9 +2,9 @@
 
     python benchmarks/mutated_files.py [--count 10000] [--first-seed 0] > docs/results/mutated_files.md
 
-Half are NIfTI, half are series of which one slice is damaged (tests/lab/mutated.py makes and judges them).  One process
-reads them one after another, with 1.5 GiB of address space and 20 s each.  What fails is listed as (seed, kind, base):
-put it into FOUND of tests/test_mutated_files.py, where it is read for ever.
+Half are NIfTI, half are series of which one slice is damaged (tests/lab/mutated.py makes them and compares what is
+read).  One process reads them one after another, with 1.5 GiB of address space and 20 s each.  What fails is listed as
+(seed, kind, base): put it into FOUND of tests/test_mutated_files.py, where it is read for ever.
 """
 
 import argparse

@@ -631,13 +631,13 @@ def _parsed(data: bytes) -> dict[str, Any] | None:
         file.flush()
         try:
             ds = pydicom.dcmread(file.name)
-        except Exception:
+        except Exception:  # a damaged header raises whatever it likes; only whether it parses is asked here
             return None
         found = {}
         for tag in list(ds.keys()):
             try:
                 found[pydicom.datadict.keyword_for_tag(tag) or str(tag)] = getattr(ds.get_item(tag), "value", None)
-            except Exception:
+            except Exception:  # one damaged element: the others are still compared
                 found[str(tag)] = None
         return found
 
@@ -646,7 +646,7 @@ def _parsed(data: bytes) -> dict[str, Any] | None:
 
 
 def _work(pipe: "multiprocessing.connection.Connection[Any, Any]") -> None:
-    """Judge what comes through the pipe, with bounded memory, until None comes."""
+    """Read and compare what comes through the pipe, with bounded memory, until None comes."""
     for name in BASES:  # before memory is bounded: what the bases take is not the mutations'
         _truth(name)
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_BYTES, ADDRESS_BYTES))
