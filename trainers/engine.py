@@ -30,11 +30,20 @@ class EngineConfig:
         zero_stage: DeepSpeed ZeRO stage; 3 is not offered: gradients through a frozen critic are silently wrong there.
         precision: fp32, or bf16 autocast over fp32 weights.
         gradient_clipping: global gradient norm bound, 0 for none (DeepSpeed's own default would be 1).
+        ema_decay: d of an exponential moving average of every network's weights, 0 for none.  Pictures, validation and
+            exported weights then use the average; running statistics of batch norm are the current network's.  After n
+            updates the decay is min(d, (1 + n) / (10 + n)).
+        warm_up_steps: first steps of a run, in which the learning rate rises linearly to what the system sets.
+        lr_decay: what becomes of the learning rate after that: it stays what the system sets, or falls along a half
+            cosine to 0 at the end of the run (of all its phases together).
     """
 
     zero_stage: Literal[0, 1, 2] = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     gradient_clipping: Annotated[float, Range(0)] = 0.0
+    ema_decay: Annotated[float, Range(0, below=1)] = 0.0
+    warm_up_steps: Annotated[int, Range(0)] = 0
+    lr_decay: Literal["constant", "cosine"] = "constant"
 
     def __post_init__(self) -> None:
         check_ranges(self, "engine")

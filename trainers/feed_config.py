@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from storage.ranges import Range, check_ranges
 
@@ -21,6 +21,9 @@ class FeedConfig:
         seed: of the sample order.
         cases_per_step: groups of patches that all ranks together see in one step; a multiple of the number of ranks.
         read_ahead: steps read in advance; changes speed and memory, never the samples.
+        augment: what is done to every training patch, source, target and masks alike: nothing, flips along z, y and x,
+            or these and quarter turns in the plane (y, x), which need a patch that is square there and square voxels,
+            and are left out elsewhere.  Voxels change places, never values.
     """
 
     source: tuple[str, ...] = ("low_drf20",)
@@ -29,6 +32,7 @@ class FeedConfig:
     seed: Annotated[int, Range(0)] = 0
     cases_per_step: Annotated[int, Range(1)] = 2
     read_ahead: Annotated[int, Range(0)] = 2
+    augment: Literal["none", "flips", "flips_and_turns"] = "none"
 
     def __post_init__(self) -> None:
         check_ranges(self, "feed")

@@ -28,6 +28,11 @@ class LoopConfig:
         picture_every: steps between validation pictures, 0 for none.
         keep: newest checkpoints that stay.
         seed: of everything random inside a step (SGSGAN's noise).
+        validate_every: steps between validations on patients that are not trained on, 0 for none; the weights that
+            did best there are then the run's.  Not for a system that follows validation scores on a schedule of its
+            own.
+        validation_patches: patches that every validation restores, the same ones each time.
+        patience: validations without a better score after which a training of one phase ends, 0 for never.
     """
 
     log_every: Annotated[int, Range(1)] = 10
@@ -35,9 +40,19 @@ class LoopConfig:
     picture_every: Annotated[int, Range(0)] = 200
     keep: Annotated[int, Range(1)] = 2
     seed: Annotated[int, Range(0)] = 0
+    validate_every: Annotated[int, Range(0)] = 0
+    validation_patches: Annotated[int, Range(1)] = 16
+    patience: Annotated[int, Range(0)] = 0
 
     def __post_init__(self) -> None:
         check_ranges(self, "loop")
+        if self.patience and not self.validate_every:
+            raise InputError(
+                "CFG_RANGE",
+                where="loop.patience",
+                found=f"{self.patience} validations, and none is made",
+                remedy="validate (--set loop.validate_every=500), or use --set loop.patience=0",
+            )
 
 
 Report = Callable[[dict[str, Any]], None]

@@ -251,6 +251,10 @@ class RecipeSpec(Protocol):
         ROLES: what patients do beside training in pairs and being tested: ``validation`` where a schedule follows
             their scores, ``unpaired`` where some give their full dose alone.  Every variant of a system splits alike,
             also one that leaves a role unused, so that ablations are compared on the same pairs.
+
+    A module may also state ``LOOP`` (``trainers.loop.LoopConfig``) and ``ENGINE`` (``trainers.engine.EngineConfig``):
+    defaults of a system that is trained with averaged weights, a schedule or validation.  Without them those of the
+    classes hold, which are all off.
     """
 
     Config: type[Any]
