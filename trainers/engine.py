@@ -76,6 +76,7 @@ def _frozen(runner: _InPrecision) -> Iterator[Callable[..., Any]]:
 class _Plain:
     runner: _InPrecision
     optimizer: torch.optim.Optimizer
+    gradient_clipping: float
 
     @property
     def module(self) -> nn.Module:
@@ -88,6 +89,8 @@ class _Plain:
         loss.backward()
 
     def step(self) -> None:
+        if self.gradient_clipping:
+            nn.utils.clip_grad_norm_(self.runner.parameters(), self.gradient_clipping)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -109,9 +112,22 @@ class _Plain:
         _restore(self.runner.net, self.optimizer, state)
 
 
+def plain_engines(config: EngineConfig) -> EngineFactory:
+    """Return the factory of engines of PyTorch alone in one process: what DeepSpeed is tested and measured against.
+
+    Nothing is shared between ranks, so that every ZeRO stage is the same.
+    """
+
+    def make(net: nn.Module, optimizer: OptimizerFactory) -> Engine:
+        runner = _InPrecision(net, config.precision)
+        return _Plain(runner, optimizer(net.parameters()), config.gradient_clipping)
+
+    return make
+
+
 def plain_engine(net: nn.Module, optimizer: OptimizerFactory) -> Engine:
-    """Return ``net`` trained by PyTorch alone in one process: what DeepSpeed is tested and measured against."""
-    return _Plain(_InPrecision(net, "fp32"), optimizer(net.parameters()))
+    """Return ``net`` trained by PyTorch alone in one process, in fp32, gradients as they are."""
+    return plain_engines(EngineConfig())(net, optimizer)
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """The training loop of every system: steps, ranks, checkpoints, and the check that losses are finite."""
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import torch
@@ -55,6 +56,30 @@ class LoopConfig:
             )
 
 
+class Leading(Protocol):
+    """What the loop does to all engines of a run: ``trainers.habits.Engines``."""
+
+    def begin(self, step: int, num_steps: int) -> None:
+        """Prepare the updates of ``step``, of a run of ``num_steps`` steps."""
+        ...
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Let every network hold its averaged weights for a while, where averages are kept."""
+        ...
+
+
+class AsTheyAre:
+    """Engines that nothing is done to: ``Leading``."""
+
+    def begin(self, step: int, num_steps: int) -> None:
+        """Nothing depends on the step."""
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Keep the weights."""
+        return nullcontext()
+
+
+AS_THEY_ARE = AsTheyAre()
 Report = Callable[[dict[str, Any]], None]
 Picture = Callable[[int, Synthesizer], None]
 Export = Callable[[str, Mapping[str, torch.Tensor]], None]
@@ -70,6 +95,7 @@ def fit(
     report: Report,
     picture: Picture,
     patches_per_step: int,
+    engines: Leading = AS_THEY_ARE,
     validation: Feed | None = None,
     export: Export = lambda name, tensors: None,
     until: int | None = None,
@@ -80,6 +106,7 @@ def fit(
         meta: recipe name, configuration and cases; a checkpoint made under others is refused.
         report: gets one record per log interval and per checkpoint, on rank 0.
         picture: gets (step, synthesizer) now and then, on rank 0.
+        engines: the recipe's, where something is done to all of them.
         validation: batches of patients that are not trained on, for a recipe whose schedule follows their scores.
         export: gets (name, tensors) of networks that a recipe wants kept at the end of a phase, on rank 0.
         until: stop, committed, once so many steps are made; a later call continues.
@@ -112,6 +139,7 @@ def fit(
         # Keyed by step and rank: a resumed run draws the same noise without any generator state in the checkpoint.
         key = np.random.SeedSequence((config.seed, Stream.STEP_NOISE, step, rank)).generate_state(1, np.uint64)[0]
         torch.manual_seed(int(key))
+        engines.begin(step, recipe.num_steps)
         metrics = recipe.step(batch, step)
         failure = _finite(metrics, step, places)
         for name, value in metrics.items():
@@ -121,7 +149,9 @@ def fit(
         step += 1
         if validation and isinstance(recipe, Validated) and step % recipe.validate_every == 0:
             _agree(failure, world)
-            step = _validate(recipe, validation, step, world, report if rank == 0 else lambda record: None)
+            with engines.averaged():
+                scores = _scores(recipe, validation, world)
+            step = _observe(recipe, scores, step, report if rank == 0 else lambda record: None)
         phase_ends = step >= last or recipe.phase(step) != phase
         if step % config.log_every == 0 or phase_ends:
             _agree(failure, world)
@@ -148,15 +178,16 @@ def fit(
                     failure = error
             _agree(failure, world)  # a barrier too: nobody runs ahead of an uncommitted checkpoint
         if config.picture_every and step % config.picture_every == 0 and rank == 0:
-            picture(step, recipe.synthesizer())
+            with engines.averaged():
+                picture(step, recipe.synthesizer())
     for source in (feed, validation):
         if source:
             source.close()
     return start
 
 
-def _validate(recipe: Validated, feed: Feed, step: int, world: int, report: Report) -> int:
-    """Score the same batches as ever and let the recipe say where to go on."""
+def _scores(recipe: Validated, feed: Feed, world: int) -> dict[str, float]:
+    """Score the same batches as ever."""
     totals: dict[str, torch.Tensor] = {}
     failure = None
     for number in range(recipe.validate_batches):
@@ -168,9 +199,13 @@ def _validate(recipe: Validated, feed: Feed, step: int, world: int, report: Repo
         for name, value in scores.items():
             totals[name] = totals[name] + value if name in totals else value
     _agree(failure, world)
-    means = _mean_over_ranks(totals, recipe.validate_batches, world)
-    after = recipe.observe(step, means)
-    report({"event": "validation", "step": step, **{f"validation/{name}": value for name, value in means.items()}})
+    return _mean_over_ranks(totals, recipe.validate_batches, world)
+
+
+def _observe(recipe: Validated, scores: Mapping[str, float], step: int, report: Report) -> int:
+    """Let the recipe say where to go on."""
+    after = recipe.observe(step, scores)
+    report({"event": "validation", "step": step, **{f"validation/{name}": value for name, value in scores.items()}})
     return after
 
 
