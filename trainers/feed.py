@@ -187,7 +187,7 @@ class Feed:
             return lambda patch: patch
         # An overview belongs to all patches of its group, which then lie as it does.
         rng = generator(self._config.seed, Stream.AUGMENT, group, 0 if need.overview else place)
-        flipped = [axis for axis, flips in zip((1, 2, 3), rng.integers(2, size=3), strict=True) if flips]
+        flipped = tuple(axis for axis, flips in zip((1, 2, 3), rng.integers(2, size=3), strict=True) if flips)
         quarters = int(rng.integers(4))
         if self._config.augment == "flips" or not _square(need, spacing_mm):
             quarters = 0

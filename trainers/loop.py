@@ -17,6 +17,7 @@ from storage.ranges import Range, check_ranges
 from trainers import checkpoint
 from trainers.feed import Feed
 from trainers.recipe import Exporting, Metrics, Recipe, Synthesizer, Validated
+from trainers.validation import Best
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +81,10 @@ class AsTheyAre:
 
 
 AS_THEY_ARE = AsTheyAre()
+VALIDATION = "validation"  # of a checkpoint's state, what is the loop's own
 Report = Callable[[dict[str, Any]], None]
 Picture = Callable[[int, Synthesizer], None]
+Gains = Callable[[Synthesizer], torch.Tensor]
 Export = Callable[[str, Mapping[str, torch.Tensor]], None]
 
 
@@ -97,9 +100,10 @@ def fit(
     patches_per_step: int,
     engines: Leading = AS_THEY_ARE,
     validation: Feed | None = None,
+    gains: Gains | None = None,
     export: Export = lambda name, tensors: None,
     until: int | None = None,
-) -> int:
+) -> Best:
     """Train ``recipe`` to its last step, from the newest whole checkpoint in ``folder`` on.
 
     Args:
@@ -108,28 +112,32 @@ def fit(
         picture: gets (step, synthesizer) now and then, on rank 0.
         engines: the recipe's, where something is done to all of them.
         validation: batches of patients that are not trained on, for a recipe whose schedule follows their scores.
+        gains: scores of what a synthesizer makes of validation patients, ``trainers.validation.Patches``; asked for
+            every ``config.validate_every`` steps, and after the last one, in phases that train on pairs.
         export: gets (name, tensors) of networks that a recipe wants kept at the end of a phase, on rank 0.
         until: stop, committed, once so many steps are made; a later call continues.
 
     Returns:
-        The step that training continued from.
+        The weights that did best on validation patients; none where there was no validation.
 
     Raises:
         InputError: the same on every rank: TRAIN_NONFINITE naming the patches, STORE_DAMAGED, CKPT_RECIPE, CKPT_DRIFT.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     saved, warnings = checkpoint.newest(folder)
+    best = Best()
     if saved:
         checkpoint.check_same_run(saved.meta["run"], meta)
+        best = Best.of(saved.state.pop(VALIDATION)) if gains else best
         recipe.load(saved.state)
-    step = start = saved.step if saved else 0
+    step = saved.step if saved else 0
     last = recipe.num_steps if until is None else min(until, recipe.num_steps)
     if rank == 0:
-        report({"event": "start", "step": start, "steps": last, "world": world, "warnings": warnings})
+        report({"event": "start", "step": step, "steps": last, "world": world, "warnings": warnings})
     totals: dict[str, torch.Tensor] = {}
     count, begin, failure = 0, perf_counter(), None
     places: tuple[str, ...] = ()
-    while step < last:
+    while step < last and not _in_vain(best, config):
         try:
             batch = feed.batch(step, last)
             places = batch.places
@@ -145,14 +153,19 @@ def fit(
         for name, value in metrics.items():
             totals[name] = totals[name] + value if name in totals else value
         count += 1
-        phase = recipe.phase(step)
+        made, phase = step, recipe.phase(step)
         step += 1
         if validation and isinstance(recipe, Validated) and step % recipe.validate_every == 0:
             _agree(failure, world)
             with engines.averaged():
                 scores = _scores(recipe, validation, world)
             step = _observe(recipe, scores, step, report if rank == 0 else lambda record: None)
-        phase_ends = step >= last or recipe.phase(step) != phase
+        whole = step >= recipe.num_steps
+        if gains and (step % config.validate_every == 0 or whole) and recipe.batch_spec(made).images == "paired":
+            _agree(failure, world)
+            best = _best_after(best, recipe, gains, engines, step, world, report if rank == 0 else lambda record: None)
+        ends = step >= last or _in_vain(best, config)
+        phase_ends = ends or recipe.phase(step) != phase
         if step % config.log_every == 0 or phase_ends:
             _agree(failure, world)
             means = {f"loss/{name}": value for name, value in _mean_over_ranks(totals, count, world).items()}
@@ -167,9 +180,9 @@ def fit(
             for name, tensors in recipe.exports(step).items():
                 if rank == 0:
                     export(name, tensors)
-        if step % config.save_every == 0 or step >= last:
+        if step % config.save_every == 0 or ends:
             _agree(failure, world)  # weights behind a non-finite loss are never committed
-            state = recipe.state()
+            state = recipe.state() | ({VALIDATION: best.state()} if gains else {})
             if rank == 0:
                 try:
                     checkpoint.save(folder, step, state, {"run": dict(meta), "world": world}, keep=config.keep)
@@ -183,7 +196,32 @@ def fit(
     for source in (feed, validation):
         if source:
             source.close()
-    return start
+    return best
+
+
+def _in_vain(best: Best, config: LoopConfig) -> bool:
+    """Whether so many validations brought nothing better that training ends."""
+    return 0 < config.patience <= best.since
+
+
+def _best_after(
+    best: Best, recipe: Recipe, gains: Gains, engines: Leading, step: int, world: int, report: Report
+) -> Best:
+    """Restore the same patches as ever and keep the weights where they are better than before (collective)."""
+    weights = recipe.weights()  # first: ranks then share one running mean and variance, which the score is of, too
+    failure = None
+    try:
+        with engines.averaged():
+            found = gains(recipe.synthesizer())
+    except InputError as error:
+        failure = error
+    _agree(failure, world)
+    if world > 1:
+        dist.all_reduce(found)
+    gain_db = float(found.mean())
+    best = best.after(gain_db, step, weights)
+    report({"event": "validation", "step": step, "validation/gain_db": gain_db, "best_step": best.step})
+    return best
 
 
 def _scores(recipe: Validated, feed: Feed, world: int) -> dict[str, float]:

@@ -28,6 +28,7 @@ from trainers.engine import deepspeed_engines
 from trainers.habits import Engines
 from trainers.recipe import Validated
 from trainers.systems import RECIPES
+from trainers.validation import CHOSEN, Patches
 
 FENCE_S = 240.0  # a node that is cut off takes minutes to notice; less than the other ranks wait (300 s)
 
@@ -147,12 +148,17 @@ def train_worker(content: Mapping[str, Any]) -> None:
                 spec = recipe.validation_batch
                 plain = replace(config.feed, augment="none")
                 validation = reads({"paired": job.roles.validation}, plain, lambda batch: spec)
+            gains = None
+            if config.loop.validate_every:
+                number = config.loop.validation_patches
+                kept = cohort, job.roles.validation, config.feed, number
+                gains = Patches(*kept, rank=rank, world=world, device=device)
             shown = cohort.case((job.roles.test or job.roles.train)[0])
             about = {"recipe": config.recipe, "config": json.dumps(job.recorded)}
             about |= {"starts_from": json.dumps(job.starts_from), "drfs": json.dumps(job.drfs)}
             seen = sorted(job.cases[name] for name in (*job.roles.train, *job.roles.unpaired))
             origin = {**about, "trained_on": json.dumps(seen)}
-            loop.fit(
+            best = loop.fit(
                 recipe,
                 source,
                 config.loop,
@@ -163,10 +169,13 @@ def train_worker(content: Mapping[str, Any]) -> None:
                 patches_per_step=config.patches_per_step,
                 engines=engines,
                 validation=validation,
+                gains=gains,
                 export=lambda name, tensors: checkpoint.write_weights(run / f"{name}.safetensors", tensors, origin),
                 until=job.until,
             )
-            weights = recipe.weights()
+            weights = best.weights or recipe.weights()
+            if best.weights:
+                about |= {CHOSEN: json.dumps({"step": best.step, "gain_db": best.gain_db})}
             if rank == 0:
                 checkpoint.write_weights(run / WEIGHTS, weights, about)
                 publish()
