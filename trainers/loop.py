@@ -163,7 +163,9 @@ def fit(
         whole = step >= recipe.num_steps
         if gains and (step % config.validate_every == 0 or whole) and recipe.batch_spec(made).images == "paired":
             _agree(failure, world)
-            best = _best_after(best, recipe, gains, engines, step, world, report if rank == 0 else lambda record: None)
+            best, record = _best_after(best, recipe, gains, engines, step, world)
+            if rank == 0:
+                report({**record, "phase": phase})
         ends = step >= last or _in_vain(best, config)
         phase_ends = ends or recipe.phase(step) != phase
         if step % config.log_every == 0 or phase_ends:
@@ -205,9 +207,13 @@ def _in_vain(best: Best, config: LoopConfig) -> bool:
 
 
 def _best_after(
-    best: Best, recipe: Recipe, gains: Gains, engines: Leading, step: int, world: int, report: Report
-) -> Best:
-    """Restore the same patches as ever and keep the weights where they are better than before (collective)."""
+    best: Best, recipe: Recipe, gains: Gains, engines: Leading, step: int, world: int
+) -> tuple[Best, dict[str, Any]]:
+    """Restore the same patches as ever and keep the weights where they are better than before (collective).
+
+    Returns:
+        The best so far, and the record of this validation.
+    """
     weights = recipe.weights()  # first: ranks then share one running mean and variance, which the score is of, too
     failure = None
     try:
@@ -220,8 +226,7 @@ def _best_after(
         dist.all_reduce(found)
     gain_db = float(found.mean())
     best = best.after(gain_db, step, weights)
-    report({"event": "validation", "step": step, "validation/gain_db": gain_db, "best_step": best.step})
-    return best
+    return best, {"event": "validation", "step": step, "validation/gain_db": gain_db, "best_step": best.step}
 
 
 def _scores(recipe: Validated, feed: Feed, world: int) -> dict[str, float]:
