@@ -217,7 +217,7 @@ def _clipped_gradients(rank: int, world: int) -> None:
         for stage in (None, *STAGES):
             config = EngineConfig(zero_stage=stage or 0, gradient_clipping=bound)
             make = plain_engines(config) if stage is None else deepspeed_engines(config, device=torch.device("cpu"))
-            engine = make(generator(), lambda p: torch.optim.SGD(p, lr=1.0))  # type: ignore[arg-type]
+            engine = make(generator(), lambda p: torch.optim.SGD(p, lr=1.0))
             before = engine.state()
             x = batch(0, rank)[0] if stage is not None else torch.cat([batch(0, one)[0] for one in range(world)])
             engine.backward(100 * engine(x).square().mean())
@@ -230,8 +230,32 @@ def _clipped_gradients(rank: int, world: int) -> None:
         assert (changes[None].norm() > 0.99 * bound) == (bound < 1)
 
 
-def test_gradients_are_clipped_alike_by_every_engine() -> None:
-    spawn(_clipped_gradients, 2)
+def _scheduled_rates(rank: int, world: int) -> None:
+    """A factor on the rate that a system sets is what every stage steps with."""
+    x = batch(0, 0)[0]
+    for stage in STAGES:
+        config = EngineConfig(zero_stage=stage, warm_up_steps=4)
+        run = Engines(deepspeed_engines(config, device=torch.device("cpu")), config)
+        engine, bare = run.make(generator(), sgd), plain_engine(generator(), sgd)
+        for step in range(3):
+            engine.set_lr(0.2)
+            bare.set_lr(0.2 * (step + 1) / 4)
+            run.begin(step, 10)
+            for one in (engine, bare):
+                one.backward(one(x).square().mean())
+                one.step()
+        found = engine.state()
+        for key, value in bare.state().items():
+            torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-6)
+
+
+def _schedule_and_clipping(rank: int, world: int) -> None:
+    _scheduled_rates(rank, world)
+    _clipped_gradients(rank, world)
+
+
+def test_gradients_are_clipped_and_rates_scheduled_alike_by_every_engine() -> None:
+    spawn(_schedule_and_clipping, 2)
 
 
 def _bf16(rank: int, world: int) -> None:

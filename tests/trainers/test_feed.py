@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -239,9 +239,9 @@ def images(batch: Batch, index: int) -> list[Tensor]:
     return [batch.source[index], batch.target[index], batch.masks[index]]
 
 
-def ways(cohort: Path, needs: BatchSpec, steps: int = 4, **settings: object) -> Iterator[list[set[int]]]:
+def ways(cohort: Path, needs: BatchSpec, augment: str, steps: int = 4) -> Iterator[list[set[int]]]:
     """For every patch of a step, which of ``WAYS`` turn the stored source, target and masks into those fed."""
-    turned, stored = feed(cohort, needs=needs, **settings), feed(cohort, needs=needs)
+    turned, stored = feed(cohort, needs=needs, augment=augment), feed(cohort, needs=needs)
     for step in range(steps):
         fed, plain = turned.batch(step, steps), stored.batch(step, steps)
         assert fed.places == plain.places
@@ -287,7 +287,7 @@ def test_voxels_that_are_not_square_are_not_turned(x_mm: float, turns: bool) -> 
 
 
 def test_turns_do_not_depend_on_workers_or_on_where_a_run_resumes(cohort: Path) -> None:
-    settings = {"augment": "flips_and_turns", "cases_per_step": 4}
+    settings: dict[str, Any] = {"augment": "flips_and_turns", "cases_per_step": 4}
     whole = feed(cohort, **settings)
     batches = [whole.batch(step, 2) for step in range(2)]
     whole.close()

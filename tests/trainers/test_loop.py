@@ -274,7 +274,7 @@ def best_of(records: list[dict[str, Any]]) -> Best:
 def test_the_best_weights_are_kept_and_training_ends_where_nothing_gets_better(
     cohort: Path, tmp_path: Path, crash_at: int | None
 ) -> None:
-    settings = {"validate_every": 2, "patience": 2, "save_every": 3}
+    settings: dict[str, Any] = {"validate_every": 2, "patience": 2, "save_every": 3}
     wanted = Followed()
     run(cohort, tmp_path / "four steps", wanted, until=4)
     recipe = Followed()

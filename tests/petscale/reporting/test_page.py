@@ -254,7 +254,12 @@ def test_a_run_without_images_labels_or_log_still_has_a_page(tmp_path: Path) -> 
 
 def test_validation_is_drawn_beside_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
-    monkeypatch.setattr(page_of, "draw_curves", lambda panels: drawn.extend(panels) or "")
+
+    def draw(panels: list[Any]) -> str:
+        drawn.extend(panels)
+        return ""
+
+    monkeypatch.setattr(page_of, "draw_curves", draw)
     log = [{"step": s, "phase": "train", "loss/mse": 1.0 / s, "patches_per_s": 3.0} for s in (5, 10, 15)]
     scored = [{"step": s, "phase": "train", "validation/gain_db": s / 10, "best_step": s} for s in (10, 15)]
     page_of._curves([*log, *scored])
