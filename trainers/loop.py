@@ -34,7 +34,8 @@ class LoopConfig:
             did best there are then the run's.  Not for a system that follows validation scores on a schedule of its
             own.
         validation_patches: patches that every validation restores, the same ones each time.
-        patience: validations without a better score after which a training of one phase ends, 0 for never.
+        patience: validations without a better score after which training ends, 0 for never; for a system that trains on
+            pairs in its last phase alone.
     """
 
     log_every: Annotated[int, Range(1)] = 10
@@ -163,7 +164,9 @@ def fit(
         whole = step >= recipe.num_steps
         if gains and (step % config.validate_every == 0 or whole) and recipe.batch_spec(made).images == "paired":
             _agree(failure, world)
+            paused = perf_counter()
             best, record = _best_after(best, recipe, gains, engines, step, world)
+            begin += perf_counter() - paused  # no part of the training's speed
             if rank == 0:
                 report({**record, "phase": phase})
         ends = step >= last or _in_vain(best, config)
