@@ -22,7 +22,7 @@ from storage.randomness import Stream, generator
 from storage.reader import Case, Cases, StoredImage
 from storage.source import SUV
 from trainers.feed_config import FeedConfig
-from trainers.recipe import Batch, BatchSpec, Doses
+from trainers.recipe import Batch, BatchSpec, Doses, Scan
 
 
 def channel_values(labels: dict[int, str], roi: str) -> list[int]:
@@ -99,6 +99,13 @@ def drf_of(image: StoredImage) -> float:
     return math.nan if image.dose is None else image.dose.drf
 
 
+def scan_of(image: StoredImage) -> Scan:
+    """Return what is known of a stored image before any of its voxels is read."""
+    dose = image.dose
+    shared = 1 / dose.drf if dose is not None and dose.shares_noise and dose.drf >= 1 else 0.0
+    return Scan(image.grid.spacing_mm, drf_of(image), shared)
+
+
 def doses_fed(cohort: Cases, cases: Sequence[str], config: FeedConfig) -> Doses:
     """Return source image -> its dose reduction factors in ``cases``, NaN among them where one is unknown."""
     unknown = math.nan  # one object, so that a set holds it once
@@ -169,7 +176,7 @@ class Feed:
         self.waited_s += perf_counter() - begin
         if self._device.type == "cpu":
             return batch
-        names = ("source", "target", "masks", "overview", "drf", "spacing_mm")
+        names = ("source", "target", "masks", "overview", "drf", "spacing_mm", "shared", "peak")
         moved = {name: getattr(batch, name).pin_memory().to(self._device, non_blocking=True) for name in names}
         return replace(batch, **moved)
 
@@ -195,20 +202,25 @@ class Feed:
 
     def _read(self, step: int) -> Batch:
         need = self._needs(step)
-        source, target, masks, overview, drf, spacing_mm, places = [], [], [], [], [], [], []
+        source, target, masks, overview, places = [], [], [], [], []
+        scans: list[Scan] = []
+        peak = []
         nothing = np.zeros((1, 0, 0, 0), dtype=np.float32)
         for group, (name, image, boxes) in zip(self._groups(step), self.plan(step), strict=True):
             case = self._cases[name]
             wanted = [channel_values(case.labels, roi) for roi in need.rois]
-            grid = case.image(image).grid
-            turns = [self._turned(need, grid.spacing_mm, group, place) for place in range(len(boxes))]
+            scan = scan_of(case.image(image))
+            told = replace(scan, drf=math.nan, shared=0.0) if need.images == "target" else scan
+            turns = [self._turned(need, scan.spacing_mm, group, place) for place in range(len(boxes))]
             for box, turned in zip(boxes, turns, strict=True):
-                start = nothing if need.images == "target" else case.image(image).patch(box.grown(need.halo))[None]
+                start = nothing
+                if need.images != "target":
+                    start = case.image(image).patch(box.grown(need.halo), self._config.beyond)[None]
                 source.append(turned(start))
                 end = nothing if need.images == "source" else case.image(self._config.target).patch(box)[None]
                 target.append(turned(end))
-                drf.append(math.nan if need.images == "target" else drf_of(case.image(image)))
-                spacing_mm.append(grid.spacing_mm)
+                scans.append(told)
+                peak.append(1.0 if need.images == "source" else _peak(case.image(self._config.target)))
                 if wanted:
                     labels = case.image("labels").patch(box)
                     masks.append(turned(np.stack([np.isin(labels, values) for values in wanted]).astype(np.float32)))
@@ -225,10 +237,12 @@ class Feed:
             target=_tensor(target) * scale,
             masks=_tensor(masks),
             overview=_tensor(overview) * scale if overview else empty,
-            drf=torch.tensor(drf),
+            drf=torch.tensor([scan.drf for scan in scans]),
             cases=len(self._mine),
             places=tuple(places),
-            spacing_mm=torch.tensor(spacing_mm),
+            spacing_mm=torch.tensor([scan.spacing_mm for scan in scans]),
+            shared=torch.tensor([scan.shared for scan in scans]),
+            peak=torch.tensor(peak) * scale,
             units=need.units,
         )
 
@@ -241,6 +255,11 @@ def _square(need: BatchSpec, spacing_mm: Sequence[float]) -> bool:
 
 def _tensor(arrays: list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]) -> Tensor:
     return torch.from_numpy(np.stack(arrays))
+
+
+def _peak(image: StoredImage) -> float:
+    """Largest value of a stored image, positive."""
+    return max(float(image.statistics["max"]), 1e-6)
 
 
 def _check_overview(size: int) -> None:

@@ -360,6 +360,7 @@ def test_runs_of_before_there_was_a_choice_are_the_same_runs() -> None:
     ("setting", "section", "stated"),
     [
         ("feed.augment=flips", "feed", {"augment": "flips"}),
+        ("feed.beyond=mirror", "feed", {"beyond": "mirror"}),
         ("engine.ema_decay=0.9", "engine", {"ema_decay": 0.9}),
         ("engine.warm_up_steps=3", "engine", {"warm_up_steps": 3}),
         ("engine.lr_decay=cosine", "engine", {"lr_decay": "cosine"}),
