@@ -16,7 +16,7 @@ from trainers.engine import EngineConfig, plain_engine, plain_engines
 from trainers.feed import Feed
 from trainers.feed_config import FeedConfig
 from trainers.habits import Engines
-from trainers.loop import AS_THEY_ARE, Gains, Leading, LoopConfig, fit
+from trainers.loop import AS_THEY_ARE, Gains, Leading, LoopConfig, Picture, fit
 from trainers.recipe import Batch, BatchSpec, EngineFactory, Metrics, State, Synthesizer, Tiling
 from trainers.validation import Best, Patches
 
@@ -128,6 +128,7 @@ def run(
     until: int | None = None,
     engines: Leading = AS_THEY_ARE,
     gains: Gains | None = None,
+    picture: Picture = lambda step, synthesizer: None,
     augment: Any = "none",
     streams: tuple[str, ...] = ("paired",),
     **settings: Any,
@@ -155,7 +156,7 @@ def run(
             folder=folder,
             meta={"recipe": "toy"},
             report=report,
-            picture=lambda step, synthesizer: None,
+            picture=picture,
             patches_per_step=2,
             engines=engines,
             validation=sources[1],
@@ -363,12 +364,17 @@ def test_what_is_scored_and_pictured_is_what_would_be_exported(cohort: Path, tmp
     recipe = Followed(make_engine=engines.make)
     seen = []
 
-    def gains(synthesizer: Synthesizer) -> Tensor:
+    def look(kind: str) -> None:
         exported = recipe.weights()
-        seen.append(all(torch.equal(p, exported[name]) for name, p in recipe.engine.module.named_parameters()))
+        same = all(torch.equal(p, exported[name]) for name, p in recipe.engine.module.named_parameters())
+        seen.append((kind, same))
+
+    def gains(synthesizer: Synthesizer) -> Tensor:
+        look("validation")
         return torch.zeros(1, dtype=torch.float64)
 
-    run(cohort, tmp_path, recipe, engines=engines, gains=gains, validate_every=5)
-    assert seen == [True, True]
+    often: dict[str, Any] = {"validate_every": 5, "picture_every": 10}
+    run(cohort, tmp_path, recipe, engines=engines, gains=gains, picture=lambda step, made: look("picture"), **often)
+    assert seen == [("validation", True), ("validation", True), ("picture", True)]
     exported = recipe.weights()
     assert not all(torch.equal(p, exported[name]) for name, p in recipe.engine.module.named_parameters())
