@@ -208,7 +208,7 @@ class Feed:
         nothing = np.zeros((1, 0, 0, 0), dtype=np.float32)
         for group, (name, image, boxes) in zip(self._groups(step), self.plan(step), strict=True):
             case = self._cases[name]
-            wanted = [channel_values(case.labels, roi) for roi in need.rois]
+            wanted = [channel_values(case.labels, name) for name in (*need.rois, *need.marked)]
             scan = scan_of(case.image(image))
             told = replace(scan, drf=math.nan, shared=0.0) if need.images == "target" else scan
             turns = [self._turned(need, scan.spacing_mm, group, place) for place in range(len(boxes))]
@@ -221,11 +221,11 @@ class Feed:
                 target.append(turned(end))
                 scans.append(told)
                 peak.append(1.0 if need.images == "source" else _peak(case.image(self._config.target)))
-                if wanted:
+                if any(wanted):
                     labels = case.image("labels").patch(box)
                     masks.append(turned(np.stack([np.isin(labels, values) for values in wanted]).astype(np.float32)))
                 else:
-                    masks.append(np.zeros((0, *box.shape), dtype=np.float32))
+                    masks.append(np.zeros((len(wanted), *box.shape), dtype=np.float32))
                 places.append(f"{name} {image} {box}")
             if need.overview:
                 _check_overview(need.overview)

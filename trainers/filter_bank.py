@@ -107,7 +107,10 @@ def no_voxels() -> NormalEquations:
 
 
 def normal_equations(
-    bank: Float[Tensor, "m n"], classed: Int[Tensor, " n"], target: Float[Tensor, " n"], weight: float
+    bank: Float[Tensor, "m n"],
+    classed: Int[Tensor, " n"],
+    target: Float[Tensor, " n"],
+    weight: float | Float[Tensor, " n"],
 ) -> NormalEquations:
     """Sum over ``n`` voxels of one case, in double precision and in a fixed order.
 
@@ -115,12 +118,17 @@ def normal_equations(
         bank: ``members`` of these voxels.
         classed: their ``classes``.
         target: what they should be.
-        weight: of every voxel; 1 / peak^2 makes the sum of squares that of the PSNR.
+        weight: of all voxels or of each; 1 / peak^2 makes the sum of squares that of the PSNR.
     """
     order = torch.argsort(classed, stable=True)
     sizes = torch.bincount(classed, minlength=CLASSES).tolist()
     rows = torch.cat([bank, target[None]])[:, order].double()
-    summed = torch.stack([(part @ part.mT)[:-1] for part in rows.split(sizes, dim=1)]) * weight
+    weighted = (
+        bank[:, order].double()
+        * torch.as_tensor(weight, dtype=torch.float64, device=bank.device).expand(len(classed))[order]
+    )
+    parts = zip(weighted.split(sizes, dim=1), rows.split(sizes, dim=1), strict=True)
+    summed = torch.stack([ours @ all_of.mT for ours, all_of in parts])
     return NormalEquations(summed[:, :, :-1].cpu().numpy(), summed[:, :, -1].cpu().numpy())
 
 

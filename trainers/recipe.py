@@ -28,6 +28,7 @@ class BatchSpec:
         patches_per_case: patches that one group holds, all of one case.
         sampler: weights of the samplers of ``storage.patches.SAMPLERS``, summing to 1.
         rois: names of the organs whose masks are read; empty for none.
+        marked: names of labels whose masks are read after those, and are 0 where a case has no such label.
         overview: edge length of the resized whole source volume, 0 for none.
         images: ``paired`` for source and target of one place; ``source`` or ``target`` for one alone, which may come
             from other patients (the run's unpaired ones for ``target``).
@@ -40,6 +41,7 @@ class BatchSpec:
     patches_per_case: int
     sampler: Mapping[str, float]
     rois: tuple[str, ...] = ()
+    marked: tuple[str, ...] = ()
     overview: int = 0
     images: Literal["paired", "source", "target"] = "paired"
     units: str = SUV
@@ -54,7 +56,7 @@ class Batch:
         source: (b, 1, z + 2 halo_z, y + 2 halo_y, x + 2 halo_x) what a network starts from: a PET on the run's
             intensity scale, or a CT in HU; (b, 1, 0, 0, 0) where the target alone was asked for.
         target: (b, 1, z, y, x) the PET wanted, on the same scale; (b, 1, 0, 0, 0) where the source alone was asked for.
-        masks: (b, k, z, y, x) 0 or 1, one channel per ROI asked for; k may be 0.
+        masks: (b, k, z, y, x) 0 or 1, one channel per ROI and label asked for; k may be 0.
         overview: (cases, 1, o, o, o) the whole source volume resized, on the same scale.
         drf: (b,) dose reduction factor of every source patch, as its image states it; NaN where it states none, and
             where the target alone was asked for.

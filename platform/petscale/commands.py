@@ -37,11 +37,12 @@ def _without_folders(word: str) -> str:
     return word if "://" in value else option + (Path(value).name or value)
 
 
-def demo(folder: Path = Path("demo"), seed: int = 0) -> None:
+def demo(folder: Path = Path("demo"), recipe: Literal["restore", "sgsgan"] = "restore", seed: int = 0) -> None:
     """Make a phantom cohort, simulate low dose, train, synthesize, evaluate and write a report, all in minutes.
 
     Args:
         folder: where everything is written; run the same command again to continue.
+        recipe: the system that is trained.
         seed: random seed of patients, scans and training.
     """
     from petscale.data.cohorts import fill_cohort
@@ -55,7 +56,7 @@ def demo(folder: Path = Path("demo"), seed: int = 0) -> None:
     plans = phantom_plans(DEMO_PATIENTS, demo_phantom(seed), demo_scan(seed), DEMO_DRFS)
     cohort, run = folder / "cohort", folder / "run"
     fill_cohort("phantoms", cohort, plans, strict=True, workers=None)
-    driver.train(cohort, run, runs.demo(seed), command=recorded())
+    driver.train(cohort, run, runs.DEMOS[recipe](seed), command=recorded())
     print(report_run(run, cohort, evaluate_run(run, cohort)).absolute())
 
 

@@ -83,6 +83,14 @@ SMALL: dict[str, dict[str, Any]] = {
         "epoch_samples": 2,
         "validate_batches": 1,
     },
+    "restore": {
+        "channels": (4, 4),
+        "patch": (16, 16, 16),
+        "margin": (4, 4, 4),
+        "patches_per_case": 1,
+        "bank_samples": 4,
+        "samples": 8,
+    },
     "red_cnn": {"channels": 4, "patch": (2, 24, 24), "patches_per_case": 1, "samples": 8},
 }
 

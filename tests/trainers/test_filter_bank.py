@@ -90,6 +90,17 @@ def test_sums_of_cases_are_the_sums_of_all_their_voxels() -> None:
     np.testing.assert_allclose(added.targets, whole.targets, rtol=1e-12)
 
 
+def test_a_voxel_of_weight_3_counts_as_three() -> None:
+    bank, classed, target = case(3)
+    weight = torch.ones(len(target))
+    weight[:100] = 3
+    found = filter_bank.normal_equations(bank, classed, target, weight)
+    again = filter_bank.normal_equations(bank[:, :100], classed[:100], target[:100], 2.0)
+    whole = filter_bank.normal_equations(bank, classed, target, 1.0) + again
+    np.testing.assert_allclose(found.products, whole.products, rtol=1e-12)
+    np.testing.assert_allclose(found.targets, whole.targets, rtol=1e-12)
+
+
 def squared_error(coefficients: NDArray[np.float64], bank: Tensor, classed: Tensor, target: Tensor) -> float:
     used = torch.from_numpy(coefficients)[classed]
     return float(((used * bank.T.double()).sum(1) - target.double()).square().sum())

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 GROUP = "petscale.systems"
 BUILT_IN: dict[str, str] = {
+    "restore": "trainers.systems.restore",
     "sgsgan": "trainers.systems.sgsgan",
     "cg_3dsrgan": "trainers.systems.cg_3dsrgan",
     "s3pet": "trainers.systems.s3pet",

@@ -1,12 +1,14 @@
 """Named runs: functions that return a RunConfig; each says what it reproduces, what it costs and what to expect."""
 
+from dataclasses import replace
+
 from petscale.config import ClusterConfig, RunConfig
 from petscale.splits import SplitConfig
 from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig
 from trainers.feed_config import FeedConfig
 from trainers.loop import LoopConfig
-from trainers.systems import sgsgan
+from trainers.systems import restore, sgsgan
 
 DEMO_PATIENTS = 6
 
@@ -24,6 +26,21 @@ def demo_scan(seed: int = 0) -> LowDoseConfig:
 
 
 def demo(seed: int = 0) -> RunConfig:
+    """restore on the demo's phantoms: a minute and a half of training on two cores.
+
+    Expected: at least 0.3 dB PSNR inside the body over the best adaptive filter.
+    """
+    return RunConfig(
+        recipe="restore",
+        model=restore.Config(bank_samples=160, samples=2000, margin=(8, 8, 8)),
+        feed=replace(restore.FEED, source=("low_drf20",), seed=seed),
+        loop=LoopConfig(log_every=10, save_every=100, picture_every=100, seed=seed),
+        split=SplitConfig(test_fraction=0.34, seed=seed),
+        cluster=ClusterConfig(workers=2),
+    )
+
+
+def demo_of_sgsgan(seed: int = 0) -> RunConfig:
     """SGSGAN-DCITN on the demo's phantoms: minutes on two cores, not the paper's weeks on a V100.
 
     Deviations from the paper, all for the clock: 32^3 patches, a narrow critic, a few hundred steps of phase 1 only.
@@ -43,6 +60,9 @@ def demo(seed: int = 0) -> RunConfig:
         split=SplitConfig(test_fraction=0.34, seed=seed),
         cluster=ClusterConfig(workers=2),
     )
+
+
+DEMOS = {"restore": demo, "sgsgan": demo_of_sgsgan}
 
 
 def sarcoma() -> RunConfig:
