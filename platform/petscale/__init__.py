@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from petscale.api import (
+        Average,
         Case,
         Cohort,
         IngestResult,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         Run,
         Scores,
         Study,
+        average,
         compare,
         configure,
         evaluate,
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from storage.source import Grid
 
 __all__ = [
+    "Average",
     "Case",
     "Cohort",
     "Grid",
@@ -63,6 +66,7 @@ __all__ = [
     "RunConfig",
     "Scores",
     "Study",
+    "average",
     "compare",
     "configure",
     "evaluate",

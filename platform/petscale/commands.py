@@ -429,6 +429,9 @@ def synthesize(
     run: Positional[Annotated[Path, arg(metavar="RUN")]],
     source: Positional[Annotated[Path, arg(metavar="SOURCE")]],
     output: Path | None = None,
+    runs: tuple[Path, ...] = (),
+    flips: tuple[Literal["z", "y", "x"], ...] = (),
+    deviation: Path | None = None,
     case: str | None = None,
     image: str | None = None,
     units: nifti.Units = "SUVbw",
@@ -438,10 +441,16 @@ def synthesize(
 ) -> None:
     """Estimate the full-dose PET of a low-dose PET or, by a run that starts from CT, of a CT.
 
+    With several runs, or mirror images of the scan, the result is the mean of their images.
+
     Args:
-        run: a finished run.
+        run: a finished run, or a folder of petscale folds, which stands for all of its folds.
         source: a NIfTI file or a DICOM series' folder of the run's kind of scan, or a cohort's folder with --case.
         output: the NIfTI file or DICOM folder to write, of the same kind as the input; --case writes into the run.
+        runs: further runs to average over; a run that is named twice counts once.
+        flips: axes along which the scan is mirrored too: x makes 2 images to average, y x make 4, z y x make 8.
+        deviation: where to write the standard deviation of the averaged images (ddof 1), as the output; for a case a
+            NIfTI file in SUV.
         case: name of a case when SOURCE is a cohort.
         image: the case's image to start from; default: the first one that the run was trained on.
         units: unit of a NIfTI PET and of its result; the result from a CT is in SUVbw.
@@ -449,26 +458,29 @@ def synthesize(
         dose_mbq: replaces the header's value.
         injection_time: replaces the header's value.
     """
+    from petscale.averages import check_deviation, open_estimator
     from petscale.data.ingest import Files
-    from petscale.inference import check_effect, open_run, synthesize_ct, synthesize_pet, synthesize_told
+    from petscale.inference import check_effect, synthesize_ct, synthesize_pet, synthesize_told
     from storage.reader import open_cohort
 
-    trained = open_run(run)
+    estimator = open_estimator(run, runs, flips)
     overrides = suv.Overrides(weight_kg=weight_kg, dose_mbq=dose_mbq, injection_time=injection_time)
-    check_effect(trained, overrides, image=image, stored=case is not None)
+    check_effect(estimator, overrides, image=image, stored=case is not None)
+    check_deviation(estimator, deviation)
     if case is not None:
         if output is not None:
             raise InputError(
                 "CFG_OUTPUT", where="--output", found="given with --case", remedy="a case's result goes into the run"
             )
-        print(synthesize_told(trained, run, open_cohort(source).case(case), image).folder)
+        print(synthesize_told(estimator, run, open_cohort(source).case(case), image, deviation).folder)
         return
     if output is None:
         raise InputError("CFG_OUTPUT", where="--output", found="missing", remedy="name a new .nii.gz file or folder")
-    if trained.units == HU:
-        synthesize_ct(trained, source, output)
+    if estimator.on.units == HU:
+        synthesize_ct(estimator, source, output, deviation)
     else:
-        synthesize_pet(trained, Files(pet=source, units=units, units_from="layout", overrides=overrides), output)
+        files = Files(pet=source, units=units, units_from="layout", overrides=overrides)
+        synthesize_pet(estimator, files, output, deviation)
     print(output)
 
 
@@ -477,21 +489,25 @@ def submission(
     source: Positional[Annotated[Path, arg(metavar="SOURCE")]],
     output: Positional[Annotated[Path, arg(metavar="OUTPUT")]],
     table: Path | None = None,
+    runs: tuple[Path, ...] = (),
+    flips: tuple[Literal["z", "y", "x"], ...] = (),
 ) -> None:
     """Estimate the full dose of every .nii.gz of a folder in Bq/mL, under the same names: a UDPET submission.
 
     Run the same command again to continue; files that are whole are kept.
 
     Args:
-        run: a finished run that starts from low-dose PET.
+        run: a finished run that starts from low-dose PET, or a folder of petscale folds, which stands for all folds.
         source: a folder of .nii.gz files in Bq/mL.
         output: the folder to write.
         table: CSV with NiftiFileName, PatientWeight_kg and RadionuclideTotalDose_Bq; default: the only one in SOURCE.
+        runs: further runs to average over.
+        flips: axes along which every scan is mirrored too, and all images averaged.
     """
-    from petscale.inference import open_run
+    from petscale.averages import open_estimator
     from petscale.submission import submit_folder
 
-    for path in submit_folder(open_run(run), run, source, output, table):
+    for path in submit_folder(open_estimator(run, runs, flips), source, output, table):
         print(path)
 
 

@@ -133,7 +133,7 @@ def test_a_cohort_is_opened_without_torch() -> None:
 FOR_A_TERMINAL = {  # what files and a screen need
     "phantom": {"layout"},
     "ingest": {"dry_run"},
-    "synthesize": {"output", "case"},
+    "synthesize": {"output", "case", "deviation"},
     "inspect": {"cases", "json"},
     "compare": {"json"},
 }

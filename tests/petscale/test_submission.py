@@ -206,4 +206,4 @@ def test_a_run_from_ct_makes_no_submission(run: Path, flat: Path, tmp_path: Path
 
     trained = replace(open_run(run), on=TrainedOn("HU", (1.0, 1.0, 1.0)))
     with pytest.raises(InputError, match="SET_WRONG_UNITS"):
-        submission.submit_folder(trained, run, flat, tmp_path / "out")
+        submission.submit_folder(trained, flat, tmp_path / "out")

@@ -16,11 +16,12 @@ from petscale.api.cohorts import (
     remove,
     simulate,
 )
-from petscale.api.results import Page, Scores, evaluate, report, synthesize
+from petscale.api.results import Average, Page, Scores, average, evaluate, report, synthesize
 from petscale.api.training import Run, configure, open_run, train
 from petscale.api.tuning import Study, open_study, tune
 
 __all__ = [
+    "Average",
     "Case",
     "Cohort",
     "IngestResult",
@@ -28,6 +29,7 @@ __all__ = [
     "Run",
     "Scores",
     "Study",
+    "average",
     "compare",
     "configure",
     "evaluate",

@@ -3,10 +3,11 @@
 import html
 import io
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from petscale.api.cohorts import Case, Cohort, PathLike, open_cohort
 from petscale.api.training import Run
@@ -19,12 +20,18 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from petscale.evaluation.scores import Evaluation
+    from petscale.inference import Estimate, Estimator
+
+
+Source = Image | PathLike | Case | tuple[Cohort | PathLike, str]
 
 
 def synthesize(
     run: Run | PathLike,
-    source: Image | PathLike | Case | tuple[Cohort | PathLike, str],
+    source: Source,
     *,
+    runs: Sequence[Run | PathLike] = (),
+    flips: Sequence[Literal["z", "y", "x"]] = (),
     image: str | None = None,
     units: nifti.Units = "SUVbw",
     weight_kg: float | None = None,
@@ -33,10 +40,15 @@ def synthesize(
 ) -> Image:
     """Estimate the full-dose PET of a low-dose PET or, by a run that starts from CT, of a CT.
 
+    With several runs, or mirror images of the scan, the result is the mean of their images; ``average`` gives their
+    standard deviation beside it.
+
     Args:
-        run: a finished run, or its folder.
+        run: a finished run, or its folder; or a folder of ``petscale folds``, which stands for all of its folds.
         source: an image in SUVbw (or HU) in memory; a NIfTI file; a DICOM series' folder; or a case of a cohort, as
             ``cohort["name"]`` or (cohort, name), whose result is kept in the run's folder.
+        runs: further runs to average over; a run that is named twice counts once.
+        flips: axes along which the scan is mirrored too: one makes 2 images to average, two make 4, three make 8.
         image: of a case, the image to start from; default: the first one that the run was trained on.
         units: unit of a NIfTI PET.
         weight_kg: used instead of the header's, and for a NIfTI PET in Bq/mL.
@@ -50,7 +62,7 @@ def synthesize(
 
     Raises:
         InputError: CKPT_NONE, CKPT_DAMAGED; SET_WRONG_UNITS, IMG_VOXEL_SIZE or IMG_UNITS for a scan that is too
-            different from those trained on; CFG_NO_EFFECT; and whatever is wrong with the input.
+            different from those trained on; SET_RUNS_DIFFER; CFG_NO_EFFECT; and whatever is wrong with the input.
 
     >>> low = petscale.open_cohort("cohort")["phantom-001"]["low_drf20"]
     >>> made = petscale.synthesize(run, low)
@@ -60,34 +72,129 @@ def synthesize(
     >>> bool((same.voxels == made.voxels).all())
     True
     """
-    from petscale.data.ingest import Files, open_ct, open_pet
-    from petscale.inference import check_effect, synthesize_image, synthesize_told
-    from petscale.inference import open_run as open_trained
+    from petscale.inference import synthesize_told
 
-    folder = _folder(run)
-    trained = open_trained(folder)
+    options = (image, units, suv.Overrides(weight_kg=weight_kg, dose_mbq=dose_mbq, injection_time=injection_time))
+    estimator = _opened(run, runs, flips)
+    scan = _scan(source)
+    if isinstance(scan, Case):
+        _check(estimator, scan, *options)
+        return Image.of(synthesize_told(estimator, _folder(run), scan.stored, image))
+    with _estimated(estimator, scan, *options) as estimate:
+        return Image.of(estimate.mean)
+
+
+@dataclass(frozen=True)
+class Average:
+    """Several images of one scan, averaged.
+
+    Args:
+        mean: in SUVbw, 0 or above.
+        deviation: standard deviation of the images in SUVbw (ddof 1), on the same grid.
+    """
+
+    mean: Image
+    deviation: Image
+
+
+def average(
+    run: Run | PathLike,
+    source: Source,
+    *,
+    runs: Sequence[Run | PathLike] = (),
+    flips: Sequence[Literal["z", "y", "x"]] = (),
+    image: str | None = None,
+    units: nifti.Units = "SUVbw",
+    weight_kg: float | None = None,
+    dose_mbq: float | None = None,
+    injection_time: str | None = None,
+) -> Average:
+    """Do what ``synthesize`` does with several runs or mirror images, and give their standard deviation too.
+
+    Nothing is kept, also of a case.  The arguments are those of ``synthesize``.
+
+    Raises:
+        InputError: CFG_NO_EFFECT for one run without flips, whose single image has no deviation; those of
+            ``synthesize``.
+
+    >>> both = petscale.average(run, ("cohort", "phantom-001"), flips=["x"])
+    >>> both.mean.units, both.deviation.units, both.deviation.grid.matches(both.mean.grid)
+    ('SUVbw', 'SUVbw', True)
+    >>> bool((both.deviation.voxels >= 0).all()), both.mean.provenance["images_averaged"]
+    (True, 2)
+    """
+    from petscale.averages import check_deviation
+
+    estimator = _opened(run, runs, flips)
+    check_deviation(estimator, Path("deviation"))
+    overrides = suv.Overrides(weight_kg=weight_kg, dose_mbq=dose_mbq, injection_time=injection_time)
+    with _estimated(estimator, _scan(source), image, units, overrides) as estimate:
+        assert estimate.deviation is not None, "just checked"
+        return Average(Image.of(estimate.mean), Image.of(estimate.deviation))
+
+
+def _opened(
+    run: Run | PathLike, runs: Sequence[Run | PathLike], flips: Sequence[Literal["z", "y", "x"]]
+) -> "Estimator":
+    from petscale.averages import open_estimator
+
+    return open_estimator(_folder(run), [_folder(other) for other in runs], flips)
+
+
+def _scan(source: Source) -> Image | PathLike | Case:
     if isinstance(source, tuple):
         cohort, name = source
-        source = open_cohort(cohort.folder if isinstance(cohort, Cohort) else cohort)[name]
-    overrides = suv.Overrides(weight_kg=weight_kg, dose_mbq=dose_mbq, injection_time=injection_time)
-    check_effect(trained, overrides, image=image, stored=isinstance(source, Case), read=isinstance(source, Image))
-    if isinstance(source, Case):
-        return Image.of(synthesize_told(trained, folder, source.stored, image))
+        return open_cohort(cohort.folder if isinstance(cohort, Cohort) else cohort)[name]
+    return source
+
+
+def _check(
+    estimator: "Estimator",
+    scan: Image | PathLike | Case,
+    image: str | None,
+    units: nifti.Units,
+    overrides: suv.Overrides,
+) -> None:
+    from petscale.inference import check_effect
+
+    check_effect(estimator, overrides, image=image, stored=isinstance(scan, Case), read=isinstance(scan, Image))
+
+
+@contextmanager
+def _estimated(
+    estimator: "Estimator",
+    scan: Image | PathLike | Case,
+    image: str | None,
+    units: nifti.Units,
+    overrides: suv.Overrides,
+) -> Iterator["Estimate"]:
+    """What is made of a scan, as long as its files lie on disk."""
+    from petscale.data.ingest import Files, open_ct, open_pet
+    from petscale.inference import synthesize_image
+    from petscale.plausibility import tell
+
+    _check(estimator, scan, image, units, overrides)
     with tempfile.TemporaryDirectory(prefix="petscale-") as name:
         scratch = Path(name)
-        if isinstance(source, Image):
-            if source.units != trained.units:
+        if isinstance(scan, Case):
+            start = image or estimator.config.feed.source[0]
+            differences = estimator.check(scan.stored, start)
+            tell(f"case {scan.stored.name}", differences)
+            yield estimator.estimate(scan.stored, start, scratch, differences)
+        elif isinstance(scan, Image):
+            if scan.units != estimator.on.units:
                 raise InputError(
                     "SET_WRONG_UNITS",
                     where="image",
-                    found=f"in {source.units}, this run starts from {trained.units}",
+                    found=f"in {scan.units}, this run starts from {estimator.on.units}",
                     remedy="give the kind of scan that the run was trained on, in that unit",
                 )
-            return Image.of(synthesize_image(trained, source, scratch))
-        if trained.units == HU:
-            return Image.of(synthesize_image(trained, open_ct(Path(source), scratch), scratch))
-        scan, _ = open_pet(Files(pet=Path(source), units=units, units_from="layout", overrides=overrides), scratch)
-        return Image.of(synthesize_image(trained, scan, scratch))
+            yield synthesize_image(estimator, scan, scratch)
+        elif estimator.on.units == HU:
+            yield synthesize_image(estimator, open_ct(Path(scan), scratch), scratch)
+        else:
+            files = Files(pet=Path(scan), units=units, units_from="layout", overrides=overrides)
+            yield synthesize_image(estimator, open_pet(files, scratch)[0], scratch)
 
 
 def evaluate(
