@@ -369,6 +369,44 @@ def train(options: TrainOptions, config: "RunConfig") -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FoldsOptions:
+    """Options of ``petscale folds`` beside the fields of the runs' configuration.
+
+    Args:
+        cohort: folder of the cohort.
+        others: folders of further cohorts, read as one with the first.
+        run: folder of all folds, a run in each of its fold-0, fold-1, ...; made, or continued.
+        k: number of folds; default: split.folds, or what the cohort states (split.fold-tag), or 5.
+        recipe: name of the system; each system has its own defaults.
+        config: a YAML or JSON file with the same names, or the config.json of a run, to start from.
+        set: settings of the form section.field=value, as in older commands.
+        workers: training processes, short for --cluster.workers.
+        device: cpu or cuda, short for --cluster.device.
+    """
+
+    cohort: Positional[Annotated[Path, arg(metavar="COHORT")]]
+    others: Positional[Annotated[tuple[Path, ...], arg(metavar="COHORT")]] = ()
+    run: Path
+    k: int | None = None
+    recipe: str = "sgsgan"
+    config: Path | None = None
+    set: tuple[str, ...] = ()
+    workers: int | None = None
+    device: Literal["cpu", "cuda"] | None = None
+
+
+def folds(options: FoldsOptions, config: "RunConfig") -> None:
+    """Train a run per fold and score every patient once, by the run that never saw him or her.
+
+    Run the same command again to continue; a fold that is trained is not trained again.
+    """
+    from petscale.training.folds import train_folds
+
+    train_folds(options.cohort, options.run, config, k=options.k, command=recorded(), others=options.others)
+    print(options.run)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TuneOptions:
     """Options of ``petscale tune`` beside the fields of the configuration that trials vary.
 
@@ -758,6 +796,7 @@ COMMANDS = {
     "compare": Command("data", compare),
     "remove": Command("data", remove),
     "train": Command("train", train, TrainOptions, writes="run"),
+    "folds": Command("train", folds, FoldsOptions, writes="run"),
     "tune": Command("train", tune, TuneOptions, writes="study"),
     "experiment": Command("train", experiment, writes="folder"),
     "synthesize": Command("evaluate", synthesize, writes="run"),
