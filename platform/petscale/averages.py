@@ -263,11 +263,20 @@ def open_estimator(run: Path, more: Sequence[Path] = (), flips: Sequence[Axis] =
     axes = tuple(index for index, axis in enumerate(AXES) if axis in flips)
     if len(folders) == 1 and not axes:
         return open_run(folders[0])
-    names = names_of(folders)
-    # Every run's weights are read now and again at its turn: a damaged file is told before an hour's work, not after.
-    members = [_member(folder, name) for folder, name in zip(folders, names, strict=True)]
+    return Ensemble(open_members(folders), axes)
+
+
+def open_members(runs: Sequence[Path]) -> tuple[Member, ...]:
+    """Open runs whose images are to be averaged.
+
+    Every run's weights are read now, and again at its turn: a damaged file is told before an hour's work, not after.
+
+    Raises:
+        InputError: those of ``open_run`` for each run; SET_RUNS_DIFFER.
+    """
+    members = tuple(_member(run, name) for run, name in zip(runs, names_of(runs), strict=True))
     _check_alike(members)
-    return Ensemble(tuple(members), axes)
+    return members
 
 
 def runs_of(folders: Iterable[Path]) -> list[Path]:

@@ -325,7 +325,7 @@ def remove(
     Args:
         cohort: folder of the cohort.
         cases: names of the cases.
-        runs: folders of runs or studies: what they hold of the cases is removed; those that were trained on them are
+        runs: folders of runs, folds or studies: what they hold of the cases is removed; those that were trained on them are
             named, for weights cannot be cleaned.
     """
     from petscale.data.removal import remove_cases
@@ -562,6 +562,8 @@ def evaluate(
     tolerance_mm: float = 0.0,
     source: tuple[str, ...] = (),
     preset: tuple[str, ...] = (),
+    runs: tuple[Path, ...] = (),
+    flips: tuple[Literal["z", "y", "x"], ...] = (),
 ) -> None:
     """Synthesize a run's test cases and score them beside baselines that need no network.
 
@@ -582,6 +584,8 @@ def evaluate(
         tolerance_mm: the largest distance between a detection and its lesion.
         source: images to start from, where the cohort calls them otherwise than the run's own.
         preset: conventions of scoring beside the run's own: udpet2022, s3pet, sgsgan, cascade.
+        runs: further runs or folds: the mean of their images is scored, each case by the runs that never saw it.
+        flips: axes along which every scan is mirrored too: the mean over all mirror images is scored.
     """
     from petscale import api
 
@@ -598,7 +602,36 @@ def evaluate(
         source=source,
         preset=preset,
         others=others,
+        runs=runs,
+        flips=flips,
     )
+
+
+def best(
+    runs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN")]],
+    cohort: Path | None = None,
+    json: Path | None = None,
+) -> None:
+    """Compare runs, or folds, of the same patients and name the best, by PSNR inside the body, with margin and p.
+
+    Folds are compared by all patients, each scored by the run that never saw him or her; single runs by their test
+    patients, which is then said, or with --cohort by their validation patients.  Means that petscale evaluate --runs
+    or --flips has scored take part.
+
+    Args:
+        runs: folders of evaluated runs, or of petscale folds.
+        cohort: the cohort of single runs, to score their validation patients on.
+        json: write all of it into this file.
+    """
+    from petscale.evaluation.best import rank, show
+    from storage.integrity import write_json
+
+    found = rank(runs, cohort)
+    show(found)
+    if json is not None:
+        write_json(json, found.to_json())
+    for folder in found.best.folders:
+        print(folder)
 
 
 def report(
@@ -802,6 +835,7 @@ COMMANDS = {
     "synthesize": Command("evaluate", synthesize, writes="run"),
     "submission": Command("evaluate", submission, writes="output"),
     "evaluate": Command("evaluate", evaluate, writes="run"),
+    "best": Command("evaluate", best),
     "report": Command("evaluate", report, writes="run"),
     "dashboard": Command("evaluate", dashboard, in_a_job=False),
     "submit": Command("cluster", submit, in_a_job=False),

@@ -16,23 +16,26 @@ from petscale.api.cohorts import (
     remove,
     simulate,
 )
-from petscale.api.results import Average, Page, Scores, average, evaluate, report, synthesize
-from petscale.api.training import Run, configure, open_run, train
+from petscale.api.results import Average, Comparison, Page, Scores, average, best, evaluate, report, synthesize
+from petscale.api.training import Run, configure, folds, open_run, train
 from petscale.api.tuning import Study, open_study, tune
 
 __all__ = [
     "Average",
     "Case",
     "Cohort",
+    "Comparison",
     "IngestResult",
     "Page",
     "Run",
     "Scores",
     "Study",
     "average",
+    "best",
     "compare",
     "configure",
     "evaluate",
+    "folds",
     "ingest",
     "inspect",
     "open_cohort",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from petscale.api.cohorts import Case, Cohort, PathLike, open_cohort
 from petscale.api.training import Run
+from petscale.folders import FOLDS
 from petscale.images import Image
 from storage import nifti, suv
 from storage.errors import InputError
@@ -19,6 +20,7 @@ from storage.source import HU
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from petscale.evaluation.best import Ranking
     from petscale.evaluation.scores import Evaluation
     from petscale.inference import Estimate, Estimator
 
@@ -211,6 +213,8 @@ def evaluate(
     source: Sequence[str] = (),
     preset: Sequence[str] = (),
     others: Sequence[Cohort | PathLike] = (),
+    runs: Sequence[Run | PathLike] = (),
+    flips: Sequence[Literal["z", "y", "x"]] = (),
 ) -> dict[str, "Scores"]:
     """Synthesize a run's test cases and score them beside what needs no network.
 
@@ -231,23 +235,37 @@ def evaluate(
         source: images to start from, where the cohort calls them otherwise than the run's own.
         preset: conventions of scoring beside the run's own: udpet2022, s3pet, sgsgan, cascade.
         others: further cohorts, as they were given to ``train``.
+        runs: further runs or folds: the mean of their images is scored, each case by the runs that never saw it.
+        flips: axes along which every scan is mirrored too: the mean over all mirror images is scored.
 
     Returns:
-        Name of the image that the run starts from -> its scores.
+        Name of the image that the run starts from -> its scores; of a mean, patient by patient.
 
     Raises:
         InputError: SET_NO_TEST, SET_NO_LABELS, SET_CASE_CHANGED, CKPT_NONE, STORE_DAMAGED, CFG_SET, CFG_CHOICE;
+            SET_RUNS_DIFFER, and CFG_NO_EFFECT for ``unet_score`` or ``detect`` of a mean;
             for another cohort SET_NO_IMAGE, IMG_VOXEL_SIZE, SET_COHORT_NAME.
 
     >>> scores = petscale.evaluate(run, "cohort")
     >>> list(scores)
     ['low_drf20']
     """
+    from petscale.evaluation.averages import evaluate_average
     from petscale.evaluation.run import evaluate_run, make_segmenter
     from trainers.metrics.detection import DetectionConfig
     from trainers.organ_segmenter import OrganSegmenterConfig
 
     folder, place, rest = _folder(run), _folder(cohort), [_folder(other) for other in others]
+    if runs or flips or (folder / FOLDS).is_file():
+        for option, given in (("--unet-score", unet_score), ("--detect", detect), ("--within", within)):
+            if given:
+                raise InputError(
+                    "CFG_NO_EFFECT", where=option, found="not scored for a mean of runs", remedy="leave it out"
+                )
+        means = evaluate_average(
+            [folder, *map(_folder, runs)], place, flips=flips, others=rest, sources=source, presets=preset
+        )
+        return {name: Scores(evaluation) for name, evaluation in means.items()}
     segmenter = None
     if unet_score:
         config = OrganSegmenterConfig(rois=tuple(unet_score), samples=segmenter_samples, channels=segmenter_channels)
@@ -327,6 +345,88 @@ class Scores:
             definition = line.definition.sentences()
             definition["rule_region"] = definition.pop("region")
             rows.append(about | {"mean": line.mean, "sd": line.sd, "num_cases": line.num_cases} | definition)
+        return pandas.DataFrame(rows)
+
+
+def best(runs: Sequence[Run | PathLike], *, cohort: Cohort | PathLike | None = None) -> "Comparison":
+    """Compare runs, or folds, of the same patients and name the best, by PSNR inside the body.
+
+    Folds are compared by all patients, each scored by the run that never saw him or her; single runs by their test
+    patients, which ``statement`` then says, or with a cohort by their validation patients.  Means that ``evaluate`` has
+    scored with ``runs`` or ``flips`` take part.
+
+    Args:
+        runs: evaluated runs, or folders of folds.
+        cohort: the cohort of single runs, to score their validation patients on.
+
+    Raises:
+        InputError: SET_RUNS_DIFFER, SET_EVALUATION, SET_NO_VALIDATION, CFG_NO_EFFECT, CFG_RUN_FOLDER, CFG_RANGE.
+
+    >>> _ = petscale.evaluate(run, "cohort", flips=["x"])
+    >>> found = petscale.best([run])
+    >>> sorted(found.table()["name"]), found.table()["patients"].tolist()
+    (['run', 'run, mirrored along x'], [1, 1])
+    >>> found.statement[:57]
+    'WARNING: compared by the 1 test patients of a single split'
+    """
+    from petscale.evaluation.best import rank
+
+    return Comparison(rank([_folder(run) for run in runs], None if cohort is None else _folder(cohort)))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs or folds from the best to the worst.
+
+    Args:
+        ranking: the comparison as the platform keeps it.
+
+    >>> found.verdict.split(":")[0]
+    'best'
+    """
+
+    ranking: "Ranking"
+
+    @property
+    def best(self) -> tuple[Path, ...]:
+        """Folders of the best; several for a mean."""
+        return self.ranking.best.folders
+
+    @property
+    def verdict(self) -> str:
+        """Which is the best, by how much, and whether that may be chance."""
+        return self.ranking.verdict()
+
+    @property
+    def statement(self) -> str:
+        """Whose scores these are, and what follows from that."""
+        return self.ranking.statement
+
+    def table(self) -> "DataFrame":
+        """Return a row per candidate, the best first.
+
+        Columns: ``name``, ``patients``, ``psnr_body_db`` and ``psnr_lesions_db`` (means over patients, NaN without
+        lesions), and of all but the best ``best_over_it_db`` with ``p_value`` (Wilcoxon, NaN for fewer than six).
+
+        >>> found.table().columns.tolist()
+        ['name', 'patients', 'psnr_body_db', 'psnr_lesions_db', 'best_over_it_db', 'p_value']
+        """
+        import numpy as np
+        import pandas
+
+        rows = []
+        for one, gain in zip(self.ranking.candidates, (None, *self.ranking.margins), strict=True):
+            lesions = list(one.lesions_db.values())
+            rows.append(
+                {
+                    "name": one.name,
+                    "patients": len(one.psnr_db),
+                    "psnr_body_db": float(np.mean(list(one.psnr_db.values()))),
+                    "psnr_lesions_db": float(np.mean(lesions)) if lesions else float("nan"),
+                    "best_over_it_db": gain.mean if gain else float("nan"),
+                    "p_value": float("nan") if gain is None or gain.p_value is None else gain.p_value,
+                }
+            )
         return pandas.DataFrame(rows)
 
 
