@@ -325,8 +325,8 @@ def remove(
     Args:
         cohort: folder of the cohort.
         cases: names of the cases.
-        runs: folders of runs, folds or studies: what they hold of the cases is removed; those that were trained on them are
-            named, for weights cannot be cleaned.
+        runs: folders of runs, folds or studies: what they hold of the cases is removed; those that were trained on them
+            are named, for weights cannot be cleaned.
     """
     from petscale.data.removal import remove_cases
 

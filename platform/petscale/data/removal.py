@@ -44,8 +44,8 @@ def remove_cases(cohort: Path, cases: Sequence[str], runs: Sequence[Path] = ()) 
     Args:
         cohort: folder of the cohort.
         cases: names; also of a case whose folder was deleted by hand and that the catalog still lists.
-        runs: folders of runs, of folds, or of studies.  Synthesized volumes, scores, reports and pictures of the cases are
-            removed from them; weights, checkpoints and the run's record stay.
+        runs: folders of runs, of folds, or of studies.  Synthesized volumes, scores, reports and pictures of the cases
+            are removed from them; weights, checkpoints and the run's record stay.
 
     Returns:
         A sentence for each thing that was done, and for each run that saw a case.
