@@ -32,7 +32,7 @@ from petscale.inference import (
     store_result,
 )
 from petscale.plausibility import VOXEL_WARNING, TrainedOn, check_scan
-from storage import nifti
+from storage import nifti, remote
 from storage.errors import InputError
 from storage.reader import Case, StoredImage
 from storage.source import HU, Grid
@@ -280,7 +280,11 @@ def open_members(runs: Sequence[Path]) -> tuple[Member, ...]:
 
 
 def runs_of(folders: Iterable[Path]) -> list[Path]:
-    """Return the runs that folders of runs and of folds stand for, each once, in order."""
+    """Return the runs that folders of runs and of folds stand for, each once, in order.
+
+    Raises:
+        InputError: CLU_URL.
+    """
     found: dict[Path, Path] = {}
     for folder in itertools.chain.from_iterable(map(_runs_in, folders)):
         found.setdefault(folder.resolve(), folder)
@@ -288,6 +292,13 @@ def runs_of(folders: Iterable[Path]) -> list[Path]:
 
 
 def _runs_in(folder: Path) -> Iterator[Path]:
+    if url := remote.url_of(folder):
+        raise InputError(
+            "CLU_URL",
+            where=url,
+            found="several runs are read from folders",
+            remedy="copy them to shared storage, or name one run alone",
+        )
     if not (folder / FOLDS).is_file():
         yield folder
         return

@@ -95,8 +95,6 @@ def run(command: Command, arguments: Mapping[str, Any]) -> None:
     with ExitStack() as stack:
 
         def here(name: str, value: Any) -> Any:
-            if isinstance(value, tuple):
-                return tuple(here("", one) for one in value)  # further runs or cohorts, which are read only
             if not isinstance(value, Path):
                 return value
             purpose = command.function.__name__ if name == command.writes else ""

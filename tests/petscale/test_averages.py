@@ -218,6 +218,7 @@ def test_what_cannot_be_averaged_or_written_is_refused_and_leaves_nothing(
     for asked, told in (
         (words([runs[0], ct], suv, out), "SET_RUNS_DIFFER ct: starts from HU, one SUVbw"),
         (words([runs[0], empty], suv, out), "CKPT_NONE run empty, weights.safetensors"),
+        (["synthesize", runs[0], suv, "--output", out, "--runs", "s3://bucket/run"], "CLU_URL s3://bucket/run"),
         (words(runs, suv, out, "--deviation", out), "CFG_OUTPUT --deviation"),
         (words(runs, suv, out, "--deviation", there), "DISK_EXISTS there.nii"),
         (words(runs, suv, out, "--deviation", tmp_path / "series"), "IMG_FORMAT series"),
