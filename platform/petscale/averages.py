@@ -245,7 +245,8 @@ class Deviation:
 
     def read(self, z0: int, z1: int) -> NDArray[np.float32]:
         """Return the slab ``z0 <= z < z1``, with ddof 1."""
-        return np.sqrt(self.squares.read(z0, z1) / np.float32(self.count - 1), dtype=np.float32)
+        variance: NDArray[np.float32] = self.squares.read(z0, z1) / np.float32(self.count - 1)
+        return np.sqrt(variance)
 
 
 def open_estimator(run: Path, more: Sequence[Path] = (), flips: Sequence[Axis] = ()) -> Estimator:

@@ -642,14 +642,13 @@ def report(
     """Write a run's report, one HTML file that needs no network; a run without scores is evaluated first.
 
     Args:
-        run: an evaluated run.
+        run: an evaluated run, or a folder of petscale folds: one page about all of its patients.
         cohort: the cohort it was evaluated on, its own or another one.
         others: further cohorts that it was evaluated on together with the first.
     """
-    from petscale.evaluation.run import read_evaluations
-    from petscale.reporting.run import report_run
+    from petscale import api
 
-    print(report_run(run, cohort, read_evaluations(run, cohort, others=others), others=others))
+    print(api.report(run, cohort, others=others).path)
 
 
 def dashboard(

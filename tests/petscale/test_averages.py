@@ -126,7 +126,9 @@ def symmetric(run: Path) -> dict[str, torch.Tensor]:
     """The run's weights with kernels that no mirror changes."""
     tensors, _ = checkpoint.read_weights(run / WEIGHTS)
     return {
-        name: sum(value.flip(axes) for axes in ((), (3,), (4,), (3, 4))) / 4 if value.dim() == 5 else value
+        name: torch.stack([value.flip(axes) for axes in ((), (3,), (4,), (3, 4))]).mean(0)
+        if value.dim() == 5
+        else value
         for name, value in tensors.items()
     }
 

@@ -202,7 +202,7 @@ def test_a_mirrored_box_holds_the_same_voxels_backwards(
     box = PatchLocation(start, (7, 5, 9))
     z, y, x = (slice(a + 60, b + 60) for a, b in zip(box.start, box.stop, strict=True))
     seen = Mirrored(image, tuple(axes))
-    np.testing.assert_array_equal(seen.patch(box), np.flip(whole, axes)[z, y, x])
+    np.testing.assert_array_equal(seen.patch(box), np.flip(whole, tuple(axes))[z, y, x])
     assert seen.across(seen.across(box)) == box
 
 

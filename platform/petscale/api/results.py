@@ -434,7 +434,7 @@ def report(run: Run | PathLike, cohort: Cohort | PathLike, *, others: Sequence[C
     """Write a run's report from its scores (evaluating it first if need be): one HTML file that needs no network.
 
     Args:
-        run: an evaluated run.
+        run: an evaluated run, or a folder of folds: one page about all of its patients.
         cohort: the cohort it was evaluated on, its own or another one.
         others: further cohorts, as they were given to ``evaluate``.
 
@@ -449,9 +449,12 @@ def report(run: Run | PathLike, cohort: Cohort | PathLike, *, others: Sequence[C
     'report.html'
     """
     from petscale.evaluation.run import read_evaluations
+    from petscale.reporting.folds import report_folds
     from petscale.reporting.run import report_run
 
     folder, place, rest = _folder(run), _folder(cohort), [_folder(other) for other in others]
+    if (folder / FOLDS).is_file():
+        return Page(report_folds(folder, place, others=rest))
     return Page(report_run(folder, place, read_evaluations(folder, place, others=rest), others=rest))
 
 

@@ -291,8 +291,8 @@ def _means(entries: Sequence[_Entry]) -> list[_Entry]:
     found: dict[tuple[tuple[str, ...], tuple[str, ...]], dict[str, Evaluation]] = {}
     held: dict[tuple[str, ...], list[_Entry]] = {}
     for count in range(1, len(entries) + 1):
-        for chosen in combinations(entries, count):
-            held[tuple(sorted(frozenset().union(*(one.weights for one in chosen))))] = list(chosen)
+        for some in combinations(entries, count):
+            held[tuple(sorted(frozenset().union(*(one.weights for one in some))))] = list(some)
     for entry in entries:
         for source, about, evaluation in read_averages(entry.folders[0]):
             key = (tuple(sorted(about["weights"])), tuple(about["mirrored_along"]))

@@ -22,17 +22,18 @@ def gather(folds: Mapping[str, Evaluation], subjects: Mapping[str, str]) -> Eval
         within each scan first.  A baseline that every fold has chosen anew, a Gaussian of another width for instance,
         is one image; one that a fold lacks is left out.
     """
-    called = _images(list(folds.values()))
+    called = names_in_all(folds)
     cases: dict[str, list[str]] = {}
     for fold in folds.values():
         for case in fold.cases:
             cases.setdefault(subjects[case], []).append(case)
     patients = {case: "+".join(names) for names in cases.values() for case in names}
     rows: list[Score] = []
-    for fold, names in zip(folds.values(), called, strict=True):
+    for name, fold in folds.items():
+        names = called[name]
         rows += [replace(row, image=names[row.image]) for row in fold.rows if row.image in names]
-    first = next(iter(folds.values()))
-    images = [called[0][image] for image in first.images if image in called[0]]
+    name, first = next(iter(folds.items()))
+    images = [called[name][image] for image in first.images if image in called[name]]
     members = {patients[case]: name for name, fold in folds.items() for case in fold.cases}
     about = {
         "source": first.metadata.get("source"),
@@ -43,15 +44,16 @@ def gather(folds: Mapping[str, Evaluation], subjects: Mapping[str, str]) -> Eval
     return Evaluation(tuple(_per_patient(rows, patients)), tuple(images), tuple(members), about)
 
 
-def _images(folds: Sequence[Evaluation]) -> list[dict[str, str]]:
-    """For every fold: name of an image there -> its name in the whole, for images that all folds have."""
-    stems = [{_stem(image): image for image in fold.images} for fold in folds]
-    found: list[dict[str, str]] = [{REFERENCE: REFERENCE} for _ in folds]
-    for stem in stems[0]:
-        names = [held.get(stem) for held in stems]
-        for called, name in zip(found, names, strict=True):
-            if name is not None and None not in names:
-                called[name] = name if len(set(names)) == 1 else f"{stem}, chosen in each fold"
+def names_in_all(folds: Mapping[str, Evaluation]) -> dict[str, dict[str, str]]:
+    """Return for every fold: name of an image there -> its name in the whole, for images that all folds have."""
+    stems = {name: {_stem(image): image for image in fold.images} for name, fold in folds.items()}
+    found: dict[str, dict[str, str]] = {name: {REFERENCE: REFERENCE} for name in folds}
+    for stem in next(iter(stems.values())):
+        names = {fold: held[stem] for fold, held in stems.items() if stem in held}
+        if len(names) == len(folds):
+            whole = f"{stem}, chosen in each fold" if len(set(names.values())) > 1 else next(iter(names.values()))
+            for fold, name in names.items():
+                found[fold][name] = whole
     return found
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from petscale.console import bar
@@ -56,7 +57,7 @@ def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation], *
             write_report(
                 path,
                 ReportData(
-                    title=_title(config.recipe, _task(opened.case(evaluation.cases[0]), source), about),
+                    title=title_of(config.recipe, opened.case(evaluation.cases[0]), source, about),
                     evaluation=evaluation,
                     images=pictured,
                     command=str(facts["command"]),
@@ -68,7 +69,7 @@ def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation], *
                     notes=[
                         *_external_notes(about),
                         *RECIPES[config.recipe].caveats(config.model),
-                        *_notes(opened.case(evaluation.cases[0]), source),
+                        *notes_of(opened.case(evaluation.cases[0]), source),
                     ],
                     doubts=doubts_of_run(opened, facts, evaluation.cases, (config.feed.target, source)),
                 ),
@@ -78,8 +79,9 @@ def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation], *
     return paths[0]
 
 
-def _title(recipe: str, task: str, about: Mapping[str, Any]) -> str:
-    return f"{recipe}: {task}" + (f", external validation on {about['cohort']}" if about else "")
+def title_of(recipe: str, case: Case, source: str, about: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """The heading of a page about a system that starts from a case's image; ``about`` an external validation."""
+    return f"{recipe}: {_task(case, source)}" + (f", external validation on {about['cohort']}" if about else "")
 
 
 def _external_notes(about: Mapping[str, Any]) -> list[str]:
@@ -104,7 +106,8 @@ def suv_rule(provenance: Mapping[str, object]) -> str:
     return str(facts.get("reference_rule", ""))
 
 
-def _notes(case: Case, source: str) -> list[str]:
+def notes_of(case: Case, source: str) -> list[str]:
+    """What must be said of a simulated low dose."""
     facts = case.image(source).provenance
     if facts.get("kind") != "simulated low dose":
         return []

@@ -16,6 +16,8 @@ from petscale.cli import main
 from petscale.config import RunConfig
 from petscale.evaluation.scores import read_evaluation
 from petscale.folders import EVALUATION, FOLDS, WEIGHTS
+from petscale.reporting import ReportData
+from petscale.reporting import folds as reporting
 from petscale.splits import Roles, SplitConfig
 from petscale.training import driver
 from petscale.training.folds import _splits
@@ -68,7 +70,11 @@ def folds(cohort: Path, folder: Path, *options: str) -> list[str]:
 
 
 def test_every_patient_is_scored_once_by_the_run_that_never_saw_him_or_her(
-    cohort: Path, tmp_path: Path, trained: list[str], capsys: pytest.CaptureFixture[str]
+    cohort: Path,
+    tmp_path: Path,
+    trained: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = tmp_path / "cv"
     main(folds(cohort, folder, "--k", "2"))
@@ -88,6 +94,15 @@ def test_every_patient_is_scored_once_by_the_run_that_never_saw_him_or_her(
     assert whole.images[0] == "low-dose input"
     assert all(len(whole.values(image, BODY_PSNR, "body")) == 4 for image in whole.images)
     assert len((folder / EVALUATION / "low_drf4" / "scores.csv").read_text().splitlines()) == len(whole.rows) + 1
+
+    pages: list[ReportData] = []
+    monkeypatch.setattr(reporting, "write_report", lambda path, data: pages.append(data))
+    main(["report", str(folder), str(cohort)])
+    assert pages[0].evaluation.rows == whole.rows
+    assert list(pages[0].images) == list(whole.cases)
+    assert {tuple(shown.candidates) for shown in pages[0].images.values()} == {whole.images}
+    assert pages[0].notes[0].startswith("4 patients in 2 folds, each scored by the run that never saw him or her")
+    capsys.readouterr()
 
     # What is there is neither trained nor scored again; what is not is.
     before = (folder / EVALUATION / "low_drf4" / "scores.json").read_bytes()
