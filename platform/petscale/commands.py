@@ -400,7 +400,7 @@ def folds(options: FoldsOptions, config: "RunConfig") -> None:
 
     Run the same command again to continue; a fold that is trained is not trained again.
     """
-    from petscale.training.folds import train_folds
+    from petscale.crossvalidation.folds import train_folds
 
     train_folds(options.cohort, options.run, config, k=options.k, command=recorded(), others=options.others)
     print(options.run)
@@ -623,7 +623,7 @@ def best(
         cohort: the cohort of single runs, to score their validation patients on.
         json: write all of it into this file.
     """
-    from petscale.evaluation.best import rank, show
+    from petscale.crossvalidation.best import rank, show
     from storage.integrity import write_json
 
     found = rank(runs, cohort)

@@ -20,7 +20,7 @@ from storage.source import HU
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from petscale.evaluation.best import Ranking
+    from petscale.crossvalidation.best import Ranking
     from petscale.evaluation.scores import Evaluation
     from petscale.inference import Estimate, Estimator
 
@@ -86,19 +86,6 @@ def synthesize(
         return Image.of(estimate.mean)
 
 
-@dataclass(frozen=True)
-class Average:
-    """Several images of one scan, averaged.
-
-    Args:
-        mean: in SUVbw, 0 or above.
-        deviation: standard deviation of the images in SUVbw (ddof 1), on the same grid.
-    """
-
-    mean: Image
-    deviation: Image
-
-
 def average(
     run: Run | PathLike,
     source: Source,
@@ -110,7 +97,7 @@ def average(
     weight_kg: float | None = None,
     dose_mbq: float | None = None,
     injection_time: str | None = None,
-) -> Average:
+) -> "Average":
     """Do what ``synthesize`` does with several runs or mirror images, and give their standard deviation too.
 
     Nothing is kept, also of a case.  The arguments are those of ``synthesize``.
@@ -133,6 +120,22 @@ def average(
     with _estimated(estimator, _scan(source), image, units, overrides) as estimate:
         assert estimate.deviation is not None, "just checked"
         return Average(Image.of(estimate.mean), Image.of(estimate.deviation))
+
+
+@dataclass(frozen=True)
+class Average:
+    """Several images of one scan, averaged.
+
+    Args:
+        mean: in SUVbw, 0 or above.
+        deviation: standard deviation of the images in SUVbw (ddof 1), on the same grid.
+
+    >>> float(both.deviation.voxels.max()) < float(both.mean.voxels.max())
+    True
+    """
+
+    mean: Image
+    deviation: Image
 
 
 def _opened(
@@ -369,7 +372,7 @@ def best(runs: Sequence[Run | PathLike], *, cohort: Cohort | PathLike | None = N
     >>> found.statement[:57]
     'WARNING: compared by the 1 test patients of a single split'
     """
-    from petscale.evaluation.best import rank
+    from petscale.crossvalidation.best import rank
 
     return Comparison(rank([_folder(run) for run in runs], None if cohort is None else _folder(cohort)))
 

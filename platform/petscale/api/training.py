@@ -142,7 +142,7 @@ def folds(
     storage.errors.InputError: SET_TOO_SMALL --k: 9 folds of 4 patients: one would test nobody; make fewer folds, ...
     """
     from petscale.api.results import Scores
-    from petscale.training.folds import train_folds
+    from petscale.crossvalidation.folds import train_folds
 
     chosen = configure(fields, recipe=recipe, config=config, workers=workers, device=device)
     found = train_folds(

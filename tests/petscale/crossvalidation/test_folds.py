@@ -14,13 +14,13 @@ import torch
 from petscale import config as configs
 from petscale.cli import main
 from petscale.config import RunConfig
+from petscale.crossvalidation.folds import _splits
 from petscale.evaluation.scores import read_evaluation
 from petscale.folders import EVALUATION, FOLDS, WEIGHTS
 from petscale.reporting import ReportData
 from petscale.reporting import folds as reporting
 from petscale.splits import Roles, SplitConfig
 from petscale.training import driver
-from petscale.training.folds import _splits
 from petscale.training.planning import plan_run
 from storage.errors import InputError
 from trainers import checkpoint

@@ -11,7 +11,7 @@ from scipy.stats import wilcoxon
 
 from petscale import config as configs
 from petscale.cli import main
-from petscale.evaluation.best import rank
+from petscale.crossvalidation.best import rank
 from petscale.evaluation.scores import Evaluation
 from petscale.folders import CONFIG, EVALUATION, FOLDS, WEIGHTS
 from storage import integrity
