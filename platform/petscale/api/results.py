@@ -370,7 +370,7 @@ def best(runs: Sequence[Run | PathLike], *, cohort: Cohort | PathLike | None = N
     >>> sorted(found.table()["name"]), found.table()["patients"].tolist()
     (['run', 'run, mirrored along x'], [1, 1])
     >>> found.statement[:57]
-    'WARNING: compared by the 1 test patients of a single split'
+    'WARNING: compared by the 1 test patient of a single split'
     """
     from petscale.crossvalidation.best import rank
 

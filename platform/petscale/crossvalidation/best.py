@@ -335,19 +335,20 @@ def _mean(values: Mapping[str, float]) -> str:
 
 
 def _statement(best: Candidate, compared: int) -> str:
-    patients = len(best.psnr_db)
+    number = len(best.psnr_db)
+    patients = f"{'' if best.kind == 'folds' else best.kind + ' '}patient{'' if number == 1 else 's'}"
     if best.kind == "folds":
         return (
-            f"compared by cross-validation: {patients} patients, each scored by a run that never saw him or her; the "
+            f"compared by cross-validation: {number} {patients}, each scored by a run that never saw him or her; the "
             f"best of {compared} is likely to do a little worse on new patients; p is not corrected for several pairs"
         )
     if best.kind == "validation":
         return (
-            f"compared by {patients} validation patients; no test patient was looked at, but a system whose training "
+            f"compared by {number} {patients}; no test patient was looked at, but a system whose training "
             "follows its validation scores is favoured"
         )
     return (
-        f"WARNING: compared by the {patients} test patients of a single split. They have now been used to choose: the "
+        f"WARNING: compared by the {number} {patients} of a single split. They have now been used to choose: the "
         "best one's score on them is no test score any more. Report it on other patients (petscale evaluate on another "
         "cohort), or compare folds (petscale folds)"
     )

@@ -139,7 +139,7 @@ def test_single_runs_are_compared_by_validation_patients_where_a_cohort_is_given
         "a": ["phantom-000"],
         "b": ["phantom-000"],
     }
-    assert found.statement.startswith("compared by 1 validation patients; no test patient was looked at")
+    assert found.statement.startswith("compared by 1 validation patient; no test patient was looked at")
     assert found.margins[0].mean > 0
     assert "no test: fewer than 6 patients" in found.verdict()
 
