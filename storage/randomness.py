@@ -22,6 +22,8 @@ class Stream(IntEnum):
     CASE_CONTEXT = 4  # (seed, CASE_CONTEXT): patches that give the statistics of a case at inference
     SPLIT = 5  # (seed, SPLIT): patients to training, validation and test
     PREVIEW = 6  # (0, PREVIEW): the patch that training's previews show
+    AUGMENT = 7  # (seed, AUGMENT, group, patch): how a training patch is turned; patch 0 for a group with an overview
+    VALIDATION = 8  # (seed, VALIDATION): order of patients; (seed, VALIDATION, number): a patch that is restored
     ANATOMY = 0x9E7  # (seed, ANATOMY, ...): a phantom's anatomy
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from storage import integrity, layout
 from storage.errors import InputError
 from storage.patches import PatchLocation, SamplingMaps
-from storage.source import AIR_HU, HU, Dose, Grid
+from storage.source import AIR_HU, HU, SUV, Dose, Grid
+
+Beyond = Literal["air", "mirror"]
 
 
 @dataclass(frozen=True)
@@ -73,11 +75,14 @@ class StoredImage:
         """Return the slab ``z0 <= z < z1``."""
         return np.ascontiguousarray(self._read((slice(z0, z1), slice(None), slice(None))), dtype=np.float32)
 
-    def patch(self, location: PatchLocation) -> NDArray[np.float32]:
+    def patch(self, location: PatchLocation, beyond: Beyond = "air") -> NDArray[np.float32]:
         """Read one box, which may pass the volume.
 
-        Beyond it a PET and labels are 0.  A CT is air beside the volume, and continues along z as its end slices are: a
-        scan is cut there, the body is not.
+        Args:
+            location: the box.
+            beyond: what a PET holds beyond its faces: 0 (``air``), or its mirror image (``mirror``), which has the
+                noise and the level of what is near.  Labels are 0 there.  A CT is air beside the volume, and continues
+                along z as its end slices are: a scan is cut there, the body is not.
 
         Raises:
             InputError: STORE_DAMAGED naming case, image and chunk.
@@ -87,6 +92,8 @@ class StoredImage:
         )
         if all(s.stop - s.start == n for s, n in zip(inside, location.shape, strict=True)):
             return np.ascontiguousarray(self._read(inside), dtype=np.float32)
+        if beyond == "mirror" and self.units == SUV:
+            return self._mirrored(location)
         if self.units == HU:
             z = np.clip(np.arange(location.start[0], location.stop[0]), 0, self.grid.shape[0] - 1)
             inside = (slice(int(z[0]), int(z[-1]) + 1), *inside[1:])
@@ -99,6 +106,16 @@ class StoredImage:
             else:
                 result[place] = values
         return result
+
+    def _mirrored(self, location: PatchLocation) -> NDArray[np.float32]:
+        """Read a box of the volume repeated, mirrored about its faces."""
+        index = []
+        for start, stop, length in zip(location.start, location.stop, self.grid.shape, strict=True):
+            at = np.arange(start, stop) % (2 * length)  # the mirrored volume has this period
+            index.append(np.where(at < length, at, 2 * length - 1 - at))
+        low = [int(at.min()) for at in index]
+        values = self._read(tuple(slice(a, int(at.max()) + 1) for a, at in zip(low, index, strict=True)))
+        return np.ascontiguousarray(values[np.ix_(*(at - a for at, a in zip(index, low, strict=True)))], np.float32)
 
     def _read(self, where: tuple[slice, ...]) -> NDArray[np.generic]:
         return _values(self._array, f"case {self.case}, image {self.name}", where)

@@ -25,6 +25,7 @@ from trainers.recipe import Batch, BatchSpec, Doses, Engine, Metrics, State, Til
 
 Network = TypeVar("Network", bound=nn.Module)
 WEIGHT = "weight/"  # what the names of a network's weights and buffers begin with in an engine's state
+AVERAGE = "average/"  # and those of its averaged weights, where the engine keeps an average
 
 
 # Settings
@@ -161,11 +162,25 @@ def load_states(engines: Mapping[str, Engine], state: State) -> None:
 def weights_of(engine: Engine, under: str = "") -> dict[str, Tensor]:
     """Return an engine's weights and buffers, whole on every rank (collective).
 
+    Weights are the averaged ones where the engine keeps an average; buffers, batch norm's running statistics among
+    them, are the current network's.
+
     Args:
         under: only those whose name begins with it, named without it.
     """
+    state = engine.state()
     start = WEIGHT + under
-    return {key.removeprefix(start): value for key, value in engine.state().items() if key.startswith(start)}
+    named = ((key.removeprefix(start), key.removeprefix(WEIGHT)) for key in state if key.startswith(start))
+    return {short: state.get(AVERAGE + whole, state[WEIGHT + whole]) for short, whole in named}
+
+
+def set_weights(engine: Engine, weights: Mapping[str, Tensor]) -> None:
+    """Replace some weights of an engine by name (collective); an average starts anew at what results.
+
+    Through the state, since ZeRO steps on copies of weights.
+    """
+    state = {key: value for key, value in engine.state().items() if not key.startswith(AVERAGE)}
+    engine.load(state | {WEIGHT + name: value for name, value in weights.items()})
 
 
 def with_weights(build: Callable[[], Network], weights: Mapping[str, Tensor], where: str) -> Network:

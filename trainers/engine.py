@@ -30,11 +30,20 @@ class EngineConfig:
         zero_stage: DeepSpeed ZeRO stage; 3 is not offered: gradients through a frozen critic are silently wrong there.
         precision: fp32, or bf16 autocast over fp32 weights.
         gradient_clipping: global gradient norm bound, 0 for none (DeepSpeed's own default would be 1).
+        ema_decay: d of an exponential moving average of every network's weights, 0 for none.  Pictures, validation and
+            exported weights then use the average; running statistics of batch norm are the current network's.  After n
+            updates the decay is min(d, (1 + n) / (10 + n)).
+        warm_up_steps: first steps of a run, in which the learning rate rises linearly to what the system sets.
+        lr_decay: what becomes of the learning rate after that: it stays what the system sets, or falls along a half
+            cosine to 0 at the end of the run (of all its phases together).
     """
 
     zero_stage: Literal[0, 1, 2] = 0
     precision: Literal["fp32", "bf16"] = "fp32"
     gradient_clipping: Annotated[float, Range(0)] = 0.0
+    ema_decay: Annotated[float, Range(0, below=1)] = 0.0
+    warm_up_steps: Annotated[int, Range(0)] = 0
+    lr_decay: Literal["constant", "cosine"] = "constant"
 
     def __post_init__(self) -> None:
         check_ranges(self, "engine")
@@ -67,6 +76,7 @@ def _frozen(runner: _InPrecision) -> Iterator[Callable[..., Any]]:
 class _Plain:
     runner: _InPrecision
     optimizer: torch.optim.Optimizer
+    gradient_clipping: float
 
     @property
     def module(self) -> nn.Module:
@@ -79,6 +89,8 @@ class _Plain:
         loss.backward()
 
     def step(self) -> None:
+        if self.gradient_clipping:
+            nn.utils.clip_grad_norm_(self.runner.parameters(), self.gradient_clipping)
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -100,9 +112,22 @@ class _Plain:
         _restore(self.runner.net, self.optimizer, state)
 
 
+def plain_engines(config: EngineConfig) -> EngineFactory:
+    """Return the factory of engines of PyTorch alone in one process: what DeepSpeed is tested and measured against.
+
+    Nothing is shared between ranks, so that every ZeRO stage is the same.
+    """
+
+    def make(net: nn.Module, optimizer: OptimizerFactory) -> Engine:
+        runner = _InPrecision(net, config.precision)
+        return _Plain(runner, optimizer(net.parameters()), config.gradient_clipping)
+
+    return make
+
+
 def plain_engine(net: nn.Module, optimizer: OptimizerFactory) -> Engine:
-    """Return ``net`` trained by PyTorch alone in one process: what DeepSpeed is tested and measured against."""
-    return _Plain(_InPrecision(net, "fp32"), optimizer(net.parameters()))
+    """Return ``net`` trained by PyTorch alone in one process, in fp32, gradients as they are."""
+    return plain_engines(EngineConfig())(net, optimizer)
 
 
 @dataclass(frozen=True)

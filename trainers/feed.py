@@ -1,7 +1,7 @@
 """Patches become torch batches: which case and box a step sees is pure arithmetic, reading ahead is only speed.
 
-The order of samples is a function of (seed, step) alone, so it is the same on any number of workers, after any resume
-and with any read-ahead.
+The order of samples, and how each is flipped or turned, is a function of (seed, step) alone, so it is the same on any
+number of workers, after any resume and with any read-ahead.
 """
 
 import math
@@ -12,6 +12,7 @@ from time import perf_counter
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from storage.errors import InputError
@@ -21,13 +22,16 @@ from storage.randomness import Stream, generator
 from storage.reader import Case, Cases, StoredImage
 from storage.source import SUV
 from trainers.feed_config import FeedConfig
-from trainers.recipe import Batch, BatchSpec, Doses
+from trainers.recipe import Batch, BatchSpec, Doses, Scan
 
 
 def channel_values(labels: dict[int, str], roi: str) -> list[int]:
     """Label values that make up an ROI: the name itself and its parts ("lesion" covers "lesion 1", "lesion 2")."""
     return [value for value, name in labels.items() if name == roi or name.startswith((f"{roi} ", f"{roi}_"))]
 
+
+Turn = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # of the last three axes, (z, y, x)
+SQUARE = 1e-3  # by which the edges of a voxel may differ, relative, where it is turned by 90 degrees
 
 Streams = Mapping[str, Sequence[str]]  # a kind of ``BatchSpec.images`` -> the cases that it is read from
 
@@ -95,6 +99,13 @@ def drf_of(image: StoredImage) -> float:
     return math.nan if image.dose is None else image.dose.drf
 
 
+def scan_of(image: StoredImage) -> Scan:
+    """Return what is known of a stored image before any of its voxels is read."""
+    dose = image.dose
+    shared = 1 / dose.drf if dose is not None and dose.shares_noise and dose.drf >= 1 else 0.0
+    return Scan(image.grid.spacing_mm, drf_of(image), shared)
+
+
 def doses_fed(cohort: Cases, cases: Sequence[str], config: FeedConfig) -> Doses:
     """Return source image -> its dose reduction factors in ``cases``, NaN among them where one is unknown."""
     unknown = math.nan  # one object, so that a set holds it once
@@ -143,7 +154,7 @@ class Feed:
         need = self._needs(step)
         samples = self._samples[need.images]
         groups = []
-        for group in (step * self._config.cases_per_step + i for i in self._mine):
+        for group in self._groups(step):
             epoch, turn = divmod(group, len(samples))
             order = generator(self._config.seed, Stream.SAMPLE_ORDER, epoch).permutation(len(samples))
             case, image = samples[int(order[turn])]
@@ -165,7 +176,7 @@ class Feed:
         self.waited_s += perf_counter() - begin
         if self._device.type == "cpu":
             return batch
-        names = ("source", "target", "masks", "overview", "drf", "spacing_mm")
+        names = ("source", "target", "masks", "overview", "drf", "spacing_mm", "shared", "peak")
         moved = {name: getattr(batch, name).pin_memory().to(self._device, non_blocking=True) for name in names}
         return replace(batch, **moved)
 
@@ -173,29 +184,52 @@ class Feed:
         """Stop reading ahead."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
+    def _groups(self, step: int) -> list[int]:
+        """Numbers of this rank's groups of ``step``, counted from the run's first."""
+        return [step * self._config.cases_per_step + i for i in self._mine]
+
+    def _turned(self, need: BatchSpec, spacing_mm: Sequence[float], group: int, place: int) -> Turn:
+        """How a patch is turned, the source with its halo, the target and the masks alike; a pure function."""
+        if self._config.augment == "none":
+            return lambda patch: patch
+        # An overview belongs to all patches of its group, which then lie as it does.
+        rng = generator(self._config.seed, Stream.AUGMENT, group, 0 if need.overview else place)
+        flipped = tuple(axis for axis, flips in zip((1, 2, 3), rng.integers(2, size=3), strict=True) if flips)
+        quarters = int(rng.integers(4))
+        if self._config.augment == "flips" or not _square(need, spacing_mm):
+            quarters = 0
+        return lambda patch: np.rot90(np.flip(patch, flipped), quarters, axes=(2, 3))
+
     def _read(self, step: int) -> Batch:
         need = self._needs(step)
-        source, target, masks, overview, drf, spacing_mm, places = [], [], [], [], [], [], []
+        source, target, masks, overview, places = [], [], [], [], []
+        scans: list[Scan] = []
+        peak = []
         nothing = np.zeros((1, 0, 0, 0), dtype=np.float32)
-        for name, image, boxes in self.plan(step):
+        for group, (name, image, boxes) in zip(self._groups(step), self.plan(step), strict=True):
             case = self._cases[name]
             wanted = [channel_values(case.labels, roi) for roi in need.rois]
-            for box in boxes:
-                source.append(
-                    nothing if need.images == "target" else case.image(image).patch(box.grown(need.halo))[None]
-                )
-                target.append(nothing if need.images == "source" else case.image(self._config.target).patch(box)[None])
-                drf.append(math.nan if need.images == "target" else drf_of(case.image(image)))
-                spacing_mm.append(case.image(image).grid.spacing_mm)
+            scan = scan_of(case.image(image))
+            told = replace(scan, drf=math.nan, shared=0.0) if need.images == "target" else scan
+            turns = [self._turned(need, scan.spacing_mm, group, place) for place in range(len(boxes))]
+            for box, turned in zip(boxes, turns, strict=True):
+                start = nothing
+                if need.images != "target":
+                    start = case.image(image).patch(box.grown(need.halo), self._config.beyond)[None]
+                source.append(turned(start))
+                end = nothing if need.images == "source" else case.image(self._config.target).patch(box)[None]
+                target.append(turned(end))
+                scans.append(told)
+                peak.append(1.0 if need.images == "source" else _peak(case.image(self._config.target)))
                 if wanted:
                     labels = case.image("labels").patch(box)
-                    masks.append(np.stack([np.isin(labels, values) for values in wanted]).astype(np.float32))
+                    masks.append(turned(np.stack([np.isin(labels, values) for values in wanted]).astype(np.float32)))
                 else:
                     masks.append(np.zeros((0, *box.shape), dtype=np.float32))
                 places.append(f"{name} {image} {box}")
             if need.overview:
                 _check_overview(need.overview)
-                overview.append(case.overview(image)[None])
+                overview.append(turns[0](case.overview(image)[None]))
         scale = 1.0 / self._config.suv_scale
         empty = torch.zeros(len(self._mine), 1, 0, 0, 0)
         return Batch(
@@ -203,16 +237,29 @@ class Feed:
             target=_tensor(target) * scale,
             masks=_tensor(masks),
             overview=_tensor(overview) * scale if overview else empty,
-            drf=torch.tensor(drf),
+            drf=torch.tensor([scan.drf for scan in scans]),
             cases=len(self._mine),
             places=tuple(places),
-            spacing_mm=torch.tensor(spacing_mm),
+            spacing_mm=torch.tensor([scan.spacing_mm for scan in scans]),
+            shared=torch.tensor([scan.shared for scan in scans]),
+            peak=torch.tensor(peak) * scale,
             units=need.units,
         )
 
 
+def _square(need: BatchSpec, spacing_mm: Sequence[float]) -> bool:
+    """Whether a quarter turn in the plane (y, x) leaves the shape of a patch and the size of its voxels."""
+    (_, height, width), (_, above, beside), (_, y_mm, x_mm) = need.patch, need.halo, spacing_mm
+    return height == width and above == beside and abs(y_mm / x_mm - 1) <= SQUARE
+
+
 def _tensor(arrays: list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]) -> Tensor:
     return torch.from_numpy(np.stack(arrays))
+
+
+def _peak(image: StoredImage) -> float:
+    """Largest value of a stored image, positive."""
+    return max(float(image.statistics["max"]), 1e-6)
 
 
 def _check_overview(size: int) -> None:

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from storage.ranges import Range, check_ranges
+from storage.reader import Beyond
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,12 @@ class FeedConfig:
             CT to PET needs 1: these systems clip and scale CT and PET themselves.
         seed: of the sample order.
         cases_per_step: groups of patches that all ranks together see in one step; a multiple of the number of ranks.
+        beyond: what a source PET holds beyond its faces, in training and at synthesis: 0, as air is, or its mirror
+            image.
         read_ahead: steps read in advance; changes speed and memory, never the samples.
+        augment: what is done to every training patch, source, target and masks alike: nothing, flips along z, y and x,
+            or these and quarter turns in the plane (y, x), which need a patch that is square there and square voxels,
+            and are left out elsewhere.  Voxels change places, never values.
     """
 
     source: tuple[str, ...] = ("low_drf20",)
@@ -28,7 +34,9 @@ class FeedConfig:
     suv_scale: Annotated[float, Range(above=0)] = 1.0
     seed: Annotated[int, Range(0)] = 0
     cases_per_step: Annotated[int, Range(1)] = 2
+    beyond: Beyond = "air"
     read_ahead: Annotated[int, Range(0)] = 2
+    augment: Literal["none", "flips", "flips_and_turns"] = "none"
 
     def __post_init__(self) -> None:
         check_ranges(self, "feed")

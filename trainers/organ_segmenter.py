@@ -15,7 +15,7 @@ Readings where the text is silent:
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -325,9 +325,10 @@ def _train(
         patches_per_step = feed.cases_per_step * config.patches_per_case
         engine = plain_engine(network, partial(torch.optim.RMSprop, lr=config.lr))
         training = SegmenterTraining(config, engine, patches_per_step)
+        as_stored = replace(feed, augment="none")  # a measure, the same for runs that turn their patches
         fit(
             training,
-            Feed(cohort, {"target": cases}, feed, training.batch_spec, rank=0, world=1, device=device),
+            Feed(cohort, {"target": cases}, as_stored, training.batch_spec, rank=0, world=1, device=device),
             LoopConfig(picture_every=0, seed=feed.seed),
             folder=folder,
             meta=identity,

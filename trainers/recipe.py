@@ -59,6 +59,9 @@ class Batch:
         drf: (b,) dose reduction factor of every source patch, as its image states it; NaN where it states none, and
             where the target alone was asked for.
         spacing_mm: (b, 3) voxel edge lengths along z, y and x.
+        shared: (b,) part of the target's counts that the source image holds: 1 / drf of a low dose that was thinned
+            from the same scan, 0 where it is another scan or not known.
+        peak: (b,) largest value of the target image of the case, on the scale of the batch; 1 where it is not read.
         units: of the source images, ``SUVbw`` or ``HU``.
         cases: number of groups.
         places: for every patch, "case image z,y,x": what an error message may name.
@@ -72,6 +75,8 @@ class Batch:
     cases: int
     places: tuple[str, ...]
     spacing_mm: Float[Tensor, "b 3"] = torch.empty(0, 3)  # noqa: RUF009  (a constant)
+    shared: Float[Tensor, " b"] = torch.empty(0)  # noqa: RUF009
+    peak: Float[Tensor, " b"] = torch.empty(0)  # noqa: RUF009
     units: str = SUV
 
 
@@ -170,6 +175,30 @@ class Synthesizer(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Scan:
+    """What is known of one image before any of its voxels is read.
+
+    Args:
+        spacing_mm: voxel edge lengths along z, y and x.
+        drf: dose reduction factor, NaN where it is not known.
+        shared: as ``Batch.shared``.
+    """
+
+    spacing_mm: tuple[float, float, float]
+    drf: float
+    shared: float
+
+
+@runtime_checkable
+class ScanAware(Protocol):
+    """What a synthesizer offers besides when what it does depends on facts of the scan."""
+
+    def for_scan(self, scan: Scan) -> Synthesizer:
+        """Return the synthesizer of one scan."""
+        ...
+
+
 class Recipe(Protocol):
     """A published system while it is trained."""
 
@@ -251,6 +280,10 @@ class RecipeSpec(Protocol):
         ROLES: what patients do beside training in pairs and being tested: ``validation`` where a schedule follows
             their scores, ``unpaired`` where some give their full dose alone.  Every variant of a system splits alike,
             also one that leaves a role unused, so that ablations are compared on the same pairs.
+
+    A module may also state ``LOOP`` (``trainers.loop.LoopConfig``) and ``ENGINE`` (``trainers.engine.EngineConfig``):
+    defaults of a system that is trained with averaged weights, a schedule or validation.  Without them those of the
+    classes hold, which are all off.
     """
 
     Config: type[Any]

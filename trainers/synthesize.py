@@ -1,7 +1,7 @@
 """Whole volumes from any recipe's synthesizer: one context per case, tiles in order, a slab of memory; or mirrored."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -12,10 +12,11 @@ from torch import Tensor
 
 from storage.patches import PatchLocation, draw
 from storage.randomness import Stream, generator
-from storage.reader import Case, StoredImage
+from storage.reader import Beyond, Case, StoredImage
 from storage.source import SUV
 from storage.stitch import stitch
-from trainers.recipe import BatchSpec, Synthesizer, Tiling
+from trainers.feed import scan_of
+from trainers.recipe import BatchSpec, Scan, ScanAware, Synthesizer, Tiling
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,13 @@ class InSuv:
         inner: in the units of the system's batches.
         suv_scale: SUV that is 1 there.
         units: of the images that it starts from; HU are never scaled.
+        beyond: what a PET holds beyond its faces, as ``FeedConfig.beyond``.
     """
 
     inner: Synthesizer
     suv_scale: float
     units: str = SUV
+    beyond: Beyond = "air"
 
     @property
     def tiling(self) -> Tiling:
@@ -41,6 +44,10 @@ class InSuv:
     def context_batch(self) -> BatchSpec | None:
         """Patches to draw for the context of a case, None for none."""
         return self.inner.context_batch
+
+    def for_scan(self, scan: Scan) -> "InSuv":
+        """Return the synthesizer of one scan; itself where the system's own asks for no facts."""
+        return replace(self, inner=self.inner.for_scan(scan)) if isinstance(self.inner, ScanAware) else self
 
     def context(
         self, overview: Float[Tensor, "1 1 o o o"], source: Float[Tensor, "n 1 zh yh xh"]
@@ -85,9 +92,9 @@ class Mirrored:
     image: StoredImage
     axes: tuple[int, ...]
 
-    def patch(self, box: PatchLocation) -> NDArray[np.float32]:
+    def patch(self, box: PatchLocation, beyond: Beyond = "air") -> NDArray[np.float32]:
         """Read one box (z, y, x) of the mirrored volume; beyond it is what ``StoredImage.patch`` puts there."""
-        return np.flip(self.image.patch(self.across(box)), self.axes)
+        return np.flip(self.image.patch(self.across(box), beyond), self.axes)
 
     def across(self, box: PatchLocation) -> PatchLocation:
         """Where a box of the mirrored volume lies in the volume, and the reverse."""
@@ -122,9 +129,12 @@ def synthesize(
         progress: gets the number of tiles just done.
     """
     source = Mirrored(case.image(image), mirrored)
+    synthesizer = for_scan(synthesizer, source.image)
 
     def patches(boxes: list[PatchLocation], halo: tuple[int, int, int]) -> torch.Tensor:
-        return torch.from_numpy(np.stack([source.patch(box.grown(halo))[None] for box in boxes])).to(device)
+        return torch.from_numpy(np.stack([window(synthesizer, source, box.grown(halo))[None] for box in boxes])).to(
+            device
+        )
 
     context = case_context(synthesizer, case, image, device=device, seed=seed, mirrored=mirrored)
     tiling = synthesizer.tiling
@@ -145,6 +155,16 @@ def synthesize(
 
     covered, tile = fitted(tiling, shape)
     stitch(covered, tile, tiling.overlap, tiles, write_inside, batch=batch)
+
+
+def for_scan(synthesizer: Synthesizer, image: StoredImage) -> Synthesizer:
+    """Return the synthesizer for a stored image, told what is known of it where that changes what it does."""
+    return synthesizer.for_scan(scan_of(image)) if isinstance(synthesizer, ScanAware) else synthesizer
+
+
+def window(synthesizer: Synthesizer, image: StoredImage | Mirrored, box: PatchLocation) -> NDArray[np.float32]:
+    """Read one window of a stored image, beyond its faces as the run was trained."""
+    return image.patch(box, synthesizer.beyond if isinstance(synthesizer, InSuv) else "air")
 
 
 def fitted(tiling: Tiling, shape: tuple[int, int, int]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
@@ -186,6 +206,6 @@ def case_context(
     z, y, x = (min(edge, size) for edge, size in zip(spec.patch, source.grid.shape, strict=True))
     rng = generator(seed, Stream.CASE_CONTEXT)
     boxes = [draw(case.sampling_maps, (z, y, x), spec.sampler, rng) for _ in range(spec.patches_per_case)]
-    arrays = np.stack([np.flip(source.patch(box.grown(spec.halo)), mirrored)[None] for box in boxes])
+    arrays = np.stack([np.flip(window(synthesizer, source, box.grown(spec.halo)), mirrored)[None] for box in boxes])
     overview = np.flip(case.overview(image), mirrored).copy()[None, None]
     return dict(synthesizer.context(torch.from_numpy(overview).to(device), torch.from_numpy(arrays).to(device)))

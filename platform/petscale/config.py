@@ -29,10 +29,20 @@ from trainers.feed_config import FORMER, FeedConfig
 from trainers.loop import LoopConfig
 from trainers.systems import RECIPES
 
-_SPLIT_AT_FIRST = frozenset(
-    ("test", "test_fraction", "folds", "fold", "validation_fraction", "unpaired", "unpaired_fraction", "seed")
-)
-"""The settings of a split that every run states; a later one is stated where it is not its default."""
+_SPLIT_AT_FIRST: tuple[str, ...] = ("test", "test_fraction", "folds", "fold", "validation_fraction")
+_SPLIT_AT_FIRST += ("unpaired", "unpaired_fraction", "seed")
+_STATED: Mapping[str, frozenset[str]] = {
+    "feed": frozenset(("source", "target", "suv_scale", "seed", "cases_per_step")),
+    "engine": frozenset(("zero_stage", "precision", "gradient_clipping")),
+    "split": frozenset(_SPLIT_AT_FIRST),
+    "loop": frozenset(),
+}
+"""Section -> the settings that every run's identity states.
+
+One that came later is stated where it is not its class's default, which leaves results as they were before it came.
+"""
+_UNSTATED = {"feed": ("read_ahead",), "loop": ("log_every", "save_every", "picture_every", "keep", "seed")}
+"""Section -> the settings that decide speed and records, never the result; the loop's seed is stated on its own."""
 SECTIONS = ("recipe", "feed", "loop", "engine", "split", "cluster")
 
 
@@ -63,18 +73,18 @@ class RunConfig:
     Args:
         recipe: name of the system.
         model: the system's own Config, section ``recipe`` of files and options.
-        feed: which voxels a run sees.
-        loop: how often the loop does what.
-        engine: how networks are trained.
+        feed: which voxels a run sees; None for the system's own.
+        loop: how often the loop does what; None for the system's own.
+        engine: how networks are trained; None for the system's own.
         split: which patients train, validate and test.
         cluster: what a run may use.
     """
 
     recipe: str = "sgsgan"
     model: Any = None
-    feed: FeedConfig = None  # type: ignore[assignment]  # the recipe's own
-    loop: LoopConfig = field(default_factory=LoopConfig)
-    engine: EngineConfig = field(default_factory=EngineConfig)
+    feed: FeedConfig = None  # type: ignore[assignment]  # the recipe's own, as the next two
+    loop: LoopConfig = None  # type: ignore[assignment]
+    engine: EngineConfig = None  # type: ignore[assignment]
     split: SplitConfig = field(default_factory=SplitConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
@@ -83,8 +93,9 @@ class RunConfig:
             raise _unknown("CFG_RECIPE", "recipe", self.recipe, list(RECIPES))
         if self.model is None:
             object.__setattr__(self, "model", RECIPES[self.recipe].Config())
-        if self.feed is None:
-            object.__setattr__(self, "feed", RECIPES[self.recipe].FEED)
+        for section, own in system_defaults(self.recipe).items():
+            if getattr(self, section) is None:
+                object.__setattr__(self, section, own)
         if not self.feed.source:
             raise InputError(
                 "CFG_RANGE", where="feed.source", found="()", remedy="give one image at least to start from"
@@ -112,12 +123,29 @@ class RunConfig:
         """What a checkpoint must agree on: all but where the run is computed and how often it logs."""
         whole = to_json(self)
         name = whole["recipe"].pop("name")
-        del whole["feed"]["read_ahead"]  # speed, never the samples
-        for later in dataclasses.fields(SplitConfig):  # runs of before there was a choice do not state it
-            if later.name not in _SPLIT_AT_FIRST and getattr(self.split, later.name) == later.default:
-                del whole["split"][later.name]
-        same = {"recipe": name, "model": whole["recipe"], "seed": self.loop.seed}
-        return same | {key: whole[key] for key in ("feed", "engine", "split")}
+        stated = {section: self._stated(section, whole[section]) for section in _STATED}
+        if not stated["loop"]:  # as in runs of before a setting of the loop decided a result
+            del stated["loop"]
+        return {"recipe": name, "model": whole["recipe"], "seed": self.loop.seed} | stated
+
+    def _stated(self, section: str, content: Mapping[str, Any]) -> dict[str, Any]:
+        own = getattr(self, section)
+        return {
+            field.name: content[field.name]
+            for field in dataclasses.fields(own)
+            if field.name not in _UNSTATED.get(section, ())
+            and (field.name in _STATED[section] or getattr(own, field.name) != field.default)
+        }
+
+
+def system_defaults(recipe: str) -> dict[str, Any]:
+    """Return the sections whose defaults a system may state, each as it has it: ``feed``, ``loop``, ``engine``."""
+    spec = RECIPES[recipe]
+    return {
+        "feed": spec.FEED,
+        "loop": getattr(spec, "LOOP", LoopConfig()),
+        "engine": getattr(spec, "ENGINE", EngineConfig()),
+    }
 
 
 def to_json(config: RunConfig) -> dict[str, Any]:
@@ -143,7 +171,8 @@ def from_json(content: Mapping[str, Any]) -> RunConfig:
         raise _unknown("CFG_RECIPE", "recipe", str(recipe), list(RECIPES))
     kinds: dict[str, Any] = {"recipe": RECIPES[recipe].Config, "feed": FeedConfig, "loop": LoopConfig}
     kinds |= {"engine": EngineConfig, "split": SplitConfig, "cluster": ClusterConfig}
-    sections["feed"] = dataclasses.asdict(RECIPES[recipe].FEED) | sections["feed"]
+    for section, own in system_defaults(recipe).items():
+        sections[section] = dataclasses.asdict(own) | sections[section]
     parts = {name: build(name, kind, sections[name]) for name, kind in kinds.items()}
     return RunConfig(recipe=recipe, model=parts.pop("recipe"), **parts)
 

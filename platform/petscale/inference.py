@@ -160,7 +160,7 @@ def open_run(run: Path) -> Trained:
     synthesizer = RECIPES[config.recipe].weights_to_synthesizer(
         config.model, {name: value.to(device) for name, value in weights.items()}
     )
-    in_suv = InSuv(synthesizer, config.feed.suv_scale, start["units"])
+    in_suv = InSuv(synthesizer, config.feed.suv_scale, start["units"], config.feed.beyond)
     spacing_mm = tuple(start["spacing_mm"]) if start["spacing_mm"] else None
     drfs = frozenset(drf for drf in json.loads(facts.get("drfs", "[]")) if drf is not None)
     patients = run / EVALUATION / PATIENTS

@@ -28,7 +28,8 @@ class SplitConfig:
         fold: which part, counted from 0.
         fold_tag: tag of the cases that holds their fold, as a table's column fold gives it; nothing is drawn then, and
             the cases of ``fold`` are tested on.
-        validation_fraction: part of the other patients kept for validation, where a recipe's schedule needs them.
+        validation_fraction: part of the other patients kept for validation, where a recipe's schedule or
+            ``loop.validate_every`` needs them.
         unpaired: names of cases whose full dose is used without its pair, where a recipe wants such.
         unpaired_fraction: part of the training patients drawn for that when ``unpaired`` is empty (S3PET: 120 of 150).
         leave_out: names of cases that are never used, not even opened.

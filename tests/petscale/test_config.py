@@ -20,6 +20,8 @@ from petscale.experiments.runs import demo
 from petscale.splits import Roles, SplitConfig, split_cases
 from storage.errors import InputError
 from storage.reader import open_cohort
+from trainers.engine import EngineConfig
+from trainers.loop import LoopConfig
 from trainers.systems import RECIPES
 
 ROOT = Path(__file__).parents[2]
@@ -338,12 +340,61 @@ def test_a_real_cohort_is_stratified_by_what_it_states(cohort: Path) -> None:
 
 
 def test_runs_of_before_there_was_a_choice_are_the_same_runs() -> None:
-    known = configs.RunConfig().identity()["split"]
-    assert set(known) == {  # what commit d3f2ffb's runs state, whatever is added to the class
-        *("test", "test_fraction", "folds", "fold", "validation_fraction", "unpaired", "unpaired_fraction", "seed")
+    known = configs.RunConfig().identity()
+    assert {
+        name: fields if name == "recipe" else set(fields) for name, fields in known.items() if name in configs.SECTIONS
+    } == {
+        # What commit d3f2ffb's runs state, whatever is added to the classes.
+        "recipe": "sgsgan",
+        "feed": {"source", "target", "suv_scale", "seed", "cases_per_step"},
+        "engine": {"zero_stage", "precision", "gradient_clipping"},
+        "split": {
+            *("test", "test_fraction", "folds", "fold", "validation_fraction", "unpaired", "unpaired_fraction", "seed")
+        },
     }
     changed = configs.RunConfig(split=SplitConfig(leave_out=("p01",))).identity()["split"]
-    assert changed == {**known, "leave_out": ["p01"]}
+    assert changed == {**known["split"], "leave_out": ["p01"]}
+
+
+@pytest.mark.parametrize(
+    ("setting", "section", "stated"),
+    [
+        ("feed.augment=flips", "feed", {"augment": "flips"}),
+        ("feed.beyond=mirror", "feed", {"beyond": "mirror"}),
+        ("engine.ema_decay=0.9", "engine", {"ema_decay": 0.9}),
+        ("engine.warm_up_steps=3", "engine", {"warm_up_steps": 3}),
+        ("engine.lr_decay=cosine", "engine", {"lr_decay": "cosine"}),
+        ("loop.validate_every=5", "loop", {"validate_every": 5}),
+        ("loop.validation_patches=3", "loop", {"validation_patches": 3}),
+    ],
+)
+def test_a_setting_that_came_later_is_stated_where_it_is_chosen(
+    setting: str, section: str, stated: dict[str, Any]
+) -> None:
+    known = configs.RunConfig().identity()
+    found = override(configs.RunConfig(), [setting]).identity()
+    assert found == known | {section: known.get(section, {}) | stated}
+
+
+def test_patience_without_validation_is_refused() -> None:
+    with pytest.raises(InputError, match=r"CFG_RANGE loop.patience.*none is made"):
+        override(RunConfig(), ["loop.patience=3"])
+    assert override(RunConfig(), ["loop.patience=3", "loop.validate_every=5"]).loop.patience == 3
+
+
+def test_a_system_may_state_defaults_of_the_loop_and_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    stated = LoopConfig(validate_every=50, patience=4), EngineConfig(ema_decay=0.99, lr_decay="cosine")
+    monkeypatch.setattr(RECIPES["red_cnn"], "LOOP", stated[0], raising=False)
+    monkeypatch.setattr(RECIPES["red_cnn"], "ENGINE", stated[1], raising=False)
+    for config in (RunConfig(recipe="red_cnn"), from_json({"recipe": "red_cnn"})):
+        assert (config.loop, config.engine) == stated
+    chosen = from_json({"recipe": "red_cnn", "loop": {"patience": 2}, "engine.ema_decay": 0})
+    assert chosen.loop == replace(stated[0], patience=2)
+    assert chosen.engine == replace(stated[1], ema_decay=0.0)
+    assert from_json(to_json(chosen)) == chosen
+    assert RunConfig().loop == LoopConfig()
+    assert RunConfig().engine == EngineConfig()
+    assert RunConfig(recipe="red_cnn").identity()["loop"] == {"validate_every": 50, "patience": 4}
 
 
 def test_a_real_cohort_splits(cohort: Path) -> None:

@@ -254,3 +254,22 @@ def test_a_case_is_opened_once_per_process(pristine: Path) -> None:
     assert again.sampling_maps is case.sampling_maps
     assert again.image("full")._array is case.image("full")._array
     assert pickle.loads(pickle.dumps(case)).image("full").statistics == case.image("full").statistics  # for other nodes
+
+
+@settings(max_examples=60, deadline=None)
+@given(boxes)
+def test_a_mirrored_patch_is_numpys_symmetric_padding(pristine: Path, location: PatchLocation) -> None:
+    found = open_cohort(pristine).case("c").image("full").patch(location, "mirror")
+    padded = np.pad(FULL, [(150, 150)] * 3, mode="symmetric")
+    z, y, x = (slice(a + 150, b + 150) for a, b in zip(location.start, location.stop, strict=True))
+    assert found.dtype == np.float32
+    assert found.flags.c_contiguous
+    assert found.tobytes() == np.ascontiguousarray(padded[z, y, x]).tobytes()
+
+
+@settings(max_examples=20, deadline=None)
+@given(boxes)
+def test_only_a_pet_is_mirrored(pristine: Path, location: PatchLocation) -> None:
+    case = open_cohort(pristine).case("c")
+    for name in ("ct", "labels"):
+        assert case.image(name).patch(location, "mirror").tobytes() == case.image(name).patch(location).tobytes()

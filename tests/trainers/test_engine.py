@@ -12,7 +12,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from trainers.engine import EngineConfig, deepspeed_engines, plain_engine
+from trainers import assembly
+from trainers.engine import EngineConfig, deepspeed_engines, plain_engine, plain_engines
+from trainers.habits import Engines
 from trainers.recipe import Engine, EngineFactory
 
 STEPS, CLIP = 4, 0.05
@@ -134,17 +136,30 @@ def test_two_ranks_train_a_gan_as_one_process_would_at_every_stage() -> None:
     spawn(_matches_plain, 2)
 
 
+def averaging(stage: Literal[0, 1, 2], decay: float = 0.5) -> Engines:
+    config = EngineConfig(zero_stage=stage, ema_decay=decay)
+    return Engines(deepspeed_engines(config, device=torch.device("cpu")), config)
+
+
 def _continue(rank: int, world: int, folder: str) -> None:
     for stage in STAGES:
         _continue_at(stage, rank, folder)
 
 
 def _continue_at(stage: Literal[0, 1, 2], rank: int, folder: str) -> None:
-    make = deepspeed_engines(EngineConfig(zero_stage=stage), device=torch.device("cpu"))
+    run = averaging(stage)
+    make = run.make
     G, D = engines(make, rmsprop)
+    average = {name: value.detach().clone() for name, value in G.module.named_parameters()}
     for step in range(2):
         gan_step(G, D, *batch(step, rank))
+        decay = min(0.5, (1 + step) / (10 + step))
+        average = {k: decay * v + (1 - decay) * G.state()[f"weight/{k}"] for k, v in average.items()}
     saved = G.state(), D.state()
+    for name, value in average.items():  # of the weights that ZeRO steps on, equal on all ranks
+        torch.testing.assert_close(assembly.weights_of(G)[name], value)
+    with run.averaged():  # lent, on the copy that runs forward; nothing of it stays
+        assert all(torch.equal(p, assembly.weights_of(G)[name]) for name, p in G.module.named_parameters())
     if rank == 0:
         torch.save(saved, f"{folder}/saved-{stage}.pt")
     for step in range(2, STEPS):
@@ -169,7 +184,7 @@ RESUMED_STAGES: tuple[tuple[Literal[0, 1, 2], Literal[0, 1, 2]], ...] = ((2, 0),
 
 def _reload(rank: int, world: int, folder: str) -> None:
     for old_stage, new_stage in RESUMED_STAGES:
-        make = deepspeed_engines(EngineConfig(zero_stage=new_stage), device=torch.device("cpu"))
+        make = averaging(new_stage).make
         saved = torch.load(f"{folder}/saved-{old_stage}.pt", weights_only=True)
         G, D = engines(make, rmsprop)
         G.load(saved[0])
@@ -193,6 +208,54 @@ def _gradient_clipping() -> None:
     engine.backward(100 * engine(torch.ones(1, 1)).sum())
     engine.step()
     assert net.weight.item() == pytest.approx(1 - 100)
+
+
+def _clipped_gradients(rank: int, world: int) -> None:
+    """The norm of all ranks' mean gradient is bounded, at every stage as by plain PyTorch; a smaller one stays."""
+    for bound in (0.5, 1e6):
+        changes = {}
+        for stage in (None, *STAGES):
+            config = EngineConfig(zero_stage=stage or 0, gradient_clipping=bound)
+            make = plain_engines(config) if stage is None else deepspeed_engines(config, device=torch.device("cpu"))
+            engine = make(generator(), lambda p: torch.optim.SGD(p, lr=1.0))
+            before = engine.state()
+            x = batch(0, rank)[0] if stage is not None else torch.cat([batch(0, one)[0] for one in range(world)])
+            engine.backward(100 * engine(x).square().mean())
+            engine.step()
+            after = engine.state()
+            changes[stage] = torch.cat([(before[key] - value).flatten() for key, value in after.items()])
+        for change in changes.values():
+            assert change.norm() <= bound * (1 + 1e-5)
+            torch.testing.assert_close(change, changes[None], rtol=1e-4, atol=1e-5)
+        assert (changes[None].norm() > 0.99 * bound) == (bound < 1)
+
+
+def _scheduled_rates(rank: int, world: int) -> None:
+    """A factor on the rate that a system sets is what every stage steps with."""
+    x = batch(0, 0)[0]
+    for stage in STAGES:
+        config = EngineConfig(zero_stage=stage, warm_up_steps=4)
+        run = Engines(deepspeed_engines(config, device=torch.device("cpu")), config)
+        engine, bare = run.make(generator(), sgd), plain_engine(generator(), sgd)
+        for step in range(3):
+            engine.set_lr(0.2)
+            bare.set_lr(0.2 * (step + 1) / 4)
+            run.begin(step, 10)
+            for one in (engine, bare):
+                one.backward(one(x).square().mean())
+                one.step()
+        found = engine.state()
+        for key, value in bare.state().items():
+            torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-6)
+
+
+def _schedule_and_clipping(rank: int, world: int) -> None:
+    _scheduled_rates(rank, world)
+    _clipped_gradients(rank, world)
+
+
+def test_gradients_are_clipped_and_rates_scheduled_alike_by_every_engine() -> None:
+    spawn(_schedule_and_clipping, 2)
 
 
 def _bf16(rank: int, world: int) -> None:

@@ -14,11 +14,12 @@ from doses import stated
 from storage.ingest import CasePlan, ingest
 from storage.reader import Case, open_cohort
 from storage.source import ArraySource, ImageSource
-from trainers.engine import plain_engine
+from trainers.engine import EngineConfig, plain_engine
 from trainers.feed import Feed
 from trainers.feed_config import FeedConfig
+from trainers.habits import Engines
 from trainers.metrics.presets import PRESETS
-from trainers.recipe import Recipe, Synthesizer, Validated
+from trainers.recipe import EngineFactory, Recipe, Synthesizer, Validated
 from trainers.synthesize import InSuv, case_context, synthesize
 from trainers.systems import RECIPES
 
@@ -95,12 +96,12 @@ def feed_config(name: str) -> FeedConfig:
     return replace(published, source=low, cases_per_step=2)
 
 
-def build(name: str) -> Recipe:
+def build(name: str, make_engine: EngineFactory = plain_engine) -> Recipe:
     torch.manual_seed(0)
     config = RECIPES[name].Config(**SMALL[name])
     RECIPES[name].check(config, feed_config(name), stated(*feed_config(name).source))
     return RECIPES[name].build(
-        config, make_engine=plain_engine, patches_per_step=config.patches_per_case * feed_config(name).cases_per_step
+        config, make_engine=make_engine, patches_per_step=config.patches_per_case * feed_config(name).cases_per_step
     )
 
 
@@ -169,6 +170,32 @@ def test_every_phase_steps_finitely_and_resumes_bit_equal_in_its_middle(name: st
         found = flat(second)
         for key, value in flat(straight).items():
             assert torch.equal(value, found[key]), key
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_averaged_weights_are_exported_and_are_those_that_a_synthesizer_uses(name: str, cohort: Path) -> None:
+    engines = Engines(plain_engine, EngineConfig(ema_decay=0.9))
+    averaged, bare = build(name, engines.make), build(name)
+    expected = steps(cohort, name, bare, 0, bare.num_steps)
+    assert steps(cohort, name, averaged, 0, averaged.num_steps)[0] == expected[0]
+    exported, current = averaged.weights(), bare.weights()
+    assert exported.keys() == current.keys()
+    assert any(not torch.equal(value, exported[key]) for key, value in current.items())
+    alone = RECIPES[name].weights_to_synthesizer(RECIPES[name].Config(**SMALL[name]), exported)
+    case = open_cohort(cohort).case("phantom-000")
+    fed = feed_config(name)
+    images = []
+    for synthesizer in (averaged.synthesizer(), alone):
+        in_suv = InSuv(synthesizer, fed.suv_scale, case.image(fed.source[0]).units)
+        volume = np.zeros(case.image("full").grid.shape, dtype=np.float32)
+
+        def write(z0: int, slab: np.ndarray) -> None:
+            volume[z0 : z0 + len(slab)] = slab  # noqa: B023
+
+        with engines.averaged():
+            synthesize(in_suv, case, fed.source[0], write, device=torch.device("cpu"))
+        images.append(volume)
+    assert np.array_equal(*images)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", RECIPES)

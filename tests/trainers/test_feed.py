@@ -1,19 +1,21 @@
 """The feed: sample order as pure arithmetic, whatever the workers, the read-ahead and the resumes."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
+from torch import Tensor
 
 from storage.errors import InputError
 from storage.reader import open_cohort
 from storage.source import HU, SUV
-from trainers.feed import Feed, channel_values, check_cases, doses_fed
+from trainers.feed import Feed, _square, channel_values, check_cases, doses_fed
 from trainers.feed_config import FeedConfig
-from trainers.recipe import BatchSpec
+from trainers.recipe import Batch, BatchSpec
 
 NEEDS = BatchSpec(
     patch=(24, 24, 24), halo=(2, 2, 2), patches_per_case=2, sampler={"body": 0.5, "lesion": 0.5}, overview=64
@@ -221,3 +223,80 @@ def test_missing_unpaired_patients_are_told_with_the_setting_that_makes_them(coh
             opened, {"source": opened.cases}, FeedConfig(source=("low_drf7",)), [replace(NEEDS, images="source")]
         )
     check_cases(opened, {"target": opened.cases}, FeedConfig(source=("low_drf7",)), [replace(NEEDS, images="target")])
+
+
+# (axes flipped, quarter turns), all that a patch may lie like
+WAYS = [
+    (tuple(axis for axis in (-3, -2, -1) if bits >> -axis & 1), turns) for bits in range(0, 16, 2) for turns in range(4)
+]
+
+
+def lying(image: Tensor, way: tuple[tuple[int, ...], int]) -> Tensor:
+    return torch.rot90(torch.flip(image, way[0]), way[1], dims=(-2, -1))
+
+
+def images(batch: Batch, index: int) -> list[Tensor]:
+    return [batch.source[index], batch.target[index], batch.masks[index]]
+
+
+def ways(cohort: Path, needs: BatchSpec, augment: str, steps: int = 4) -> Iterator[list[set[int]]]:
+    """For every patch of a step, which of ``WAYS`` turn the stored source, target and masks into those fed."""
+    turned, stored = feed(cohort, needs=needs, augment=augment), feed(cohort, needs=needs)
+    for step in range(steps):
+        fed, plain = turned.batch(step, steps), stored.batch(step, steps)
+        assert fed.places == plain.places
+        assert torch.equal(fed.drf, plain.drf)
+        for index in range(len(fed.drf)):
+            per = len(fed.drf) // fed.cases
+            pairs = list(zip(images(fed, index), images(plain, index), strict=True))
+            if needs.overview:
+                pairs.append((fed.overview[index // per], plain.overview[index // per]))
+            assert all(torch.equal(one.flatten().sort()[0], other.flatten().sort()[0]) for one, other in pairs)
+            yield [
+                {number for number, way in enumerate(WAYS) if torch.equal(one, lying(other, way))}
+                for one, other in pairs
+            ]
+    turned.close()
+    stored.close()
+
+
+@pytest.mark.parametrize("needs", [replace(GUIDED, halo=(1, 3, 3)), NEEDS])
+def test_source_target_masks_and_overview_are_turned_alike_and_no_voxel_changes(cohort: Path, needs: BatchSpec) -> None:
+    found = [set.intersection(*each) for each in ways(cohort, needs, augment="flips_and_turns")]
+    assert all(found)
+    assert len({min(one) for one in found}) > 8  # of 16 different ones
+
+
+@pytest.mark.parametrize(
+    ("needs", "augment"),
+    [
+        (GUIDED, "flips"),
+        (replace(GUIDED, patch=(24, 24, 16)), "flips_and_turns"),
+        (replace(GUIDED, halo=(0, 2, 4)), "flips_and_turns"),
+    ],
+)
+def test_patches_that_are_not_square_are_flipped_only(cohort: Path, needs: BatchSpec, augment: str) -> None:
+    found = [set.intersection(*each) for each in ways(cohort, needs, augment=augment)]
+    assert all(any(WAYS[number][1] == 0 for number in each) for each in found)
+    assert len({min(each) for each in found}) == 8
+
+
+@pytest.mark.parametrize(("x_mm", "turns"), [(2.0, True), (2.001, True), (2.01, False)])
+def test_voxels_that_are_not_square_are_not_turned(x_mm: float, turns: bool) -> None:
+    assert _square(GUIDED, (3.0, 2.0, x_mm)) == turns
+
+
+def test_turns_do_not_depend_on_workers_or_on_where_a_run_resumes(cohort: Path) -> None:
+    settings: dict[str, Any] = {"augment": "flips_and_turns", "cases_per_step": 4}
+    whole = feed(cohort, **settings)
+    batches = [whole.batch(step, 2) for step in range(2)]
+    whole.close()
+    parts = [feed(cohort, rank=rank, world=2, **settings) for rank in range(2)]
+    shares = [part.batch(1, 2) for part in parts]
+    for part in parts:
+        part.close()
+    for name in ("source", "target", "overview"):
+        assert torch.equal(torch.cat([getattr(share, name) for share in shares]), getattr(batches[1], name))
+    other = feed(cohort, **settings, seed=1)
+    assert not torch.equal(other.batch(1, 2).source, batches[1].source)
+    other.close()

@@ -1,6 +1,7 @@
 """The loop: bit-equal resume at any step, non-finite losses named, weights behind them never committed."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ from torch import Tensor, nn
 
 from storage.errors import InputError
 from storage.reader import open_cohort
-from trainers import checkpoint
-from trainers.engine import plain_engine
+from trainers import assembly, checkpoint
+from trainers.engine import EngineConfig, plain_engine, plain_engines
 from trainers.feed import Feed
 from trainers.feed_config import FeedConfig
-from trainers.loop import LoopConfig, fit
-from trainers.recipe import Batch, BatchSpec, Metrics, State, Synthesizer
+from trainers.habits import Engines
+from trainers.loop import AS_THEY_ARE, Gains, Leading, LoopConfig, Picture, fit
+from trainers.recipe import Batch, BatchSpec, EngineFactory, Metrics, State, Synthesizer, Tiling
+from trainers.validation import Best, Patches
 
 NEEDS = BatchSpec(patch=(24, 24, 24), halo=(0, 0, 0), patches_per_case=1, sampler={"body": 1.0})
 
@@ -26,9 +29,9 @@ class Toy:
     num_steps = 10
     phase_starts: Mapping[str, int] = {"one": 0, "two": 6}
 
-    def __init__(self, poison: int | None = None) -> None:
+    def __init__(self, poison: int | None = None, make_engine: EngineFactory = plain_engine) -> None:
         torch.manual_seed(0)
-        self.engine = plain_engine(nn.Conv3d(1, 1, 3, padding=1), lambda p: torch.optim.RMSprop(p, lr=0.01))
+        self.engine = make_engine(nn.Conv3d(1, 1, 3, padding=1), lambda p: torch.optim.RMSprop(p, lr=0.01))
         self.poison = poison
 
     def phase(self, step: int) -> str:
@@ -96,14 +99,46 @@ class StopHereError(Exception):
     """A crash at a chosen moment."""
 
 
+class Followed(Toy):
+    """A toy that the loop validates, by scores told beforehand."""
+
+    scores: Mapping[int, float] = {2: 1.0, 4: 3.0, 6: 2.0, 8: 3.0, 10: 9.0}  # steps made -> gain in dB
+    made = 0
+
+    def step(self, batch: Batch, step: int) -> Metrics:
+        self.made = step + 1
+        return super().step(batch, step)
+
+    def weights(self) -> dict[str, Tensor]:
+        return assembly.weights_of(self.engine)
+
+    def synthesizer(self) -> Synthesizer:
+        return assembly.windows(self.engine.module, Tiling((24, 24, 24), (0, 0, 0)))
+
+    def gains(self, synthesizer: Synthesizer) -> Tensor:
+        return torch.tensor([self.scores[self.made] - 1, self.scores[self.made] + 1], dtype=torch.float64)
+
+
 def run(
-    cohort: Path, folder: Path, recipe: Toy, *, crash_at: int | None = None, until: int | None = None, **settings: Any
+    cohort: Path,
+    folder: Path,
+    recipe: Toy,
+    *,
+    crash_at: int | None = None,
+    until: int | None = None,
+    engines: Leading = AS_THEY_ARE,
+    gains: Gains | None = None,
+    picture: Picture = lambda step, synthesizer: None,
+    augment: Any = "none",
+    streams: tuple[str, ...] = ("paired",),
+    **settings: Any,
 ) -> list[dict[str, Any]]:
     opened = open_cohort(cohort)
-    config = FeedConfig(source=("low_drf4",), cases_per_step=2)
+    config = FeedConfig(source=("low_drf4",), cases_per_step=2, augment=augment)
 
     def feed(cases: tuple[str, ...]) -> Feed:
-        return Feed(opened, {"paired": cases}, config, recipe.batch_spec, rank=0, world=1, device=torch.device("cpu"))
+        kinds = dict.fromkeys(streams, cases)
+        return Feed(opened, kinds, config, recipe.batch_spec, rank=0, world=1, device=torch.device("cpu"))
 
     sources = feed(opened.cases[1:]), feed(opened.cases[:1])
     records: list[dict[str, Any]] = []
@@ -114,19 +149,22 @@ def run(
             raise StopHereError
 
     try:
-        fit(
+        best = fit(
             recipe,
             sources[0],
             LoopConfig(**{"log_every": 1, "save_every": 4, "picture_every": 0, **settings}),
             folder=folder,
             meta={"recipe": "toy"},
             report=report,
-            picture=lambda step, synthesizer: None,
+            picture=picture,
             patches_per_step=2,
+            engines=engines,
             validation=sources[1],
+            gains=gains,
             export=lambda name, tensors: records.append({"event": "export", "name": name, "tensors": dict(tensors)}),
             until=until,
         )
+        records.append({"event": "end", "best": best})
     except StopHereError:
         pass
     finally:
@@ -226,3 +264,117 @@ def test_what_a_recipe_heard_is_resumed(cohort: Path, tmp_path: Path, crash_at: 
     after = losses(run(cohort, tmp_path / "crashed", resumed, save_every=2))
     assert before | after == expected
     assert torch.equal(straight.sum, resumed.sum)
+
+
+def best_of(records: list[dict[str, Any]]) -> Best:
+    best: Best = records[-1]["best"]
+    return best
+
+
+@pytest.mark.parametrize("crash_at", [None, 3, 5, 7, 8])
+def test_the_best_weights_are_kept_and_training_ends_where_nothing_gets_better(
+    cohort: Path, tmp_path: Path, crash_at: int | None
+) -> None:
+    settings: dict[str, Any] = {"validate_every": 2, "patience": 2, "save_every": 3}
+    wanted = Followed()
+    run(cohort, tmp_path / "four steps", wanted, until=4)
+    recipe = Followed()
+    before = losses(run(cohort, tmp_path / "run", recipe, crash_at=crash_at, gains=recipe.gains, **settings))
+    if crash_at is not None:
+        recipe = Followed()
+    records = run(cohort, tmp_path / "run", recipe, gains=recipe.gains, **settings)
+    assert sorted(before | losses(records)) == list(range(1, 9))  # 6 and 8 are no better than 4
+    best = best_of(records)
+    assert (best.step, best.gain_db, best.since) == (4, 3.0, 2)
+    assert all(torch.equal(value, best.weights[name]) for name, value in wanted.weights().items())
+    newest, _ = checkpoint.newest(tmp_path / "run")
+    assert newest
+    assert newest.step == 8
+    again = Followed()
+    after = run(cohort, tmp_path / "run", again, gains=again.gains, **settings)
+    assert losses(after) == {}
+    assert best_of(after).step == 4
+
+
+def test_a_run_without_patience_is_validated_to_its_last_step(cohort: Path, tmp_path: Path) -> None:
+    recipe = Followed()
+    records = run(cohort, tmp_path, recipe, gains=recipe.gains, validate_every=4)
+    scored = [(r["step"], r["validation/gain_db"], r["best_step"]) for r in records if r["event"] == "validation"]
+    assert scored == [(4, 3.0, 4), (8, 3.0, 4), (10, 9.0, 10)]
+    assert all(torch.equal(value, best_of(records).weights[name]) for name, value in recipe.weights().items())
+
+
+def test_no_validation_is_no_choice(cohort: Path, tmp_path: Path) -> None:
+    assert best_of(run(cohort, tmp_path, Toy())).weights == {}
+
+
+def test_a_budget_adds_no_validation(cohort: Path, tmp_path: Path) -> None:
+    steps = []
+    for until in (3, 5, 10):
+        recipe = Followed()
+        records = run(cohort, tmp_path, recipe, gains=recipe.gains, validate_every=4, until=until)
+        steps += [r["step"] for r in records if r["event"] == "validation"]
+    assert steps == [4, 8, 10]
+
+
+class EndsUnpaired(Followed):
+    """Whose second phase sees one dose alone."""
+
+    def batch_spec(self, step: int) -> BatchSpec:
+        return NEEDS if step < 6 else replace(NEEDS, images="source")
+
+    def step(self, batch: Batch, step: int) -> Metrics:
+        return super().step(replace(batch, target=batch.source), step)
+
+
+def test_a_phase_without_pairs_is_not_validated(cohort: Path, tmp_path: Path) -> None:
+    recipe = EndsUnpaired()
+    records = run(cohort, tmp_path, recipe, gains=recipe.gains, validate_every=2, streams=("paired", "source"))
+    assert [r["step"] for r in records if r["event"] == "validation"] == [2, 4, 6]
+
+
+@pytest.mark.parametrize("crash_at", [3, 6, 9])
+def test_all_habits_together_resume_bit_for_bit(cohort: Path, tmp_path: Path, crash_at: int) -> None:
+    """Averages, schedule, turns and validation of real patches."""
+    opened = open_cohort(cohort)
+    config = EngineConfig(ema_decay=0.8, warm_up_steps=3, lr_decay="cosine", gradient_clipping=0.5)
+    fed = FeedConfig(source=("low_drf4",))
+    gains = Patches(opened, opened.cases[:1], fed, 3, rank=0, world=1, device=torch.device("cpu"))
+
+    def trained(folder: str, crash_at: int | None = None) -> tuple[list[dict[str, Any]], Followed]:
+        engines = Engines(plain_engines(config), config)
+        recipe = Followed(make_engine=engines.make)
+        chosen: dict[str, Any] = {"validate_every": 2, "augment": "flips_and_turns"}
+        return run(cohort, tmp_path / folder, recipe, crash_at=crash_at, engines=engines, gains=gains, **chosen), recipe
+
+    expected, straight = trained("straight")
+    before, _ = trained("crashed", crash_at)
+    after, resumed = trained("crashed")
+    assert losses(before) | losses(after) == losses(expected)
+    for name, value in straight.engine.state().items():
+        assert torch.equal(value, resumed.engine.state()[name]), name
+    found, wanted = best_of(after), best_of(expected)
+    assert (found.step, found.gain_db) == (wanted.step, wanted.gain_db)
+    assert all(torch.equal(value, found.weights[name]) for name, value in wanted.weights.items())
+
+
+def test_what_is_scored_and_pictured_is_what_would_be_exported(cohort: Path, tmp_path: Path) -> None:
+    config = EngineConfig(ema_decay=0.9)
+    engines = Engines(plain_engine, config)
+    recipe = Followed(make_engine=engines.make)
+    seen = []
+
+    def look(kind: str) -> None:
+        exported = recipe.weights()
+        same = all(torch.equal(p, exported[name]) for name, p in recipe.engine.module.named_parameters())
+        seen.append((kind, same))
+
+    def gains(synthesizer: Synthesizer) -> Tensor:
+        look("validation")
+        return torch.zeros(1, dtype=torch.float64)
+
+    often: dict[str, Any] = {"validate_every": 5, "picture_every": 10}
+    run(cohort, tmp_path, recipe, engines=engines, gains=gains, picture=lambda step, made: look("picture"), **often)
+    assert seen == [("validation", True), ("validation", True), ("picture", True)]
+    exported = recipe.weights()
+    assert not all(torch.equal(p, exported[name]) for name, p in recipe.engine.module.named_parameters())

@@ -449,11 +449,10 @@ class S3PET:
         return {"total": loss, **terms, **variances}
 
     def _hand_over(self) -> None:
-        """Start Stage II's encoders where Stage I ended; through the engines, since ZeRO steps on copies of weights."""
-        state = self.network.state()
-        for dose in self.autoencoders:
-            state |= {f"weight/{_place(self.config, dose)}.{k}": v for k, v in self._encoder(dose).items()}
-        self.network.load(state)
+        """Start Stage II's encoders where Stage I ended."""
+        placed = {dose: _place(self.config, dose) for dose in self.autoencoders}
+        encoders = {f"{place}.{k}": v for dose, place in placed.items() for k, v in self._encoder(dose).items()}
+        assembly.set_weights(self.network, encoders)
 
     def _encoder(self, dose: str) -> dict[str, Tensor]:
         """Return what Stage I has made of an encoder so far, without head and mask token (collective)."""

@@ -71,7 +71,7 @@ class ReportData:
         images: case -> sources, for any of the evaluation's cases; the median and the worst are pictured.
         command: the exact command that made the run; the page shows it as given, so it must name no patient.
         config: the resolved configuration, shown as given.
-        metrics: training log, one mapping per line as read by ``read_metrics``.
+        metrics: training log and validations, one mapping per line as read by ``read_metrics``.
         environment: name -> fact: versions, hardware, data kind.
         cohort_digest: root digest of the cohort.
         suv_rules: case -> the rule by which its SUV reference time was found.
@@ -249,10 +249,11 @@ def _histogram(cases: Sequence[CaseImages]) -> str:
 
 
 def _curves(metrics: Sequence[Mapping[str, object]]) -> str:
-    """Draw every loss, the patches per second and the share of time spent waiting for data over the step."""
+    """Draw every loss, what validation gains, patches per second and the share of time spent waiting, over the step."""
     panels = []
     losses = dict.fromkeys(key for line in metrics for key in line if key.startswith("loss/"))
-    known = {"patches_per_s": "patches per second", "wait_share": "share of time waiting for data"}
+    known = {"validation/gain_db": "validation: PSNR gained [dB]"}
+    known |= {"patches_per_s": "patches per second", "wait_share": "share of time waiting for data"}
     for key in (*losses, *known):
         curves: dict[str, tuple[list[float], list[float]]] = {}
         for line in metrics:

@@ -1,5 +1,6 @@
 """``petscale report``: gather what a run's pages show, and write one page per source image."""
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -9,7 +10,7 @@ from petscale.console import bar
 from petscale.evaluation.external import choose_cases
 from petscale.evaluation.run import baseline_of, candidates_of, run_facts
 from petscale.evaluation.scores import Evaluation
-from petscale.folders import EVALUATION, METRICS, REPORT, SYNTHESIS
+from petscale.folders import EVALUATION, METRICS, REPORT, SYNTHESIS, WEIGHTS
 from petscale.reporting import CaseImages, ReportData, write_report
 from petscale.reporting.doubts import doubts_of_run
 from petscale.reporting.environment import environment
@@ -18,7 +19,9 @@ from storage import integrity
 from storage.joined import open_cohorts
 from storage.reader import Case, open_cohort
 from storage.source import HU
+from trainers import checkpoint
 from trainers.systems import RECIPES
+from trainers.validation import CHOSEN
 
 
 def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation], *, others: Sequence[Path] = ()) -> Path:
@@ -62,13 +65,14 @@ def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation], *
                     images=pictured,
                     command=str(facts["command"]),
                     config=facts["config"],
-                    metrics=[r for r in read_metrics(run / METRICS) if r["event"] == "log"],
+                    metrics=[r for r in read_metrics(run / METRICS) if r["event"] == "log" or "best_step" in r],
                     environment=environment(),
                     cohort_digest=about.get("digest") or integrity.root_digest(facts["cases"], {}),
                     suv_rules={name: rule for name, rule in rules.items() if rule},
                     notes=[
                         *_external_notes(about),
                         *RECIPES[config.recipe].caveats(config.model),
+                        *chosen_step(checkpoint.facts(run / WEIGHTS)),
                         *notes_of(opened.case(evaluation.cases[0]), source),
                     ],
                     doubts=doubts_of_run(opened, facts, evaluation.cases, (config.feed.target, source)),
@@ -93,6 +97,21 @@ def _external_notes(about: Mapping[str, Any]) -> list[str]:
     notes += [f"Left out: {case}: {why}." for case, why in about["left_out"].items()]
     notes += [f"{len(cases)} case(s): {what}." for what, cases in about["differs_from_training"].items()]
     return notes
+
+
+def chosen_step(facts: Mapping[str, str]) -> list[str]:
+    """Say which step's weights a run exported, where validation chose them.
+
+    Args:
+        facts: what stands beside the weights.
+    """
+    if CHOSEN not in facts:
+        return []
+    chosen = json.loads(facts[CHOSEN])
+    return [
+        f"The weights are those of step {chosen['step']}, the best on patches of validation patients "
+        f"({chosen['gain_db']:+.2f} dB of PSNR over what they start from)."
+    ]
 
 
 def _task(case: Case, source: str) -> str:

@@ -94,7 +94,7 @@ def plan_run(
             opened,
             config.split,
             unpaired="unpaired" in spec.ROLES,
-            validation=validation or "validation" in spec.ROLES,
+            validation=validation or "validation" in spec.ROLES or config.loop.validate_every > 0,
         )
     doses = feed.doses_fed(opened, (*roles.train, *roles.validation), config.feed)
     spec.check(config.model, config.feed, doses)
@@ -110,6 +110,8 @@ def plan_run(
     feed.check_cases(opened, roles.streams, config.feed, specs)
     if isinstance(recipe, Validated):
         _check_validation(opened, roles, config, recipe)
+    if config.loop.validate_every:
+        _check_followed(opened, roles, config, recipe)
     facts = {"config": configs.to_json(config), **asdict(roles), "files": identity["files"], "cases": digests}
     facts["cohort"] = cohort.name
     facts["subjects"] = {name: opened.case(name).subject for name in roles.everyone}
@@ -266,6 +268,49 @@ def _check_validation(cohort: Cases, roles: Roles, config: RunConfig, recipe: Va
             remedy="give it some (--set split.validation_fraction=0.1), or ingest more patients",
         )
     feed.check_cases(cohort, {"paired": roles.validation}, config.feed, [recipe.validation_batch])
+
+
+def _check_followed(cohort: Cases, roles: Roles, config: RunConfig, recipe: Recipe) -> None:
+    """Refuse validation by the loop where the system has its own, or the loop would have nothing to restore.
+
+    Raises:
+        InputError: CFG_SCHEDULE, SET_NO_VALIDATION, and those of ``feed.check_cases``.
+    """
+    phases = {name: recipe.batch_spec(start) for name, start in recipe.phase_starts.items()}
+    paired = [name for name, spec in phases.items() if spec.images == "paired"]
+    if isinstance(recipe, Validated):
+        raise InputError(
+            "CFG_SCHEDULE",
+            where="loop.validate_every",
+            found=f"{config.loop.validate_every}; {config.recipe} follows validation scores on a schedule of its own",
+            remedy="leave it out: --set loop.validate_every=0 loop.patience=0",
+        )
+    if not paired:
+        raise InputError(
+            "CFG_SCHEDULE",
+            where="loop.validate_every",
+            found=f"{config.loop.validate_every}; no phase of this run trains on pairs, so that nothing is restored",
+            remedy="leave it out: --set loop.validate_every=0 loop.patience=0",
+        )
+    if config.loop.patience and paired != [list(phases)[-1]]:
+        raise InputError(
+            "CFG_SCHEDULE",
+            where="loop.patience",
+            found=f"{config.loop.patience}; {config.recipe} trains on pairs in phases ({', '.join(paired)}), some of "
+            "which leave the image as it is, and the training would end in one of them",
+            remedy="let all phases end: --set loop.patience=0",
+        )
+    if not roles.validation:
+        raise InputError(
+            "SET_NO_VALIDATION",
+            where="split",
+            found="loop.validate_every asks for scores of patients kept apart for that, and there are none",
+            remedy="give some (--set split.validation_fraction=0.1), ingest more patients, or do without "
+            "(--set loop.validate_every=0 loop.patience=0)",
+        )
+    # Tiles are cut to the volume, so that no patch is too large.
+    spec = replace(phases[paired[-1]], beyond=True, rois=())
+    feed.check_cases(cohort, {"paired": roles.validation}, config.feed, [spec])
 
 
 def _check_run(run: Path, identity: Mapping[str, Any]) -> None:

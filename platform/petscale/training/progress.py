@@ -3,7 +3,7 @@
 import json
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -91,6 +91,7 @@ class Watch:
 
     def _follow(self) -> None:
         warned: set[str] = set()
+        scored: dict[str, Any] | None = None
         with bar("train", self._total) as advance:
             advance(0, "")
             while True:
@@ -100,10 +101,18 @@ class Watch:
                     if warning not in warned:
                         warned.add(warning)
                         console.print(f"warning: {warning}", soft_wrap=True, markup=False)
+                scored = next((r for r in reversed(records) if "best_step" in r), scored)
                 last = next((r for r in reversed(records) if r["event"] == "log"), None)
                 if last:
                     losses = "  ".join(f"{k.removeprefix('loss/')} {v:.3g}" for k, v in last.items() if "loss/" in k)
                     note = f"{last['phase']}  {last['patches_per_s']:.1f} patches/s  waiting {last['wait_share']:.0%}"
-                    advance(int(last["step"]), f"{note}  {losses}")
+                    advance(int(last["step"]), f"{note}  {losses}{_told(scored)}")
                 if ended:
                     return
+
+
+def _told(scored: Mapping[str, Any] | None) -> str:
+    """What the bar says of the last validation of ``trainers.loop``."""
+    if scored is None:
+        return ""
+    return f"  validation {scored['validation/gain_db']:+.2f} dB, best at step {scored['best_step']}"

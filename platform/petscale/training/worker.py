@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from storage.errors import InputError
 from storage.joined import open_cohorts
 from trainers import checkpoint, feed, loop
 from trainers.engine import deepspeed_engines
+from trainers.habits import Engines
 from trainers.recipe import Validated
 from trainers.systems import RECIPES
+from trainers.validation import CHOSEN, Patches
 
 FENCE_S = 240.0  # a node that is cut off takes minutes to notice; less than the other ranks wait (300 s)
 
@@ -132,9 +135,10 @@ def train_worker(content: Mapping[str, Any]) -> None:
             else:
                 report = _silent
             cohort = open_cohorts([place, *map(Path, job.others)])
+            engines = Engines(deepspeed_engines(config.engine, device=device), config.engine)
             recipe = RECIPES[config.recipe].build(
                 config.model,
-                make_engine=deepspeed_engines(config.engine, device=device),
+                make_engine=engines.make,
                 patches_per_step=config.patches_per_step,
             )
             reads = partial(feed.Feed, cohort, rank=rank, world=world, device=device)
@@ -142,13 +146,19 @@ def train_worker(content: Mapping[str, Any]) -> None:
             validation = None
             if isinstance(recipe, Validated):
                 spec = recipe.validation_batch
-                validation = reads({"paired": job.roles.validation}, config.feed, lambda batch: spec)
+                plain = replace(config.feed, augment="none")
+                validation = reads({"paired": job.roles.validation}, plain, lambda batch: spec)
+            gains = None
+            if config.loop.validate_every:
+                number = config.loop.validation_patches
+                kept = cohort, job.roles.validation, config.feed, number
+                gains = Patches(*kept, rank=rank, world=world, device=device)
             shown = cohort.case((job.roles.test or job.roles.train)[0])
             about = {"recipe": config.recipe, "config": json.dumps(job.recorded)}
             about |= {"starts_from": json.dumps(job.starts_from), "drfs": json.dumps(job.drfs)}
             seen = sorted(job.cases[name] for name in (*job.roles.train, *job.roles.unpaired))
             origin = {**about, "trained_on": json.dumps(seen)}
-            loop.fit(
+            best = loop.fit(
                 recipe,
                 source,
                 config.loop,
@@ -157,11 +167,15 @@ def train_worker(content: Mapping[str, Any]) -> None:
                 report=report,
                 picture=picture(run / "pictures", shown, config.feed, device),
                 patches_per_step=config.patches_per_step,
+                engines=engines,
                 validation=validation,
+                gains=gains,
                 export=lambda name, tensors: checkpoint.write_weights(run / f"{name}.safetensors", tensors, origin),
                 until=job.until,
             )
-            weights = recipe.weights()
+            weights = best.weights or recipe.weights()
+            if best.weights:
+                about |= {CHOSEN: json.dumps({"step": best.step, "gain_db": best.gain_db})}
             if rank == 0:
                 checkpoint.write_weights(run / WEIGHTS, weights, about)
                 publish()

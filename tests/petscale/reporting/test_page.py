@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from petscale.evaluation.baselines import INPUT, GaussianSource
 from petscale.evaluation.scores import SYNTHESIZED, Evaluation
 from petscale.evaluation.scoring import score_case
 from petscale.reporting import CaseImages, ReportData, write_report
+from petscale.reporting import page as page_of
 from petscale.reporting.pictures import GREY, Frame, case_rows, middle, mip, plane, png, signed_extreme
+from petscale.reporting.run import chosen_step
 from petscale.reporting.verdict import verdict
 from petscale.training.progress import read_metrics
 from storage.source import LABEL, SUV, ArraySource, Grid, ImageSource
@@ -247,3 +250,28 @@ def test_a_run_without_images_labels_or_log_still_has_a_page(tmp_path: Path) -> 
     page = (tmp_path / "r.html").read_text("utf-8")
     assert "No training log was given" in page
     assert "No images were given" in page
+
+
+def test_validation_is_drawn_beside_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+
+    def draw(panels: list[Any]) -> str:
+        drawn.extend(panels)
+        return ""
+
+    monkeypatch.setattr(page_of, "draw_curves", draw)
+    log = [{"step": s, "phase": "train", "loss/mse": 1.0 / s, "patches_per_s": 3.0} for s in (5, 10, 15)]
+    scored = [{"step": s, "phase": "train", "validation/gain_db": s / 10, "best_step": s} for s in (10, 15)]
+    page_of._curves([*log, *scored])
+    assert dict(drawn) == {
+        "loss/mse": [("train", [5, 10, 15], [1 / 5, 1 / 10, 1 / 15])],
+        "validation: PSNR gained [dB]": [("train", [10, 15], [1.0, 1.5])],
+        "patches per second": [("train", [5, 10, 15], [3.0] * 3)],
+    }
+
+
+def test_the_chosen_step_is_told_where_validation_chose_one() -> None:
+    assert chosen_step({"recipe": "red_cnn"}) == []
+    (told,) = chosen_step({"chosen": json.dumps({"step": 250, "gain_db": 3.456})})
+    assert told.startswith("The weights are those of step 250, ")
+    assert "+3.46 dB" in told

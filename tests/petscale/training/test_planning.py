@@ -205,3 +205,44 @@ def test_a_study_of_before_it_recorded_roles_continues_on_its_cohort(copied: Pat
 def test_a_train_command_takes_what_is_left_out(cohort: Path, refused: Callable[..., str], tmp_path: Path) -> None:
     words = ("train", cohort, "--run", tmp_path / "run", "--split.leave-out", "nobody", "--set", *SMALL)
     assert refused(*words).startswith("SET_NO_CASE split.leave_out: nobody")
+
+
+S3PET_SMALL = ["recipe.window=16", "recipe.slices=1", "feed.source=low_drf4", "split.unpaired_fraction=0.4"]
+RED_CNN = ["recipe.patch=2,24,24", "recipe.samples=8", "feed.source=low_drf4"]
+
+
+def followed(cohort: Path, run: Path, recipe: str, *settings: str) -> Plan:
+    small = {"sgsgan": SMALL, "s3pet": S3PET_SMALL, "red_cnn": RED_CNN}.get(recipe, [])
+    return plan_run(cohort, run, configs.override(configs.from_json({"recipe": recipe}), [*small, *settings]))
+
+
+def test_validation_by_the_loop_keeps_patients_apart(cohort: Path, tmp_path: Path) -> None:
+    plain = followed(cohort, tmp_path, "red_cnn")
+    plan = followed(cohort, tmp_path, "red_cnn", "loop.validate_every=2", "loop.patience=3")
+    assert plain.job.roles.validation == ()
+    assert plan.job.roles.validation
+    assert plan.job.roles.test == plain.job.roles.test
+    assert sorted((*plan.job.roles.train, *plan.job.roles.validation)) == sorted(plain.job.roles.train)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "settings", "told"),
+    [
+        ("red_cnn", ["split.validation_fraction=0"], "SET_NO_VALIDATION split: loop.validate_every asks"),
+        ("cascade", ["recipe.patch=1,64,64", "recipe.downs=5"], "CFG_SCHEDULE loop.validate_every: 2; cascade follows"),
+        ("s3pet", ["recipe.swap_samples=0"], "CFG_SCHEDULE loop.validate_every: 2; no phase"),
+        ("sgsgan", ["recipe.rois=liver", "loop.patience=2"], "CFG_SCHEDULE loop.patience: 2; sgsgan trains"),
+    ],
+)
+def test_validation_that_cannot_be_is_refused_before_anything_starts(
+    cohort: Path, tmp_path: Path, recipe: str, settings: list[str], told: str
+) -> None:
+    with pytest.raises(InputError) as refusal:
+        followed(cohort, tmp_path / "run", recipe, "loop.validate_every=2", *settings)
+    assert str(refusal.value).startswith(told)
+    assert not (tmp_path / "run").exists()
+
+
+def test_systems_whose_last_phase_alone_sees_pairs_may_end_early(cohort: Path, tmp_path: Path) -> None:
+    for recipe in ("s3pet", "sgsgan", "red_cnn"):
+        assert followed(cohort, tmp_path / recipe, recipe, "loop.validate_every=2", "loop.patience=2").num_steps

@@ -16,13 +16,16 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from safetensors.numpy import load_file
 from small_runs import CG_3DSRGAN, leave_group
 
 from petscale import config as configs
 from petscale.cli import main
+from petscale.reporting.run import chosen_step
 from petscale.training.planning import plan_run
 from petscale.tuning.trial import train_until
+from trainers import checkpoint
 
 SETTINGS = [
     "recipe.patch=24,24,24",
@@ -280,3 +283,58 @@ def test_validation_steers_a_run_and_is_resumed(cohort: Path, tmp_path: Path) ->
     assert heard[0] == heard[1]
     assert {r["phase"] for r in records(runs[0]) if r["event"] == "log"} == {"backbone", "joint", "statistics"}
     assert len(losses(runs[0])) == 2 + 6 + 2
+
+
+HABITS = [
+    "recipe.channels=4",
+    "recipe.patch=2,24,24",
+    "recipe.patches_per_case=1",
+    "recipe.samples=400",
+    "recipe.lr=3e-3",
+    "engine.ema_decay=0.9",
+    "engine.warm_up_steps=4",
+    "engine.lr_decay=cosine",
+    "engine.gradient_clipping=1",
+    "engine.zero_stage=2",
+    "feed.augment=flips_and_turns",
+    "loop.validate_every=5",
+    "loop.validation_patches=3",
+    "loop.patience=3",
+    "split.validation_fraction=0.3",
+]
+
+
+@pytest.fixture(scope="module")
+def habitual(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("habits") / "reference"
+    finish(start(words("red_cnn", HABITS, cohort, run)))
+    return run
+
+
+def test_a_run_with_every_habit_exports_its_best_weights(cohort: Path, habitual: Path) -> None:
+    scores = [r for r in records(habitual) if r["event"] == "validation"]
+    best = max(scores, key=lambda r: (r["validation/gain_db"], -r["step"]))
+    _, about = checkpoint.read_weights(habitual / "weights.safetensors")
+    assert json.loads(about["chosen"]) == {"step": best["step"], "gain_db": best["validation/gain_db"]}
+    assert chosen_step(about)[0].startswith(f"The weights are those of step {best['step']}, ")
+    whole = losses(habitual)[-1]["step"] == 100
+    assert whole or scores[-1]["step"] - best["step"] == 15  # three validations without a better one
+    facts = json.loads((habitual / "config.json").read_bytes())
+    assert facts["validation"]
+    assert not {*facts["validation"]} & {*facts["train"], *facts["test"]}
+    saved, _ = checkpoint.newest(habitual / "checkpoints")
+    assert saved
+    weights, _ = checkpoint.read_weights(habitual / "weights.safetensors")
+    assert all(torch.equal(value, saved.state["validation"][f"weight/{name}"]) for name, value in weights.items())
+
+
+def test_a_run_with_every_habit_is_resumed_bit_equal(cohort: Path, habitual: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start(words("red_cnn", HABITS, cohort, run))
+    wait_for_step(process, run, 8)
+    process.kill()
+    process.communicate()
+    finish(start(words("red_cnn", HABITS, cohort, run)))
+    assert_same_end(run, habitual)
+    heard = [[r for r in records(one) if r["event"] == "validation"] for one in (run, habitual)]
+    assert heard[0] == heard[1]

@@ -1,0 +1,45 @@
+"""What the bar says while a run trains."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from petscale.folders import METRICS
+from petscale.training import progress
+
+LOG = {"event": "log", "step": 10, "phase": "train", "patches_per_s": 4.0, "wait_share": 0.1, "loss/mse": 0.5}
+SCORED = {"event": "validation", "step": 10, "validation/gain_db": 1.234, "best_step": 5}
+
+
+class Bar:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[int, str]] = []
+
+    def __call__(self, title: str, total: int) -> "Bar":
+        return self
+
+    def __enter__(self) -> Any:
+        return lambda step, text: self.told.append((step, text))
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("records", "told"), [([LOG], "mse 0.5"), ([LOG, SCORED], "mse 0.5  validation +1.23 dB, best at step 5")]
+)
+def test_the_bar_shows_losses_and_the_last_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, records: list[dict[str, Any]], told: str
+) -> None:
+    bar = Bar()
+    monkeypatch.setattr(progress, "bar", bar)
+    (tmp_path / METRICS).write_text("".join(json.dumps(record) + "\n" for record in records))
+    with progress.Watch(tmp_path, 20):
+        pass
+    step, text = bar.told[-1]
+    assert step == 10
+    assert text.endswith(told)

@@ -1,0 +1,136 @@
+"""The bank: what a Gaussian must do, sums that can be added, and solutions that no other combination beats."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+from torch import Tensor
+
+from trainers import filter_bank
+from trainers.filter_bank import CLASSES, FWHMS_MM, MEMBERS, NormalEquations
+
+SPACING_MM = torch.tensor([[6.25, 5.0, 5.0]])
+
+
+def volume(seed: int, edge: int = 16) -> Tensor:
+    """A margin of the bank's reach around ``edge`` voxels, from 0 to 4 SUV with a warm ball."""
+    random = torch.Generator().manual_seed(seed)
+    margin = filter_bank.reach(SPACING_MM[0].tolist())
+    image = torch.rand(1, 1, *(edge + 2 * m for m in margin), generator=random)
+    image[:, :, 10:16, 10:18, 10:18] += 3
+    return image
+
+
+def bank_of(seed: int) -> Tensor:
+    return filter_bank.members(volume(seed), SPACING_MM, filter_bank.reach(SPACING_MM[0].tolist()))
+
+
+def case(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Members, classes and target of 4096 voxels."""
+    bank = bank_of(seed)
+    noise = torch.randn(bank[0, 0].numel(), generator=torch.Generator().manual_seed(seed))
+    return bank[0].flatten(1), filter_bank.classes(bank).flatten(), bank[0, 2].flatten() + 0.3 * noise
+
+
+def test_members_are_scipys_gaussians() -> None:
+    image = volume(0)
+    margin = filter_bank.reach(SPACING_MM[0].tolist())
+    found = filter_bank.members(image, SPACING_MM, margin)[0]
+    inside = tuple(slice(m, -m) for m in margin)
+    assert found.shape == (MEMBERS, 16, 16, 16)
+    assert torch.equal(found[0], image[0, 0][inside])
+    for width, smooth in zip(FWHMS_MM, found[1:], strict=True):
+        sigma = [width / np.sqrt(8 * np.log(2)) / step for step in SPACING_MM[0].tolist()]
+        radius = [int(np.ceil(3 * s)) for s in sigma]
+        expected = gaussian_filter(image[0, 0].numpy().astype(np.float64), sigma, radius=radius)
+        np.testing.assert_allclose(smooth.numpy(), expected[inside], rtol=2e-5)
+
+
+def test_a_constant_stays_and_a_short_margin_ends_a_gaussian() -> None:
+    found = filter_bank.members(torch.full((1, 1, 9, 9, 9), 2.5), SPACING_MM, (2, 2, 2))
+    torch.testing.assert_close(found, torch.full((1, MEMBERS, 5, 5, 5), 2.5))
+
+
+def test_every_image_of_a_batch_has_its_own_voxel_size() -> None:
+    image, margin = volume(1), (4, 4, 4)
+    both = filter_bank.members(image.repeat(2, 1, 1, 1, 1), torch.tensor([[6.25, 5, 5], [2.0, 2, 2]]), margin)
+    for one, spacing in zip(both, ([6.25, 5, 5], [2.0, 2, 2]), strict=True):
+        torch.testing.assert_close(one[None], filter_bank.members(image, torch.tensor([spacing]), margin))
+    assert not torch.allclose(both[0], both[1])
+
+
+@settings(max_examples=20, deadline=None)
+@given(axes=st.sets(st.sampled_from([2, 3, 4])))
+def test_a_mirrored_image_has_mirrored_members_and_classes(axes: set[int]) -> None:
+    image, margin, dims = volume(2), (7, 8, 8), sorted(axes)
+    there = filter_bank.members(image.flip(dims), SPACING_MM, margin)
+    back = filter_bank.members(image, SPACING_MM, margin).flip(dims)
+    torch.testing.assert_close(there, back)
+    assert (filter_bank.classes(there) == filter_bank.classes(back)).float().mean() > 0.999
+
+
+def test_classes_by_level_and_sign_of_contrast() -> None:
+    bank = torch.ones(1, MEMBERS, 1, 1, 4)
+    at = {width: 1 + FWHMS_MM.index(width) for width in (7.0, 10.0, 20.0)}
+    bank[0, at[10.0], 0, 0] = torch.tensor([0.1, 1.0, 1.0, 20.0])
+    bank[0, at[7.0], 0, 0] = torch.tensor([1.0, 0.5, 1.5, 1.0])  # none, cold, hot, none, against 1 around it
+    assert filter_bank.classes(bank).flatten().tolist() == [3, 3 * 7 + 0, 3 * 7 + 6, 7 * 7 + 3]
+
+
+def test_sums_of_cases_are_the_sums_of_all_their_voxels() -> None:
+    parts = [case(seed) for seed in (3, 4)]
+    bank, classed, target = (torch.cat(pieces, dim=-1) for pieces in zip(*parts, strict=True))
+    added = sum((filter_bank.normal_equations(*part, weight=0.5) for part in parts), filter_bank.no_voxels())
+    whole = filter_bank.normal_equations(bank, classed, target, weight=0.5)
+    assert isinstance(added, NormalEquations)
+    np.testing.assert_allclose(added.products, whole.products, rtol=1e-12)
+    np.testing.assert_allclose(added.targets, whole.targets, rtol=1e-12)
+
+
+def squared_error(coefficients: NDArray[np.float64], bank: Tensor, classed: Tensor, target: Tensor) -> float:
+    used = torch.from_numpy(coefficients)[classed]
+    return float(((used * bank.T.double()).sum(1) - target.double()).square().sum())
+
+
+def test_the_linear_filter_is_the_least_squares_solution() -> None:
+    bank, classed, target = case(5)
+    linear = filter_bank.linear_filter(filter_bank.normal_equations(bank, classed, target, 1.0))
+    expected = np.linalg.lstsq(bank.T.double().numpy(), target.double().numpy(), rcond=None)[0]
+    assert linear.shape == (CLASSES, MEMBERS)
+    assert (linear == linear[0]).all()
+    np.testing.assert_allclose(linear[0], expected, rtol=1e-3)  # neighbouring members are nearly alike
+    np.testing.assert_allclose(linear[0] @ bank.double().numpy(), expected @ bank.double().numpy(), rtol=1e-4)
+
+
+def test_the_adaptive_filter_fits_better_and_nears_the_linear_one_as_its_ridge_grows() -> None:
+    voxels = case(6)
+    equations = filter_bank.normal_equations(*voxels, weight=1.0)
+    linear = filter_bank.linear_filter(equations)
+    errors = [squared_error(filter_bank.adaptive_filter(equations, r), *voxels) for r in (1e-6, 1e-3, 1e-1, 1e6)]
+    assert errors == sorted(errors)
+    assert errors[-1] <= squared_error(linear, *voxels) * (1 + 1e-9)
+    np.testing.assert_allclose(filter_bank.adaptive_filter(equations, 1e9), linear, atol=1e-6)
+
+
+def test_a_class_without_a_voxel_is_the_linear_filter() -> None:
+    equations = filter_bank.normal_equations(*case(7), weight=1.0)
+    empty = np.trace(equations.products, axis1=1, axis2=2) == 0
+    assert empty.any()
+    found = filter_bank.adaptive_filter(equations)[empty]
+    np.testing.assert_allclose(found, filter_bank.linear_filter(equations)[empty], atol=1e-9)
+
+
+def test_combining_picks_the_low_dose() -> None:
+    bank = bank_of(8)
+    low = torch.zeros(CLASSES, MEMBERS)
+    low[:, 0] = 1
+    assert torch.equal(filter_bank.combined(bank, low, filter_bank.classes(bank)), bank[:, :1])
+
+
+def test_reach_is_in_millimetres() -> None:
+    assert filter_bank.reach((30.0, 10.0, 5.0)) == (2, 4, 8)
+    with pytest.raises(ValueError, match="unpack"):
+        filter_bank.reach((1.0, 1.0))

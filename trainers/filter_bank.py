@@ -1,0 +1,148 @@
+"""Banks of Gaussians fitted by least squares: the best linear and the best adaptive filter of a low-dose PET.
+
+A voxel's estimate is a combination of the low dose and of the low dose smoothed by Gaussians of several widths.  The
+combination is one for all voxels (a linear filter), or one per class of voxels (an adaptive filter); a class is the
+local level and the sign and size of the local contrast, both computed from the low dose alone.
+
+Widths are in mm, so that the size of the voxels is no parameter.  The normal equations are sums over voxels, hence
+over cases: folds, leave-one-out and further patients cost an addition of small matrices.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+FWHMS_MM = (3.0, 5.0, 7.0, 10.0, 14.0, 20.0, 30.0)
+MEMBERS = 1 + len(FWHMS_MM)  # the low dose itself comes first
+LEVEL_EDGES_SUV = (0.15, 0.3, 0.6, 1.2, 2.4, 4.8, 9.6)  # of the 10 mm mean
+CONTRAST_EDGES = (-0.3, -0.12, -0.04, 0.04, 0.12, 0.3)  # of (7 mm - 20 mm mean) / 20 mm mean
+CLASSES = (len(LEVEL_EDGES_SUV) + 1) * (len(CONTRAST_EDGES) + 1)
+TRUNCATE = 3.0  # standard deviations at which a Gaussian ends
+RIDGE = 1e-3  # how strongly a class is drawn to the linear filter, in parts of the mean trace
+
+_SIGMA_PER_FWHM = 1 / math.sqrt(8 * math.log(2))
+_LEAST_SUV = 1e-3  # keeps the contrast finite in air
+_AT_10, _AT_7, _AT_20 = (1 + FWHMS_MM.index(width) for width in (10.0, 7.0, 20.0))
+
+
+def reach(spacing_mm: Iterable[float]) -> tuple[int, int, int]:
+    """Return the voxels (z, y, x) that the widest Gaussian needs on either side of a voxel."""
+    z, y, x = (math.ceil(TRUNCATE * FWHMS_MM[-1] * _SIGMA_PER_FWHM / step) for step in spacing_mm)
+    return z, y, x
+
+
+def members(
+    image: Float[Tensor, "b 1 zm ym xm"], spacing_mm: Float[Tensor, "b 3"], margin: tuple[int, int, int]
+) -> Float[Tensor, "b m z y x"]:
+    """Return the image and what every Gaussian makes of it, without the margin.
+
+    Args:
+        image: (b, 1, z + 2 margin_z, y + 2 margin_y, x + 2 margin_x), in any unit.
+        spacing_mm: voxel edge lengths (z, y, x) of every image of the batch.
+        margin: voxels (z, y, x) of context on either side; a Gaussian that is wider ends there, and its weights still
+            sum to 1.
+    """
+    smoothed = []
+    for one, steps in zip(image, spacing_mm.tolist(), strict=True):
+        z, y, x = (
+            _weights(round(step, 4), length, edge).to(image)
+            for step, length, edge in zip(steps, one.shape[1:], margin, strict=True)
+        )
+        # One matrix per Gaussian and axis; the first axis makes one image into as many as there are Gaussians.
+        rows = torch.einsum("gij,jyx->giyx", z, one[0])
+        columns = torch.einsum("gij,gzjx->gzix", y, rows)
+        smoothed.append(columns @ x.mT[:, None])
+    centre = tuple(slice(edge, length - edge) for edge, length in zip(margin, image.shape[2:], strict=True))
+    return torch.cat([image[:, :, *centre], torch.stack(smoothed)], dim=1)
+
+
+@lru_cache(maxsize=64)
+def _weights(spacing_mm: float, length: int, margin: int) -> Tensor:
+    """(Gaussians, length - 2 margin, length): the matrix of every Gaussian along one axis."""
+    offset = torch.arange(length, dtype=torch.float64) - torch.arange(margin, length - margin)[:, None]
+    found = []
+    for width in FWHMS_MM:
+        sigma = width * _SIGMA_PER_FWHM / spacing_mm
+        taps = torch.exp(-0.5 * (offset / sigma).square())
+        taps[offset.abs() > min(margin, math.ceil(TRUNCATE * sigma))] = 0
+        found.append(taps / taps.sum(1, keepdim=True))
+    return torch.stack(found).float()
+
+
+def classes(bank: Float[Tensor, "b m z y x"]) -> Int[Tensor, "b z y x"]:
+    """Return the class of every voxel, 0 to ``CLASSES`` - 1, from ``members`` in SUV: level by signed contrast."""
+    wide = bank[:, _AT_20]
+    contrast = (bank[:, _AT_7] - wide) / wide.clamp(min=_LEAST_SUV)
+    level = torch.bucketize(bank[:, _AT_10].contiguous(), torch.tensor(LEVEL_EDGES_SUV, device=bank.device))
+    side = torch.bucketize(contrast.contiguous(), torch.tensor(CONTRAST_EDGES, device=bank.device))
+    return level * (len(CONTRAST_EDGES) + 1) + side
+
+
+@dataclass(frozen=True, eq=False)
+class NormalEquations:
+    """Sums over voxels from which the best combination of every class follows; those of two cases can be added.
+
+    Args:
+        products: (classes, members, members) sum of w * member * member.
+        targets: (classes, members) sum of w * member * target.
+    """
+
+    products: NDArray[np.float64]
+    targets: NDArray[np.float64]
+
+    def __add__(self, other: "NormalEquations") -> "NormalEquations":
+        return NormalEquations(self.products + other.products, self.targets + other.targets)
+
+
+def no_voxels() -> NormalEquations:
+    """Return the sums over no voxel."""
+    return NormalEquations(np.zeros((CLASSES, MEMBERS, MEMBERS)), np.zeros((CLASSES, MEMBERS)))
+
+
+def normal_equations(
+    bank: Float[Tensor, "m n"], classed: Int[Tensor, " n"], target: Float[Tensor, " n"], weight: float
+) -> NormalEquations:
+    """Sum over ``n`` voxels of one case, in double precision and in a fixed order.
+
+    Args:
+        bank: ``members`` of these voxels.
+        classed: their ``classes``.
+        target: what they should be.
+        weight: of every voxel; 1 / peak^2 makes the sum of squares that of the PSNR.
+    """
+    order = torch.argsort(classed, stable=True)
+    sizes = torch.bincount(classed, minlength=CLASSES).tolist()
+    rows = torch.cat([bank, target[None]])[:, order].double()
+    summed = torch.stack([(part @ part.mT)[:-1] for part in rows.split(sizes, dim=1)]) * weight
+    return NormalEquations(summed[:, :, :-1].cpu().numpy(), summed[:, :, -1].cpu().numpy())
+
+
+def linear_filter(equations: NormalEquations) -> NDArray[np.float64]:
+    """Return the best combination for all voxels alike, as (classes, members) with equal rows."""
+    products, targets = equations.products.sum(0), equations.targets.sum(0)
+    one = np.linalg.lstsq(products, targets, rcond=1e-12)[0]
+    return np.tile(one, (CLASSES, 1))
+
+
+def adaptive_filter(equations: NormalEquations, ridge: float = RIDGE) -> NDArray[np.float64]:
+    """Return the best combination of every class, (classes, members), drawn to the linear filter where it is rare."""
+    linear = linear_filter(equations)
+    trace = np.trace(equations.products, axis1=1, axis2=2)
+    known = np.maximum(np.count_nonzero(trace), 1)
+    strength = ridge * trace.sum() / known / MEMBERS
+    products = equations.products + strength * np.eye(MEMBERS)
+    return np.linalg.solve(products, (equations.targets + strength * linear)[..., None])[..., 0]
+
+
+def combined(
+    bank: Float[Tensor, "b m z y x"], coefficients: Float[Tensor, "k m"], classed: Int[Tensor, "b z y x"]
+) -> Float[Tensor, "b 1 z y x"]:
+    """Return the filtered image: every voxel's combination of ``members`` by its class."""
+    return torch.einsum("bmzyx,bzyxm->bzyx", bank, coefficients[classed])[:, None]
