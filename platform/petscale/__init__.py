@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from petscale.api import (
         Average,
         Case,
+        Choice,
         Cohort,
-        Comparison,
         IngestResult,
         Page,
         Run,
@@ -57,8 +57,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Average",
     "Case",
+    "Choice",
     "Cohort",
-    "Comparison",
     "Grid",
     "Image",
     "IngestResult",

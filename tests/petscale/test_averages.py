@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 import petscale
 from petscale import averages, inference
-from petscale.averages import AXES, Average, open_estimator
+from petscale.averages import Average, open_estimator
 from petscale.cli import main
 from petscale.folders import FOLDS, SYNTHESIS, WEIGHTS
 from storage import dicom, nifti
@@ -138,23 +138,23 @@ def test_mirror_images_of_a_network_that_mirrors_leave_alone_have_no_deviation(
 ) -> None:
     run = untrained_runs.red_cnn(tmp_path / "run", 0, weights=symmetric(runs[0]))
     low = petscale.Image.open(scans / "suv.nii.gz")
-    one, both = petscale.synthesize(run, low), petscale.average(run, low, flips=AXES)
+    one, both = petscale.synthesize(run, low), petscale.average(run, low, flips=["x", "y"])
     scale = float(one.voxels.max())
     assert both.deviation.voxels.max() < 1e-5 * scale  # sums of a convolution run the other way round
     np.testing.assert_allclose(both.mean.voxels, one.voxels, atol=1e-5 * scale)
-    assert both.mean.provenance["mirrored_along"] == ["z", "y", "x"]
+    assert both.mean.provenance["mirrored_along"] == ["y", "x"]
 
 
 def test_the_mean_over_mirror_images_is_mirrored_with_the_scan(runs: list[Path], scans: Path) -> None:
     low = petscale.Image.open(scans / "suv.nii.gz")
-    backwards = petscale.Image(np.flip(low.voxels, (1, 2)), low.grid)
+    backwards = petscale.Image(np.flip(low.voxels, 2), low.grid)
 
     def apart(flips: list[Any]) -> float:
         made, other = (petscale.synthesize(runs[0], image, flips=flips).voxels for image in (low, backwards))
-        return float(np.abs(np.flip(other, (1, 2)) - made).max() / made.max())
+        return float(np.abs(np.flip(other, 2) - made).max() / made.max())
 
     assert apart([]) > 1e-3
-    assert apart(["y", "x"]) < 1e-5
+    assert apart(["x"]) < 1e-5
 
 
 def test_runs_times_mirror_images_all_count_alike(runs: list[Path], scans: Path) -> None:

@@ -16,15 +16,15 @@ from petscale.api.cohorts import (
     remove,
     simulate,
 )
-from petscale.api.results import Average, Comparison, Page, Scores, average, best, evaluate, report, synthesize
+from petscale.api.results import Average, Choice, Page, Scores, average, best, evaluate, report, synthesize
 from petscale.api.training import Run, configure, folds, open_run, train
 from petscale.api.tuning import Study, open_study, tune
 
 __all__ = [
     "Average",
     "Case",
+    "Choice",
     "Cohort",
-    "Comparison",
     "IngestResult",
     "Page",
     "Run",

@@ -351,7 +351,7 @@ class Scores:
         return pandas.DataFrame(rows)
 
 
-def best(runs: Sequence[Run | PathLike], *, cohort: Cohort | PathLike | None = None) -> "Comparison":
+def best(runs: Sequence[Run | PathLike], *, cohort: Cohort | PathLike | None = None) -> "Choice":
     """Compare runs, or folds, of the same patients and name the best, by PSNR inside the body.
 
     Folds are compared by all patients, each scored by the run that never saw him or her; single runs by their test
@@ -374,11 +374,11 @@ def best(runs: Sequence[Run | PathLike], *, cohort: Cohort | PathLike | None = N
     """
     from petscale.crossvalidation.best import rank
 
-    return Comparison(rank([_folder(run) for run in runs], None if cohort is None else _folder(cohort)))
+    return Choice(rank([_folder(run) for run in runs], None if cohort is None else _folder(cohort)))
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Choice:
     """Runs or folds from the best to the worst.
 
     Args:
