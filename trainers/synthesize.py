@@ -1,7 +1,8 @@
-"""Whole volumes from any recipe's synthesizer: one context per case, tiles in order, a slab of memory."""
+"""Whole volumes from any recipe's synthesizer: one context per case, tiles in order, a slab of memory; or mirrored."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -64,6 +65,44 @@ class InSuv:
         return image / self.suv_scale if self.units == SUV else image
 
 
+def mirrors(axes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """Return every mirror image that ``axes`` make, the image itself first: 2 of one axis, 4 of two, 8 of three.
+
+    Args:
+        axes: of a volume (z, y, x), each once: 0, 1 or 2.
+
+    >>> mirrors((1, 2))
+    ((), (1,), (2,), (1, 2))
+    """
+    return tuple(chosen for count in range(len(axes) + 1) for chosen in combinations(axes, count))
+
+
+@dataclass(frozen=True)
+class Mirrored:
+    """A stored image with its voxels counted from the other end along some axes.
+
+    The whole volume is mirrored, not the window: tiles that are tied to positions (``Tiling.multiple``), or that lie
+    where a volume ends, then lie as they would in a file of the mirrored patient.
+
+    Args:
+        image: in SUVbw or HU.
+        axes: of (z, y, x), along which it is mirrored; () for none.
+    """
+
+    image: StoredImage
+    axes: tuple[int, ...]
+
+    def patch(self, box: PatchLocation, beyond: Beyond = "air") -> NDArray[np.float32]:
+        """Read one box (z, y, x) of the mirrored volume; beyond it is what ``StoredImage.patch`` puts there."""
+        return np.flip(self.image.patch(self.across(box), beyond), self.axes)
+
+    def across(self, box: PatchLocation) -> PatchLocation:
+        """Where a box of the mirrored volume lies in the volume, and the reverse."""
+        ends = zip(box.start, box.stop, self.image.grid.shape, strict=True)
+        z, y, x = (n - stop if axis in self.axes else start for axis, (start, stop, n) in enumerate(ends))
+        return PatchLocation((z, y, x), box.shape)
+
+
 @torch.no_grad()
 def synthesize(
     synthesizer: Synthesizer,
@@ -74,6 +113,7 @@ def synthesize(
     device: torch.device,
     batch: int = 1,
     seed: int = 0,
+    mirrored: tuple[int, ...] = (),
     progress: Callable[[int], object] = lambda tiles: None,
 ) -> None:
     """Synthesize a whole volume from one stored image.
@@ -81,20 +121,22 @@ def synthesize(
     Args:
         case: a committed case.
         image: name of the image to start from, in SUVbw or HU.
-        write: gets z0 and a finished slab (dz, y, x) in SUV, in order, each voxel once.
+        write: gets z0 and a finished slab (dz, y, x) in SUV, each voxel once; in order, from the last slab to the first
+            where z is mirrored.
         batch: tiles at a time.
         seed: of the patches that the case's context is drawn from.
+        mirrored: axes of (z, y, x) along which the network is shown the case mirrored; its result is mirrored back.
         progress: gets the number of tiles just done.
     """
-    source = case.image(image)
-    synthesizer = for_scan(synthesizer, source)
+    source = Mirrored(case.image(image), mirrored)
+    synthesizer = for_scan(synthesizer, source.image)
 
     def patches(boxes: list[PatchLocation], halo: tuple[int, int, int]) -> torch.Tensor:
         return torch.from_numpy(np.stack([window(synthesizer, source, box.grown(halo))[None] for box in boxes])).to(
             device
         )
 
-    context = case_context(synthesizer, case, image, device=device, seed=seed)
+    context = case_context(synthesizer, case, image, device=device, seed=seed, mirrored=mirrored)
     tiling = synthesizer.tiling
 
     def tiles(boxes: list[PatchLocation]) -> Iterator[NDArray[np.float32]]:
@@ -102,13 +144,16 @@ def synthesize(
         progress(len(boxes))
         yield from output[:, 0]
 
-    depth, height, width = source.grid.shape
+    shape = case.image(image).grid.shape
+    depth, height, width = shape
 
     def write_inside(z0: int, slab: NDArray[np.float32]) -> None:
         if z0 < depth:
-            write(z0, np.ascontiguousarray(slab[: depth - z0, :height, :width]))
+            inside = slab[: depth - z0, :height, :width]
+            z, _, _ = source.across(PatchLocation((z0, 0, 0), (len(inside), height, width))).start
+            write(z, np.ascontiguousarray(np.flip(inside, mirrored)))
 
-    covered, tile = fitted(tiling, source.grid.shape)
+    covered, tile = fitted(tiling, shape)
     stitch(covered, tile, tiling.overlap, tiles, write_inside, batch=batch)
 
 
@@ -117,7 +162,7 @@ def for_scan(synthesizer: Synthesizer, image: StoredImage) -> Synthesizer:
     return synthesizer.for_scan(scan_of(image)) if isinstance(synthesizer, ScanAware) else synthesizer
 
 
-def window(synthesizer: Synthesizer, image: StoredImage, box: PatchLocation) -> NDArray[np.float32]:
+def window(synthesizer: Synthesizer, image: StoredImage | Mirrored, box: PatchLocation) -> NDArray[np.float32]:
     """Read one window of a stored image, beyond its faces as the run was trained."""
     return image.patch(box, synthesizer.beyond if isinstance(synthesizer, InSuv) else "air")
 
@@ -140,9 +185,19 @@ def fitted(tiling: Tiling, shape: tuple[int, int, int]) -> tuple[tuple[int, int,
 
 @torch.no_grad()
 def case_context(
-    synthesizer: Synthesizer, case: Case, image: str, *, device: torch.device, seed: int = 0
+    synthesizer: Synthesizer,
+    case: Case,
+    image: str,
+    *,
+    device: torch.device,
+    seed: int = 0,
+    mirrored: tuple[int, ...] = (),
 ) -> dict[str, torch.Tensor]:
-    """Compute what all tiles of a case share, from the image that they start from alone."""
+    """Compute what all tiles of a case share, from the image that they start from alone.
+
+    A mirrored case is drawn from at the same places of the patient: its context differs by what the network makes of
+    mirror images, never by the draw.
+    """
     spec = synthesizer.context_batch
     if spec is None:
         return {}
@@ -151,6 +206,6 @@ def case_context(
     z, y, x = (min(edge, size) for edge, size in zip(spec.patch, source.grid.shape, strict=True))
     rng = generator(seed, Stream.CASE_CONTEXT)
     boxes = [draw(case.sampling_maps, (z, y, x), spec.sampler, rng) for _ in range(spec.patches_per_case)]
-    arrays = np.stack([window(synthesizer, source, box.grown(spec.halo))[None] for box in boxes])
-    overview = case.overview(image)[None, None]
+    arrays = np.stack([np.flip(window(synthesizer, source, box.grown(spec.halo)), mirrored)[None] for box in boxes])
+    overview = np.flip(case.overview(image), mirrored).copy()[None, None]
     return dict(synthesizer.context(torch.from_numpy(overview).to(device), torch.from_numpy(arrays).to(device)))

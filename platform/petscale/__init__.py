@@ -19,16 +19,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from petscale.api import (
+        Average,
         Case,
+        Choice,
         Cohort,
         IngestResult,
         Page,
         Run,
         Scores,
         Study,
+        average,
+        best,
         compare,
         configure,
         evaluate,
+        folds,
         ingest,
         inspect,
         open_cohort,
@@ -50,7 +55,9 @@ if TYPE_CHECKING:
     from storage.source import Grid
 
 __all__ = [
+    "Average",
     "Case",
+    "Choice",
     "Cohort",
     "Grid",
     "Image",
@@ -63,9 +70,12 @@ __all__ = [
     "RunConfig",
     "Scores",
     "Study",
+    "average",
+    "best",
     "compare",
     "configure",
     "evaluate",
+    "folds",
     "ingest",
     "inspect",
     "open_cohort",

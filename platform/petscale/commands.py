@@ -326,8 +326,8 @@ def remove(
     Args:
         cohort: folder of the cohort.
         cases: names of the cases.
-        runs: folders of runs or studies: what they hold of the cases is removed; those that were trained on them are
-            named, for weights cannot be cleaned.
+        runs: folders of runs, folds or studies: what they hold of the cases is removed; those that were trained on them
+            are named, for weights cannot be cleaned.
     """
     from petscale.data.removal import remove_cases
 
@@ -367,6 +367,44 @@ def train(options: TrainOptions, config: "RunConfig") -> None:
     from petscale.training import driver
 
     print(driver.train(options.cohort, options.run, config, command=recorded(), others=options.others))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldsOptions:
+    """Options of ``petscale folds`` beside the fields of the runs' configuration.
+
+    Args:
+        cohort: folder of the cohort.
+        others: folders of further cohorts, read as one with the first.
+        run: folder of all folds, a run in each of its fold-0, fold-1, ...; made, or continued.
+        k: number of folds; default: split.folds, or what the cohort states (split.fold-tag), or 5.
+        recipe: name of the system; each system has its own defaults.
+        config: a YAML or JSON file with the same names, or the config.json of a run, to start from.
+        set: settings of the form section.field=value, as in older commands.
+        workers: training processes, short for --cluster.workers.
+        device: cpu or cuda, short for --cluster.device.
+    """
+
+    cohort: Positional[Annotated[Path, arg(metavar="COHORT")]]
+    others: Positional[Annotated[tuple[Path, ...], arg(metavar="COHORT")]] = ()
+    run: Path
+    k: int | None = None
+    recipe: str = "sgsgan"
+    config: Path | None = None
+    set: tuple[str, ...] = ()
+    workers: int | None = None
+    device: Literal["cpu", "cuda"] | None = None
+
+
+def folds(options: FoldsOptions, config: "RunConfig") -> None:
+    """Train a run per fold and score every patient once, by the run that never saw him or her.
+
+    Run the same command again to continue; a fold that is trained is not trained again.
+    """
+    from petscale.crossvalidation.folds import train_folds
+
+    train_folds(options.cohort, options.run, config, k=options.k, command=recorded(), others=options.others)
+    print(options.run)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -430,6 +468,9 @@ def synthesize(
     run: Positional[Annotated[Path, arg(metavar="RUN")]],
     source: Positional[Annotated[Path, arg(metavar="SOURCE")]],
     output: Path | None = None,
+    runs: tuple[Path, ...] = (),
+    flips: tuple[Literal["z", "y", "x"], ...] = (),
+    deviation: Path | None = None,
     case: str | None = None,
     image: str | None = None,
     units: nifti.Units = "SUVbw",
@@ -439,10 +480,16 @@ def synthesize(
 ) -> None:
     """Estimate the full-dose PET of a low-dose PET or, by a run that starts from CT, of a CT.
 
+    With several runs, or mirror images of the scan, the result is the mean of their images.
+
     Args:
-        run: a finished run.
+        run: a finished run, or a folder of petscale folds, which stands for all of its folds.
         source: a NIfTI file or a DICOM series' folder of the run's kind of scan, or a cohort's folder with --case.
         output: the NIfTI file or DICOM folder to write, of the same kind as the input; --case writes into the run.
+        runs: further runs to average over; a run that is named twice counts once.
+        flips: axes along which the scan is mirrored too: x makes 2 images to average, y x make 4, z y x make 8.
+        deviation: where to write the standard deviation of the averaged images (ddof 1), as the output; for a case a
+            NIfTI file in SUV.
         case: name of a case when SOURCE is a cohort.
         image: the case's image to start from; default: the first one that the run was trained on.
         units: unit of a NIfTI PET and of its result; the result from a CT is in SUVbw.
@@ -450,26 +497,29 @@ def synthesize(
         dose_mbq: replaces the header's value.
         injection_time: replaces the header's value.
     """
+    from petscale.averages import check_deviation, open_estimator
     from petscale.data.ingest import Files
-    from petscale.inference import check_effect, open_run, synthesize_ct, synthesize_pet, synthesize_told
+    from petscale.inference import check_effect, synthesize_ct, synthesize_pet, synthesize_told
     from storage.reader import open_cohort
 
-    trained = open_run(run)
+    estimator = open_estimator(run, runs, flips)
     overrides = suv.Overrides(weight_kg=weight_kg, dose_mbq=dose_mbq, injection_time=injection_time)
-    check_effect(trained, overrides, image=image, stored=case is not None)
+    check_effect(estimator, overrides, image=image, stored=case is not None)
+    check_deviation(estimator, deviation)
     if case is not None:
         if output is not None:
             raise InputError(
                 "CFG_OUTPUT", where="--output", found="given with --case", remedy="a case's result goes into the run"
             )
-        print(synthesize_told(trained, run, open_cohort(source).case(case), image).folder)
+        print(synthesize_told(estimator, run, open_cohort(source).case(case), image, deviation).folder)
         return
     if output is None:
         raise InputError("CFG_OUTPUT", where="--output", found="missing", remedy="name a new .nii.gz file or folder")
-    if trained.units == HU:
-        synthesize_ct(trained, source, output)
+    if estimator.on.units == HU:
+        synthesize_ct(estimator, source, output, deviation)
     else:
-        synthesize_pet(trained, Files(pet=source, units=units, units_from="layout", overrides=overrides), output)
+        files = Files(pet=source, units=units, units_from="layout", overrides=overrides)
+        synthesize_pet(estimator, files, output, deviation)
     print(output)
 
 
@@ -478,21 +528,25 @@ def submission(
     source: Positional[Annotated[Path, arg(metavar="SOURCE")]],
     output: Positional[Annotated[Path, arg(metavar="OUTPUT")]],
     table: Path | None = None,
+    runs: tuple[Path, ...] = (),
+    flips: tuple[Literal["z", "y", "x"], ...] = (),
 ) -> None:
     """Estimate the full dose of every .nii.gz of a folder in Bq/mL, under the same names: a UDPET submission.
 
     Run the same command again to continue; files that are whole are kept.
 
     Args:
-        run: a finished run that starts from low-dose PET.
+        run: a finished run that starts from low-dose PET, or a folder of petscale folds, which stands for all folds.
         source: a folder of .nii.gz files in Bq/mL.
         output: the folder to write.
         table: CSV with NiftiFileName, PatientWeight_kg and RadionuclideTotalDose_Bq; default: the only one in SOURCE.
+        runs: further runs to average over.
+        flips: axes along which every scan is mirrored too, and all images averaged.
     """
-    from petscale.inference import open_run
+    from petscale.averages import open_estimator
     from petscale.submission import submit_folder
 
-    for path in submit_folder(open_run(run), run, source, output, table):
+    for path in submit_folder(open_estimator(run, runs, flips), source, output, table):
         print(path)
 
 
@@ -509,6 +563,8 @@ def evaluate(
     tolerance_mm: float = 0.0,
     source: tuple[str, ...] = (),
     preset: tuple[str, ...] = (),
+    runs: tuple[Path, ...] = (),
+    flips: tuple[Literal["z", "y", "x"], ...] = (),
 ) -> None:
     """Synthesize a run's test cases and score them beside baselines that need no network.
 
@@ -529,6 +585,8 @@ def evaluate(
         tolerance_mm: the largest distance between a detection and its lesion.
         source: images to start from, where the cohort calls them otherwise than the run's own.
         preset: conventions of scoring beside the run's own: udpet2022, s3pet, sgsgan, cascade.
+        runs: further runs or folds: the mean of their images is scored, each case by the runs that never saw it.
+        flips: axes along which every scan is mirrored too: the mean over all mirror images is scored.
     """
     from petscale import api
 
@@ -545,7 +603,36 @@ def evaluate(
         source=source,
         preset=preset,
         others=others,
+        runs=runs,
+        flips=flips,
     )
+
+
+def best(
+    runs: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN")]],
+    cohort: Path | None = None,
+    json: Path | None = None,
+) -> None:
+    """Compare runs, or folds, of the same patients and name the best, by PSNR inside the body, with margin and p.
+
+    Folds are compared by all patients, each scored by the run that never saw him or her; single runs by their test
+    patients, which is then said, or with --cohort by their validation patients.  Means that petscale evaluate --runs
+    or --flips has scored take part.
+
+    Args:
+        runs: folders of evaluated runs, or of petscale folds.
+        cohort: the cohort of single runs, to score their validation patients on.
+        json: write all of it into this file.
+    """
+    from petscale.crossvalidation.best import rank, show
+    from storage.integrity import write_json
+
+    found = rank(runs, cohort)
+    show(found)
+    if json is not None:
+        write_json(json, found.to_json())
+    for folder in found.best.folders:
+        print(folder)
 
 
 def report(
@@ -556,14 +643,13 @@ def report(
     """Write a run's report, one HTML file that needs no network; a run without scores is evaluated first.
 
     Args:
-        run: an evaluated run.
+        run: an evaluated run, or a folder of petscale folds: one page about all of its patients.
         cohort: the cohort it was evaluated on, its own or another one.
         others: further cohorts that it was evaluated on together with the first.
     """
-    from petscale.evaluation.run import read_evaluations
-    from petscale.reporting.run import report_run
+    from petscale import api
 
-    print(report_run(run, cohort, read_evaluations(run, cohort, others=others), others=others))
+    print(api.report(run, cohort, others=others).path)
 
 
 def dashboard(
@@ -743,11 +829,13 @@ COMMANDS = {
     "compare": Command("data", compare),
     "remove": Command("data", remove),
     "train": Command("train", train, TrainOptions, writes="run"),
+    "folds": Command("train", folds, FoldsOptions, writes="run"),
     "tune": Command("train", tune, TuneOptions, writes="study"),
     "experiment": Command("train", experiment, writes="folder"),
     "synthesize": Command("evaluate", synthesize, writes="run"),
     "submission": Command("evaluate", submission, writes="output"),
     "evaluate": Command("evaluate", evaluate, writes="run"),
+    "best": Command("evaluate", best),
     "report": Command("evaluate", report, writes="run"),
     "dashboard": Command("evaluate", dashboard, in_a_job=False),
     "submit": Command("cluster", submit, in_a_job=False),

@@ -14,6 +14,10 @@ EXTERNAL = "external"  # per other cohort: what synthesis, evaluation and the re
 SEGMENTER = "judge"  # in it: the organ segmenter of the Unet-score
 REPORT = "report.html"  # of a run or a study
 
+# Folds: `petscale folds --run RUN`; beside these, SYNTHESIS and EVALUATION as in a run
+FOLDS = "folds.json"  # the split of all folds, made once
+FOLD = "fold-{}"  # a run per fold, by number
+
 # A study: `petscale tune --study STUDY`
 ROLES = "roles.json"  # which patients train and validate all trials
 TRIALS = "trials"  # a run per trial, by number

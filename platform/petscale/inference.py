@@ -10,8 +10,10 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -38,23 +40,103 @@ FROM_PET = json.dumps({"units": SUV, "spacing_mm": None})  # of weights from bef
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """What was made of one scan, on disk; gone with the scratch folder it was made in.
+
+    Args:
+        mean: the estimated full-dose PET in SUVbw, 0 or above; of several images, their mean.
+        deviation: the standard deviation of these images in SUVbw (ddof 1); None where there was one.
+    """
+
+    mean: ImageSource
+    deviation: ImageSource | None = None
+
+
+class Estimator(Protocol):
+    """What makes full-dose estimates: a run, or several whose images are averaged (``petscale.averages``)."""
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's configuration, of several the first one's."""
+        ...
+
+    @property
+    def on(self) -> TrainedOn:
+        """What the training cases are like, of several runs the first one's; a CT is brought to their voxel size."""
+        ...
+
+    @property
+    def weights(self) -> str:
+        """Digest of all weights that take part."""
+        ...
+
+    @property
+    def description(self) -> str:
+        """How an image was made, a few words."""
+        ...
+
+    def check(self, case: Case, image: str, where: str = "") -> tuple[str, ...]:
+        """Tell in what a scan differs from those trained on, as ``plausibility.check_scan`` does."""
+        ...
+
+    def estimate(self, case: Case, image: str, scratch: Path, differences: Sequence[str]) -> Estimate:
+        """Synthesize from a stored image into a folder that the caller removes."""
+        ...
+
+    def store(
+        self, home: Path, case: Case, image: str, differences: Sequence[str], deviation: Path | None
+    ) -> StoredImage:
+        """Synthesize from a cohort's case into ``home``'s own cohort of results, unless it is there already.
+
+        Args:
+            home: a run's folder, or that of its folds.
+            deviation: a new NIfTI file for the standard deviation in SUVbw, None for none.
+        """
+        ...
+
+
+@dataclass(frozen=True)
 class Trained:
-    """A finished run, ready for inference.
+    """A finished run, ready for inference: an ``Estimator``.
 
     Args:
         synthesizer: takes images in its unit and gives SUVbw.
         on: what its training cases are like; a CT is brought to their voxel size.
+        weights: digest of the file that the weights were read from.
     """
 
     config: RunConfig
     synthesizer: Synthesizer
     device: torch.device
     on: TrainedOn
+    weights: str = ""
 
     @property
     def units(self) -> str:
         """Unit of the images that it starts from, SUVbw or HU."""
         return self.on.units
+
+    @property
+    def description(self) -> str:
+        """How an image was made."""
+        return describe(self.config.recipe, self.units)
+
+    def check(self, case: Case, image: str, where: str = "") -> tuple[str, ...]:
+        """Tell in what a scan differs from those trained on; raises what ``check_scan`` raises."""
+        return check_scan(self.on, case, image, where=where)
+
+    def estimate(self, case: Case, image: str, scratch: Path, differences: Sequence[str]) -> Estimate:
+        """Synthesize from a stored image into a folder that the caller removes."""
+        spool = Spool(scratch / "spool.f32", case.image(image).grid, _provenance(self, image, differences))
+        run_case(self, case, image, spool.put)
+        return Estimate(spool)
+
+    def store(
+        self, home: Path, case: Case, image: str, differences: Sequence[str], deviation: Path | None
+    ) -> StoredImage:
+        """Synthesize into the run's own cohort of results; one image has no deviation."""
+        assert deviation is None, "check_effect refuses it"
+        return synthesize_case(self, home, case, image, differences=differences)
 
 
 def open_run(run: Path) -> Trained:
@@ -83,11 +165,26 @@ def open_run(run: Path) -> Trained:
     drfs = frozenset(drf for drf in json.loads(facts.get("drfs", "[]")) if drf is not None)
     patients = run / EVALUATION / PATIENTS
     nuclides = json.loads(patients.read_bytes())["nuclides"] if patients.is_file() else []
-    return Trained(config, in_suv, device, TrainedOn(start["units"], spacing_mm, drfs, frozenset(nuclides)))
+    on = TrainedOn(start["units"], spacing_mm, drfs, frozenset(nuclides))
+    return Trained(config, in_suv, device, on, integrity.file_digest(run / WEIGHTS))
 
 
-def run_case(trained: Trained, case: Case, image: str, write: Callable[[int, NDArray[np.float32]], object]) -> None:
-    """Synthesize from one stored image with a bar; ``write`` gets finished slabs in SUV."""
+def run_case(
+    trained: Trained,
+    case: Case,
+    image: str,
+    write: Callable[[int, NDArray[np.float32]], object],
+    *,
+    mirrored: tuple[int, ...] = (),
+    told: str = "",
+) -> None:
+    """Synthesize from one stored image with a bar.
+
+    Args:
+        write: gets finished slabs in SUV, as ``trainers.synthesize.synthesize`` says.
+        mirrored: axes of (z, y, x) along which the network is shown the case mirrored.
+        told: which run and mirror image it is, for the bar.
+    """
     tiling = trained.synthesizer.tiling
     shape = case.image(image).grid.shape
     done = 0
@@ -96,7 +193,7 @@ def run_case(trained: Trained, case: Case, image: str, write: Callable[[int, NDA
         def progress(tiles: int) -> None:
             nonlocal done
             done += tiles
-            advance(done, f"{case.name} {image}")
+            advance(done, f"{case.name} {image} {told}".rstrip())
 
         synthesize(
             trained.synthesizer,
@@ -104,12 +201,13 @@ def run_case(trained: Trained, case: Case, image: str, write: Callable[[int, NDA
             image,
             write,
             device=trained.device,
+            mirrored=mirrored,
             progress=progress,
         )
 
 
-class _Spool:
-    """A synthesized volume on disk, as an ``ImageSource``: slabs go in in order, any slab comes out.
+class Spool:
+    """A synthesized volume on disk, as an ``ImageSource``: every slab goes in once, any slab comes out.
 
     Plain writes, no memory map: on a full disk a map ends the process by a signal, a write by an error.
     """
@@ -144,53 +242,72 @@ def synthesize_case(
         The stored result, image ``synth_<image>``.
     """
     case.image(image)  # refused here, before anything is made under its name
-    name = f"synth_{image}"
-    store = (into or run / SYNTHESIS) / image
     digest = hashlib.sha256((run / WEIGHTS).read_bytes()).hexdigest()
     with tempfile.TemporaryDirectory(dir=run, prefix=".spool-") as scratch:
+        # Slabs are asked for only when they are stored: a case that is there already costs no synthesis.
+        made = cache(lambda: trained.estimate(case, image, Path(scratch), differences).mean)
+        result = Lazy(case.image(image).grid, _provenance(trained, image, differences), made)
+        return store_result((into or run / SYNTHESIS) / image, case, image, result, digest)
 
-        def plan(_: Path) -> CasePlan:
-            # Slabs are asked for only when they are stored: a case that is there already costs no synthesis.
-            result = _Lazy(Path(scratch) / "spool.f32", trained, case, image, differences)
-            return CasePlan({name: result}, case.subject, f"{case.fingerprint} {digest}")
 
-        ingest(store, {case.name: plan}, strict=True, workers=1)
+def store_result(store: Path, case: Case, image: str, result: ImageSource, weights: str) -> StoredImage:
+    """Store what was made of a case's image as image ``synth_<image>``, unless it is there from the same weights.
+
+    Args:
+        store: a cohort of results.
+        weights: digest of the weights.
+
+    Raises:
+        InputError: SET_CASE_EXISTS for a result of other weights.
+    """
+    name = f"synth_{image}"
+    plan = CasePlan({name: result}, case.subject, f"{case.fingerprint} {weights}")
+    ingest(store, {case.name: lambda _: plan}, strict=True, workers=1)
     return open_cohort(store).case(case.name).image(name)
 
 
-def synthesize_told(trained: Trained, run: Path, case: Case, image: str | None) -> StoredImage:
+def synthesize_told(
+    estimator: Estimator, home: Path, case: Case, image: str | None, deviation: Path | None = None
+) -> StoredImage:
     """Synthesize a cohort's case, and tell on the terminal in what its scan differs from those trained on.
 
     Args:
+        home: folder of the run, or of the folds; it holds the result.
         image: what to start from; None for the first image that the run was trained on.
+        deviation: a new NIfTI file for the standard deviation of several images.
 
     Raises:
-        InputError: those of ``check_scan``.
+        InputError: those of ``check_scan``; IMG_FORMAT, DISK_EXISTS of the deviation's file.
     """
-    start = image or trained.config.feed.source[0]
-    differences = check_scan(trained.on, case, start)
+    start = image or estimator.config.feed.source[0]
+    if deviation is not None and not is_nifti(deviation):
+        raise InputError(
+            "IMG_FORMAT", where=deviation.name, found="no NIfTI file", remedy="name a .nii.gz: a case has no headers"
+        )
+    if deviation is not None:
+        check_new(deviation, "--deviation")
+    differences = estimator.check(case, start)
     tell(f"case {case.name}", differences)
-    return synthesize_case(trained, run, case, start, differences=differences)
+    return estimator.store(home, case, start, differences, deviation)
 
 
-class _Lazy:
-    """A synthesized volume that is computed when its first slab is asked for."""
+class Lazy:
+    """A synthesized volume that is computed when its first slab is asked for.
 
-    def __init__(self, path: Path, trained: Trained, case: Case, image: str, differences: Sequence[str]) -> None:
-        self.grid, self.units = case.image(image).grid, SUV
-        self.provenance = _provenance(trained, image, differences)
-        self._path, self._trained, self._case, self._image = path, trained, case, image
-        self._spool: _Spool | None = None
+    Args:
+        made: makes it, every time the same object.
+    """
+
+    def __init__(self, grid: Grid, provenance: Mapping[str, object], made: Callable[[], ImageSource]) -> None:
+        self.grid, self.units, self.provenance = grid, SUV, provenance
+        self._made = made
 
     def read(self, z0: int, z1: int) -> NDArray[np.float32]:
-        if self._spool is None:
-            self._spool = _Spool(self._path, self.grid, self.provenance)
-            run_case(self._trained, self._case, self._image, self._spool.put)
-        return self._spool.read(z0, z1)
+        return self._made().read(z0, z1)
 
 
 def check_effect(
-    trained: Trained, overrides: suv.Overrides, *, image: str | None, stored: bool, read: bool = False
+    trained: Estimator, overrides: suv.Overrides, *, image: str | None, stored: bool, read: bool = False
 ) -> None:
     """Refuse what was given for a synthesis and would be passed over without a word.
 
@@ -207,54 +324,72 @@ def check_effect(
     if image is not None and not stored:
         raise InputError("CFG_NO_EFFECT", where="--image", found="given without --case", remedy="leave it out")
     given = [name for name, value in vars(overrides).items() if value is not None]
-    if given and (stored or read or trained.units == HU):
-        found = f"this run starts from {trained.units}" if trained.units == HU else "the scan is in SUV already"
+    units = trained.on.units
+    if given and (stored or read or units == HU):
+        found = f"this run starts from {units}" if units == HU else "the scan is in SUV already"
         raise InputError("CFG_NO_EFFECT", where=f"--{given[0].replace('_', '-')}", found=found, remedy="leave it out")
 
 
-def synthesize_pet(trained: Trained, files: Files, output: Path) -> None:
+def synthesize_pet(estimator: Estimator, files: Files, output: Path, deviation: Path | None = None) -> None:
     """Synthesize a NIfTI file or a DICOM series of a low-dose PET into the same kind of file, unit and geometry.
 
     Args:
         files: the PET; its CT and mask are not used.
         output: a new ``.nii`` or ``.nii.gz`` for NIfTI, a new folder for DICOM.
+        deviation: such another one for the standard deviation of several images, in the same unit.
 
     Raises:
         InputError: IMG_FORMAT, DISK_EXISTS, and whatever is wrong with the input.
     """
-    with _scratch_for(files.pet, output) as scratch:
+    with _scratch_for(files.pet, output, deviation) as scratch:
         source, _ = open_pet(files, scratch)
         factor = suv_factor(files)
-        result = synthesize_image(trained, source, scratch, where=files.pet.name)
-        if isinstance(source, dicom.DicomSource):
-            dicom_write.write_derived_series(output, source, result.read, description=_description(trained))
-            return
-        nifti.write_nifti(output, source.grid, lambda z0, z1: result.read(z0, z1) / np.float32(factor))
+        result = synthesize_image(estimator, source, scratch, where=files.pet.name)
+        for place, image, what in _written(estimator, result, output, deviation):
+            if isinstance(source, dicom.DicomSource):
+                dicom_write.write_derived_series(place, source, image.read, description=what)
+            else:
+                nifti.write_nifti(place, source.grid, _in_unit(image, factor))
 
 
-def synthesize_ct(trained: Trained, ct: Path, output: Path) -> None:
+def _in_unit(image: ImageSource, suv_per_unit: float) -> Callable[[int, int], NDArray[np.float32]]:
+    return lambda z0, z1: image.read(z0, z1) / np.float32(suv_per_unit)
+
+
+def synthesize_ct(estimator: Estimator, ct: Path, output: Path, deviation: Path | None = None) -> None:
     """Synthesize a PET in SUVbw from a CT alone, at the voxel size that the run was trained at.
 
     Args:
         ct: a NIfTI file in HU or a DICOM series.
         output: a new ``.nii`` or ``.nii.gz`` for NIfTI, a new folder for DICOM.
+        deviation: such another one for the standard deviation of several images.
 
     Raises:
         InputError: IMG_FORMAT, DISK_EXISTS, CT_UNITS, and whatever is wrong with the input.
     """
-    with _scratch_for(ct, output) as scratch:
+    with _scratch_for(ct, output, deviation) as scratch:
         source = open_ct(ct, scratch)
-        result = synthesize_image(trained, source, scratch, where=ct.name)
-        if isinstance(source, dicom.DicomSource):
-            what = _description(trained)
-            dicom_write.write_synthetic_pet(output, source, result.grid, result.read, description=what)
-            return
-        nifti.write_nifti(output, result.grid, result.read)
+        result = synthesize_image(estimator, source, scratch, where=ct.name)
+        for place, image, what in _written(estimator, result, output, deviation):
+            if isinstance(source, dicom.DicomSource):
+                dicom_write.write_synthetic_pet(place, source, image.grid, image.read, description=what)
+            else:
+                nifti.write_nifti(place, image.grid, image.read)
+
+
+def _written(
+    estimator: Estimator, result: Estimate, output: Path, deviation: Path | None
+) -> Iterator[tuple[Path, ImageSource, str]]:
+    """What is written where, and how it was made."""
+    yield output, result.mean, estimator.description
+    if deviation is not None:
+        assert result.deviation is not None, "one image has none; check_deviation refuses it"
+        yield deviation, result.deviation, f"standard deviation, {estimator.description}"
 
 
 def synthesize_image(
-    trained: Trained, source: ImageSource, scratch: Path, *, where: str = "scan", dose: Dose | None = None
-) -> ImageSource:
+    estimator: Estimator, source: ImageSource, scratch: Path, *, where: str = "scan", dose: Dose | None = None
+) -> Estimate:
     """Synthesize one scan, from wherever it was read; what differs from the run's training is told on the terminal.
 
     Args:
@@ -271,20 +406,18 @@ def synthesize_image(
         InputError: SET_NO_PET, CT_UNITS, IMG_TOO_SMALL, IMG_NONFINITE and their kin; those of ``check_scan``.
     """
     name = layout.low_name(1)
-    if trained.units == HU:
-        name = trained.config.feed.source[0]
-        assert trained.on.spacing_mm is not None, "weights that start from CT have always told it"
-        source = geometry.Resampled(source, geometry.coarser_grid(source.grid, trained.on.spacing_mm))
+    if estimator.on.units == HU:
+        name = estimator.config.feed.source[0]
+        assert estimator.on.spacing_mm is not None, "weights that start from CT have always told it"
+        source = geometry.Resampled(source, geometry.coarser_grid(source.grid, estimator.on.spacing_mm))
     # Stored as a case of its own, as the network's tiles are read from a store.
     doses = {name: dose} if dose else {}
     plan = CasePlan({name: source}, subject="scan", fingerprint="scan", doses=doses)
     ingest(scratch / "cohort", {"scan": lambda _: plan}, strict=True, workers=1)
     case = open_cohort(scratch / "cohort").case("scan")
-    differences = check_scan(trained.on, case, name, where=where)
+    differences = estimator.check(case, name, where)
     tell(where, differences)
-    spool = _Spool(scratch / "spool.f32", source.grid, _provenance(trained, name, differences))
-    run_case(trained, case, name, spool.put)
-    return spool
+    return estimator.estimate(case, name, scratch, differences)
 
 
 def _provenance(trained: Trained, image: str, differences: Sequence[str]) -> dict[str, object]:
@@ -292,22 +425,35 @@ def _provenance(trained: Trained, image: str, differences: Sequence[str]) -> dic
     return facts | ({"differs_from_training": list(differences)} if differences else {})
 
 
-def _description(trained: Trained) -> str:
-    return f"{trained.config.recipe} {'PET from CT' if trained.units == HU else 'full-dose estimate'}"
+def describe(recipe: str, units: str) -> str:
+    """How an image was made, for a DICOM header."""
+    return f"{recipe} {'PET from CT' if units == HU else 'full-dose estimate'}"
+
+
+def check_new(output: Path, option: str = "--output") -> None:
+    """Refuse to write over anything.
+
+    Raises:
+        InputError: DISK_EXISTS.
+    """
+    if output.exists():
+        raise InputError("DISK_EXISTS", where=output.name, found="exists already", remedy=f"choose another {option}")
 
 
 @contextmanager
-def _scratch_for(source: Path, output: Path) -> Iterator[Path]:
+def _scratch_for(source: Path, output: Path, deviation: Path | None) -> Iterator[Path]:
     """A folder on the output's disk, once the output is known to be possible."""
-    if output.exists():
-        raise InputError("DISK_EXISTS", where=output.name, found="exists already", remedy="choose another --output")
-    if is_nifti(source) != is_nifti(output):
-        raise InputError(
-            "IMG_FORMAT",
-            where=output.name,
-            found="input and output are of different kinds",
-            remedy="give a .nii.gz for NIfTI input and a folder for DICOM input",
-        )
+    if deviation is not None and deviation.absolute() == output.absolute():
+        raise InputError("CFG_OUTPUT", where="--deviation", found="the same as --output", remedy="name another one")
+    for place, option in ((output, "--output"), *([(deviation, "--deviation")] if deviation is not None else [])):
+        check_new(place, option)
+        if is_nifti(source) != is_nifti(place):
+            raise InputError(
+                "IMG_FORMAT",
+                where=place.name,
+                found="input and output are of different kinds",
+                remedy="give a .nii.gz for NIfTI input and a folder for DICOM input",
+            )
     with scratch_beside(output) as folder:
         yield folder
 

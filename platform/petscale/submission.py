@@ -17,8 +17,7 @@ import numpy as np
 
 from petscale.console import console
 from petscale.data.ingest import Files, open_pet, suv_factor
-from petscale.folders import WEIGHTS
-from petscale.inference import Trained, scratch_beside, synthesize_image
+from petscale.inference import Estimator, scratch_beside, synthesize_image
 from storage import integrity, nifti, suv
 from storage.errors import InputError
 from storage.source import HU, Dose
@@ -51,13 +50,13 @@ class Entry:
     drf: float
 
 
-def submit_folder(trained: Trained, run: Path, source: Path, output: Path, table: Path | None = None) -> list[Path]:
+def submit_folder(estimator: Estimator, source: Path, output: Path, table: Path | None = None) -> list[Path]:
     """Synthesize every ``.nii.gz`` of a folder into another one, on the same grid and in Bq/mL.
 
     Run it again to continue: a file that is there whole, from the same weights and input, is kept.
 
     Args:
-        run: folder of the run that ``trained`` was read from.
+        estimator: a run that starts from low-dose PET, or several whose images are averaged.
         source: the folder of scans.
         output: a new folder, or one that this function has written to.
         table: CSV with a row per file; None for the only ``.csv`` in the source folder.
@@ -69,17 +68,16 @@ def submit_folder(trained: Trained, run: Path, source: Path, output: Path, table
         InputError: IMG_NO_FILE, TAB_ codes, PET_WEIGHT, PET_DOSE, PET_UNITS, SET_WRONG_UNITS, DISK_EXISTS before
             anything is synthesized; SET_REFUSED when some files were refused.
     """
-    if trained.units == HU:
+    if estimator.on.units == HU:
         raise InputError(
             "SET_WRONG_UNITS",
-            where=run.name,
+            where=estimator.config.recipe,
             found="a run that starts from CT",
             remedy="use a run that was trained on low-dose PET",
         )
     scans = _scans(source)
     entries = read_table(table or _only_table(source), [scan.name for scan in scans])
-    weights = integrity.file_digest(run / WEIGHTS)
-    record = _record(output, weights, [scan.name for scan in scans])
+    record = _record(output, estimator.weights, [scan.name for scan in scans])
     made, refused = 0, 0
     for number, scan in enumerate(scans, 1):
         entry = entries[scan.name]
@@ -92,7 +90,7 @@ def submit_folder(trained: Trained, run: Path, source: Path, output: Path, table
         output.mkdir(parents=True, exist_ok=True)
         integrity.write_json(output / RECORD, record)
         try:
-            _synthesize(trained, scan, entry, place)
+            _synthesize(estimator, scan, entry, place)
         except InputError as error:
             refused += 1
             console.print(f"refused {scan.name}: {error}", markup=False, soft_wrap=True)
@@ -263,7 +261,7 @@ def _is_whole(place: Path, held: Mapping[str, Any], wanted: Mapping[str, Any]) -
     return same and place.is_file() and integrity.file_digest(place) == held.get("output")
 
 
-def _synthesize(trained: Trained, scan: Path, entry: Entry, place: Path) -> None:
+def _synthesize(estimator: Estimator, scan: Path, entry: Entry, place: Path) -> None:
     """One file; it appears only when it is whole."""
     overrides = suv.Overrides(weight_kg=entry.weight_kg, dose_mbq=entry.dose_mbq)
     files = Files(pet=scan, units="Bq/mL", units_from="layout", overrides=overrides)
@@ -272,7 +270,7 @@ def _synthesize(trained: Trained, scan: Path, entry: Entry, place: Path) -> None
         for sentence in _other_spacing(entry, source.grid.spacing_mm):
             console.print(f"warning: {scan.name}: {sentence}", markup=False, soft_wrap=True)
         dose = Dose(entry.drf, "thinned", None)
-        result = synthesize_image(trained, source, scratch, where=scan.name, dose=dose)
+        result = synthesize_image(estimator, source, scratch, where=scan.name, dose=dose).mean
         factor = np.float32(suv_factor(files))
         nifti.write_nifti(place, source.grid, lambda z0, z1: result.read(z0, z1) / factor)
 

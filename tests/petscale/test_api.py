@@ -133,14 +133,16 @@ def test_a_cohort_is_opened_without_torch() -> None:
 FOR_A_TERMINAL = {  # what files and a screen need
     "phantom": {"layout"},
     "ingest": {"dry_run"},
-    "synthesize": {"output", "case"},
+    "synthesize": {"output", "case", "deviation"},
     "inspect": {"cases", "json"},
     "compare": {"json"},
+    "best": {"json"},
 }
 
 
 @pytest.mark.parametrize(
-    "name", ["phantom", "simulate", "ingest", "inspect", "compare", "remove", "synthesize", "evaluate", "report"]
+    "name",
+    ["phantom", "simulate", "ingest", "inspect", "compare", "remove", "synthesize", "evaluate", "best", "report"],
 )
 def test_options_and_defaults_are_the_command_s(name: str) -> None:
     ours, theirs = (inspect.signature(getattr(module, name)).parameters for module in (api, commands))
@@ -150,7 +152,10 @@ def test_options_and_defaults_are_the_command_s(name: str) -> None:
         assert parameter.default == theirs[option].default, option
 
 
-@pytest.mark.parametrize(("name", "options"), [("train", commands.TrainOptions), ("tune", commands.TuneOptions)])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("train", commands.TrainOptions), ("folds", commands.FoldsOptions), ("tune", commands.TuneOptions)],
+)
 def test_options_and_defaults_of_training_are_the_command_s(name: str, options: type) -> None:
     ours, theirs = inspect.signature(getattr(api, name)).parameters, inspect.signature(options).parameters
     assert set(theirs) - set(ours) == {"set"}  # fields, as values

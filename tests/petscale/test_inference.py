@@ -138,13 +138,13 @@ def test_ended_in_the_middle_leaves_nothing(
         "dicom": [str(scans / "pet"), "--output", str(out)],
         "case": [str(cohort), "--case", "phantom-000"],
     }[kind]
-    real = inference._Spool.put
+    real = inference.Spool.put
 
-    def put(self: inference._Spool, z0: int, slab: NDArray[np.float32]) -> None:
+    def put(self: inference.Spool, z0: int, slab: NDArray[np.float32]) -> None:
         real(self, z0, slab)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(inference._Spool, "put", put)
+    monkeypatch.setattr(inference.Spool, "put", put)
     before = {p.name for p in tmp_path.iterdir()}
     with pytest.raises(SystemExit) as ended:
         main(["synthesize", str(run), *words])
@@ -152,7 +152,7 @@ def test_ended_in_the_middle_leaves_nothing(
     assert {p.name for p in tmp_path.iterdir()} == before
     assert not list(run.rglob("synth_*"))
     assert not [p for p in run.iterdir() if p.name.startswith(".spool")]
-    monkeypatch.setattr(inference._Spool, "put", real)
+    monkeypatch.setattr(inference.Spool, "put", real)
     main(["synthesize", str(run), *words])  # the same command then goes through
 
 
@@ -167,7 +167,7 @@ def test_no_volume_is_held(run: Path, tmp_path: Path) -> None:
         ingest(tmp_path / f"cohort{depth}", {"tall": lambda _: plan}, strict=True, workers=1)
         case = open_cohort(tmp_path / f"cohort{depth}").case("tall")
         _ = case.sampling_maps
-        spool = inference._Spool(tmp_path / f"spool{depth}", grid)
+        spool = inference.Spool(tmp_path / f"spool{depth}", grid)
         gc.collect()
         tracemalloc.start()
         run_case(trained, case, "low_drf1", spool.put)
@@ -186,7 +186,7 @@ def test_no_volume_is_held(run: Path, tmp_path: Path) -> None:
 def test_the_spool_gives_back_any_slab(tmp_path: Path) -> None:
     grid = Grid((7, 3, 4), np.eye(4))
     voxels = np.random.default_rng(1).normal(size=grid.shape).astype(np.float32)
-    spool = inference._Spool(tmp_path / "spool", grid)
+    spool = inference.Spool(tmp_path / "spool", grid)
     for z0, z1 in ((0, 3), (3, 5), (5, 7)):
         spool.put(z0, voxels[z0:z1])
     for z0, z1 in ((0, 7), (2, 4), (6, 7)):

@@ -12,7 +12,7 @@ import pytest
 from petscale import inference, submission
 from petscale.cli import main
 from petscale.folders import WEIGHTS
-from petscale.inference import Trained
+from petscale.inference import Estimate, Trained
 from storage.errors import InputError
 from storage.source import ImageSource
 from trainers import checkpoint
@@ -82,7 +82,7 @@ def test_what_is_whole_is_kept_and_the_rest_is_made_again(
 ) -> None:
     real, asked = inference.synthesize_image, []
 
-    def watched(trained: Trained, source: ImageSource, scratch: Path, **more: object) -> ImageSource:
+    def watched(trained: Trained, source: ImageSource, scratch: Path, **more: object) -> Estimate:
         asked.append(more["where"])
         if len(asked) == 2:
             raise KeyboardInterrupt
@@ -206,4 +206,4 @@ def test_a_run_from_ct_makes_no_submission(run: Path, flat: Path, tmp_path: Path
 
     trained = replace(open_run(run), on=TrainedOn("HU", (1.0, 1.0, 1.0)))
     with pytest.raises(InputError, match="SET_WRONG_UNITS"):
-        submission.submit_folder(trained, run, flat, tmp_path / "out")
+        submission.submit_folder(trained, flat, tmp_path / "out")

@@ -1,7 +1,8 @@
 """The contract that every recipe in the registry keeps; a new paper is tested here before anything else."""
 
 import dataclasses
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,16 @@ import pytest
 import torch
 from doses import stated
 
-from storage.reader import open_cohort
+from storage.ingest import CasePlan, ingest
+from storage.reader import Case, open_cohort
+from storage.source import ArraySource, ImageSource
 from trainers.engine import EngineConfig, plain_engine
 from trainers.feed import Feed
 from trainers.feed_config import FeedConfig
 from trainers.habits import Engines
 from trainers.metrics.presets import PRESETS
-from trainers.recipe import EngineFactory, Recipe, Validated
-from trainers.synthesize import InSuv, synthesize
+from trainers.recipe import EngineFactory, Recipe, Synthesizer, Validated
+from trainers.synthesize import InSuv, case_context, synthesize
 from trainers.systems import RECIPES
 
 # The smallest honest size of each system: every phase, seconds on one core.
@@ -226,6 +229,56 @@ def test_exported_weights_synthesize_a_whole_volume_as_the_recipe_does(name: str
         assert np.isfinite(volume).all()
         results.append(volume)
     assert np.array_equal(*results)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def backwards(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """A patient mirrored along all axes, as a file of him or her would be."""
+    case = open_cohort(cohort).case("phantom-000")
+    images: dict[str, ImageSource] = {}
+    for name in ("full", "low_drf4", "low_drf20", "ct"):
+        image = case.image(name)
+        voxels = np.flip(image.read(0, image.grid.shape[0])).copy()
+        images[name] = ArraySource(voxels, image.grid, image.units)
+    folder = tmp_path_factory.mktemp("backwards")
+    ingest(folder, {"backwards": lambda _: CasePlan(images, "s", "f")}, strict=True)
+    return open_cohort(folder).case("backwards")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_mirrored_case_is_synthesized_as_its_mirrored_file_would_be(name: str, cohort: Path, backwards: Case) -> None:
+    """Also where windows are tied to positions; a context is drawn anew in another file, and given here."""
+    fed, everywhere = feed_config(name), (0, 1, 2)
+    case = open_cohort(cohort).case("phantom-000")
+    in_suv = InSuv(build(name).synthesizer(), fed.suv_scale, case.image(fed.source[0]).units)
+    context = case_context(in_suv, case, fed.source[0], device=torch.device("cpu"), mirrored=everywhere)
+
+    def made(of: Case, synthesizer: Synthesizer, mirrored: tuple[int, ...]) -> np.ndarray:
+        volume = np.full(of.image("full").grid.shape, np.nan, dtype=np.float32)
+
+        def write(z0: int, slab: np.ndarray) -> None:
+            assert np.isnan(volume[z0 : z0 + len(slab)]).all(), "a voxel was written twice"
+            volume[z0 : z0 + len(slab)] = slab
+
+        synthesize(synthesizer, of, fed.source[0], write, device=torch.device("cpu"), mirrored=mirrored)
+        return volume
+
+    @dataclass(frozen=True)
+    class Given:
+        """The system with the context of the case mirrored."""
+
+        tiling = in_suv.tiling
+        context_batch = None
+
+        def context(self, overview: torch.Tensor, source: torch.Tensor) -> dict[str, torch.Tensor]:
+            raise AssertionError("asks for no context")
+
+        def __call__(self, source: torch.Tensor, _: Mapping[str, torch.Tensor]) -> torch.Tensor:
+            return in_suv(source, context)
+
+    seen, filed = made(case, in_suv, everywhere), made(backwards, Given(), ())
+    assert np.isfinite(seen).all()
+    assert np.array_equal(np.flip(seen), filed)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -1,7 +1,7 @@
 """Whole volumes: an identity returns its input, tiles of SGSGAN equal the whole volume, memory stays within a slab."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
+from storage.ingest import CasePlan, ingest
+from storage.patches import PatchLocation
 from storage.reader import Case, open_cohort
-from storage.source import HU
+from storage.source import HU, SUV, ArraySource
 from trainers.engine import plain_engine
 from trainers.recipe import BatchSpec, Tiling
-from trainers.synthesize import InSuv, case_context, fitted, synthesize
+from trainers.synthesize import InSuv, Mirrored, case_context, fitted, mirrors, synthesize
 from trainers.systems import sgsgan
 
 CPU = torch.device("cpu")
@@ -156,3 +158,84 @@ def test_a_synthesizer_in_suv_owns_the_scale_and_leaves_hu_alone() -> None:
     assert all(torch.equal(seen, x / 5) for seen in pet.seen)
     assert torch.equal(InSuv(ct, 5.0, HU)(x, {}), 10 * x)
     assert torch.equal(ct.seen[0], x)
+
+
+TILINGS = [
+    Tiling((24, 24, 24), halo=(3, 3, 3)),
+    Tiling((17, 13, 11), halo=(2, 2, 2), overlap=(0, 5, 3)),
+    Tiling((32, 32, 16), halo=(5, 5, 5), multiple=(16, 16, 16)),  # tiles pass the volume, at its other end too
+    Tiling((5, 1024, 1024), halo=(1, 0, 0), multiple=(1, 32, 32)),
+]
+
+
+@dataclass(frozen=True)
+class Edge:
+    """A network that no mirror leaves alone: the difference of a voxel and its neighbours before it."""
+
+    tiling: Tiling
+    context_batch: None = None
+
+    def context(self, overview: Tensor, source: Tensor) -> Mapping[str, Tensor]:
+        raise AssertionError("asks for no context")
+
+    def __call__(self, source: Tensor, context: Mapping[str, Tensor]) -> Tensor:
+        z, y, x = self.tiling.halo
+        before = sum(source.roll(1, axis) for axis in (2, 3, 4))
+        image = source - 0.1 * before
+        return image[:, :, z : source.shape[2] - z, y : source.shape[3] - y, x : source.shape[4] - x]
+
+
+def test_mirror_images_are_all_of_the_axes_and_each_once() -> None:
+    for axes in ((), (2,), (0, 2), (0, 1, 2)):
+        found = mirrors(axes)
+        assert found[0] == ()
+        assert len(found) == len(set(found)) == 2 ** len(axes)
+        assert {axis for one in found for axis in one} == set(axes)
+
+
+@given(st.lists(st.integers(0, 2), unique=True), st.tuples(*[st.integers(-6, 45)] * 3))
+def test_a_mirrored_box_holds_the_same_voxels_backwards(
+    cohort: Path, axes: list[int], start: tuple[int, int, int]
+) -> None:
+    image = open_cohort(cohort).case("phantom-001").image("low_drf4")
+    whole = np.pad(image.read(0, image.grid.shape[0]), 60)  # a PET is 0 beyond itself
+    box = PatchLocation(start, (7, 5, 9))
+    z, y, x = (slice(a + 60, b + 60) for a, b in zip(box.start, box.stop, strict=True))
+    seen = Mirrored(image, tuple(axes))
+    np.testing.assert_array_equal(seen.patch(box), np.flip(whole, tuple(axes))[z, y, x])
+    assert seen.across(seen.across(box)) == box
+
+
+@pytest.mark.parametrize("tiling", TILINGS)
+@pytest.mark.parametrize("mirrored", [(0,), (1, 2), (0, 1, 2)])
+def test_a_network_that_mirrors_leave_alone_gives_the_same_image(
+    case: Case, tiling: Tiling, mirrored: tuple[int, ...]
+) -> None:
+    low = case.image("low_drf4").read(0, case.image("low_drf4").grid.shape[0])
+    made = volume(Identity(tiling), case, mirrored=mirrored, batch=2)
+    np.testing.assert_allclose(made, low, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("tiling", [TILINGS[0], TILINGS[2]])
+def test_an_image_of_a_mirrored_case_is_that_of_the_mirrored_file(cohort: Path, tmp_path: Path, tiling: Tiling) -> None:
+    """Not only the window is mirrored: the tiles lie as they would in the mirrored patient."""
+    case, axes = open_cohort(cohort).case("phantom-001"), (0, 2)
+    image = case.image("low_drf4")
+    backwards = np.flip(image.read(0, image.grid.shape[0]), axes).copy()
+    plan = CasePlan({"low_drf4": ArraySource(backwards, image.grid, SUV)}, "s", "f")
+    ingest(tmp_path, {"mirrored": lambda _: plan}, strict=True, workers=1)
+    wanted = volume(Edge(tiling), open_cohort(tmp_path).case("mirrored"))
+    made = volume(Edge(tiling), case, mirrored=axes)
+    np.testing.assert_array_equal(np.flip(made, axes), wanted)
+    assert np.abs(made - volume(Edge(tiling), case)).max() > 0.01
+
+
+def test_the_context_of_a_mirrored_case_is_drawn_at_the_same_places(case: Case) -> None:
+    """A context of means alone, as statistics of instances are, is then the same in every mirror."""
+    seen: list[Tensor] = []
+    spec = BatchSpec((8, 8, 8), (2, 2, 2), patches_per_case=3, sampler={"body": 1.0})
+    recorder = replace(Recorder(seen), context_batch=spec)  # type: ignore[arg-type]
+    for mirrored in ((), (0, 1)):
+        case_context(recorder, case, "low_drf4", device=CPU, mirrored=mirrored)
+    for plain, backwards in zip(seen[:2], seen[2:], strict=True):
+        assert torch.equal(backwards, plain.flip(2, 3))

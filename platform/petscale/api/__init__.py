@@ -16,21 +16,26 @@ from petscale.api.cohorts import (
     remove,
     simulate,
 )
-from petscale.api.results import Page, Scores, evaluate, report, synthesize
-from petscale.api.training import Run, configure, open_run, train
+from petscale.api.results import Average, Choice, Page, Scores, average, best, evaluate, report, synthesize
+from petscale.api.training import Run, configure, folds, open_run, train
 from petscale.api.tuning import Study, open_study, tune
 
 __all__ = [
+    "Average",
     "Case",
+    "Choice",
     "Cohort",
     "IngestResult",
     "Page",
     "Run",
     "Scores",
     "Study",
+    "average",
+    "best",
     "compare",
     "configure",
     "evaluate",
+    "folds",
     "ingest",
     "inspect",
     "open_cohort",

@@ -270,7 +270,7 @@ def remove(cohort: PathLike, cases: str | Sequence[str], runs: Sequence[PathLike
     Args:
         cohort: folder of the cohort.
         cases: names of the cases, or one name.
-        runs: folders of runs or studies: what they hold of the cases is removed; those that were trained on them are
+        runs: folders of runs, folds or studies: what they hold of the cases is removed; those trained on them are
             named, for weights cannot be cleaned.
 
     Returns:

@@ -3,13 +3,15 @@
 import html
 import io
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from petscale.api.cohorts import Case, Cohort, PathLike, open_cohort
 from petscale.api.training import Run
+from petscale.folders import FOLDS
 from petscale.images import Image
 from storage import nifti, suv
 from storage.errors import InputError
@@ -18,13 +20,20 @@ from storage.source import HU
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from petscale.crossvalidation.best import Ranking
     from petscale.evaluation.scores import Evaluation
+    from petscale.inference import Estimate, Estimator
+
+
+Source = Image | PathLike | Case | tuple[Cohort | PathLike, str]
 
 
 def synthesize(
     run: Run | PathLike,
-    source: Image | PathLike | Case | tuple[Cohort | PathLike, str],
+    source: Source,
     *,
+    runs: Sequence[Run | PathLike] = (),
+    flips: Sequence[Literal["z", "y", "x"]] = (),
     image: str | None = None,
     units: nifti.Units = "SUVbw",
     weight_kg: float | None = None,
@@ -33,10 +42,15 @@ def synthesize(
 ) -> Image:
     """Estimate the full-dose PET of a low-dose PET or, by a run that starts from CT, of a CT.
 
+    With several runs, or mirror images of the scan, the result is the mean of their images; ``average`` gives their
+    standard deviation beside it.
+
     Args:
-        run: a finished run, or its folder.
+        run: a finished run, or its folder; or a folder of ``petscale folds``, which stands for all of its folds.
         source: an image in SUVbw (or HU) in memory; a NIfTI file; a DICOM series' folder; or a case of a cohort, as
             ``cohort["name"]`` or (cohort, name), whose result is kept in the run's folder.
+        runs: further runs to average over; a run that is named twice counts once.
+        flips: axes along which the scan is mirrored too: one makes 2 images to average, two make 4, three make 8.
         image: of a case, the image to start from; default: the first one that the run was trained on.
         units: unit of a NIfTI PET.
         weight_kg: used instead of the header's, and for a NIfTI PET in Bq/mL.
@@ -50,7 +64,7 @@ def synthesize(
 
     Raises:
         InputError: CKPT_NONE, CKPT_DAMAGED; SET_WRONG_UNITS, IMG_VOXEL_SIZE or IMG_UNITS for a scan that is too
-            different from those trained on; CFG_NO_EFFECT; and whatever is wrong with the input.
+            different from those trained on; SET_RUNS_DIFFER; CFG_NO_EFFECT; and whatever is wrong with the input.
 
     >>> low = petscale.open_cohort("cohort")["phantom-001"]["low_drf20"]
     >>> made = petscale.synthesize(run, low)
@@ -60,34 +74,132 @@ def synthesize(
     >>> bool((same.voxels == made.voxels).all())
     True
     """
-    from petscale.data.ingest import Files, open_ct, open_pet
-    from petscale.inference import check_effect, synthesize_image, synthesize_told
-    from petscale.inference import open_run as open_trained
+    from petscale.inference import synthesize_told
 
-    folder = _folder(run)
-    trained = open_trained(folder)
+    options = (image, units, suv.Overrides(weight_kg=weight_kg, dose_mbq=dose_mbq, injection_time=injection_time))
+    estimator = _opened(run, runs, flips)
+    scan = _scan(source)
+    if isinstance(scan, Case):
+        _check(estimator, scan, *options)
+        return Image.of(synthesize_told(estimator, _folder(run), scan.stored, image))
+    with _estimated(estimator, scan, *options) as estimate:
+        return Image.of(estimate.mean)
+
+
+def average(
+    run: Run | PathLike,
+    source: Source,
+    *,
+    runs: Sequence[Run | PathLike] = (),
+    flips: Sequence[Literal["z", "y", "x"]] = (),
+    image: str | None = None,
+    units: nifti.Units = "SUVbw",
+    weight_kg: float | None = None,
+    dose_mbq: float | None = None,
+    injection_time: str | None = None,
+) -> "Average":
+    """Do what ``synthesize`` does with several runs or mirror images, and give their standard deviation too.
+
+    Nothing is kept, also of a case.  The arguments are those of ``synthesize``.
+
+    Raises:
+        InputError: CFG_NO_EFFECT for one run without flips, whose single image has no deviation; those of
+            ``synthesize``.
+
+    >>> both = petscale.average(run, ("cohort", "phantom-001"), flips=["x"])
+    >>> both.mean.units, both.deviation.units, both.deviation.grid.matches(both.mean.grid)
+    ('SUVbw', 'SUVbw', True)
+    >>> bool((both.deviation.voxels >= 0).all()), both.mean.provenance["images_averaged"]
+    (True, 2)
+    """
+    from petscale.averages import check_deviation
+
+    estimator = _opened(run, runs, flips)
+    check_deviation(estimator, Path("deviation"))
+    overrides = suv.Overrides(weight_kg=weight_kg, dose_mbq=dose_mbq, injection_time=injection_time)
+    with _estimated(estimator, _scan(source), image, units, overrides) as estimate:
+        assert estimate.deviation is not None, "just checked"
+        return Average(Image.of(estimate.mean), Image.of(estimate.deviation))
+
+
+@dataclass(frozen=True)
+class Average:
+    """Several images of one scan, averaged.
+
+    Args:
+        mean: in SUVbw, 0 or above.
+        deviation: standard deviation of the images in SUVbw (ddof 1), on the same grid.
+
+    >>> float(both.deviation.voxels.max()) < float(both.mean.voxels.max())
+    True
+    """
+
+    mean: Image
+    deviation: Image
+
+
+def _opened(
+    run: Run | PathLike, runs: Sequence[Run | PathLike], flips: Sequence[Literal["z", "y", "x"]]
+) -> "Estimator":
+    from petscale.averages import open_estimator
+
+    return open_estimator(_folder(run), [_folder(other) for other in runs], flips)
+
+
+def _scan(source: Source) -> Image | PathLike | Case:
     if isinstance(source, tuple):
         cohort, name = source
-        source = open_cohort(cohort.folder if isinstance(cohort, Cohort) else cohort)[name]
-    overrides = suv.Overrides(weight_kg=weight_kg, dose_mbq=dose_mbq, injection_time=injection_time)
-    check_effect(trained, overrides, image=image, stored=isinstance(source, Case), read=isinstance(source, Image))
-    if isinstance(source, Case):
-        return Image.of(synthesize_told(trained, folder, source.stored, image))
+        return open_cohort(cohort.folder if isinstance(cohort, Cohort) else cohort)[name]
+    return source
+
+
+def _check(
+    estimator: "Estimator",
+    scan: Image | PathLike | Case,
+    image: str | None,
+    units: nifti.Units,
+    overrides: suv.Overrides,
+) -> None:
+    from petscale.inference import check_effect
+
+    check_effect(estimator, overrides, image=image, stored=isinstance(scan, Case), read=isinstance(scan, Image))
+
+
+@contextmanager
+def _estimated(
+    estimator: "Estimator",
+    scan: Image | PathLike | Case,
+    image: str | None,
+    units: nifti.Units,
+    overrides: suv.Overrides,
+) -> Iterator["Estimate"]:
+    """What is made of a scan, as long as its files lie on disk."""
+    from petscale.data.ingest import Files, open_ct, open_pet
+    from petscale.inference import synthesize_image
+    from petscale.plausibility import tell
+
+    _check(estimator, scan, image, units, overrides)
     with tempfile.TemporaryDirectory(prefix="petscale-") as name:
         scratch = Path(name)
-        if isinstance(source, Image):
-            if source.units != trained.units:
+        if isinstance(scan, Case):
+            start = image or estimator.config.feed.source[0]
+            differences = estimator.check(scan.stored, start)
+            tell(f"case {scan.stored.name}", differences)
+            yield estimator.estimate(scan.stored, start, scratch, differences)
+        elif isinstance(scan, Image):
+            if scan.units != estimator.on.units:
                 raise InputError(
                     "SET_WRONG_UNITS",
                     where="image",
-                    found=f"in {source.units}, this run starts from {trained.units}",
+                    found=f"in {scan.units}, this run starts from {estimator.on.units}",
                     remedy="give the kind of scan that the run was trained on, in that unit",
                 )
-            return Image.of(synthesize_image(trained, source, scratch))
-        if trained.units == HU:
-            return Image.of(synthesize_image(trained, open_ct(Path(source), scratch), scratch))
-        scan, _ = open_pet(Files(pet=Path(source), units=units, units_from="layout", overrides=overrides), scratch)
-        return Image.of(synthesize_image(trained, scan, scratch))
+            yield synthesize_image(estimator, scan, scratch)
+        elif estimator.on.units == HU:
+            yield synthesize_image(estimator, open_ct(Path(scan), scratch), scratch)
+        else:
+            files = Files(pet=Path(scan), units=units, units_from="layout", overrides=overrides)
+            yield synthesize_image(estimator, open_pet(files, scratch)[0], scratch)
 
 
 def evaluate(
@@ -104,6 +216,8 @@ def evaluate(
     source: Sequence[str] = (),
     preset: Sequence[str] = (),
     others: Sequence[Cohort | PathLike] = (),
+    runs: Sequence[Run | PathLike] = (),
+    flips: Sequence[Literal["z", "y", "x"]] = (),
 ) -> dict[str, "Scores"]:
     """Synthesize a run's test cases and score them beside what needs no network.
 
@@ -124,23 +238,37 @@ def evaluate(
         source: images to start from, where the cohort calls them otherwise than the run's own.
         preset: conventions of scoring beside the run's own: udpet2022, s3pet, sgsgan, cascade.
         others: further cohorts, as they were given to ``train``.
+        runs: further runs or folds: the mean of their images is scored, each case by the runs that never saw it.
+        flips: axes along which every scan is mirrored too: the mean over all mirror images is scored.
 
     Returns:
-        Name of the image that the run starts from -> its scores.
+        Name of the image that the run starts from -> its scores; of a mean, patient by patient.
 
     Raises:
         InputError: SET_NO_TEST, SET_NO_LABELS, SET_CASE_CHANGED, CKPT_NONE, STORE_DAMAGED, CFG_SET, CFG_CHOICE;
+            SET_RUNS_DIFFER, and CFG_NO_EFFECT for ``unet_score`` or ``detect`` of a mean;
             for another cohort SET_NO_IMAGE, IMG_VOXEL_SIZE, SET_COHORT_NAME.
 
     >>> scores = petscale.evaluate(run, "cohort")
     >>> list(scores)
     ['low_drf20']
     """
+    from petscale.evaluation.averages import evaluate_average
     from petscale.evaluation.run import evaluate_run, make_segmenter
     from trainers.metrics.detection import DetectionConfig
     from trainers.organ_segmenter import OrganSegmenterConfig
 
     folder, place, rest = _folder(run), _folder(cohort), [_folder(other) for other in others]
+    if runs or flips or (folder / FOLDS).is_file():
+        for option, given in (("--unet-score", unet_score), ("--detect", detect), ("--within", within)):
+            if given:
+                raise InputError(
+                    "CFG_NO_EFFECT", where=option, found="not scored for a mean of runs", remedy="leave it out"
+                )
+        means = evaluate_average(
+            [folder, *map(_folder, runs)], place, flips=flips, others=rest, sources=source, presets=preset
+        )
+        return {name: Scores(evaluation) for name, evaluation in means.items()}
     segmenter = None
     if unet_score:
         config = OrganSegmenterConfig(rois=tuple(unet_score), samples=segmenter_samples, channels=segmenter_channels)
@@ -223,11 +351,93 @@ class Scores:
         return pandas.DataFrame(rows)
 
 
+def best(runs: Sequence[Run | PathLike], *, cohort: Cohort | PathLike | None = None) -> "Choice":
+    """Compare runs, or folds, of the same patients and name the best, by PSNR inside the body.
+
+    Folds are compared by all patients, each scored by the run that never saw him or her; single runs by their test
+    patients, which ``statement`` then says, or with a cohort by their validation patients.  Means that ``evaluate`` has
+    scored with ``runs`` or ``flips`` take part.
+
+    Args:
+        runs: evaluated runs, or folders of folds.
+        cohort: the cohort of single runs, to score their validation patients on.
+
+    Raises:
+        InputError: SET_RUNS_DIFFER, SET_EVALUATION, SET_NO_VALIDATION, CFG_NO_EFFECT, CFG_RUN_FOLDER, CFG_RANGE.
+
+    >>> _ = petscale.evaluate(run, "cohort", flips=["x"])
+    >>> found = petscale.best([run])
+    >>> sorted(found.table()["name"]), found.table()["patients"].tolist()
+    (['run', 'run, mirrored along x'], [1, 1])
+    >>> found.statement[:57]
+    'WARNING: compared by the 1 test patient of a single split'
+    """
+    from petscale.crossvalidation.best import rank
+
+    return Choice(rank([_folder(run) for run in runs], None if cohort is None else _folder(cohort)))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Runs or folds from the best to the worst.
+
+    Args:
+        ranking: the comparison as the platform keeps it.
+
+    >>> found.verdict.split(":")[0]
+    'best'
+    """
+
+    ranking: "Ranking"
+
+    @property
+    def best(self) -> tuple[Path, ...]:
+        """Folders of the best; several for a mean."""
+        return self.ranking.best.folders
+
+    @property
+    def verdict(self) -> str:
+        """Which is the best, by how much, and whether that may be chance."""
+        return self.ranking.verdict()
+
+    @property
+    def statement(self) -> str:
+        """Whose scores these are, and what follows from that."""
+        return self.ranking.statement
+
+    def table(self) -> "DataFrame":
+        """Return a row per candidate, the best first.
+
+        Columns: ``name``, ``patients``, ``psnr_body_db`` and ``psnr_lesions_db`` (means over patients, NaN without
+        lesions), and of all but the best ``best_over_it_db`` with ``p_value`` (Wilcoxon, NaN for fewer than six).
+
+        >>> found.table().columns.tolist()
+        ['name', 'patients', 'psnr_body_db', 'psnr_lesions_db', 'best_over_it_db', 'p_value']
+        """
+        import numpy as np
+        import pandas
+
+        rows = []
+        for one, gain in zip(self.ranking.candidates, (None, *self.ranking.margins), strict=True):
+            lesions = list(one.lesions_db.values())
+            rows.append(
+                {
+                    "name": one.name,
+                    "patients": len(one.psnr_db),
+                    "psnr_body_db": float(np.mean(list(one.psnr_db.values()))),
+                    "psnr_lesions_db": float(np.mean(lesions)) if lesions else float("nan"),
+                    "best_over_it_db": gain.mean if gain else float("nan"),
+                    "p_value": float("nan") if gain is None or gain.p_value is None else gain.p_value,
+                }
+            )
+        return pandas.DataFrame(rows)
+
+
 def report(run: Run | PathLike, cohort: Cohort | PathLike, *, others: Sequence[Cohort | PathLike] = ()) -> "Page":
     """Write a run's report from its scores (evaluating it first if need be): one HTML file that needs no network.
 
     Args:
-        run: an evaluated run.
+        run: an evaluated run, or a folder of folds: one page about all of its patients.
         cohort: the cohort it was evaluated on, its own or another one.
         others: further cohorts, as they were given to ``evaluate``.
 
@@ -242,9 +452,12 @@ def report(run: Run | PathLike, cohort: Cohort | PathLike, *, others: Sequence[C
     'report.html'
     """
     from petscale.evaluation.run import read_evaluations
+    from petscale.reporting.folds import report_folds
     from petscale.reporting.run import report_run
 
     folder, place, rest = _folder(run), _folder(cohort), [_folder(other) for other in others]
+    if (folder / FOLDS).is_file():
+        return Page(report_folds(folder, place, others=rest))
     return Page(report_run(folder, place, read_evaluations(folder, place, others=rest), others=rest))
 
 

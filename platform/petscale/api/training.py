@@ -12,6 +12,7 @@ from petscale.folders import METRICS, WEIGHTS
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from petscale.api.results import Scores
     from petscale.config import RunConfig
 
 NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
@@ -101,6 +102,58 @@ def train(
         Path(cohort), Path(run), chosen, command=called("train", cohort, run), others=[Path(other) for other in others]
     )
     return Run(Path(run))
+
+
+def folds(
+    cohort: PathLike,
+    run: PathLike,
+    fields: Mapping[str, Any] = NO_FIELDS,
+    *,
+    k: int | None = None,
+    recipe: str | None = None,
+    config: "RunConfig | PathLike | None" = None,
+    workers: int | None = None,
+    device: Literal["cpu", "cuda"] | None = None,
+    others: Sequence[PathLike] = (),
+) -> "dict[str, Scores]":
+    """Train a run per fold and score every patient once, by the run that never saw him or her.
+
+    The same call continues; a fold that is trained is not trained again.
+
+    Args:
+        cohort: folder of the cohort.
+        run: folder of all folds; ``open_run(f"{run}/fold-0")`` opens one, ``synthesize(run, ...)`` averages all.
+        fields: as in ``configure``, like those that follow ``k``.
+        k: number of folds; None for ``split.folds``, for those that the cohort states (``split.fold_tag``), or 5.
+        recipe: name of the system.
+        config: where the configuration starts from.
+        workers: training processes.
+        device: cpu or cuda.
+        others: folders of further cohorts, read as one with the first.
+
+    Returns:
+        Image that the runs start from -> scores of all patients; a patient's scans are averaged.
+
+    Raises:
+        InputError: CFG_CONTRADICTION, CFG_RANGE, SET_NO_FACT, SET_TOO_SMALL, CKPT_DRIFT, and those of ``train``.
+
+    >>> petscale.folds("cohort", "folds", config=tiny, k=9)
+    Traceback (most recent call last):
+    storage.errors.InputError: SET_TOO_SMALL --k: 9 folds of 4 patients: one would test nobody; make fewer folds, ...
+    """
+    from petscale.api.results import Scores
+    from petscale.crossvalidation.folds import train_folds
+
+    chosen = configure(fields, recipe=recipe, config=config, workers=workers, device=device)
+    found = train_folds(
+        Path(cohort),
+        Path(run),
+        chosen,
+        k=k,
+        command=called("folds", cohort, run),
+        others=[Path(other) for other in others],
+    )
+    return {source: Scores(evaluation) for source, evaluation in found.items()}
 
 
 def open_run(folder: PathLike) -> "Run":

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from petscale.folders import CONFIG, EVALUATION, PICTURES, SYNTHESIS, TRIALS
+from petscale.folders import CONFIG, EVALUATION, FOLDS, PICTURES, SYNTHESIS, TRIALS
 from storage import integrity, layout, remote
 from storage.errors import InputError
 from storage.reader import attributes, open_cohort
@@ -44,8 +44,8 @@ def remove_cases(cohort: Path, cases: Sequence[str], runs: Sequence[Path] = ()) 
     Args:
         cohort: folder of the cohort.
         cases: names; also of a case whose folder was deleted by hand and that the catalog still lists.
-        runs: folders of runs, or of studies.  Synthesized volumes, scores, reports and pictures of the cases are
-            removed from them; weights, checkpoints and the run's record stay.
+        runs: folders of runs, of folds, or of studies.  Synthesized volumes, scores, reports and pictures of the cases
+            are removed from them; weights, checkpoints and the run's record stay.
 
     Returns:
         A sentence for each thing that was done, and for each run that saw a case.
@@ -94,7 +94,9 @@ def _check_local(folder: Path) -> None:
 
 
 def _runs_in(folder: Path) -> Iterator[Path]:
-    """A run's folder itself, or the runs of a study's trials."""
+    """A run's folder itself, the runs of a study's trials, or a folder of folds and the runs in it."""
+    if (folder / FOLDS).is_file():
+        yield from sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
     if (folder / TRIALS).is_dir():
         yield from sorted(path.parent for path in (folder / TRIALS).glob(f"*/{CONFIG}"))
         return
@@ -103,7 +105,8 @@ def _runs_in(folder: Path) -> Iterator[Path]:
 
 def _record(run: Path) -> dict[str, Any]:
     try:
-        record: dict[str, Any] = json.loads((run / CONFIG).read_bytes())
+        place = run / (FOLDS if (run / FOLDS).is_file() else CONFIG)
+        record: dict[str, Any] = json.loads(place.read_bytes())
         record["cases"].keys()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise InputError(
@@ -198,7 +201,7 @@ def _derived(run: Path, record: Mapping[str, Any], name: str) -> Iterator[Path]:
             called = any(part == name or part.startswith(f"{name}.") for part in path.relative_to(run).parts)
             if called or (path.suffix in _TEXT and _names(path, name)):
                 yield path
-    others = [path for path in sorted(run.iterdir()) if path.suffix in _TEXT and path.name != CONFIG]
+    others = [path for path in sorted(run.iterdir()) if path.suffix in _TEXT and path.name not in (CONFIG, FOLDS)]
     yield from (path for path in others if _names(path, name))
     shown = [*record.get("test", ()), *record.get("train", ())][:1]  # during training one case is pictured
     if shown == [name]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from petscale.console import bar
@@ -59,7 +60,7 @@ def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation], *
             write_report(
                 path,
                 ReportData(
-                    title=_title(config.recipe, _task(opened.case(evaluation.cases[0]), source), about),
+                    title=title_of(config.recipe, opened.case(evaluation.cases[0]), source, about),
                     evaluation=evaluation,
                     images=pictured,
                     command=str(facts["command"]),
@@ -72,7 +73,7 @@ def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation], *
                         *_external_notes(about),
                         *RECIPES[config.recipe].caveats(config.model),
                         *chosen_step(checkpoint.facts(run / WEIGHTS)),
-                        *_notes(opened.case(evaluation.cases[0]), source),
+                        *notes_of(opened.case(evaluation.cases[0]), source),
                     ],
                     doubts=doubts_of_run(opened, facts, evaluation.cases, (config.feed.target, source)),
                 ),
@@ -82,8 +83,9 @@ def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation], *
     return paths[0]
 
 
-def _title(recipe: str, task: str, about: Mapping[str, Any]) -> str:
-    return f"{recipe}: {task}" + (f", external validation on {about['cohort']}" if about else "")
+def title_of(recipe: str, case: Case, source: str, about: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """The heading of a page about a system that starts from a case's image; ``about`` an external validation."""
+    return f"{recipe}: {_task(case, source)}" + (f", external validation on {about['cohort']}" if about else "")
 
 
 def _external_notes(about: Mapping[str, Any]) -> list[str]:
@@ -123,7 +125,8 @@ def suv_rule(provenance: Mapping[str, object]) -> str:
     return str(facts.get("reference_rule", ""))
 
 
-def _notes(case: Case, source: str) -> list[str]:
+def notes_of(case: Case, source: str) -> list[str]:
+    """What must be said of a simulated low dose."""
     facts = case.image(source).provenance
     if facts.get("kind") != "simulated low dose":
         return []

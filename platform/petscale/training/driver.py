@@ -18,6 +18,7 @@ from petscale.cluster.session import require_resources
 from petscale.config import RunConfig
 from petscale.console import console
 from petscale.folders import WEIGHTS
+from petscale.splits import Roles
 from petscale.training.planning import Plan, plan_run
 from petscale.training.progress import Watch
 from petscale.training.worker import train_worker
@@ -28,7 +29,15 @@ from storage.internals import internal
 ROOM_TRIES = 5  # times that workers are waited for, a minute each by Ray's default; a lost node may come back
 
 
-def train(cohort: Path, run: Path, config: RunConfig, *, command: str, others: Sequence[Path] = ()) -> Path:
+def train(
+    cohort: Path,
+    run: Path,
+    config: RunConfig,
+    *,
+    command: str,
+    others: Sequence[Path] = (),
+    roles: Roles | None = None,
+) -> Path:
     """Train, or continue training, and return the exported weights.
 
     Args:
@@ -36,12 +45,13 @@ def train(cohort: Path, run: Path, config: RunConfig, *, command: str, others: S
         run: the run's folder; made if it does not exist, continued if it does.
         command: what the user typed, for the record.
         others: further cohorts that are trained on too, as one with the first.
+        roles: of a new run, where they were drawn before, as for folds; None to draw them.
 
     Raises:
         InputError: any mistake, before the cluster starts where it can be seen then; TRAIN_FAILED when workers keep
             dying.
     """
-    plan = plan_run(cohort, run, config, others=others)
+    plan = plan_run(cohort, run, config, others=others, roles=roles)
     for note in plan.notes:
         console.print(note, markup=False, soft_wrap=True)
     if not joined():  # a private cluster has the GPUs of this machine, and as many workers as asked for

@@ -11,7 +11,7 @@ import pytest
 
 from petscale.cli import main
 from petscale.data.removal import remove_cases
-from petscale.folders import CONFIG, EVALUATION, PICTURES, SYNTHESIS
+from petscale.folders import CONFIG, EVALUATION, FOLDS, PICTURES, SYNTHESIS
 from storage import integrity, layout
 from storage.errors import InputError
 from storage.ingest import ingest
@@ -151,6 +151,19 @@ def test_a_study_is_searched_by_its_trials(copied: Path, run: Path, tmp_path: Pa
     told = remove_cases(copied, [GONE], [tmp_path / "study"])
     assert any(line.startswith("study/trials/3: kept it for testing") for line in told)
     assert mentions(tmp_path / "study", GONE) == {f"trials/3/{CONFIG}"}
+
+
+def test_a_folder_of_folds_is_cleaned_with_its_runs(copied: Path, run: Path, tmp_path: Path) -> None:
+    folder, name = tmp_path / "cv", "fold-0"
+    shutil.copytree(run / EVALUATION, folder / EVALUATION)
+    shutil.copytree(run / SYNTHESIS / "low_drf4", folder / SYNTHESIS / "mean-0123456789ab" / "low_drf4")
+    record = json.loads((run / CONFIG).read_bytes())
+    (folder / FOLDS).write_text(json.dumps({"folds": [name], "cases": record["cases"]}))
+    run.rename(folder / name)
+    told = remove_cases(copied, [GONE], [folder])
+    assert any(line.startswith("fold-0: kept it for testing") for line in told)
+    assert any(line.startswith("cv: removed 1 synthesized case(s)") for line in told)
+    assert mentions(folder, GONE) == {FOLDS, f"{name}/{CONFIG}"}
 
 
 def test_a_case_of_the_same_name_in_another_cohort_is_left(copied: Path, run: Path) -> None:
