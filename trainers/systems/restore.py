@@ -51,6 +51,7 @@ RADIUS = 24  # voxels around an output voxel that the network sees: 5 convolutio
 MULTIPLE = 4  # pooling ties windows to multiples of it
 TILE = (64, 96, 96)
 NOISE_PATCHES = 12
+FEWEST = 8  # voxels that a lesion counts as having at least, so that none outweighs a patch
 NO_SCAN = Scan((4.0, 4.0, 4.0), math.nan, 0.0)  # until ``Synthesizer.for_scan`` has told which
 
 
@@ -71,8 +72,9 @@ class Config:
         patch: edge lengths (z, y, x) in voxels, multiples of 4.
         patches_per_case: patches of one case in a step.
         margin: voxels (z, y, x) read around a window for the bank; Gaussians that are wider end there.
-        lesion_weight: how much more an error counts inside a lesion, where a case has lesion labels.  Lesions are rare:
-            at 1 the mean of all that a faint spot may be is mostly not a lesion.
+        lesion_weight: how many further voxels the lesions of a patch count for, together and whatever their size, where
+            a case has lesion labels.  Lesions are rare: at 0 the mean of all that a faint spot may be is mostly no
+            lesion.
         uptake_share: part of the patches that are drawn by uptake, hot places first.
         lesion_share: part of the patches that are drawn at lesions, where a case has any; the rest lie in the body.
     """
@@ -83,13 +85,13 @@ class Config:
     count_gate: Literal["shared", "off"] = "shared"
     loss: Literal["squared", "l1"] = "squared"
     quantification: Annotated[float, Range(0)] = 0.0
-    lr: Annotated[float, Range(above=0)] = 2e-3
+    lr: Annotated[float, Range(above=0)] = 1e-3
     bank_samples: Annotated[int, Range(1)] = 400
-    samples: Annotated[int, Range(1)] = 100_000
+    samples: Annotated[int, Range(1)] = 60_000
     patch: tuple[int, int, int] = (32, 32, 32)
     patches_per_case: Annotated[int, Range(1)] = 2
     margin: tuple[int, int, int] = (10, 10, 10)
-    lesion_weight: Annotated[float, Range(1)] = 10.0
+    lesion_weight: Annotated[float, Range(0)] = 1000.0
     uptake_share: Annotated[float, Range(0, 1)] = 0.3
     lesion_share: Annotated[float, Range(0, 1)] = 0.3
 
@@ -405,8 +407,9 @@ class Restore:
         return batch.shared if self.config.count_gate == "shared" else torch.zeros_like(batch.shared)
 
     def _weight(self, masks: Tensor) -> Tensor:
-        """How much an error counts, from the masks of lesions (..., 1, z, y, x)."""
-        return 1 + (self.config.lesion_weight - 1) * masks
+        """How much an error counts, from the masks of lesions (..., z, y, x)."""
+        size = masks.sum((-3, -2, -1), keepdim=True).clamp(min=FEWEST)
+        return 1 + self.config.lesion_weight / size * masks
 
     def _bank(self) -> Bank:
         if self.bank is None:

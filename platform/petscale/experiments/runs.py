@@ -32,7 +32,7 @@ def demo(seed: int = 0) -> RunConfig:
     """
     return RunConfig(
         recipe="restore",
-        model=restore.Config(bank_samples=160, samples=2000, margin=(8, 8, 8)),
+        model=restore.Config(bank_samples=160, samples=2000, margin=(8, 8, 8), lr=2e-3),
         feed=replace(restore.FEED, source=("low_drf20",), seed=seed),
         loop=LoopConfig(log_every=10, save_every=100, picture_every=100, seed=seed),
         split=SplitConfig(test_fraction=0.34, seed=seed),

@@ -210,14 +210,17 @@ def test_weights_of_the_loss_look_at_the_source_alone() -> None:
 
 
 def test_an_error_inside_a_lesion_counts_more() -> None:
-    recipe = build(lesion_weight=10.0)
-    masks = torch.zeros(1, 1, 2, 2, 2)
-    masks[..., 0, 0, 0] = 1
+    recipe = build(lesion_weight=80.0)
+    masks = torch.zeros(3, 1, 4, 4, 4)
+    masks[0, :, :, 0, 0] = 1  # 4 voxels, which count as 8
+    masks[1, :, :, :, 0] = 1  # 16 voxels
     weight = recipe._weight(masks)
-    assert weight.flatten().tolist() == [10.0, *[1.0] * 7]
+    assert weight[0].unique().tolist() == [1.0, 11.0]
+    assert weight[1].unique().tolist() == [1.0, 6.0]
+    assert weight[2].unique().tolist() == [1.0]
     ones = torch.ones_like(masks)
-    found = restore.difference(ones, 3 * ones, ones, torch.ones(1), weight, Config(loss="squared"))
-    assert float(found["difference"]) == pytest.approx(4 * 17 / 8)
+    found = restore.difference(ones, 3 * ones, ones, torch.ones(3), weight, Config(loss="squared"))
+    assert float(found["difference"]) == pytest.approx(4 * (64 * 3 + 40 + 80) / (64 * 3))
 
 
 def test_quantification_terms_by_hand() -> None:
