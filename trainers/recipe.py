@@ -200,6 +200,10 @@ class ScanAware(Protocol):
         """Return the synthesizer of one scan."""
         ...
 
+    def remark(self, context: Mapping[str, Tensor]) -> str:
+        """Return what the user should know of how the scan was taken, or nothing."""
+        ...
+
 
 class Recipe(Protocol):
     """A published system while it is trained."""

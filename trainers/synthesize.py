@@ -49,6 +49,10 @@ class InSuv:
         """Return the synthesizer of one scan; itself where the system's own asks for no facts."""
         return replace(self, inner=self.inner.for_scan(scan)) if isinstance(self.inner, ScanAware) else self
 
+    def remark(self, context: Mapping[str, Tensor]) -> str:
+        """Return what the user should know of how the scan was taken, or nothing."""
+        return self.inner.remark(context) if isinstance(self.inner, ScanAware) else ""
+
     def context(
         self, overview: Float[Tensor, "1 1 o o o"], source: Float[Tensor, "n 1 zh yh xh"]
     ) -> Mapping[str, Tensor]:
@@ -115,6 +119,7 @@ def synthesize(
     seed: int = 0,
     mirrored: tuple[int, ...] = (),
     progress: Callable[[int], object] = lambda tiles: None,
+    told: Callable[[str], object] = lambda remark: None,
 ) -> None:
     """Synthesize a whole volume from one stored image.
 
@@ -127,6 +132,7 @@ def synthesize(
         seed: of the patches that the case's context is drawn from.
         mirrored: axes of (z, y, x) along which the network is shown the case mirrored; its result is mirrored back.
         progress: gets the number of tiles just done.
+        told: gets what the user should know of how the scan was taken, where there is anything.
     """
     source = Mirrored(case.image(image), mirrored)
     synthesizer = for_scan(synthesizer, source.image)
@@ -137,6 +143,8 @@ def synthesize(
         )
 
     context = case_context(synthesizer, case, image, device=device, seed=seed, mirrored=mirrored)
+    if isinstance(synthesizer, ScanAware) and (remark := synthesizer.remark(context)):
+        told(remark)
     tiling = synthesizer.tiling
 
     def tiles(boxes: list[PatchLocation]) -> Iterator[NDArray[np.float32]]:

@@ -188,6 +188,7 @@ def run_case(
     tiling = trained.synthesizer.tiling
     shape = case.image(image).grid.shape
     done = 0
+    remarks: list[str] = []
     with bar("synthesize", sum(1 for _ in tile_grid(*fitted(tiling, shape), tiling.overlap))) as advance:
 
         def progress(tiles: int) -> None:
@@ -203,7 +204,10 @@ def run_case(
             device=trained.device,
             mirrored=mirrored,
             progress=progress,
+            told=remarks.append,
         )
+    if not mirrored:  # what is true of a scan is said once
+        tell(case.name, remarks)
 
 
 class Spool:

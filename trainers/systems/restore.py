@@ -49,7 +49,7 @@ LEAST_SUV = 0.1
 INPUTS = MEMBERS + 1
 RADIUS = 24  # voxels around an output voxel that the network sees: 5 convolutions at 2, 2 at 4 voxels, and pooling
 MULTIPLE = 4  # pooling ties windows to multiples of it
-TILE = (64, 96, 96)
+TILE = (96, 128, 128)
 NOISE_PATCHES = 12
 FEWEST = 8  # voxels that a lesion counts as having at least, so that none outweighs a patch
 NO_SCAN = Scan((4.0, 4.0, 4.0), math.nan, 0.0)  # until ``Synthesizer.for_scan`` has told which
@@ -234,6 +234,10 @@ class Sums:
         told = 0.0 if math.isnan(noise) else 1.0
         self.doses[key] = (known + equations, total + (noise if told else 0.0), count + told)
 
+    def own(self) -> dict[str, Tensor]:
+        """Return what this rank has added up."""
+        return _as_tensors(self.doses)
+
     def state(self) -> dict[str, Tensor]:
         """Return what ``load`` takes, of all ranks together (collective)."""
         whole = dict(self.doses)
@@ -244,10 +248,7 @@ class Sums:
             for part in found:  # in the order of ranks, so that sums round alike every time
                 for key, flat in part.items():
                     whole[key] = _unflat(flat + _flat(whole[key])) if key in whole else _unflat(flat)
-        keys = sorted(whole, key=lambda key: key or math.inf)
-        drf = torch.tensor([key or math.nan for key in keys], dtype=torch.float64)
-        sums = np.stack([_flat(whole[key]) for key in keys]) if keys else np.zeros((0, _FLAT))
-        return {"drf": drf, "sums": torch.from_numpy(sums)}
+        return _as_tensors(whole)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Continue from ``state``: rank 0 takes all of it, the others start at nothing."""
@@ -257,6 +258,13 @@ class Sums:
 
 
 _FLAT = CLASSES * MEMBERS * (MEMBERS + 1) + 2
+
+
+def _as_tensors(doses: Mapping[float, tuple[NormalEquations, float, float]]) -> dict[str, Tensor]:
+    keys = sorted(doses, key=lambda key: key or math.inf)  # the dose that is not known is the last
+    drf = torch.tensor([key or math.nan for key in keys], dtype=torch.float64)
+    sums = np.stack([_flat(doses[key]) for key in keys]) if keys else np.zeros((0, _FLAT))
+    return {"drf": drf, "sums": torch.from_numpy(sums)}
 
 
 def _flat(sums: tuple[NormalEquations, float, float]) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -422,7 +430,9 @@ class Restore:
         return network | {f"bank.{name}": value for name, value in vars(bank).items()}
 
     def synthesizer(self) -> "Synthesizer":
-        return Synthesizer(self.config, self.engine.module, self._bank())
+        # Pictures are made by one rank alone, which must not wait for others: while sums grow it uses its own.
+        bank = self.bank or fitted(self.config.start, self.sums.own())
+        return Synthesizer(self.config, self.engine.module, bank)
 
     def state(self) -> State:
         return assembly.states({"network": self.engine}) | {"bank": self.sums.state()}
@@ -454,6 +464,12 @@ class Synthesizer:
 
     def for_scan(self, scan: Scan) -> "Synthesizer":
         return replace(self, scan=scan)
+
+    def remark(self, context: Mapping[str, Tensor]) -> str:
+        """Say which dose was estimated, nothing where the scan told its own."""
+        if not math.isnan(self.scan.drf) or math.isnan(float(context["drf"])):
+            return ""
+        return f"its dose is not known; by its noise it is restored as one of DRF {float(context['drf']):.3g}"
 
     def context(self, overview: Tensor, source: Float[Tensor, "n 1 zh yh xh"]) -> dict[str, Tensor]:
         """Return the dose reduction factor that is used: the scan's own, or else an estimate from its noise."""

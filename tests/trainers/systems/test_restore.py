@@ -191,8 +191,12 @@ def test_a_scan_of_unknown_dose_is_restored_by_an_estimate_of_it() -> None:
     for drf, noise in noises.items():
         found = float(blind.context(torch.zeros(0), batch(31, noise=noise).source)["drf"])
         assert found == pytest.approx(drf, rel=0.5)
+    assert blind.remark({"drf": torch.tensor(19.6)}).endswith("restored as one of DRF 19.6")
+    assert blind.remark({"drf": torch.tensor(math.nan)}) == ""
     told = recipe.synthesizer().for_scan(Scan(SPACING_MM, 7.0, 0.0))
-    assert float(told.context(torch.zeros(0), batch(31).source)["drf"]) == 7.0
+    context = told.context(torch.zeros(0), batch(31).source)
+    assert float(context["drf"]) == 7.0
+    assert told.remark(context) == ""
 
 
 def test_weights_of_the_loss_look_at_the_source_alone() -> None:
@@ -294,6 +298,31 @@ def test_windows_equal_the_whole() -> None:
             torch.testing.assert_close(
                 synthesizer(window, context), whole[:, :, z : z + 8, y : y + 4], rtol=1e-4, atol=1e-4
             )
+
+
+def test_a_picture_while_the_bank_is_fitted_asks_no_other_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 draws pictures alone: a collective call there would wait for ever."""
+    recipe = build()
+    recipe.step(batch(0), 0)
+    monkeypatch.setattr(restore.Sums, "state", lambda sums: pytest.fail("a collective call"))
+    recipe.synthesizer()
+
+
+def test_sums_of_two_ranks_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, both = build(), [build(), build()]
+    for step in range(2):
+        one.step(batch(step), step)
+        both[step].step(batch(step), step)
+    parts = [{key: restore._flat(value) for key, value in recipe.sums.doses.items()} for recipe in both]
+    monkeypatch.setattr(restore.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(restore.dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(restore.dist, "all_gather_object", lambda found, mine: found.__setitem__(slice(None), parts))
+    gathered = both[0].sums.state()
+    assert gathered["drf"].tolist() == one.sums.own()["drf"].tolist()
+    torch.testing.assert_close(gathered["sums"], one.sums.own()["sums"])
+    monkeypatch.setattr(restore.dist, "get_rank", lambda: 1)
+    both[1].sums.load(gathered)
+    assert both[1].sums.doses == {}
 
 
 def test_only_suv_is_taken() -> None:
