@@ -114,6 +114,10 @@ def _ascends(value: tuple[float, float]) -> bool:
     return len(value) == 2 and value[0] <= value[1]
 
 
+# An adult from mid-thigh to vertex at natural length, on the voxels of ``storage.lowdose.CERTIFIED_SPACING_MM``.
+ADULT = PhantomConfig(shape=(606, 192, 272), spacing_mm=(1.65, 1.65, 1.65))
+
+
 @dataclass(frozen=True)
 class Lesion:
     """A sphere of uniform uptake and density: a hot lesion, or a cold cyst.
