@@ -48,11 +48,13 @@ THICK, HALO, FILTER_REACH = 8, 8, 4  # slices
 DOSES = (1.0, 4.0, 10.0, 20.0, 50.0, 100.0)
 
 # what the search goes through
-PSF_MM = (4.0, 3.0, 5.0)
-UPDATES = ((3, 12), (2, 12), (5, 12))  # iterations, subsets
+PSF_MM = (3.0, 4.0)
+UPDATES = ((5, 12), (3, 12), (2, 12))  # iterations, subsets
+DETAILS = (0.2, 0.15, 0.0)  # of the phantom
 FILTERS_MM = (0.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)
-MILLION_PROMPTS = (1.3, 4.0, 13.0, 40.0, 130.0, 400.0, 1300.0)
-SEARCHED, SHOWN = (1,), (1, 2, 3)  # seeds of the phantoms that are searched on, and that the page measures
+MILLION_PROMPTS = (450.0, 45.0, 150.0, 15.0, 5.0, 1500.0)
+TRIED = ("seed", "detail", "psf_mm", "iterations", "subsets", "million_prompts")
+SEARCHED, SHOWN = (1,), (1, 2)  # seeds of the phantoms that are searched on, and that the page measures
 
 
 def starts():
@@ -84,7 +86,7 @@ what it gains.
 SEARCH = """
 ## What was tried
 
-{count} reconstructions at full dose with 1.3 to 1300 million prompts (phantom {seeds}), each with nine filters. A
+{count} reconstructions at full dose with 1.3 to 1500 million prompts (phantom {seeds}), each with nine filters. A
 dose of 1/DRF is read off at 1/DRF of the
 counts. Depth is 1 where all six figures are the medians, 0 where one is at the edge of its band, negative outside.
 The best filter and counts of each
@@ -142,13 +144,15 @@ def filtered_figure(slabs, fwhm_mm):
 def search(to):
     """Figures by (psf, updates, filter) against counts, saved after every reconstruction; what is there is kept."""
     trials = json.loads(to.read_text()) if to.is_file() else []
-    done = {(t["seed"], t["psf_mm"], t["iterations"], t["subsets"], t["million_prompts"]) for t in trials}
+    done = {tuple(t[name] for name in TRIED) for t in trials}
     reach = HALO + FILTER_REACH
-    for seed, psf, (iterations, subsets), prompts in itertools.product(SEARCHED, PSF_MM, UPDATES, MILLION_PROMPTS):
-        if (seed, psf, iterations, subsets, prompts) in done:
+    everything = itertools.product(SEARCHED, DETAILS, PSF_MM, UPDATES, MILLION_PROMPTS)
+    for seed, detail, psf, (iterations, subsets), prompts in everything:
+        tried = dict(zip(TRIED, (seed, detail, psf, iterations, subsets, prompts), strict=True))
+        if tuple(tried.values()) in done:
             continue
         start = time.perf_counter()
-        body = phantom(replace(ADULT, seed=seed))
+        body = phantom(replace(ADULT, seed=seed, detail=detail))
         config = LowDoseConfig(
             drf=1.0, seed=seed, million_prompts_per_bed=prompts, iterations=iterations, subsets=subsets,
             psf_fwhm_mm=psf, post_filter_fwhm_mm=0.0,
@@ -156,20 +160,17 @@ def search(to):
         source = LowDoseSource(body.activity, body.ct, config)
         slabs = [source.read(z - reach, z + THICK + reach) for z in starts()]
         figures = {str(fwhm): filtered_figure(slabs, fwhm) for fwhm in FILTERS_MM}
-        trials.append(
-            {"seed": seed, "psf_mm": psf, "iterations": iterations, "subsets": subsets, "million_prompts": prompts,
-             "figures": figures, "seconds": round(time.perf_counter() - start, 1)}
-        )  # fmt: skip
+        trials.append(tried | {"figures": figures, "seconds": round(time.perf_counter() - start, 1)})
         to.write_text(json.dumps(trials, indent=0))
         print(trials[-1], file=sys.stderr, flush=True)
 
 
 def curves(trials):
-    """(psf, iterations, subsets, filter) -> log counts, figures, of all that were tried with enough counts."""
+    """(detail, psf, iterations, subsets, filter) -> logs of counts, and figures there."""
     found = {}
     for trial in trials:
         for fwhm, figure in trial["figures"].items():
-            key = (trial["psf_mm"], trial["iterations"], trial["subsets"], float(fwhm))
+            key = (*(trial[name] for name in TRIED[1:5]), float(fwhm))
             found.setdefault(key, {}).setdefault(np.log(trial["million_prompts"]), []).append(figure)
     return {
         key: (np.array(sorted(points)), np.array([np.mean(points[x]) for x in sorted(points)]))
@@ -194,8 +195,8 @@ def best(trials, scanner):
     for key, (at, figures) in curves(trials).items():
         if len(at) < 4:
             continue
-        # Log of the figure is smooth in log counts; from 4 to 1300 million there is nothing to extrapolate but ends.
-        for prompts in np.geomspace(100, 1300, 60):
+        # The log of the figure is smooth in the log of counts; nothing is extrapolated.
+        for prompts in np.geomspace(100, 1500, 80):
             wanted = np.log(prompts / np.array(DOSES))
             if wanted.min() < at.min() - 0.05:
                 continue
@@ -203,7 +204,7 @@ def best(trials, scanner):
             found.append((depth_in_bands(along, scanner), *key, prompts, along))
     best_of = {}
     for one in sorted(found, key=lambda one: -one[0]):
-        best_of.setdefault(one[1:5], one)
+        best_of.setdefault(one[1:6], one)
     return list(best_of.values())
 
 
@@ -299,16 +300,15 @@ def percent(value):
 
 def page(trials):
     """Measure the presets and print the page."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
     start = time.perf_counter()
     measured = {scanner: [figures_of(scanner, seed) for seed in SHOWN] for scanner in SCANNERS}
     generic = figures_of("generic", SHOWN[0])
     noise = {scanner: noise_rows(scanner) for scanner in SCANNERS}
     spheres = {(scanner, contrast): nema(scanner, contrast) for scanner in SCANNERS for contrast in (4.0, 8.0)}
     minutes = (time.perf_counter() - start) / 60
-
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.strip()
     model = next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.machine(),
@@ -355,12 +355,13 @@ def page(trials):
             ranked = best(trials, scanner)
             kept = {}
             for one in ranked:
-                kept.setdefault(one[1:4], one)
+                kept.setdefault(one[1:5], one)
             print(table(
-                ["PSF [mm]", "iterations x subsets", "filter [mm]", "prompts [M]", "depth", "figures, full to 1/100"],
-                [[f"{psf:g}", f"{n} x {m}", f"{fwhm:g}", f"{prompts:.0f}", f"{depth:.2f}",
+                ["detail", "PSF [mm]", "iterations x subsets", "filter [mm]", "prompts [M]", "depth",
+                 "figures, full to 1/100"],
+                [[f"{detail:g}", f"{psf:g}", f"{n} x {m}", f"{fwhm:g}", f"{prompts:.0f}", f"{depth:.2f}",
                   ", ".join(f"{value:.4f}" for value in along)]
-                 for depth, psf, n, m, fwhm, prompts, along in kept.values()],
+                 for depth, detail, psf, n, m, fwhm, prompts, along in kept.values()],
             ))  # fmt: skip
     print(NOISE)
     rows = [
@@ -422,7 +423,7 @@ def main():
     if arguments.stage == "rank":
         for scanner in PUBLISHED:
             for one in best(json.loads(arguments.trials.read_text()), scanner)[:12]:
-                print(scanner, f"{one[0]:.2f}", one[1:5], f"{one[5]:.0f} M", np.round(one[6], 4))
+                print(scanner, f"{one[0]:.2f}", one[1:6], f"{one[6]:.0f} M", np.round(one[7], 4))
 
 
 if __name__ == "__main__":

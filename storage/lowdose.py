@@ -96,13 +96,17 @@ class LowDoseConfig:
                 raise InputError("CFG_RANGE", where=f"LowDoseConfig.{name}", found=found, remedy=f"give {wanted}")
 
 
-# Scans whose noise figures (trainers.metrics.noise) lie among those of a scanner's patients at every dose from 1 to 1/100,
-# on an adult phantom with voxels of CERTIFIED_SPACING_MM: docs/results/simulator.md.  The numbers are fitted to that.
-# They are not the scanners' own: without time of flight, more counts stand for what it gains.
+# Scans whose noise figures (trainers.metrics.noise) lie among those of a scanner's patients at every dose from full to
+# 1/100, on the phantom storage.phantom.ADULT: docs/results/simulator.md.  The numbers are fitted to that.  They are not
+# the scanners' own: without time of flight, more counts stand for what it gains.
 CERTIFIED_SPACING_MM = 1.65
 SCANNERS: dict[str, LowDoseConfig] = {
-    "quadra": LowDoseConfig(million_prompts_per_bed=1000.0, psf_fwhm_mm=3.5, post_filter_fwhm_mm=3.0),
-    "uexplorer": LowDoseConfig(million_prompts_per_bed=1000.0, psf_fwhm_mm=3.5, post_filter_fwhm_mm=3.0),
+    "quadra": LowDoseConfig(
+        million_prompts_per_bed=1250.0, iterations=5, subsets=12, psf_fwhm_mm=3.0, post_filter_fwhm_mm=2.0
+    ),
+    "uexplorer": LowDoseConfig(
+        million_prompts_per_bed=650.0, iterations=5, subsets=12, psf_fwhm_mm=3.0, post_filter_fwhm_mm=3.0
+    ),
 }
 
 
