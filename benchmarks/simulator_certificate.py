@@ -1,7 +1,9 @@
 """The simulator's certificate: is its noise that of a scanner's patients?
 
-    python benchmarks/simulator_certificate.py search --to trials.json     # about an hour of one core
-    python benchmarks/simulator_certificate.py page --trials trials.json > docs/results/simulator.md
+    python benchmarks/simulator_certificate.py search --to trials.json         # half an hour and more of one core
+    python benchmarks/simulator_certificate.py measure --to measured.json      # half an hour
+    python benchmarks/simulator_certificate.py page --trials trials.json --measured measured.json \
+        > docs/results/simulator.md
 
 The first searches for presets, the second measures those of storage/lowdose.py.  The measure is the noise figure of
 1371 published scans at six doses (trainers/metrics/noise.py).  A whole adult of 1.65 mm voxels takes minutes per dose,
@@ -20,7 +22,7 @@ import platform
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -241,26 +243,27 @@ def pair(truth, ct, config, z0, z1):
     return [LowDoseSource(truth, ct, replace(config, realisation=number)).read(z0, z1) for number in (0, 1)]
 
 
-def noise_rows(scanner):
+def noise_of(scanner):
     """CoV of the cylinder and of the liver by dose, and what the cylinder's noise looks like at 1/20."""
     water, body = cylinder(), phantom(replace(ADULT, seed=1))
     z = round(0.46 * ADULT.shape[0])
     liver = body.labels.read(z, z + 16) == LIVER
     middle = (slice(None), slice(40, 112), slice(40, 112))
-    rows, texture = [], {}
+    found = {"cov": {}}
     for dose in (1.0, 4.0, 20.0, 100.0):
         config = scan_of(scanner, drf=dose)
         first, second = (image[middle] for image in pair(water, None, config, 0, 32))
         in_water = coefficient_of_variation(first, second, np.ones(first.shape, dtype=bool))
         in_liver = coefficient_of_variation(*pair(body.activity, body.ct, config, z, z + 16), liver)
-        rows.append((dose, in_water, in_liver))
+        found["cov"][str(dose)] = in_water, in_liver
         if dose == 20:
             noise = noise_of_pair(first, second)
-            texture["spectrum"] = radial_spectrum(power_spectrum(noise, (SPACING,) * 2), (SPACING,) * 2)
-            texture["variance"] = float(noise.var())
-            texture["axial"] = [float(np.mean(noise[k:] * noise[:-k]) / noise.var()) for k in (1, 2, 3, 4)]
-            texture["across"] = [float(np.mean(noise[..., k:] * noise[..., :-k]) / noise.var()) for k in (1, 2, 3, 4)]
-    return rows, texture
+            spectrum = radial_spectrum(power_spectrum(noise, (SPACING,) * 2), (SPACING,) * 2)
+            found["spectrum"] = [part.tolist() for part in spectrum]
+            for name, along in (("axial", 0), ("across", 2)):
+                lines = np.moveaxis(noise, along, 0)
+                found[name] = [float(np.mean(lines[k:] * lines[:-k]) / noise.var()) for k in (1, 2, 3, 4)]
+    return found
 
 
 def nema(scanner, contrast):
@@ -273,7 +276,7 @@ def nema(scanner, contrast):
     try:
         from pynemaiqpet.nema_wb import fitspheresubvolume
     except ImportError:
-        return found, None
+        return {"spheres": [asdict(one) for one in found], "difference": None}
     differences = []
     for one, sphere in zip(found, made.spheres, strict=True):
         at, reach = [round(mm / SPACING) for mm in sphere.centre_mm], int((sphere.diameter_mm / 2 + 9) / SPACING) + 1
@@ -283,7 +286,7 @@ def nema(scanner, contrast):
         )
         differences.append(abs(one.mean_a50 - theirs.mean_a50 / sphere.suv))
         differences.append(abs(one.maximum - theirs.max / sphere.suv))
-    return found, max(differences)
+    return {"spheres": [asdict(one) for one in found], "difference": float(max(differences))}
 
 
 def in_band(scanner, figures):
@@ -294,31 +297,49 @@ def table(head, rows):
     return "\n".join([f"| {' | '.join(head)} |", "|" + "---|" * len(head), *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def percent(value):
-    return f"{100 * value:.0f} %"
+def dose_name(dose):
+    return "full" if dose == 1 else f"1/{dose:.0f}"
 
 
-def page(trials):
-    """Measure the presets and print the page."""
-    commit = subprocess.run(
+def measurements():
+    """What the page needs, by name, each as a function that takes minutes; what is likeliest to fail comes first."""
+    for scanner, contrast in itertools.product(SCANNERS, (4.0, 8.0)):
+        yield f"nema {scanner} {contrast:.0f}", lambda scanner=scanner, contrast=contrast: nema(scanner, contrast)
+    for scanner in SCANNERS:
+        yield f"noise {scanner}", lambda scanner=scanner: noise_of(scanner)
+    for seed, scanner in itertools.product(SHOWN, SCANNERS):
+        yield f"figures {scanner} {seed}", lambda scanner=scanner, seed=seed: figures_of(scanner, seed)
+    yield f"figures generic {SHOWN[0]}", lambda: figures_of("generic", SHOWN[0])
+
+
+def measure(to):
+    """Measure the presets; saved after every part, and what is there is kept."""
+    found = json.loads(to.read_text()) if to.is_file() else {"minutes": 0.0}
+    found["commit"] = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.strip()
-    start = time.perf_counter()
-    measured = {scanner: [figures_of(scanner, seed) for seed in SHOWN] for scanner in SCANNERS}
-    generic = figures_of("generic", SHOWN[0])
-    noise = {scanner: noise_rows(scanner) for scanner in SCANNERS}
-    spheres = {(scanner, contrast): nema(scanner, contrast) for scanner in SCANNERS for contrast in (4.0, 8.0)}
-    minutes = (time.perf_counter() - start) / 60
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.machine(),
-    )
+    found["date"] = str(datetime.datetime.now(datetime.UTC).date())
+    cpus = Path("/proc/cpuinfo").read_text().splitlines()
+    found["processor"] = next((line.split(":")[1].strip() for line in cpus if "model name" in line), platform.machine())
+    for name, part in measurements():
+        if name not in found:
+            start = time.perf_counter()
+            found[name] = part()
+            found["minutes"] += (time.perf_counter() - start) / 60
+            to.write_text(json.dumps(found, indent=0))
+            print(name, json.dumps(found[name]), file=sys.stderr, flush=True)
+
+
+def page(trials, found):
+    """Print the page of what was measured and tried."""
+    measured = {scanner: [found[f"figures {scanner} {seed}"] for seed in SHOWN] for scanner in SCANNERS}
+    noise = {scanner: found[f"noise {scanner}"] for scanner in SCANNERS}
+    spheres = {(scanner, contrast): found[f"nema {scanner} {contrast}"] for scanner in SCANNERS for contrast in (4, 8)}
     print("# The simulator's certificate\n")
     print(
-        f"`python benchmarks/simulator_certificate.py page`, commit {commit}, "
-        f"{datetime.datetime.now(datetime.UTC).date()}, one core of an {model} (virtual machine), "
-        f"{minutes:.0f} minutes, "
-        "while others worked on the machine; no time is measured here."
+        f"`python benchmarks/simulator_certificate.py measure` and `page`, commit {found['commit']}, {found['date']}, "
+        f"one core of an {found['processor']} (virtual machine), {found['minutes']:.0f} minutes, while others worked on "
+        "the machine. No speed is measured here."
     )
     print(INTRODUCTION)
     for scanner, figures in measured.items():
@@ -332,7 +353,7 @@ def page(trials):
                 "" if band.holds(mean[number]) else f"by {max(band.low - mean[number], mean[number] - band.high):.4f}"
             )
             rows.append([
-                "full" if dose == 1 else f"1/{dose:.0f}", f"{band.median:.4f} ({band.low:.3f} to {band.high:.3f})",
+                dose_name(dose), f"{band.median:.4f} ({band.low:.3f} to {band.high:.3f})",
                 f"{mean[number]:.4f} ({min(values):.4f} to {max(values):.4f})", outside or "inside",
             ])  # fmt: skip
         print(
@@ -342,7 +363,7 @@ def page(trials):
         )
         print(f"\nOf the single phantoms, {' and '.join(map(str, each))} of 6 doses.")
     print("\nWithout a preset (`--scan generic`), on the first of these phantoms: " +
-          ", ".join(f"{value:.4f}" for value in generic) + ".")  # fmt: skip
+          ", ".join(f"{value:.4f}" for value in found[f"figures generic {SHOWN[0]}"]) + ".")  # fmt: skip
     print(PRESETS)
     names = ("million_prompts_per_bed", "iterations", "subsets", "psf_fwhm_mm", "post_filter_fwhm_mm")
     everyone = {"generic": LowDoseConfig(), **SCANNERS}
@@ -365,46 +386,37 @@ def page(trials):
             ))  # fmt: skip
     print(NOISE)
     rows = [
-        [
-            "full" if dose == 1 else f"1/{dose:.0f}",
-            *(f"{noise[s][0][k][part]:.1f} %" for s in SCANNERS for part in (1, 2)),
-        ]
-        for k, (dose, _, _) in enumerate(noise["quadra"][0])
+        [dose_name(float(dose)), *(f"{noise[scanner]['cov'][dose][of]:.1f} %" for scanner in SCANNERS for of in (0, 1))]
+        for dose in noise["quadra"]["cov"]
     ]
-    print(table(["dose", *(f"{s}, {what}" for s in SCANNERS for what in ("water", "liver"))], rows))
+    print(table(["dose", *(f"{scanner}, {what}" for scanner in SCANNERS for what in ("water", "liver"))], rows))
     print(TEXTURE)
     rows = []
-    edges = np.arange(0.0, 0.31, 0.05)
-    for low, high in itertools.pairwise(edges):
+    for low, high in itertools.pairwise(np.arange(0.0, 0.31, 0.05)):
         row = [f"{low:.2f} to {high:.2f}"]
         for scanner in SCANNERS:
-            frequency, power = noise[scanner][1]["spectrum"]
+            frequency, power = np.array(noise[scanner]["spectrum"])
             row.append(f"{1e3 * power[(frequency >= low) & (frequency < high)].mean():.2f}")
         rows.append(row)
-    print(table(["frequency [1/mm]", *(f"{s} [0.001 SUV^2 mm^2]" for s in SCANNERS)], rows))
+    print(table(["frequency [1/mm]", *(f"{scanner} [0.001 SUV^2 mm^2]" for scanner in SCANNERS)], rows))
     print("\nCorrelation of a voxel's noise with that of its neighbours, the first to the fourth:\n")
-    rows = [[f"{scanner}, {name}", *(f"{value:.2f}" for value in noise[scanner][1][key])]
-            for scanner in SCANNERS for name, key in (("across (x)", "across"), ("along (z)", "axial"))]  # fmt: skip
+    rows = [
+        [f"{scanner}, {name}", *(f"{value:.2f}" for value in noise[scanner][key])]
+        for scanner, (name, key) in itertools.product(SCANNERS, (("across (x)", "across"), ("along (z)", "axial")))
+    ]
     print(table(["", *(f"{k * SPACING:.2f} mm" for k in (1, 2, 3, 4))], rows))
     print(RECOVERY)
-    rows = []
-    for (scanner, contrast), (found, _) in spheres.items():
-        for what, get in (
-            ("contrast", "contrast"),
-            ("mean_a50", "mean_a50"),
-            ("maximum", "maximum"),
-            ("variability", "variability"),
-        ):
-            rows.append(
-                [f"{scanner}, {contrast:.0f}:1, {what}", *(percent(getattr(one, get)) for one in reversed(found))]
-            )
-    sizes = [f"{one.diameter_mm:.0f} mm" for one in reversed(spheres["quadra", 4.0][0])]
-    print(table(["", *sizes], rows))
-    differences = [found[1] for found in spheres.values() if found[1] is not None]
-    if differences:
+    rows = [
+        [f"{scanner}, {contrast}:1, {what}", *(f"{100 * one[what]:.0f} %" for one in reversed(made["spheres"]))]
+        for (scanner, contrast), made in spheres.items()
+        for what in ("contrast", "mean_a50", "maximum", "variability")
+    ]
+    print(table(["", *(f"{one['diameter_mm']:.0f} mm" for one in reversed(spheres["quadra", 4]["spheres"]))], rows))
+    differences = [made["difference"] for made in spheres.values()]
+    if None not in differences:
         print(
-            "\nLargest difference of `mean_a50` and `maximum` from pynemaiqpet 0.5.4 on the same images: "
-            f"{max(differences):.1e}."
+            "\nLargest difference of `mean_a50` and `maximum` from pynemaiqpet 0.5.4, with its own search around the "
+            f"same centres: {max(differences):.1e}."
         )
     print(LIMITS)
 
@@ -412,14 +424,19 @@ def page(trials):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     stages = parser.add_subparsers(dest="stage", required=True)
-    stages.add_parser("search").add_argument("--to", type=Path, required=True, help="JSON file; continued if it exists")
-    stages.add_parser("rank").add_argument("--trials", type=Path, required=True)
-    stages.add_parser("page").add_argument("--trials", type=Path, help="of the search, to show what was tried")
+    for stage in ("search", "measure"):
+        stages.add_parser(stage).add_argument("--to", type=Path, required=True, help="JSON file; continued if there")
+    stages.add_parser("rank").add_argument("--trials", type=Path, required=True, help="what search wrote")
+    printed = stages.add_parser("page")
+    printed.add_argument("--trials", type=Path, required=True, help="what search wrote")
+    printed.add_argument("--measured", type=Path, required=True, help="what measure wrote")
     arguments = parser.parse_args()
     if arguments.stage == "search":
         search(arguments.to)
+    if arguments.stage == "measure":
+        measure(arguments.to)
     if arguments.stage == "page":
-        page(json.loads(arguments.trials.read_text()) if arguments.trials else [])
+        page(*(json.loads(file.read_text()) for file in (arguments.trials, arguments.measured)))
     if arguments.stage == "rank":
         for scanner in PUBLISHED:
             for one in best(json.loads(arguments.trials.read_text()), scanner)[:12]:

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from storage.errors import InputError
+from storage.lowdose import SCANNERS, LowDoseSource
+from storage.phantom import ADULT, phantom
 from storage.source import BQML, SUV, ArraySource, Grid
 from trainers.metrics.noise import (
     PUBLISHED,
@@ -111,6 +113,17 @@ def test_another_unit_is_refused() -> None:
     with pytest.raises(InputError) as error:
         noise_figure(replace(source(patient()), units=BQML))
     assert error.value.code == "IMG_UNITS"
+
+
+@pytest.mark.parametrize(("scanner", "drf"), [("quadra", 20.0), ("uexplorer", 4.0)])
+def test_a_scanner_s_noise_is_that_of_its_patients(scanner: str, drf: float) -> None:
+    """Four slices of the chest, whose figures are near the body's; benchmarks/simulator_certificate.py has all."""
+    body = phantom(replace(ADULT, seed=1))
+    first = round(0.7 * ADULT.shape[0]) - 12
+    grid = Grid((28, *ADULT.shape[1:]), body.activity.grid.affine)
+    activity, ct = (ArraySource(one.read(first, first + 28), grid, one.units) for one in (body.activity, body.ct))
+    scan = LowDoseSource(activity, ct, replace(SCANNERS[scanner], drf=drf, seed=1))
+    assert PUBLISHED[scanner][drf].holds(figure_of(*figure_sums(scan, 12, 16)))
 
 
 # --- pairs of scans ---
