@@ -49,12 +49,10 @@ HEIGHTS = (0.08, 0.25, 0.42, 0.55, 0.70, 0.90)  # of the slabs, from mid-thigh (
 THICK, HALO, FILTER_REACH = 8, 8, 4  # slices
 DOSES = (1.0, 4.0, 10.0, 20.0, 50.0, 100.0)
 
-# what the search goes through
-PSF_MM = (3.0, 4.0)
-UPDATES = ((5, 12), (3, 12), (2, 12))  # iterations, subsets
-DETAILS = (0.2, 0.15, 0.0)  # of the phantom
-FILTERS_MM = (0.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)
+# what the search goes through: detail of the phantom, PSF in mm, iterations and subsets; then counts and filters
+SETTINGS = ((0.2, 3.0, 5, 12), (0.0, 3.0, 5, 12), (0.15, 4.0, 3, 12), (0.0, 4.0, 3, 12))
 MILLION_PROMPTS = (450.0, 45.0, 150.0, 15.0, 5.0, 1500.0)
+FILTERS_MM = (0.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)
 TRIED = ("seed", "detail", "psf_mm", "iterations", "subsets", "million_prompts")
 SEARCHED, SHOWN = (1,), (1, 2)  # seeds of the phantoms that are searched on, and that the page measures
 
@@ -148,9 +146,9 @@ def search(to):
     trials = json.loads(to.read_text()) if to.is_file() else []
     done = {tuple(t[name] for name in TRIED) for t in trials}
     reach = HALO + FILTER_REACH
-    everything = itertools.product(SEARCHED, DETAILS, PSF_MM, UPDATES, MILLION_PROMPTS)
-    for seed, detail, psf, (iterations, subsets), prompts in everything:
-        tried = dict(zip(TRIED, (seed, detail, psf, iterations, subsets, prompts), strict=True))
+    for seed, setting, prompts in itertools.product(SEARCHED, SETTINGS, MILLION_PROMPTS):
+        tried = dict(zip(TRIED, (seed, *setting, prompts), strict=True))
+        _, detail, psf, iterations, subsets, _ = tried.values()
         if tuple(tried.values()) in done:
             continue
         start = time.perf_counter()
@@ -309,7 +307,6 @@ def measurements():
         yield f"noise {scanner}", lambda scanner=scanner: noise_of(scanner)
     for seed, scanner in itertools.product(SHOWN, SCANNERS):
         yield f"figures {scanner} {seed}", lambda scanner=scanner, seed=seed: figures_of(scanner, seed)
-    yield f"figures generic {SHOWN[0]}", lambda: figures_of("generic", SHOWN[0])
 
 
 def measure(to):
@@ -337,7 +334,7 @@ def page(trials, found):
     spheres = {(scanner, contrast): found[f"nema {scanner} {contrast}"] for scanner in SCANNERS for contrast in (4, 8)}
     print("# The simulator's certificate\n")
     print(
-        f"`python benchmarks/simulator_certificate.py measure` and `page`, commit {found['commit']}, {found['date']}, "
+        f"`python benchmarks/simulator_certificate.py measure`, `page`; commit {found['commit']}, {found['date']}, "
         f"one core of an {found['processor']} (virtual machine), {found['minutes']:.0f} minutes, while others worked on "
         "the machine. No speed is measured here."
     )
@@ -362,8 +359,6 @@ def page(trials, found):
             )
         )
         print(f"\nOf the single phantoms, {' and '.join(map(str, each))} of 6 doses.")
-    print("\nWithout a preset (`--scan generic`), on the first of these phantoms: " +
-          ", ".join(f"{value:.4f}" for value in found[f"figures generic {SHOWN[0]}"]) + ".")  # fmt: skip
     print(PRESETS)
     names = ("million_prompts_per_bed", "iterations", "subsets", "psf_fwhm_mm", "post_filter_fwhm_mm")
     everyone = {"generic": LowDoseConfig(), **SCANNERS}

@@ -122,7 +122,7 @@ def _body_fraction(ny: int, nx: int, spacing_mm: float) -> NDArray[np.float32]:
         for n in (ny, nx)
     )
     inside = _inside(y[:, None], x[None, :])
-    return inside.reshape(ny, _POINTS, nx, _POINTS).mean(axis=(1, 3), dtype=np.float32)
+    return np.asarray(inside.reshape(ny, _POINTS, nx, _POINTS).mean(axis=(1, 3), dtype=np.float32))
 
 
 def _paint(activity: NDArray[np.float32], sphere: Sphere, background_suv: float, spacing_mm: float) -> None:

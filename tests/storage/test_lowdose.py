@@ -333,7 +333,7 @@ def test_a_scanner_is_known_by_its_numbers(name: str) -> None:
     preset = SCANNERS[name]
     assert scanner_of(replace(preset, drf=20.0, mode="activity", seed=7, realisation=1, draw=2)) == name
     for changed in ({"iterations": 9}, {"psf_fwhm_mm": 6.5}, {"million_prompts_per_bed": 1.0}, {"scatter_fraction": 1}):
-        assert scanner_of(replace(preset, **changed)) is None  # type: ignore[arg-type]
+        assert scanner_of(replace(preset, **changed)) is None
     told = json.loads(json.dumps(LowDoseSource(PATIENT.activity, PATIENT.ct, replace(preset, drf=4)).provenance))
     assert told["scanner"] == name
     assert ADULT.spacing_mm == (CERTIFIED_SPACING_MM,) * 3

@@ -97,10 +97,9 @@ def test_slices_beyond_the_image_are_refused() -> None:
 
 def test_the_coefficients_are_those_of_pynemaiqpet() -> None:
     """Its own sub-volume, background and search; only where somebody has installed it."""
-    pytest.importorskip("pynemaiqpet")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from pynemaiqpet.nema_wb import fitspheresubvolume
+        theirs_of = pytest.importorskip("pynemaiqpet.nema_wb").fitspheresubvolume
 
     fine = nema_phantom(2.0, contrast=4.0)
     image = blurred(fine, 2.0)
@@ -110,7 +109,7 @@ def test_the_coefficients_are_those_of_pynemaiqpet() -> None:
         cut = image.voxels[z - reach : z + reach + 1, y - reach : y + reach + 1, x - reach : x + reach + 1]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            theirs = fitspheresubvolume(
+            theirs = theirs_of(
                 cut.astype(np.float64).T, np.full(3, 2.0), Rfix=sphere.diameter_mm / 2, dfix=0.0, Sfix=4.0, Bfix=1.0
             )
         assert one.mean_a50 == pytest.approx(theirs.mean_a50 / 4.0, rel=0.01)

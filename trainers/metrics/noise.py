@@ -125,7 +125,7 @@ def noise_of_pair(first: NDArray[Any], second: NDArray[Any]) -> Values:
 
     What both scans share, the object and a bias, cancels.  The shapes are equal, the unit is that of the scans.
     """
-    return (first.astype(np.float64) - second) / np.sqrt(2)
+    return np.asarray((first.astype(np.float64) - second) / np.sqrt(2))
 
 
 def coefficient_of_variation(first: NDArray[Any], second: NDArray[Any], where: Mask) -> float:

@@ -94,7 +94,7 @@ def _plane(image: ImageSource, z_mm: float) -> Values:
     if not 0 <= z < image.grid.shape[0]:
         found = f"no slice at {z_mm:.1f} mm in {image.grid.shape[0]} slices"
         raise InputError("IMG_TOO_SMALL", where="recovery", found=found, remedy="give the phantom with 20 mm around")
-    return image.read(z, z + 1)[0].astype(np.float64)
+    return np.asarray(image.read(z, z + 1)[0], dtype=np.float64)
 
 
 def _circle(grid: Grid, centre_mm: tuple[float, float], radius_mm: float) -> NDArray[np.bool_]:
