@@ -335,8 +335,8 @@ def page(trials, found):
     print("# The simulator's certificate\n")
     print(
         f"`python benchmarks/simulator_certificate.py measure`, `page`; commit {found['commit']}, {found['date']}, "
-        f"one core of an {found['processor']} (virtual machine), {found['minutes']:.0f} minutes, while others worked on "
-        "the machine. No speed is measured here."
+        f"one core of an {found['processor']} (virtual machine), {found['minutes']:.0f} minutes, while others worked "
+        "on the machine. No speed is measured here."
     )
     print(INTRODUCTION)
     for scanner, figures in measured.items():
