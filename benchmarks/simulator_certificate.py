@@ -63,34 +63,31 @@ def starts():
 
 INTRODUCTION = """
 Is the noise of a simulated scan that of a scanner's patients? The measure is public: KUL computed a noise figure of
-994 scans of a uEXPLORER and
-377 of a Biograph Vision Quadra at six doses each (UDPET challenge;
-`KUL-recon-lab/2025_ud_pet_kul:data_stats/data_stats.csv`). The figure is the sum of
-|v - s| over all voxels over the number of voxels with s > 0.1; v = log1p(SUV) in voxels of 1.65 mm, s = v after a
-Gaussian of 2 voxels standard
+994 scans of a uEXPLORER and 377 of a Biograph Vision Quadra at six doses each (UDPET challenge;
+`KUL-recon-lab/2025_ud_pet_kul:data_stats/data_stats.csv`). The figure is the sum of |v - s| over all voxels over the
+number of voxels with s > 0.1; v = log1p(SUV) in voxels of 1.65 mm, s = v after a Gaussian of 2 voxels standard
 deviation. How to use the presets, and what they cannot give: [the simulation](../simulation.md#scanners).
 
 ## The noise figure
 
 An adult phantom from mid-thigh to vertex, 606 x 192 x 272 voxels of 1.65 mm. Six slabs of 8 slices stand for all of
-it, at 8, 25, 42, 55, 70 and 90 % of the
-way up; their sums are added. The whole of it was not simulated."""
+it, at 8, 25, 42, 55, 70 and 90 % of the way up; their sums are added. The whole of it was not simulated."""
 
 PRESETS = """
 ## The presets
 
-They are fitted to the figures above, not taken from the scanners. Without time of flight, more counts stand for
-what it gains.
+They are fitted to the figures above, not taken from the scanners. Without time of flight, more counts stand for what
+it gains.
 """
 
 SEARCH = """
 ## What was tried
 
 {count} reconstructions at full dose with 1.3 to 1500 million prompts (phantom {seeds}), each with nine filters. A
-dose of 1/DRF is read off at 1/DRF of the
-counts. Depth is 1 where all six figures are the medians, 0 where one is at the edge of its band, negative outside.
-The best filter and counts of each
-reconstruction, deepest first:"""
+dose of 1/DRF is read off at 1/DRF of the counts. Depth is 1 where all six figures are the medians, 0 where one is at
+the edge of its band, negative outside. Per reconstruction the best filter and counts, the deepest first. Detail is
+that of the phantom; without it full dose has too small a figure where 1/20 has too large a one. Counts of a preset
+are a little above the deepest here, because other phantoms have larger figures than this one."""
 
 NOISE = """
 ## Coefficient of variation
@@ -108,20 +105,23 @@ In transaxial slices of the cylinder at 1/20, averaged over directions.
 RECOVERY = """
 ## Recovery of the NEMA spheres
 
-Image-quality phantom in full dose, definitions in `trainers/metrics/recovery.py`. On the scanner, with time of
-flight and resolution model, a Quadra's contrast was 69.6 to
-86.9 % at 4:1 and 77.7 to 92.6 % at 8:1 (Prenosil et al., J. Nucl. Med. 63 (2022) 476, doi 10.2967/jnumed.121.261972).
+Image-quality phantom at full dose; definitions in `trainers/metrics/recovery.py`. On the scanner, with time of flight
+and resolution model, a Quadra's contrast ranged from 69.6 to 86.9 % at 4:1 and from 77.7 to 92.6 % at 8:1 (Prenosil
+et al., J. Nucl. Med. 63 (2022) 476, doi 10.2967/jnumed.121.261972). Simulated, the largest spheres reach that and the
+smallest shows less.
 """
 
 LIMITS = """
 ## What this does not show
 
-- One figure per dose is matched, and it is a sum over the body. Where in the body and at which frequencies the
-  noise lies is not certified.
-- The phantom has less detail than a patient. Part of the patients' figure at full dose is detail; here part of that
-  is noise.
-- Slices in two dimensions: noise is correlated along the axis only by the post filter and the blur of the truth,
-  less than across.
+- One figure per dose is matched, and it is a sum over the body. Where in the body and at which frequencies the noise
+  lies is not certified.
+- The phantom's fine texture was chosen so that the figure at full dose fits; a patient's detail is not a texture of
+  organs alone. How much of a patient's figure is noise is not known.
+- Between the ends the simulated figure is more like the square root of DRF: both presets lie below the median at full
+  dose and above it at 1/20.
+- Slices in two dimensions: noise is correlated along the axis only by the post filter and the blur of the truth, less
+  than across.
 - The bands are of the challenge's scans, and of their protocols and reconstructions."""
 
 
@@ -334,7 +334,8 @@ def page(trials, found):
     spheres = {(scanner, contrast): found[f"nema {scanner} {contrast}"] for scanner in SCANNERS for contrast in (4, 8)}
     print("# The simulator's certificate\n")
     print(
-        f"`python benchmarks/simulator_certificate.py measure`, `page`; commit {found['commit']}, {found['date']}, "
+        "`benchmarks/simulator_certificate.py`, stages `measure` and `page`; "
+        f"commit {found['commit']}, {found['date']}, "
         f"one core of an {found['processor']} (virtual machine), {found['minutes']:.0f} minutes, while others worked "
         "on the machine. No speed is measured here."
     )
@@ -358,7 +359,8 @@ def page(trials, found):
                 ["dose", "patients: median (5 to 95 %)", f"simulated: mean of {len(SHOWN)} phantoms (range)", ""], rows
             )
         )
-        print(f"\nOf the single phantoms, {' and '.join(map(str, each))} of 6 doses.")
+        told = ", ".join(f"{count} for phantom {seed}" for count, seed in zip(each, SHOWN, strict=True))
+        print(f"\nDoses inside, of 6: {told}. The preset was searched for on phantom {SEARCHED[0]} alone.")
     print(PRESETS)
     names = ("million_prompts_per_bed", "iterations", "subsets", "psf_fwhm_mm", "post_filter_fwhm_mm")
     everyone = {"generic": LowDoseConfig(), **SCANNERS}
@@ -391,9 +393,9 @@ def page(trials, found):
         row = [f"{low:.2f} to {high:.2f}"]
         for scanner in SCANNERS:
             frequency, power = np.array(noise[scanner]["spectrum"])
-            row.append(f"{1e3 * power[(frequency >= low) & (frequency < high)].mean():.2f}")
+            row.append(f"{power[(frequency >= low) & (frequency < high)].mean():.3f}")
         rows.append(row)
-    print(table(["frequency [1/mm]", *(f"{scanner} [0.001 SUV^2 mm^2]" for scanner in SCANNERS)], rows))
+    print(table(["frequency [1/mm]", *(f"{scanner} [SUV^2 mm^2]" for scanner in SCANNERS)], rows))
     print("\nCorrelation of a voxel's noise with that of its neighbours, the first to the fourth:\n")
     rows = [
         [f"{scanner}, {name}", *(f"{value:.2f}" for value in noise[scanner][key])]
@@ -402,16 +404,16 @@ def page(trials, found):
     print(table(["", *(f"{k * SPACING:.2f} mm" for k in (1, 2, 3, 4))], rows))
     print(RECOVERY)
     rows = [
-        [f"{scanner}, {contrast}:1, {what}", *(f"{100 * one[what]:.0f} %" for one in reversed(made["spheres"]))]
+        [f"{scanner}, {contrast}:1, {what}", *(f"{100 * one[what]:{form}} %" for one in reversed(made["spheres"]))]
         for (scanner, contrast), made in spheres.items()
-        for what in ("contrast", "mean_a50", "maximum", "variability")
+        for what, form in (("contrast", ".0f"), ("mean_a50", ".0f"), ("maximum", ".0f"), ("variability", ".1f"))
     ]
     print(table(["", *(f"{one['diameter_mm']:.0f} mm" for one in reversed(spheres["quadra", 4]["spheres"]))], rows))
     differences = [made["difference"] for made in spheres.values()]
     if None not in differences:
         print(
-            "\nLargest difference of `mean_a50` and `maximum` from pynemaiqpet 0.5.4, with its own search around the "
-            f"same centres: {max(differences):.1e}."
+            "\nLargest difference of `mean_a50` and `maximum` from those of pynemaiqpet 0.5.4, which finds the "
+            f"spheres' centres itself in the same sub-volumes: {max(differences):.3f}."
         )
     print(LIMITS)
 
