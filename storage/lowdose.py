@@ -10,7 +10,7 @@ and noise.  Every number of a simulation is in ``LowDoseSource.provenance``.
 
 import threading
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
@@ -94,6 +94,32 @@ class LowDoseConfig:
             if not good:
                 found = str(getattr(self, name))
                 raise InputError("CFG_RANGE", where=f"LowDoseConfig.{name}", found=found, remedy=f"give {wanted}")
+
+
+# Scans whose noise figures (trainers.metrics.noise) lie among those of a scanner's patients at every dose from full to
+# 1/100, on the phantom storage.phantom.ADULT: docs/results/simulator.md.  The numbers are fitted to that.  They are not
+# the scanners' own: without time of flight, more counts stand for what it gains.
+CERTIFIED_SPACING_MM = 1.65
+SCANNERS: dict[str, LowDoseConfig] = {
+    "quadra": LowDoseConfig(
+        million_prompts_per_bed=1250.0, iterations=5, subsets=12, psf_fwhm_mm=3.0, post_filter_fwhm_mm=2.0
+    ),
+    "uexplorer": LowDoseConfig(
+        million_prompts_per_bed=650.0, iterations=5, subsets=12, psf_fwhm_mm=3.0, post_filter_fwhm_mm=3.0
+    ),
+}
+
+
+def scanner_of(config: LowDoseConfig) -> str | None:
+    """Return which of ``SCANNERS`` a scan was simulated for, by its numbers; None if it is none of them.
+
+    The dose, how it was reduced and the random numbers may be any; every other number is the preset's.
+    """
+    for name, preset in SCANNERS.items():
+        same = {part: getattr(config, part) for part in ("drf", "mode", "seed", "realisation", "draw")}
+        if replace(preset, **same) == config:
+            return name
+    return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -291,9 +317,11 @@ class LowDoseSource:
     @property
     def provenance(self) -> Mapping[str, object]:
         """Every number of the simulation, and where the truth came from."""
+        scanner = scanner_of(self.config)
         return {
             "kind": "simulated low dose",
             "config": asdict(self.config),
+            **({"scanner": scanner} if scanner else {}),  # absent where there is none, as in older cohorts
             "attenuation": "uniform water in the body" if self.ct is None else "CT, bilinear at 120 kVp",
             "mu_water_per_mm": MU_WATER_PER_MM,
             "reference_radius_mm": REFERENCE_RADIUS_MM,

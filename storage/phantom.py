@@ -41,7 +41,8 @@ _Row = tuple[float, float, float, float, float]
 _HALF_WIDTH_MM = {"none": 200.0, "up": 200.0, "down": 255.0}  # widest part, from the midline
 _HALF_DEPTH_MM = 128.0
 _TEXTURE = 0.12  # standard deviation of the uptake inside an organ, relative
-_NUM_WAVES = 20
+_TEXTURE_MM, _NUM_WAVES = (22.0, 140.0), 20  # shortest and longest wave
+_DETAIL_MM, _NUM_FINE_WAVES = (7.0, 22.0), 24
 _LESION_CONTRAST = (2.0, 8.0)
 _CYST_CONTRAST = (0.15, 0.15)  # fluid without vessels takes up no FDG: SUV 0.3 in a liver of 2, as this phantom's fat
 # mm below the vertex, half depth and half width of the trunk without its fat
@@ -75,6 +76,8 @@ class PhantomConfig:
         num_cysts: cold spheres in the liver, which a CT shows much as it shows a lesion; fewer where it is too small.
         cyst_hu: range of a cyst's CT value; a simple cyst has 20 HU at most (ACR, incidental liver lesions, 2017).
         liver_suv: range of the liver's uptake; without one it is 1.87 to 2.53.
+        detail: relative standard deviation of a fine texture of the uptake, of 7 to 22 mm; without it organs are
+            smoother than patients' (docs/results/simulator.md).
 
     Raises:
         InputError: ``CFG_RANGE`` when a value is outside its range.
@@ -91,6 +94,7 @@ class PhantomConfig:
     num_cysts: Annotated[int, Range(0, 100)] = 0
     cyst_hu: Annotated[tuple[float, float], Range(-1000, 3000)] = (0.0, 20.0)
     liver_suv: Annotated[tuple[float, float] | None, Range(0.1, 20)] = None
+    detail: Annotated[float, Range(0, 0.25)] = 0.0
 
     def __post_init__(self) -> None:
         check_ranges(self, "PhantomConfig")
@@ -112,6 +116,16 @@ class PhantomConfig:
 
 def _ascends(value: tuple[float, float]) -> bool:
     return len(value) == 2 and value[0] <= value[1]
+
+
+def facts_of(config: PhantomConfig) -> dict[str, object]:
+    """Return the fields of a phantom as they are recorded; ``detail`` only where there is some, as earlier versions."""
+    return {name: value for name, value in asdict(config).items() if name != "detail" or value}
+
+
+# An adult from mid-thigh to vertex at natural length, on the voxels of ``storage.lowdose.CERTIFIED_SPACING_MM``, with
+# as much detail as patients have by their noise figures at full dose, where little of it is noise.
+ADULT = PhantomConfig(shape=(606, 192, 272), spacing_mm=(1.65, 1.65, 1.65), detail=0.2)
 
 
 @dataclass(frozen=True)
@@ -239,6 +253,7 @@ class _Anatomy:
 
     parts: tuple[_Part, ...]
     waves: NDArray[np.float64]  # (num_waves, 7): amplitude; cycles/mm along z, y, x; phases along z, y, x
+    fine_waves: NDArray[np.float64]  # alike; none without detail
     lesions: tuple[Lesion, ...]
     cysts: tuple[Lesion, ...]
     spheres: tuple[_Sphere, ...]
@@ -257,7 +272,7 @@ class _Image:
     def provenance(self) -> Mapping[str, object]:
         """Everything needed to draw this phantom again."""
         lesions, cysts = ([asdict(x) for x in found] for found in (self.anatomy.lesions, self.anatomy.cysts))
-        return {"kind": "phantom", "config": asdict(self.config), "lesions": lesions, "cysts": cysts}
+        return {"kind": "phantom", "config": facts_of(self.config), "lesions": lesions, "cysts": cysts}
 
     def read(self, z0: int, z1: int) -> NDArray[np.float32]:
         """Return the slab ``z0 <= z < z1``."""
@@ -284,9 +299,11 @@ class _Image:
             else:
                 slab[box] += fraction * ((part.hu if self.units == HU else part.suv) - slab[box])
         if self.units == SUV:
-            slab *= 1 + self._texture(z, y, x)
+            slab *= 1 + _texture(self.anatomy.waves, z, y, x)
+            if len(self.anatomy.fine_waves):  # rarely below -1, where an uptake ends at 0
+                slab *= np.maximum(1 + _texture(self.anatomy.fine_waves, z, y, x), 0)
         elif self.units == HU:
-            slab += 60 * self._texture(z, y, x) * (slab > -900)
+            slab += 60 * _texture(self.anatomy.waves, z, y, x) * (slab > -900)
         for sphere in self.anatomy.spheres:
             (lz, ly, lx), fraction = sphere.first, sphere.fraction
             first, last = max(lz, z0), min(lz + fraction.shape[0], z0 + nz)
@@ -299,21 +316,23 @@ class _Image:
             else:
                 view += part_of * ((sphere.hu if self.units == HU else sphere.suv) - view)
 
-    def _texture(self, z: NDArray[np.float32], y: NDArray[np.float32], x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return a smooth field of mean 0: a sum of separable sinusoids.
 
-        Added wave by wave and not as a matrix product, whose last bits depend on the processor and its threads.
-        """
-        w = self.anatomy.waves
-        f, g, h = (
-            np.sin(2 * np.pi * (axis[:, None] * w[:, 1 + i] + w[:, 4 + i])).astype(np.float32)
-            for i, axis in enumerate((z, y, x))
-        )
-        rows = f[:, None, :] * g[None, :, :] * w[:, 0].astype(np.float32)
-        field = np.zeros((len(z), len(y), len(x)), dtype=np.float32)
-        for row, column in zip(np.moveaxis(rows, 2, 0), h.T, strict=True):
-            field += row[:, :, None] * column
-        return field
+def _texture(
+    w: NDArray[np.float64], z: NDArray[np.float32], y: NDArray[np.float32], x: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return a field of mean 0: a sum of separable sinusoids, ``_Anatomy.waves``.
+
+    Added wave by wave and not as a matrix product, whose last bits depend on the processor and its threads.
+    """
+    f, g, h = (
+        np.sin(2 * np.pi * (axis[:, None] * w[:, 1 + i] + w[:, 4 + i])).astype(np.float32)
+        for i, axis in enumerate((z, y, x))
+    )
+    rows = f[:, None, :] * g[None, :, :] * w[:, 0].astype(np.float32)
+    field = np.zeros((len(z), len(y), len(x)), dtype=np.float32)
+    for row, column in zip(np.moveaxis(rows, 2, 0), h.T, strict=True):
+        field += row[:, :, None] * column
+    return field
 
 
 def _anatomy(config: PhantomConfig) -> _Anatomy:
@@ -321,8 +340,8 @@ def _anatomy(config: PhantomConfig) -> _Anatomy:
 
     What came later draws from generators of its own, so that a seed remains the patient it was.
     """
-    rng, for_liver, for_lesions, for_cysts = (
-        generator(config.seed, Stream.ANATOMY, *k) for k in ((), (1,), (2,), (3,))
+    rng, for_liver, for_lesions, for_cysts, for_detail = (
+        generator(config.seed, Stream.ANATOMY, *k) for k in ((), (1,), (2,), (3,), (4,))
     )
     (nz, ny, nx), (dz, dy, dx) = config.shape, config.spacing_mm
     low, high = config.axial_coverage
@@ -425,13 +444,20 @@ def _anatomy(config: PhantomConfig) -> _Anatomy:
         config, for_cysts, parts, lobes, config.num_cysts, _CYST_CONTRAST, for_cysts, config.cyst_hu, lesions
     )
 
-    wavelength = np.geomspace(22.0, 140.0, _NUM_WAVES)
-    direction = rng.uniform(0.1, 1.0, (_NUM_WAVES, 3))
-    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
-    amplitude = np.full(_NUM_WAVES, _TEXTURE * np.sqrt(8 / _NUM_WAVES))  # sin^2 averages 1/2 along each of three axes
-    waves = np.column_stack([amplitude, direction / wavelength[:, None], rng.uniform(0, 1, (_NUM_WAVES, 3))])
+    waves = _waves(rng, _TEXTURE, _TEXTURE_MM, _NUM_WAVES)
+    fine_waves = _waves(for_detail, config.detail, _DETAIL_MM, _NUM_FINE_WAVES if config.detail else 0)
     spheres = [_sphere(config, LESION, lesion) for lesion in lesions] + [_sphere(config, CYST, cyst) for cyst in cysts]
-    return _Anatomy(tuple(parts), waves, lesions, cysts, tuple(spheres))
+    return _Anatomy(tuple(parts), waves, fine_waves, lesions, cysts, tuple(spheres))
+
+
+def _waves(
+    rng: np.random.Generator, deviation: float, wavelengths_mm: tuple[float, float], count: int
+) -> NDArray[np.float64]:
+    wavelength = np.geomspace(*wavelengths_mm, count)
+    direction = rng.uniform(0.1, 1.0, (count, 3))
+    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+    amplitude = np.full(count, deviation * np.sqrt(8 / max(count, 1)))  # sin^2 averages 1/2 along each of three axes
+    return np.column_stack([amplitude, direction / wavelength[:, None], rng.uniform(0, 1, (count, 3))])
 
 
 def _within(outer: _Part, label: int, suv: float, hu: float, share: float) -> _Part:

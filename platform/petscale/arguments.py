@@ -151,8 +151,8 @@ def _without_settings(words: list[str]) -> tuple[list[str], dict[str, Any]]:
     return kept, found
 
 
-def _option(words: Sequence[str], name: str) -> str | None:
-    """The value of an option before the parser is made, which depends on it."""
+def value_typed(words: Sequence[str], name: str) -> str | None:
+    """Return the value of an option before the parser is made, which depends on it; None if it was not typed."""
     for place, word in enumerate(words):
         if word == f"--{name}" and place + 1 < len(words):
             return words[place + 1]
@@ -163,7 +163,7 @@ def _option(words: Sequence[str], name: str) -> str | None:
 
 def _base(words: Sequence[str], settings: Mapping[str, Any]) -> RunConfig:
     """The configuration before options: of the system, the file, and ``--set``."""
-    recipe, file = _option(words, "recipe"), _option(words, "config")
+    recipe, file = value_typed(words, "recipe"), value_typed(words, "config")
     if file is not None:
         base = configs.read(Path(file))
         if recipe is not None and recipe != base.recipe:

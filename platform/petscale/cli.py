@@ -72,20 +72,31 @@ def parse(words: Sequence[str]) -> tuple[Command, dict[str, Any]]:
         options, config = run_options(rest, command.options, prog=prog, description=text)
         return command, {"options": options, "config": config}
     found: Mapping[str, Any] = tyro.cli(
-        _arguments(command), prog=prog, description=text.split("\n\nArgs:")[0], args=rest
+        _arguments(command, rest), prog=prog, description=text.split("\n\nArgs:")[0], args=rest
     )
     return command, dict(found)
 
 
-def _arguments(command: Command) -> Any:
-    """The command's function, but returning its arguments instead of running."""
+def _arguments(command: Command, words: Sequence[str] = ()) -> Any:
+    """The command's function, but returning its arguments instead of running; a preset in ``words`` sets defaults."""
+    signature = inspect.signature(command.function)
+    if command.presets is not None:
+        from petscale.arguments import value_typed
+
+        option, defaults_of = command.presets
+        defaults = defaults_of(value_typed(words, option) or "")
+        parameters = [
+            one.replace(default=defaults.get(name, one.default)) for name, one in signature.parameters.items()
+        ]
+        signature = signature.replace(parameters=parameters)
 
     @wraps(command.function)
     def bound(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        given = inspect.signature(command.function).bind(*args, **kwargs)
+        given = signature.bind(*args, **kwargs)
         given.apply_defaults()
         return dict(given.arguments)
 
+    bound.__signature__ = signature  # type: ignore[attr-defined]
     bound.__annotations__ = {**command.function.__annotations__, "return": dict}
     return bound
 

@@ -7,22 +7,26 @@ import dataclasses
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
 from petscale.console import console
 from storage import nifti, suv
 from storage.errors import InputError
-from storage.lowdose import LowDoseConfig
-from storage.phantom import PhantomConfig
+from storage.lowdose import SCANNERS, LowDoseConfig
+from storage.phantom import ADULT, PhantomConfig
 from storage.source import HU
 
 if TYPE_CHECKING:
     from petscale.config import RunConfig
+
+
+# Spelt --scan NAME, beside the options --scan.FIELD whose defaults it changes.
+ScannerName = Annotated[Literal["generic", "quadra", "uexplorer"], arg(name="scan")]
 
 
 def recorded() -> str:
@@ -64,6 +68,7 @@ def phantom(
     cohort: Positional[Annotated[Path, arg(metavar="COHORT")]],
     cases: int = 6,
     body: PhantomConfig = PhantomConfig(),  # noqa: B008
+    scanner: ScannerName = "generic",
     scan: LowDoseConfig = LowDoseConfig(),  # noqa: B008
     drf: tuple[float, ...] = (4.0, 20.0, 100.0),
     realisations: int = 1,
@@ -76,6 +81,8 @@ def phantom(
         cohort: folder of the cohort; made or added to.
         cases: patients; their seeds count up from body.seed.
         body: the phantom.
+        scanner: whose noise is simulated: quadra and uexplorer set other defaults of --scan.*, fitted to these
+            scanners' patients, and of --body.*, an adult of natural length in voxels of 1.65 mm, which takes an hour.
         scan: the scanner and its counts; scan.drf is replaced by the values of drf.
         drf: dose reduction factors; --drf without a value makes no low dose, for training from CT.
         realisations: noise realisations of each dose.
@@ -98,6 +105,7 @@ def simulate(
     cohort: Positional[Annotated[Path, arg(metavar="COHORT")]],
     drf: tuple[float, ...] = (4.0, 20.0, 100.0),
     truth: str = "full",
+    scanner: ScannerName = "generic",
     scan: LowDoseConfig = LowDoseConfig(),  # noqa: B008
     realisations: int = 1,
     workers: int | None = None,
@@ -109,6 +117,8 @@ def simulate(
         cohort: the new cohort.
         drf: dose reduction factors.
         truth: image of the source cohort that is taken as the true activity.
+        scanner: whose noise is simulated: quadra and uexplorer set other defaults of --scan.*, fitted to these
+            scanners' patients in voxels of 1.65 mm.
         scan: the scanner and its counts.
         realisations: noise realisations of each dose.
         workers: parallel tasks.
@@ -795,6 +805,11 @@ def stop(job: Positional[str] = "", cluster: str = "cluster.yaml") -> None:
 # ---- the table ------------------------------------------------------------------------------------------------------
 
 
+def _of_a_scanner(name: str) -> Mapping[str, Any]:
+    """The parameters whose defaults a scanner changes; none for a name that is no scanner's."""
+    return {"scan": SCANNERS[name], "body": ADULT} if name in SCANNERS else {}
+
+
 @dataclass(frozen=True)
 class Command:
     """A command as the command line knows it.
@@ -805,6 +820,7 @@ class Command:
         options: for a command that takes a run's configuration, the dataclass of its other options.
         writes: name of the argument that names the folder it writes into, empty for none.
         in_a_job: whether it can be submitted to a cluster.
+        presets: for a command with presets, the option that names one, and what gives its defaults by parameter.
     """
 
     group: Literal["start", "data", "train", "evaluate", "cluster"]
@@ -812,6 +828,7 @@ class Command:
     options: type | None = None
     writes: str = ""
     in_a_job: bool = True
+    presets: tuple[str, Callable[[str], Mapping[str, Any]]] | None = None
 
     @property
     def summary(self) -> str:
@@ -821,9 +838,9 @@ class Command:
 
 COMMANDS = {
     "demo": Command("start", demo, writes="folder"),
-    "phantom": Command("data", phantom, writes="cohort"),
+    "phantom": Command("data", phantom, writes="cohort", presets=("scan", _of_a_scanner)),
     "ingest": Command("data", ingest, writes="cohort"),
-    "simulate": Command("data", simulate, writes="cohort"),
+    "simulate": Command("data", simulate, writes="cohort", presets=("scan", _of_a_scanner)),
     "verify": Command("data", verify),
     "inspect": Command("data", inspect),
     "compare": Command("data", compare),

@@ -131,7 +131,8 @@ def test_a_cohort_is_opened_without_torch() -> None:
 
 
 FOR_A_TERMINAL = {  # what files and a screen need
-    "phantom": {"layout"},
+    "phantom": {"layout", "scanner"},  # in Python the scanner's scan itself is given
+    "simulate": {"scanner"},
     "ingest": {"dry_run"},
     "synthesize": {"output", "case", "deviation"},
     "inspect": {"cases", "json"},

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ import yaml
 
 from petscale import config as configs
 from petscale.cli import main, parse
-from petscale.commands import COMMANDS
+from petscale.commands import COMMANDS, ScannerName
 from petscale.config import RunConfig
 from storage.errors import InputError
+from storage.lowdose import SCANNERS, LowDoseConfig
+from storage.phantom import ADULT, PhantomConfig
 from trainers.systems import BUILT_IN, RECIPES
 
 LIGHT = {"torch", "ray", "deepspeed", "zarr", "dask", "scipy", "tensorstore", "nibabel", "pydicom", "optuna", "pandas"}
@@ -125,6 +128,36 @@ def test_the_help_of_a_system_shows_its_fields_defaults_ranges_and_sections(caps
     assert "lambda_2 of Eq. 5 (Sec. IV-A)" in shown
     assert "(1 or more)" in shown
     assert "--recipe.lambda-content" not in shown  # SGSGAN's
+
+
+@pytest.mark.parametrize("words", [["phantom", "c"], ["simulate", "a", "b"]])
+def test_a_scanner_sets_the_defaults_and_options_of_their_own_win(words: list[str]) -> None:
+    for name, preset in SCANNERS.items():
+        for spelt in (["--scan", name], [f"--scan={name}"]):
+            assert parse([*words, *spelt])[1]["scan"] == preset
+        _, given = parse([*words, "--scan.seed", "3", "--scan", name, "--scan.psf-fwhm-mm", "6.5"])
+        assert given["scan"] == dataclasses.replace(preset, seed=3, psf_fwhm_mm=6.5)
+        assert given.get("body", ADULT) == ADULT
+    for generic in ([], ["--scan", "generic"]):
+        _, given = parse([*words, *generic, "--scan.iterations", "1"])
+        assert given["scan"] == LowDoseConfig(iterations=1)
+        assert given.get("body", PhantomConfig()) == PhantomConfig()
+
+
+def test_every_scanner_has_its_name_and_another_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse(["phantom", "c", "--scan", "mct"])
+    assert ended.value.code == 2
+    assert "'generic'" in capsys.readouterr().err
+    assert set(typing.get_args(typing.get_args(ScannerName)[0])) == {"generic", *SCANNERS}
+
+
+def test_the_help_of_a_scanner_shows_its_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["phantom", "--scan", "quadra", "--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--scan {generic,quadra,uexplorer}" in shown
+    assert f"(default: {SCANNERS['quadra'].million_prompts_per_bed})" in shown
 
 
 def test_the_help_says_what_petscale_is_for_and_groups_its_commands(capsys: pytest.CaptureFixture[str]) -> None:

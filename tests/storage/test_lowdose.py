@@ -4,7 +4,7 @@ import itertools
 import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,19 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from storage.errors import InputError
-from storage.lowdose import REFERENCE_RADIUS_MM, LowDoseConfig, LowDoseSource, mu_per_mm, osem, projector, sensitivity
-from storage.phantom import PhantomConfig, phantom
+from storage.lowdose import (
+    CERTIFIED_SPACING_MM,
+    REFERENCE_RADIUS_MM,
+    SCANNERS,
+    LowDoseConfig,
+    LowDoseSource,
+    mu_per_mm,
+    osem,
+    projector,
+    scanner_of,
+    sensitivity,
+)
+from storage.phantom import ADULT, PhantomConfig, phantom
 from storage.source import BQML, HU, SUV, ArraySource, Grid
 
 RNG_SEED = 20
@@ -299,6 +310,37 @@ def test_provenance_tells_every_number() -> None:
     assert told["truth"]["kind"] == "phantom"
     assert source.units == SUV
     assert source.grid is PATIENT.activity.grid
+
+
+# --- scanners ---
+
+
+def test_the_scan_without_a_scanner_is_what_it_always_was() -> None:
+    """Cohorts of earlier versions hold these numbers; the voxels are those of commit f1b1a37."""
+    assert asdict(LowDoseConfig()) == {
+        "drf": 4.0, "mode": "thinning", "seed": 0, "realisation": 0, "draw": 0, "million_prompts_per_bed": 370.0,
+        "iterations": 3, "subsets": 12, "num_angles": None, "psf_fwhm_mm": 5.0, "post_filter_fwhm_mm": 4.0,
+        "scatter_fraction": 0.35, "randoms_fraction": 0.5,
+    }  # fmt: skip
+    row = scan().read(8, 16)[4, 20, 20:26]
+    np.testing.assert_allclose(row, [0.6851495, 0.7106194, 0.79574317, 0.6251519, 0.6013899, 0.52384377], rtol=1e-4)
+    assert scanner_of(LowDoseConfig()) is None
+    assert "scanner" not in scan().provenance
+
+
+@pytest.mark.parametrize("name", SCANNERS)
+def test_a_scanner_is_known_by_its_numbers(name: str) -> None:
+    preset = SCANNERS[name]
+    assert scanner_of(replace(preset, drf=20.0, mode="activity", seed=7, realisation=1, draw=2)) == name
+    for changed in ({"iterations": 9}, {"psf_fwhm_mm": 6.5}, {"million_prompts_per_bed": 1.0}, {"scatter_fraction": 1}):
+        assert scanner_of(replace(preset, **changed)) is None
+    told = json.loads(json.dumps(LowDoseSource(PATIENT.activity, PATIENT.ct, replace(preset, drf=4)).provenance))
+    assert told["scanner"] == name
+    assert ADULT.spacing_mm == (CERTIFIED_SPACING_MM,) * 3
+
+
+def test_no_two_scanners_are_alike() -> None:
+    assert len({replace(preset, seed=0) for preset in SCANNERS.values()}) == len(SCANNERS)
 
 
 # --- mistakes ---

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from storage.errors import InputError
-from storage.phantom import CYST, LABEL_NAMES, NEMA_DIAMETERS_MM, Lesion, PhantomConfig, phantom
+from storage.phantom import CYST, LABEL_NAMES, NEMA_DIAMETERS_MM, Lesion, PhantomConfig, facts_of, phantom
 
 LABELS = {name: number for number, name in LABEL_NAMES.items()}
 SMALL = PhantomConfig(shape=(48, 48, 48), spacing_mm=(8.0, 8.0, 8.0))
@@ -186,6 +187,28 @@ def test_what_came_later_leaves_a_seed_the_patient_it_was() -> None:
     assert [replace(x, hu=0.0) for x in phantom(richer).lesions] == [replace(x, hu=0.0) for x in phantom(plain).lesions]
 
 
+def test_detail_is_fine_texture_of_the_uptake_alone() -> None:
+    plain = PhantomConfig(shape=(32, 128, 136), spacing_mm=(3.0, 3.0, 3.0), seed=5, axial_coverage=(0.4, 0.5))
+    (activity, ct, labels), (before, ct_before, labels_before) = volumes(replace(plain, detail=0.2)), volumes(plain)
+    assert (ct == ct_before).all()
+    assert (labels == labels_before).all()
+    assert (activity >= 0).all()
+    body = (labels_before == 1) & (before > 0.2)
+    ratio = activity[body] / before[body]
+    assert ratio.mean() == pytest.approx(1, abs=0.02)
+    assert ratio.std() == pytest.approx(0.2, rel=0.15)
+    smooth = ndimage.gaussian_filter(activity - before, 22 / 3)  # nothing is left of waves of 22 mm and less
+    assert np.abs(smooth[body]).max() < 0.1 * np.abs(activity - before)[body].max()
+
+
+def test_without_detail_a_phantom_is_recorded_as_by_earlier_versions() -> None:
+    told = phantom(SMALL).activity.provenance["config"]
+    assert isinstance(told, dict)
+    assert "detail" not in told
+    assert facts_of(replace(SMALL, detail=0.1))["detail"] == 0.1
+    assert set(facts_of(replace(SMALL, detail=0.1))) == set(PhantomConfig.__dataclass_fields__)
+
+
 def test_a_cyst_has_a_name_only_where_there_are_cysts() -> None:
     assert phantom(SMALL).label_names == LABEL_NAMES
     assert phantom(LIVER_ONLY).label_names == {**LABEL_NAMES, CYST: "cyst"}
@@ -240,6 +263,7 @@ def test_memory_follows_the_slab_and_not_the_volume() -> None:
         ("num_cysts", -1),
         ("cyst_hu", (0.0, 9000.0)),
         ("liver_suv", (0.0, 2.0)),
+        ("detail", 0.3),
     ],
 )
 def test_a_wrong_field_is_named(field: str, value: Any) -> None:

@@ -36,7 +36,7 @@ def phantom_plans(
             return CasePlan(
                 images={**scans, "truth": body.activity, "ct": body.ct, "labels": body.labels},
                 subject=subject_hash(f"phantom {person.seed}", b"phantoms are nobody"),
-                fingerprint=fingerprint(b"", asdict(person), asdict(scan), list(drfs), realisations),
+                fingerprint=fingerprint(b"", phantom.facts_of(person), asdict(scan), list(drfs), realisations),
                 labels=body.label_names,
                 doses=doses_of(scans),
             )

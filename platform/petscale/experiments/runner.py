@@ -42,6 +42,7 @@ from petscale.reporting.environment import environment
 from petscale.training import driver
 from petscale.training.planning import plan_run
 from storage import geometry, integrity
+from storage.phantom import facts_of
 from storage.reader import Cohort, open_cohort
 from storage.source import ImageSource
 from trainers.systems import RECIPES
@@ -63,7 +64,8 @@ def run_experiment(experiment: Experiment, folder: Path, *, command: str, settin
     """
     require_path(folder)
     assert isinstance(experiment.cohort, PhantomCohort), "a user's cohort is there already"
-    home = folder / f"{experiment.cohort.name}-{_digest(asdict(experiment.cohort))}"
+    recorded = asdict(experiment.cohort) | {"body": facts_of(experiment.cohort.body)}
+    home = folder / f"{experiment.cohort.name}-{_digest(recorded)}"
     cohort = make_cohort(experiment.cohort, home / "cohort")
     return _run_rows(experiment, cohort, home, folder / experiment.name, command, settings)
 
