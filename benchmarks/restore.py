@@ -10,20 +10,32 @@ with its whole-body scan, as in docs/results/sarcoma.md.  Networks are trained a
 
 import argparse
 import datetime
+import math
 import platform
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from petscale.evaluation.run import evaluate_run
 from petscale.evaluation.scores import SYNTHESIZED, Evaluation
 from petscale.experiments.runs import sarcoma
+from petscale.inference import open_run
+from storage.reader import open_cohort
+from trainers.feed import scan_of
 from trainers.metrics.clinical import BIASES
+from trainers.metrics.image import psnr
 from trainers.metrics.presets import BODY_PSNR, PRESETS
 from trainers.metrics.statistics import paired_gain
+from trainers.recipe import Synthesizer
+from trainers.synthesize import InSuv, case_context, synthesize
 
 ROOT = Path(__file__).parents[1]
 TRAINED, UNSEEN = (4, 20, 100), (10, 50)
@@ -124,6 +136,38 @@ def against_baselines(results: Results, doses: tuple[int, ...], region: str) -> 
     print(flush=True)
 
 
+def blind(trained: Path, made: Path, drf: int) -> tuple[list[float], list[float]]:
+    """Return PSNR inside the body [dB] of the test cases as scans of unknown dose, and the doses estimated."""
+    network = open_run(trained)
+    assert isinstance(network.synthesizer, InSuv)
+    opened = open_cohort(made)
+    found, estimates = [], []
+    for name in sorted(HELD):
+        case = opened.case(name)
+        source, full, body = (case.image(image) for image in (f"low_drf{drf}", "full", "body"))
+        scan = replace(scan_of(source), drf=math.nan, shared=0.0)
+        told = network.synthesizer.for_scan(scan)
+        unaware = InSuv(_Told(told.inner), 1.0, beyond=told.beyond)
+        slabs: dict[int, NDArray[np.float32]] = {}
+        synthesize(unaware, case, source.name, slabs.__setitem__, device=network.device)
+        image = np.maximum(np.concatenate([slabs[z] for z in sorted(slabs)]), 0)
+        truth, inside = full.read(0, len(image)), body.read(0, len(image)) > 0.5
+        found.append(psnr(truth, image, data_range=float(truth[inside].max()), mask=inside))
+        estimates.append(float(case_context(unaware, case, source.name, device=network.device)["drf"]))
+    return found, estimates
+
+
+class _Told:
+    """A synthesizer that was told of its scan, and is not told again."""
+
+    def __init__(self, inner: Synthesizer) -> None:
+        self._inner = inner
+        self.tiling, self.context_batch, self.context = inner.tiling, inner.context_batch, inner.context
+
+    def __call__(self, source: Tensor, context: Mapping[str, Tensor]) -> Tensor:
+        return self._inner(source, context)
+
+
 def main() -> None:
     """Make the cohort, train, score, and print the page."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
@@ -133,6 +177,7 @@ def main() -> None:
     parser.add_argument("--short", type=int, default=4_000)
     parser.add_argument("--variants", nargs="*", default=list(SHORT), help="rows of the second table")
     given = parser.parse_args()
+    torch.set_num_threads(2)
     given.folder.mkdir(parents=True, exist_ok=True)
     made = cohort(given.data, given.folder)
     doses = tuple(sorted((*TRAINED, *UNSEEN)))
@@ -162,6 +207,14 @@ def main() -> None:
             return f"{bias:+.1f} ({size:.1f})"
 
         table(results, doses, cell)
+    print("## Doses that are not known\n\nThe same test cases, their dose kept from the network:\n")
+    print("| | PSNR inside the body [dB] | dose known | estimated DRF, median and range |\n|---|---|---|---|")
+    for drf in doses:
+        found, estimates = blind(given.folder / "runs/restore", made, drf)
+        known = mean(results[drf], SYNTHESIZED, BODY_PSNR, "body")
+        spread = f"{np.median(estimates):.3g} ({min(estimates):.3g} to {max(estimates):.3g})"
+        print(f"| DRF {drf} | {np.mean(found):.2f} | {known:.2f} | {spread} |", flush=True)
+    print()
     if given.variants:
         print(
             f"## One part changed at a time\n\nThe same with {given.short} patches each: PSNR inside the body [dB].\n"

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -314,13 +315,13 @@ def test_sums_of_two_ranks_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> 
         one.step(batch(step), step)
         both[step].step(batch(step), step)
     parts = [{key: restore._flat(value) for key, value in recipe.sums.doses.items()} for recipe in both]
-    monkeypatch.setattr(restore.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(restore.dist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(restore.dist, "all_gather_object", lambda found, mine: found.__setitem__(slice(None), parts))
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_gather_object", lambda found, mine: found.__setitem__(slice(None), parts))
     gathered = both[0].sums.state()
     assert gathered["drf"].tolist() == one.sums.own()["drf"].tolist()
     torch.testing.assert_close(gathered["sums"], one.sums.own()["sums"])
-    monkeypatch.setattr(restore.dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
     both[1].sums.load(gathered)
     assert both[1].sums.doses == {}
 
