@@ -353,3 +353,22 @@ def test_weights_of_another_configuration_are_refused() -> None:
     weights = build().weights()
     with pytest.raises(InputError, match="CKPT_CONFIG"):
         restore.weights_to_synthesizer(Config(**{**SMALL, "channels": (5, 6)}), weights)
+
+
+def test_a_second_low_dose_serves_as_the_target() -> None:
+    """Noise that is independent of the source's adds to the error and not to the answer (Lehtinen et al. 2018)."""
+    answers = []
+    for noise in (0.0, 0.3):
+        recipe = build(bank_samples=80)
+        for step in range(40):
+            given = batch(step)
+            random = torch.Generator().manual_seed(1000 + step)
+            other = given.target * (1 + noise * torch.randn(given.target.shape, generator=random))
+            recipe.step(replace(given, target=other), step)
+        bank = members(99)
+        found = recipe.synthesizer().bank.at(20.0)
+        answers.append(filter_bank.combined(bank, found, filter_bank.classes(bank)))
+    truth = batch(99).target
+    clean, noisy = ((answer - truth).square().mean().sqrt() for answer in answers)
+    assert noisy < 1.1 * clean
+    assert clean < 0.7 * (members(99)[:, :1] - truth).square().mean().sqrt()
