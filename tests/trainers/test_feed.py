@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from storage.errors import InputError
 from storage.reader import open_cohort
 from storage.source import HU, SUV
-from trainers.feed import Feed, _square, channel_values, check_cases, doses_fed
+from trainers.feed import Feed, _square, channel_values, check_cases, doses_fed, drf_of
 from trainers.feed_config import FeedConfig
 from trainers.recipe import Batch, BatchSpec
 
@@ -300,3 +301,36 @@ def test_turns_do_not_depend_on_workers_or_on_where_a_run_resumes(cohort: Path) 
     other = feed(cohort, **settings, seed=1)
     assert not torch.equal(other.batch(1, 2).source, batches[1].source)
     other.close()
+
+
+def test_marked_labels_are_masks_where_there_are_any_and_nothing_elsewhere(cohort: Path) -> None:
+    needs = replace(GUIDED, rois=(), marked=("lesion", "thyroid"))
+    check_cases(open_cohort(cohort), {"paired": open_cohort(cohort).cases}, FeedConfig(source=("low_drf4",)), [needs])
+    found = feed(cohort, needs=replace(needs, sampler={"lesion": 1.0})).batch(0, 1)
+    guided = feed(cohort, needs=replace(GUIDED, rois=("lesion",), sampler={"lesion": 1.0})).batch(0, 1)
+    assert found.masks.shape[1] == 2
+    assert found.masks[:, 0].any()
+    assert not found.masks[:, 1].any()
+    assert guided.masks.shape[1] == 1
+
+
+def test_a_batch_tells_the_counts_that_both_images_hold_and_the_targets_peak(cohort: Path) -> None:
+    source = feed(cohort, cases_per_step=4)
+    found = source.batch(0, 1)
+    expected = [
+        (1 / drf_of(case.image(image)), case.image("full").statistics["max"])
+        for name, image, boxes in source.plan(0)
+        for case in [open_cohort(cohort).case(name)]
+        for _ in boxes
+    ]
+    np.testing.assert_allclose(found.shared, [shared for shared, _ in expected], rtol=1e-6)
+    np.testing.assert_allclose(found.peak, [peak for _, peak in expected], rtol=1e-6)
+
+
+def test_a_mirrored_feed_differs_beyond_the_faces_alone(cohort: Path) -> None:
+    needs = replace(NEEDS, halo=(30, 30, 30), sampler={"uniform": 1.0})
+    air, mirror = (feed(cohort, needs=needs, beyond=beyond).batch(0, 1) for beyond in ("air", "mirror"))
+    same = air.source == mirror.source
+    assert not same.all()
+    assert (air.source[~same] == 0).all()
+    assert torch.equal(air.target, mirror.target)
