@@ -14,16 +14,10 @@ from petscale import config as configs
 from petscale.config import RunConfig
 from petscale.console import bar, console
 from petscale.evaluation import detection
-from petscale.evaluation.baselines import (
-    SCORED_HERE,
-    TRAINING,
-    Baseline,
-    baseline_from_json,
-    best_gaussian,
-    mean_suv_by_hu,
-)
+from petscale.evaluation.baselines import SCORED_HERE, TRAINING, Baseline
 from petscale.evaluation.detection import PRESET, as_json, detect_case, search_case, table
 from petscale.evaluation.external import DIGESTS, SEEN, Chosen, check_unchanged, choose_cases, keep_patients, statement
+from petscale.evaluation.fitting import anatomy_of, baseline_from_json, fit_baseline, suited
 from petscale.evaluation.scores import SYNTHESIZED, Evaluation, read_evaluation
 from petscale.evaluation.scoring import presets_of, score_stored_case
 from petscale.folders import CONFIG, EVALUATION, SEGMENTER, SYNTHESIS, WEIGHTS
@@ -33,7 +27,7 @@ from storage import integrity
 from storage.errors import InputError
 from storage.joined import open_cohorts
 from storage.reader import Case, Cases
-from storage.source import HU, LABEL, ImageSource
+from storage.source import LABEL, ImageSource
 from trainers.metrics.definitions import Score
 from trainers.metrics.detection import DetectionConfig
 from trainers.organ_segmenter import OrganSegmenter, OrganSegmenterConfig, train_segmenter
@@ -62,7 +56,7 @@ def run_facts(run: Path) -> tuple[RunConfig, dict[str, Any]]:
 
 def candidates_of(case: Case, source: str, baseline: Baseline, synthesized: ImageSource) -> dict[str, ImageSource]:
     """Return name -> image of all that is scored beside the full dose: source, baselines, synthesized."""
-    return {**baseline.beside(case.image(source)), SYNTHESIZED: synthesized}
+    return {**baseline.beside(case.image(source), anatomy_of(case)), SYNTHESIZED: synthesized}
 
 
 def baseline_of(run: Path, cohort: Cases, source: str, folder: Path | None = None) -> Baseline:
@@ -72,24 +66,16 @@ def baseline_of(run: Path, cohort: Cases, source: str, folder: Path | None = Non
     if path.is_file():
         return baseline_from_json(json.loads(path.read_bytes()))
     cases = [cohort.case(name) for name in facts["train"] if name in cohort.cases]
-    return _fitted(cases, source, config.feed.target, path)
+    tests = [cohort.case(name) for name in facts["test"] if name in cohort.cases]
+    return _fitted(cases, source, config.feed.target, path, scored=tests)
 
 
-def _fitted(cases: Sequence[Case], source: str, target: str, path: Path, *, of: str = TRAINING) -> Baseline:
+def _fitted(
+    cases: Sequence[Case], source: str, target: str, path: Path, *, of: str = TRAINING, scored: Sequence[Case] = ()
+) -> Baseline:
     """Fit what needs no network on some cases, and write it."""
-    with bar("baseline", len(cases)) as advance:
-
-        def images(*names: str) -> Any:
-            for number, case in enumerate(cases):
-                advance(number, case.name)
-                yield tuple(case.image(name) for name in names)
-            advance(len(cases), "")
-
-        found: Baseline
-        if cases and cases[0].image(source).units == HU:
-            found = mean_suv_by_hu(images(source, target), of=of)
-        else:
-            found = best_gaussian(images(source, target, "body"), of=of)
+    with bar("baselines", len(cases)) as advance:
+        found = fit_baseline(cases, source, target, of=of, scored=scored, advance=advance)
     path.parent.mkdir(parents=True, exist_ok=True)
     integrity.write_json(path, found.to_json())
     return found
@@ -102,10 +88,10 @@ def _external_baseline(run: Path, folder: Path, cases: Sequence[Case], source: s
     """
     path, kept = folder / source / BASELINE, run / EVALUATION / source / BASELINE
     if kept.is_file():
-        content = json.loads(kept.read_bytes())
+        found = suited(baseline_from_json(json.loads(kept.read_bytes())), cases)
         path.parent.mkdir(parents=True, exist_ok=True)
-        integrity.write_json(path, content)
-        return baseline_from_json(content)
+        integrity.write_json(path, found.to_json())
+        return found
     return _fitted(cases, source, target, path, of=SCORED_HERE)
 
 
