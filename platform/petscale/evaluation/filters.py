@@ -181,12 +181,15 @@ def _bm4d(image: Voxels, noise: float, spacing_mm: float) -> Voxels:
 METHODS: Mapping[str, Method] = {
     NON_LOCAL_MEANS: Method(
         _non_local_means,
-        (0.25, 0.5, 1.0, 2.0),
+        (0.25, 0.5, 1.0, 2.0, 4.0),
         40.0,
         "non-local means of scikit-image, cubes of about 10 mm within 10 mm",
     ),
     TOTAL_VARIATION: Method(
-        _total_variation, (0.25, 0.5, 1.0, 2.0, 4.0), 40.0, "total variation of scikit-image (Chambolle), 50 iterations"
+        _total_variation,
+        (0.125, 0.25, 0.5, 1.0, 2.0, 4.0),
+        40.0,
+        "total variation of scikit-image (Chambolle), 50 iterations",
     ),
     BM4D: Method(_bm4d, (0.5, 1.0, 1.5, 2.0), 60.0, "BM4D of the package bm4d"),
 }
