@@ -121,7 +121,7 @@ class Evaluation:
 
     def csv(self) -> str:
         """Return every score as one line of CSV, the rule's fields in columns of their own."""
-        lines = [_flat(row) for row in self.rows]
+        lines = [flat(row) for row in self.rows]
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(lines[0]) if lines else ["case"], lineterminator="\n")
         writer.writeheader()
@@ -246,7 +246,8 @@ def plus_minus(mean: float, sd: float, metric: str) -> str:
     return f"{mean:.{places}f}" if math.isnan(sd) else f"{mean:.{places}f} ± {sd:.{places}f}"
 
 
-def _flat(row: Score) -> dict[str, object]:
+def flat(row: Score) -> dict[str, object]:
+    """Return a score as the columns of a CSV, the rule's fields in columns of their own."""
     told = row.definition.sentences()
     told["rule_region"] = told.pop("region")
     return {
