@@ -75,6 +75,11 @@ class Evaluation:
                 means[name] = float(np.mean(list(values.values())))
         return max(means, key=lambda name: means[name]) if means else self.images[0]
 
+    @property
+    def pictured(self) -> tuple[str, ...]:
+        """The images that a report pictures: the input, the best baseline and the network's."""
+        return tuple(dict.fromkeys((self.images[0], self.best_baseline, self.synthesized)))
+
     def values(self, image: str, rule: ScoreDefinition, region: str) -> dict[str, float]:
         """Return case -> value of one score; ``lesions`` stands for the mean over a case's lesions."""
         return {case: float(np.mean(values)) for case, values in self._index.get((image, rule, region), {}).items()}

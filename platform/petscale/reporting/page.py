@@ -50,7 +50,7 @@ class CaseImages:
 
     Args:
         reference: full dose.
-        candidates: as given to ``score_case``, in order.
+        candidates: those of ``score_case`` to be pictured, in order, the network's last.
         body: greater than 0.5 inside the patient.
         ct: what the network started from, where it was a CT; shown, never scored.
     """
@@ -213,7 +213,7 @@ def _bland_altman(evaluation: Evaluation) -> str:
         if row.image == REFERENCE and row.definition == QUANTITIES["SUVmean"]
     }
     points = {}
-    for name in evaluation.images:
+    for name in evaluation.pictured:
         pairs = [
             (truth[row.case, row.region], row.value)
             for row in evaluation.rows
