@@ -13,7 +13,7 @@ import torch
 from petscale import config as configs
 from petscale.config import RunConfig
 from petscale.console import bar, console
-from petscale.evaluation import detection
+from petscale.evaluation import ceiling, detection
 from petscale.evaluation.baselines import SCORED_HERE, TRAINING, Baseline
 from petscale.evaluation.detection import PRESET, as_json, detect_case, search_case, table
 from petscale.evaluation.external import DIGESTS, SEEN, Chosen, check_unchanged, choose_cases, keep_patients, statement
@@ -184,6 +184,7 @@ def evaluate_run(
             keep_patients(run, facts, opened, source)
         rows = []
         scans = []
+        ceilings: list[ceiling.Row] = []
         images: tuple[str, ...] = ()
         for name in start.cases:
             case = opened.case(name)
@@ -196,7 +197,9 @@ def evaluate_run(
             if lesions is not None:
                 scans.append(detect_case(case, case.image(config.feed.target), candidates, lesions))
                 rows += detection.scores(scans[-1], lesions)
-            held = _known(known.get(source), name, images)
+            before = known.get(source)
+            ceilings += ceiling.ceiling_rows(case, source, config.feed.target, *_unscored(before, name, candidates))
+            held = _known(before, name, images)
             for image in {row.image for row in held}:
                 del candidates[image]
             with bar("evaluate", 1) as advance:
@@ -210,12 +213,15 @@ def evaluate_run(
             about["external"] = _external_facts(opened, chosen, start)
         if lesions is not None:
             about["detection"] = as_json(scans, lesions)
+        if ceilings:
+            about["ceiling"] = ceiling.as_json(ceilings, opened.case(start.cases[0]), source)
         results[source] = Evaluation(tuple(rows), images, start.cases, about)
         folder.mkdir(parents=True, exist_ok=True)
         results[source].write(folder)
         console.print(results[source].table())
-        if (found := results[source].unet_table()) is not None:
-            console.print(found)
+        for found in (results[source].unet_table(), ceiling.table(results[source])):
+            if found is not None:
+                console.print(found)
         if lesions is not None:
             console.print(table(about["detection"]))
     return results
@@ -316,6 +322,16 @@ def _known(evaluation: Evaluation | None, case: str, images: Sequence[str]) -> l
     untrained = images[:-1]
     rows = evaluation.rows if evaluation else ()
     return [r for r in rows if r.case == case and r.image in untrained and r.definition.preset != PRESET]
+
+
+def _unscored(
+    evaluation: Evaluation | None, case: str, candidates: Mapping[str, ImageSource]
+) -> tuple[dict[str, ImageSource], list[ceiling.Row]]:
+    """Candidates whose score against the truth is not known from another run, and the rows that are."""
+    about: Any = evaluation.metadata.get("ceiling") if evaluation else None
+    rows = [row for row in about["rows"] if row["image"] != SYNTHESIZED] if about else []
+    there = {row["image"] for row in rows if row["case"] == case}
+    return {name: image for name, image in candidates.items() if name not in there}, rows
 
 
 def read_evaluations(run: Path, cohort: Path, *, others: Sequence[Path] = ()) -> dict[str, Evaluation]:

@@ -16,6 +16,7 @@ from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 
 from petscale.evaluation import detection
+from petscale.evaluation.ceiling import HEADINGS, RULE, ceiling_lines, cells
 from petscale.evaluation.scores import REFERENCE, Evaluation
 from petscale.reporting.charts import (
     draw_bland_altman,
@@ -118,6 +119,9 @@ def render(data: ReportData) -> str:
         verdict=verdict(evaluation),
         headline_scores=headline_scores(evaluation),
         tables=score_tables(evaluation),
+        ceiling=[cells(line) for line in ceiling_lines(evaluation)],
+        ceiling_headings=HEADINGS,
+        ceiling_rule=RULE,
         organs=organ_table(evaluation),
         lesions=lesion_table(evaluation),
         cases=case_table(evaluation),

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from petscale.evaluation.ceiling import share_sentence
 from petscale.evaluation.scores import Evaluation, gain_sentence
 from trainers.metrics.clinical import BIASES
 from trainers.metrics.presets import LESION_PSNR
@@ -40,6 +41,8 @@ def verdict(evaluation: Evaluation) -> Verdict:
     elif state != "better" and best != first:
         said += f", but better than the {first}"
     sentences = [gain_sentence(over_best)]
+    if share := share_sentence(evaluation):
+        sentences.insert(0, share)
     if best != first:
         sentences.append(f"Mean PSNR is {_signed(over_input.mean, 2)} dB against the {first}.")
     if over_best.p_value is None:
