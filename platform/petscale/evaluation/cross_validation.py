@@ -17,6 +17,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from petscale.console import bar, console
+from petscale.evaluation import ceiling
 from petscale.evaluation.baselines import Baseline
 from petscale.evaluation.fitting import (
     Measured,
@@ -76,15 +77,22 @@ class Scored:
         return self.evaluation.values(name, BODY_PSNR, "body")
 
     def lines(self) -> Iterator[tuple[str, ...]]:
-        """One line of text per baseline: its mean scores, and how far it is behind the best one, with its test."""
+        """One line of text per baseline: mean scores, how far behind the best it is, its share of what can be gained."""
         best = self.best()
+        lines = ceiling.ceiling_lines(self.evaluation)
+        shares, tops = {line.image: line.share for line in lines}, {line.image: line.psnr_full for line in lines}
         for name in self.evaluation.images:
             behind = "best"
             gain = paired_gain(self._psnr(best), self._psnr(name), over=name)
             if name != best and gain is not None:
                 p_value = "" if gain.p_value is None else f", p {gain.p_value:.1g}"
                 behind = f"−{gain.mean:.2f} ({gain.num_better} of {gain.num_cases}{p_value})"
-            yield (name, *(self._mean(name, *shown) for shown in SHOWN.values()), behind)
+            share = shares.get(name, math.nan)
+            gained = "" if math.isnan(share) else f"{100 * share:.0f} %".replace("-", "−")
+            yield (name, *(self._mean(name, *shown) for shown in SHOWN.values()), behind, gained)
+        for name in (ceiling.IDEAL, ceiling.SHARED):
+            if name in tops:
+                yield (name, f"{tops[name]:.2f}")
 
     def _mean(self, name: str, rule: ScoreDefinition, region: str) -> str:
         values = [*self.evaluation.values(name, rule, region).values()]
@@ -164,6 +172,7 @@ def _scored(cohort: Cases, cases: Mapping[str, Case], source: str, target: str, 
         return strengths(case.image(source), case.image(target), case.image("body"))
 
     rows, rules, done = [], [], 0
+    ceilings: list[ceiling.Row] = []
     images: tuple[str, ...] = ()
     with bar(f"baselines of {source}", len(whole)) as advance:
         for fold in range(folds):
@@ -180,9 +189,11 @@ def _scored(cohort: Cases, cases: Mapping[str, Case], source: str, target: str, 
                 beside = fitted.beside(case.image(source), anatomy_of(case))
                 named = {BEST_GAUSSIAN if n.startswith("Gaussian ") else n: image for n, image in beside.items()}
                 rows += score_stored_case(case, target, named, presets=("native",))
+                ceilings += ceiling.ceiling_rows(case, source, target, named)
                 images, done = tuple(named), done + 1
         advance(len(whole), "")
-    return Scored(source, Evaluation(tuple(rows), images, tuple(whole)), tuple(rules), lacking)
+    about = {"ceiling": ceiling.as_json(ceilings, cases[whole[0]], source)} if ceilings else {}
+    return Scored(source, Evaluation(tuple(rows), images, tuple(whole), about), tuple(rules), lacking)
 
 
 def write_baselines(folder: Path, scored: Mapping[str, Scored], about: Mapping[str, object]) -> None:
@@ -206,7 +217,10 @@ def write_baselines(folder: Path, scored: Mapping[str, Scored], about: Mapping[s
 def table(scored: Mapping[str, Scored], folds: int) -> Table:
     """Return one table of all images: means over cases, and how far behind the best baseline each is."""
     title = f"baselines without a network, {folds} folds by patient: means over cases"
-    shown = Table("baseline", *SHOWN, "behind the best, dB", title=title, title_justify="left", box=SIMPLE_HEAD)
+    shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    shown.add_column("baseline", min_width=15, overflow="fold")
+    for heading in (*SHOWN, "behind the best, dB", "of what can be gained"):
+        shown.add_column(heading, min_width=5, overflow="fold")
     for source, found in scored.items():
         shown.add_row(f"from {source}, {len(found.evaluation.cases)} cases", style="bold")
         for line in found.lines():
