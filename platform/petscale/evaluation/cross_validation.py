@@ -47,8 +47,8 @@ SHOWN: Mapping[str, tuple[ScoreDefinition, str]] = {
     "SSIM": (BODY_SSIM, "body"),
     "NRMSE": (PRESETS["native"][7], "body"),
     "lesion PSNR": (LESION_PSNR, "lesions"),
-    "SUVmean bias, %": (BIASES["SUVmean"], "lesions"),
-    "SUVmax bias, %": (BIASES["SUVmax"], "lesions"),
+    "SUV- mean, %": (BIASES["SUVmean"], "lesions"),
+    "SUV- max, %": (BIASES["SUVmax"], "lesions"),
 }
 
 
@@ -77,7 +77,7 @@ class Scored:
         return self.evaluation.values(name, BODY_PSNR, "body")
 
     def lines(self) -> Iterator[tuple[str, ...]]:
-        """One line of text per baseline: mean scores, how far behind the best it is, its share of what can be gained."""
+        """One line of text per baseline: mean scores, how far behind the best it is, share of what can be gained."""
         best = self.best()
         lines = ceiling.ceiling_lines(self.evaluation)
         shares, tops = {line.image: line.share for line in lines}, {line.image: line.psnr_full for line in lines}
@@ -216,10 +216,10 @@ def write_baselines(folder: Path, scored: Mapping[str, Scored], about: Mapping[s
 
 def table(scored: Mapping[str, Scored], folds: int) -> Table:
     """Return one table of all images: means over cases, and how far behind the best baseline each is."""
-    title = f"baselines without a network, {folds} folds by patient: means over cases"
+    title = f"baselines without a network, {folds} folds by patient: means (lesion biases in %)"
     shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     shown.add_column("baseline", min_width=15, overflow="fold")
-    for heading in (*SHOWN, "behind the best, dB", "of what can be gained"):
+    for heading in (*SHOWN, "behind best", "gained"):
         shown.add_column(heading, min_width=5, overflow="fold")
     for source, found in scored.items():
         shown.add_row(f"from {source}, {len(found.evaluation.cases)} cases", style="bold")
