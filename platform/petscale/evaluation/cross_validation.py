@@ -47,8 +47,6 @@ SHOWN: Mapping[str, tuple[ScoreDefinition, str]] = {
     "SSIM": (BODY_SSIM, "body"),
     "NRMSE": (PRESETS["native"][7], "body"),
     "lesion PSNR": (LESION_PSNR, "lesions"),
-    "SUV- mean, %": (BIASES["SUVmean"], "lesions"),
-    "SUV- max, %": (BIASES["SUVmax"], "lesions"),
 }
 
 
@@ -89,7 +87,9 @@ class Scored:
                 behind = f"−{gain.mean:.2f} ({gain.num_better} of {gain.num_cases}{p_value})"
             share = shares.get(name, math.nan)
             gained = "" if math.isnan(share) else f"{100 * share:.0f} %".replace("-", "−")
-            yield (name, *(self._mean(name, *shown) for shown in SHOWN.values()), behind, gained)
+            biases = [self._mean(name, BIASES[quantity], "lesions") for quantity in ("SUVmean", "SUVmax")]
+            scores = (self._mean(name, *shown) for shown in SHOWN.values())
+            yield (name, *scores, ", ".join(filter(None, biases)), behind, gained)
         for name in (ceiling.IDEAL, ceiling.SHARED):
             if name in tops:
                 yield (name, f"{tops[name]:.2f}")
@@ -216,13 +216,11 @@ def write_baselines(folder: Path, scored: Mapping[str, Scored], about: Mapping[s
 
 def table(scored: Mapping[str, Scored], folds: int) -> Table:
     """Return one table of all images: means over cases, and how far behind the best baseline each is."""
-    title = f"baselines without a network, {folds} folds by patient: means (lesion biases in %)"
-    shown = Table(title=title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    shown.add_column("baseline", min_width=15, overflow="fold")
-    for heading in (*SHOWN, "behind best", "gained"):
-        shown.add_column(heading, min_width=5, overflow="fold")
+    title = f"baselines without a network, {folds} folds by patient: means over cases"
+    headings = (*SHOWN, "SUVmean, SUVmax bias %", "behind best", "gained")
+    shown = Table("baseline", *headings, title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for source, found in scored.items():
-        shown.add_row(f"from {source}, {len(found.evaluation.cases)} cases", style="bold")
+        shown.add_row(f"{source}, {len(found.evaluation.cases)} cases", style="bold")
         for line in found.lines():
             shown.add_row(*line)
         shown.add_section()
