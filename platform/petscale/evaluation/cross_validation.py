@@ -7,7 +7,7 @@ import csv
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,13 @@ from petscale.evaluation.scores import Evaluation, flat, plus_minus
 from petscale.evaluation.scoring import score_stored_case
 from petscale.splits import SplitConfig, split_cases
 from storage.errors import InputError
-from storage.integrity import write_bytes, write_json
+from storage.integrity import json_safe, write_bytes, write_json
 from storage.reader import Case, Cases, open_cohort
 from storage.source import HU, SUV
 from trainers.metrics.clinical import BIASES
 from trainers.metrics.definitions import ScoreDefinition
 from trainers.metrics.presets import BODY_PSNR, BODY_SSIM, LESION_PSNR, PRESETS
-from trainers.metrics.statistics import paired_gain
+from trainers.metrics.statistics import Gain, paired_gain
 
 BEST_GAUSSIAN = "best Gaussian"  # whatever the width that a fold chose
 CSV, JSON = "baselines.csv", "baselines.json"
@@ -71,6 +71,10 @@ class Scored:
         means = {name: np.mean([*self._psnr(name).values()]) for name in self.evaluation.images}
         return max(means, key=lambda name: float(means[name]))
 
+    def behind(self, name: str) -> Gain | None:
+        """How much better the best baseline is than another, in PSNR inside the body, with its paired test."""
+        return paired_gain(self._psnr(self.best()), self._psnr(name), over=name)
+
     def _psnr(self, name: str) -> dict[str, float]:
         return self.evaluation.values(name, BODY_PSNR, "body")
 
@@ -80,11 +84,9 @@ class Scored:
         lines = ceiling.ceiling_lines(self.evaluation)
         shares, tops = {line.image: line.share for line in lines}, {line.image: line.psnr_full for line in lines}
         for name in self.evaluation.images:
-            behind = "best"
-            gain = paired_gain(self._psnr(best), self._psnr(name), over=name)
-            if name != best and gain is not None:
-                p_value = "" if gain.p_value is None else f", p {gain.p_value:.1g}"
-                behind = f"−{gain.mean:.2f} ({gain.num_better} of {gain.num_cases}{p_value})"
+            gain = self.behind(name)
+            p_value = "" if gain is None or gain.p_value is None else f", p {gain.p_value:.0e}"
+            behind = "best" if name == best or gain is None else f"−{gain.mean:.2f}{p_value}"
             share = shares.get(name, math.nan)
             gained = "" if math.isnan(share) else f"{100 * share:.0f} %".replace("-", "−")
             biases = [self._mean(name, BIASES[quantity], "lesions") for quantity in ("SUVmean", "SUVmax")]
@@ -210,6 +212,8 @@ def write_baselines(folder: Path, scored: Mapping[str, Scored], about: Mapping[s
         told = found.evaluation.json()
         del told["gain_in_psnr_inside_the_body_db"]  # of a network, and there is none
         told |= {"best_baseline": found.best(), "fitted": list(found.rules), "left_out": list(found.left_out)}
+        gains = [gain for name in found.evaluation.images if (gain := found.behind(name)) and name != found.best()]
+        told["gain_of_the_best_in_psnr_inside_the_body_db"] = [json_safe(asdict(gain)) for gain in gains]
         content[source] = told
     write_json(folder / JSON, content)
 
@@ -219,6 +223,7 @@ def table(scored: Mapping[str, Scored], folds: int) -> Table:
     title = f"baselines without a network, {folds} folds by patient: means over cases"
     headings = (*SHOWN, "SUVmean, SUVmax bias %", "behind best", "gained")
     shown = Table("baseline", *headings, title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    shown.columns[0].min_width = 15
     for source, found in scored.items():
         shown.add_row(f"{source}, {len(found.evaluation.cases)} cases", style="bold")
         for line in found.lines():

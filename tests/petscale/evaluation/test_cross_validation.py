@@ -9,6 +9,7 @@ import pytest
 
 from petscale.cli import main
 from petscale.evaluation.baselines import ADAPTIVE, BY_HEIGHT, BY_HU, BY_ORGAN, INPUT, LINEAR
+from petscale.evaluation.ceiling import IDEAL, SHARED
 from petscale.evaluation.cross_validation import BEST_GAUSSIAN, baseline_scores
 from petscale.evaluation.fitting import anatomy_of, fit_baseline
 from storage.reader import open_cohort
@@ -48,6 +49,11 @@ def test_the_command_prints_one_table_of_all_doses_and_writes_it(
     assert {row["source"] for row in rows} == {"low_drf4", "low_drf20"}
     assert {row["case"] for row in rows} == set(open_cohort(cohort).cases)
     assert "adaptive" in err
+    behind = content["low_drf20"]["gain_of_the_best_in_psnr_inside_the_body_db"]
+    assert len(behind) == len(content["low_drf20"]["images"]) - 1
+    assert all(gain["mean"] > 0 and gain["num_cases"] == 4 and gain["p_value"] is None for gain in behind)
+    ceiling = content["low_drf20"]["metadata"]["ceiling"]
+    assert {row["image"] for row in ceiling["rows"]} == {*content["low_drf20"]["images"], IDEAL, SHARED}
 
 
 def test_a_ct_has_its_tables(cohort: Path) -> None:
