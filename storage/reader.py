@@ -81,8 +81,8 @@ class StoredImage:
         Args:
             location: the box.
             beyond: what a PET holds beyond its faces: 0 (``air``), or its mirror image (``mirror``), which has the
-                noise and the level of what is near.  Labels are 0 there.  A CT is air beside the volume, and continues along
-                z as its end slices are: a scan is cut there, the body is not.
+                noise and the level of what is near.  Labels are 0 there.  A CT is air beside the volume, and continues
+                along z as its end slices are: a scan is cut there, the body is not.
 
         Raises:
             InputError: STORE_DAMAGED naming case, image and chunk.

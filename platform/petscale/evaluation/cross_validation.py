@@ -222,8 +222,8 @@ def table(scored: Mapping[str, Scored], folds: int) -> Table:
     """Return one table of all images: means over cases, and how far behind the best baseline each is."""
     title = f"baselines without a network, {folds} folds by patient: means over cases"
     headings = (*SHOWN, "SUVmean, SUVmax bias %", "behind best", "gained")
-    shown = Table("baseline", *headings, title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
-    shown.columns[0].min_width = 15
+    shown = Table("baseline", *headings, title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown.columns[0].width = 15
     for source, found in scored.items():
         shown.add_row(f"{source}, {len(found.evaluation.cases)} cases", style="bold")
         for line in found.lines():
