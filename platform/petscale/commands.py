@@ -564,10 +564,10 @@ def baseline(
         source: images to start from; default: every low dose.
         output: folder for baselines.csv and baselines.json; default: COHORT-baselines, beside the cohort.
     """
-    from petscale.evaluation import cross_validation
+    from petscale.evaluation import cohort_baselines
 
     place = output or cohort.resolve().parent / f"{cohort.resolve().name}-baselines"
-    print(cross_validation.run(cohort, place, folds=folds, sources=source, command=recorded()))
+    print(cohort_baselines.run(cohort, place, folds=folds, sources=source, command=recorded()))
 
 
 def report(

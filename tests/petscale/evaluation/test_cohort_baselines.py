@@ -10,7 +10,7 @@ import pytest
 from petscale.cli import main
 from petscale.evaluation.baselines import ADAPTIVE, BY_HEIGHT, BY_HU, BY_ORGAN, INPUT, LINEAR
 from petscale.evaluation.ceiling import IDEAL, SHARED
-from petscale.evaluation.cross_validation import BEST_GAUSSIAN, baseline_scores
+from petscale.evaluation.cohort_baselines import BEST_GAUSSIAN, baseline_scores
 from petscale.evaluation.fitting import anatomy_of, fit_baseline
 from storage.reader import open_cohort
 from trainers.metrics.presets import BODY_PSNR
