@@ -284,6 +284,8 @@ class LowDoseSource:
         truth: activity in SUVbw.
         ct: HU on the grid of ``truth``, for attenuation; if None, the body is taken as water.
         config: the scan.
+        counts: ``drawn``, as a scanner counts; or ``expected``: no noise at all, the same reconstruction of the mean of
+            the prompts.
 
     Raises:
         InputError: ``PAIR_UNITS`` if ``truth`` is not in SUVbw or ``ct`` not in HU; ``PAIR_GRID`` if their grids
@@ -293,6 +295,7 @@ class LowDoseSource:
     truth: ImageSource
     ct: ImageSource | None
     config: LowDoseConfig
+    counts: Literal["drawn", "expected"] = "drawn"
     _box: list[tuple[slice, slice]] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -319,7 +322,7 @@ class LowDoseSource:
         """Every number of the simulation, and where the truth came from."""
         scanner = scanner_of(self.config)
         return {
-            "kind": "simulated low dose",
+            "kind": "simulated low dose" if self.counts == "drawn" else "noise-free reconstruction",
             "config": asdict(self.config),
             **({"scanner": scanner} if scanner else {}),  # absent where there is none, as in older cohorts
             "attenuation": "uniform water in the body" if self.ct is None else "CT, bilinear at 120 kVp",
@@ -424,9 +427,12 @@ class LowDoseSource:
         image = osem(system, prompts.reshape(gain.shape), gain, background.reshape(gain.shape), config.iterations)
         return np.ascontiguousarray(image.T).reshape(truth.shape)
 
-    def _count(self, trues_and_scatter: Array, randoms: float, z: int) -> NDArray[np.int64]:
-        """Draw the prompts of slice ``z`` from its expected counts at drf 1."""
+    def _count(self, trues_and_scatter: Array, randoms: float, z: int) -> NDArray[np.int64] | NDArray[np.float64]:
+        """Draw the prompts of slice ``z`` from its expected counts at drf 1, or return what is expected at the dose."""
         config = self.config
+        if self.counts == "expected":
+            randoms_drf = config.drf if config.mode == "thinning" else config.drf**2
+            return trues_and_scatter.astype(np.float64) / config.drf + randoms / randoms_drf
         drf = round(config.drf * 1000)
         if config.mode == "activity":
             expected = trues_and_scatter.astype(np.float64) / config.drf + randoms / config.drf**2

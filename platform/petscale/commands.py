@@ -578,7 +578,7 @@ def evaluate(
 ) -> None:
     """Synthesize a run's test cases and score them beside baselines that need no network.
 
-    The baselines are the untreated low dose and its best Gaussian filter, or for a CT the mean SUV of every HU.
+    The baselines are the untreated low dose and its best filters, or for a CT the mean SUV by HU, height and organ.
     A cohort that holds none of the run's test cases is an external validation: every case that is new to the run is
     scored, and the results stand in the run's external/COHORT.
 
@@ -643,6 +643,29 @@ def best(
         write_json(json, found.to_json())
     for folder in found.best.folders:
         print(folder)
+
+
+def baseline(
+    cohort: Positional[Annotated[Path, arg(metavar="COHORT")]],
+    folds: int = 5,
+    source: tuple[str, ...] = (),
+    output: Path | None = None,
+) -> None:
+    """Fit and score what needs no network on a cohort, each patient by what was fitted on others.
+
+    From a low dose: the best Gaussian, linear and adaptive filters, non-local means, total variation, and BM4D where
+    you have installed it.  From a CT: the mean SUV by HU, by height and by organ.
+
+    Args:
+        cohort: full doses beside low doses or CTs.
+        folds: parts that the patients are drawn into; 2 or more.
+        source: images to start from; default: every low dose.
+        output: folder for baselines.csv and baselines.json; default: COHORT-baselines, beside the cohort.
+    """
+    from petscale.evaluation import cohort_baselines
+
+    place = output or cohort.resolve().parent / f"{cohort.resolve().name}-baselines"
+    print(cohort_baselines.run(cohort, place, folds=folds, sources=source, command=recorded()))
 
 
 def report(
@@ -853,6 +876,7 @@ COMMANDS = {
     "submission": Command("evaluate", submission, writes="output"),
     "evaluate": Command("evaluate", evaluate, writes="run"),
     "best": Command("evaluate", best),
+    "baseline": Command("evaluate", baseline, writes="output"),
     "report": Command("evaluate", report, writes="run"),
     "dashboard": Command("evaluate", dashboard, in_a_job=False),
     "submit": Command("cluster", submit, in_a_job=False),

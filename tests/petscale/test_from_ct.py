@@ -15,7 +15,7 @@ import torch
 from petscale import config as configs
 from petscale.cli import main
 from petscale.data.phantom import phantom_plans
-from petscale.evaluation.baselines import BY_HU
+from petscale.evaluation.baselines import BY_HEIGHT, BY_HU, BY_ORGAN
 from petscale.evaluation.scores import SYNTHESIZED, read_evaluation
 from petscale.folders import CONFIG, EVALUATION, REPORT, WEIGHTS
 from storage import dicom, geometry, integrity, nifti
@@ -253,10 +253,10 @@ def test_a_pet_is_no_ct(ct_run: Path, scans: Path, tmp_path: Path, refused: Call
 def test_a_run_is_scored_beside_the_table_and_searched_for_lesions(ct_run: Path, patients: Path) -> None:
     main(["evaluate", str(ct_run), str(patients), "--detect", "lesion", "--within", "liver", "cyst"])
     evaluation = read_evaluation(ct_run / EVALUATION / "ct")
-    assert evaluation.images == (BY_HU, SYNTHESIZED)
+    assert evaluation.images == (BY_HU, BY_HEIGHT, BY_ORGAN, SYNTHESIZED)
     found = evaluation.metadata["detection"]
     assert isinstance(found, dict)
-    assert list(found["images"]) == [BY_HU, SYNTHESIZED]
+    assert list(found["images"]) == [BY_HU, BY_HEIGHT, BY_ORGAN, SYNTHESIZED]
     told = found["images"][SYNTHESIZED]["overlap"]
     lesions = next(row.value for row in evaluation.rows if row.definition.metric == "lesions")
     assert (told["num_scans"], told["num_lesions"]) == (1, lesions)

@@ -138,3 +138,4 @@ PRESETS: Mapping[str, tuple[ScoreDefinition, ...]] = {
 }
 
 BODY_PSNR, BODY_SSIM = PRESETS["native"][4:6]  # the headline scores: inside the body, without air
+LESION_PSNR = PRESETS["native"][8]  # of organs too, over the same maximum as the body's

@@ -1,37 +1,54 @@
-"""Baselines that need no network: a Gaussian filter of the low dose, and for a CT the mean SUV of every range of HU.
+"""Baselines that need no network: what each is called, what it has to offer, and the best Gaussian filter.
 
-Both are fitted on training cases, as the network is.  Test cases are used only where no training case is at hand, in an
-external validation, and the rule says so.
+All are fitted on training cases, as the network is.  Test cases are used only where no training case is at hand, in an
+external validation, and the rule says so.  Further filters are in ``filters``, those of a CT in ``from_ct``, and
+``fitting`` puts them together.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d
 
 from storage.errors import InputError
-from storage.source import SUV, Grid, ImageSource
+from storage.source import Grid, ImageSource
 from trainers.metrics.definitions import Region
 from trainers.metrics.presets import BODY_PSNR
-from trainers.metrics.slabs import read_reflected, slabs
+from trainers.metrics.slabs import read_reflected
 from trainers.metrics.streaming import stream_scores
 
 INPUT, BY_HU = "low-dose input", "mean SUV by HU"
+BY_HEIGHT, BY_ORGAN = "mean SUV by HU and height", "mean SUV by HU and organ"
+LINEAR, ADAPTIVE = "linear filter", "adaptive filter"
+NON_LOCAL_MEANS, TOTAL_VARIATION, BM4D = "non-local means", "total variation", "BM4D"
 
 TRAINING = "training case(s)"
 SCORED_HERE = "case(s) scored here (no training case was at hand; this favours it)"  # it, and never the network
 
 FWHMS_MM = (2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0, 15.0)
 
-HU_EDGES = np.array([-1024.0, *range(-1000, 301, 20), 400.0, 600.0, 1000.0, 1600.0, 3072.0])
-
 _SIGMA_PER_FWHM = 1 / math.sqrt(8 * math.log(2))
 
 _TRUNCATE = 4.0  # standard deviations
+
+
+@dataclass(frozen=True, eq=False)
+class Anatomy:
+    """What is known of where a case's voxels lie in the patient, on the grid of its images.
+
+    Args:
+        body: greater than 0.5 inside the patient.
+        labels: integers naming organs and lesions; None without.
+        names: what each label is.
+    """
+
+    body: ImageSource
+    labels: ImageSource | None = None
+    names: Mapping[int, str] = field(default_factory=dict)
 
 
 class Baseline(Protocol):
@@ -42,12 +59,12 @@ class Baseline(Protocol):
         """How it was fitted, in words."""
         ...
 
-    def beside(self, source: ImageSource) -> dict[str, ImageSource]:
+    def beside(self, source: ImageSource, anatomy: Anatomy | None = None) -> dict[str, ImageSource]:
         """Return name -> image made without a network from what the network starts from, the plainest first."""
         ...
 
     def to_json(self) -> dict[str, object]:
-        """Return what ``baseline_from_json`` takes."""
+        """Return what ``fitting.baseline_from_json`` takes."""
         ...
 
 
@@ -118,15 +135,21 @@ class GaussianChoice:
         tried = ", ".join(f"{width:g}" for width in self.psnr_db)
         return f"best mean PSNR inside the body of {self.num_cases} {self.of} among FWHM {tried} mm"
 
-    def beside(self, source: ImageSource) -> dict[str, ImageSource]:
+    def beside(self, source: ImageSource, anatomy: Anatomy | None = None) -> dict[str, ImageSource]:
         """Return the low dose as it is, and smoothed with the chosen width."""
         smooth = GaussianSource(source, self.fwhm_mm, self.rule)
         return {INPUT: source, smooth.name: smooth}
 
     def to_json(self) -> dict[str, object]:
-        """Return what ``baseline_from_json`` takes."""
+        """Return what ``gaussian_from_json`` takes."""
         means = {f"{width:g}": value for width, value in self.psnr_db.items()}
-        return {"fwhm_mm": self.fwhm_mm, "psnr_db": means, "num_cases": self.num_cases, **_told(self.of)}
+        return {"fwhm_mm": self.fwhm_mm, "psnr_db": means, "num_cases": self.num_cases, **told(self.of)}
+
+
+def gaussian_from_json(content: Mapping[str, Any]) -> GaussianChoice:
+    """Inverse of ``GaussianChoice.to_json``."""
+    psnr = {float(width): value for width, value in content["psnr_db"].items()}
+    return GaussianChoice(content["fwhm_mm"], psnr, content["num_cases"], str(content.get("of", TRAINING)))
 
 
 def best_gaussian(
@@ -145,110 +168,39 @@ def best_gaussian(
     Raises:
         InputError: ``SET_EMPTY`` without a training case, or as ``stream_scores`` does.
     """
-    found: dict[float, list[float]] = {width: [] for width in fwhms_mm}
-    for low, full, body in pairs:
-        widths = {f"{width:g}": GaussianSource(low, width) for width in fwhms_mm}
-        regions = [Region("body", "body")]
-        for width, score in zip(
-            fwhms_mm, stream_scores("train", full, widths, [BODY_PSNR], regions, body=body), strict=True
-        ):
-            found[width].append(score.value)
-    num_cases = len(found[fwhms_mm[0]])
-    if num_cases == 0:
-        raise _no_training_case()
-    means = {width: float(np.mean(values)) for width, values in found.items()}
-    return GaussianChoice(max(means, key=lambda width: means[width]), means, num_cases, of)
+    return choose_width([gaussian_scores(low, full, body, fwhms_mm) for low, full, body in pairs], of=of)
 
 
-@dataclass(frozen=True)
-class HuTable:
-    """Mean SUV of every range of HU: what a CT value alone tells of uptake, without any anatomy.
-
-    Args:
-        suv: mean SUV in ``HU_EDGES[i]`` to ``HU_EDGES[i + 1]``; values beyond the edges belong to the outermost ranges,
-            and ranges that no training voxel has take the nearest one that has.
-        num_cases: how many cases were asked.
-        of: which cases these are.
-    """
-
-    suv: tuple[float, ...]
-    num_cases: int
-    of: str = TRAINING
-
-    @property
-    def rule(self) -> str:
-        """How it was fitted, in words."""
-        return f"mean SUV of the voxels of each of {len(self.suv)} ranges of HU in {self.num_cases} {self.of}"
-
-    def beside(self, source: ImageSource) -> dict[str, ImageSource]:
-        """Return the CT turned into SUV by the table."""
-        return {BY_HU: _LookedUp(source, self)}
-
-    def to_json(self) -> dict[str, object]:
-        """Return what ``baseline_from_json`` takes."""
-        return {"suv_by_hu": list(self.suv), "num_cases": self.num_cases, **_told(self.of)}
-
-
-@dataclass(frozen=True, eq=False)
-class _LookedUp:
-    """A CT as SUV by a table."""
-
-    ct: ImageSource
-    table: HuTable
-    units: str = SUV
-
-    @property
-    def grid(self) -> Grid:
-        return self.ct.grid
-
-    @property
-    def provenance(self) -> Mapping[str, object]:
-        return {"kind": BY_HU, "rule": self.table.rule}
-
-    def read(self, z0: int, z1: int) -> NDArray[np.float32]:
-        return np.array(self.table.suv, dtype=np.float32)[_range_of(self.ct.read(z0, z1))]
-
-
-def _range_of(hu: NDArray[np.float32]) -> NDArray[np.intp]:
-    return np.clip(np.searchsorted(HU_EDGES, hu, side="right") - 1, 0, len(HU_EDGES) - 2)
-
-
-def mean_suv_by_hu(pairs: Iterable[tuple[ImageSource, ImageSource]], *, of: str = TRAINING) -> HuTable:
-    """Fit the table.
-
-    Args:
-        pairs: (CT in HU, PET in SUVbw) of TRAINING cases, each pair on one grid.
-        of: which cases these are, where they are no training cases.
+def gaussian_scores(
+    low: ImageSource, full: ImageSource, body: ImageSource, fwhms_mm: Sequence[float] = FWHMS_MM
+) -> dict[float, float]:
+    """Return FWHM in mm -> PSNR inside the body of one case, in dB.
 
     Raises:
-        InputError: ``SET_EMPTY`` without a training case.
+        InputError: as ``stream_scores`` does.
     """
-    count, total = np.zeros(len(HU_EDGES) - 1), np.zeros(len(HU_EDGES) - 1)
-    num_cases = 0
-    for num_cases, (ct, pet) in enumerate(pairs, 1):  # noqa: B007
-        for z0, z1 in slabs(ct.grid.shape):
-            found = _range_of(ct.read(z0, z1)).ravel()
-            count += np.bincount(found, minlength=len(count))
-            total += np.bincount(found, pet.read(z0, z1).ravel().astype(np.float64), len(count))
-    if num_cases == 0:
-        raise _no_training_case()
-    known = np.flatnonzero(count)
-    nearest = known[np.abs(np.arange(len(count))[:, None] - known).argmin(axis=1)]
-    return HuTable(tuple((total[nearest] / count[nearest]).tolist()), num_cases, of)
+    widths = {f"{width:g}": GaussianSource(low, width) for width in fwhms_mm}
+    scores = stream_scores("train", full, widths, [BODY_PSNR], [Region("body", "body")], body=body)
+    return {width: score.value for width, score in zip(fwhms_mm, scores, strict=True)}
 
 
-def baseline_from_json(content: Mapping[str, object]) -> Baseline:
-    """Inverse of ``Baseline.to_json``."""
-    of = str(content.get("of", TRAINING))
-    if "suv_by_hu" in content:
-        return HuTable(tuple(content["suv_by_hu"]), content["num_cases"], of)  # type: ignore[arg-type]
-    psnr = {float(width): value for width, value in content["psnr_db"].items()}  # type: ignore[attr-defined]
-    return GaussianChoice(content["fwhm_mm"], psnr, content["num_cases"], of)  # type: ignore[arg-type]
+def choose_width(scores: Sequence[Mapping[float, float]], *, of: str = TRAINING) -> GaussianChoice:
+    """Return the width of the best mean over cases of ``gaussian_scores``.
+
+    Raises:
+        InputError: ``SET_EMPTY`` without a case.
+    """
+    if not scores:
+        raise no_training_case()
+    means = {width: float(np.mean([found[width] for found in scores])) for width in scores[0]}
+    return GaussianChoice(max(means, key=lambda width: means[width]), means, len(scores), of)
 
 
-def _told(of: str) -> dict[str, object]:
+def told(of: str) -> dict[str, object]:
+    """Which cases were asked, as a stored baseline says it; nothing for training cases."""
     return {} if of == TRAINING else {"of": of}
 
 
-def _no_training_case() -> InputError:
+def no_training_case() -> InputError:
+    """The error of a fit that was given no case."""
     return InputError("SET_EMPTY", where="training cases", found="none", remedy="give at least one pair")

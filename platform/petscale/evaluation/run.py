@@ -13,17 +13,11 @@ import torch
 from petscale import config as configs
 from petscale.config import RunConfig
 from petscale.console import bar, console
-from petscale.evaluation import detection
-from petscale.evaluation.baselines import (
-    SCORED_HERE,
-    TRAINING,
-    Baseline,
-    baseline_from_json,
-    best_gaussian,
-    mean_suv_by_hu,
-)
+from petscale.evaluation import ceiling, detection
+from petscale.evaluation.baselines import SCORED_HERE, TRAINING, Baseline
 from petscale.evaluation.detection import PRESET, as_json, detect_case, search_case, table
 from petscale.evaluation.external import DIGESTS, SEEN, Chosen, check_unchanged, choose_cases, keep_patients, statement
+from petscale.evaluation.fitting import anatomy_of, baseline_from_json, fit_baseline, suited
 from petscale.evaluation.scores import SYNTHESIZED, Evaluation, read_evaluation
 from petscale.evaluation.scoring import presets_of, score_stored_case
 from petscale.folders import CONFIG, EVALUATION, SEGMENTER, SYNTHESIS, WEIGHTS
@@ -33,7 +27,7 @@ from storage import integrity
 from storage.errors import InputError
 from storage.joined import open_cohorts
 from storage.reader import Case, Cases
-from storage.source import HU, LABEL, ImageSource
+from storage.source import LABEL, ImageSource
 from trainers.metrics.definitions import Score
 from trainers.metrics.detection import DetectionConfig
 from trainers.organ_segmenter import OrganSegmenter, OrganSegmenterConfig, train_segmenter
@@ -62,7 +56,7 @@ def run_facts(run: Path) -> tuple[RunConfig, dict[str, Any]]:
 
 def candidates_of(case: Case, source: str, baseline: Baseline, synthesized: ImageSource) -> dict[str, ImageSource]:
     """Return name -> image of all that is scored beside the full dose: source, baselines, synthesized."""
-    return {**baseline.beside(case.image(source)), SYNTHESIZED: synthesized}
+    return {**baseline.beside(case.image(source), anatomy_of(case)), SYNTHESIZED: synthesized}
 
 
 def baseline_of(run: Path, cohort: Cases, source: str, folder: Path | None = None) -> Baseline:
@@ -72,24 +66,16 @@ def baseline_of(run: Path, cohort: Cases, source: str, folder: Path | None = Non
     if path.is_file():
         return baseline_from_json(json.loads(path.read_bytes()))
     cases = [cohort.case(name) for name in facts["train"] if name in cohort.cases]
-    return _fitted(cases, source, config.feed.target, path)
+    tests = [cohort.case(name) for name in facts["test"] if name in cohort.cases]
+    return _fitted(cases, source, config.feed.target, path, scored=tests)
 
 
-def _fitted(cases: Sequence[Case], source: str, target: str, path: Path, *, of: str = TRAINING) -> Baseline:
+def _fitted(
+    cases: Sequence[Case], source: str, target: str, path: Path, *, of: str = TRAINING, scored: Sequence[Case] = ()
+) -> Baseline:
     """Fit what needs no network on some cases, and write it."""
-    with bar("baseline", len(cases)) as advance:
-
-        def images(*names: str) -> Any:
-            for number, case in enumerate(cases):
-                advance(number, case.name)
-                yield tuple(case.image(name) for name in names)
-            advance(len(cases), "")
-
-        found: Baseline
-        if cases and cases[0].image(source).units == HU:
-            found = mean_suv_by_hu(images(source, target), of=of)
-        else:
-            found = best_gaussian(images(source, target, "body"), of=of)
+    with bar("baselines", len(cases)) as advance:
+        found = fit_baseline(cases, source, target, of=of, scored=scored, advance=advance)
     path.parent.mkdir(parents=True, exist_ok=True)
     integrity.write_json(path, found.to_json())
     return found
@@ -102,10 +88,10 @@ def _external_baseline(run: Path, folder: Path, cases: Sequence[Case], source: s
     """
     path, kept = folder / source / BASELINE, run / EVALUATION / source / BASELINE
     if kept.is_file():
-        content = json.loads(kept.read_bytes())
+        found = suited(baseline_from_json(json.loads(kept.read_bytes())), cases)
         path.parent.mkdir(parents=True, exist_ok=True)
-        integrity.write_json(path, content)
-        return baseline_from_json(content)
+        integrity.write_json(path, found.to_json())
+        return found
     return _fitted(cases, source, target, path, of=SCORED_HERE)
 
 
@@ -198,6 +184,7 @@ def evaluate_run(
             keep_patients(run, facts, opened, source)
         rows = []
         scans = []
+        ceilings: list[ceiling.Row] = []
         images: tuple[str, ...] = ()
         for name in start.cases:
             case = opened.case(name)
@@ -210,7 +197,9 @@ def evaluate_run(
             if lesions is not None:
                 scans.append(detect_case(case, case.image(config.feed.target), candidates, lesions))
                 rows += detection.scores(scans[-1], lesions)
-            held = _known(known.get(source), name, images)
+            before = known.get(source)
+            ceilings += ceiling.ceiling_rows(case, source, config.feed.target, *_unscored(before, name, candidates))
+            held = _known(before, name, images)
             for image in {row.image for row in held}:
                 del candidates[image]
             with bar("evaluate", 1) as advance:
@@ -224,12 +213,15 @@ def evaluate_run(
             about["external"] = _external_facts(opened, chosen, start)
         if lesions is not None:
             about["detection"] = as_json(scans, lesions)
+        if ceilings:
+            about["ceiling"] = ceiling.as_json(ceilings, opened.case(start.cases[0]), source)
         results[source] = Evaluation(tuple(rows), images, start.cases, about)
         folder.mkdir(parents=True, exist_ok=True)
         results[source].write(folder)
         console.print(results[source].table())
-        if (found := results[source].unet_table()) is not None:
-            console.print(found)
+        for found in (results[source].unet_table(), ceiling.table(results[source])):
+            if found is not None:
+                console.print(found)
         if lesions is not None:
             console.print(table(about["detection"]))
     return results
@@ -330,6 +322,16 @@ def _known(evaluation: Evaluation | None, case: str, images: Sequence[str]) -> l
     untrained = images[:-1]
     rows = evaluation.rows if evaluation else ()
     return [r for r in rows if r.case == case and r.image in untrained and r.definition.preset != PRESET]
+
+
+def _unscored(
+    evaluation: Evaluation | None, case: str, candidates: Mapping[str, ImageSource]
+) -> tuple[dict[str, ImageSource], list[ceiling.Row]]:
+    """Candidates whose score against the truth is not known from another run, and the rows that are."""
+    about: Any = evaluation.metadata.get("ceiling") if evaluation else None
+    rows = [row for row in about["rows"] if row["image"] != SYNTHESIZED] if about else []
+    there = {row["image"] for row in rows if row["case"] == case}
+    return {name: image for name, image in candidates.items() if name not in there}, rows
 
 
 def read_evaluations(run: Path, cohort: Path, *, others: Sequence[Path] = ()) -> dict[str, Evaluation]:

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from storage.errors import InputError
 from storage.integrity import json_safe, write_bytes, write_json
+from trainers.metrics.clinical import BIASES
 from trainers.metrics.definitions import Score, ScoreDefinition, definition_from_json
 from trainers.metrics.presets import BODY_PSNR
 from trainers.metrics.statistics import Gain, mean_sd, paired_gain
@@ -65,6 +66,20 @@ class Evaluation:
         """Name of the image under test."""
         return self.images[-1]
 
+    @cached_property
+    def best_baseline(self) -> str:
+        """The image without a network whose mean PSNR inside the body is best over the scored cases."""
+        means = {}
+        for name in self.images[:-1]:
+            if values := self.values(name, BODY_PSNR, "body"):
+                means[name] = float(np.mean(list(values.values())))
+        return max(means, key=lambda name: means[name]) if means else self.images[0]
+
+    @property
+    def pictured(self) -> tuple[str, ...]:
+        """The images that a report pictures: the input, the best baseline and the network's."""
+        return tuple(dict.fromkeys((self.images[0], self.best_baseline, self.synthesized)))
+
     def values(self, image: str, rule: ScoreDefinition, region: str) -> dict[str, float]:
         """Return case -> value of one score; ``lesions`` stands for the mean over a case's lesions."""
         return {case: float(np.mean(values)) for case, values in self._index.get((image, rule, region), {}).items()}
@@ -90,9 +105,19 @@ class Evaluation:
         return found
 
     def gain(self, over: str, rule: ScoreDefinition = BODY_PSNR, region: str = "body") -> Gain | None:
-        """Return the network's gain over another image in one score; None when no case has both."""
-        ours, theirs = self.values(self.synthesized, rule, region), self.values(over, rule, region)
-        return paired_gain(ours, theirs, over=over)
+        """Return the network's gain over another image in one score; None when no case has both.
+
+        Of a bias in per cent the absolute value counts, first averaged over a case's lesions, and less is a gain.
+        """
+        bias = rule in BIASES.values()
+        read = self._sizes if bias else self.values
+        ours, theirs = read(self.synthesized, rule, region), read(over, rule, region)
+        return paired_gain(ours, theirs, over=over, sign=-1 if bias else 1)
+
+    def _sizes(self, image: str, rule: ScoreDefinition, region: str) -> dict[str, float]:
+        """Case -> mean absolute value of one score."""
+        found = self._index.get((image, rule, region), {})
+        return {case: float(np.mean(np.abs(values))) for case, values in found.items()}
 
     def write(self, folder: Path) -> None:
         """Write ``scores.csv`` and ``scores.json`` into an existing folder, each whole or not at all."""
@@ -101,7 +126,7 @@ class Evaluation:
 
     def csv(self) -> str:
         """Return every score as one line of CSV, the rule's fields in columns of their own."""
-        lines = [_flat(row) for row in self.rows]
+        lines = [flat(row) for row in self.rows]
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(lines[0]) if lines else ["case"], lineterminator="\n")
         writer.writeheader()
@@ -117,6 +142,7 @@ class Evaluation:
             "metadata": dict(self.metadata),
             "cases": list(self.cases),
             "images": list(self.images),
+            "best_baseline": self.best_baseline,
             "gain_in_psnr_inside_the_body_db": [asdict(gain) for gain in gains],
             "rules": [rule.to_json() for rule in rules],
             "summary": [_with_rule(line, number) for line in self.summary()],
@@ -144,6 +170,9 @@ class Evaluation:
                 shown = [plus_minus(cells[m].mean, cells[m].sd, m) if m in cells else "" for m in metrics]
                 table.add_row(region, image, *shown, self._gain_cell(image, psnr, region))
             table.add_section()
+        if (gain := self.gain(self.best_baseline)) is not None:
+            table.caption = f"{self.synthesized} against the best baseline: {gain_sentence(gain)}"
+            table.caption_justify = "left"
         return table
 
     def unet_table(self) -> Table | None:
@@ -167,6 +196,16 @@ class Evaluation:
             return ""
         ours, theirs = self.values(image, psnr, region), self.values(self.images[0], psnr, region)
         return f"{np.mean([ours[case] - theirs[case] for case in ours if case in theirs]):+.2f}"
+
+
+def gain_sentence(gain: Gain) -> str:
+    """Say a gain of PSNR in words: mean and sd, in how many cases it is positive, and its test where there is one."""
+    spread = "" if math.isnan(gain.sd) else f" ± {gain.sd:.2f}"
+    of = "one case" if gain.num_cases == 1 else "mean ± sd"
+    test = "" if gain.p_value is None else f", two-sided Wilcoxon p = {gain.p_value:.2g}"
+    mean = f"{gain.mean:+.2f}".replace("-", "−")
+    found = f"{of}; higher in {gain.num_better} of {gain.num_cases} cases{test}"
+    return f"{mean}{spread} dB against {gain.over} ({found})."
 
 
 def read_evaluation(folder: Path) -> Evaluation:
@@ -212,7 +251,8 @@ def plus_minus(mean: float, sd: float, metric: str) -> str:
     return f"{mean:.{places}f}" if math.isnan(sd) else f"{mean:.{places}f} ± {sd:.{places}f}"
 
 
-def _flat(row: Score) -> dict[str, object]:
+def flat(row: Score) -> dict[str, object]:
+    """Return a score as the columns of a CSV, the rule's fields in columns of their own."""
     told = row.definition.sentences()
     told["rule_region"] = told.pop("region")
     return {

@@ -102,11 +102,8 @@ def score_case(
     names = dict(label_names or {})
     if labels is not None:
         regions += [Region(name, "organ", n) for n, name in names.items() if name not in lesions and name != "body"]
-        for label, name in names.items():
-            if name in lesions:
-                labels = separated = separate(labels, label)
-                numbers = np.unique(separated.numbers).tolist()
-                regions += [Region(f"{name} {i + 1}", "lesion", number) for i, number in enumerate(numbers)]
+        labels, found_lesions = lesions_of(labels, names, lesions)
+        regions += found_lesions
     scores = stream_scores(case, reference, candidates, rules, regions, body=body, labels=labels)
     if labels is not None:
         if "udpet2022" in presets:
@@ -116,3 +113,16 @@ def score_case(
     if "cascade" in presets:
         scores += slice_scores(case, reference, candidates, body=body)
     return scores + found
+
+
+def lesions_of(
+    labels: ImageSource, names: Mapping[int, str], lesions: Collection[str]
+) -> tuple[ImageSource, list[Region]]:
+    """Return labels in which every connected lesion has a number of its own, and the lesions, the largest first."""
+    regions = []
+    for label, name in names.items():
+        if name in lesions:
+            labels = separated = separate(labels, label)
+            numbers = np.unique(separated.numbers).tolist()
+            regions += [Region(f"{name} {i + 1}", "lesion", number) for i, number in enumerate(numbers)]
+    return labels, regions

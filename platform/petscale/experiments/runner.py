@@ -167,7 +167,7 @@ def run_folder(runs: Path, row: str, config: RunConfig, folds: int, cohort: Path
 def _evaluate(
     run: Path, cohort: Path, experiment: Experiment, home: Path, known: Mapping[str, Evaluation]
 ) -> dict[str, Evaluation]:
-    """Read a run's scores, or make them; one Gaussian and one organ segmenter serve every row of a fold."""
+    """Read a run's scores, or make them; the same baselines and organ segmenter serve every row of a fold."""
     unet_score = experiment.unet_score
     found = {source: _scored(run, source) for source in experiment.sources}
     whole = {
@@ -256,13 +256,13 @@ def _collect(
 ) -> None:
     """Add one fold's patients, the cases of each averaged.
 
-    Input and Gaussian are the same in every row of a fold and are taken once.
+    Baselines are the same in every row of a fold and are taken once.
     """
     chosen = [evaluations[source] for source in experiment.sources]
     first = chosen[0]
-    filters = () if row.resized else first.images[1:-1]  # whatever their widths, so whatever they are called
+    gaussians = [image for image in first.images if image.startswith("Gaussian ")]  # whatever their widths
     for place, image in enumerate((*first.images, REFERENCE)):  # the full dose itself has some scores too
-        name = row.name if image == first.synthesized else GAUSSIAN if image in filters else image
+        name = row.name if image == first.synthesized else GAUSSIAN if image in gaussians else image
         for column in experiment.collected:
             # A patient's realisations are averaged before patients are compared: they are no independent patients.
             drawn = [_values(e, (*e.images, REFERENCE)[place], column) for e in chosen]

@@ -8,9 +8,10 @@ import numpy as np
 from rich.table import Table
 
 from petscale import config as configs
-from petscale.evaluation.baselines import BY_HU, INPUT
+from petscale.evaluation.baselines import BY_HEIGHT, BY_HU, BY_ORGAN, INPUT
 from petscale.evaluation.scores import REFERENCE
 from petscale.experiments.design import (
+    BEST_BY,
     MATCHINGS,
     Column,
     Experiment,
@@ -64,8 +65,20 @@ def _lines(experiment: Experiment, scores: Scores) -> list[_Line]:
         _Line(image, paper, "") for image, paper in experiment.untrained.items() if image == INPUT or image in scores
     ]
     known = {line.name for line in (*published, *trained)}
-    others = [_Line(name, {}, "" if name in (REFERENCE, BY_HU) else INPUT) for name in scores if name not in known]
+    against = {REFERENCE: "", BY_HU: "", BY_HEIGHT: BY_HU, BY_ORGAN: BY_HU}
+    others = [_Line(name, {}, against.get(name, INPUT)) for name in scores if name not in known]
     return [*published, *others, *trained]
+
+
+def best_baseline(experiment: Experiment, scores: Scores) -> str:
+    """Return the baseline of the best mean PSNR inside the body over patients; empty where none was scored by it."""
+    trained = {row.name for row in experiment.rows}
+    means = {
+        name: float(np.mean(list(columns[BEST_BY.label].values())))
+        for name, columns in scores.items()
+        if name not in trained and not name.startswith(REFERENCE) and columns.get(BEST_BY.label)
+    }
+    return max(means, key=lambda name: means[name]) if means else ""
 
 
 def _ours(scores: Scores, name: str, column: Column) -> str:
@@ -122,6 +135,7 @@ def markdown(experiment: Experiment, scores: Scores, facts: Mapping[str, Any]) -
             cells = (_ours(scores, line.name, column), _theirs(line.paper, column), _gained(gain, column))
             text.append(f"| {' | '.join((line.name, *cells, line.against or '-', _p(gain)))} |")
         text.append("")
+    text += _best_table(experiment, scores)
     if experiment.lesions:
         text += _pooled_table(experiment, scores)
     text += ["## The paper's orderings", ""] if experiment.orders else []
@@ -131,6 +145,22 @@ def markdown(experiment: Experiment, scores: Scores, facts: Mapping[str, Any]) -
     text += ["", "## How it was made", "", f"`{facts['command']}`", "", "| | |", "|---|---|"]
     text += [f"| {name} | {value} |" for name, value in facts.items() if isinstance(value, str) and name != "command"]
     return "\n".join(text) + "\n"
+
+
+def _best_table(experiment: Experiment, scores: Scores) -> list[str]:
+    """Every trained row against the one baseline that is best."""
+    best = best_baseline(experiment, scores)
+    trained = [row for row in experiment.rows if row.name in scores and not row.resized]
+    if not best or not trained:
+        return []
+    text = [f"## Every row against the best baseline: {best}", ""]
+    text += ["The best baseline is that of the highest mean PSNR inside the body over all patients.", ""]
+    text += ["| row | score | gain | p |", "|---|---|---|---|"]
+    for row in trained:
+        for column in experiment.columns:
+            if (gain := compare(scores, row.name, best, column)) is not None:
+                text.append(f"| {row.name} | {column.label} | {_gained(gain, column)} | {_p(gain)} |")
+    return [*text, ""]
 
 
 def _patients(cohort: PhantomCohort | UserCohort, scored: int) -> str:
@@ -178,15 +208,18 @@ def as_json(experiment: Experiment, scores: Scores, facts: Mapping[str, Any]) ->
     """Return everything behind the table as JSON values: every patient's score, settings, tests and verdicts."""
     lines = []
     settings = {row.name: configs.to_json(row.config) for row in experiment.rows}
+    best = best_baseline(experiment, scores)
     for line in _lines(experiment, scores):
         cells = {}
         for column in experiment.columns:
             gain = compare(scores, line.name, line.against, column)
+            over_best = compare(scores, line.name, best, column) if line.name in settings else None
             values = scores.get(line.name, {}).get(column.label, {})
             cells[column.label] = {
                 "patients": {patient: integrity.json_safe(value) for patient, value in values.items()},
                 "paper": line.paper.get(column.label),
-                "gain": {key: integrity.json_safe(value) for key, value in asdict(gain).items()} if gain else None,
+                "gain": _as_json(gain),
+                "gain_over_best_baseline": _as_json(over_best),
             }
         lines.append({"name": line.name, "columns": cells, "config": settings.get(line.name)})
     return {
@@ -194,6 +227,7 @@ def as_json(experiment: Experiment, scores: Scores, facts: Mapping[str, Any]) ->
         "source": experiment.published_in,
         "complete": all(row.name in scores for row in experiment.rows),
         "folds": experiment.folds,
+        "best_baseline": best,
         "sources": list(experiment.sources),
         "cohort": asdict(experiment.cohort),
         "columns": [{**asdict(c), "units": c.units, "higher_is_better": c.sign > 0} for c in experiment.columns],
@@ -204,6 +238,10 @@ def as_json(experiment: Experiment, scores: Scores, facts: Mapping[str, Any]) ->
         ],
         "facts": dict(facts),
     }
+
+
+def _as_json(gain: Gain | None) -> dict[str, object] | None:
+    return {key: integrity.json_safe(value) for key, value in asdict(gain).items()} if gain else None
 
 
 def headline(experiment: Experiment, scores: Scores) -> Table:

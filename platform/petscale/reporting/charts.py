@@ -14,7 +14,8 @@ from petscale.reporting.pictures import data_uri
 from storage.source import ImageSource
 from trainers.metrics.slabs import slabs
 
-COLORS = ("#7a7a7a", "#e69f00", "#0072b2", "#009e73", "#cc79a7", "#d55e00")  # Okabe and Ito, grey for the input
+# Okabe and Ito, grey for the input; as many as a table may have images, and the full dose.
+COLORS = ("#7a7a7a", "#e69f00", "#0072b2", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#b8a600", "#22303c", "#8c564b")
 
 INK, FAINT = "#22303c", "#c9d1d8"
 

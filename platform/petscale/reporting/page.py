@@ -16,6 +16,7 @@ from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 
 from petscale.evaluation import detection
+from petscale.evaluation.ceiling import HEADINGS, RULE, ceiling_lines, cells
 from petscale.evaluation.scores import REFERENCE, Evaluation
 from petscale.reporting.charts import (
     draw_bland_altman,
@@ -50,7 +51,7 @@ class CaseImages:
 
     Args:
         reference: full dose.
-        candidates: as given to ``score_case``, in order.
+        candidates: those of ``score_case`` to be pictured, in order, the network's last.
         body: greater than 0.5 inside the patient.
         ct: what the network started from, where it was a CT; shown, never scored.
     """
@@ -118,6 +119,9 @@ def render(data: ReportData) -> str:
         verdict=verdict(evaluation),
         headline_scores=headline_scores(evaluation),
         tables=score_tables(evaluation),
+        ceiling=[cells(line) for line in ceiling_lines(evaluation)],
+        ceiling_headings=HEADINGS,
+        ceiling_rule=RULE,
         organs=organ_table(evaluation),
         lesions=lesion_table(evaluation),
         cases=case_table(evaluation),
@@ -213,7 +217,7 @@ def _bland_altman(evaluation: Evaluation) -> str:
         if row.image == REFERENCE and row.definition == QUANTITIES["SUVmean"]
     }
     points = {}
-    for name in evaluation.images:
+    for name in evaluation.pictured:
         pairs = [
             (truth[row.case, row.region], row.value)
             for row in evaluation.rows

@@ -47,9 +47,10 @@ def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation], *
                 case = opened.case(name)
                 result = open_cohort(chosen.folder / SYNTHESIS / source).case(name).image(f"synth_{source}")
                 start = case.image(source)
+                candidates = candidates_of(case, source, baseline, result)
                 pictured[name] = CaseImages(
                     case.image(config.feed.target),
-                    candidates_of(case, source, baseline, result),
+                    {image: candidates[image] for image in evaluation.pictured},
                     case.image("body"),
                     ct=start if start.units == HU else None,
                 )

@@ -1,13 +1,14 @@
-"""What a report's headline may say: PSNR inside the body against the input and every baseline, and lesion bias."""
+"""What a report's headline may say: PSNR inside the body and in lesions against the best baseline."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from petscale.evaluation.scores import Evaluation
+from petscale.evaluation.ceiling import share_sentence
+from petscale.evaluation.scores import Evaluation, gain_sentence
 from trainers.metrics.clinical import BIASES
+from trainers.metrics.presets import LESION_PSNR
 from trainers.metrics.statistics import Gain
 
 SIGNIFICANT = 0.05
@@ -23,63 +24,76 @@ class Verdict:
 
 
 def verdict(evaluation: Evaluation) -> Verdict:
-    """Compare the network by PSNR inside the body, against the untreated input and against every filter beside it."""
-    first, *filters = evaluation.images[:-1]
-    over_input = evaluation.gain(first)
-    if over_input is None:
+    """Compare the network by PSNR inside the body with the best baseline, the one test that is made, and the input.
+
+    Being better than weak baselines does not count: the state is ``better`` only against the best one, and ``worse``
+    where the untreated input is not worse than the network.
+    """
+    first, best = evaluation.images[0], evaluation.best_baseline
+    over_input, over_best = evaluation.gain(first), evaluation.gain(best)
+    if over_input is None or over_best is None:
         return Verdict("mixed", "No case has both images: nothing can be said", ())
-    over_filters = [gain for name in filters if (gain := evaluation.gain(name)) is not None]
-    gains = (over_input, *over_filters)
-    quiet = [gain.over for gain in gains if gain.p_value is not None and gain.p_value >= SIGNIFICANT]
-    better = [gain.over for gain in gains if gain.mean > 0 and gain.over not in quiet]
-    worse = [gain.over for gain in gains if gain.mean <= 0 and gain.over not in quiet]
-    said = [f"better than {_listed(better)}"] if better else []
-    said += [f"no clear difference from {_listed(quiet)}"] if quiet else []
-    said += [f"not better than {_listed(worse)}"] if worse else []
-    headline = ", ".join(said)
-    state = "worse" if first in worse else "mixed" if quiet or worse else "better"
-    sentences = [_gain_sentence(gain) for gain in gains]
-    if over_input.p_value is None:
-        sentences.append(f"With {over_input.num_cases} test case(s) no significance test is made.")
-    elif quiet:
-        sentences.append(f"The difference from {_listed(quiet)} is not statistically significant.")
-    sentences += _bias_sentences(evaluation, first)
-    return Verdict(state, f"{headline[0].upper()}{headline[1:]} in PSNR inside the body.", tuple(sentences))
+    said = f"{compared(over_best)} the best baseline ({best})"
+    state = {"better than": "better"}.get(compared(over_best), "mixed")
+    if over_input.mean <= 0:
+        state = "worse"
+        said += "" if best == first else f", and not better than the {first}"
+    elif state != "better" and best != first:
+        said += f", but better than the {first}"
+    sentences = [gain_sentence(over_best)]
+    if share := share_sentence(evaluation):
+        sentences.insert(0, share)
+    if best != first:
+        sentences.append(f"Mean PSNR is {_signed(over_input.mean, 2)} dB against the {first}.")
+    if over_best.p_value is None:
+        sentences.append(f"With {over_best.num_cases} test case(s) no significance test is made.")
+    elif over_best.p_value >= SIGNIFICANT:
+        sentences.append(f"The difference from {best} is not statistically significant.")
+    sentences += _lesion_sentences(evaluation, best)
+    return Verdict(state, f"{said[0].upper()}{said[1:]} in PSNR inside the body.", tuple(sentences))
 
 
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(f"the {name}" if name == "low-dose input" else name for name in names)
+def compared(gain: Gain) -> str:
+    """Say in words what a gain allows: an untested one is taken as it is, a tested one must be significant."""
+    if gain.p_value is not None and gain.p_value >= SIGNIFICANT:
+        return "no clear difference from"
+    return "better than" if gain.mean > 0 else "not better than"
 
 
-def _gain_sentence(gain: Gain) -> str:
-    spread = "" if math.isnan(gain.sd) else f" ± {gain.sd:.2f}"
-    of = "one case" if gain.num_cases == 1 else "mean ± sd"
-    test = "" if gain.p_value is None else f", two-sided Wilcoxon p = {gain.p_value:.2g}"
-    return (
-        f"{_signed(gain.mean, 2)}{spread} dB against {gain.over} ({of}; "
-        f"higher in {gain.num_better} of {gain.num_cases} cases{test})."
-    )
-
-
-def _bias_sentences(evaluation: Evaluation, first: str) -> list[str]:
-    """Say how far lesion uptake is from the full dose, before and after: PSNR does not show it."""
-    sentences = []
+def _lesion_sentences(evaluation: Evaluation, best: str) -> list[str]:
+    """Say how lesions fare against the best baseline, which PSNR inside the body does not show."""
+    gain = evaluation.gain(best, LESION_PSNR, "lesions")
+    if gain is None:
+        return []
+    found = compared(gain)
+    sentences = [f"In lesions: {found} {best} in PSNR, {gain_sentence(gain)}"]
     for quantity in ("SUVmax", "SUVmean"):
-        ours, theirs = (
-            [
-                abs(row.value)
-                for row in evaluation.rows
-                if row.image == name and row.definition == BIASES[quantity] and row.kind == "lesion"
-            ]
-            for name in (evaluation.synthesized, first)
+        sizes: Mapping[str, float] = {
+            name: float(np.nanmean(values))
+            for name in (evaluation.synthesized, best)
+            if (values := _sizes(evaluation, name, quantity))
+        }
+        gain = evaluation.gain(best, BIASES[quantity], "lesions")
+        if gain is None or len(sizes) < 2:
+            continue
+        nearer = {"better than": "closer to", "not better than": "no closer to"}.get(compared(gain), "")
+        lesions = len(_sizes(evaluation, evaluation.synthesized, quantity))
+        said = f"{nearer} the full dose than in {best}" if nearer else f"not clearly different from that in {best}"
+        p_value = "" if gain.p_value is None else f", p = {gain.p_value:.2g}"
+        sentences.append(
+            f"Lesion {quantity} is {said}: mean absolute bias {sizes[evaluation.synthesized]:.1f} % against "
+            f"{sizes[best]:.1f} % ({lesions} lesions{p_value})."
         )
-        if ours and theirs:
-            after, before = float(np.nanmean(ours)), float(np.nanmean(theirs))
-            sentences.append(
-                f"Lesion {quantity} is {'closer to' if after < before else 'farther from'} the full dose than in the "
-                f"{first}: mean absolute bias {after:.1f} % against {before:.1f} % ({len(ours)} lesions)."
-            )
     return sentences
+
+
+def _sizes(evaluation: Evaluation, image: str, quantity: str) -> list[float]:
+    """Absolute biases of every lesion in one image."""
+    return [
+        abs(row.value)
+        for row in evaluation.rows
+        if row.image == image and row.definition == BIASES[quantity] and row.kind == "lesion"
+    ]
 
 
 def _signed(value: float, places: int) -> str:

@@ -9,15 +9,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from volumes import GRID, ellipse, noisy, source
 
-from petscale.evaluation.baselines import (
-    BY_HU,
-    HU_EDGES,
-    INPUT,
-    GaussianSource,
-    baseline_from_json,
-    best_gaussian,
-    mean_suv_by_hu,
-)
+from petscale.evaluation.baselines import BY_HU, INPUT, GaussianSource, best_gaussian, gaussian_from_json
+from petscale.evaluation.fitting import baseline_from_json
+from petscale.evaluation.from_ct import HU_EDGES, mean_suv_by_hu
 from storage.errors import InputError
 from storage.source import HU, LABEL, SUV
 
@@ -59,7 +53,7 @@ def test_best_gaussian_maximises_psnr_inside_the_body_and_says_so() -> None:
 def test_a_gaussian_is_kept_as_json() -> None:
     inside, activity = truth()
     choice = best_gaussian([(noisy(activity, 0.6, 2), source(activity), source(inside, LABEL))], (2.0, 6.0))
-    assert baseline_from_json(json.loads(json.dumps(choice.to_json()))) == choice
+    assert gaussian_from_json(json.loads(json.dumps(choice.to_json()))) == choice
     assert list(choice.beside(source(activity))) == [INPUT, f"Gaussian {choice.fwhm_mm:g} mm"]
 
 

@@ -269,6 +269,14 @@ def test_gains_are_paired_over_patients_whose_draws_are_averaged_first(
     text = path.read_text()
     ours = 20 + 3 * numbers + 2 * (1 + 0.1 * numbers)
     assert f"| b | {ours.mean():.2f} ± {ours.std(ddof=1):.2f} | 31 ± 0.5 | +1.35 (8 of 8) | a | 0.008 |" in text
+    # The Gaussian is the best baseline: half a dB over the input, as row a is a whole one.
+    assert f"## Every row against the best baseline: {GAUSSIAN}" in text
+    over = rows["a"]["gain_over_best_baseline"]
+    assert (over["over"], over["num_better"]) == (GAUSSIAN, PATIENTS)
+    assert over["mean"] == pytest.approx(0.5 * gains.mean())
+    assert over["p_value"] == pytest.approx(wilcoxon(gains).pvalue)
+    assert table(path)["best_baseline"] == GAUSSIAN
+    assert rows[GAUSSIAN]["gain_over_best_baseline"] is None
     assert "| low-dose input | 30.50 ± 7.35 | 25 | - | - | - |" in text
     assert "- PSNR: b ahead of a: **reproduced**" in text
     assert "`x`" in text

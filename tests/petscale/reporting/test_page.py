@@ -23,8 +23,9 @@ from petscale.reporting.run import chosen_step
 from petscale.reporting.verdict import verdict
 from petscale.training.progress import read_metrics
 from storage.source import LABEL, SUV, ArraySource, Grid, ImageSource
+from trainers.metrics.clinical import BIASES
 from trainers.metrics.definitions import Score
-from trainers.metrics.presets import BODY_PSNR
+from trainers.metrics.presets import BODY_PSNR, LESION_PSNR
 
 SHAPE = (20, 16, 18)
 GRID = Grid(SHAPE, np.diag([-4.0, -4.0, 6.0, 1.0]))  # x to the left, y to posterior, z to superior
@@ -154,26 +155,54 @@ def evaluation_of(gains: Sequence[float], filtered: float = 0.5) -> Evaluation:
 @pytest.mark.parametrize(
     ("gains", "state", "words"),
     [
-        ([1.0, 2.0], "better", "Better than the low-dose input and Gaussian 5 mm"),
-        ([0.2, 0.3], "mixed", "Better than the low-dose input, not better than Gaussian 5 mm"),
-        ([-0.2, 0.1], "worse", "Not better than the low-dose input"),
-        ([0.0, 0.0], "worse", "Not better than the low-dose input"),
-        ([9.0, -1.0, 2.0, -0.5, 3.0, -0.7], "mixed", "No clear difference from the low-dose input and Gaussian 5 mm"),
+        ([1.0, 2.0], "better", "Better than the best baseline (Gaussian 5 mm) in"),
+        ([0.2, 0.3], "mixed", "Not better than the best baseline (Gaussian 5 mm), but better than the low-dose input"),
         (
-            [0.6, 0.2, 0.7, 0.3, 0.9, 0.4, 0.8],
-            "mixed",
-            "Better than the low-dose input, no clear difference from Gaussian",
+            [-0.2, 0.1],
+            "worse",
+            "Not better than the best baseline (Gaussian 5 mm), and not better than the low-dose input",
         ),
-        ([1.0, 1.1, 1.2, 1.3, 1.4, 1.5], "better", "Better than the low-dose input and Gaussian 5 mm"),
+        (
+            [0.0, 0.0],
+            "worse",
+            "Not better than the best baseline (Gaussian 5 mm), and not better than the low-dose input",
+        ),
+        ([9.0, -1.0, 2.0, -0.5, 3.0, -0.7], "mixed", "No clear difference from the best baseline (Gaussian 5 mm)"),
+        ([0.6, 0.2, 0.7, 0.3, 0.9, 0.4, 0.8], "mixed", "No clear difference from the best baseline (Gaussian 5 mm)"),
+        ([1.0, 1.1, 1.2, 1.3, 1.4, 1.5], "better", "Better than the best baseline (Gaussian 5 mm) in"),
     ],
 )
 def test_the_verdict_says_what_the_scores_allow(gains: list[float], state: str, words: str) -> None:
     told = verdict(evaluation_of(gains))
     assert told.state == state
     assert told.headline.startswith(words)
-    assert f"{abs(np.mean(gains)):.2f}" in told.sentences[0]
+    assert f"{abs(np.mean(gains) - 0.5):.2f}" in told.sentences[0]
+    assert f"{abs(np.mean(gains)):.2f}" in told.sentences[1]
     insignificant = any("not statistically significant" in sentence for sentence in told.sentences)
     assert insignificant == ("no clear difference" in told.headline.lower())
+
+
+def test_the_only_test_is_against_the_baseline_of_the_best_mean_and_the_input_may_be_it() -> None:
+    gains = [0.6, 0.2, 0.7, 0.3, 0.9, 0.4, 0.8]
+    told = verdict(evaluation_of(gains, filtered=-3.0))
+    assert told.state == "better"
+    assert told.headline == "Better than the best baseline (low-dose input) in PSNR inside the body."
+    assert sum("Wilcoxon" in sentence for sentence in told.sentences) == 1
+    assert "Gaussian" not in " ".join(told.sentences)
+
+
+@pytest.mark.parametrize(("ours", "word"), [(4.0, "closer to"), (20.0, "no closer to")])
+def test_lesions_are_compared_with_the_baseline_that_is_best_in_the_body(ours: float, word: str) -> None:
+    base = evaluation_of([1.0, 2.0])
+    lesions = [
+        Score(case, image, "lesion 1", "lesion", rule, value, 8.0)
+        for case in base.cases
+        for image, values in ((INPUT, (20.0, 1.0)), ("Gaussian 5 mm", (25.0, -10.0)), (SYNTHESIZED, (27.0, ours)))
+        for rule, value in zip((LESION_PSNR, BIASES["SUVmax"]), values, strict=True)
+    ]
+    told = verdict(Evaluation((*base.rows, *lesions), base.images, base.cases)).sentences
+    assert any(sentence.startswith("In lesions: better than Gaussian 5 mm in PSNR, +2.00") for sentence in told)
+    assert any(f"Lesion SUVmax is {word} the full dose than in Gaussian 5 mm" in sentence for sentence in told)
 
 
 def test_projections_equal_numpy_on_every_axis() -> None:
