@@ -39,7 +39,7 @@ from trainers.synthesize import InSuv, case_context, synthesize
 
 ROOT = Path(__file__).parents[1]
 TRAINED, UNSEEN = (4, 20, 100), (10, 50)
-HELD = ("sts_001", *sarcoma().split.test)
+HELD = sarcoma().split.test
 NETWORK = "restore"
 SHORT: dict[str, tuple[str, ...]] = {
     "as it comes": (),

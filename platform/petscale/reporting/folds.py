@@ -51,7 +51,7 @@ def report_folds(folder: Path, cohort: Path, *, others: Sequence[Path] = ()) -> 
             data = ReportData(
                 title=f"{title_of(config.recipe, first, source)}, {len(runs)} folds",
                 evaluation=whole,
-                images=_images(runs, folds, opened, source, config.feed.target, whole.metadata),
+                images=_images(runs, folds, opened, source, config.feed.target, whole),
                 command=str(record["command"]),
                 config=record["config"],
                 environment=environment(),
@@ -72,10 +72,11 @@ def _images(
     opened: Cases,
     source: str,
     target: str,
-    about: Mapping[str, Any],
+    whole: Evaluation,
 ) -> dict[str, CaseImages]:
     """What is pictured of every patient: his or her first scan, by the fold that tested it."""
     called = names_in_all(folds)
+    about: Mapping[str, Any] = whole.metadata
     found = {}
     for patient, fold in about["folds"].items():
         name = about["patients"][patient][0]
@@ -85,7 +86,11 @@ def _images(
         start = case.image(source)
         found[patient] = CaseImages(
             case.image(target),
-            {called[fold][image]: made for image, made in candidates.items() if image in called[fold]},
+            {
+                name: made
+                for image, made in candidates.items()
+                if (name := called[fold].get(image)) in whole.pictured and name is not None
+            },
             case.image("body"),
             ct=start if start.units == HU else None,
         )
