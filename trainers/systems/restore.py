@@ -91,7 +91,7 @@ class Config:
     patch: tuple[int, int, int] = (32, 32, 32)
     patches_per_case: Annotated[int, Range(1)] = 2
     margin: tuple[int, int, int] = (10, 10, 10)
-    lesion_weight: Annotated[float, Range(0)] = 1000.0
+    lesion_weight: Annotated[float, Range(0)] = 250.0
     uptake_share: Annotated[float, Range(0, 1)] = 0.3
     lesion_share: Annotated[float, Range(0, 1)] = 0.3
 

@@ -100,7 +100,7 @@ def test_every_patient_is_scored_once_by_the_run_that_never_saw_him_or_her(
     main(["report", str(folder), str(cohort)])
     assert pages[0].evaluation.rows == whole.rows
     assert list(pages[0].images) == list(whole.cases)
-    assert {tuple(shown.candidates) for shown in pages[0].images.values()} == {whole.images}
+    assert {tuple(shown.candidates) for shown in pages[0].images.values()} == {whole.pictured}
     assert pages[0].notes[0].startswith("4 patients in 2 folds, each scored by the run that never saw him or her")
     capsys.readouterr()
 
