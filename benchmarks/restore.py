@@ -49,7 +49,7 @@ SHORT: dict[str, tuple[str, ...]] = {
     "without the count gate": ("--recipe.count-gate", "off"),
     "L1 instead of squares": ("--recipe.loss", "l1"),
     "with local means and maxima (0.2)": ("--recipe.quantification", "0.2"),
-    "lesions weigh as all else": ("--recipe.lesion-weight", "0"),
+    "lesions weigh as all else": ("--recipe.lesion-weight", "0"),  # the last of two counts
     "zeros beyond the faces": ("--feed.beyond", "air"),
     "no mirror images and turns in training": ("--feed.augment", "none"),
     "current weights, not averaged": ("--engine.ema-decay", "0"),
@@ -78,7 +78,16 @@ def cohort(data: Path, folder: Path) -> Path:
 def train(made: Path, trained: Path, samples: int, *words: str) -> float:
     """Train on two cores, and return the seconds of all steps as the run has recorded them."""
     options = ["--recipe", NETWORK, "--recipe.patch", 24, 24, 24, "--recipe.samples", samples]
-    options += ["--recipe.bank-samples", 800, "--split.test", *HELD, "--cluster.workers", 2]
+    options += [
+        "--recipe.bank-samples",
+        800,
+        "--recipe.lesion-weight",
+        1000,
+        "--split.test",
+        *HELD,
+        "--cluster.workers",
+        2,
+    ]
     run("train", made, "--run", trained, *options, "--loop.log-every", 50, "--loop.picture-every", 0, *words)
     lines = (trained / "metrics.jsonl").read_text().splitlines()
     return sum(float(line.split('"time_s": ')[1].split(",")[0].rstrip("}")) for line in lines if '"time_s"' in line)

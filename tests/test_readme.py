@@ -124,10 +124,13 @@ def tiny_training(monkeypatch: pytest.MonkeyPatch) -> None:
     from trainers.systems import RECIPES
 
     real = driver.train
-    small = {"patch": (24, 24, 24), "patches_per_case": 1, "context_patches": 2, "critic_channels": 2}
+    small: dict[str, dict[str, Any]] = {
+        "sgsgan": {"context_patches": 2, "critic_channels": 2, "phase_samples": (4, 0, 0, 0)},
+        "restore": {"channels": (4, 4), "margin": (4, 4, 4), "bank_samples": 8, "samples": 8},
+    }
 
     def train(cohort: Path, run: Path, config: configs.RunConfig, *, command: str, others: Sequence[Path]) -> Path:
-        model = replace(config.model, **small, phase_samples=(4, 0, 0, 0))
+        model = replace(config.model, patch=(24, 24, 24), patches_per_case=1, **small[config.recipe])
         return real(cohort, run, replace(config, model=model), command=command, others=others)
 
     def here(plan: Plan) -> None:

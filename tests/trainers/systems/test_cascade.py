@@ -345,7 +345,7 @@ class Volume:
     def image(self, name: str) -> "Volume":
         return self
 
-    def patch(self, box: PatchLocation) -> NDArray[np.float32]:
+    def patch(self, box: PatchLocation, beyond: str = "air") -> NDArray[np.float32]:
         z, y, x = (np.arange(a, b) for a, b in zip(box.start, box.stop, strict=True))
         inside = [(i >= 0) & (i < n) for i, n in zip((y, x), self.shape[1:], strict=True)]
         found = np.full((len(z), len(y), len(x)), -1000, dtype=np.float32)
