@@ -221,7 +221,7 @@ def evaluate(
 ) -> dict[str, "Scores"]:
     """Synthesize a run's test cases and score them beside what needs no network.
 
-    That is the untreated low dose and the best Gaussian filter of it, or for a CT the mean SUV of every HU.
+    That is the untreated low dose and its best filters, or for a CT the mean SUV of every HU.
     A cohort that holds none of the run's test cases is an external validation: every case that is new to the run is
     scored, and the results stand in the run's ``external`` folder.
 
@@ -318,7 +318,7 @@ class Scores:
         >>> rows = scores["low_drf20"].scores()
         >>> psnr = rows.query("metric == 'PSNR' and region == 'body' and preset == 'native'")
         >>> psnr["case"].unique().item(), psnr["units"].unique().item(), len(psnr)
-        ('phantom-001', 'dB', 3)
+        ('phantom-001', 'dB', 7)
         """
         import pandas
 
