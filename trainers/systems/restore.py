@@ -10,8 +10,9 @@ No paper; docs/results/restore.md has the measurements behind every default.  It
    starts at zero, so that training starts at the bank.
 3. *Count gate*: a low dose that was thinned from the full dose's own counts holds the share 1/DRF of its noise.  The
    best answer to the full dose is low/DRF + (1 - 1/DRF) E[truth | low]; network and bank learn E[truth | low] alone.
-4. *Loss* in SUV, weighted by the source alone, with local means and local maxima as further terms (after LeqMod,
-   doi 10.1109/TRPMS.2024 and github.com/mhxiaaa/LeqMod_PET_denoising: windows of 5 and 9 voxels).
+4. *Loss* in SUV: squared errors over the noise that is expected, weighted by the source alone but for lesions, which
+   are rare and would be averaged away.  Local means and local maxima in windows of 5 and 9 voxels are further terms,
+   off by default (after LeqMod, PMC12910708, github.com/mhxiaaa/LeqMod_PET_denoising).
 5. *Blind*: where a scan's dose is not known, its DRF is estimated from its noise, by what the doses trained on had.
 """
 
@@ -109,7 +110,7 @@ class Config:
 
 
 class Residual(nn.Module):
-    """f: a U-Net of two levels on 2 x 2 x 2 voxels as channels; 270,144 parameters with 32 and 48 channels."""
+    """f: a U-Net of two levels on 2 x 2 x 2 voxels as channels; 269,568 parameters with 32 and 48 channels."""
 
     def __init__(self, channels: tuple[int, int], constants: str) -> None:
         super().__init__()
