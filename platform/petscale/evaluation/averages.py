@@ -13,7 +13,7 @@ from petscale.averages import AXES, Axis, Ensemble, open_members, runs_of
 from petscale.console import console
 from petscale.evaluation.external import check_unchanged, choose_cases, statement
 from petscale.evaluation.folds import gather
-from petscale.evaluation.run import _external_baseline, baseline_of, candidates_of, run_facts
+from petscale.evaluation.run import baseline_of, candidates_of, external_baseline, run_facts
 from petscale.evaluation.scores import Evaluation, read_evaluation
 from petscale.evaluation.scoring import presets_of, score_stored_case
 from petscale.folders import EVALUATION, EXTERNAL
@@ -123,7 +123,7 @@ def _scored(
     target = ensemble.config.feed.target
     cases = [cohort.case(name) for name in names]
     if external:
-        baseline = _external_baseline(first, home / EVALUATION / ensemble.folder, cases, source, target)
+        baseline = external_baseline(first, home / EVALUATION / ensemble.folder, cases, source, target)
     else:
         baseline = baseline_of(first, cohort, source)
     rows = []

@@ -81,7 +81,7 @@ def _fitted(
     return found
 
 
-def _external_baseline(run: Path, folder: Path, cases: Sequence[Case], source: str, target: str) -> Baseline:
+def external_baseline(run: Path, folder: Path, cases: Sequence[Case], source: str, target: str) -> Baseline:
     """What the run has kept of its training cases or, without that, fitted on the very cases that are scored.
 
     The second favours the baseline, never the network; its rule says so.
@@ -177,7 +177,7 @@ def evaluate_run(
         folder = chosen.folder / EVALUATION / source
         if chosen.cohort:
             cases = [opened.case(name) for name in start.cases]
-            baseline = _external_baseline(run, folder.parent, cases, source, config.feed.target)
+            baseline = external_baseline(run, folder.parent, cases, source, config.feed.target)
             _announce(opened, chosen, start)
         else:
             baseline = baseline_of(run, opened, source, baselines)
