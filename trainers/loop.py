@@ -16,7 +16,7 @@ from storage.randomness import Stream
 from storage.ranges import Range, check_ranges
 from trainers import checkpoint
 from trainers.feed import Feed
-from trainers.recipe import Exporting, Metrics, Recipe, Synthesizer, Validated
+from trainers.recipe import Exporting, Followed, Metrics, Recipe, Synthesizer, Validated
 from trainers.validation import Best
 
 
@@ -34,8 +34,8 @@ class LoopConfig:
             did best there are then the run's.  Not for a system that follows validation scores on a schedule of its
             own.
         validation_patches: patches that every validation restores, the same ones each time.
-        patience: validations without a better score after which training ends, 0 for never; for a system that trains on
-            pairs in its last phase alone.
+        patience: validations without a better score after which training ends, 0 for never; for a system whose last
+            phase alone trains on pairs, or that says that they count there alone (``recipe.Followed``).
     """
 
     log_every: Annotated[int, Range(1)] = 10
@@ -228,7 +228,8 @@ def _best_after(
     if world > 1:
         dist.all_reduce(found)
     gain_db = float(found.mean())
-    best = best.after(gain_db, step, weights)
+    counted = not isinstance(recipe, Followed) or recipe.phase(step - 1) == recipe.followed
+    best = best.after(gain_db, step, weights, counted=int(counted))
     return best, {"event": "validation", "step": step, "validation/gain_db": gain_db, "best_step": best.step}
 
 

@@ -268,6 +268,19 @@ class Validated(Protocol):
 
 
 @runtime_checkable
+class Followed(Protocol):
+    """What a recipe offers besides whose phases all see pairs, and whose last one alone trains what restores.
+
+    Validations in its other phases may choose weights, but never count as made in vain (``LoopConfig.patience``).
+    """
+
+    @property
+    def followed(self) -> str:
+        """Name of the last phase."""
+        ...
+
+
+@runtime_checkable
 class Exporting(Protocol):
     """What a recipe offers besides when networks made on the way are worth a file of their own."""
 

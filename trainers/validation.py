@@ -120,10 +120,17 @@ class Best:
     since: int = 0
     weights: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def after(self, gain_db: float, step: int, weights: Mapping[str, Tensor]) -> "Best":
-        """Return the best after one more validation; the earlier of two alike."""
+    def after(self, gain_db: float, step: int, weights: Mapping[str, Tensor], *, counted: int = 1) -> "Best":
+        """Return the best after one more validation; the earlier of two alike.
+
+        Args:
+            gain_db: its score.
+            step: the steps made before it.
+            weights: what it judged.
+            counted: how much ``since`` grows where it is no better, 0 in phases that are not followed.
+        """
         if self.weights and not gain_db > self.gain_db:
-            return replace(self, since=self.since + 1)
+            return replace(self, since=self.since + counted)
         return Best(gain_db, step, 0, {name: value.detach().cpu().clone() for name, value in weights.items()})
 
     def state(self) -> dict[str, Tensor]:

@@ -304,6 +304,23 @@ def test_a_run_without_patience_is_validated_to_its_last_step(cohort: Path, tmp_
     assert all(torch.equal(value, best_of(records).weights[name]) for name, value in recipe.weights().items())
 
 
+class LastPhaseCounts(Followed):
+    """Whose first phase, of steps 1 to 6, makes nothing that validations should be counted for."""
+
+    followed = "two"
+    scores: Mapping[int, float] = {2: 5.0, 4: 3.0, 6: 2.0, 8: 3.0, 9: 4.0, 10: 9.0}
+
+
+@pytest.mark.parametrize(("patience", "made"), [(1, 8), (2, 10)])
+def test_validations_count_as_made_in_vain_in_the_phase_that_is_followed(
+    cohort: Path, tmp_path: Path, patience: int, made: int
+) -> None:
+    recipe = LastPhaseCounts()
+    records = run(cohort, tmp_path, recipe, gains=recipe.gains, validate_every=2, patience=patience)
+    assert max(losses(records)) == made
+    assert best_of(records).step == (2 if made < 10 else 10)
+
+
 def test_no_validation_is_no_choice(cohort: Path, tmp_path: Path) -> None:
     assert best_of(run(cohort, tmp_path, Toy())).weights == {}
 

@@ -371,6 +371,11 @@ class Restore:
     def phase(self, step: int) -> str:
         return self.phases.at(step)
 
+    @property
+    def followed(self) -> str:
+        """The bank's sums grow on their own: more of them is no better network."""
+        return "network"
+
     def batch_spec(self, step: int) -> BatchSpec:
         c = self.config
         shares = {"uptake": c.uptake_share, "lesion": c.lesion_share, "body": 1 - c.uptake_share - c.lesion_share}

@@ -21,7 +21,7 @@ from storage.errors import InputError
 from storage.reader import Cases
 from trainers import checkpoint, feed
 from trainers.engine import plain_engine
-from trainers.recipe import Doses, Recipe, Validated
+from trainers.recipe import Doses, Followed, Recipe, Validated
 from trainers.systems import RECIPES
 
 
@@ -292,7 +292,7 @@ def _check_followed(cohort: Cases, roles: Roles, config: RunConfig, recipe: Reci
             found=f"{config.loop.validate_every}; no phase of this run trains on pairs, so that nothing is restored",
             remedy="leave it out: --set loop.validate_every=0 loop.patience=0",
         )
-    if config.loop.patience and paired != [list(phases)[-1]]:
+    if config.loop.patience and not isinstance(recipe, Followed) and paired != [list(phases)[-1]]:
         raise InputError(
             "CFG_SCHEDULE",
             where="loop.patience",
