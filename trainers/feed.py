@@ -76,6 +76,8 @@ def check_cases(cohort: Cases, streams: Streams, config: FeedConfig, needs: Sequ
                         remedy="name the images that it is made for (--set feed.source=... feed.target=...), "
                         "or another --recipe",
                     )
+            for image in need.beside if need.images != "target" else ():
+                case.image(image)  # refused where it has none
             for roi in need.rois:
                 if not channel_values(case.labels, roi):
                     raise InputError(
@@ -215,7 +217,8 @@ class Feed:
             for box, turned in zip(boxes, turns, strict=True):
                 start = nothing
                 if need.images != "target":
-                    start = case.image(image).patch(box.grown(need.halo), self._config.beyond)[None]
+                    seen = (case.image(name) for name in (image, *need.beside))
+                    start = np.stack([one.patch(box.grown(need.halo), self._config.beyond) for one in seen])
                 source.append(turned(start))
                 end = nothing if need.images == "source" else case.image(self._config.target).patch(box)[None]
                 target.append(turned(end))
@@ -233,7 +236,7 @@ class Feed:
         scale = 1.0 / self._config.suv_scale
         empty = torch.zeros(len(self._mine), 1, 0, 0, 0)
         return Batch(
-            source=_tensor(source) * (scale if need.units == SUV else 1.0),
+            source=_scaled(_tensor(source), scale if need.units == SUV else 1.0),
             target=_tensor(target) * scale,
             masks=_tensor(masks),
             overview=_tensor(overview) * scale if overview else empty,
@@ -251,6 +254,12 @@ def _square(need: BatchSpec, spacing_mm: Sequence[float]) -> bool:
     """Whether a quarter turn in the plane (y, x) leaves the shape of a patch and the size of its voxels."""
     (_, height, width), (_, above, beside), (_, y_mm, x_mm) = need.patch, need.halo, spacing_mm
     return height == width and above == beside and abs(y_mm / x_mm - 1) <= SQUARE
+
+
+def _scaled(source: Tensor, factor: float) -> Tensor:
+    """Return (b, 1 + k, z, y, x) with the first channel times ``factor``; images beside it keep their units."""
+    first = source[:, :1] * factor
+    return torch.cat([first, source[:, 1:]], dim=1) if source.shape[1] > 1 else first
 
 
 def _tensor(arrays: list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]) -> Tensor:

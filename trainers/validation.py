@@ -19,7 +19,7 @@ from storage.reader import Cases
 from storage.source import SUV
 from trainers.feed_config import FeedConfig
 from trainers.recipe import Synthesizer, Tiling
-from trainers.synthesize import InSuv, case_context, fitted, for_scan, window
+from trainers.synthesize import InSuv, case_context, fitted, for_scan, images_of, window
 
 CHOSEN = "chosen"  # beside a run's weights: the step that they are of and its score, where validation chose them
 LEAST_MSE = 1e-8  # SUV^2: patches restored better than that are alike
@@ -73,7 +73,8 @@ class Patches:
             if (case.name, image) not in contexts:
                 contexts[case.name, image] = case_context(in_suv, case, image, device=self._device)
             box = place(in_suv.tiling, case.sampling_maps, rng)
-            start = torch.from_numpy(window(in_suv, source, box.grown(in_suv.tiling.halo)))[None, None]
+            seen = images_of(in_suv, case, image)
+            start = torch.from_numpy(window(in_suv, seen, box.grown(in_suv.tiling.halo)))[None]
             with torch.no_grad():
                 output = in_suv(start.to(self._device), contexts[case.name, image])[0, 0].cpu()
             wanted = torch.from_numpy(case.image(self._config.target).patch(box))

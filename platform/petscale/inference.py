@@ -165,7 +165,8 @@ def open_run(run: Path) -> Trained:
     drfs = frozenset(drf for drf in json.loads(facts.get("drfs", "[]")) if drf is not None)
     patients = run / EVALUATION / PATIENTS
     nuclides = json.loads(patients.read_bytes())["nuclides"] if patients.is_file() else []
-    on = TrainedOn(start["units"], spacing_mm, drfs, frozenset(nuclides))
+    beside = synthesizer.context_batch.beside if synthesizer.context_batch else ()
+    on = TrainedOn(start["units"], spacing_mm, drfs, frozenset(nuclides), beside)
     return Trained(config, in_suv, device, on, integrity.file_digest(run / WEIGHTS))
 
 

@@ -327,6 +327,24 @@ def test_a_batch_tells_the_counts_that_both_images_hold_and_the_targets_peak(coh
     np.testing.assert_allclose(found.peak, [peak for _, peak in expected], rtol=1e-6)
 
 
+def test_images_beside_the_source_are_channels_after_it_in_their_own_unit(cohort: Path) -> None:
+    needs = replace(NEEDS, beside=("ct",))
+    settings: dict[str, Any] = {"augment": "flips_and_turns", "suv_scale": 5.0}
+    alone, both = (feed(cohort, needs=one, **settings).batch(0, 1) for one in (NEEDS, needs))
+    assert torch.equal(both.source[:, :1], alone.source)
+    assert torch.equal(both.target, alone.target)
+    plain = feed(cohort, needs=needs, suv_scale=5.0)
+    name, _, boxes = plain.plan(0)[0]
+    wanted = torch.from_numpy(open_cohort(cohort).case(name).image("ct").patch(boxes[0].grown(NEEDS.halo)))
+    assert torch.equal(plain.batch(0, 1).source[0, 1], wanted)
+
+
+def test_what_is_seen_beside_the_source_must_be_there(cohort: Path) -> None:
+    cases = open_cohort(cohort)
+    with pytest.raises(InputError, match="SET_NO_IMAGE"):
+        check_cases(cases, {"paired": sorted(cases.cases)}, FeedConfig(), [replace(NEEDS, beside=("mri",))])
+
+
 def test_a_mirrored_feed_differs_beyond_the_faces_alone(cohort: Path) -> None:
     needs = replace(NEEDS, halo=(30, 30, 30), sampler={"uniform": 1.0})
     air, mirror = (feed(cohort, needs=needs, beyond=beyond).batch(0, 1) for beyond in ("air", "mirror"))

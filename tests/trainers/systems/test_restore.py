@@ -326,6 +326,55 @@ def test_sums_of_two_ranks_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> 
     assert both[1].sums.doses == {}
 
 
+def with_ct(given: Batch) -> Batch:
+    """The same batch with a CT in HU beside the source, water where the target is hot."""
+    hot = torch.nn.functional.pad(given.target, (4,) * 6, mode="replicate") > 2
+    return replace(given, source=torch.cat([given.source, torch.where(hot, 40.0, -60.0)], dim=1))
+
+
+def test_a_ct_is_two_inputs_that_vanish_with_the_noise() -> None:
+    recipe = build(beside="ct")
+    assert sum(p.numel() for p in Residual(Config().channels, "none", Config(beside="ct").inputs).parameters()) == (
+        269_568 + 2 * 8 * 32 * 27
+    )
+    assert recipe.batch_spec(0).beside == ("ct",) == recipe.synthesizer().context_batch.beside
+    assert build().batch_spec(0).beside == ()
+    hu = torch.tensor([-2000.0, -1000.0, -160.0, 40.0, 240.0, 3000.0]).expand(1, 1, 12, 12, 6)
+    found = restore.ct_inputs(hu, torch.tensor([0.5]), (4, 4, 0))
+    assert found[0, 0, 0, 0].tolist() == pytest.approx([-0.5, -0.5, -0.08, 0.02, 0.12, 0.5])
+    assert found[0, 1, 0, 0].tolist() == pytest.approx([-0.5, -0.5, -0.5, 0.0, 0.5, 0.5])
+    assert not restore.ct_inputs(hu, torch.tensor([0.0]), (4, 4, 0)).any()
+
+
+def test_training_reaches_the_weights_of_a_ct_that_varies() -> None:
+    recipe = build(beside="ct")
+    first = next(recipe.engine.module.parameters())
+    before = first.detach().clone()
+    for step in range(8):
+        recipe.step(with_ct(batch(step)), step)
+    moved = (first.detach() - before)[:, 8 * restore.INPUTS :].abs().amax(dim=(0, 2, 3, 4))
+    assert moved.shape == (16,)
+    assert bool((moved > 0).all())
+
+
+def test_windows_with_a_ct_equal_the_whole_and_weights_come_back() -> None:
+    recipe = build(beside="ct")
+    for step in range(2):
+        recipe.step(with_ct(batch(step)), step)
+    for parameter in recipe.engine.module.parameters():
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(2))
+    made = restore.weights_to_synthesizer(recipe.config, recipe.weights()).for_scan(Scan(SPACING_MM, 20.0, 0.05))
+    halo = made.tiling.halo
+    edges = (8 + 2 * halo[0], 16 + 2 * halo[1], 8 + 2 * halo[2])
+    low = torch.cat([anatomy(4, edges)[:1], 100 * anatomy(6, edges)[:1] - 200], dim=1)
+    context = made.context(torch.zeros(0), torch.zeros(0))
+    whole = made(low, context)
+    window = low[:, :, :, 8 : 16 + 2 * halo[1]]
+    torch.testing.assert_close(made(window, context), whole[:, :, :, 8:], rtol=1e-4, atol=1e-4)
+    other = torch.cat([low[:, :1], 0 * low[:, 1:]], dim=1)
+    assert not torch.allclose(made(other, context), whole, rtol=1e-3)
+
+
 def test_only_suv_is_taken() -> None:
     restore.check(Config(), FEED, {})
     with pytest.raises(InputError, match="CFG_SCALE"):
