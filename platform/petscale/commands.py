@@ -240,6 +240,7 @@ def ingest(
             part=part_name(part),
             folders={one.case: one.examination.key for one in named},
             doubts="refuse" if strict else "refuse impossible",
+            hashes_patients=True,
         )
     finally:
         if recipe is not None and (cohort / "zarr.json").is_file():

@@ -149,7 +149,8 @@ def cluster() -> Iterator[Cluster]:
         (home / "cluster.yaml").write_text(filled)
         package = home / "platform/petscale/__init__.py"
         package.write_text(f'{package.read_text()}\nprint("{OUR_WORDS}")\n')
-        assert lab.launch("sh", "-c", "umask 077; ray get-auth-token --generate").returncode == 0
+        secrets = "umask 077; ray get-auth-token --generate; mkdir -p ~/.config/petscale && head -c 32 /dev/urandom"
+        assert lab.launch("sh", "-c", f"{secrets} > ~/.config/petscale/site.key").returncode == 0
         made = Cluster(lab)
         made.up()
         yield made
