@@ -1,5 +1,6 @@
-"""What leaves a checkout beside which patients' scans lie: nothing of them by `ray up`, by `petscale submit`, by git."""
+"""What leaves a checkout in which patients' scans lie: nothing of them by `ray up`, `petscale submit` or git."""
 
+import itertools
 import re
 import shlex
 import shutil
@@ -128,7 +129,7 @@ def written() -> set[str]:
                     continue
                 words = shlex.split(line)[1:]
                 options = {"--run", "--output", "--folder", "--study", "--runs", "--deviation"}
-                found |= {word for before, word in zip(words, words[1:], strict=False) if before in options}
+                found |= {word for before, word in itertools.pairwise(words) if before in options}
                 command = next((word for word in words if word in COMMANDS), "")
                 if command in ("ingest", "simulate", "phantom", "synthesize", "submission", "experiment"):
                     after = words[words.index(command) + 1 :]

@@ -351,10 +351,9 @@ def test_everything_lies_in_one_namespace_on_storage_that_all_pods_share() -> No
             assert volumes["shm"]["emptyDir"]["medium"] == "Memory"
             mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
             assert mounts["shm"] == "/dev/shm"
-            assert {"name": "PETSCALE_STORAGE", "value": mounts["storage"]} in pod["containers"][0]["env"]
-            assert {"name": "PETSCALE_SITE_KEY", "value": f"{mounts['site-key']}/site.key"} in pod["containers"][0][
-                "env"
-            ]
+            told = {one["name"]: one["value"] for one in pod["containers"][0]["env"]}
+            assert told["PETSCALE_STORAGE"] == mounts["storage"]
+            assert told["PETSCALE_SITE_KEY"] == f"{mounts['site-key']}/site.key"
             assert volumes["site-key"]["secret"]["defaultMode"] == 0o440  # its owner is root, its group fsGroup
             assert not mounts["site-key"].startswith(mounts["storage"])
             assert int(group["rayStartParams"]["object-store-memory"]) < 4 * 2**30  # the sizeLimit of shm
