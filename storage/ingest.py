@@ -273,7 +273,7 @@ def _ingest_case(
     scratch = staged.parent / "scratch"
     try:
         with integrity.disk_errors(cohort):
-            scratch.mkdir(parents=True)
+            scratch.mkdir(parents=True, mode=0o700)
             plan = plans[name](scratch)
             final = cohort / layout.CASES / name
             _check_collision(final)

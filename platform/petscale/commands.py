@@ -16,7 +16,7 @@ from tyro.conf import Positional, arg
 
 from petscale.console import console
 from storage import nifti, suv
-from storage.errors import InputError
+from storage.errors import InputError, printable
 from storage.lowdose import SCANNERS, LowDoseConfig
 from storage.phantom import ADULT, PhantomConfig
 from storage.source import HU
@@ -260,7 +260,7 @@ def verify(cohort: Positional[Annotated[Path, arg(metavar="COHORT")]]) -> None:
     damage = prove(cohort)
     for case, found in damage.items():
         for one in found:
-            console.print(f"damaged: {case}/{one.key}: {one.problem}", markup=False, soft_wrap=True)
+            console.print(f"damaged: {printable(f'{case}/{one.key}: {one.problem}')}", markup=False, soft_wrap=True)
     if damage:
         raise InputError(
             "STORE_DAMAGED",

@@ -215,7 +215,7 @@ def check_cluster(facts: dict[str, Any]) -> None:
         assert node["mode"] == 0o700
         assert node["usage"] == "0"
     assert facts["mode"] == "token"
-    assert facts["site_key"] == str(slurm.folder / "home/.config/petscale/site.key")
+    assert facts["site_key"] == str(Path(facts["token"]).parent / ".config/petscale/site.key")
     assert facts["token_mode"] == stat.S_IRUSR | stat.S_IWUSR
     assert facts["token_length"] == 64
     assert facts["dashboard"] == ["127.0.0.1"]

@@ -37,7 +37,7 @@ def _copies() -> Path:
     for package in PACKAGES:
         for path in _files(package):
             copy = copies / package / path.relative_to(_folder(package))
-            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             shutil.copyfile(path, copy)
     return copies
 

@@ -57,6 +57,8 @@ def runtime_env(config: RunConfig) -> dict[str, Any]:
         environment |= {} if os.environ.get(IN_JOB) else code()
     else:
         environment["env_vars"]["HOME"] = str(Path.home())  # not Ray's, see ``_homeless``
+        # Else gloo and NCCL listen on the address that the machine's name has.
+        environment["env_vars"] |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
     return environment
 
 
@@ -92,7 +94,7 @@ def session(config: RunConfig, cpus: int, folder: Path, *read: Path, dashboard: 
         os.environ |= {"RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0", "LOG_NAME_UPDATE_INTERVAL_S": "3600"}
     import ray
 
-    temporary = _session_folder()
+    temporary = own_folder()
     environment = runtime_env(config)
     private = {
         "num_cpus": cpus,
@@ -173,7 +175,7 @@ def _homeless() -> Iterator[None]:
         os.environ |= {} if home is None else {"HOME": home}
 
 
-def _session_folder() -> str:
+def own_folder() -> str:
     """A short path (Ray's sockets lie below it) that names its owner, so that a killed driver's can be removed."""
     for folder in Path(tempfile.gettempdir()).glob(f"{SESSION}*"):
         if not psutil.pid_exists(_owner(folder)):

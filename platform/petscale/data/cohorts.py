@@ -162,7 +162,7 @@ def _spread(cohort: Path, workers: int | None, hashes_patients: bool) -> Iterato
     if hashes_patients:
         site_key()  # made if need be, before every node must find it
         read = [Path(os.environ["PETSCALE_SITE_KEY"])]
-    cohort.mkdir(parents=True, exist_ok=True)
+    cohort.mkdir(parents=True, exist_ok=True, mode=0o700)
     with session(RunConfig(), 0, cohort, *read):
         yield partial(nodes.spread, cpus=workers or min(4, fewest_cpus()))
 
