@@ -826,6 +826,24 @@ def stop(job: Positional[str] = "", cluster: str = "cluster.yaml") -> None:
     jobs.stop(job, cluster)
 
 
+def certificates(
+    folder: Positional[Annotated[Path, arg(metavar="FOLDER")]],
+    hosts: tuple[str, ...],
+    days: int = 365,
+) -> None:
+    """Make the certificates by which the machines of a cluster encrypt Ray's traffic and know each other.
+
+    Args:
+        folder: where they are written: authority.crt, cluster.crt, cluster.key.
+        hosts: addresses or names of all machines of the cluster.
+        days: how long they are valid.
+    """
+    from petscale.cluster.certificates import make_certificates
+
+    for path in make_certificates(folder, hosts, days=days):
+        print(path)
+
+
 # ---- the table ------------------------------------------------------------------------------------------------------
 
 
@@ -885,4 +903,5 @@ COMMANDS = {
     "logs": Command("cluster", logs, in_a_job=False),
     "stop": Command("cluster", stop, in_a_job=False),
     "doctor": Command("cluster", doctor),
+    "certificates": Command("cluster", certificates, in_a_job=False),
 }

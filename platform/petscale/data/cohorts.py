@@ -12,7 +12,7 @@ from pathlib import Path
 
 from petscale.cluster import nodes
 from petscale.cluster.nodes import joined
-from petscale.cluster.placement import fewest_cpus
+from petscale.cluster.placement import fewest_cpus, machine_cpus
 from petscale.console import bar, console
 from petscale.data.ingest_table import note_lines, repeated_lines, show_ingested
 from storage import integrity, layout, remote
@@ -87,6 +87,9 @@ def fill_what_can_be(
     """
     if workers is not None and workers < 1:
         raise InputError("CFG_RANGE", where="--workers", found=str(workers), remedy="give 1 or more")
+    if workers is not None and not joined() and workers > machine_cpus():
+        found = f"{workers} wanted, this machine has {machine_cpus()} cores"
+        raise InputError("CFG_RESOURCES", where="--workers", found=found, remedy="ask for fewer")
     with _restored_when_empty(cohort):
         return _fill(title, cohort, plans, strict, workers, part, folders or {}, doubts, hashes_patients)
 

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import math
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import torch
 
 from petscale.cluster import session as sessions
 from petscale.cluster.nodes import joined
+from petscale.cluster.placement import machine_cpus
 from petscale.cluster.session import require_resources
 from petscale.config import RunConfig
 from petscale.console import console
@@ -54,8 +54,8 @@ def train(
     plan = plan_run(cohort, run, config, others=others, roles=roles)
     for note in plan.notes:
         console.print(note, markup=False, soft_wrap=True)
-    if not joined():  # a private cluster has the GPUs of this machine, and as many workers as asked for
-        require_resources({"CPU": math.inf, "GPU": torch.cuda.device_count()}, config)
+    if not joined():
+        require_resources({"CPU": machine_cpus(), "GPU": torch.cuda.device_count()}, config)
     with integrity.exclusive(plan.run, purpose="train"):
         plan.record(command)
         cores = config.cluster.workers * config.cluster.cpus_per_worker
