@@ -366,7 +366,7 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
     """Give a hidden folder beside ``folder`` that takes its name when the block ends well, and is gone when not."""
     if folder.exists():
         raise InputError("DISK_EXISTS", where=folder.name, found="it exists already", remedy="give a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         yield partial

@@ -54,13 +54,20 @@ def no_file(path: Path) -> InputError:
     return InputError("IMG_NO_FILE", where=path.name, found="no such file or folder", remedy="check the path")
 
 
-def printable(text: str) -> str:
-    """Return a text that any terminal can show as it is: control characters and bytes of no encoding are escaped.
+def printable(text: str, keep: str = "") -> str:
+    """Return a text that any terminal can show as it is: control characters, marks that turn the direction of writing,
+    and bytes of no encoding are escaped.
 
-    Names of files may hold both: an escape sequence would otherwise reach the terminal, a line break the next line.
+    Names of files may hold all of them: an escape sequence would otherwise reach the terminal, a line break the next
+    line.
+
+    Args:
+        text: what is to be shown.
+        keep: characters that stay as they are, for instance a line break of our own.
     """
     shown = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    return "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in shown)
+    kept = f" {keep}"
+    return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in shown)
 
 
 def _rebuild(code: str, where: str, found: str, remedy: str) -> InputError:

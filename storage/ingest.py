@@ -89,25 +89,37 @@ def site_key() -> bytes:
     ``PETSCALE_SITE_KEY`` names the file when several machines must agree.
 
     Raises:
-        InputError: CFG_SITE_KEY when the key is too short to keep a secret.
+        InputError: CFG_SITE_KEY when the key is too short to keep a secret, or is not there and cannot be made.
     """
     default = Path.home() / ".config" / "petscale" / "site.key"
     path = Path(os.environ.get("PETSCALE_SITE_KEY", default))
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        handle = os.open(partial, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(secrets.token_bytes(32))
-        with suppress(FileExistsError):  # of two processes that make it at once, the first one's key holds for both
-            os.link(partial, path)
-        partial.unlink()
-    key = path.read_bytes()
+    try:
+        if not path.is_file():
+            _make_key(path)
+        key = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            "CFG_SITE_KEY",
+            where=path.name,
+            found=f"it cannot be read, or made where it is missing ({error.strerror})",
+            remedy="put the site's key where PETSCALE_SITE_KEY says; on Kubernetes it is a secret (deploy/README.md)",
+        ) from None
     if len(key) < 16:
         raise InputError(
             "CFG_SITE_KEY", where=path.name, found=f"{len(key)} bytes", remedy="restore the site key, 16 bytes at least"
         )
     return key
+
+
+def _make_key(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    handle = os.open(partial, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "wb") as file:
+        file.write(secrets.token_bytes(32))
+    with suppress(FileExistsError):  # of two processes that make it at once, the first one's key holds for both
+        os.link(partial, path)
+    partial.unlink()
 
 
 def subject_hash(patient: str, key: bytes) -> str:
@@ -261,7 +273,7 @@ def _ingest_case(
     scratch = staged.parent / "scratch"
     try:
         with integrity.disk_errors(cohort):
-            scratch.mkdir(parents=True)
+            scratch.mkdir(parents=True, mode=0o700)
             plan = plans[name](scratch)
             final = cohort / layout.CASES / name
             _check_collision(final)

@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -34,13 +34,11 @@ def fsync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
+def replacing(path: Path) -> Iterator[BinaryIO]:
     """Give a hidden file beside ``path`` that takes its place when the block ends well, and is removed when not.
 
-    A crash leaves the old file or the new one; the new one is durable when the block has ended.
-
-    Args:
-        mode: permissions of a new file, less the process's umask.
+    A crash leaves the old file or the new one; the new one is durable when the block has ended.  A file that is new can
+    be read by its user alone; one that takes another's place may be read by whoever could before.
 
     Raises:
         InputError: DISK_FULL or DISK_DENIED.
@@ -48,7 +46,9 @@ def replacing(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with disk_errors(path):
-            with os.fdopen(os.open(partial, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, mode), "wb") as file:
+            with os.fdopen(os.open(partial, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as file:
+                with suppress(FileNotFoundError):
+                    os.fchmod(file.fileno(), path.stat().st_mode & 0o777)
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -140,7 +140,7 @@ def exclusive(folder: Path, *, purpose: str, wait_s: float = 0.0) -> Iterator[No
         InputError: STORE_BUSY when another process still writes there.
     """
     with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o600)
     try:
         deadline = time.monotonic() + wait_s
@@ -166,7 +166,7 @@ def alongside(folder: Path, *, purpose: str) -> Iterator[None]:
         InputError: STORE_BUSY when another process holds it alone.
     """
     with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o600)
     try:
         if not _try_lock(handle, fcntl.LOCK_SH):

@@ -392,7 +392,7 @@ def _numbered(files: Sequence[LabelFile], layers: Sequence[_Layer]) -> dict[int,
 
 def _room(workdir: Path, grid: Grid) -> Path:
     """A file of zeros with its place on the disk: writing through memory cannot report a full one."""
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir.mkdir(parents=True, exist_ok=True, mode=0o700)
     size = 2 * int(np.prod(grid.shape))
     handle, name = tempfile.mkstemp(suffix=".labels", dir=workdir)
     try:

@@ -120,7 +120,7 @@ def storage_dtype(units: str) -> np.dtype[np.generic]:
 
 def create_group(path: Path, attributes: Mapping[str, Any]) -> None:
     """Make a Zarr v3 group with ``attributes``, or add them to one; in a crash the old metadata stays or the new."""
-    path.mkdir(parents=True, exist_ok=True)
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
     metadata = path / "zarr.json"
     held = json.loads(metadata.read_bytes())["attributes"] if metadata.exists() else {}
     group = {"zarr_format": 3, "node_type": "group", "attributes": {**held, **attributes}}

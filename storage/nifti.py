@@ -314,8 +314,8 @@ def write_nifti(path: Path, grid: Grid, read_slab: Callable[[int, int], NDArray[
     header.set_xyzt_units("mm")
     header["vox_offset"] = 352
     rows = max(1, SLAB_BYTES // (4 * grid.shape[1] * grid.shape[2]))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path, 0o600) as raw, _packed(raw) if name.endswith(".gz") else nullcontext(raw) as stream:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with replacing(path) as raw, _packed(raw) if name.endswith(".gz") else nullcontext(raw) as stream:
         stream.write(header.binaryblock + bytes(4))
         for z0 in range(0, grid.shape[0], rows):
             z1 = min(z0 + rows, grid.shape[0])
@@ -342,7 +342,7 @@ def _inflate(stream: BinaryIO, path: Path, size: int, workdir: Path, most: int) 
     layout = _layout(bytes(head[:540]), path, most)
     if layout.end > size * MAX_DEFLATE_RATIO + SLACK_BYTES:
         raise _error("NII_SIZE_LIE", path, f"{layout.end} bytes declared, more than {size} gzip bytes can hold")
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir.mkdir(parents=True, exist_ok=True, mode=0o700)
     if shutil.disk_usage(workdir).free < layout.end + SLACK_BYTES:
         raise _error("DISK_FULL", path, f"no space for {layout.end} inflated bytes", "free some space")
     handle, name = tempfile.mkstemp(suffix=".nii", dir=workdir)

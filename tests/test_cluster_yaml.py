@@ -23,9 +23,10 @@ def test_it_is_safe_by_default() -> None:
         "RAY_USAGE_STATS_REPORT_URL=none",
         "umask 077",
         "ulimit -c 0",
-        "chmod 600 ~/.ray/auth_token",
+        "chmod 600 ~/.ray/auth_token ~/.config/petscale/site.key",
     ):
         assert safe in setup
+    assert "PETSCALE_SITE_KEY=$PETSCALE_STORAGE" not in setup  # a copy of the storage would hold the key too
     for key in ("head_start_ray_commands", "worker_start_ray_commands"):
         (start,) = (command for command in content[key] if "ray start" in command)
         assert start.startswith(". ~/.petscale.sh && ")

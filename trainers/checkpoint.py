@@ -59,7 +59,7 @@ def save(folder: Path, step: int, state: State, meta: Mapping[str, Any], *, keep
     """
     attempt = folder / f"{step:09d}.{uuid.uuid4().hex[:8]}"
     with integrity.disk_errors(attempt):
-        attempt.mkdir(parents=True)
+        attempt.mkdir(parents=True, mode=0o700)
         try:
             integrity.write_bytes(attempt / STATE, save_safetensors(flatten(state)))
             integrity.write_json(attempt / META, {"step": step, **meta})

@@ -5,6 +5,7 @@ import difflib
 import errno
 import inspect
 import os
+import resource
 import sys
 import tempfile
 import warnings
@@ -158,6 +159,18 @@ def _complete(words: Sequence[str]) -> None:
     tyro.extras.subcommand_cli_from_dict(targets, prog="petscale", args=words)
 
 
+@contextmanager
+def _private() -> Iterator[None]:
+    """What the block makes can be read by this user alone, and a crash in it leaves no dump of a patient's voxels."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@_private()
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command."""
     if not sys.warnoptions:

@@ -16,7 +16,7 @@ from tyro.conf import Positional, arg
 
 from petscale.console import console
 from storage import nifti, suv
-from storage.errors import InputError
+from storage.errors import InputError, printable
 from storage.lowdose import SCANNERS, LowDoseConfig
 from storage.phantom import ADULT, PhantomConfig
 from storage.source import HU
@@ -240,6 +240,7 @@ def ingest(
             part=part_name(part),
             folders={one.case: one.examination.key for one in named},
             doubts="refuse" if strict else "refuse impossible",
+            hashes_patients=True,
         )
     finally:
         if recipe is not None and (cohort / "zarr.json").is_file():
@@ -259,7 +260,7 @@ def verify(cohort: Positional[Annotated[Path, arg(metavar="COHORT")]]) -> None:
     damage = prove(cohort)
     for case, found in damage.items():
         for one in found:
-            console.print(f"damaged: {case}/{one.key}: {one.problem}", markup=False, soft_wrap=True)
+            console.print(f"damaged: {printable(f'{case}/{one.key}: {one.problem}')}", markup=False, soft_wrap=True)
     if damage:
         raise InputError(
             "STORE_DAMAGED",
@@ -825,6 +826,24 @@ def stop(job: Positional[str] = "", cluster: str = "cluster.yaml") -> None:
     jobs.stop(job, cluster)
 
 
+def certificates(
+    folder: Positional[Annotated[Path, arg(metavar="FOLDER")]],
+    hosts: tuple[str, ...],
+    days: int = 365,
+) -> None:
+    """Make the certificates by which the machines of a cluster encrypt Ray's traffic and know each other.
+
+    Args:
+        folder: where they are written: authority.crt, cluster.crt, cluster.key.
+        hosts: addresses or names of all machines of the cluster.
+        days: how long they are valid.
+    """
+    from petscale.cluster.certificates import make_certificates
+
+    for path in make_certificates(folder, hosts, days=days):
+        print(path)
+
+
 # ---- the table ------------------------------------------------------------------------------------------------------
 
 
@@ -884,4 +903,5 @@ COMMANDS = {
     "logs": Command("cluster", logs, in_a_job=False),
     "stop": Command("cluster", stop, in_a_job=False),
     "doctor": Command("cluster", doctor),
+    "certificates": Command("cluster", certificates, in_a_job=False),
 }

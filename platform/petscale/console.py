@@ -3,11 +3,24 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
-console = Console(stderr=True, highlight=False)
+from storage.errors import printable
+
+
+class Terminal(Console):
+    """A console to which no text can give orders: what a file's name or header may hold is escaped, in tables too."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Make rich's text of a string; line breaks are ours."""
+        return super().render_str(printable(text, keep="\n"), **options)
+
+
+console = Terminal(stderr=True, highlight=False)
 
 Advance = Callable[[int, str], None]  # done so far, what is going on
 

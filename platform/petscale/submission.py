@@ -19,7 +19,7 @@ from petscale.console import console
 from petscale.data.ingest import Files, open_pet, suv_factor
 from petscale.inference import Estimator, scratch_beside, synthesize_image
 from storage import integrity, nifti, suv
-from storage.errors import InputError
+from storage.errors import InputError, printable
 from storage.source import HU, Dose
 
 RECORD = ".petscale.json"  # in the output folder: which weights made which file of which input
@@ -87,13 +87,13 @@ def submit_folder(estimator: Estimator, source: Path, output: Path, table: Path 
             _say(number, scans, "kept")
             continue
         record["files"][scan.name] = wanted  # before the file: one that is there is then known to be ours
-        output.mkdir(parents=True, exist_ok=True)
+        output.mkdir(parents=True, exist_ok=True, mode=0o700)
         integrity.write_json(output / RECORD, record)
         try:
             _synthesize(estimator, scan, entry, place)
         except InputError as error:
             refused += 1
-            console.print(f"refused {scan.name}: {error}", markup=False, soft_wrap=True)
+            console.print(f"refused {printable(scan.name)}: {error}", markup=False, soft_wrap=True)
             continue
         record["files"][scan.name] = {**wanted, "output": integrity.file_digest(place)}
         integrity.write_json(output / RECORD, record)
@@ -268,7 +268,7 @@ def _synthesize(estimator: Estimator, scan: Path, entry: Entry, place: Path) -> 
     with scratch_beside(place) as scratch:
         source, _ = open_pet(files, scratch)
         for sentence in _other_spacing(entry, source.grid.spacing_mm):
-            console.print(f"warning: {scan.name}: {sentence}", markup=False, soft_wrap=True)
+            console.print(f"warning: {printable(scan.name)}: {sentence}", markup=False, soft_wrap=True)
         dose = Dose(entry.drf, "thinned", None)
         result = synthesize_image(estimator, source, scratch, where=scan.name, dose=dose).mean
         factor = np.float32(suv_factor(files))
@@ -282,4 +282,4 @@ def _other_spacing(entry: Entry, spacing_mm: Sequence[float]) -> Iterator[str]:
 
 
 def _say(number: int, scans: Sequence[Path], what: str) -> None:
-    console.print(f"{number}/{len(scans)} {scans[number - 1].name}: {what}", markup=False, soft_wrap=True)
+    console.print(f"{number}/{len(scans)} {printable(scans[number - 1].name)}: {what}", markup=False, soft_wrap=True)

@@ -84,7 +84,7 @@ def fetch(url: str, *, only: Sequence[str] = ("*",), held: Lease | None = None) 
     if held is None and written_here(url):
         return folder
     with store_errors(url), integrity.disk_errors(folder):
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(exist_ok=True, mode=0o700)
         with integrity.exclusive(home, purpose="fetch", wait_s=_PATIENCE_S):
             table = _Table(home / TABLE)
             try:
@@ -155,7 +155,7 @@ def _each(work: Any, items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
 
 def _download(store: Store, key: str, path: Path) -> str:
     """Get one object beside its place and return its digest."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     partial = _partial(path)
     store.fs.get_file(store.at(key), str(partial))
     with partial.open("rb+") as file:
@@ -226,7 +226,7 @@ def _damaged(unit: str, problem: str) -> InputError:
 
 def _fetch_files(store: Store, folder: Path, unit: str, raw: bytes) -> None:
     target = folder / unit
-    target.mkdir(parents=True, exist_ok=True)
+    target.mkdir(parents=True, exist_ok=True, mode=0o700)
     if (target / MANIFEST).exists() and (target / MANIFEST).read_bytes() != raw:
         (target / MANIFEST).unlink()  # the files that it lists are about to change
     files = _proven(folder.parent, unit, raw)["files"]
@@ -257,7 +257,7 @@ def _fetch_files(store: Store, folder: Path, unit: str, raw: bytes) -> None:
 def _proven(scratch: Path, unit: str, raw: bytes) -> dict[str, Any]:
     """The manifest in ``raw``; its keys are the store's and must not lead out of the folder."""
     place = scratch / ".manifest" / name_of(unit)
-    place.mkdir(parents=True, exist_ok=True)
+    place.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
         (place / MANIFEST).write_bytes(raw)
         content = integrity.manifest(place)

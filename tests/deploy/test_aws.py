@@ -79,6 +79,9 @@ class TestAsWritten:
         token.parent.mkdir()
         token.write_text("secret")
         token.chmod(0o644)
+        key = tmp_path / ".config" / "petscale" / "site.key"
+        key.parent.mkdir(parents=True)
+        key.touch(0o644)
         content = cluster()
         (shell,) = [command for command in content["setup_commands"] if "~/.petscale.sh <<" in command]
         environment = {"HOME": str(tmp_path), "USER": tmp_path.name, "PATH": "/usr/bin:/bin"}
@@ -89,12 +92,13 @@ class TestAsWritten:
             "0077",
             "0",
             "700",
+            f"PETSCALE_SITE_KEY={key}",
             "PETSCALE_STORAGE=/srv/petscale",
             "RAY_AUTH_MODE=token",
             "RAY_USAGE_STATS_ENABLED=0",
             "RAY_USAGE_STATS_REPORT_URL=none",
         ]
-        assert token.stat().st_mode & 0o777 == 0o600
+        assert {path.stat().st_mode & 0o777 for path in (token, key)} == {0o600}
         commands = [c for key, value in content.items() if key.endswith("_commands") for c in value]
         for command in commands:
             assert subprocess.run(["bash", "-n", "-c", f"({command})"], capture_output=True).stderr == b""
@@ -105,7 +109,7 @@ class TestAsWritten:
         assert "make -C ~/petscale .venv/.installed" in commands
         assert not [c for c in commands if "wheel" in c or "http" in c or "ray[" in c]
         assert all("-c ~/petscale/constraints.txt" in c for c in commands if "pip install" in c)
-        assert content["file_mounts"]["~/petscale"] == "."
+        assert content["file_mounts"]["~/petscale/pyproject.toml"] == "pyproject.toml"
 
     def test_all_that_is_filled_in_is_marked_and_printed_by_the_stack(self) -> None:
         text = CLUSTER.read_text()

@@ -58,6 +58,7 @@ VOLUME = {
     "name": TEXT,
     "emptyDir": {"medium": TEXT, "sizeLimit": TEXT},
     "persistentVolumeClaim": {"claimName": TEXT, "readOnly": YES_NO},
+    "secret": {"secretName": TEXT, "defaultMode": WHOLE, "optional": YES_NO},
 }
 TOLERATION = {"key": TEXT, "operator": TEXT, "value": TEXT, "effect": TEXT, "tolerationSeconds": WHOLE}
 POD = {
@@ -350,7 +351,11 @@ def test_everything_lies_in_one_namespace_on_storage_that_all_pods_share() -> No
             assert volumes["shm"]["emptyDir"]["medium"] == "Memory"
             mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
             assert mounts["shm"] == "/dev/shm"
-            assert {"name": "PETSCALE_STORAGE", "value": mounts["storage"]} in pod["containers"][0]["env"]
+            told = {one["name"]: one["value"] for one in pod["containers"][0]["env"]}
+            assert told["PETSCALE_STORAGE"] == mounts["storage"]
+            assert told["PETSCALE_SITE_KEY"] == f"{mounts['site-key']}/site.key"
+            assert volumes["site-key"]["secret"]["defaultMode"] == 0o440  # its owner is root, its group fsGroup
+            assert not mounts["site-key"].startswith(mounts["storage"])
             assert int(group["rayStartParams"]["object-store-memory"]) < 4 * 2**30  # the sizeLimit of shm
 
 

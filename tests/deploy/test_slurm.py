@@ -90,6 +90,7 @@ facts = {
     "token_mode": stat.S_IMODE(token.stat().st_mode),
     "token_length": len(token.read_text()),
     "mode": os.environ["RAY_AUTH_MODE"],
+    "site_key": os.environ["PETSCALE_SITE_KEY"],
     "address": os.environ["RAY_ADDRESS"],
     "dashboard": sorted({at.ip for at, status in listening if status == "LISTEN" and at.port == port}),
 }
@@ -214,6 +215,7 @@ def check_cluster(facts: dict[str, Any]) -> None:
         assert node["mode"] == 0o700
         assert node["usage"] == "0"
     assert facts["mode"] == "token"
+    assert facts["site_key"] == str(Path(facts["token"]).parent / ".config/petscale/site.key")
     assert facts["token_mode"] == stat.S_IRUSR | stat.S_IWUSR
     assert facts["token_length"] == 64
     assert facts["dashboard"] == ["127.0.0.1"]

@@ -125,6 +125,7 @@ def _check_out(to: Path) -> None:
     root = Path(__file__).parents[2]
     for name in ("platform", "storage", "trainers", "tune_spaces"):
         shutil.copytree(root / name, to / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(root / "deploy", to / "deploy")
     for name in ("Makefile", "pyproject.toml", "constraints.txt", "README.md", "LICENSE", "cluster.yaml"):
         shutil.copy(root / name, to / name)
         os.utime(to / name, (0, 0))

@@ -1,6 +1,8 @@
 """The command line as it is typed: what is recorded, printed and returned; mistakes are in test_wrong_input."""
 
 import json
+import os
+import resource
 import subprocess
 import sys
 import threading
@@ -191,3 +193,24 @@ def test_a_shell_gets_a_script_that_completes_commands_and_settings(
     script = capsys.readouterr().out
     assert not [name for name in COMMANDS if name not in script]
     assert "cases-per-step" in script
+
+
+def test_a_command_leaves_no_dump_makes_private_files_and_gives_the_umask_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def show_help(console: object) -> None:
+        (tmp_path / "made").touch()
+        seen.append(((tmp_path / "made").stat().st_mode & 0o777, resource.getrlimit(resource.RLIMIT_CORE)[0]))
+
+    monkeypatch.setattr("petscale.cli.show_help", show_help)
+    before = os.umask(0o022)
+    limits = resource.getrlimit(resource.RLIMIT_CORE)
+    try:
+        main([])
+        assert seen == [(0o600, 0)]
+        assert os.umask(0o022) == 0o022
+    finally:
+        os.umask(before)
+        resource.setrlimit(resource.RLIMIT_CORE, limits)

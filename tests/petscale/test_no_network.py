@@ -14,7 +14,8 @@ from small_runs import S3PET
 from petscale.cluster.nodes import SILENT
 
 # Runs in a network, mount and process namespace of its own.  The only outer address is the one at which clouds tell a
-# machine about itself; here it is this machine's and serves names, too.  Who asks for one, or connects, is put down.
+# machine about itself; here it is this machine's and serves names, too.  Put down is who asks for one, or connects, and
+# every port that answers at the machine's address, as to a neighbour in its network; its name has that address.
 _APART = """
 import os, socket, subprocess, sys, threading, time
 from pathlib import Path
@@ -22,7 +23,8 @@ OUTSIDE, here, work = "169.254.169.254", "192.0.2.10", Path(sys.argv[1])
 for words in ("link set lo up", f"address add {OUTSIDE}/32 dev lo", f"address add {here}/24 dev lo",
               f"route add default dev lo src {here}"):
     subprocess.run(["ip", *words.split()], check=True)
-for name, text in (("resolv.conf", f"nameserver {OUTSIDE}"), ("hosts", f"127.0.0.1 localhost {socket.gethostname()}")):
+for name, text in (("resolv.conf", f"nameserver {OUTSIDE}"),
+                   ("hosts", f"127.0.0.1 localhost{chr(10)}{here} {socket.gethostname()}")):
     (work / name).write_text(text + chr(10))
     subprocess.run(["mount", "--bind", work / name, f"/etc/{name}"], check=True)
 log = (work / "heard").open("a", buffering=1)
@@ -45,7 +47,20 @@ def serve(port):
         visitor, _ = door.accept()
         print("port", port, file=log)
         visitor.close()
-for one in ((resolve, ()), (serve, (80,)), (serve, (443,))):
+def knock():
+    found = set()
+    while True:
+        for line in [l for f in ("tcp", "tcp6") for l in Path("/proc/net", f).read_text().splitlines()[1:]]:
+            address, _, port = line.split()[1].partition(":")
+            if line.split()[3] == "0A" and port not in found:
+                try:
+                    socket.create_connection((here, int(port, 16)), timeout=1).close()
+                    found.add(port)
+                    print("open", int(port, 16), address, file=log)
+                except OSError:
+                    pass
+        time.sleep(0.3)
+for one in ((resolve, ()), (serve, (80,)), (serve, (443,)), (knock, ())):
     threading.Thread(target=one[0], args=one[1], daemon=True).start()
 exec(sys.argv[2])
 time.sleep(0.5)  # what was said last is still on its way to the log
@@ -83,7 +98,8 @@ _TRAINED = """
 import json
 from petscale.cli import main
 asked = json.loads(sys.argv[3])
-main(["train", asked["cohort"], "--run", str(work / "run"), "--recipe", "s3pet", "--set", *asked["tiny"]])
+run = ["--run", str(work / "run"), "--workers", "2", "--recipe", "s3pet", "--set", *asked["tiny"]]
+main(["train", asked["cohort"], *run])
 sweep = ["--study", str(work / "sweep"), "--recipe", "s3pet", "--spaces", "losses", "--trials", "2", "--rungs", "2"]
 main(["tune", asked["cohort"], *sweep, "--set", *asked["tiny"]])
 main(["report", str(work / "run"), asked["cohort"]])
@@ -122,8 +138,16 @@ def work() -> Iterator[Path]:
 
 
 def test_the_machine_hears(work: Path) -> None:
-    script = "import socket; socket.create_connection(('a.example.org', 443)).close()"
-    assert {"name a.example.org", "port 443"} <= {*heard(script, work, {})}
+    script = """
+import socket, time
+socket.create_connection(('a.example.org', 443)).close()
+doors = [socket.create_server(("::", 4711), family=socket.AF_INET6, dualstack_ipv6=True),
+         socket.create_server((here, 4712)), socket.create_server(("127.0.0.1", 4713))]
+time.sleep(0.5)
+"""
+    said = [line.rsplit(" ", 1)[0] if line.startswith("open") else line for line in heard(script, work, {})]
+    assert {"name a.example.org", "port 443", "open 4711", "open 4712"} <= {*said}
+    assert "open 4713" not in said
 
 
 @pytest.mark.slow
@@ -135,7 +159,7 @@ def test_a_private_cluster_asks_for_nothing(work: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.beside
-def test_training_tuning_and_a_report_ask_for_nothing(cohort: Path, work: Path) -> None:
+def test_training_tuning_and_a_report_ask_for_nothing_and_let_nobody_in(cohort: Path, work: Path) -> None:
     # torch looks for a name of the peer that it talks to, the loopback, to have it for its log.
     asked = heard(_TRAINED, work, {"TMPDIR": str(work)}, cohort=str(cohort), tiny=S3PET)
     assert {*asked} <= {"name 1.0.0.127.in-addr.arpa"}

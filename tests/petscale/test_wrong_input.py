@@ -480,6 +480,7 @@ S3PET = ["--recipe", "s3pet", "--set", "recipe.window=32", "feed.source=low_drf4
         ([*SMALL, "--workers", "3"], "CFG_WORKERS cluster.workers"),
         ([*SMALL, "--workers", "0"], "CFG_RANGE cluster.workers"),
         ([*SMALL, "--workers", "2", "--device", "cuda"], "CFG_RESOURCES cluster.workers: 2 GPU wanted"),
+        ([*SMALL, "cluster.cpus_per_worker=4096"], "CFG_RESOURCES cluster.workers: 4096 CPU wanted"),
         ([*CG, "recipe.perceptual=vgg16"], "CFG_BACKBONE"),
         ([*CG, "recipe.doses=4,10,20"], "CFG_DOSES feed.source"),
         ([*CG, "split.validation_fraction=0"], "SET_NO_VALIDATION split"),

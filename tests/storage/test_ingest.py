@@ -504,6 +504,13 @@ def test_the_site_key_is_made_once_private_and_never_empty(tmp_path: Path, monke
     assert error.value.code == "CFG_SITE_KEY"
 
 
+def test_a_site_key_that_cannot_be_made_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PETSCALE_SITE_KEY", str(tmp_path / "file" / "site.key"))
+    with pytest.raises(InputError, match=r"CFG_SITE_KEY site\.key: .*PETSCALE_SITE_KEY"):
+        site_key()
+
+
 # --- killed, and out of space ---
 
 COMMON = """

@@ -405,19 +405,22 @@ def test_a_file_is_replaced_whole_or_not_at_all(
     assert integrity.file_digest(path) == hashlib.sha256(new).hexdigest()
 
 
-@pytest.mark.parametrize("mode", [0o600, 0o666])
-def test_a_new_file_has_the_permissions_asked_for(tmp_path: Path, mode: int) -> None:
-    umask = os.umask(0o022)
-    try:
-        with integrity.replacing(tmp_path / "a.bin", mode) as file:
-            file.write(b"a")
-    finally:
-        os.umask(umask)
-    assert stat.S_IMODE((tmp_path / "a.bin").stat().st_mode) == mode & ~0o022
-
-
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         fail_while_replacing(tmp_path / "a.bin", b"a", OSError(errno.ENOSPC, "no space"))
     assert error.value.code == "DISK_FULL"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_new_file_is_its_users_and_one_that_was_opened_to_others_stays_open(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        path = tmp_path / "made" / "file"
+        layout.create_group(path.parent, {})
+        integrity.write_bytes(path, b"1")
+        assert [stat.S_IMODE(one.stat().st_mode) for one in (path.parent, path)] == [0o700, 0o600]
+        path.chmod(0o640)
+        integrity.write_bytes(path, b"2")
+        assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    finally:
+        os.umask(before)

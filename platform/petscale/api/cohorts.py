@@ -173,6 +173,7 @@ def ingest(
         workers=workers,
         part=part_name(part),
         doubts="refuse" if strict else "refuse impossible",
+        hashes_patients=True,
     )
     if recipe is not None:
         keep_recipe(recipe, Path(cohort))

@@ -1,9 +1,13 @@
 """This installation's code and library versions: what a cluster is sent, and the check that all nodes run the same."""
 
+import atexit
 import hashlib
 import importlib.metadata
 import importlib.util
 import platform
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +18,33 @@ ALIKE = ("ray", "torch", "deepspeed", "numpy", "zarr", "tensorstore", "dask", "o
 
 PACKAGES = ("petscale", "storage", "trainers", "tune_spaces")
 
+CODE = (".py", ".j2")
+
 
 def code() -> dict[str, Any]:
     """Ray's runtime environment that sends all packages together, so that no node keeps an older one.
 
-    Modules alone and no working folder: someone's folder may hold more than code.
+    Modules alone and no working folder, and of them files of code alone: someone's folder may hold more than that.
     """
-    return {"py_modules": [str(_folder(package)) for package in PACKAGES]}
+    return {"py_modules": [str(_copies() / package) for package in PACKAGES]}
+
+
+@cache
+def _copies() -> Path:
+    """Folder of the packages' files of code, for as long as this process lives."""
+    copies = Path(tempfile.mkdtemp(prefix="petscale-code-"))
+    atexit.register(shutil.rmtree, copies, ignore_errors=True)
+    for package in PACKAGES:
+        for path in _files(package):
+            copy = copies / package / path.relative_to(_folder(package))
+            copy.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            shutil.copyfile(path, copy)
+    return copies
+
+
+def _files(package: str) -> list[Path]:
+    """Return the package's files of code, in order."""
+    return [path for path in sorted(_folder(package).rglob("*")) if path.suffix in CODE and path.is_file()]
 
 
 def _folder(package: str) -> Path:
@@ -36,9 +60,8 @@ def code_digest() -> str:
     digest = hashlib.sha256()
     for package in PACKAGES:
         folder = _folder(package)
-        for path in sorted(folder.rglob("*")):
-            if path.suffix in (".py", ".j2"):
-                digest.update(f"{package}/{path.relative_to(folder)}\0".encode() + path.read_bytes())
+        for path in _files(package):
+            digest.update(f"{package}/{path.relative_to(folder)}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:16]
 
 

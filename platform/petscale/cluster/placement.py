@@ -93,6 +93,11 @@ def _holds(bundles: Sequence[Mapping[str, float]]) -> bool:
     return True
 
 
+def machine_cpus() -> int:
+    """Cores of this machine that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def fewest_cpus() -> int:
     """Cores of the smallest node that works at all."""
     import ray

@@ -7,7 +7,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from storage import integrity, remote
 from storage.errors import InputError
 
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for the driver of a submitted job
+
+SOCKET_BYTES = 107  # that Linux takes as the path of a socket
 
 SESSION, DASHBOARD, TOKEN = "petscale-ray-", "dashboard.json", "token"  # a private cluster's folder, and files in it
 
@@ -57,6 +59,8 @@ def runtime_env(config: RunConfig) -> dict[str, Any]:
         environment |= {} if os.environ.get(IN_JOB) else code()
     else:
         environment["env_vars"]["HOME"] = str(Path.home())  # not Ray's, see ``_homeless``
+        # Else gloo and NCCL listen on the address that the machine's name has.
+        environment["env_vars"] |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
     return environment
 
 
@@ -92,7 +96,7 @@ def session(config: RunConfig, cpus: int, folder: Path, *read: Path, dashboard: 
         os.environ |= {"RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0", "LOG_NAME_UPDATE_INTERVAL_S": "3600"}
     import ray
 
-    temporary = _session_folder()
+    temporary = own_folder()
     environment = runtime_env(config)
     private = {
         "num_cpus": cpus,
@@ -147,7 +151,7 @@ def session(config: RunConfig, cpus: int, folder: Path, *read: Path, dashboard: 
 
 def ray_dashboard(folder: Path) -> tuple[int, Path] | None:
     """Port of Ray's dashboard, and the file with its token, of the private cluster that works in ``folder`` now."""
-    for place in Path(tempfile.gettempdir()).glob(f"{SESSION}*"):
+    for place in (found for folders in _places() for found in folders.glob(f"{SESSION}*")):
         if place.stat().st_uid == os.getuid() and psutil.pid_exists(_owner(place)) and (place / DASHBOARD).exists():
             shown = json.loads((place / DASHBOARD).read_bytes())
             if shown["folder"] == str(folder.absolute()):
@@ -173,12 +177,34 @@ def _homeless() -> Iterator[None]:
         os.environ |= {} if home is None else {"HOME": home}
 
 
-def _session_folder() -> str:
-    """A short path (Ray's sockets lie below it) that names its owner, so that a killed driver's can be removed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{SESSION}*"):
-        if not psutil.pid_exists(_owner(folder)):
-            shutil.rmtree(folder, ignore_errors=True)
-    return tempfile.mkdtemp(prefix=f"{SESSION}{os.getpid()}-")
+def own_folder() -> str:
+    """Make a folder that only this user may enter and that names this process, so that a killed one's can be removed.
+
+    Ray's sockets lie below it, and the kernel takes no long path of a socket: where ``TMPDIR`` is too long, it is in
+    ``/tmp``.
+
+    Raises:
+        InputError: CLU_SOCKET_PATH.
+    """
+    pid = os.getpid()
+    longest = len(f"/{SESSION}{pid}-abcdefgh/r/session_2026-01-01_00-00-00_000000_{pid}/sockets/plasma_store")
+    for place in _places():
+        if len(os.fsencode(place)) + longest <= SOCKET_BYTES:
+            for folder in place.glob(f"{SESSION}*"):
+                if not psutil.pid_exists(_owner(folder)):
+                    shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):
+                return tempfile.mkdtemp(prefix=f"{SESSION}{pid}-", dir=place)
+    raise InputError(
+        "CLU_SOCKET_PATH",
+        where="TMPDIR",
+        found=f"Ray's sockets leave it {SOCKET_BYTES - longest} characters, it has more, and /tmp takes no folder",
+        remedy="let TMPDIR name a folder with a shorter path, or make /tmp writable",
+    )
+
+
+def _places() -> list[Path]:
+    return list(dict.fromkeys([Path(tempfile.gettempdir()), Path("/tmp")]))  # noqa: S108  (our folder there is private)
 
 
 def require_resources(found: Mapping[str, float], config: RunConfig) -> None:

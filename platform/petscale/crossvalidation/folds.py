@@ -74,7 +74,7 @@ def _gathered(folder: Path, found: Sequence[Mapping[str, Evaluation]], plans: Se
     results = {}
     for source in found[0]:
         place = folder / EVALUATION / source
-        place.mkdir(parents=True, exist_ok=True)
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
         results[source] = gather({plan.run.name: one[source] for plan, one in zip(plans, found, strict=True)}, subjects)
         results[source].write(place)
         patients = len(results[source].cases)

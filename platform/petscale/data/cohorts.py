@@ -12,7 +12,7 @@ from pathlib import Path
 
 from petscale.cluster import nodes
 from petscale.cluster.nodes import joined
-from petscale.cluster.placement import fewest_cpus
+from petscale.cluster.placement import fewest_cpus, machine_cpus
 from petscale.console import bar, console
 from petscale.data.ingest_table import note_lines, repeated_lines, show_ingested
 from storage import integrity, layout, remote
@@ -32,6 +32,7 @@ def fill_cohort(
     part: str = "",
     folders: Mapping[str, str] | None = None,
     doubts: Doubts = "note",
+    hashes_patients: bool = False,
 ) -> Outcome:
     """Ingest with a bar over all tasks, then say what was committed, kept and refused.
 
@@ -39,7 +40,15 @@ def fill_cohort(
         InputError: as ``fill_what_can_be``; SET_REFUSED when only some cases were refused.
     """
     outcome = fill_what_can_be(
-        title, cohort, plans, strict=strict, workers=workers, part=part, folders=folders, doubts=doubts
+        title,
+        cohort,
+        plans,
+        strict=strict,
+        workers=workers,
+        part=part,
+        folders=folders,
+        doubts=doubts,
+        hashes_patients=hashes_patients,
     )
     if outcome.refused:
         raise InputError(
@@ -61,6 +70,7 @@ def fill_what_can_be(
     part: str = "",
     folders: Mapping[str, str] | None = None,
     doubts: Doubts = "note",
+    hashes_patients: bool = False,
 ) -> Outcome:
     """Ingest with a bar over all tasks; cases that are refused beside others are in the outcome, and on the terminal.
 
@@ -68,6 +78,8 @@ def fill_what_can_be(
         part: name of the part that this is, where other parts may be ingested at the same time.
         folders: case -> where its files are, for the terminal only.
         doubts: what becomes of cases that carry a note of weight.
+        hashes_patients: the plans hash patients with the site's key, which all nodes of a cluster must then share;
+            phantoms and simulations need none.
 
     Raises:
         InputError: the first refusal when nothing was committed or kept, so that a single mistake is told as itself;
@@ -75,8 +87,11 @@ def fill_what_can_be(
     """
     if workers is not None and workers < 1:
         raise InputError("CFG_RANGE", where="--workers", found=str(workers), remedy="give 1 or more")
+    if workers is not None and not joined() and workers > machine_cpus():
+        found = f"{workers} wanted, this machine has {machine_cpus()} cores"
+        raise InputError("CFG_RESOURCES", where="--workers", found=found, remedy="ask for fewer")
     with _restored_when_empty(cohort):
-        return _fill(title, cohort, plans, strict, workers, part, folders or {}, doubts)
+        return _fill(title, cohort, plans, strict, workers, part, folders or {}, doubts, hashes_patients)
 
 
 def _fill(
@@ -88,9 +103,10 @@ def _fill(
     part: str,
     folders: Mapping[str, str],
     doubts: Doubts,
+    hashes_patients: bool,
 ) -> Outcome:
     done: set[str] = set()
-    with bar(title, len(plans)) as advance, _spread(cohort, workers) as spread:
+    with bar(title, len(plans)) as advance, _spread(cohort, workers, hashes_patients) as spread:
 
         def progress(case: str, tasks: int, total: int) -> None:
             done.update([case] if tasks == total else [])
@@ -126,7 +142,7 @@ def _fill(
 
 
 @contextmanager
-def _spread(cohort: Path, workers: int | None) -> Iterator[Spread]:
+def _spread(cohort: Path, workers: int | None, hashes_patients: bool) -> Iterator[Spread]:
     """One case after another on this machine; in a cluster's job, all nodes at once, a case each.
 
     Raises:
@@ -135,7 +151,7 @@ def _spread(cohort: Path, workers: int | None) -> Iterator[Spread]:
     if not joined() or remote.origin(cohort):  # what is written for an object store is published from one node
         yield one_after_another
         return
-    if "PETSCALE_SITE_KEY" not in os.environ:
+    if hashes_patients and "PETSCALE_SITE_KEY" not in os.environ:
         raise InputError(
             "CLU_SITE_KEY",
             where="PETSCALE_SITE_KEY",
@@ -145,9 +161,12 @@ def _spread(cohort: Path, workers: int | None) -> Iterator[Spread]:
     from petscale.cluster.session import session
     from petscale.config import RunConfig
 
-    site_key()  # made if need be, before every node must find it
-    cohort.mkdir(parents=True, exist_ok=True)
-    with session(RunConfig(), 0, cohort, Path(os.environ["PETSCALE_SITE_KEY"])):
+    read = []
+    if hashes_patients:
+        site_key()  # made if need be, before every node must find it
+        read = [Path(os.environ["PETSCALE_SITE_KEY"])]
+    cohort.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with session(RunConfig(), 0, cohort, *read):
         yield partial(nodes.spread, cpus=workers or min(4, fewest_cpus()))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from petscale.console import Terminal
 from petscale.data.inspection import same_scan_lines
 from storage import notes
 from storage.errors import printable
@@ -42,7 +43,7 @@ def show_ingested(console: Console, cohort: Path, cases: Sequence[str], folders:
             ", ".join(image for image in case.images if image != "body"),
             ", ".join(told),
         )
-    wide = console if console.is_terminal else Console(file=console.file, highlight=False, width=PIPE_WIDTH)
+    wide = console if console.is_terminal else Terminal(file=console.file, highlight=False, width=PIPE_WIDTH)
     wide.print(table, markup=False)
     if len(cases) > ROWS:
         console.print(f"and {len(cases) - ROWS} more: petscale inspect --cases", markup=False)

@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from petscale.console import Terminal
 from petscale.data.inspection import RULE, Inspection
 from storage.notes import NOTES, sentence
 from storage.source import SUV
@@ -17,8 +18,8 @@ GRIDS = 8  # grids that are shown, those of most cases; --cases shows every case
 
 def screen() -> Console:
     """Return what a command's result is printed on: standard output, also a pipe, without cutting names."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=PIPE_WIDTH)
+    console = Terminal(highlight=False)
+    return console if console.is_terminal else Terminal(highlight=False, width=PIPE_WIDTH)
 
 
 def show(inspection: Inspection, console: Console, *, each: bool) -> None:

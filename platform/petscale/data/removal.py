@@ -141,7 +141,7 @@ def _take_out(cohort: Path, name: str) -> Iterator[str]:
     if there:
         if out.exists():  # a removal was killed, and the case was ingested again since
             shutil.rmtree(out)
-        out.parent.mkdir(parents=True, exist_ok=True)
+        out.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         os.replace(folder, out)
         integrity.fsync_folder(folder.parent)
     with suppress(ValueError):

@@ -77,7 +77,7 @@ def write_tree(
         )
     if folder.exists() and any(folder.iterdir()):
         raise InputError("DISK_EXISTS", where=folder.name, found="it holds files", remedy="give a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     TREES[layout](folder, _people(count, config, scan, drfs))
 
 
@@ -162,7 +162,7 @@ def _fused(z: int, header: Any) -> None:
 
 def _boxes(folder: Path, person: Person, ct: Path) -> None:
     """A file per CT slice that cuts a lesion, named by the slice's SOP instance UID."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for z, one in enumerate(dicom.open_series(ct, modality="CT").slices):
         ys, xs = np.nonzero(person.lesions(z, z + 1)[0])
         if not ys.size:

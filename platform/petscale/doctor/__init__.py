@@ -19,6 +19,7 @@ from rich.table import Table
 
 from petscale.cluster.nodes import STORAGE, joined, on_every_node
 from petscale.cluster.shared_storage import check_shared
+from petscale.console import Terminal
 from petscale.doctor import port_probe, rules
 from petscale.doctor.machine import clock, facts
 from petscale.doctor.port_probe import targets
@@ -74,7 +75,7 @@ def run(storage: Path | None = None) -> None:
     Raises:
         InputError: ``CLU_DOCTOR`` when something must be fixed; as ``check``.
     """
-    console = Console(highlight=False)
+    console = Terminal(highlight=False)
     if not joined():
         text = "This machine only; a cluster is checked by `petscale submit doctor --storage FOLDER`."
         console.print(text, soft_wrap=True)

@@ -91,7 +91,7 @@ def evaluate_average(
         about = {**joined.metadata, "average": _told(whole), "external": shares.statement or None}
         results[source] = Evaluation(joined.rows, joined.images, joined.cases, about)
         place = home / EVALUATION / whole.folder / source
-        place.mkdir(parents=True, exist_ok=True)
+        place.mkdir(parents=True, exist_ok=True, mode=0o700)
         results[source].write(place)
         said = f"{whole.description}, from {source}: {len(joined.cases)} patient(s); a patient's scans are averaged"
         console.print(said, markup=False, soft_wrap=True)

@@ -3,8 +3,6 @@
 What a network has to beat is thus known before one is trained.
 """
 
-import csv
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -31,6 +29,7 @@ from petscale.evaluation.fitting import (
 from petscale.evaluation.scores import Evaluation, flat, plus_minus
 from petscale.evaluation.scoring import score_stored_case
 from petscale.splits import SplitConfig, split_cases
+from petscale.spreadsheet import csv_text
 from storage.errors import InputError
 from storage.integrity import json_safe, write_bytes, write_json
 from storage.reader import Case, Cases, open_cohort
@@ -201,12 +200,8 @@ def _scored(cohort: Cases, cases: Mapping[str, Case], source: str, target: str, 
 def write_baselines(folder: Path, scored: Mapping[str, Scored], about: Mapping[str, object]) -> None:
     """Write every score as CSV, and scores, means and rules as JSON, each file whole or not at all."""
     lines = [{"source": source, **flat(row)} for source, found in scored.items() for row in found.evaluation.rows]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(folder / CSV, text.getvalue().encode())
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_bytes(folder / CSV, csv_text(list(lines[0]), (list(line.values()) for line in lines)).encode())
     content: dict[str, object] = {"metadata": dict(about)}
     for source, found in scored.items():
         told = found.evaluation.json()

@@ -153,7 +153,7 @@ def keep_patients(run: Path, facts: Mapping[str, Any], cohort: Cases, source: st
         return
     images = [cases[name].image(source) for name in facts["train"]]
     nuclides = sorted({nuclide_of(image.provenance) for image in images} - {""})
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     subjects = {name: case.subject for name, case in cases.items()}
     integrity.write_json(path, {"subjects": subjects, "nuclides": nuclides})
 

@@ -76,7 +76,7 @@ def _fitted(
     """Fit what needs no network on some cases, and write it."""
     with bar("baselines", len(cases)) as advance:
         found = fit_baseline(cases, source, target, of=of, scored=scored, advance=advance)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     integrity.write_json(path, found.to_json())
     return found
 
@@ -89,7 +89,7 @@ def external_baseline(run: Path, folder: Path, cases: Sequence[Case], source: st
     path, kept = folder / source / BASELINE, run / EVALUATION / source / BASELINE
     if kept.is_file():
         found = suited(baseline_from_json(json.loads(kept.read_bytes())), cases)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         integrity.write_json(path, found.to_json())
         return found
     return _fitted(cases, source, target, path, of=SCORED_HERE)
@@ -170,7 +170,7 @@ def evaluate_run(
             for name in started[source].cases:
                 search_case(opened.case(name), lesions)
     if chosen.cohort:
-        chosen.folder.mkdir(parents=True, exist_ok=True)
+        chosen.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         integrity.write_json(chosen.folder / DIGESTS, {"cases": dict(chosen.digests)})
     results = {}
     for source, start in started.items():
@@ -216,7 +216,7 @@ def evaluate_run(
         if ceilings:
             about["ceiling"] = ceiling.as_json(ceilings, opened.case(start.cases[0]), source)
         results[source] = Evaluation(tuple(rows), images, start.cases, about)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         results[source].write(folder)
         console.print(results[source].table())
         for found in (results[source].unet_table(), ceiling.table(results[source])):

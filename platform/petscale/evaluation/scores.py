@@ -1,7 +1,5 @@
 """Scores of test cases: rows, summaries over cases, paired tests, terminal tables, and the files they are kept in."""
 
-import csv
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from petscale.spreadsheet import csv_text
 from storage.errors import InputError
 from storage.integrity import json_safe, write_bytes, write_json
 from trainers.metrics.clinical import BIASES
@@ -127,11 +126,7 @@ class Evaluation:
     def csv(self) -> str:
         """Return every score as one line of CSV, the rule's fields in columns of their own."""
         lines = [flat(row) for row in self.rows]
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(lines[0]) if lines else ["case"], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(lines)
-        return text.getvalue()
+        return csv_text(list(lines[0]) if lines else ["case"], (list(line.values()) for line in lines))
 
     def json(self) -> dict[str, object]:
         """Return everything as JSON-able values, each rule once; numbers that are not finite become null."""

@@ -112,7 +112,7 @@ def _run_rows(
 ) -> Path:
     """Train and score every row on a cohort that is there, and write the table into ``place``."""
     folder = home.parent
-    place.mkdir(parents=True, exist_ok=True)
+    place.mkdir(parents=True, exist_ok=True, mode=0o700)
     patients = patients_of(open_cohort(cohort))
     scores: Scores = {}
     runs: dict[str, list[str]] = {}
@@ -238,7 +238,7 @@ def _evaluate_resized(run: Path, resized: Cohort, native: Cohort) -> dict[str, E
         about = {"source": source, "resized": "by area to the network's volume and back by linear interpolation"}
         results[source] = Evaluation(tuple(rows), tuple(candidates), tuple(facts["test"]), about)
         folder = run / EVALUATION / f"{source}-native"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         results[source].write(folder)
     return results
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from petscale.cluster.placement import machine_cpus
 from petscale.config import ClusterConfig, RunConfig
 from petscale.splits import SplitConfig
 from storage.lowdose import LowDoseConfig
@@ -36,7 +37,7 @@ def demo(seed: int = 0) -> RunConfig:
         feed=replace(restore.FEED, source=("low_drf20",), seed=seed),
         loop=LoopConfig(log_every=10, save_every=100, picture_every=100, seed=seed),
         split=SplitConfig(test_fraction=0.34, seed=seed),
-        cluster=ClusterConfig(workers=2),
+        cluster=ClusterConfig(workers=min(2, machine_cpus())),
     )
 
 
@@ -58,7 +59,7 @@ def demo_of_sgsgan(seed: int = 0) -> RunConfig:
         feed=FeedConfig(source=("low_drf20",), cases_per_step=2, seed=seed),
         loop=LoopConfig(log_every=5, save_every=50, picture_every=50, seed=seed),
         split=SplitConfig(test_fraction=0.34, seed=seed),
-        cluster=ClusterConfig(workers=2),
+        cluster=ClusterConfig(workers=min(2, machine_cpus())),
     )
 
 
@@ -84,5 +85,5 @@ def sarcoma() -> RunConfig:
         feed=FeedConfig(source=("low_drf4", "low_drf20", "low_drf100"), cases_per_step=2),
         loop=LoopConfig(log_every=10, save_every=100, picture_every=200),
         split=SplitConfig(test=("sts_001_wholebody", *(f"sts_{number:03d}" for number in held))),
-        cluster=ClusterConfig(workers=2),
+        cluster=ClusterConfig(workers=min(2, machine_cpus())),
     )

@@ -3,16 +3,13 @@
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
-from rich.console import Console
-
-from petscale.console import bar
+from petscale.console import Terminal, bar
 from petscale.data.inspection import Inspection
 from petscale.data.inspection_table import PIPE_WIDTH, show
 from petscale.reporting.pictures import BONE_HU, GREY, anterior_mip, coronal_slice
+from petscale.reporting.templates import template
 from petscale.training.pictures import CT_HU
 from storage.integrity import write_bytes
 from storage.reader import Case, open_cohort
@@ -47,11 +44,9 @@ def write_cohort_page(path: Path, cohort: Path, inspection: Inspection) -> None:
             advance(number, case.case)
             pictured[case.case] = list(_pictures(opened.case(case.case)))
         advance(len(inspection.cases), "")
-    console = Console(record=True, highlight=False, width=PIPE_WIDTH, file=io.StringIO())
+    console = Terminal(record=True, highlight=False, width=PIPE_WIDTH, file=io.StringIO())
     show(inspection, console, each=False)
-    template = files("petscale.reporting").joinpath("cohort.html.j2").read_text(encoding="utf-8")
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(template)
-    text = page.render(title=inspection.cohort, told=console.export_text(), cases=pictured)
+    text = template("cohort.html.j2").render(title=inspection.cohort, told=console.export_text(), cases=pictured)
     write_bytes(path, text.encode())
 
 

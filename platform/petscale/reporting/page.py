@@ -1,18 +1,14 @@
 """The report: what a reader must see about a run, on one HTML page that loads nothing from a network."""
 
 import base64
-import csv
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 
 from petscale.evaluation import detection
@@ -35,7 +31,9 @@ from petscale.reporting.score_tables import (
     organ_table,
     score_tables,
 )
+from petscale.reporting.templates import template
 from petscale.reporting.verdict import verdict
+from petscale.spreadsheet import csv_text
 from petscale.training.pictures import CT_HU
 from storage.integrity import write_bytes
 from storage.source import ImageSource
@@ -108,12 +106,10 @@ def write_report(path: Path, data: ReportData) -> None:
 
 def render(data: ReportData) -> str:
     """Return the page as HTML text."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files("petscale.reporting").joinpath("template.html.j2").read_text("utf-8"))
     evaluation = data.evaluation
     content, table = _numbers(evaluation)
     chosen = _chosen(data)
-    return template.render(
+    return template("template.html.j2").render(
         data=data,
         evaluation=evaluation,
         verdict=verdict(evaluation),
@@ -277,11 +273,9 @@ def _numbers(evaluation: Evaluation) -> tuple[dict[str, object], str]:
     columns = ("case", "image", "region", "kind", "rule", "value", "range_value")
     rows = [[row[column] for column in columns] for row in _dicts(content["scores"])]
     rules = _dicts(content["rules"])
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow((*columns, "metric", "units", "preset"))
-    writer.writerows((*row, *(rules[row[4]][name] for name in ("metric", "units", "preset"))) for row in rows)
-    return {**content, "scores": {"columns": columns, "rows": rows}}, text.getvalue()
+    told = ("metric", "units", "preset")
+    table = csv_text((*columns, *told), ((*row, *(rules[row[4]][name] for name in told)) for row in rows))
+    return {**content, "scores": {"columns": columns, "rows": rows}}, table
 
 
 def _dicts(content: object) -> list[dict[str, Any]]:

@@ -5,15 +5,10 @@ difference of one seed on validation patients does not support.
 """
 
 import base64
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, StrictUndefined
 
 from petscale.reporting.page import script_json
 from petscale.reporting.sweep_charts import (
@@ -35,6 +30,8 @@ from petscale.reporting.sweep_trials import (
     trial_of,
     value_text,
 )
+from petscale.reporting.templates import template
+from petscale.spreadsheet import csv_text
 from storage.integrity import json_safe, write_bytes
 
 
@@ -80,15 +77,13 @@ def write_sweep(path: Path, data: SweepData) -> None:
 
 def render(data: SweepData) -> str:
     """Return the page as HTML text."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files("petscale.reporting").joinpath("sweep.html.j2").read_text("utf-8"))
     trials = sorted(map(trial_of, data.trials), key=lambda trial: trial.number)
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     complete = [trial for trial in trials if trial.values]
     best = pareto(complete, data.objectives)
     paper = paper_trial(trials)
     content, table = _numbers(data, trials, names)
-    return template.render(
+    return template("sweep.html.j2").render(
         data=data,
         verdict=verdict(data.objectives, trials),
         counts=_counts(trials),
@@ -254,12 +249,11 @@ def _numbers(data: SweepData, trials: Sequence[Trial], names: Sequence[str]) -> 
         "importances": {name: dict(shares) for name, shares in data.importances.items()},
         "trials": told,
     }
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["number", "state", *(goal.name for goal in data.objectives), *names, "seconds", "folder", "note"])
+    columns = ["number", "state", *(goal.name for goal in data.objectives), *names, "seconds", "folder", "note"]
+    rows: list[list[object]] = []
     for trial in trials:
         values = trial.values or ("",) * len(data.objectives)
         params = [trial.params.get(name, "") for name in names]
         seconds = "" if trial.seconds is None else trial.seconds
-        writer.writerow([trial.number, trial.told, *values, *params, seconds, trial.folder, trial.note])
-    return content, text.getvalue()
+        rows.append([trial.number, trial.told, *values, *params, seconds, trial.folder, trial.note])
+    return content, csv_text(columns, rows)

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import math
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import torch
 
 from petscale.cluster import session as sessions
 from petscale.cluster.nodes import joined
+from petscale.cluster.placement import machine_cpus
 from petscale.cluster.session import require_resources
 from petscale.config import RunConfig
 from petscale.console import console
@@ -54,8 +54,8 @@ def train(
     plan = plan_run(cohort, run, config, others=others, roles=roles)
     for note in plan.notes:
         console.print(note, markup=False, soft_wrap=True)
-    if not joined():  # a private cluster has the GPUs of this machine, and as many workers as asked for
-        require_resources({"CPU": math.inf, "GPU": torch.cuda.device_count()}, config)
+    if not joined():
+        require_resources({"CPU": machine_cpus(), "GPU": torch.cuda.device_count()}, config)
     with integrity.exclusive(plan.run, purpose="train"):
         plan.record(command)
         cores = config.cluster.workers * config.cluster.cpus_per_worker
@@ -76,6 +76,8 @@ def train_on_ray(plan: Plan, *, until: int | None = None) -> None:
     from ray.train import RunConfig as RayRunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from petscale.training.ranks import ByFile
+
     # Cases are read from Zarr by the workers themselves: the actor that hands out Ray's own data sets would only cost a
     # process.  Who gives the workers' place back when the controller dies asks the dashboard every second.  A private
     # cluster has one for a sweep's trials alone, and ends with its driver anyway.
@@ -90,6 +92,7 @@ def train_on_ray(plan: Plan, *, until: int | None = None) -> None:
             return [c for c in super()._create_default_callbacks() if not isinstance(c, tuple(needless))]
 
     run, cluster = plan.run, plan.config.cluster
+    meeting = "" if joined() else sessions.own_folder()
     trainer = Trainer(
         train_worker,
         train_loop_config=replace(plan.job, until=until).to_json(),
@@ -98,7 +101,7 @@ def train_on_ray(plan: Plan, *, until: int | None = None) -> None:
             use_gpu=cluster.device == "cuda",
             resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.device == "cuda" else {}),
         ),
-        torch_config=TorchConfig(timeout_s=300),
+        torch_config=ByFile(timeout_s=300, folder=meeting) if meeting else TorchConfig(timeout_s=300),
         run_config=RayRunConfig(
             # A fresh name: Ray's own notion of a latest checkpoint is never asked, our manifests are.
             name=f"attempt-{uuid.uuid4().hex[:8]}",
@@ -113,6 +116,8 @@ def train_on_ray(plan: Plan, *, until: int | None = None) -> None:
         failure = error
     finally:
         shutil.rmtree(run / "ray", ignore_errors=True)
+        if meeting:
+            shutil.rmtree(meeting, ignore_errors=True)
     if held := remote.holding(remote.origin(run)):  # what rank 0 published, maybe from another node
         remote.fetch(held.url, held=held)
     raise_refusal(run)

@@ -50,7 +50,7 @@ def picture(
             axes.set_title(title, fontsize=9)
             axes.set_axis_off()
         figure.suptitle(f"step {step}, case {case.name}, SUV 0 to {window_suv:g}", fontsize=9)
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(exist_ok=True, mode=0o700)
         FigureCanvasAgg(figure).print_png(folder / f"step-{step:07d}.png")
 
     return draw_picture

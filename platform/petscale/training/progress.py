@@ -1,9 +1,11 @@
 """A run's records while it trains: JSON lines and TensorBoard events, and the bar that follows them."""
 
 import json
+import os
 import sys
 import threading
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,27 +15,56 @@ from petscale.folders import EVENTS, METRICS
 from storage import integrity
 
 
+class Events:
+    """A file of TensorBoard events.  TensorBoard's own writer would name it after this machine.
+
+    Args:
+        folder: where the file is made.
+        step: what earlier files hold of later steps is no longer shown.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._path = folder / f"events.out.tfevents.{time.time_ns() // 10**9:010d}.{os.getpid()}.{step}"
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._write(Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Add numbers by name."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
+        if values:
+            self._write(Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+
+    def _write(self, event: Any) -> None:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        with self._path.open("ab") as file:
+            RecordWriter(file).write(event.SerializeToString())
+
+
 class Reporter:
     """Rank 0's records: one JSON line each, and TensorBoard events.  A full disk here never stops the training."""
 
     def __init__(self, folder: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._path = folder / METRICS
-        self._open: Callable[[int], Any] = lambda step: SummaryWriter(str(folder / EVENTS), purge_step=step)
-        self._events: Any = None
+        self._path, self._folder = folder / METRICS, folder / EVENTS
+        self._events: Events | None = None
 
     def __call__(self, record: dict[str, Any]) -> None:
         """Write one record of the loop."""
         try:
             if record["event"] == "start":
                 self._forget_after(int(record["step"]))
-                self._events = self._open(int(record["step"]))
+                self._events = Events(self._folder, int(record["step"]))
             with self._path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
-            for name, value in record.items():
-                if isinstance(value, float):
-                    self._events.add_scalar(name, value, record["step"])
+            if self._events:
+                numbers = {name: value for name, value in record.items() if isinstance(value, float)}
+                self._events.add(int(record["step"]), numbers)
         except OSError as error:
             print(f"petscale: metrics not written ({error.strerror})", file=sys.stderr)
 

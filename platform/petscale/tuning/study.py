@@ -72,7 +72,7 @@ def open_study(
         )
     directions = [objective.direction for objective in objectives]
     with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if storage in ("", "journal"):
         repair_journal(folder / JOURNAL)
         # A writer that was killed leaves Optuna's lock, which would cost the next one 30 s; ours is held by now.

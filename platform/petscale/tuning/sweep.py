@@ -4,7 +4,6 @@ The study is the only record.  Ray Tune's own state is neither saved nor restore
 second record of what is finished.  A trial's folder is a run's folder; an interrupted trial continues in it from its
 last checkpoint, and budgets at which it was scored are not trained again."""
 
-import os
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ import torch
 
 from petscale import config as configs
 from petscale.cluster import nodes
+from petscale.cluster.placement import machine_cpus
 from petscale.cluster.session import require_resources
 from petscale.cluster.shared_storage import require_path
 from petscale.config import RunConfig
@@ -84,7 +84,7 @@ def sweep(
         console.print(note, markup=False, soft_wrap=True)
     _check_validation(plan, open_together(cohorts), objectives)
     if not nodes.joined():
-        require_resources({"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}, base)
+        require_resources({"CPU": machine_cpus(), "GPU": torch.cuda.device_count()}, base)
     with hold(folder):
         budgets = ends(plan.num_steps, config.rungs, config.factor)
         identity = {

@@ -150,7 +150,7 @@ def train_and_score(job: TrialJob, rung: int) -> dict[str, float]:
         roles = None if job.roles is None else Roles.recorded(job.roles)
         others = [Path(other) for other in job.others]
         plan = plan_run(Path(job.cohort), run, config, validation=True, roles=roles, others=others)
-        run.mkdir(parents=True, exist_ok=True)
+        run.mkdir(parents=True, exist_ok=True, mode=0o700)
         train_until(plan, ends(plan.num_steps, job.rungs, job.factor)[rung])
         rows = validation_scores(run, open_cohorts([Path(job.cohort), *others]), plan.facts["validation"])
         wanted = [objective(name) for name in job.objectives]

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,37 @@ from petscale.cluster.installation import ALIKE, PACKAGES, code_digest, versions
 from petscale.cluster.jobs import received
 from petscale.cluster.nodes import SILENT, STORAGE
 from petscale.cluster.placement import SCALE_UP_S
+from petscale.data import cohorts
 from storage.errors import InputError
 
 Bundle = Mapping[str, float]
 PAIR = [{"CPU": 4, "GPU": 1}] * 2
+
+
+@pytest.mark.parametrize("hashes_patients", [False, True])
+def test_only_what_hashes_patients_needs_the_sites_key_on_a_cluster(
+    hashes_patients: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.10:6379")
+    monkeypatch.delenv("PETSCALE_SITE_KEY")
+    read: list[tuple[Path, ...]] = []
+
+    @contextmanager
+    def session(config: object, cpus: int, folder: Path, *files: Path) -> Iterator[None]:
+        read.append(files)
+        yield
+
+    monkeypatch.setattr("petscale.cluster.session.session", session)
+    spread = cohorts._spread(tmp_path / "cohort", 1, hashes_patients)
+    if hashes_patients:
+        with pytest.raises(InputError, match="CLU_SITE_KEY"), spread:
+            pass
+        monkeypatch.setenv("PETSCALE_SITE_KEY", str(tmp_path / "site.key"))
+        with cohorts._spread(tmp_path / "cohort", 1, hashes_patients):
+            assert read == [(tmp_path / "site.key",)]
+    else:
+        with spread:
+            assert read == [()]
 
 
 @dataclasses.dataclass

@@ -43,3 +43,26 @@ def test_the_bar_shows_losses_and_the_last_validation(
     step, text = bar.told[-1]
     assert step == 10
     assert text.endswith(told)
+
+
+def test_tensorboard_reads_the_events_and_no_file_names_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setattr("socket.gethostname", lambda: "radiology-pc-7")
+    report = progress.Reporter(tmp_path)
+    report({"event": "start", "step": 0})
+    report(LOG)
+    report(LOG | {"step": 20, "loss/mse": 0.25})
+    report(LOG | {"step": 30, "loss/mse": 0.75})
+    again = progress.Reporter(tmp_path)  # of an attempt that goes on at step 10
+    again({"event": "start", "step": 10})
+    again(LOG | {"step": 20, "loss/mse": 0.125})
+    (folder,) = [path for path in tmp_path.iterdir() if path.is_dir()]
+    shown = EventAccumulator(str(folder))
+    shown.Reload()
+    assert [(one.step, one.value) for one in shown.Scalars("loss/mse")] == [(10, 0.5), (20, 0.125)]
+    for path in folder.iterdir():
+        assert "radiology" not in path.name
+        assert b"radiology" not in path.read_bytes()

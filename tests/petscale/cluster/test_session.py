@@ -1,0 +1,43 @@
+"""The folder of a private cluster: short enough for sockets, wherever temporary files are, or refused in one line."""
+
+import os
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from petscale.cluster import session
+from storage.errors import InputError
+
+
+@pytest.mark.parametrize("length", [20, 60, 200])
+def test_wherever_temporary_files_are_sockets_find_room(
+    length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / ("x" * length)
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    made = Path(session.own_folder())
+    try:
+        deep = made / f"r/session_2026-11-29_17-29-39_123456_{os.getpid()}/sockets"
+        deep.mkdir(parents=True)
+        with socket.socket(socket.AF_UNIX) as one:
+            one.bind(str(deep / "plasma_store"))
+        assert made.stat().st_mode & 0o777 == 0o700
+    finally:
+        shutil.rmtree(made)
+
+
+def test_a_short_folder_for_temporary_files_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(prefix="p", dir="/tmp") as short:
+        monkeypatch.setattr(tempfile, "tempdir", short)
+        monkeypatch.setattr(os, "getpid", lambda: 1)
+        assert Path(session.own_folder()).parent == Path(short)
+
+
+def test_no_room_anywhere_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "_places", lambda: [tmp_path / ("x" * 200), tmp_path / "missing"])
+    with pytest.raises(InputError, match="CLU_SOCKET_PATH TMPDIR"):
+        session.own_folder()
