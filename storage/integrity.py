@@ -69,6 +69,18 @@ def write_json(path: Path, content: object) -> None:
     write_bytes(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 
+def parse_json(content: bytes | str) -> Any:
+    """Return what JSON holds.
+
+    Raises:
+        ValueError: no JSON, also where it is nested so deeply that no parser follows.
+    """
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def json_safe(content: object) -> object:
     """Return ``content`` with null in place of numbers that JSON does not have: infinities and NaN; tuples as lists."""
     match content:
@@ -212,7 +224,7 @@ def _files(folder: Path) -> list[str]:
     return sorted(key for key in keys if key != MANIFEST)
 
 
-def root_digest(entries: Mapping[str, Mapping[str, object]], facts: Mapping[str, object]) -> str:
+def root_digest(entries: Mapping[str, object], facts: Mapping[str, object]) -> str:
     """Digest of a whole folder: every key, size and digest, and the manifest's own facts."""
     return hashlib.sha256(json.dumps([entries, facts], sort_keys=True).encode()).hexdigest()
 

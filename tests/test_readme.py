@@ -116,6 +116,7 @@ def tiny_training(monkeypatch: pytest.MonkeyPatch) -> None:
     from petscale import config as configs
     from petscale.cluster import session as sessions
     from petscale.folders import CHECKPOINTS, WEIGHTS
+    from petscale.proof import carried
     from petscale.training import driver
     from petscale.training.planning import Plan
     from storage.reader import open_cohort
@@ -163,6 +164,7 @@ def tiny_training(monkeypatch: pytest.MonkeyPatch) -> None:
             patches_per_step=config.patches_per_step,
         )
         facts = {"recipe": config.recipe, "config": json.dumps(configs.to_json(config))}
+        facts |= carried(job.roles, job.cases)
         checkpoint.write_weights(run / WEIGHTS, recipe.weights(), facts)
 
     monkeypatch.setattr(driver, "train", train)

@@ -26,6 +26,7 @@ from petscale.inference import (
     Trained,
     check_new,
     describe,
+    load_run,
     open_run,
     run_case,
     scratch_beside,
@@ -133,7 +134,7 @@ class Ensemble:
         """Synthesize by every run from every mirror image; one network is held at a time."""
         average = Average(scratch, case.image(image).grid, self._provenance(image, differences))
         for member in self.members:
-            trained = open_run(member.folder)
+            trained = load_run(member.folder)
             for mirrored in mirrors(self.flips):
                 average.begin()
                 seen = f"mirrored along {' '.join(AXES[axis] for axis in mirrored)}" if mirrored else ""

@@ -24,6 +24,7 @@ from petscale import config as configs
 from petscale.cli import main
 from petscale.cluster import session as sessions
 from petscale.folders import WEIGHTS
+from petscale.proof import carried
 from petscale.training import driver
 from petscale.training.planning import Plan
 from storage import dicom_write
@@ -184,6 +185,7 @@ def exported(plan: Plan) -> None:
         config.model, make_engine=plain_engine, patches_per_step=config.patches_per_step
     )
     facts = {"recipe": config.recipe, "config": json.dumps(configs.to_json(config))}
+    facts |= carried(plan.job.roles, plan.job.cases)
     checkpoint.write_weights(run / WEIGHTS, recipe.weights(), facts)
 
 

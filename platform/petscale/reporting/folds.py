@@ -11,6 +11,7 @@ from petscale.evaluation.folds import gather, names_in_all
 from petscale.evaluation.run import baseline_of, candidates_of, read_evaluations
 from petscale.evaluation.scores import Evaluation
 from petscale.folders import FOLDS, REPORT, SYNTHESIS
+from petscale.proof import read_proven
 from petscale.reporting import CaseImages, ReportData, write_report
 from petscale.reporting.doubts import doubts_of
 from petscale.reporting.environment import environment
@@ -36,6 +37,7 @@ def report_folds(folder: Path, cohort: Path, *, others: Sequence[Path] = ()) -> 
     opened = open_cohorts([cohort, *others])
     runs = {name: folder / name for name in record["folds"]}
     found = {name: read_evaluations(run, cohort, others=others) for name, run in runs.items()}
+    unproven = [f"{name}: {note}." for name, run in runs.items() for note in read_proven(run).notes]
     config = configs.from_json(record["config"])
     paths = []
     with bar("report", len(config.feed.source)) as advance:
@@ -57,7 +59,7 @@ def report_folds(folder: Path, cohort: Path, *, others: Sequence[Path] = ()) -> 
                 environment=environment(),
                 cohort_digest=integrity.root_digest(record["cases"], {}),
                 suv_rules={name: rule for name, rule in rules.items() if rule},
-                notes=[said, *RECIPES[config.recipe].caveats(config.model), *notes_of(first, source)],
+                notes=[said, *unproven, *RECIPES[config.recipe].caveats(config.model), *notes_of(first, source)],
                 doubts=doubts_of(scored, config.feed.target, source, what="test"),
             )
             write_report(path, data)

@@ -13,6 +13,7 @@ import torch
 from petscale import config as configs
 from petscale.config import RunConfig
 from petscale.folders import CONFIG
+from petscale.proof import FORM, PROOF
 from petscale.splits import Roles, one_patient_by_name, same_scans, split_cases, stated_split
 from petscale.training.cohorts import cohort_notes, open_together
 from petscale.training.job import WorkerJob
@@ -113,7 +114,7 @@ def plan_run(
     if config.loop.validate_every:
         _check_followed(opened, roles, config, recipe)
     facts = {"config": configs.to_json(config), **asdict(roles), "files": identity["files"], "cases": digests}
-    facts["cohort"] = cohort.name
+    facts |= {"cohort": cohort.name, PROOF: FORM}
     facts["subjects"] = {name: opened.case(name).subject for name in roles.everyone}
     if others:
         facts["cohorts"] = [cohort.name, *(other.name for other in others)]
@@ -151,7 +152,7 @@ def recorded_roles(record: Path, config: RunConfig) -> Roles | None:
     """
     if not record.is_file():
         return None
-    facts = json.loads(record.read_bytes())
+    facts = configs.read_record(record)
     if not facts.get("cases") or configs.read(record).split != config.split:
         return None  # what differs is told later, with all the rest that differs
     return Roles.recorded(facts)
@@ -317,7 +318,7 @@ def _check_run(run: Path, identity: Mapping[str, Any]) -> None:
     """Refuse to continue a run under other settings or on other voxels, before anything starts."""
     if (run / CONFIG).is_file():
         found = configs.read(run / CONFIG).identity()
-        facts = json.loads((run / CONFIG).read_bytes())
+        facts = configs.read_record(run / CONFIG)
         held = {"files": facts.get("files", {}), "cases": facts.get("cases", {})}
         checkpoint.check_same_run({**found, **held}, identity)
     elif run.exists() and any(path.name != ".lock" for path in run.iterdir()):

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from petscale import config as configs
+from petscale import proof
 from petscale.folders import CHECKPOINTS, WEIGHTS
 from petscale.training.job import WorkerJob
 from petscale.training.metrics_export import sending
@@ -156,8 +157,8 @@ def train_worker(content: Mapping[str, Any]) -> None:
             shown = cohort.case((job.roles.test or job.roles.train)[0])
             about = {"recipe": config.recipe, "config": json.dumps(job.recorded)}
             about |= {"starts_from": json.dumps(job.starts_from), "drfs": json.dumps(job.drfs)}
-            seen = sorted(job.cases[name] for name in (*job.roles.train, *job.roles.unpaired))
-            origin = {**about, "trained_on": json.dumps(seen)}
+            about |= proof.carried(job.roles, job.cases)
+            origin = dict(about)
             best = loop.fit(
                 recipe,
                 source,
