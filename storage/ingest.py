@@ -90,10 +90,18 @@ def site_key() -> bytes:
     ``PETSCALE_SITE_KEY`` names the file when several machines must agree.
 
     Raises:
-        InputError: CFG_SITE_KEY when the key is too short to keep a secret.
+        InputError: CFG_SITE_KEY when the key is too short to keep a secret, or ``PETSCALE_SITE_KEY`` names no file.
     """
     default = Path.home() / ".config" / "petscale" / "site.key"
-    path = Path(os.environ.get("PETSCALE_SITE_KEY", default))
+    told = os.environ.get("PETSCALE_SITE_KEY", str(default))
+    path = Path(told)
+    if not told or path.is_dir():
+        raise InputError(
+            "CFG_SITE_KEY",
+            where="PETSCALE_SITE_KEY",
+            found="a folder" if told else "empty",
+            remedy="let it name the key's file, or unset it",
+        )
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")

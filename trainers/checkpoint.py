@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
@@ -109,25 +110,35 @@ def newest(folder: Path) -> tuple[Saved | None, list[str]]:
     Raises:
         InputError: CKPT_ALL_DAMAGED where there are checkpoints and none is whole.
     """
-    warnings = []
+    problems: list[str] = []
     attempts = _attempts(folder)
     for attempt in attempts:
-        damage = integrity.verify(attempt)
-        if damage:
-            warnings.append(f"CKPT_DAMAGED {attempt.name}/{damage[0].key}: {damage[0].problem}; an older one is used")
+        saved = _read(attempt)
+        if isinstance(saved, integrity.Damage):
+            problems.append(f"{attempt.name}/{saved.key}: {saved.problem}")
             continue
-        meta = json.loads((attempt / META).read_bytes())
-        state = unflatten(load_safetensors((attempt / STATE).read_bytes()))
-        return Saved(int(meta["step"]), state, meta), warnings
+        warnings = [f"CKPT_DAMAGED {problem}; an older one is used" for problem in problems]
+        return saved, warnings
     if attempts:
-        first = integrity.verify(attempts[0])[0]
         raise InputError(
             "CKPT_ALL_DAMAGED",
             where=folder.name,
-            found=f"none of {len(attempts)} checkpoints is whole; in the newest, {first.key}: {first.problem}",
+            found=f"none of {len(attempts)} checkpoints is whole; the newest: {problems[0]}",
             remedy=f"restore one from a copy, or remove the folder {folder.name} to train from the first step again",
         )
-    return None, warnings
+    return None, []
+
+
+def _read(attempt: Path) -> Saved | integrity.Damage:
+    """Read a committed attempt, or tell in what it is not what was committed."""
+    if damage := integrity.verify(attempt):
+        return damage[0]
+    try:
+        meta = integrity.read_json(attempt / META, "step", "run")
+        state = unflatten(load_safetensors((attempt / STATE).read_bytes()))
+        return Saved(int(meta["step"]), state, meta)
+    except (SafetensorError, ValueError, TypeError) as error:
+        return integrity.Damage(META, f"not what petscale wrote ({type(error).__name__})")
 
 
 def check_same_run(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -177,14 +188,12 @@ def digest(tensors: Mapping[str, Tensor], meta: Mapping[str, str]) -> str:
     others = {key: value for key, value in meta.items() if key != DIGEST}
     found = hashlib.sha256(json.dumps([table, others], sort_keys=True).encode())
     for name in names:
-        found.update(memoryview(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy()))
+        found.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
 def facts(path: Path) -> dict[str, str]:
     """What ``write_weights`` noted beside the tensors; empty for a file that petscale did not write."""
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, framework="pt") as file:
             return _facts((file.metadata() or {}).get("petscale", "{}"))
@@ -214,8 +223,6 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise InputError(
             "CKPT_NONE", where=path.name, found="the run has no weights yet", remedy="finish `petscale train` first"
         )
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, framework="pt") as file:
             # A copy is aligned in memory.  Where a tensor lies in the file depends on the length of its metadata, and

@@ -33,7 +33,7 @@ from petscale.inference import (
     store_result,
 )
 from petscale.plausibility import VOXEL_WARNING, TrainedOn, check_scan
-from storage import nifti, remote
+from storage import integrity, nifti, remote
 from storage.errors import InputError
 from storage.reader import Case, StoredImage
 from storage.source import HU, Grid
@@ -304,7 +304,7 @@ def _runs_in(folder: Path) -> Iterator[Path]:
     if not (folder / FOLDS).is_file():
         yield folder
         return
-    record = json.loads((folder / FOLDS).read_bytes())
+    record = integrity.read_json(folder / FOLDS, "folds")
     yield from (folder / name for name in record["folds"])
 
 

@@ -180,7 +180,7 @@ def load_run(run: Path) -> Trained:
     )
     in_suv = InSuv(synthesizer, config.feed.suv_scale, units, config.feed.beyond)
     patients = run / EVALUATION / PATIENTS
-    nuclides = json.loads(patients.read_bytes())["nuclides"] if patients.is_file() else []
+    nuclides = integrity.read_json(patients, "nuclides")["nuclides"] if patients.is_file() else []
     on = TrainedOn(units, spacing_mm, drfs, frozenset(nuclides))
     return Trained(config, in_suv, device, on, integrity.file_digest(run / WEIGHTS), weights.notes)
 

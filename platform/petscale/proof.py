@@ -43,15 +43,16 @@ class Weights:
     notes: tuple[str, ...]
 
 
-def carried(roles: Roles, cases: Mapping[str, str]) -> dict[str, str]:
-    """What exported weights carry of their run beside its configuration.
+def carried(roles: Roles, cases: Mapping[str, str], subjects: Mapping[str, str]) -> dict[str, str]:
+    """What exported weights carry of their run beside its configuration: digests, no names.
 
     Args:
         roles: who was trained on.
         cases: digest of every case of the run.
+        subjects: case -> keyed hash of its patient.
     """
     trained = sorted(cases[name] for name in (*roles.train, *roles.unpaired))
-    return {TRAINED_ON: json.dumps(trained), COHORT: integrity.root_digest(cases, {})}
+    return {TRAINED_ON: json.dumps(trained), COHORT: integrity.root_digest(cases, subjects)}
 
 
 def read_proven(run: Path) -> Weights:
@@ -83,13 +84,15 @@ def _check_own(facts: Mapping[str, str], record: Mapping[str, Any]) -> None:
         InputError: CKPT_CONFIG, CKPT_LEAK, CKPT_FOREIGN.
     """
     try:
-        trained, theirs = json.loads(facts[TRAINED_ON]), configs.from_json(json.loads(facts["config"]))
-    except (KeyError, ValueError) as error:
+        trained = json.loads(facts[TRAINED_ON])
+        theirs = configs.from_json(integrity.parse_json(facts["config"]))
+        known = set(trained)
+    except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise no_configuration() from None
     cases: Mapping[str, str] = record.get("cases", {})
-    if seen := [name for name in record.get("test", ()) if cases[name] in trained]:
+    if seen := [name for name in record.get("test", ()) if cases[name] in known]:
         raise InputError(
             "CKPT_LEAK",
             where=WEIGHTS,
@@ -114,11 +117,11 @@ def _differences(
     except InputError as error:
         yield error.found
     own = Roles.recorded(record)
-    expected = carried(own, record.get("cases", {}))
+    expected = carried(own, record.get("cases", {}), record.get("subjects", {}))
     if trained != json.loads(expected[TRAINED_ON]):
         yield f"{TRAINED_ON}: other cases than {CONFIG} records"
     if facts[COHORT] != expected[COHORT]:
-        yield f"{COHORT}: other cases, or other voxels, than {CONFIG} records"
+        yield f"{COHORT}: other cases, voxels or patients than {CONFIG} records"
 
 
 def no_configuration() -> InputError:

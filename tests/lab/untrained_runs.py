@@ -88,6 +88,8 @@ def prove(run: Path) -> None:
     """Let a run's weights carry what its record says, as those that `petscale train` writes do."""
     record = json.loads((run / CONFIG).read_bytes())
     tensors, facts = checkpoint.read_weights(run / WEIGHTS)
-    facts |= {"config": json.dumps(record["config"])} | carried(Roles.recorded(record), record["cases"])
+    facts |= {"config": json.dumps(record["config"])} | carried(
+        Roles.recorded(record), record["cases"], record.get("subjects", {})
+    )
     checkpoint.write_weights(run / WEIGHTS, tensors, facts)
     (run / CONFIG).write_text(json.dumps({**record, PROOF: FORM}))

@@ -132,8 +132,8 @@ def test_where_all_are_damaged_training_does_not_begin_again(tmp_path: Path, cou
     for step in range(1, count + 1):
         made = checkpoint.save(tmp_path / "checkpoints", step, state(step), META, keep=3)
         (made / checkpoint.META).write_bytes(b"{}")
-    told = rf"CKPT_ALL_DAMAGED checkpoints: none of {count} checkpoints is whole; in the newest, meta\.json: 2 bytes"
-    with pytest.raises(InputError, match=told):
+    told = rf"none of {count} checkpoints is whole; the newest: 0+{count}\.\w+/meta.json: 2 bytes"
+    with pytest.raises(InputError, match=f"CKPT_ALL_DAMAGED checkpoints: {told}"):
         checkpoint.newest(tmp_path / "checkpoints")
 
 

@@ -4,7 +4,6 @@ What is compared: folds by the scores of all patients, each by the run that neve
 validation patients where a cohort is given, else by their test patients, which is then said.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
@@ -203,7 +202,7 @@ def _entry(folder: Path, name: str, cohort: Path | None, others: Sequence[Path])
                 found="given for folds, whose patients are all scored",
                 remedy="leave it out",
             )
-        record = json.loads((folder / FOLDS).read_bytes())
+        record = integrity.read_json(folder / FOLDS, "config", "roles", "cases")
         sources = configs.from_json(record["config"]).feed.source
         scores = {source: _read(folder, name, source) for source in sources}
         people = {case: fold for fold, roles in record["roles"].items() for case in roles["test"]}

@@ -1,6 +1,5 @@
 """``petscale evaluate``: synthesize a run's test cases and score them beside the baselines."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -65,7 +64,7 @@ def baseline_of(run: Path, cohort: Cases, source: str, folder: Path | None = Non
     config, facts = run_facts(run)
     path = (folder or run / EVALUATION) / source / BASELINE
     if path.is_file():
-        return baseline_from_json(json.loads(path.read_bytes()))
+        return _kept(path)
     cases = [cohort.case(name) for name in facts["train"] if name in cohort.cases]
     tests = [cohort.case(name) for name in facts["test"] if name in cohort.cases]
     return _fitted(cases, source, config.feed.target, path, scored=tests)
@@ -82,6 +81,20 @@ def _fitted(
     return found
 
 
+def _kept(path: Path) -> Baseline:
+    """A baseline that was written before.
+
+    Raises:
+        InputError: STORE_DAMAGED.
+    """
+    try:
+        return baseline_from_json(integrity.read_json(path))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise integrity.not_ours(path) from None
+
+
 def external_baseline(run: Path, folder: Path, cases: Sequence[Case], source: str, target: str) -> Baseline:
     """What the run has kept of its training cases or, without that, fitted on the very cases that are scored.
 
@@ -89,7 +102,7 @@ def external_baseline(run: Path, folder: Path, cases: Sequence[Case], source: st
     """
     path, kept = folder / source / BASELINE, run / EVALUATION / source / BASELINE
     if kept.is_file():
-        found = suited(baseline_from_json(json.loads(kept.read_bytes())), cases)
+        found = suited(_kept(kept), cases)
         path.parent.mkdir(parents=True, exist_ok=True)
         integrity.write_json(path, found.to_json())
         return found

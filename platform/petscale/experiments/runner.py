@@ -176,7 +176,7 @@ def _evaluate(
     }
     if len(whole) == len(found):
         return whole
-    config, facts = configs.read(run / CONFIG), json.loads((run / CONFIG).read_bytes())
+    config, facts = configs.read(run / CONFIG), configs.read_record(run / CONFIG)
     seen = {name: facts["cases"][name] for name in (*facts["train"], *facts["unpaired"])}
     segmenter = None
     if unet_score is not None:

@@ -1,6 +1,5 @@
 """``petscale report`` of a folder of folds: one page about all patients, each by the run that never saw him or her."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ def report_folds(folder: Path, cohort: Path, *, others: Sequence[Path] = ()) -> 
     Raises:
         InputError: CKPT_NONE for a fold that is not trained yet, and those of ``evaluate_run``.
     """
-    record = json.loads((folder / FOLDS).read_bytes())
+    record = integrity.read_json(folder / FOLDS, "folds", "config", "cases", "command", "subjects")
     opened = open_cohorts([cohort, *others])
     runs = {name: folder / name for name in record["folds"]}
     found = {name: read_evaluations(run, cohort, others=others) for name, run in runs.items()}

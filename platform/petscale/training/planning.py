@@ -12,8 +12,8 @@ import torch
 
 from petscale import config as configs
 from petscale.config import RunConfig
-from petscale.folders import CONFIG
-from petscale.proof import FORM, PROOF
+from petscale.folders import CONFIG, STOPPED
+from petscale.proof import FORM, PROOF, TRAINED_ON, carried
 from petscale.splits import Roles, one_patient_by_name, same_scans, split_cases, stated_split
 from petscale.training.cohorts import cohort_notes, open_together
 from petscale.training.job import WorkerJob
@@ -24,6 +24,8 @@ from trainers import checkpoint, feed
 from trainers.engine import plain_engine
 from trainers.recipe import Doses, Recipe, Validated
 from trainers.systems import RECIPES
+
+TOLD = ("error.json", STOPPED)  # what a run's last attempt said of itself
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,10 @@ class Plan:
     def record(self, command: str) -> None:
         """Write the run's record, and forget what went wrong before."""
         integrity.write_json(self.run / CONFIG, {**self.facts, "command": command})
-        (self.run / "error.json").unlink(missing_ok=True)
+        for told in TOLD:
+            (self.run / told).unlink(missing_ok=True)
         if held := remote.holding(remote.origin(self.run)):  # the workers' nodes bring it to themselves
-            remote.publish(self.run, held.url, held, without=("error.json",))
+            remote.publish(self.run, held.url, held, without=TOLD)
 
 
 def plan_run(
@@ -119,6 +122,7 @@ def plan_run(
     if others:
         facts["cohorts"] = [cohort.name, *(other.name for other in others)]
     lease = remote.holding(remote.origin(run))
+    proof = carried(roles, digests, facts["subjects"])
     job = WorkerJob(
         cohort=str(cohort),
         run=str(run),
@@ -127,7 +131,7 @@ def plan_run(
         used=configs.to_json(used),
         recorded=configs.to_json(config),
         roles=roles,
-        cases=digests,
+        proof=proof,
         identity=identity,
         starts_from=_starts_from(opened, roles.train, config.feed.source[0]),
         drfs=_listed(doses),
@@ -227,15 +231,26 @@ def _check_origin(path: Path, config: RunConfig, doses: Doses, kept_apart: Colle
     facts = checkpoint.facts(path)
     if "config" not in facts:  # not petscale's
         return
-    if set(json.loads(facts.get("trained_on", "[]"))) & set(kept_apart):
+    try:
+        seen, told = json.loads(facts.get(TRAINED_ON, "[]")), json.loads(facts.get("drfs", "null"))
+        theirs = configs.from_json(integrity.parse_json(facts["config"])).feed
+        known = set(seen)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            "CKPT_CONFIG",
+            where=path.name,
+            found="networks whose origin cannot be read",
+            remedy="restore the file from a copy, or train them anew",
+        ) from None
+    if known & set(kept_apart):
         raise InputError(
             "CKPT_LEAK",
             where=path.name,
             found="these networks were trained on cases that this run tests or validates on",
             remedy="use the split of the run that made them, or train them anew",
         )
-    theirs = configs.from_json(json.loads(facts["config"])).feed
-    told = json.loads(facts.get("drfs", "null"))
     # Networks of before doses were facts say the images' names alone.
     same = theirs.source == config.feed.source if told is None else told == _listed(doses)
     if not same:

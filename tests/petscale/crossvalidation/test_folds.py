@@ -17,7 +17,6 @@ from petscale.config import RunConfig
 from petscale.crossvalidation.folds import _splits
 from petscale.evaluation.scores import read_evaluation
 from petscale.folders import EVALUATION, FOLDS, WEIGHTS
-from petscale.proof import carried
 from petscale.reporting import ReportData
 from petscale.reporting import folds as reporting
 from petscale.splits import Roles, SplitConfig
@@ -59,7 +58,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         recipe = RECIPES["red_cnn"].build(config.model, make_engine=plain_engine, patches_per_step=4)
         start = json.dumps({"units": "SUVbw", "spacing_mm": None})
         told = {"recipe": "red_cnn", "config": json.dumps(configs.to_json(config)), "starts_from": start}
-        checkpoint.write_weights(run / WEIGHTS, recipe.weights(), told | carried(plan.job.roles, plan.job.cases))
+        checkpoint.write_weights(run / WEIGHTS, recipe.weights(), told | dict(plan.job.proof))
         return run / WEIGHTS
 
     monkeypatch.setattr(driver, "train", train)
