@@ -150,7 +150,7 @@ def _read_case(cohort: Path) -> Any:
     reader._case.cache_clear()
     opened = open_cohort(cohort)
     case = opened.case("p0")
-    told = [case.subject, case.fingerprint, case.voxels, case.labels, case.tags, case.images]
+    told: list[Any] = [case.subject, case.fingerprint, case.voxels, case.labels, case.tags, case.images]
     for name in case.images:
         image = case.image(name)
         told += [image.grid.shape, image.grid.affine.tolist(), image.units, dict(image.provenance), image.dose]
