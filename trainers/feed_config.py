@@ -24,9 +24,14 @@ class FeedConfig:
         beyond: what a source PET holds beyond its faces, in training and at synthesis: 0, as air is, or its mirror
             image.
         read_ahead: steps read in advance; changes speed and memory, never the samples.
-        augment: what is done to every training patch, source, target and masks alike: nothing, flips along z, y and x,
-            or these and quarter turns in the plane (y, x), which need a patch that is square there and square voxels,
-            and are left out elsewhere.  Voxels change places, never values.
+        augment: what is done to every training patch, source, target and masks alike: nothing, flips along x (left and
+            right; the liver is then on either side), flips along z, y and x, or these and quarter turns in the plane
+            (y, x), which need a patch that is square there and square voxels, and are left out elsewhere.  Voxels
+            change places, never values.
+        tilt_deg: largest angle about each axis by which every training patch is tilted, source, target and masks alike.
+            Values are interpolated, which takes noise away: for CT to PET, not for low doses.  An overview stays as
+            it is.
+        scaling: largest part by which the patient in a training patch is made larger or smaller, in the same way.
     """
 
     source: tuple[str, ...] = ("low_drf20",)
@@ -36,7 +41,9 @@ class FeedConfig:
     cases_per_step: Annotated[int, Range(1)] = 2
     beyond: Beyond = "air"
     read_ahead: Annotated[int, Range(0)] = 2
-    augment: Literal["none", "flips", "flips_and_turns"] = "none"
+    augment: Literal["none", "left_right", "flips", "flips_and_turns"] = "none"
+    tilt_deg: Annotated[float, Range(0, 45)] = 0.0
+    scaling: Annotated[float, Range(0, 0.5)] = 0.0
 
     def __post_init__(self) -> None:
         check_ranges(self, "feed")

@@ -103,14 +103,6 @@ def test_without_constants_the_network_follows_any_scale(factor: float) -> None:
         assert not torch.allclose(other(factor * u), factor * other(u), rtol=1e-2)
 
 
-def test_voxels_become_channels_and_back() -> None:
-    x = torch.randn(2, 1, 8, 12, 4)
-    there = restore._voxels_to_channels(x)
-    assert there.shape == (2, 8, 4, 6, 2)
-    assert torch.equal(there[:, 5], x[:, 0, 1::2, 0::2, 1::2])  # 5 = 1, 0, 1: odd z, even y, odd x
-    assert torch.equal(restore._channels_to_voxels(there), x)
-
-
 @pytest.mark.parametrize("shared", [0.0, 0.05, 0.25, 1.0])
 def test_the_answer_holds_the_share_of_the_counts_that_both_images_have(shared: float) -> None:
     bank, coefficients = members(3), torch.rand(2, CLASSES, MEMBERS)
