@@ -1,7 +1,7 @@
 """Which voxels a run sees: the images to start from and to give, the intensity scale, the order of samples."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from storage.ranges import Range, check_ranges
@@ -47,6 +47,11 @@ class FeedConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "feed")
+
+
+def as_stored(config: FeedConfig) -> FeedConfig:
+    """Return the feed of the same patches as they lie in the cohort: what measures and validation see."""
+    return replace(config, augment="none", tilt_deg=0.0, scaling=0.0)
 
 
 FORMER = {"low": "source", "full": "target"}  # fields of ``FeedConfig`` in what was written before, and their names now
