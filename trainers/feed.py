@@ -204,6 +204,10 @@ class Feed:
         rng = generator(self._config.seed, Stream.TILT, group, place)
         return draw_tilt(rng, spacing_mm, degrees=degrees, scaling=scaling)
 
+    def _beyond_target(self, tilt: Tilt | None) -> Beyond:
+        """What a target holds beyond its faces: what its source holds there, where a corner of a tilted patch is."""
+        return "air" if tilt is None and self._config.beyond == "mirror" else self._config.beyond
+
     def _read(self, step: int) -> Batch:
         need = self._needs(step)
         source, target, masks, overview, places = [], [], [], [], []
@@ -222,7 +226,9 @@ class Feed:
                 if need.images != "target":
                     start = _patch(case.image(image), box.grown(need.halo), tilt, self._config.beyond)[None]
                 source.append(turned(start))
-                end = nothing if need.images == "source" else _patch(case.image(self._config.target), box, tilt)[None]
+                end = nothing
+                if need.images != "source":
+                    end = _patch(case.image(self._config.target), box, tilt, self._beyond_target(tilt))[None]
                 target.append(turned(end))
                 scans.append(told)
                 peak.append(1.0 if need.images == "source" else _peak(case.image(self._config.target)))

@@ -22,7 +22,7 @@ class FeedConfig:
         seed: of the sample order.
         cases_per_step: groups of patches that all ranks together see in one step; a multiple of the number of ranks.
         beyond: what a source PET holds beyond its faces, in training and at synthesis: 0, as air is, or its mirror
-            image.
+            image; ``mirror_any`` mirrors a CT as well, which suits crops that cut through the body.
         read_ahead: steps read in advance; changes speed and memory, never the samples.
         augment: what is done to every training patch, source, target and masks alike: nothing, flips along x (left and
             right; the liver is then on either side), flips along z, y and x, or these and quarter turns in the plane

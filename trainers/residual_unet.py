@@ -18,12 +18,14 @@ class ResidualUNet(nn.Module):
         inputs: channels of the input.
         channels: of the two levels.
         constants: ``none`` leaves additive constants out, so that the output follows the input's scale; ``additive``.
+        beyond: what convolutions see beyond a window: ``zeros``, or its last voxels again (``replicate``), so that
+            small windows in training look more like the large ones at inference.
     """
 
-    def __init__(self, inputs: int, channels: tuple[int, int], constants: str) -> None:
+    def __init__(self, inputs: int, channels: tuple[int, int], constants: str, beyond: str = "zeros") -> None:
         super().__init__()
         wide, deep = channels
-        conv = partial(nn.Conv3d, kernel_size=3, padding=1, bias=constants == "additive")
+        conv = partial(nn.Conv3d, kernel_size=3, padding=1, bias=constants == "additive", padding_mode=beyond)
         self.stem = nn.ModuleList([conv(8 * inputs, wide), conv(wide, wide)])
         self.below = nn.ModuleList([conv(wide, deep), conv(deep, deep)])
         self.above = conv(wide + deep, wide)

@@ -335,6 +335,17 @@ def test_source_and_target_are_tilted_alike(cohort: Path) -> None:
     torch.testing.assert_close(batch.source[:, :, 2:-2, 2:-2, 2:-2], batch.target, atol=1e-4, rtol=1e-4)
 
 
+def test_no_corner_of_a_tilted_patch_is_empty_where_its_source_is_not(cohort: Path) -> None:
+    """With mirrored faces, the full dose as its own source: an empty target beyond a face would differ from it."""
+    needs = replace(NEEDS, halo=(0, 0, 0), overview=0, sampler={"uniform": 1.0})
+    for beyond in ("mirror", "mirror_any"):
+        settings: dict[str, Any] = {"source": ("full",), "tilt_deg": 30.0, "cases_per_step": 4, "needs": needs}
+        source = feed(cohort, beyond=beyond, **settings)
+        batch = source.batch(0, 1)
+        source.close()
+        assert torch.equal(batch.source, batch.target)
+
+
 def test_measures_and_validation_see_patches_as_they_lie_in_the_cohort() -> None:
     turned = FeedConfig(augment="flips", tilt_deg=15.0, scaling=0.15, seed=3)
     assert as_stored(turned) == FeedConfig(seed=3)

@@ -33,3 +33,13 @@ def test_no_voxel_sees_further_than_the_radius() -> None:
     assert torch.equal(network(u)[:, :, -4:], network(other)[:, :, -4:])
     other[:, :, MULTIPLE * 16 - RADIUS :] += 1
     assert not torch.equal(network(u)[:, :, -4:], network(other)[:, :, -4:])
+
+
+@pytest.mark.parametrize(("beyond", "alike"), [("zeros", False), ("replicate", True)])
+def test_repeated_voxels_beyond_a_window_leave_a_uniform_image_uniform(beyond: str, alike: bool) -> None:
+    """At 2 x 2 x 2 voxels as channels, every second voxel is of one kind."""
+    torch.manual_seed(0)
+    network = ResidualUNet(1, (4, 4), "additive", beyond=beyond)
+    torch.nn.init.normal_(network.last.weight)
+    image = network(torch.ones(1, 1, 16, 16, 16))[:, :, ::2, ::2, ::2]
+    assert torch.allclose(image, image[:, :, :1, :1, :1].expand_as(image), atol=1e-5) == alike

@@ -31,7 +31,7 @@ from trainers.hu_table import MEANS, RANGES, Sums
 from trainers.recipe import Batch, BatchSpec, Doses, Engine, EngineFactory, Metrics, Scan, State, Tiling
 from trainers.residual_unet import MULTIPLE, RADIUS, ResidualUNet
 
-FEED = FeedConfig(source=("ct",), cases_per_step=2, tilt_deg=15.0, scaling=0.15)
+FEED = FeedConfig(source=("ct",), cases_per_step=2, beyond="mirror_any", tilt_deg=15.0, scaling=0.15)
 ENGINE = EngineConfig(ema_decay=0.99, warm_up_steps=50, lr_decay="cosine", gradient_clipping=1.0)
 PRESET = "native"
 ROLES: frozenset[str] = frozenset()
@@ -340,9 +340,13 @@ def caveats(config: Config) -> tuple[str, ...]:
     )
 
 
+def _residual(config: Config) -> ResidualUNet:
+    return ResidualUNet(INPUTS, config.channels, "additive", beyond="replicate")
+
+
 def build(config: Config, *, make_engine: EngineFactory, patches_per_step: int) -> RestoreCT:
     """Build the network and its engine; ``patches_per_step`` counts the patches of all ranks."""
-    network = ResidualUNet(INPUTS, config.channels, "additive")
+    network = _residual(config)
     engine = make_engine(network, partial(torch.optim.Adam, lr=config.lr))
     steps = {
         "table": assembly.steps_of(config.table_samples, patches_per_step),
@@ -357,6 +361,5 @@ def weights_to_synthesizer(config: Config, weights: Mapping[str, Tensor]) -> Syn
     for name, value in weights.items():
         part, _, key = name.partition(".")
         parts.setdefault(part, {})[key] = value
-    build_network = partial(ResidualUNet, INPUTS, config.channels, "additive")
-    network = assembly.with_weights(build_network, parts["network"], "weights of restore_ct")
+    network = assembly.with_weights(partial(_residual, config), parts["network"], "weights of restore_ct")
     return Synthesizer(config, network, Table(**parts["table"]))
