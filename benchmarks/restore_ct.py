@@ -32,6 +32,7 @@ from petscale.experiments import EXPERIMENTS
 from petscale.experiments.design import PhantomCohort
 from storage.ingest import ingest
 from storage.reader import Case, open_cohort
+from storage.source import HU
 from trainers import loop
 from trainers.engine import EngineConfig, plain_engines
 from trainers.feed import Feed
@@ -41,21 +42,22 @@ from trainers.metrics.image import psnr
 from trainers.recipe import Validated
 from trainers.synthesize import InSuv, synthesize
 from trainers.systems import RECIPES
+from trainers.validation import Patches
 
 ROOT = Path(__file__).parents[1]
 FOLDS, HELD_PHANTOMS = 5, 6
 CONSTANT, NETWORK, TABLE = "one SUV for all voxels", "restore_ct as it comes", "its table alone"
 Image = NDArray[np.float32]
-Change = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]  # of the system, of the feed, of the engine
+Change = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]  # of the system, of the feed, of the loop
 ROWS: dict[str, Change] = {
     NETWORK: ({}, {}, {}),
-    TABLE: ({"samples": 1, "lr": 1e-12}, {}, {}),
+    TABLE: ({"samples": 1, "lr": 1e-12}, {}, {"validate_every": 0}),
     "starts at the table of HU alone": ({"start": "hu"}, {}, {}),
     "starts at no uptake": ({"start": "zero"}, {}, {}),
-    "square root of SUV": ({"suv_curve": "sqrt"}, {}, {}),
+    "SUV itself, no root": ({"suv_curve": "linear"}, {}, {}),
     "no tilts and scales": ({}, {"tilt_deg": 0.0, "scaling": 0.0}, {}),
     "mirrored left and right too": ({}, {"augment": "left_right"}, {}),
-    "current weights, not averaged": ({}, {}, {"ema_decay": 0.0}),
+    "trained to the end, no validation": ({}, {}, {"validate_every": 0}),
 }
 
 
@@ -116,6 +118,7 @@ def trained(
     fields: Mapping[str, Any],
     feed: FeedConfig,
     engine: EngineConfig,
+    led: loop.LoopConfig,
     seed: int,
 ) -> dict[str, Any]:
     """Train one network and score it; returns case -> scores, and the processor time in s of the training."""
@@ -127,7 +130,7 @@ def trained(
     torch.manual_seed(seed)
     recipe = spec.build(config, make_engine=engines.make, patches_per_step=patches)
     names = [case.name for case in train]
-    kept = names[:2] if isinstance(recipe, Validated) else []  # patients that choose the epoch
+    kept = names[:: max(len(names) // 2, 1)][:2] if led.validate_every or isinstance(recipe, Validated) else []
     learnt = [name for name in names if name not in kept]
 
     def fed(cases: list[str], used: FeedConfig, needs: Callable[[int], Any]) -> Feed:
@@ -137,11 +140,14 @@ def trained(
     if isinstance(recipe, Validated):
         spec_of_batch = recipe.validation_batch
         validation = fed(kept, as_stored(feed), lambda step: spec_of_batch)
+    gains = None
+    if led.validate_every:
+        gains = Patches(cohort, kept, feed, led.validation_patches, rank=0, world=1, device=torch.device("cpu"))
     begin = time.process_time()
-    loop.fit(
+    best = loop.fit(
         recipe,
         fed(learnt, replace(feed, seed=seed), recipe.batch_spec),
-        loop.LoopConfig(save_every=1_000_000, picture_every=0, seed=seed),
+        replace(led, save_every=1_000_000, picture_every=0, seed=seed),
         folder=folder,
         meta={},
         report=lambda record: None,
@@ -149,21 +155,17 @@ def trained(
         patches_per_step=patches,
         engines=engines,
         validation=validation,
+        gains=gains,
     )
     seconds = time.process_time() - begin
-    alone = spec.weights_to_synthesizer(config, recipe.weights())
-    in_suv = InSuv(alone, 1.0, case_units(test[0]))
+    alone = spec.weights_to_synthesizer(config, best.weights or recipe.weights())
+    in_suv = InSuv(alone, feed.suv_scale, HU, feed.beyond)
     found = {}
     for case in test:
         slabs: dict[int, Image] = {}
         synthesize(in_suv, case, "ct", slabs.__setitem__, device=torch.device("cpu"))
         found[case.name] = scores(case, np.concatenate([slabs[z] for z in sorted(slabs)]))
-    return {"scores": found, "seconds": seconds}
-
-
-def case_units(case: Case) -> str:
-    """The unit of what networks start from."""
-    return case.image("ct").units
+    return {"scores": found, "seconds": seconds, "step": best.step, "steps": recipe.num_steps}
 
 
 def kept(file: Path, make: Callable[[], Any]) -> Any:
@@ -220,7 +222,8 @@ def on_real(cases: Sequence[Case], folder: Path, names: Sequence[str], samples: 
                     folder / "checkpoints" / stem,
                     {"samples": samples, **fields},  # noqa: B023
                     replace(spec.FEED, **fed),  # noqa: B023
-                    replace(spec.ENGINE, **led),  # noqa: B023
+                    spec.ENGINE,
+                    replace(spec.LOOP, **led),  # noqa: B023
                     seed,
                 )
 
@@ -244,19 +247,24 @@ def on_phantoms(cases: Sequence[Case], folder: Path, samples: int, published: in
     blend |= {"fcn_norm": "batch", "fcn_lr": 1e-3, "generator_width": 12, "generator_downs": 5, "blend_levels": 2}
     blend |= {"suv_weight_floor": 0.1, "fcn_samples": published // 2, "cgan_samples": published // 2, **small}
     plain = FeedConfig(source=("ct",), cases_per_step=4)
-    runs: dict[str, tuple[str, dict[str, Any], FeedConfig, EngineConfig]] = {
-        NETWORK: ("restore_ct", {"samples": samples}, spec.FEED, spec.ENGINE),
-        "cascade of one stage": ("cascade", stages, plain, EngineConfig()),
-        "virtual PET, blended": ("virtual_pet", blend, plain, EngineConfig()),
+    runs: dict[str, tuple[str, dict[str, Any], FeedConfig, EngineConfig, loop.LoopConfig]] = {
+        NETWORK: ("restore_ct", {"samples": samples}, spec.FEED, spec.ENGINE, spec.LOOP),
+        "cascade of one stage": ("cascade", stages, plain, EngineConfig(), loop.LoopConfig()),
+        "virtual PET, blended": ("virtual_pet", blend, plain, EngineConfig(), loop.LoopConfig()),
     }
     seconds = {}
-    for name, (system, fields, fed, led) in runs.items():
+    for name, (system, fields, fed, engine, led) in runs.items():
         stem = f"phantoms-{system}-{samples if system == 'restore_ct' else published}-{seed}"
 
         def train_one(
-            system: str = system, fields: Any = fields, fed: Any = fed, led: Any = led, stem: str = stem
+            system: str = system,
+            fields: Any = fields,
+            fed: Any = fed,
+            engine: Any = engine,
+            led: Any = led,
+            stem: str = stem,
         ) -> Any:
-            return trained(system, train, test, folder / "checkpoints" / stem, fields, fed, led, seed)
+            return trained(system, train, test, folder / "checkpoints" / stem, fields, fed, engine, led, seed)
 
         found = kept(folder / f"scores/{stem}.json", train_one)
         print(name, found, file=sys.stderr, flush=True)
