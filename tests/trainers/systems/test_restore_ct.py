@@ -154,6 +154,14 @@ def test_it_learns_what_the_table_cannot() -> None:
     assert losses[-1] < 0.5 * losses[0]
 
 
+def test_the_finished_table_is_among_the_weights_that_validation_may_choose() -> None:
+    per_step = Config().patches_per_case * FEED.cases_per_step
+    with torch.device("meta"):
+        recipe = restore_ct.build(Config(), make_engine=plain_engine, patches_per_step=per_step)
+    assert recipe.phase_starts["network"] % restore_ct.LOOP.validate_every == 0
+    assert recipe.num_steps % restore_ct.LOOP.validate_every == 0
+
+
 @pytest.mark.parametrize("middle", [2, 6])  # of the table's phase, of the network's
 def test_a_resumed_run_is_bit_equal(middle: int) -> None:
     whole, first, second = build(), build(), build()
