@@ -68,7 +68,7 @@ def sums(cells: NDArray[np.integer], suv: NDArray[np.floating], shape: Sequence[
     size = int(np.prod(shape))
     count = np.bincount(cells.ravel(), minlength=size).reshape(shape)
     total = np.bincount(cells.ravel(), suv.ravel().astype(np.float64), size).reshape(shape)
-    return Sums(weight * count, weight * total)
+    return Sums(np.float64(weight) * count, np.float64(weight) * total)
 
 
 def means(of: Sums) -> NDArray[np.float64]:

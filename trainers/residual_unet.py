@@ -1,6 +1,7 @@
 """The network that learns what a fitted start leaves: a small U-Net in 3D whose output is 0 until it is trained."""
 
 from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 RADIUS = 24  # voxels around an output voxel that it sees: 5 convolutions at 2, 2 at 4 voxels, and pooling
 MULTIPLE = 4  # pooling ties windows to multiples of it
+
+Beyond = Literal["zeros", "replicate"]
 
 
 class ResidualUNet(nn.Module):
@@ -22,7 +25,7 @@ class ResidualUNet(nn.Module):
             small windows in training look more like the large ones at inference.
     """
 
-    def __init__(self, inputs: int, channels: tuple[int, int], constants: str, beyond: str = "zeros") -> None:
+    def __init__(self, inputs: int, channels: tuple[int, int], constants: str, beyond: Beyond = "zeros") -> None:
         super().__init__()
         wide, deep = channels
         conv = partial(nn.Conv3d, kernel_size=3, padding=1, bias=constants == "additive", padding_mode=beyond)

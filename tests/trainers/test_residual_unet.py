@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from trainers import residual_unet
-from trainers.residual_unet import MULTIPLE, RADIUS, ResidualUNet
+from trainers.residual_unet import MULTIPLE, RADIUS, Beyond, ResidualUNet
 
 
 def test_voxels_become_channels_and_back() -> None:
@@ -36,7 +36,7 @@ def test_no_voxel_sees_further_than_the_radius() -> None:
 
 
 @pytest.mark.parametrize(("beyond", "alike"), [("zeros", False), ("replicate", True)])
-def test_repeated_voxels_beyond_a_window_leave_a_uniform_image_uniform(beyond: str, alike: bool) -> None:
+def test_repeated_voxels_beyond_a_window_leave_a_uniform_image_uniform(beyond: Beyond, alike: bool) -> None:
     """At 2 x 2 x 2 voxels as channels, every second voxel is of one kind."""
     torch.manual_seed(0)
     network = ResidualUNet(1, (4, 4), "additive", beyond=beyond)
