@@ -47,6 +47,7 @@ from trainers.validation import Patches
 ROOT = Path(__file__).parents[1]
 FOLDS, HELD_PHANTOMS = 5, 6
 CONSTANT, NETWORK, TABLE = "one SUV for all voxels", "restore_ct as it comes", "its table alone"
+ROOTLESS = "restore_ct, SUV itself for its root"
 Image = NDArray[np.float32]
 Change = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]  # of the system, of the feed, of the loop
 ROWS: dict[str, Change] = {
@@ -54,7 +55,7 @@ ROWS: dict[str, Change] = {
     TABLE: ({"samples": 1, "lr": 1e-12}, {}, {"validate_every": 0}),
     "starts at the table of HU alone": ({"start": "hu"}, {}, {}),
     "starts at no uptake": ({"start": "zero"}, {}, {}),
-    "SUV itself, no root": ({"suv_curve": "linear"}, {}, {}),
+    ROOTLESS: ({"suv_curve": "linear"}, {}, {}),
     "no tilts and scales": ({}, {"tilt_deg": 0.0, "scaling": 0.0}, {}),
     "mirrored left and right too": ({}, {"augment": "left_right"}, {}),
     "trained to the end, no validation": ({}, {}, {"validate_every": 0}),
@@ -249,12 +250,14 @@ def on_phantoms(cases: Sequence[Case], folder: Path, samples: int, published: in
     plain = FeedConfig(source=("ct",), cases_per_step=4)
     runs: dict[str, tuple[str, dict[str, Any], FeedConfig, EngineConfig, loop.LoopConfig]] = {
         NETWORK: ("restore_ct", {"samples": samples}, spec.FEED, spec.ENGINE, spec.LOOP),
+        ROOTLESS: ("restore_ct", {"samples": samples, "suv_curve": "linear"}, spec.FEED, spec.ENGINE, spec.LOOP),
         "cascade of one stage": ("cascade", stages, plain, EngineConfig(), loop.LoopConfig()),
         "virtual PET, blended": ("virtual_pet", blend, plain, EngineConfig(), loop.LoopConfig()),
     }
     seconds = {}
     for name, (system, fields, fed, engine, led) in runs.items():
-        stem = f"phantoms-{system}-{samples if system == 'restore_ct' else published}-{seed}"
+        number = samples if system == "restore_ct" else published
+        stem = f"phantoms-{name.replace(' ', '-').replace(',', '')}-{number}-{seed}"
 
         def train_one(
             system: str = system,

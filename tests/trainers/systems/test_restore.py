@@ -17,6 +17,7 @@ from trainers import filter_bank
 from trainers.engine import plain_engine
 from trainers.filter_bank import CLASSES, MEMBERS
 from trainers.recipe import Batch, Scan
+from trainers.residual_unet import MULTIPLE
 from trainers.systems import restore
 from trainers.systems.restore import FEED, Bank, Config, Residual, Restore
 
@@ -279,7 +280,7 @@ def test_windows_equal_the_whole() -> None:
     recipe.step(batch(0), 0)
     synthesizer = recipe.synthesizer().for_scan(Scan(SPACING_MM, 20.0, 0.05))
     halo = synthesizer.tiling.halo
-    assert all(h % restore.MULTIPLE == (m % restore.MULTIPLE) for h, m in zip(halo, MARGIN, strict=True))
+    assert all(h % MULTIPLE == (m % MULTIPLE) for h, m in zip(halo, MARGIN, strict=True))
     context = synthesizer.context(torch.zeros(0), torch.zeros(0))
     low = anatomy(4, (16 + 2 * halo[0], 16 + 2 * halo[1], 8 + 2 * halo[2]))[:1]
     low = low * (1 + 0.3 * torch.randn(low.shape, generator=torch.Generator().manual_seed(5)))
