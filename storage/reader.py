@@ -16,7 +16,7 @@ from storage.errors import InputError
 from storage.patches import PatchLocation, SamplingMaps
 from storage.source import AIR_HU, HU, SUV, Dose, Grid
 
-Beyond = Literal["air", "mirror"]
+Beyond = Literal["air", "mirror", "mirror_any"]
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ class StoredImage:
             location: the box.
             beyond: what a PET holds beyond its faces: 0 (``air``), or its mirror image (``mirror``), which has the
                 noise and the level of what is near.  Labels are 0 there.  A CT is air beside the volume, and continues
-                along z as its end slices are: a scan is cut there, the body is not.
+                along z as its end slices are: a scan is cut there, the body is not; with ``mirror_any`` it is mirrored
+                as a PET is.
 
         Raises:
             InputError: STORE_DAMAGED naming case, image and chunk.
@@ -90,7 +91,7 @@ class StoredImage:
         )
         if all(s.stop - s.start == n for s, n in zip(inside, location.shape, strict=True)):
             return np.ascontiguousarray(self._read(inside), dtype=np.float32)
-        if beyond == "mirror" and self.units == SUV:
+        if (beyond, self.units) in (("mirror", SUV), ("mirror_any", SUV), ("mirror_any", HU)):
             return self._mirrored(location)
         if self.units == HU:
             z = np.clip(np.arange(location.start[0], location.stop[0]), 0, self.grid.shape[0] - 1)

@@ -97,6 +97,13 @@ SMALL: dict[str, dict[str, Any]] = {
         "bank_samples": 4,
         "samples": 8,
     },
+    "restore_ct": {
+        "channels": (4, 4),
+        "patch": (16, 16, 16),
+        "patches_per_case": 1,
+        "table_samples": 4,
+        "samples": 8,
+    },
     "red_cnn": {"channels": 4, "patch": (2, 24, 24), "patches_per_case": 1, "samples": 8},
 }
 

@@ -26,7 +26,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -38,6 +37,7 @@ from trainers.engine import EngineConfig
 from trainers.feed_config import FeedConfig
 from trainers.filter_bank import CLASSES, MEMBERS, NormalEquations
 from trainers.recipe import Batch, BatchSpec, Doses, Engine, EngineFactory, Metrics, Scan, State, Tiling
+from trainers.residual_unet import MULTIPLE, RADIUS, ResidualUNet
 
 FEED = FeedConfig(
     source=("low_drf4", "low_drf20", "low_drf100"), cases_per_step=2, beyond="mirror", augment="flips_and_turns"
@@ -50,10 +50,7 @@ LEVEL = 1 + filter_bank.FWHMS_MM.index(14.0)  # the member of the bank that give
 MEAN_10, MEAN_7 = 1 + filter_bank.FWHMS_MM.index(10.0), 1 + filter_bank.FWHMS_MM.index(7.0)
 LEAST_SUV = 0.1
 INPUTS = MEMBERS + 1
-CT = "ct"
 CT_RANGES_HU = ((-1000.0, 1000.0), (-160.0, 240.0))  # of the two inputs of a CT
-RADIUS = 24  # voxels around an output voxel that the network sees: 5 convolutions at 2, 2 at 4 voxels, and pooling
-MULTIPLE = 4  # pooling ties windows to multiples of it
 TILE = (96, 128, 128)
 NOISE_PATCHES = 12
 FEWEST = 8  # voxels that a lesion counts as having at least, so that none outweighs a patch
@@ -125,44 +122,7 @@ class Config:
 # The network
 
 
-class Residual(nn.Module):
-    """f: a U-Net of two levels on 2 x 2 x 2 voxels as channels; 269,568 parameters with 32 and 48 channels."""
-
-    def __init__(self, channels: tuple[int, int], constants: str, inputs: int = INPUTS) -> None:
-        super().__init__()
-        wide, deep = channels
-        conv = partial(nn.Conv3d, kernel_size=3, padding=1, bias=constants == "additive")
-        self.stem = nn.ModuleList([conv(8 * inputs, wide), conv(wide, wide)])
-        self.below = nn.ModuleList([conv(wide, deep), conv(deep, deep)])
-        self.above = conv(wide + deep, wide)
-        self.last = conv(wide, 8)
-        for module in self.modules():
-            if isinstance(module, nn.Conv3d):
-                nn.init.kaiming_normal_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        nn.init.zeros_(self.last.weight)  # training starts at x0
-
-    def forward(self, u: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b 1 z y x"]:
-        x = _voxels_to_channels(u)
-        for conv in self.stem:
-            x = F.relu(conv(x))
-        y = F.avg_pool3d(x, 2)
-        for conv in self.below:
-            y = F.relu(conv(y))
-        y = F.interpolate(y, scale_factor=2, mode="trilinear", align_corners=False)
-        return _channels_to_voxels(self.last(F.relu(self.above(torch.cat([x, y], dim=1)))))
-
-
-def _voxels_to_channels(x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b 8c z/2 y/2 x/2"]:
-    b, c, *edges = x.shape
-    z, y, x_ = (edge // 2 for edge in edges)
-    return x.reshape(b, c, z, 2, y, 2, x_, 2).permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, 8 * c, z, y, x_)
-
-
-def _channels_to_voxels(x: Float[Tensor, "b 8 z y x"]) -> Float[Tensor, "b 1 2z 2y 2x"]:
-    b, _, z, y, x_ = x.shape
-    return x.reshape(b, 1, 2, 2, 2, z, y, x_).permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, 1, 2 * z, 2 * y, 2 * x_)
+Residual = partial(ResidualUNet, INPUTS)  # f; 269,568 parameters with 32 and 48 channels
 
 
 def level(bank: Float[Tensor, "b m z y x"]) -> Float[Tensor, "b 1 z y x"]:
@@ -266,21 +226,18 @@ class Sums:
 
     def state(self) -> dict[str, Tensor]:
         """Return what ``load`` takes, of all ranks together (collective)."""
-        whole = dict(self.doses)
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            found: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(found, {key: _flat(value) for key, value in self.doses.items()})
-            whole = {}
-            for part in found:  # in the order of ranks, so that sums round alike every time
-                for key, flat in part.items():
-                    whole[key] = _unflat(flat + _flat(whole[key])) if key in whole else _unflat(flat)
+        whole: dict[float, tuple[NormalEquations, float, float]] = {}
+        for part in assembly.of_all_ranks({key: _flat(value) for key, value in self.doses.items()}):
+            for key, flat in part.items():
+                whole[key] = _unflat(flat + _flat(whole[key])) if key in whole else _unflat(flat)
         return _as_tensors(whole)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Continue from ``state``: rank 0 takes all of it, the others start at nothing."""
-        first = not dist.is_initialized() or dist.get_rank() == 0
-        rows = zip(state["drf"].tolist(), state["sums"].cpu().numpy(), strict=True)
-        self.doses = {0.0 if math.isnan(drf) else drf: _unflat(flat.copy()) for drf, flat in rows} if first else {}
+        self.doses = {}
+        if assembly.first_rank():
+            rows = zip(state["drf"].tolist(), state["sums"].cpu().numpy(), strict=True)
+            self.doses = {0.0 if math.isnan(drf) else drf: _unflat(flat.copy()) for drf, flat in rows}
 
 
 _FLAT = CLASSES * MEMBERS * (MEMBERS + 1) + 2
@@ -563,7 +520,7 @@ def caveats(config: Config) -> tuple[str, ...]:
 def build(config: Config, *, make_engine: EngineFactory, patches_per_step: int) -> Restore:
     """Build the network and its engine; ``patches_per_step`` counts the patches of all ranks."""
     engine = make_engine(
-        Residual(config.channels, config.constants, config.inputs), partial(torch.optim.Adam, lr=config.lr)
+        ResidualUNet(config.inputs, config.channels, config.constants), partial(torch.optim.Adam, lr=config.lr)
     )
     bank = 0 if config.start == "low" and not config.bank_samples else config.bank_samples
     steps = {
@@ -579,6 +536,6 @@ def weights_to_synthesizer(config: Config, weights: Mapping[str, Tensor]) -> Syn
     for name, value in weights.items():
         part, _, key = name.partition(".")
         parts.setdefault(part, {})[key] = value
-    build_network = partial(Residual, config.channels, config.constants, config.inputs)
+    build_network = partial(ResidualUNet, config.inputs, config.channels, config.constants)
     network = assembly.with_weights(build_network, parts["network"], "weights of restore")
     return Synthesizer(config, network, Bank(**parts["bank"]))

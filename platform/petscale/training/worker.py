@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from storage.errors import InputError
 from storage.joined import open_cohorts
 from trainers import checkpoint, feed, loop
 from trainers.engine import deepspeed_engines
+from trainers.feed_config import as_stored
 from trainers.habits import Engines
 from trainers.recipe import Validated
 from trainers.systems import RECIPES
@@ -156,7 +156,7 @@ def train_worker(content: Mapping[str, Any]) -> None:
             validation = None
             if isinstance(recipe, Validated):
                 spec = recipe.validation_batch
-                plain = replace(config.feed, augment="none")
+                plain = as_stored(config.feed)
                 validation = reads({"paired": job.roles.validation}, plain, lambda batch: spec)
             gains = None
             if config.loop.validate_every:

@@ -17,6 +17,7 @@ from trainers import filter_bank
 from trainers.engine import plain_engine
 from trainers.filter_bank import CLASSES, MEMBERS
 from trainers.recipe import Batch, Scan
+from trainers.residual_unet import MULTIPLE, ResidualUNet
 from trainers.systems import restore
 from trainers.systems.restore import FEED, Bank, Config, Residual, Restore
 
@@ -101,14 +102,6 @@ def test_without_constants_the_network_follows_any_scale(factor: float) -> None:
     torch.testing.assert_close(network(factor * u), factor * network(u), rtol=1e-4, atol=1e-5 * factor)
     if abs(factor - 1) > 0.1:
         assert not torch.allclose(other(factor * u), factor * other(u), rtol=1e-2)
-
-
-def test_voxels_become_channels_and_back() -> None:
-    x = torch.randn(2, 1, 8, 12, 4)
-    there = restore._voxels_to_channels(x)
-    assert there.shape == (2, 8, 4, 6, 2)
-    assert torch.equal(there[:, 5], x[:, 0, 1::2, 0::2, 1::2])  # 5 = 1, 0, 1: odd z, even y, odd x
-    assert torch.equal(restore._channels_to_voxels(there), x)
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.05, 0.25, 1.0])
@@ -287,7 +280,7 @@ def test_windows_equal_the_whole() -> None:
     recipe.step(batch(0), 0)
     synthesizer = recipe.synthesizer().for_scan(Scan(SPACING_MM, 20.0, 0.05))
     halo = synthesizer.tiling.halo
-    assert all(h % restore.MULTIPLE == (m % restore.MULTIPLE) for h, m in zip(halo, MARGIN, strict=True))
+    assert all(h % MULTIPLE == (m % MULTIPLE) for h, m in zip(halo, MARGIN, strict=True))
     context = synthesizer.context(torch.zeros(0), torch.zeros(0))
     low = anatomy(4, (16 + 2 * halo[0], 16 + 2 * halo[1], 8 + 2 * halo[2]))[:1]
     low = low * (1 + 0.3 * torch.randn(low.shape, generator=torch.Generator().manual_seed(5)))
@@ -334,7 +327,7 @@ def with_ct(given: Batch) -> Batch:
 
 def test_a_ct_is_two_inputs_that_vanish_with_the_noise() -> None:
     recipe = build(beside="ct")
-    assert sum(p.numel() for p in Residual(Config().channels, "none", Config(beside="ct").inputs).parameters()) == (
+    assert sum(p.numel() for p in ResidualUNet(Config(beside="ct").inputs, Config().channels, "none").parameters()) == (
         269_568 + 2 * 8 * 32 * 27
     )
     assert recipe.batch_spec(0).beside == ("ct",) == recipe.synthesizer().context_batch.beside
