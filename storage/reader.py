@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from storage import integrity, layout
 from storage.errors import InputError
 from storage.patches import PatchLocation, SamplingMaps
-from storage.source import AIR_HU, HU, SUV, Dose, Grid
+from storage.source import AIR_HU, HU, LABEL, SUV, Dose, Grid
 
 Beyond = Literal["air", "mirror", "mirror_any"]
 
@@ -353,7 +353,7 @@ def _describes_image(facts: Mapping[str, Any]) -> bool:
             and isinstance(facts["units"], str)
             and isinstance(facts["provenance"], dict)
             and isinstance(statistics, dict)
-            and {"min", "max", "mean"} <= statistics.keys()
+            and (facts["units"] == LABEL or {"min", "max", "mean"} <= statistics.keys())
             and all(type(value) in (int, float) for value in statistics.values())
             and (dose is None or dose["drf"] is None or float(dose["drf"]) > 0)
             and (dose is None or {"relation", "shares_noise"} <= dose.keys())
