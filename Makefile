@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint format docs clean
+.PHONY: demo test lint format docs lock sbom audit clean
 
 demo: $(STAMP)
 	$(BIN)/petscale demo
@@ -31,6 +31,22 @@ format: $(STAMP)
 # The pages of docs/ as a site in site/; a warning is an error.
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+# requirements.lock anew: what pip would install, each file with its hash; asks the package index.
+lock: $(STAMP)
+	$(BIN)/python -m pip install --quiet --dry-run --ignore-installed --report $(VENV)/report.json -c constraints.txt hatchling ".[dev]"
+	$(BIN)/python deploy/supply/lock.py $(VENV)/report.json
+
+# What is installed, as CycloneDX.
+sbom: $(STAMP)
+	$(BIN)/python deploy/supply/bill.py > petscale.cdx.json
+
+# Known vulnerabilities of what the lock names, from the database of osv.dev; only names and versions are sent.
+audit: $(STAMP)
+	@$(BIN)/python -c 'import socket; socket.create_connection(("api.osv.dev", 443), 10)' 2> /dev/null || \
+	{ echo "api.osv.dev cannot be reached from here: nothing was checked"; exit 3; }
+	@test -x $(VENV)/audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/pip install --quiet pip-audit; }
+	$(VENV)/audit/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip --vulnerability-service osv
 
 # torch is installed first, so that no other package installs a build with gigabytes of CUDA libraries.
 $(STAMP): pyproject.toml constraints.txt
