@@ -11,6 +11,8 @@ from torch import Tensor, nn
 RADIUS = 24  # voxels around an output voxel that it sees: 5 convolutions at 2, 2 at 4 voxels, and pooling
 MULTIPLE = 4  # pooling ties windows to multiples of it
 
+SLOPE = 0.1  # of activations below 0: at 0 a step or two could silence a whole layer, and nothing woke it again
+
 Beyond = Literal["zeros", "replicate"]
 
 
@@ -32,24 +34,28 @@ class ResidualUNet(nn.Module):
         self.stem = nn.ModuleList([conv(8 * inputs, wide), conv(wide, wide)])
         self.below = nn.ModuleList([conv(wide, deep), conv(deep, deep)])
         self.above = conv(wide + deep, wide)
-        self.last = conv(wide, 8)
+        self.out = conv(wide, 8)
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.kaiming_normal_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.out.weight)
 
     def forward(self, u: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b 1 z y x"]:
         """Return one channel; edges are multiples of ``MULTIPLE``."""
         x = voxels_to_channels(u)
         for conv in self.stem:
-            x = F.relu(conv(x))
+            x = _bent(conv(x))
         y = F.avg_pool3d(x, 2)
         for conv in self.below:
-            y = F.relu(conv(y))
+            y = _bent(conv(y))
         y = F.interpolate(y, scale_factor=2, mode="trilinear", align_corners=False)
-        return channels_to_voxels(self.last(F.relu(self.above(torch.cat([x, y], dim=1)))))
+        return channels_to_voxels(self.out(_bent(self.above(torch.cat([x, y], dim=1)))))
+
+
+def _bent(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, SLOPE)  # follows any positive scale, as ReLU does
 
 
 def voxels_to_channels(x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b 8c z/2 y/2 x/2"]:

@@ -26,7 +26,7 @@ def test_its_output_is_nothing_until_it_is_trained(constants: str) -> None:
 def test_no_voxel_sees_further_than_the_radius() -> None:
     torch.manual_seed(0)
     network = ResidualUNet(1, (4, 4), "additive")
-    torch.nn.init.normal_(network.last.weight)
+    torch.nn.init.normal_(network.out.weight)
     u = torch.randn(1, 1, MULTIPLE * 16, MULTIPLE, MULTIPLE)
     other = u.clone()
     other[:, :, : MULTIPLE * 16 - RADIUS - 4] += 1
@@ -40,6 +40,19 @@ def test_repeated_voxels_beyond_a_window_leave_a_uniform_image_uniform(beyond: B
     """At 2 x 2 x 2 voxels as channels, every second voxel is of one kind."""
     torch.manual_seed(0)
     network = ResidualUNet(1, (4, 4), "additive", beyond=beyond)
-    torch.nn.init.normal_(network.last.weight)
+    torch.nn.init.normal_(network.out.weight)
     image = network(torch.ones(1, 1, 16, 16, 16))[:, :, ::2, ::2, ::2]
     assert torch.allclose(image, image[:, :, :1, :1, :1].expand_as(image), atol=1e-5) == alike
+
+
+def test_no_activation_can_fall_silent_for_good() -> None:
+    """With ReLU a step that made all activations negative would have been the last one: no gradient came back."""
+    torch.manual_seed(0)
+    network = ResidualUNet(1, (4, 4), "none")
+    torch.nn.init.normal_(network.out.weight)
+    with torch.no_grad():
+        network.above.weight.copy_(-network.above.weight.abs())
+        for conv in (*network.stem, *network.below):
+            conv.weight.abs_()
+    network(torch.rand(1, 1, 8, 8, 8)).square().sum().backward()
+    assert all(weight.grad is not None and bool(weight.grad.any()) for weight in network.parameters())
