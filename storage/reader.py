@@ -414,7 +414,8 @@ def _open(folder: Path) -> Any:
         "fill_missing_data_reads": False,  # a shard that vanishes while we read is an error, never background
     }
     try:
-        return tensorstore.open(spec, read=True, context=_context(), recheck_cached=False).result()
+        # What this process has kept of the same path from before is asked for again: a run's result may be replaced.
+        return tensorstore.open(spec, read=True, context=_context(), recheck_cached="open").result()
     except (ValueError, OSError):
         raise _no_array(folder) from None
 
