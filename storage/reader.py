@@ -251,11 +251,13 @@ class Cohort:
                 found="the folder holds another case's files",
                 remedy="run `petscale verify`, then put the folders back or ingest again",
             )
-        return _case(name, folder.absolute(), content["root"])
+        status = (folder / integrity.MANIFEST).stat()
+        return _case(name, folder.absolute(), content["root"], (status.st_ino, status.st_ctime_ns))
 
 
 @lru_cache(maxsize=1024)
-def _case(name: str, folder: Path, root: str) -> Case:
+def _case(name: str, folder: Path, root: str, file: tuple[int, int]) -> Case:
+    """The case of one commit: a result may be replaced, and later again by one that equals the first."""
     return Case(name, folder)
 
 
