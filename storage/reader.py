@@ -345,12 +345,14 @@ def _describes_case(facts: Mapping[str, Any]) -> bool:
 
 def _describes_image(facts: Mapping[str, Any]) -> bool:
     """Whether attributes are those of an image: affine, unit, origin, statistics, dose."""
-    affine, statistics, dose = facts.get("affine_ras_mm"), facts.get("statistics"), facts.get("dose")
+    affine: Any = facts.get("affine_ras_mm")
+    statistics, dose = facts.get("statistics"), facts.get("dose")
     try:
         regular = np.array(affine, dtype=np.float64)
         return (
             regular.shape == (4, 4)
             and bool(np.isfinite(regular).all())
+            and all(type(value) in (int, float) for row in affine for value in row)
             and isinstance(facts["units"], str)
             and isinstance(facts["provenance"], dict)
             and isinstance(statistics, dict)
