@@ -43,6 +43,9 @@ def main() -> None:
     by_kind: dict[str, Counter[str]] = defaultdict(Counter)
     codes: Counter[str] = Counter()
     failed: list[mutated.Finding] = []
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
     began, used = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         for found in mutated.run(mutated.triples(given.count, given.first_seed), Path(folder)):
@@ -51,9 +54,6 @@ def main() -> None:
             codes[found.detail] += found.outcome == mutated.REFUSED
             if found.outcome in mutated.FAILED:
                 failed.append(found)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.strip()
     words = (mutated.REFUSED, mutated.EQUAL, mutated.OLDER, mutated.OWN, *mutated.FAILED)
     print("# Damaged cohorts, runs and studies\n")
     print(

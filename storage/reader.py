@@ -252,11 +252,13 @@ class Cohort:
                 found="the folder holds another case's files",
                 remedy="run `petscale verify`, then put the folders back or ingest again",
             )
-        return _case(name, folder.absolute(), content["root"])
+        status = (folder / integrity.MANIFEST).stat()
+        return _case(name, folder.absolute(), content["root"], (status.st_ino, status.st_ctime_ns))
 
 
 @lru_cache(maxsize=1024)
-def _case(name: str, folder: Path, root: str) -> Case:
+def _case(name: str, folder: Path, root: str, file: tuple[int, int]) -> Case:
+    """The case of one commit: a result may be replaced, and later again by one that equals the first."""
     return Case(name, folder)
 
 
@@ -344,12 +346,14 @@ def _describes_case(facts: Mapping[str, Any]) -> bool:
 
 def _describes_image(facts: Mapping[str, Any]) -> bool:
     """Whether attributes are those of an image: affine, unit, origin, statistics, dose."""
-    affine, statistics, dose = facts.get("affine_ras_mm"), facts.get("statistics"), facts.get("dose")
+    affine: Any = facts.get("affine_ras_mm")
+    statistics, dose = facts.get("statistics"), facts.get("dose")
     try:
         regular = np.array(affine, dtype=np.float64)
         return (
             regular.shape == (4, 4)
             and bool(np.isfinite(regular).all())
+            and all(type(value) in (int, float) for row in affine for value in row)
             and isinstance(facts["units"], str)
             and isinstance(facts["provenance"], dict)
             and isinstance(statistics, dict)
@@ -415,7 +419,8 @@ def _open(folder: Path) -> Any:
         "fill_missing_data_reads": False,  # a shard that vanishes while we read is an error, never background
     }
     try:
-        return tensorstore.open(spec, read=True, context=_context(), recheck_cached=False).result()
+        # What this process has kept of the same path from before is asked for again: a run's result may be replaced.
+        return tensorstore.open(spec, read=True, context=_context(), recheck_cached="open").result()
     except (ValueError, OSError):
         raise _no_array(folder) from None
 

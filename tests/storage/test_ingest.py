@@ -802,3 +802,24 @@ peak_kb = int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text
 assert peak_kb < 1e6, peak_kb
 """
     subprocess.run([sys.executable, "-c", code, tmp_path], check=True, timeout=120)
+
+
+def test_a_case_of_other_inputs_takes_the_place_of_one_where_that_is_asked_for(tmp_path: Path) -> None:
+    def plan(level: float, fingerprint: str) -> Callable[[Path], CasePlan]:
+        values = np.random.default_rng(1).uniform(0.5, 1.5, (8, 9, 10)).astype(np.float32) * np.float32(level)
+        image = ArraySource(values, Grid(values.shape, np.diag([4.0, 4.0, 4.0, 1.0])), SUV)
+        return lambda _: CasePlan({"full": image}, "patient", fingerprint)
+
+    def mean() -> float:
+        return float(open_cohort(tmp_path / "c").case("a").image("full").read(0, 8).mean())
+
+    ingest(tmp_path / "c", {"a": plan(1.0, "one")}, strict=True, workers=1)
+    before = mean()
+    with pytest.raises(InputError, match="SET_CASE_EXISTS"):
+        ingest(tmp_path / "c", {"a": plan(2.0, "two")}, strict=True, workers=1)
+    assert mean() == before
+    outcome = ingest(tmp_path / "c", {"a": plan(2.0, "two")}, strict=True, changed="replace", workers=1)
+    assert (outcome.committed, mean()) == (["a"], pytest.approx(2 * before))  # though this process has read the first
+    outcome = ingest(tmp_path / "c", {"a": plan(2.0, "two")}, strict=True, changed="replace", workers=1)
+    assert outcome.kept == ["a"]
+    assert verify(tmp_path / "c") == {}

@@ -33,6 +33,7 @@ def crossed(cohort: Path, tmp_path: Path) -> Path:
         known = {key: {name: facts[key][name] for name in tests} for key in ("cases", "subjects")}
         train = [name for name in tests if name != case]
         (run / "config.json").write_text(json.dumps({**facts, **known, "train": train}))
+        untrained_runs.prove(run)
     (folder / FOLDS).write_text(json.dumps({"folds": ["fold-0", "fold-1"]}))
     return folder
 

@@ -125,6 +125,7 @@ def test_a_run_of_several_cohorts_is_scored_and_reported_on_all_of_them(
     facts["cases"] = {name: integrity.manifest(joined.case(name).folder)["root"] for name in joined.cases}
     facts["subjects"] = {name: joined.case(name).subject for name in joined.cases}
     (tested / CONFIG).write_text(json.dumps(facts))
+    prove(tested)
     assert refused("evaluate", tested, one).startswith("SET_NO_TEST one: ")  # p1 is not the name that the run knows
     main(["evaluate", str(tested), str(one), str(two)])
     assert not (tested / EXTERNAL).exists()

@@ -119,6 +119,10 @@ def test_scores_are_read_back(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "scores.json").read_text())  # as earlier versions stored it: sentences
     content["rules"] = [{"judge": "", **sentences_of(rule)} for rule in content["rules"]]
     (tmp_path / "scores.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="SET_EVALUATION"):  # changed, and of the same digest
+        read_evaluation(tmp_path)
+    del content["digest"]
+    (tmp_path / "scores.json").write_text(json.dumps(content))
     assert read_evaluation(tmp_path).rows == read.rows
     (tmp_path / "scores.json").write_text("{}")
     with pytest.raises(InputError, match="SET_EVALUATION"):
