@@ -9,13 +9,14 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/petscale demo
 
-# Some tests wait most of the time, for Ray to notice what has died or for Slurm: they run beside the others.
+# Three streams at once. Tests that start clusters wait for their processes most of the time: the others use the cores.
 test: $(STAMP)
 	@$(BIN)/python -m pytest -q -m beside > $(VENV)/beside.log 2>&1 & beside=$$!; \
-	$(BIN)/python -m pytest -q -m "not beside"; others=$$?; \
-	wait $$beside; ended=$$?; \
-	echo "beside them:"; cat $(VENV)/beside.log; \
-	[ $$others = 0 ] && [ $$ended = 0 ]
+	$(BIN)/python -m pytest -q -m "slow and not beside" > $(VENV)/slow.log 2>&1 & slow=$$!; \
+	$(BIN)/python -m pytest -q -m "not slow and not beside"; others=$$?; \
+	wait $$slow; slow=$$?; wait $$beside; beside=$$?; \
+	echo "slow:"; cat $(VENV)/slow.log; echo "beside:"; cat $(VENV)/beside.log; \
+	[ $$others = 0 ] && [ $$slow = 0 ] && [ $$beside = 0 ]
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -75,6 +75,7 @@ class Outcome:
 
 
 Doubts = Literal["note", "refuse impossible", "refuse"]
+Changed = Literal["refuse", "replace"]
 Progress = Callable[[str, int, int], None]  # case, tasks done, tasks in all
 Spread = Callable[[Callable[[str], bool], Sequence[str]], Iterator[tuple[str, bool | InputError]]]
 
@@ -89,10 +90,19 @@ def site_key() -> bytes:
     ``PETSCALE_SITE_KEY`` names the file when several machines must agree.
 
     Raises:
-        InputError: CFG_SITE_KEY when the key is too short to keep a secret, or is not there and cannot be made.
+        InputError: CFG_SITE_KEY when the key is too short to keep a secret, is not there and cannot be made, or
+            ``PETSCALE_SITE_KEY`` names no file.
     """
     default = Path.home() / ".config" / "petscale" / "site.key"
-    path = Path(os.environ.get("PETSCALE_SITE_KEY", default))
+    told = os.environ.get("PETSCALE_SITE_KEY", str(default))
+    path = Path(told)
+    if not told or path.is_dir():
+        raise InputError(
+            "CFG_SITE_KEY",
+            where="PETSCALE_SITE_KEY",
+            found="a folder" if told else "empty",
+            remedy="let it name the key's file, or unset it",
+        )
     try:
         if not path.is_file():
             _make_key(path)
@@ -166,6 +176,7 @@ def ingest(
     *,
     strict: bool = False,
     doubts: Doubts = "note",
+    changed: Changed = "refuse",
     scheduler: str = "threads",
     workers: int | None = None,
     progress: Progress = _silent,
@@ -180,6 +191,8 @@ def ingest(
         strict: raise on the first refused case.
         doubts: what becomes of a case whose images carry a note of weight (``storage.notes``): it stays noted; it is
             refused where its values cannot be SUV; it is refused.
+        changed: what becomes of a planned case that was committed before from other inputs: this one is refused, or
+            takes its place once it is whole, for what is made by a run anew.
         scheduler: Dask's local scheduler, ``threads`` or ``processes``.
         workers: tasks at a time; memory grows with them by a few shards each.  Default: the CPUs, 4 at most.
         progress: called after every task, or after every case where other machines do them.
@@ -204,7 +217,7 @@ def ingest(
         report = progress if spread is one_after_another else _silent  # other machines cannot call it
         try:
             for name, new in spread(
-                partial(_ingest_case, cohort, staging, plans, doubts, scheduler, workers, report), list(plans)
+                partial(_ingest_case, cohort, staging, plans, doubts, changed, scheduler, workers, report), list(plans)
             ):
                 if not isinstance(new, InputError):
                     (outcome.committed if new else outcome.kept).append(name)
@@ -263,6 +276,7 @@ def _ingest_case(
     staging: Path,
     plans: Mapping[str, Callable[[Path], CasePlan]],
     doubts: Doubts,
+    changed: Changed,
     scheduler: str,
     workers: int | None,
     progress: Progress,
@@ -278,14 +292,15 @@ def _ingest_case(
             final = cohort / layout.CASES / name
             _check_collision(final)
             if final.exists():
-                if open_cohort(cohort).case(name).fingerprint != plan.fingerprint:
+                if open_cohort(cohort).case(name).fingerprint == plan.fingerprint:
+                    return False
+                if changed == "refuse":
                     raise InputError(
                         "SET_CASE_EXISTS",
                         where=f"case {name}",
                         found="committed before from other inputs or options",
                         remedy="give this one another --case name, or ingest into another cohort",
                     )
-                return False
             reference = _check(name, plan)
             integrity.require_space(cohort, int(1.5 * len(plan.images) * 4 * np.prod(reference.shape)))
             count = workers or min(4, os.cpu_count() or 1)
@@ -297,6 +312,8 @@ def _ingest_case(
             if doubts != "note":
                 _refuse_doubts(staged, name, plan, doubts)
             integrity.commit(staged, {"case": name, "schema": layout.SCHEMA})
+            if final.exists():  # killed in between, the case is missing until the same command makes it again
+                os.replace(final, staged.parent / "replaced")
             os.replace(staged, final)
             integrity.fsync_folder(final.parent)
     except InputError:

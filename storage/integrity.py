@@ -22,15 +22,21 @@ from typing import Any, BinaryIO
 from storage.errors import InputError
 
 MANIFEST = "MANIFEST.json"
+FAILING = (errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.ENODEV)  # of a disk, or of a file system that is mounted
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make the names in ``folder`` durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """Make the names in ``folder`` durable.
+
+    Raises:
+        InputError: those of ``disk_errors``.
+    """
+    with disk_errors(folder):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 @contextmanager
@@ -69,6 +75,47 @@ def write_json(path: Path, content: object) -> None:
     write_bytes(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 
+def parse_json(content: bytes | str) -> Any:
+    """Return what JSON holds.
+
+    Raises:
+        ValueError: no JSON, also where it is nested so deeply that no parser follows.
+    """
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read_json(path: Path, *fields: str) -> dict[str, Any]:
+    """Read a file of fields by name that petscale wrote.
+
+    Args:
+        path: of the file.
+        fields: those that it must have.
+
+    Raises:
+        InputError: STORE_DAMAGED.
+    """
+    try:
+        content = parse_json(path.read_bytes())
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or not content.keys() >= set(fields):
+        raise not_ours(path)
+    return content
+
+
+def not_ours(path: Path) -> InputError:
+    """Return the error for a small file that petscale did not write so."""
+    return InputError(
+        "STORE_DAMAGED",
+        where=path.name,
+        found="not what petscale wrote there",
+        remedy="restore it from a copy, or remove it and run the command that made it again",
+    )
+
+
 def json_safe(content: object) -> object:
     """Return ``content`` with null in place of numbers that JSON does not have: infinities and NaN; tuples as lists."""
     match content:
@@ -84,10 +131,10 @@ def json_safe(content: object) -> object:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn the system's error about a full disk or a read-only folder into one line.
+    """Turn the system's error about a full disk, a read-only folder or a failing disk into one line.
 
     Raises:
-        InputError: DISK_FULL or DISK_DENIED.
+        InputError: DISK_FULL, DISK_DENIED or DISK_ERROR.
     """
     try:
         yield
@@ -103,6 +150,13 @@ def disk_errors(path: Path) -> Iterator[None]:
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise InputError(
                 "DISK_DENIED", where=path.name, found="not writable", remedy="choose a folder you may write to"
+            ) from None
+        if error.errno in FAILING:
+            raise InputError(
+                "DISK_ERROR",
+                where=path.name,
+                found=f"{error.strerror}: what was being written may not be on the disk",
+                remedy="check the disk or its server, then run the same command again: committed work is kept",
             ) from None
         raise
 
@@ -212,7 +266,7 @@ def _files(folder: Path) -> list[str]:
     return sorted(key for key in keys if key != MANIFEST)
 
 
-def root_digest(entries: Mapping[str, Mapping[str, object]], facts: Mapping[str, object]) -> str:
+def root_digest(entries: Mapping[str, object], facts: Mapping[str, object]) -> str:
     """Digest of a whole folder: every key, size and digest, and the manifest's own facts."""
     return hashlib.sha256(json.dumps([entries, facts], sort_keys=True).encode()).hexdigest()
 
@@ -229,7 +283,7 @@ def commit(folder: Path, facts: Mapping[str, object]) -> str:
     entries: dict[str, dict[str, object]] = {}
     for key in _files(folder):
         path = folder / key
-        with path.open("rb") as file:
+        with disk_errors(path), path.open("rb") as file:
             entries[key] = {
                 "size": os.fstat(file.fileno()).st_size,
                 "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
@@ -257,9 +311,9 @@ def manifest(folder: Path) -> dict[str, Any]:
             remedy="restore it from a copy, or remove the folder and run the command that makes it again",
         )
     try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
-        whole = content["root"] == root_digest(content["files"], content["facts"])
-    except (ValueError, KeyError, TypeError):
+        content: dict[str, Any] = parse_json(path.read_bytes())
+        whole = content["root"] == root_digest(content["files"], content["facts"]) and _listed(content)
+    except (ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
         raise InputError(
@@ -269,6 +323,17 @@ def manifest(folder: Path) -> dict[str, Any]:
             remedy="restore the folder from a copy or make it again",
         )
     return content
+
+
+def _listed(content: Mapping[str, Any]) -> bool:
+    """Whether a manifest lists files below its folder, each with size and digest, and facts by name."""
+    return isinstance(content["facts"], dict) and all(
+        isinstance(entry["size"], int)
+        and isinstance(entry["sha256"], str)
+        and not key.startswith("/")
+        and ".." not in key.split("/")
+        for key, entry in content["files"].items()
+    )
 
 
 def check_presence(folder: Path) -> dict[str, Any]:

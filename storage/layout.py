@@ -13,7 +13,6 @@ user's own.  Names are for users; no name is parsed.  Shards are whole z slabs o
 that one task writes one shard.  They hold 32^3 chunks, blosc-lz4 with byte shuffle, and a crc32c to find flipped bits.
 """
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -122,7 +121,7 @@ def create_group(path: Path, attributes: Mapping[str, Any]) -> None:
     """Make a Zarr v3 group with ``attributes``, or add them to one; in a crash the old metadata stays or the new."""
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     metadata = path / "zarr.json"
-    held = json.loads(metadata.read_bytes())["attributes"] if metadata.exists() else {}
+    held = integrity.read_json(metadata, "attributes")["attributes"] if metadata.exists() else {}
     group = {"zarr_format": 3, "node_type": "group", "attributes": {**held, **attributes}}
     integrity.write_json(metadata, group)
 

@@ -24,6 +24,7 @@ class Stream(IntEnum):
     PREVIEW = 6  # (0, PREVIEW): the patch that training's previews show
     AUGMENT = 7  # (seed, AUGMENT, group, patch): how a training patch is turned; patch 0 for a group with an overview
     VALIDATION = 8  # (seed, VALIDATION): order of patients; (seed, VALIDATION, number): a patch that is restored
+    TILT = 9  # (seed, TILT, group, patch): how a training patch is tilted and scaled
     ANATOMY = 0x9E7  # (seed, ANATOMY, ...): a phantom's anatomy
 
 

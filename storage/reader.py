@@ -1,6 +1,5 @@
 """Committed cases and their voxels, read through tensorstore; a case that is not committed is not listed."""
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -15,9 +14,9 @@ from numpy.typing import NDArray
 from storage import integrity, layout
 from storage.errors import InputError
 from storage.patches import PatchLocation, SamplingMaps
-from storage.source import AIR_HU, HU, SUV, Dose, Grid
+from storage.source import AIR_HU, HU, LABEL, SUV, Dose, Grid
 
-Beyond = Literal["air", "mirror"]
+Beyond = Literal["air", "mirror", "mirror_any"]
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,7 @@ class StoredImage:
 
     @cached_property
     def _facts(self) -> dict[str, Any]:
-        facts: dict[str, Any] = attributes(self.folder)["petscale"]
-        return facts
+        return image_attributes(self.folder)
 
     @cached_property
     def grid(self) -> Grid:
@@ -82,7 +80,8 @@ class StoredImage:
             location: the box.
             beyond: what a PET holds beyond its faces: 0 (``air``), or its mirror image (``mirror``), which has the
                 noise and the level of what is near.  Labels are 0 there.  A CT is air beside the volume, and continues
-                along z as its end slices are: a scan is cut there, the body is not.
+                along z as its end slices are: a scan is cut there, the body is not; with ``mirror_any`` it is mirrored
+                as a PET is.
 
         Raises:
             InputError: STORE_DAMAGED naming case, image and chunk.
@@ -92,7 +91,7 @@ class StoredImage:
         )
         if all(s.stop - s.start == n for s, n in zip(inside, location.shape, strict=True)):
             return np.ascontiguousarray(self._read(inside), dtype=np.float32)
-        if beyond == "mirror" and self.units == SUV:
+        if (beyond, self.units) in (("mirror", SUV), ("mirror_any", SUV), ("mirror_any", HU)):
             return self._mirrored(location)
         if self.units == HU:
             z = np.clip(np.arange(location.start[0], location.stop[0]), 0, self.grid.shape[0] - 1)
@@ -130,8 +129,7 @@ class Case:
 
     @cached_property
     def _facts(self) -> dict[str, Any]:
-        facts: dict[str, Any] = attributes(self.folder)["petscale"]
-        return facts
+        return case_attributes(self.folder)
 
     @property
     def subject(self) -> str:
@@ -296,13 +294,72 @@ def attributes(folder: Path | str) -> dict[str, Any]:
     """
     try:
         with open(f"{folder}/zarr.json", "rb") as file:  # thousands of them are read: paths are not composed as objects
-            found: dict[str, Any] = json.loads(file.read())["attributes"]
+            found: dict[str, Any] = integrity.parse_json(file.read())["attributes"]
         ours = found.get("petscale", {})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise _no_metadata(Path(folder)) from None
     if not isinstance(ours, dict):
         raise _no_metadata(Path(folder))
     return found
+
+
+def case_attributes(folder: Path | str) -> dict[str, Any]:
+    """Return what petscale states of a case, in its folder.
+
+    Raises:
+        InputError: STORE_DAMAGED.
+    """
+    facts: dict[str, Any] = attributes(folder).get("petscale", {})
+    if not _describes_case(facts):
+        raise _no_metadata(Path(folder))
+    return facts
+
+
+def image_attributes(folder: Path | str) -> dict[str, Any]:
+    """Return what petscale states of an image, in its folder.
+
+    Raises:
+        InputError: STORE_DAMAGED.
+    """
+    facts: dict[str, Any] = attributes(folder).get("petscale", {})
+    if not _describes_image(facts):
+        raise _no_metadata(Path(folder))
+    return facts
+
+
+def _describes_case(facts: Mapping[str, Any]) -> bool:
+    """Whether attributes are those of a case: digests, names of images and labels, tags."""
+    labels, images, tags = facts.get("labels"), facts.get("images"), facts.get("tags", {})
+    return (
+        isinstance(facts.get("subject"), str)
+        and isinstance(facts.get("fingerprint"), str)
+        and isinstance(images, list)
+        and all(isinstance(name, str) and layout.NAME.fullmatch(name) for name in images)
+        and isinstance(labels, dict)
+        and all(value.isdecimal() and isinstance(name, str) for value, name in labels.items())
+        and isinstance(tags, dict)
+        and all(isinstance(value, str) for value in tags.values())
+    )
+
+
+def _describes_image(facts: Mapping[str, Any]) -> bool:
+    """Whether attributes are those of an image: affine, unit, origin, statistics, dose."""
+    affine, statistics, dose = facts.get("affine_ras_mm"), facts.get("statistics"), facts.get("dose")
+    try:
+        regular = np.array(affine, dtype=np.float64)
+        return (
+            regular.shape == (4, 4)
+            and bool(np.isfinite(regular).all())
+            and isinstance(facts["units"], str)
+            and isinstance(facts["provenance"], dict)
+            and isinstance(statistics, dict)
+            and (facts["units"] == LABEL or {"min", "max", "mean"} <= statistics.keys())
+            and all(type(value) in (int, float) for value in statistics.values())
+            and (dose is None or dose["drf"] is None or float(dose["drf"]) > 0)
+            and (dose is None or {"relation", "shares_noise"} <= dose.keys())
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+        return False
 
 
 def shape_of(array: Path | str) -> tuple[int, int, int]:
@@ -313,9 +370,11 @@ def shape_of(array: Path | str) -> tuple[int, int, int]:
     """
     try:
         with open(f"{array}/zarr.json", "rb") as file:
-            z, y, x = json.loads(file.read())["shape"]
+            z, y, x = integrity.parse_json(file.read())["shape"]
     except (OSError, ValueError, KeyError, TypeError):
         raise _no_array(Path(array)) from None
+    if not all(type(length) is int and 0 < length < 2**31 for length in (z, y, x)):
+        raise _no_array(Path(array))
     return z, y, x
 
 

@@ -3,7 +3,6 @@
 Only digests are computed: no library for arrays is imported.
 """
 
-import json
 from pathlib import Path
 
 from storage import integrity, layout
@@ -50,7 +49,9 @@ def read_catalog(cohort: Path) -> dict[str, str]:
         ValueError: the catalog is missing or not readable.
     """
     try:
-        content: dict[str, str] = json.loads((cohort / layout.CATALOG).read_bytes())
+        content = integrity.parse_json((cohort / layout.CATALOG).read_bytes())
     except OSError as error:
         raise ValueError from error
+    if not isinstance(content, dict) or not all(isinstance(root, str) for root in content.values()):
+        raise ValueError("no digests by name")
     return content

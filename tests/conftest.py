@@ -9,7 +9,9 @@ import pytest
 from petscale.cluster.nodes import SILENT
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
-# OpenMP's threads would spin while they wait for each other, on cores that other tests' processes need.
+# One thread per process: two streams of tests share the cores, and the threads of small layers wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Where a test asks for more, OpenMP's threads would spin while they wait, on cores that other tests' processes need.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ |= SILENT
 # Ray looks once, when it is first imported: a test that only checks a cluster file must not settle it for the others.

@@ -4,7 +4,6 @@ import itertools
 import json
 import re
 import shlex
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -129,11 +128,11 @@ def tiny_training(monkeypatch: pytest.MonkeyPatch) -> None:
         "restore": {"channels": (4, 4), "margin": (4, 4, 4), "bank_samples": 8, "samples": 8},
     }
 
-    def train(cohort: Path, run: Path, config: configs.RunConfig, *, command: str, others: Sequence[Path]) -> Path:
+    def train(cohort: Path, run: Path, config: configs.RunConfig, *, command: str, **rest: Any) -> Path:
         model = replace(config.model, patch=(24, 24, 24), patches_per_case=1, **small[config.recipe])
-        return real(cohort, run, replace(config, model=model), command=command, others=others)
+        return real(cohort, run, replace(config, model=model), command=command, **rest)
 
-    def here(plan: Plan) -> None:
+    def here(plan: Plan, *, left_s: float | None = None) -> None:
         run, config, job = plan.run, plan.config, plan.job
         recipe = RECIPES[config.recipe].build(
             config.model, make_engine=plain_engine, patches_per_step=config.patches_per_step
@@ -157,12 +156,13 @@ def tiny_training(monkeypatch: pytest.MonkeyPatch) -> None:
             source,
             replace(config.loop, log_every=1),
             folder=run / CHECKPOINTS,
-            meta={**config.identity(), "cases": job.cases},
+            meta={**config.identity(), "cases": job.identity["cases"]},
             report=report,
             picture=lambda step, synthesizer: None,
             patches_per_step=config.patches_per_step,
         )
         facts = {"recipe": config.recipe, "config": json.dumps(configs.to_json(config))}
+        facts |= job.proof
         checkpoint.write_weights(run / WEIGHTS, recipe.weights(), facts)
 
     monkeypatch.setattr(driver, "train", train)

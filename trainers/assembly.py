@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ from trainers.feed_config import FeedConfig
 from trainers.recipe import Batch, BatchSpec, Doses, Engine, Metrics, State, Tiling
 
 Network = TypeVar("Network", bound=nn.Module)
+Whatever = TypeVar("Whatever")
 WEIGHT = "weight/"  # what the names of a network's weights and buffers begin with in an engine's state
 AVERAGE = "average/"  # and those of its averaged weights, where the engine keeps an average
 
@@ -76,7 +78,7 @@ def check_ct_to_suv(feed: FeedConfig) -> None:
         raise InputError(
             "CFG_SCALE",
             where="feed.suv_scale",
-            found=f"{feed.suv_scale:g}; this system scales HU and SUV itself (recipe.ct_window, recipe.suv_max)",
+            found=f"{feed.suv_scale:g}; this system scales HU and SUV itself",
             remedy="use --set feed.suv_scale=1",
         )
     if len(feed.source) != 1:
@@ -206,6 +208,27 @@ def with_weights(build: Callable[[], Network], weights: Mapping[str, Tensor], wh
         )
     network.load_state_dict(dict(weights), assign=True)
     return network
+
+
+# Ranks
+
+
+def of_all_ranks(own: Whatever) -> list[Whatever]:
+    """Return what every rank gave, in the order of ranks, so that sums round alike every time (collective).
+
+    Args:
+        own: this rank's, anything that pickles.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [own]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, own)
+    return found
+
+
+def first_rank() -> bool:
+    """Whether this is the rank that takes over what all ranks have summed up before."""
+    return not dist.is_initialized() or dist.get_rank() == 0
 
 
 # Inference

@@ -33,7 +33,8 @@ class EngineConfig:
         ema_decay: d of an exponential moving average of every network's weights, 0 for none.  Pictures, validation and
             exported weights then use the average; running statistics of batch norm are the current network's.  After n
             updates the decay is min(d, (1 + n) / (10 + n)).
-        warm_up_steps: first steps of a run, in which the learning rate rises linearly to what the system sets.
+        warm_up_steps: first updates of every network, in which its learning rate rises linearly to what the system
+            sets.
         lr_decay: what becomes of the learning rate after that: it stays what the system sets, or falls along a half
             cosine to 0 at the end of the run (of all its phases together).
     """

@@ -1,7 +1,7 @@
 """Patches become torch batches: which case and box a step sees is pure arithmetic, reading ahead is only speed.
 
-The order of samples, and how each is flipped or turned, is a function of (seed, step) alone, so it is the same on any
-number of workers, after any resume and with any read-ahead.
+The order of samples, and how each is flipped, turned or tilted, is a function of (seed, step) alone, so it is the same
+on any number of workers, after any resume and with any read-ahead.
 """
 
 import math
@@ -19,8 +19,9 @@ from storage.errors import InputError
 from storage.layout import OVERVIEW
 from storage.patches import PatchLocation, SamplingMaps, draw
 from storage.randomness import Stream, generator
-from storage.reader import Case, Cases, StoredImage
+from storage.reader import Beyond, Case, Cases, StoredImage
 from storage.source import SUV
+from trainers.augment import Tilt, Turn, draw_tilt, draw_turn
 from trainers.feed_config import FeedConfig
 from trainers.recipe import Batch, BatchSpec, Doses, Scan
 
@@ -30,7 +31,6 @@ def channel_values(labels: dict[int, str], roi: str) -> list[int]:
     return [value for value, name in labels.items() if name == roi or name.startswith((f"{roi} ", f"{roi}_"))]
 
 
-Turn = Callable[[NDArray[np.float32]], NDArray[np.float32]]  # of the last three axes, (z, y, x)
 SQUARE = 1e-3  # by which the edges of a voxel may differ, relative, where it is turned by 90 degrees
 
 Streams = Mapping[str, Sequence[str]]  # a kind of ``BatchSpec.images`` -> the cases that it is read from
@@ -76,6 +76,8 @@ def check_cases(cohort: Cases, streams: Streams, config: FeedConfig, needs: Sequ
                         remedy="name the images that it is made for (--set feed.source=... feed.target=...), "
                         "or another --recipe",
                     )
+            for image in need.beside if need.images != "target" else ():
+                case.image(image)  # refused where it has none
             for roi in need.rois:
                 if not channel_values(case.labels, roi):
                     raise InputError(
@@ -194,11 +196,19 @@ class Feed:
             return lambda patch: patch
         # An overview belongs to all patches of its group, which then lie as it does.
         rng = generator(self._config.seed, Stream.AUGMENT, group, 0 if need.overview else place)
-        flipped = tuple(axis for axis, flips in zip((1, 2, 3), rng.integers(2, size=3), strict=True) if flips)
-        quarters = int(rng.integers(4))
-        if self._config.augment == "flips" or not _square(need, spacing_mm):
-            quarters = 0
-        return lambda patch: np.rot90(np.flip(patch, flipped), quarters, axes=(2, 3))
+        return draw_turn(rng, self._config.augment, square=_square(need, spacing_mm))
+
+    def _tilted(self, spacing_mm: tuple[float, float, float], group: int, place: int) -> Tilt | None:
+        """How a patch is tilted, all of its images alike; a pure function.  None for not at all."""
+        degrees, scaling = self._config.tilt_deg, self._config.scaling
+        if not degrees and not scaling:
+            return None
+        rng = generator(self._config.seed, Stream.TILT, group, place)
+        return draw_tilt(rng, spacing_mm, degrees=degrees, scaling=scaling)
+
+    def _beyond_target(self, tilt: Tilt | None) -> Beyond:
+        """What a target holds beyond its faces: what its source holds there, where a corner of a tilted patch is."""
+        return "air" if tilt is None and self._config.beyond == "mirror" else self._config.beyond
 
     def _read(self, step: int) -> Batch:
         need = self._needs(step)
@@ -212,17 +222,22 @@ class Feed:
             scan = scan_of(case.image(image))
             told = replace(scan, drf=math.nan, shared=0.0) if need.images == "target" else scan
             turns = [self._turned(need, scan.spacing_mm, group, place) for place in range(len(boxes))]
-            for box, turned in zip(boxes, turns, strict=True):
+            tilts = [self._tilted(scan.spacing_mm, group, place) for place in range(len(boxes))]
+            for box, turned, tilt in zip(boxes, turns, tilts, strict=True):
                 start = nothing
                 if need.images != "target":
-                    start = case.image(image).patch(box.grown(need.halo), self._config.beyond)[None]
+                    seen = (case.image(name) for name in (image, *need.beside))
+                    grown = box.grown(need.halo)
+                    start = np.stack([_patch(one, grown, tilt, self._config.beyond) for one in seen])
                 source.append(turned(start))
-                end = nothing if need.images == "source" else case.image(self._config.target).patch(box)[None]
+                end = nothing
+                if need.images != "source":
+                    end = _patch(case.image(self._config.target), box, tilt, self._beyond_target(tilt))[None]
                 target.append(turned(end))
                 scans.append(told)
                 peak.append(1.0 if need.images == "source" else _peak(case.image(self._config.target)))
                 if any(wanted):
-                    labels = case.image("labels").patch(box)
+                    labels = _patch(case.image("labels"), box, tilt, order=0)
                     masks.append(turned(np.stack([np.isin(labels, values) for values in wanted]).astype(np.float32)))
                 else:
                     masks.append(np.zeros((len(wanted), *box.shape), dtype=np.float32))
@@ -233,7 +248,7 @@ class Feed:
         scale = 1.0 / self._config.suv_scale
         empty = torch.zeros(len(self._mine), 1, 0, 0, 0)
         return Batch(
-            source=_tensor(source) * (scale if need.units == SUV else 1.0),
+            source=_scaled(_tensor(source), scale if need.units == SUV else 1.0),
             target=_tensor(target) * scale,
             masks=_tensor(masks),
             overview=_tensor(overview) * scale if overview else empty,
@@ -247,10 +262,25 @@ class Feed:
         )
 
 
+def _patch(
+    image: StoredImage, box: PatchLocation, tilt: Tilt | None, beyond: Beyond = "air", order: int = 1
+) -> NDArray[np.float32]:
+    """Read one box as it lies in the patient, or tilted about its centre."""
+    if tilt is None:
+        return image.patch(box, beyond)
+    return tilt.of(image.patch(tilt.box(box), beyond), box.shape, order)
+
+
 def _square(need: BatchSpec, spacing_mm: Sequence[float]) -> bool:
     """Whether a quarter turn in the plane (y, x) leaves the shape of a patch and the size of its voxels."""
     (_, height, width), (_, above, beside), (_, y_mm, x_mm) = need.patch, need.halo, spacing_mm
     return height == width and above == beside and abs(y_mm / x_mm - 1) <= SQUARE
+
+
+def _scaled(source: Tensor, factor: float) -> Tensor:
+    """Return (b, 1 + k, z, y, x) with the first channel times ``factor``; images beside it keep their units."""
+    first = source[:, :1] * factor
+    return torch.cat([first, source[:, 1:]], dim=1) if source.shape[1] > 1 else first
 
 
 def _tensor(arrays: list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]) -> Tensor:

@@ -39,7 +39,10 @@ def reach(spacing_mm: Iterable[float]) -> tuple[int, int, int]:
 
 
 def members(
-    image: Float[Tensor, "b 1 zm ym xm"], spacing_mm: Float[Tensor, "b 3"], margin: tuple[int, int, int]
+    image: Float[Tensor, "b 1 zm ym xm"],
+    spacing_mm: Float[Tensor, "b 3"],
+    margin: tuple[int, int, int],
+    fwhms_mm: tuple[float, ...] = FWHMS_MM,
 ) -> Float[Tensor, "b m z y x"]:
     """Return the image and what every Gaussian makes of it, without the margin.
 
@@ -48,11 +51,12 @@ def members(
         spacing_mm: voxel edge lengths (z, y, x) of every image of the batch.
         margin: voxels (z, y, x) of context on either side; a Gaussian that is wider ends there, and its weights still
             sum to 1.
+        fwhms_mm: of the Gaussians, full width at half maximum; m = 1 + their number.
     """
     smoothed = []
     for one, steps in zip(image, spacing_mm.tolist(), strict=True):
         z, y, x = (
-            _weights(round(step, 4), length, edge).to(image)
+            _weights(fwhms_mm, round(step, 4), length, edge).to(image)
             for step, length, edge in zip(steps, one.shape[1:], margin, strict=True)
         )
         # One matrix per Gaussian and axis; the first axis makes one image into as many as there are Gaussians.
@@ -64,11 +68,11 @@ def members(
 
 
 @lru_cache(maxsize=64)
-def _weights(spacing_mm: float, length: int, margin: int) -> Tensor:
+def _weights(fwhms_mm: tuple[float, ...], spacing_mm: float, length: int, margin: int) -> Tensor:
     """(Gaussians, length - 2 margin, length): the matrix of every Gaussian along one axis."""
     offset = torch.arange(length, dtype=torch.float64) - torch.arange(margin, length - margin)[:, None]
     found = []
-    for width in FWHMS_MM:
+    for width in fwhms_mm:
         sigma = width * _SIGMA_PER_FWHM / spacing_mm
         taps = torch.exp(-0.5 * (offset / sigma).square())
         taps[offset.abs() > min(margin, math.ceil(TRUNCATE * sigma))] = 0

@@ -17,6 +17,7 @@ from trainers.recipe import Engine, EngineFactory, OptimizerFactory
 from trainers.schedule import lr_factor
 
 UPDATES = "average_updates/count"  # how many updates an average has seen, in an engine's state
+MADE = "updates/count"  # how many updates were made, where the rate warms up
 
 
 class Engines:
@@ -43,7 +44,7 @@ class Engines:
             made.append(optimizer(parameters))
             return made[0]
 
-        led = _Led(self._make(net, kept), made[0], lambda: self._factor, c.ema_decay)
+        led = _Led(self._make(net, kept), made[0], lambda: self._factor, c.warm_up_steps, c.ema_decay)
         self._led.append(led)
         return led
 
@@ -62,12 +63,23 @@ class Engines:
 
 
 class _Led:
-    """An engine whose updates follow a schedule, and whose weights are averaged where ``decay`` is above 0."""
+    """An engine whose updates follow a schedule, and whose weights are averaged where ``decay`` is above 0.
 
-    def __init__(self, inner: Engine, optimizer: optim.Optimizer, factor: Callable[[], float], decay: float) -> None:
+    A network that is first updated late in a run warms up then: its first steps are as large as any other's.
+    """
+
+    def __init__(
+        self,
+        inner: Engine,
+        optimizer: optim.Optimizer,
+        factor: Callable[[], float],
+        warm_up_steps: int,
+        decay: float,
+    ) -> None:
         self._inner, self._optimizer, self._factor, self._decay = inner, optimizer, factor, decay
+        self._warm_up_steps = warm_up_steps
         self._average: dict[str, Tensor] = {}
-        self._updates = 0
+        self._updates = self._made = 0
         self._start_average()
 
     @property
@@ -84,11 +96,13 @@ class _Led:
         # The recipe's own learning rate stays in the optimizer between updates: ``set_lr`` and the factor never mix.
         groups = self._optimizer.param_groups
         own = [group["lr"] for group in groups]
+        warm = min((self._made + 1) / max(self._warm_up_steps, 1), 1.0)
         for group in groups:
-            group["lr"] *= self._factor()
+            group["lr"] *= min(self._factor(), warm)
         self._inner.step()
         for group, lr in zip(groups, own, strict=True):
             group["lr"] = lr
+        self._made += 1
         self._update_average()
 
     @torch.no_grad()
@@ -108,16 +122,20 @@ class _Led:
         if self._decay:
             state |= {f"{AVERAGE}{name}": value.clone() for name, value in self._average.items()}
             state[UPDATES] = torch.tensor(self._updates)
+        if self._warm_up_steps:
+            state[MADE] = torch.tensor(self._made)
         return state
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:
         own = {key: value for key, value in state.items() if key.startswith(AVERAGE)}
-        self._inner.load({key: value for key, value in state.items() if key not in own and key != UPDATES})
+        self._inner.load({key: value for key, value in state.items() if key not in (*own, UPDATES, MADE)})
         self._start_average()
         for key, value in own.items():
             self._average[key.removeprefix(AVERAGE)].copy_(value)
         self._updates = int(state[UPDATES]) if own else 0
+        if self._warm_up_steps:  # states of before do not tell it: their networks have warmed up
+            self._made = int(state[MADE]) if MADE in state else self._warm_up_steps
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

@@ -16,7 +16,8 @@ from storage.randomness import Stream
 from storage.ranges import Range, check_ranges
 from trainers import checkpoint
 from trainers.feed import Feed
-from trainers.recipe import Exporting, Metrics, Recipe, Synthesizer, Validated
+from trainers.recipe import Exporting, Followed, Metrics, Recipe, Synthesizer, Validated
+from trainers.time_limit import TimeLimit
 from trainers.validation import Best
 
 
@@ -34,8 +35,8 @@ class LoopConfig:
             did best there are then the run's.  Not for a system that follows validation scores on a schedule of its
             own.
         validation_patches: patches that every validation restores, the same ones each time.
-        patience: validations without a better score after which training ends, 0 for never; for a system that trains on
-            pairs in its last phase alone.
+        patience: validations without a better score after which training ends, 0 for never; for a system whose last
+            phase alone trains on pairs, or that says that they count there alone (``recipe.Followed``).
     """
 
     log_every: Annotated[int, Range(1)] = 10
@@ -104,6 +105,7 @@ def fit(
     gains: Gains | None = None,
     export: Export = lambda name, tensors: None,
     until: int | None = None,
+    limit: TimeLimit | None = None,
 ) -> Best:
     """Train ``recipe`` to its last step, from the newest whole checkpoint in ``folder`` on.
 
@@ -117,6 +119,8 @@ def fit(
             every ``config.validate_every`` steps, and after the last one, in phases that train on pairs.
         export: gets (name, tensors) of networks that a recipe wants kept at the end of a phase, on rank 0.
         until: stop, committed, once so many steps are made; a later call continues.
+        limit: stop, committed, before this time is over, after one step at least; it tells afterwards whether it was
+            so.  A later call continues.
 
     Returns:
         The weights that did best on validation patients; none where there was no validation.
@@ -138,7 +142,9 @@ def fit(
     totals: dict[str, torch.Tensor] = {}
     count, begin, failure = 0, perf_counter(), None
     places: tuple[str, ...] = ()
-    while step < last and not _in_vain(best, config):
+    stopping = False
+    while step < last and not _in_vain(best, config) and not stopping:
+        started = perf_counter()
         try:
             batch = feed.batch(step, last)
             places = batch.places
@@ -171,7 +177,10 @@ def fit(
                 report({**record, "phase": phase})
         ends = step >= last or _in_vain(best, config)
         phase_ends = ends or recipe.phase(step) != phase
-        if step % config.log_every == 0 or phase_ends:
+        if limit:
+            limit.stepped(perf_counter() - started)
+            stopping = not ends and _any(limit.near, world)
+        if step % config.log_every == 0 or phase_ends or stopping:
             _agree(failure, world)
             means = {f"loss/{name}": value for name, value in _mean_over_ranks(totals, count, world).items()}
             now = perf_counter()
@@ -185,8 +194,9 @@ def fit(
             for name, tensors in recipe.exports(step).items():
                 if rank == 0:
                     export(name, tensors)
-        if step % config.save_every == 0 or ends:
+        if step % config.save_every == 0 or ends or stopping:
             _agree(failure, world)  # weights behind a non-finite loss are never committed
+            started = perf_counter()
             state = recipe.state() | ({VALIDATION: best.state()} if gains else {})
             if rank == 0:
                 try:
@@ -195,9 +205,13 @@ def fit(
                 except InputError as error:
                     failure = error
             _agree(failure, world)  # a barrier too: nobody runs ahead of an uncommitted checkpoint
+            if limit:
+                limit.saved(perf_counter() - started)
         if config.picture_every and step % config.picture_every == 0 and rank == 0:
             with engines.averaged():
                 picture(step, recipe.synthesizer())
+    if limit and stopping:
+        limit.stopped_at = step
     for source in (feed, validation):
         if source:
             source.close()
@@ -228,7 +242,8 @@ def _best_after(
     if world > 1:
         dist.all_reduce(found)
     gain_db = float(found.mean())
-    best = best.after(gain_db, step, weights)
+    counted = not isinstance(recipe, Followed) or recipe.phase(step - 1) == recipe.followed
+    best = best.after(gain_db, step, weights, counted=int(counted))
     return best, {"event": "validation", "step": step, "validation/gain_db": gain_db, "best_step": best.step}
 
 
@@ -273,14 +288,21 @@ def _agree(failure: InputError | None, world: int) -> None:
         if failure:
             raise failure
         return
-    flag = torch.tensor([1 if failure else 0])
-    if dist.get_backend() == "nccl":
-        flag = flag.cuda()
-    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-    if int(flag):
+    if _any(failure is not None, world):
         found: list[InputError | None] = [None] * world
         dist.all_gather_object(found, failure)
         raise next(error for error in found if error)
+
+
+def _any(here: bool, world: int) -> bool:
+    """Whether it is so on any rank: the same on all of them (collective)."""
+    if world == 1:
+        return here
+    flag = torch.tensor([int(here)])
+    if dist.get_backend() == "nccl":
+        flag = flag.cuda()
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag)
 
 
 def _mean_over_ranks(totals: Mapping[str, torch.Tensor], count: int, world: int) -> dict[str, float]:

@@ -15,7 +15,7 @@ Readings where the text is silent:
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,7 +35,7 @@ from storage.source import ImageSource
 from trainers import checkpoint
 from trainers.engine import plain_engine
 from trainers.feed import Feed, channel_values, check_cases
-from trainers.feed_config import FeedConfig
+from trainers.feed_config import FeedConfig, as_stored
 from trainers.loop import LoopConfig, Report, fit
 from trainers.metrics.definitions import ScoreDefinition
 from trainers.metrics.identifiers import segmenter_key
@@ -325,10 +325,10 @@ def _train(
         patches_per_step = feed.cases_per_step * config.patches_per_case
         engine = plain_engine(network, partial(torch.optim.RMSprop, lr=config.lr))
         training = SegmenterTraining(config, engine, patches_per_step)
-        as_stored = replace(feed, augment="none")  # a measure, the same for runs that turn their patches
+        unturned = as_stored(feed)  # a measure, the same for runs that turn their patches
         fit(
             training,
-            Feed(cohort, {"target": cases}, as_stored, training.batch_spec, rank=0, world=1, device=device),
+            Feed(cohort, {"target": cases}, unturned, training.batch_spec, rank=0, world=1, device=device),
             LoopConfig(picture_every=0, seed=feed.seed),
             folder=folder,
             meta=identity,

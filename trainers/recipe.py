@@ -34,6 +34,8 @@ class BatchSpec:
             from other patients (the run's unpaired ones for ``target``).
         units: of the images that a network starts from, ``SUVbw`` or ``HU``.
         beyond: whether a patch may be longer than a volume, and then holds what lies beyond it.
+        beside: names of further images that a network starts from, as a CT beside a low dose; each becomes a channel
+            after the source, in its own unit.
     """
 
     patch: tuple[int, int, int]
@@ -46,6 +48,7 @@ class BatchSpec:
     images: Literal["paired", "source", "target"] = "paired"
     units: str = SUV
     beyond: bool = False
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,9 @@ class Batch:
     """Groups of patches; the ``n`` patches of one case are neighbours, so b = cases * n.
 
     Args:
-        source: (b, 1, z + 2 halo_z, y + 2 halo_y, x + 2 halo_x) what a network starts from: a PET on the run's
-            intensity scale, or a CT in HU; (b, 1, 0, 0, 0) where the target alone was asked for.
+        source: (b, 1 + k, z + 2 halo_z, y + 2 halo_y, x + 2 halo_x) what a network starts from: a PET on the run's
+            intensity scale, or a CT in HU, and then the k images of ``BatchSpec.beside`` in their units;
+            (b, 1, 0, 0, 0) where the target alone was asked for.
         target: (b, 1, z, y, x) the PET wanted, on the same scale; (b, 1, 0, 0, 0) where the source alone was asked for.
         masks: (b, k, z, y, x) 0 or 1, one channel per ROI and label asked for; k may be 0.
         overview: (cases, 1, o, o, o) the whole source volume resized, on the same scale.
@@ -69,7 +73,7 @@ class Batch:
         places: for every patch, "case image z,y,x": what an error message may name.
     """
 
-    source: Float[Tensor, "b 1 zh yh xh"]
+    source: Float[Tensor, "b k1 zh yh xh"]
     target: Float[Tensor, "b 1 z y x"]
     masks: Float[Tensor, "b k z y x"]
     overview: Float[Tensor, "cases 1 o o o"]
@@ -161,17 +165,20 @@ class Synthesizer(Protocol):
     def tiling(self) -> Tiling: ...
     @property
     def context_batch(self) -> BatchSpec | None:
-        """Patches to draw for the context of a case (rois and target are not read), or None when it needs none."""
+        """Patches to draw for the context of a case (rois and target are not read), or None when it needs none.
+
+        Windows hold the images that it names ``beside`` as channels after the source.
+        """
         ...
 
     def context(
-        self, overview: Float[Tensor, "1 1 o o o"], source: Float[Tensor, "n 1 zh yh xh"], /
+        self, overview: Float[Tensor, "1 1 o o o"], source: Float[Tensor, "n k1 zh yh xh"], /
     ) -> Mapping[str, Tensor]:
         """Compute once per case whatever every tile of it must share."""
         ...
 
     def __call__(
-        self, source: Float[Tensor, "b 1 zh yh xh"], context: Mapping[str, Tensor], /
+        self, source: Float[Tensor, "b k1 zh yh xh"], context: Mapping[str, Tensor], /
     ) -> Float[Tensor, "b 1 z y x"]:
         """Synthesize tiles; the halo is cropped from the result."""
         ...
@@ -264,6 +271,19 @@ class Validated(Protocol):
 
     def observe(self, step: int, scores: Mapping[str, float]) -> int:
         """Take in the scores made after ``step`` steps; returns the step to go on with, later where a phase ends."""
+        ...
+
+
+@runtime_checkable
+class Followed(Protocol):
+    """What a recipe offers besides whose phases all see pairs, and whose last one alone trains what restores.
+
+    Validations in its other phases may choose weights, but never count as made in vain (``LoopConfig.patience``).
+    """
+
+    @property
+    def followed(self) -> str:
+        """Name of the last phase."""
         ...
 
 

@@ -54,19 +54,22 @@ class InSuv:
         return self.inner.remark(context) if isinstance(self.inner, ScanAware) else ""
 
     def context(
-        self, overview: Float[Tensor, "1 1 o o o"], source: Float[Tensor, "n 1 zh yh xh"]
+        self, overview: Float[Tensor, "1 1 o o o"], source: Float[Tensor, "n k1 zh yh xh"]
     ) -> Mapping[str, Tensor]:
         """Compute once per case whatever every tile of it must share."""
         return self.inner.context(self._scaled(overview), self._scaled(source))
 
     def __call__(
-        self, source: Float[Tensor, "b 1 zh yh xh"], context: Mapping[str, Tensor]
+        self, source: Float[Tensor, "b k1 zh yh xh"], context: Mapping[str, Tensor]
     ) -> Float[Tensor, "b 1 z y x"]:
         """Synthesize tiles in SUVbw; the halo is cropped from the result."""
         return self.inner(self._scaled(source), context) * self.suv_scale
 
     def _scaled(self, image: Tensor) -> Tensor:
-        return image / self.suv_scale if self.units == SUV else image
+        if self.units != SUV:
+            return image
+        scaled = image[:, :1] / self.suv_scale  # images beside the source keep their units
+        return torch.cat([scaled, image[:, 1:]], dim=1) if image.shape[1] > 1 else scaled
 
 
 def mirrors(axes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
@@ -136,11 +139,10 @@ def synthesize(
     """
     source = Mirrored(case.image(image), mirrored)
     synthesizer = for_scan(synthesizer, source.image)
+    seen = [Mirrored(one, mirrored) for one in images_of(synthesizer, case, image)]
 
     def patches(boxes: list[PatchLocation], halo: tuple[int, int, int]) -> torch.Tensor:
-        return torch.from_numpy(np.stack([window(synthesizer, source, box.grown(halo))[None] for box in boxes])).to(
-            device
-        )
+        return torch.from_numpy(np.stack([window(synthesizer, seen, box.grown(halo)) for box in boxes])).to(device)
 
     context = case_context(synthesizer, case, image, device=device, seed=seed, mirrored=mirrored)
     if isinstance(synthesizer, ScanAware) and (remark := synthesizer.remark(context)):
@@ -170,9 +172,22 @@ def for_scan(synthesizer: Synthesizer, image: StoredImage) -> Synthesizer:
     return synthesizer.for_scan(scan_of(image)) if isinstance(synthesizer, ScanAware) else synthesizer
 
 
-def window(synthesizer: Synthesizer, image: StoredImage | Mirrored, box: PatchLocation) -> NDArray[np.float32]:
-    """Read one window of a stored image, beyond its faces as the run was trained."""
-    return image.patch(box, synthesizer.beyond if isinstance(synthesizer, InSuv) else "air")
+def images_of(synthesizer: Synthesizer, case: Case, image: str) -> tuple[StoredImage, ...]:
+    """Return the images that windows hold: the source, and what the network sees beside it.
+
+    Raises:
+        InputError: SET_NO_IMAGE.
+    """
+    spec = synthesizer.context_batch
+    return tuple(case.image(name) for name in (image, *(spec.beside if spec else ())))
+
+
+def window(
+    synthesizer: Synthesizer, images: Sequence[StoredImage | Mirrored], box: PatchLocation
+) -> NDArray[np.float32]:
+    """Read one window (images, z, y, x), beyond the faces as the run was trained."""
+    beyond: Beyond = synthesizer.beyond if isinstance(synthesizer, InSuv) else "air"
+    return np.stack([image.patch(box, beyond) for image in images])
 
 
 def fitted(tiling: Tiling, shape: tuple[int, int, int]) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
@@ -214,6 +229,8 @@ def case_context(
     z, y, x = (min(edge, size) for edge, size in zip(spec.patch, source.grid.shape, strict=True))
     rng = generator(seed, Stream.CASE_CONTEXT)
     boxes = [draw(case.sampling_maps, (z, y, x), spec.sampler, rng) for _ in range(spec.patches_per_case)]
-    arrays = np.stack([np.flip(window(synthesizer, source, box.grown(spec.halo)), mirrored)[None] for box in boxes])
+    seen = images_of(synthesizer, case, image)
+    axes = tuple(1 + axis for axis in mirrored)
+    arrays = np.stack([np.flip(window(synthesizer, seen, box.grown(spec.halo)), axes) for box in boxes])
     overview = np.flip(case.overview(image), mirrored).copy()[None, None]
     return dict(synthesizer.context(torch.from_numpy(overview).to(device), torch.from_numpy(arrays).to(device)))

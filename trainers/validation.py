@@ -19,7 +19,7 @@ from storage.reader import Cases
 from storage.source import SUV
 from trainers.feed_config import FeedConfig
 from trainers.recipe import Synthesizer, Tiling
-from trainers.synthesize import InSuv, case_context, fitted, for_scan, window
+from trainers.synthesize import InSuv, case_context, fitted, for_scan, images_of, window
 
 CHOSEN = "chosen"  # beside a run's weights: the step that they are of and its score, where validation chose them
 LEAST_MSE = 1e-8  # SUV^2: patches restored better than that are alike
@@ -73,7 +73,8 @@ class Patches:
             if (case.name, image) not in contexts:
                 contexts[case.name, image] = case_context(in_suv, case, image, device=self._device)
             box = place(in_suv.tiling, case.sampling_maps, rng)
-            start = torch.from_numpy(window(in_suv, source, box.grown(in_suv.tiling.halo)))[None, None]
+            seen = images_of(in_suv, case, image)
+            start = torch.from_numpy(window(in_suv, seen, box.grown(in_suv.tiling.halo)))[None]
             with torch.no_grad():
                 output = in_suv(start.to(self._device), contexts[case.name, image])[0, 0].cpu()
             wanted = torch.from_numpy(case.image(self._config.target).patch(box))
@@ -120,10 +121,17 @@ class Best:
     since: int = 0
     weights: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def after(self, gain_db: float, step: int, weights: Mapping[str, Tensor]) -> "Best":
-        """Return the best after one more validation; the earlier of two alike."""
+    def after(self, gain_db: float, step: int, weights: Mapping[str, Tensor], *, counted: int = 1) -> "Best":
+        """Return the best after one more validation; the earlier of two alike.
+
+        Args:
+            gain_db: its score.
+            step: the steps made before it.
+            weights: what it judged.
+            counted: how much ``since`` grows where it is no better, 0 in phases that are not followed.
+        """
         if self.weights and not gain_db > self.gain_db:
-            return replace(self, since=self.since + 1)
+            return replace(self, since=self.since + counted)
         return Best(gain_db, step, 0, {name: value.detach().cpu().clone() for name, value in weights.items()})
 
     def state(self) -> dict[str, Tensor]:

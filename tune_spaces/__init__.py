@@ -19,13 +19,14 @@ from optuna.trial import BaseTrial, FixedTrial
 
 from storage.errors import InputError
 from trainers.systems import RECIPES
-from tune_spaces import cascade, cg_3dsrgan, red_cnn, restore, s3pet, sgsgan, virtual_pet
+from tune_spaces import cascade, cg_3dsrgan, red_cnn, restore, restore_ct, s3pet, sgsgan, virtual_pet
 
 Settings = dict[str, Any]
 Space = Callable[[BaseTrial], Settings]
 
 SPACES: dict[str, dict[str, Space]] = {
     "restore": {"losses": restore.losses, "training": restore.training},
+    "restore_ct": {"losses": restore_ct.losses, "training": restore_ct.training},
     "sgsgan": {"losses": sgsgan.losses, "training": sgsgan.training},
     "cg_3dsrgan": {"losses": cg_3dsrgan.losses, "training": cg_3dsrgan.training},
     "s3pet": {"losses": s3pet.losses, "masking": s3pet.masking, "training": s3pet.training},
@@ -35,6 +36,7 @@ SPACES: dict[str, dict[str, Space]] = {
 }
 COMPOSED: dict[str, dict[str, Callable[[Any], Any]]] = {
     "restore": restore.COMPOSED,
+    "restore_ct": restore_ct.COMPOSED,
     "sgsgan": sgsgan.COMPOSED,
     "cg_3dsrgan": cg_3dsrgan.COMPOSED,
     "s3pet": s3pet.COMPOSED,

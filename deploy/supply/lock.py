@@ -11,7 +11,8 @@ from pathlib import Path
 
 LEFT_OUT = re.compile(r"torch|triton|nvidia-.*|cuda-.*|petscale")
 HEAD = """\
-# Written by `make lock`: the versions of constraints.txt and the hash of each file, for Python {python}, Linux, x86-64.
+# Written by `make lock`: the versions of constraints.txt and the SHA-256 of each file.
+# For Python {python} on Linux, x86-64.
 #   pip install torch=={torch}                  # first, from where you trust: its file differs between CPUs and CUDA
 #   pip install --no-deps --require-hashes -r requirements.lock
 #   pip install --no-deps --no-build-isolation -e .

@@ -26,13 +26,14 @@ from petscale.inference import (
     Trained,
     check_new,
     describe,
+    load_run,
     open_run,
     run_case,
     scratch_beside,
     store_result,
 )
 from petscale.plausibility import VOXEL_WARNING, TrainedOn, check_scan
-from storage import nifti, remote
+from storage import integrity, nifti, remote
 from storage.errors import InputError
 from storage.reader import Case, StoredImage
 from storage.source import HU, Grid
@@ -133,7 +134,7 @@ class Ensemble:
         """Synthesize by every run from every mirror image; one network is held at a time."""
         average = Average(scratch, case.image(image).grid, self._provenance(image, differences))
         for member in self.members:
-            trained = open_run(member.folder)
+            trained = load_run(member.folder)
             for mirrored in mirrors(self.flips):
                 average.begin()
                 seen = f"mirrored along {' '.join(AXES[axis] for axis in mirrored)}" if mirrored else ""
@@ -303,7 +304,7 @@ def _runs_in(folder: Path) -> Iterator[Path]:
     if not (folder / FOLDS).is_file():
         yield folder
         return
-    record = json.loads((folder / FOLDS).read_bytes())
+    record = integrity.read_json(folder / FOLDS, "folds")
     yield from (folder / name for name in record["folds"])
 
 

@@ -22,6 +22,7 @@ from rich.table import Table
 from petscale.cluster.nodes import SILENT
 from petscale.commands import COMMANDS, Command
 from storage.errors import InputError
+from storage.integrity import FAILING
 
 PURPOSE = "Restore full-dose quality to low-dose PET, or make a PET from a CT, at the scanner's own resolution."
 GROUPS = {
@@ -193,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"petscale: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except OSError as error:
-        if error.filename is None and error.errno != errno.ENOSPC:  # not about a file
+        if error.filename is None and error.errno not in (errno.ENOSPC, *FAILING):  # not about a file
             raise
         where = Path(str(error.filename or tempfile.gettempdir())).name
         told = InputError("DISK_ERROR", where=where, found=str(error.strerror), remedy="check the path and its folder")

@@ -361,6 +361,7 @@ class TrainOptions:
         set: settings of the form section.field=value, as in older commands.
         workers: training processes, short for --cluster.workers.
         device: cpu or cuda, short for --cluster.device.
+        time_limit: stop before so much time is over, for instance 3h50m, 90m or 1d2h; the same command continues.
     """
 
     cohort: Positional[Annotated[Path, arg(metavar="COHORT")]]
@@ -371,13 +372,19 @@ class TrainOptions:
     set: tuple[str, ...] = ()
     workers: int | None = None
     device: Literal["cpu", "cuda"] | None = None
+    time_limit: str = ""
 
 
 def train(options: TrainOptions, config: "RunConfig") -> None:
     """Train a system on a cohort; run the same command again to continue an interrupted run."""
+    from petscale.durations import seconds_of
     from petscale.training import driver
 
-    print(driver.train(options.cohort, options.run, config, command=recorded(), others=options.others))
+    limit_s = seconds_of(options.time_limit, "--time-limit") if options.time_limit else None
+    command = recorded()
+    print(
+        driver.train(options.cohort, options.run, config, command=command, others=options.others, time_limit_s=limit_s)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

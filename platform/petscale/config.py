@@ -13,7 +13,7 @@ import difflib
 import json
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -221,6 +221,43 @@ def read(path: Path) -> RunConfig:
     content = read_file(path)
     record = isinstance(content, dict) and isinstance(content.get("config"), dict)
     return from_json(content["config"] if record else content)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return a run's whole record, ``config.json``: its configuration, roles, digests of cases and their patients.
+
+    Raises:
+        InputError: CFG_NO_FILE, CFG_JSON; CFG_RUN_FOLDER for a record that no run has written.
+    """
+    content = read_file(path)
+    if not isinstance(content, dict) or (wrong := next(_wrong_in(content), "")):
+        raise InputError(
+            "CFG_RUN_FOLDER",
+            where=path.name,
+            found=f"no record of a run: {wrong if isinstance(content, dict) else 'not fields by name'}",
+            remedy="name the folder of a run of `petscale train`, or restore the file from a copy",
+        )
+    return content
+
+
+def _wrong_in(record: Mapping[str, Any]) -> Iterator[str]:
+    """The fields of a run's record that are not what a run writes; those that are missing are none of them."""
+    for name in ("cases", "subjects", "files"):
+        told = record.get(name, {})
+        if not isinstance(told, dict) or not all(isinstance(value, str) for value in told.values()):
+            yield f"{name} are not texts by name"
+            return
+    for name in ("train", "unpaired", "validation", "test", "cohorts"):
+        told = record.get(name, [])
+        if not isinstance(told, list) or not all(isinstance(value, str) for value in told):
+            yield f"{name} is no list of names"
+            return
+    if unknown := {name for role in ("train", "unpaired", "validation", "test") for name in record.get(role, ())} - {
+        *record.get("cases", {})
+    }:
+        yield f"cases lack {', '.join(sorted(unknown))}"
+    if not isinstance(record.get("config", {}), dict):
+        yield "config is no configuration"
 
 
 def read_file(path: Path) -> Any:

@@ -4,6 +4,7 @@
 CONFIG = "config.json"  # its configuration and record
 WEIGHTS = "weights.safetensors"  # what inference needs
 CHECKPOINTS = "checkpoints"  # committed states, for resuming
+STOPPED = "stopped.json"  # where a run stopped to keep its time limit, until it goes on
 METRICS = "metrics.jsonl"  # one record per line
 EVENTS = "tb"  # TensorBoard's copy of them
 PICTURES = "pictures"  # of a held-out patch, during training

@@ -4,8 +4,8 @@ A low-dose PET comes back on its own grid and in its own unit.  A CT comes back 
 size that the run was trained at: a network knows sizes in voxels only.
 """
 
-import hashlib
 import json
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,15 +13,16 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from petscale import config as configs
+from petscale import proof
 from petscale.config import RunConfig
-from petscale.console import bar
+from petscale.console import bar, console
 from petscale.data.ingest import Files, is_nifti, open_ct, open_pet, suv_factor
 from petscale.folders import EVALUATION, PATIENTS, SYNTHESIS, WEIGHTS
 from petscale.plausibility import TrainedOn, check_scan, tell
@@ -31,7 +32,6 @@ from storage.ingest import CasePlan, ingest
 from storage.patches import grid as tile_grid
 from storage.reader import Case, StoredImage, open_cohort
 from storage.source import HU, SUV, Dose, Grid, ImageSource
-from trainers import checkpoint
 from trainers.recipe import Synthesizer
 from trainers.synthesize import InSuv, fitted, synthesize
 from trainers.systems import RECIPES
@@ -103,6 +103,7 @@ class Trained:
         synthesizer: takes images in its unit and gives SUVbw.
         on: what its training cases are like; a CT is brought to their voxel size.
         weights: digest of the file that the weights were read from.
+        notes: what of the weights could not be checked, a sentence each.
     """
 
     config: RunConfig
@@ -110,6 +111,7 @@ class Trained:
     device: torch.device
     on: TrainedOn
     weights: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def units(self) -> str:
@@ -140,33 +142,65 @@ class Trained:
 
 
 def open_run(run: Path) -> Trained:
-    """Load a run's weights.
+    """Load a run's weights, and say on the terminal what of them could not be checked.
 
     Raises:
-        InputError: CKPT_NONE, CKPT_DAMAGED, CKPT_CONFIG.
+        InputError: those of ``proof.read_proven``; CKPT_CONFIG.
     """
-    weights, facts = checkpoint.read_weights(run / WEIGHTS)
+    trained = load_run(run)
+    tell_notes(run.name, trained.notes)
+    return trained
+
+
+def tell_notes(run: str, notes: Sequence[str]) -> None:
+    """Print what of a run's weights could not be checked, a line each."""
+    for note in notes:
+        console.print(f"note: run {run}: {note}", markup=False, soft_wrap=True)
+
+
+def load_run(run: Path) -> Trained:
+    """Load a run's weights; what of them could not be checked is in the result's notes.
+
+    Raises:
+        InputError: those of ``proof.read_proven``; CKPT_CONFIG.
+    """
+    weights = proof.read_proven(run)
+    facts = weights.facts
     try:
         config = configs.from_json(json.loads(facts["config"]))
-        start = json.loads(facts.get("starts_from", FROM_PET))
-    except (KeyError, json.JSONDecodeError):
-        raise InputError(
-            "CKPT_CONFIG",
-            where=WEIGHTS,
-            found="weights without their configuration",
-            remedy="use the file that `petscale train` wrote",
-        ) from None
+        units, spacing_mm = _starts_from(json.loads(facts.get("starts_from", FROM_PET)))
+        drfs = frozenset(float(drf) for drf in json.loads(facts.get("drfs", "[]")) if drf is not None)
+    except (KeyError, TypeError, RecursionError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise proof.no_configuration() from None
     device = torch.device("cuda" if config.cluster.device == "cuda" and torch.cuda.is_available() else "cpu")
     synthesizer = RECIPES[config.recipe].weights_to_synthesizer(
-        config.model, {name: value.to(device) for name, value in weights.items()}
+        config.model, {name: value.to(device) for name, value in weights.tensors.items()}
     )
-    in_suv = InSuv(synthesizer, config.feed.suv_scale, start["units"], config.feed.beyond)
-    spacing_mm = tuple(start["spacing_mm"]) if start["spacing_mm"] else None
-    drfs = frozenset(drf for drf in json.loads(facts.get("drfs", "[]")) if drf is not None)
+    in_suv = InSuv(synthesizer, config.feed.suv_scale, units, config.feed.beyond)
     patients = run / EVALUATION / PATIENTS
-    nuclides = json.loads(patients.read_bytes())["nuclides"] if patients.is_file() else []
-    on = TrainedOn(start["units"], spacing_mm, drfs, frozenset(nuclides))
-    return Trained(config, in_suv, device, on, integrity.file_digest(run / WEIGHTS))
+    nuclides = integrity.read_json(patients, "nuclides")["nuclides"] if patients.is_file() else []
+    beside = synthesizer.context_batch.beside if synthesizer.context_batch else ()
+    on = TrainedOn(units, spacing_mm, drfs, frozenset(nuclides), beside)
+    return Trained(config, in_suv, device, on, integrity.file_digest(run / WEIGHTS), weights.notes)
+
+
+def _starts_from(told: Mapping[str, Any]) -> tuple[str, tuple[float, float, float] | None]:
+    """Unit and voxel size in mm, (z, y, x), of the scans that weights start from.
+
+    Raises:
+        KeyError, TypeError, ValueError: not as ``petscale train`` writes it.
+    """
+    units, spacing_mm = told["units"], told["spacing_mm"]
+    if units not in (SUV, HU) or (units == HU and spacing_mm is None):
+        raise ValueError("no unit that a run starts from")
+    if spacing_mm is None:
+        return units, None
+    z, y, x = map(float, spacing_mm)
+    if not all(0 < edge < math.inf for edge in (z, y, x)):
+        raise ValueError("no voxel size")
+    return units, (z, y, x)
 
 
 def run_case(
@@ -246,28 +280,31 @@ def synthesize_case(
         The stored result, image ``synth_<image>``.
     """
     case.image(image)  # refused here, before anything is made under its name
-    digest = hashlib.sha256((run / WEIGHTS).read_bytes()).hexdigest()
     with tempfile.TemporaryDirectory(dir=run, prefix=".spool-") as scratch:
         # Slabs are asked for only when they are stored: a case that is there already costs no synthesis.
         made = cache(lambda: trained.estimate(case, image, Path(scratch), differences).mean)
         result = Lazy(case.image(image).grid, _provenance(trained, image, differences), made)
-        return store_result((into or run / SYNTHESIS) / image, case, image, result, digest)
+        return store_result((into or run / SYNTHESIS) / image, case, image, result, trained.weights)
 
 
 def store_result(store: Path, case: Case, image: str, result: ImageSource, weights: str) -> StoredImage:
     """Store what was made of a case's image as image ``synth_<image>``, unless it is there from the same weights.
 
+    A result of other weights, or of other voxels, is replaced once this one is whole.
+
     Args:
         store: a cohort of results.
         weights: digest of the weights.
-
-    Raises:
-        InputError: SET_CASE_EXISTS for a result of other weights.
     """
     name = f"synth_{image}"
-    plan = CasePlan({name: result}, case.subject, f"{case.fingerprint} {weights}")
-    ingest(store, {case.name: lambda _: plan}, strict=True, workers=1)
+    plan = CasePlan({name: result}, case.subject, fingerprint_of(case, weights))
+    ingest(store, {case.name: lambda _: plan}, strict=True, changed="replace", workers=1)
     return open_cohort(store).case(case.name).image(name)
+
+
+def fingerprint_of(case: Case, weights: str) -> str:
+    """What a result was made from: a case, and the digest of weights."""
+    return f"{case.fingerprint} {weights}"
 
 
 def synthesize_told(

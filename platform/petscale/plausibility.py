@@ -35,12 +35,14 @@ class TrainedOn:
         spacing_mm: voxel edge lengths (z, y, x) that most training cases have.
         drfs: dose reduction factors.
         nuclides: for instance F-18; known once the run was evaluated on its own cohort, and for DICOM only.
+        beside: names of the images that its networks see beside the scan, as its CT.
     """
 
     units: str
     spacing_mm: tuple[float, float, float] | None = None
     drfs: frozenset[float] | None = None
     nuclides: frozenset[str] | None = None
+    beside: tuple[str, ...] = ()
 
 
 def check_scan(run: TrainedOn, case: Case, image: str, *, where: str = "") -> tuple[str, ...]:
@@ -56,7 +58,8 @@ def check_scan(run: TrainedOn, case: Case, image: str, *, where: str = "") -> tu
         What differs, a sentence each; empty where nothing that is known does.
 
     Raises:
-        InputError: SET_WRONG_UNITS; IMG_VOXEL_SIZE beyond ``VOXEL_LIMIT``; IMG_UNITS beyond ``UPTAKE_LIMIT``.
+        InputError: SET_WRONG_UNITS; SET_NO_CT without what is seen beside it; IMG_VOXEL_SIZE beyond ``VOXEL_LIMIT``;
+            IMG_UNITS beyond ``UPTAKE_LIMIT``.
     """
     scan = case.image(image)
     where = where or f"case {case.name}, image {image}"
@@ -66,6 +69,13 @@ def check_scan(run: TrainedOn, case: Case, image: str, *, where: str = "") -> tu
             where=where,
             found=f"in {scan.units}, this run starts from {run.units}",
             remedy="give the kind of scan that the run was trained on, in that unit",
+        )
+    if missing := [name for name in run.beside if name not in case.images]:
+        raise InputError(
+            "SET_NO_CT",
+            where=where,
+            found=f"no {', '.join(missing)} beside it, which this run was trained with",
+            remedy="ingest the scan with its CT (petscale ingest ... --ct ...), and name cohort and --case",
         )
     found = [_voxels(run, scan, where)]
     if scan.units == SUV:

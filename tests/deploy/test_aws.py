@@ -164,9 +164,10 @@ def aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Aws]:
         # None of our code may probe the address that the mock invents for a machine.
         content["auth"] |= {"ssh_private_key": str(key), "ssh_proxy_command": "/bin/false"}
         content["file_mounts"] = {}
+        image = ec2.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]  # of a list of a thousand
         for kind in content["available_node_types"].values():
             kind["node_config"] |= {"SubnetIds": [subnet["SubnetId"]], "SecurityGroupIds": [group]}
-            kind["node_config"]["ImageId"] = ec2.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
+            kind["node_config"]["ImageId"] = image
         yield Aws(ec2, content, environment)
     finally:
         mock.stop()

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from petscale import config as configs
 from petscale.folders import CONFIG, WEIGHTS
+from petscale.proof import FORM, PROOF, carried
+from petscale.splits import Roles
 from storage import integrity
 from storage.reader import Cases
 from storage.source import HU, SUV
@@ -78,4 +80,16 @@ def _written(
     told = {"recipe": config.recipe, "config": json.dumps(whole)}
     told["starts_from"] = json.dumps(start or {"units": SUV, "spacing_mm": None})
     checkpoint.write_weights(folder / WEIGHTS, weights or recipe.weights(), told)
+    prove(folder)
     return folder
+
+
+def prove(run: Path) -> None:
+    """Let a run's weights carry what its record says, as those that `petscale train` writes do."""
+    record = json.loads((run / CONFIG).read_bytes())
+    tensors, facts = checkpoint.read_weights(run / WEIGHTS)
+    facts |= {"config": json.dumps(record["config"])} | carried(
+        Roles.recorded(record), record["cases"], record.get("subjects", {})
+    )
+    checkpoint.write_weights(run / WEIGHTS, tensors, facts)
+    (run / CONFIG).write_text(json.dumps({**record, PROOF: FORM}))

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from untrained_runs import prove
 
 from petscale import config as configs
 from petscale.cli import main
@@ -80,6 +81,7 @@ def run(tmp_path: Path) -> Path:
     facts = {"config": whole, "command": "petscale train", "cohort": "cohort", "train": [], "test": [], "cases": {}}
     (folder / CONFIG).write_text(json.dumps(facts))
     checkpoint.write_weights(folder / WEIGHTS, recipe.weights(), {"recipe": "sgsgan", "config": json.dumps(whole)})
+    prove(folder)
     return folder
 
 

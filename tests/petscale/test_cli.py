@@ -50,13 +50,20 @@ def test_the_recorded_command_names_no_folders(
     assert commands.recorded() == recorded
 
 
+limits: list[float | None] = []  # what `petscale train` handed on as its time limit
+
+
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
     """The configurations that ``petscale train`` hands on."""
     seen: list[RunConfig] = []
+    limits.clear()
 
-    def train(cohort: Path, run: Path, config: RunConfig, *, command: str, others: Sequence[Path]) -> Path:
+    def train(
+        cohort: Path, run: Path, config: RunConfig, *, command: str, others: Sequence[Path], time_limit_s: float | None
+    ) -> Path:
         seen.append(config)
+        limits.append(time_limit_s)
         return run / WEIGHTS
 
     monkeypatch.setattr(driver, "train", train)
@@ -131,6 +138,20 @@ def test_verify_names_the_damaged_piece(
     assert out == ""
     assert "damaged: one/full/0/c/0/0/0: content differs" in err
     assert err.splitlines()[-1].startswith("petscale: STORE_DAMAGED cohort: 1 of 1 cases")
+
+
+def test_a_time_limit_is_handed_on_in_seconds_or_refused(
+    trained: list[RunConfig], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["train", "c", "--run", "r"])
+    main(["train", "c", "--run", "r", "--time-limit", "3h50m"])
+    assert limits == [None, 13800.0]
+    for wrong in ("3:50", "0m", "50m3h", "1.5h", "h", "-3h", "3 h"):
+        with pytest.raises(SystemExit) as ended:
+            main(["train", "c", "--run", "r", f"--time-limit={wrong}"])
+        assert ended.value.code == 2
+        assert f"petscale: CFG_DURATION --time-limit: '{wrong}'" in capsys.readouterr().err
+    assert len(trained) == 2
 
 
 def test_an_interrupt_says_how_to_go_on(

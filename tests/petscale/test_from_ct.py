@@ -11,6 +11,7 @@ import pydicom
 import pytest
 import SimpleITK
 import torch
+from untrained_runs import prove
 
 from petscale import config as configs
 from petscale.cli import main
@@ -89,6 +90,7 @@ def ct_run(request: pytest.FixtureRequest, tmp_path: Path, patients: Path) -> Pa
     about = {"recipe": request.param, "config": json.dumps(facts["config"])}
     about["starts_from"] = json.dumps({"units": HU, "spacing_mm": SPACING_MM})
     checkpoint.write_weights(folder / WEIGHTS, recipe.weights(), about)
+    prove(folder)
     return folder
 
 

@@ -177,13 +177,14 @@ def test_the_canaries_are_there(clinic: Clinic) -> None:
     assert hits(content, [*HEADER[:-1], *LEAVES]) == [*HEADER[:-1], *LEAVES]
 
 
-def exported(plan: Plan) -> None:
+def exported(plan: Plan, *, left_s: float | None = None) -> None:
     """In the place of Ray: fresh weights, written as a worker writes them."""
     run, config = plan.run, plan.config
     recipe = RECIPES[config.recipe].build(
         config.model, make_engine=plain_engine, patches_per_step=config.patches_per_step
     )
     facts = {"recipe": config.recipe, "config": json.dumps(configs.to_json(config))}
+    facts |= plan.job.proof
     checkpoint.write_weights(run / WEIGHTS, recipe.weights(), facts)
 
 

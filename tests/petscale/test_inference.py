@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from storage.ingest import CasePlan, ingest
 from storage.reader import open_cohort
 from storage.source import HU, SUV, ArraySource, Grid
 from storage.suv import Overrides
+from storage.verification import verify
 from trainers import checkpoint
 
 
@@ -196,11 +198,20 @@ def test_the_spool_gives_back_any_slab(tmp_path: Path) -> None:
 def test_other_weights_results_are_not_taken_for_these(run: Path, cohort: Path) -> None:
     case = open_cohort(cohort).case("phantom-000")
     trained = open_run(run)
-    synthesize_case(trained, run, case, "low_drf4")
-    weights = run / "weights.safetensors"
-    weights.write_bytes(weights.read_bytes() + b" ")
-    with pytest.raises(InputError, match="SET_CASE_EXISTS"):
-        synthesize_case(trained, run, case, "low_drf4")
+    first = synthesize_case(trained, run, case, "low_drf4")
+    before = first.read(0, first.grid.shape[0])
+    tensors, facts = checkpoint.read_weights(run / WEIGHTS)
+    checkpoint.write_weights(run / WEIGHTS, {name: 2 * value for name, value in tensors.items()}, facts)
+    os.utime(run / WEIGHTS, (0, 0))  # as `rsync -t` and a clock that was set back leave it
+    anew = open_run(run)
+    second = synthesize_case(anew, run, case, "low_drf4")
+    after = second.read(0, second.grid.shape[0])
+    made = open_cohort(run / SYNTHESIS / "low_drf4").case("phantom-000")
+    assert made.fingerprint.endswith(anew.weights)
+    assert not np.array_equal(after, before)
+    assert verify(run / SYNTHESIS / "low_drf4") == {}
+    again = synthesize_case(trained, run, case, "low_drf4")
+    np.testing.assert_array_equal(again.read(0, again.grid.shape[0]), before)
 
 
 def test_a_scan_unlike_those_trained_on_is_told_or_refused(

@@ -112,6 +112,13 @@ def test_another_kind_of_scan_is_refused_and_a_ct_has_no_uptake_or_dose(tmp_path
     assert check_scan(replace(RUN, units=HU), case, "ct") == ()
 
 
+def test_a_scan_without_the_ct_that_the_run_sees_beside_it_is_refused(tmp_path: Path) -> None:
+    case = stored(tmp_path, drf=20.0)
+    assert check_scan(replace(RUN, beside=("ct",)), case, "low") == ()
+    with pytest.raises(InputError, match=r"SET_NO_CT case a, image low: no other beside it.*--case"):
+        check_scan(replace(RUN, beside=("ct", "other")), case, "low")
+
+
 def test_a_nuclide_is_that_of_the_scan_or_of_what_it_was_simulated_from() -> None:
     assert nuclide_of({"nuclide": "F-18"}) == nuclide_of({"truth": {"nuclide": "F-18"}}) == "F-18"
     assert nuclide_of({"nuclide": None}) == nuclide_of({}) == ""

@@ -269,6 +269,21 @@ def test_a_mirrored_patch_is_numpys_symmetric_padding(pristine: Path, location: 
     assert found.tobytes() == FULL[np.ix_(z, y, x)].tobytes()
 
 
+@settings(max_examples=30, deadline=None)
+@given(boxes)
+def test_a_ct_is_mirrored_where_that_is_asked_for(pristine: Path, location: PatchLocation) -> None:
+    """As a PET is, and labels never."""
+    case = open_cohort(pristine).case("c")
+    z, y, x = (
+        np.pad(np.arange(n), 150, mode="symmetric")[a + 150 : b + 150]
+        for a, b, n in zip(location.start, location.stop, SHAPE, strict=True)
+    )
+    assert case.image("ct").patch(location, "mirror_any").tobytes() == CT[np.ix_(z, y, x)].astype(np.float32).tobytes()
+    for name, like in (("full", "mirror"), ("labels", "air")):
+        found = case.image(name).patch(location, "mirror_any")
+        assert found.tobytes() == case.image(name).patch(location, like).tobytes()  # type: ignore[arg-type]
+
+
 @settings(max_examples=20, deadline=None)
 @given(boxes)
 def test_only_a_pet_is_mirrored(pristine: Path, location: PatchLocation) -> None:

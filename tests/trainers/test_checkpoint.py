@@ -99,6 +99,44 @@ def test_a_full_disk_leaves_the_earlier_checkpoint_whole(tmp_path: Path, monkeyp
     assert equal(saved.state, state(1))
 
 
+@pytest.mark.parametrize("keep", [1, 2, 3])
+@pytest.mark.parametrize("seed", range(12))
+def test_damaged_checkpoints_never_cost_a_good_one(tmp_path: Path, keep: int, seed: int) -> None:
+    """Random saves, of steps that also come again, and damage of any of them in between."""
+    rng = random.Random(f"{keep} {seed}")
+    damaged: set[str] = set()
+    step = 0
+    for _ in range(14):
+        there = sorted(path.name for path in tmp_path.iterdir() if path.name not in damaged)
+        if there and rng.random() < 0.4:
+            name = rng.choice(there)
+            (tmp_path / name / checkpoint.STATE).write_bytes(b"damaged")
+            damaged.add(name)
+            continue
+        # A run goes on from its newest whole checkpoint: the same steps are saved again.
+        good = [path.name for path in tmp_path.iterdir() if path.name not in damaged]
+        step = 1 + max((int(name.split(".")[0]) for name in good), default=0) + rng.randrange(2)
+        made = checkpoint.save(tmp_path, step, state(step), META, keep=keep)
+        expected = sorted([*good, made.name], reverse=True)[:keep]
+        after = {path.name for path in tmp_path.iterdir()}
+        assert sorted(after - damaged, reverse=True) == expected
+        assert all(int(name.split(".")[0]) > step for name in after & damaged) or len(after) <= keep
+        saved, _ = checkpoint.newest(tmp_path)
+        assert saved is not None
+        assert saved.step == step
+        assert equal(saved.state, state(step))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_where_all_are_damaged_training_does_not_begin_again(tmp_path: Path, count: int) -> None:
+    for step in range(1, count + 1):
+        made = checkpoint.save(tmp_path / "checkpoints", step, state(step), META, keep=3)
+        (made / checkpoint.META).write_bytes(b"{}")
+    told = rf"none of {count} checkpoints is whole; the newest: 0+{count}\.\w+/meta.json: 2 bytes"
+    with pytest.raises(InputError, match=f"CKPT_ALL_DAMAGED checkpoints: {told}"):
+        checkpoint.newest(tmp_path / "checkpoints")
+
+
 def test_another_recipe_or_setting_is_refused_by_name() -> None:
     wanted = {"recipe": "toy", "model": {"lr": 0.1, "k": 8}}
     checkpoint.check_same_run(wanted, dict(wanted))
@@ -115,8 +153,12 @@ def test_weights_round_trip_and_refuse_strangers(tmp_path: Path) -> None:
     weights = {"a": torch.randn(3), "b": torch.randn(2, 2).t()}
     checkpoint.write_weights(path, weights, {"recipe": "toy"})
     found, facts = checkpoint.read_weights(path)
-    assert facts == {"recipe": "toy"}
+    assert facts == {"recipe": "toy", "digest": checkpoint.digest(found, {"recipe": "toy"})}
     assert all(torch.equal(found[k], weights[k]) for k in weights)
+    checkpoint.write_weights(path, weights, facts)
+    assert checkpoint.read_weights(path)[1] == facts
+    checkpoint.write_weights(path, {**weights, "a": weights["a"] + 1}, facts)
+    assert checkpoint.facts(path)["digest"] != facts["digest"]
     path.write_bytes(b"\x80\x04\x95 a pickle")
     with pytest.raises(InputError, match="CKPT_DAMAGED"):
         checkpoint.read_weights(path)

@@ -1,8 +1,11 @@
 """The contract that every recipe in the registry keeps; a new paper is tested here before anything else."""
 
+import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from trainers.feed import Feed
 from trainers.feed_config import FeedConfig
 from trainers.habits import Engines
 from trainers.metrics.presets import PRESETS
-from trainers.recipe import EngineFactory, Recipe, Synthesizer, Validated
+from trainers.recipe import EngineFactory, Recipe, State, Synthesizer, Validated
 from trainers.synthesize import InSuv, case_context, synthesize
 from trainers.systems import RECIPES
 
@@ -94,6 +97,13 @@ SMALL: dict[str, dict[str, Any]] = {
         "bank_samples": 4,
         "samples": 8,
     },
+    "restore_ct": {
+        "channels": (4, 4),
+        "patch": (16, 16, 16),
+        "patches_per_case": 1,
+        "table_samples": 4,
+        "samples": 8,
+    },
     "red_cnn": {"channels": 4, "patch": (2, 24, 24), "patches_per_case": 1, "samples": 8},
 }
 
@@ -133,6 +143,33 @@ def flat(recipe: Recipe) -> dict[str, torch.Tensor]:
     return {f"{engine}/{key}": v for engine, tensors in recipe.state().items() for key, v in tensors.items()}
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A recipe at its end: what it measured at every step, and its state one step into every phase."""
+
+    recipe: Recipe
+    metrics: list[dict[str, float]]
+    states: dict[int, State]
+
+
+@pytest.fixture(scope="module")
+def trained(cohort: Path) -> Callable[[str], Trained]:
+    """Train a recipe straight to its end, once for all tests; read only."""
+
+    @cache
+    def train(name: str) -> Trained:
+        recipe = build(name)
+        middles = [start + 1 for start in recipe.phase_starts.values()]
+        metrics: list[dict[str, float]] = []
+        states: dict[int, State] = {}
+        for begin, end in pairwise([0, *middles, recipe.num_steps]):
+            metrics += steps(cohort, name, recipe, begin, end)
+            states[end] = copy.deepcopy(recipe.state())
+        return Trained(recipe, metrics, {middle: states[middle] for middle in middles})
+
+    return train
+
+
 def test_every_recipe_has_a_small_size() -> None:
     assert SMALL.keys() == RECIPES.keys()
 
@@ -162,18 +199,20 @@ def test_a_system_says_how_it_is_fed_scored_and_reported(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_phase_steps_finitely_and_resumes_bit_equal_in_its_middle(name: str, cohort: Path) -> None:
-    straight = build(name)
+def test_every_phase_steps_finitely_and_resumes_bit_equal_in_its_middle(
+    name: str, cohort: Path, trained: Callable[[str], Trained]
+) -> None:
+    straight, expected = trained(name).recipe, trained(name).metrics
     total = straight.num_steps
     assert list(straight.phase_starts.values()) == sorted(straight.phase_starts.values())
     for phase, start in straight.phase_starts.items():
         assert straight.phase(start) == phase
-    expected = steps(cohort, name, straight, 0, total)
+    assert len(expected) == total
     assert all(np.isfinite(list(metrics.values())).all() for metrics in expected)
-    for middle in (start + 1 for start in straight.phase_starts.values()):
-        first, second = build(name), build(name)
-        steps(cohort, name, first, 0, middle)
-        second.load(first.state())
+    assert len(trained(name).states) == len(straight.phase_starts)
+    for middle, state in trained(name).states.items():
+        second = build(name)
+        second.load(state)
         assert steps(cohort, name, second, middle, total) == expected[middle:]
         found = flat(second)
         for key, value in flat(straight).items():
@@ -181,10 +220,12 @@ def test_every_phase_steps_finitely_and_resumes_bit_equal_in_its_middle(name: st
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_averaged_weights_are_exported_and_are_those_that_a_synthesizer_uses(name: str, cohort: Path) -> None:
+def test_averaged_weights_are_exported_and_are_those_that_a_synthesizer_uses(
+    name: str, cohort: Path, trained: Callable[[str], Trained]
+) -> None:
     engines = Engines(plain_engine, EngineConfig(ema_decay=0.9))
-    averaged, bare = build(name, engines.make), build(name)
-    expected = steps(cohort, name, bare, 0, bare.num_steps)
+    averaged, bare = build(name, engines.make), trained(name).recipe
+    expected = trained(name).metrics
     assert steps(cohort, name, averaged, 0, averaged.num_steps)[0] == expected[0]
     exported, current = averaged.weights(), bare.weights()
     assert exported.keys() == current.keys()

@@ -15,7 +15,7 @@ from storage.errors import InputError
 from storage.reader import open_cohort
 from storage.source import HU, SUV
 from trainers.feed import Feed, _square, channel_values, check_cases, doses_fed, drf_of
-from trainers.feed_config import FeedConfig
+from trainers.feed_config import FeedConfig, as_stored
 from trainers.recipe import Batch, BatchSpec
 
 NEEDS = BatchSpec(
@@ -303,6 +303,54 @@ def test_turns_do_not_depend_on_workers_or_on_where_a_run_resumes(cohort: Path) 
     other.close()
 
 
+def test_left_and_right_alone_may_change_sides(cohort: Path) -> None:
+    found = [set.intersection(*each) for each in ways(cohort, NEEDS, augment="left_right")]
+    assert {min(each) for each in found} == {WAYS.index(((), 0)), WAYS.index(((-1,), 0))}
+
+
+def test_tilts_are_off_unless_asked_for_and_do_not_depend_on_workers_or_resumes(cohort: Path) -> None:
+    settings: dict[str, Any] = {"tilt_deg": 15.0, "scaling": 0.15, "cases_per_step": 4, "needs": GUIDED}
+    whole, stored = feed(cohort, **settings), feed(cohort, cases_per_step=4, needs=GUIDED)
+    batches, plain = [whole.batch(step, 2) for step in range(2)], [stored.batch(step, 2) for step in range(2)]
+    parts = [feed(cohort, rank=rank, world=2, **settings) for rank in range(2)]
+    shares = [part.batch(1, 2) for part in parts]
+    for source in (whole, stored, *parts):
+        source.close()
+    for name in ("source", "target", "masks"):
+        assert torch.equal(torch.cat([getattr(share, name) for share in shares]), getattr(batches[1], name))
+        for tilted, untilted in zip(batches, plain, strict=True):
+            assert tilted.places == untilted.places
+            assert getattr(tilted, name).shape == getattr(untilted, name).shape
+            assert not torch.equal(getattr(tilted, name), getattr(untilted, name))
+    assert set(batches[0].masks.unique().tolist()) <= {0.0, 1.0}
+    assert FeedConfig().tilt_deg == FeedConfig().scaling == 0
+
+
+def test_source_and_target_are_tilted_alike(cohort: Path) -> None:
+    """The full dose as its own source: what the halo surrounds is what is wanted."""
+    needs = replace(NEEDS, overview=0)
+    source = feed(cohort, source=("full",), tilt_deg=15.0, scaling=0.15, cases_per_step=4, needs=needs)
+    batch = source.batch(0, 1)
+    source.close()
+    torch.testing.assert_close(batch.source[:, :, 2:-2, 2:-2, 2:-2], batch.target, atol=1e-4, rtol=1e-4)
+
+
+def test_no_corner_of_a_tilted_patch_is_empty_where_its_source_is_not(cohort: Path) -> None:
+    """With mirrored faces, the full dose as its own source: an empty target beyond a face would differ from it."""
+    needs = replace(NEEDS, halo=(0, 0, 0), overview=0, sampler={"uniform": 1.0})
+    for beyond in ("mirror", "mirror_any"):
+        settings: dict[str, Any] = {"source": ("full",), "tilt_deg": 30.0, "cases_per_step": 4, "needs": needs}
+        source = feed(cohort, beyond=beyond, **settings)
+        batch = source.batch(0, 1)
+        source.close()
+        assert torch.equal(batch.source, batch.target)
+
+
+def test_measures_and_validation_see_patches_as_they_lie_in_the_cohort() -> None:
+    turned = FeedConfig(augment="flips", tilt_deg=15.0, scaling=0.15, seed=3)
+    assert as_stored(turned) == FeedConfig(seed=3)
+
+
 def test_marked_labels_are_masks_where_there_are_any_and_nothing_elsewhere(cohort: Path) -> None:
     needs = replace(GUIDED, rois=(), marked=("lesion", "thyroid"))
     check_cases(open_cohort(cohort), {"paired": open_cohort(cohort).cases}, FeedConfig(source=("low_drf4",)), [needs])
@@ -325,6 +373,24 @@ def test_a_batch_tells_the_counts_that_both_images_hold_and_the_targets_peak(coh
     ]
     np.testing.assert_allclose(found.shared, [shared for shared, _ in expected], rtol=1e-6)
     np.testing.assert_allclose(found.peak, [peak for _, peak in expected], rtol=1e-6)
+
+
+def test_images_beside_the_source_are_channels_after_it_in_their_own_unit(cohort: Path) -> None:
+    needs = replace(NEEDS, beside=("ct",))
+    settings: dict[str, Any] = {"augment": "flips_and_turns", "suv_scale": 5.0}
+    alone, both = (feed(cohort, needs=one, **settings).batch(0, 1) for one in (NEEDS, needs))
+    assert torch.equal(both.source[:, :1], alone.source)
+    assert torch.equal(both.target, alone.target)
+    plain = feed(cohort, needs=needs, suv_scale=5.0)
+    name, _, boxes = plain.plan(0)[0]
+    wanted = torch.from_numpy(open_cohort(cohort).case(name).image("ct").patch(boxes[0].grown(NEEDS.halo)))
+    assert torch.equal(plain.batch(0, 1).source[0, 1], wanted)
+
+
+def test_what_is_seen_beside_the_source_must_be_there(cohort: Path) -> None:
+    cases = open_cohort(cohort)
+    with pytest.raises(InputError, match="SET_NO_IMAGE"):
+        check_cases(cases, {"paired": sorted(cases.cases)}, FeedConfig(), [replace(NEEDS, beside=("mri",))])
 
 
 def test_a_mirrored_feed_differs_beyond_the_faces_alone(cohort: Path) -> None:

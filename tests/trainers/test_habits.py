@@ -157,6 +157,25 @@ def test_the_schedule_is_a_factor_on_whatever_rate_the_system_sets() -> None:
         assert torch.equal(value, current(engine)[name])
 
 
+def test_a_network_that_is_first_updated_late_warms_up_then_also_after_a_resume() -> None:
+    engines, engine = led(sgd, warm_up_steps=4)
+    _, resumed = led(sgd, warm_up_steps=4)
+    bare = plain_engine(normed(), sgd)
+    engines.begin(100, 200)
+    for number, factor in enumerate([0.25, 0.5, 0.75, 1.0, 1.0]):
+        bare.set_lr(0.2 * factor)
+        engine.set_lr(0.2)
+        update(bare, number)
+        update(engine, number)
+        if number == 1:
+            resumed.load(engine.state())
+    assert all(torch.equal(value, current(engine)[name]) for name, value in current(bare).items())
+    assert int(resumed.state()["updates/count"]) == 2
+    before = {key: value for key, value in engine.state().items() if key != "updates/count"}
+    resumed.load(before)  # of a run from before networks counted
+    assert int(resumed.state()["updates/count"]) == 4
+
+
 @pytest.mark.parametrize("bound", [0.5, 1e6])
 def test_the_norm_of_the_gradient_is_bounded_and_a_smaller_one_is_left_alone(bound: float) -> None:
     nets = [normed() for _ in range(2)]

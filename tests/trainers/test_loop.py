@@ -18,6 +18,7 @@ from trainers.feed_config import FeedConfig
 from trainers.habits import Engines
 from trainers.loop import AS_THEY_ARE, Gains, Leading, LoopConfig, Picture, fit
 from trainers.recipe import Batch, BatchSpec, EngineFactory, Metrics, State, Synthesizer, Tiling
+from trainers.time_limit import END_S, SPARE, UNMEASURED_SAVE_S, TimeLimit
 from trainers.validation import Best, Patches
 
 NEEDS = BatchSpec(patch=(24, 24, 24), halo=(0, 0, 0), patches_per_case=1, sampler={"body": 1.0})
@@ -126,6 +127,7 @@ def run(
     *,
     crash_at: int | None = None,
     until: int | None = None,
+    limit: TimeLimit | None = None,
     engines: Leading = AS_THEY_ARE,
     gains: Gains | None = None,
     picture: Picture = lambda step, synthesizer: None,
@@ -163,6 +165,7 @@ def run(
             gains=gains,
             export=lambda name, tensors: records.append({"event": "export", "name": name, "tensors": dict(tensors)}),
             until=until,
+            limit=limit,
         )
         records.append({"event": "end", "best": best})
     except StopHereError:
@@ -193,6 +196,56 @@ def test_a_run_made_budget_by_budget_ends_as_one_made_at_once(cohort: Path, tmp_
     assert newest
     for key, value in straight.state()["net"].items():
         assert torch.equal(newest.state["net"][key], value)
+
+
+class Clock:
+    """A monotonic clock that a test moves on by so much each time it is asked."""
+
+    def __init__(self, tick_s: float) -> None:
+        self.now, self.tick_s = 0.0, tick_s
+
+    def __call__(self) -> float:
+        self.now += self.tick_s
+        return self.now
+
+
+@pytest.mark.parametrize("tick_s", [12.0, 20.0, 1000.0])
+def test_a_run_stopped_in_time_and_continued_ends_as_one_made_at_once(
+    cohort: Path, tmp_path: Path, tick_s: float
+) -> None:
+    straight = Toy()
+    expected = losses(run(cohort, tmp_path / "straight", straight))
+    found: dict[int, float] = {}
+    stops: list[int | None] = []
+    while not stops or stops[-1] is not None:
+        limit = TimeLimit(100.0, Clock(tick_s))
+        records = run(cohort, tmp_path / "limited", Toy(), limit=limit)
+        found |= losses(records)
+        stops.append(limit.stopped_at)
+        newest, _ = checkpoint.newest(tmp_path / "limited")
+        assert newest
+        assert newest.step == (limit.stopped_at or 10)
+        assert records[-2] == {"event": "checkpoint", "step": newest.step}
+    assert len(stops) > 1
+    if tick_s > 100:  # one step at least, each time
+        assert stops == [*range(1, 10), None]
+    assert found == expected
+    for key, value in straight.state()["net"].items():
+        assert torch.equal(newest.state["net"][key], value)
+
+
+def test_the_time_that_writing_takes_is_kept_free() -> None:
+    clock = Clock(0.0)
+    limit = TimeLimit(100.0, clock)
+    clock.now = 100.0 - END_S - SPARE * UNMEASURED_SAVE_S - 1.0
+    assert not limit.near
+    limit.stepped(2.0)
+    limit.stepped(0.1)
+    assert limit.near
+    limit.saved(3.0)
+    assert not limit.near
+    clock.now = 100.0 - END_S - SPARE * (3.0 + 2.0) + 0.1
+    assert limit.near
 
 
 @pytest.mark.parametrize("crash_at", [1, 5, 6, 9])
@@ -302,6 +355,23 @@ def test_a_run_without_patience_is_validated_to_its_last_step(cohort: Path, tmp_
     scored = [(r["step"], r["validation/gain_db"], r["best_step"]) for r in records if r["event"] == "validation"]
     assert scored == [(4, 3.0, 4), (8, 3.0, 4), (10, 9.0, 10)]
     assert all(torch.equal(value, best_of(records).weights[name]) for name, value in recipe.weights().items())
+
+
+class LastPhaseCounts(Followed):
+    """Whose first phase, of steps 1 to 6, makes nothing that validations should be counted for."""
+
+    followed = "two"
+    scores: Mapping[int, float] = {2: 5.0, 4: 3.0, 6: 2.0, 8: 3.0, 9: 4.0, 10: 9.0}
+
+
+@pytest.mark.parametrize(("patience", "made"), [(1, 8), (2, 10)])
+def test_validations_count_as_made_in_vain_in_the_phase_that_is_followed(
+    cohort: Path, tmp_path: Path, patience: int, made: int
+) -> None:
+    recipe = LastPhaseCounts()
+    records = run(cohort, tmp_path, recipe, gains=recipe.gains, validate_every=2, patience=patience)
+    assert max(losses(records)) == made
+    assert best_of(records).step == (2 if made < 10 else 10)
 
 
 def test_no_validation_is_no_choice(cohort: Path, tmp_path: Path) -> None:

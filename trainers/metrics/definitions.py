@@ -85,8 +85,10 @@ def definition_from_json(content: Mapping[str, Any]) -> ScoreDefinition:
     """Read what ``ScoreDefinition.to_json`` gave, or what earlier versions stored (sentences, ``judge``).
 
     Raises:
-        TypeError: for missing or unknown fields.
+        TypeError: for missing or unknown fields, and for values that are no texts.
     """
+    if not all(isinstance(value, str) for value in content.values()):
+        raise TypeError("a definition's fields are texts")
     renamed = {"segmenter" if name == "judge" else name: value for name, value in content.items()}
     fields: dict[str, Any] = {
         name: identifier_of(value) if name in _IDENTIFIERS else value for name, value in renamed.items()

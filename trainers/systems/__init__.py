@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 GROUP = "petscale.systems"
 BUILT_IN: dict[str, str] = {
     "restore": "trainers.systems.restore",
+    "restore_ct": "trainers.systems.restore_ct",
     "sgsgan": "trainers.systems.sgsgan",
     "cg_3dsrgan": "trainers.systems.cg_3dsrgan",
     "s3pet": "trainers.systems.s3pet",

@@ -13,7 +13,9 @@ No paper; docs/results/restore.md has the measurements behind every default.  It
 4. *Loss* in SUV: squared errors over the noise that is expected, weighted by the source alone but for lesions, which
    are rare and would be averaged away.  Local means and local maxima in windows of 5 and 9 voxels are further terms,
    off by default (after LeqMod, PMC12910708, github.com/mhxiaaa/LeqMod_PET_denoising).
-5. *Blind*: where a scan's dose is not known, its DRF is estimated from its noise, by what the doses trained on had.
+5. *CT*, off by default: as two further inputs, lung to bone and soft tissue, each times the noise of the dose, so
+   that without noise the network still changes nothing.
+6. *Blind*: where a scan's dose is not known, its DRF is estimated from its noise, by what the doses trained on had.
 """
 
 import math
@@ -24,7 +26,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -36,6 +37,7 @@ from trainers.engine import EngineConfig
 from trainers.feed_config import FeedConfig
 from trainers.filter_bank import CLASSES, MEMBERS, NormalEquations
 from trainers.recipe import Batch, BatchSpec, Doses, Engine, EngineFactory, Metrics, Scan, State, Tiling
+from trainers.residual_unet import MULTIPLE, RADIUS, ResidualUNet
 
 FEED = FeedConfig(
     source=("low_drf4", "low_drf20", "low_drf100"), cases_per_step=2, beyond="mirror", augment="flips_and_turns"
@@ -48,8 +50,7 @@ LEVEL = 1 + filter_bank.FWHMS_MM.index(14.0)  # the member of the bank that give
 MEAN_10, MEAN_7 = 1 + filter_bank.FWHMS_MM.index(10.0), 1 + filter_bank.FWHMS_MM.index(7.0)
 LEAST_SUV = 0.1
 INPUTS = MEMBERS + 1
-RADIUS = 24  # voxels around an output voxel that the network sees: 5 convolutions at 2, 2 at 4 voxels, and pooling
-MULTIPLE = 4  # pooling ties windows to multiples of it
+CT_RANGES_HU = ((-1000.0, 1000.0), (-160.0, 240.0))  # of the two inputs of a CT
 TILE = (96, 128, 128)
 NOISE_PATCHES = 12
 FEWEST = 8  # voxels that a lesion counts as having at least, so that none outweighs a patch
@@ -67,6 +68,7 @@ class Config:
         count_gate: ``shared`` where a pair shares counts, ``off`` never.
         loss: ``l1`` or ``squared``, of the difference in SUV.
         quantification: weight of the local means and maxima.
+        beside: what the network sees beside the low dose: nothing, or the CT of the case, which every case then needs.
         lr: Adam's learning rate.
         bank_samples: patches that the bank is fitted on, and the noise of every dose is measured on.
         samples: patches that the network is trained on.
@@ -86,6 +88,7 @@ class Config:
     count_gate: Literal["shared", "off"] = "shared"
     loss: Literal["squared", "l1"] = "squared"
     quantification: Annotated[float, Range(0)] = 0.0
+    beside: Literal["none", "ct"] = "none"
     lr: Annotated[float, Range(above=0)] = 1e-3
     bank_samples: Annotated[int, Range(1)] = 400
     samples: Annotated[int, Range(1)] = 60_000
@@ -105,48 +108,21 @@ class Config:
         remedy = "use shares of uptake and lesions that are at most 1 together"
         require(self.uptake_share + self.lesion_share <= 1, "CFG_RANGE", "lesion_share", remedy)
 
+    @property
+    def images_beside(self) -> tuple[str, ...]:
+        """Names of the images that are read beside the low dose."""
+        return () if self.beside == "none" else (self.beside,)
+
+    @property
+    def inputs(self) -> int:
+        """Channels that the network takes."""
+        return INPUTS + len(CT_RANGES_HU) * len(self.images_beside)
+
 
 # The network
 
 
-class Residual(nn.Module):
-    """f: a U-Net of two levels on 2 x 2 x 2 voxels as channels; 269,568 parameters with 32 and 48 channels."""
-
-    def __init__(self, channels: tuple[int, int], constants: str) -> None:
-        super().__init__()
-        wide, deep = channels
-        conv = partial(nn.Conv3d, kernel_size=3, padding=1, bias=constants == "additive")
-        self.stem = nn.ModuleList([conv(8 * INPUTS, wide), conv(wide, wide)])
-        self.below = nn.ModuleList([conv(wide, deep), conv(deep, deep)])
-        self.above = conv(wide + deep, wide)
-        self.last = conv(wide, 8)
-        for module in self.modules():
-            if isinstance(module, nn.Conv3d):
-                nn.init.kaiming_normal_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        nn.init.zeros_(self.last.weight)  # training starts at x0
-
-    def forward(self, u: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b 1 z y x"]:
-        x = _voxels_to_channels(u)
-        for conv in self.stem:
-            x = F.relu(conv(x))
-        y = F.avg_pool3d(x, 2)
-        for conv in self.below:
-            y = F.relu(conv(y))
-        y = F.interpolate(y, scale_factor=2, mode="trilinear", align_corners=False)
-        return _channels_to_voxels(self.last(F.relu(self.above(torch.cat([x, y], dim=1)))))
-
-
-def _voxels_to_channels(x: Float[Tensor, "b c z y x"]) -> Float[Tensor, "b 8c z/2 y/2 x/2"]:
-    b, c, *edges = x.shape
-    z, y, x_ = (edge // 2 for edge in edges)
-    return x.reshape(b, c, z, 2, y, 2, x_, 2).permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, 8 * c, z, y, x_)
-
-
-def _channels_to_voxels(x: Float[Tensor, "b 8 z y x"]) -> Float[Tensor, "b 1 2z 2y 2x"]:
-    b, _, z, y, x_ = x.shape
-    return x.reshape(b, 1, 2, 2, 2, z, y, x_).permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, 1, 2 * z, 2 * y, 2 * x_)
+Residual = partial(ResidualUNet, INPUTS)  # f; 269,568 parameters with 32 and 48 channels
 
 
 def level(bank: Float[Tensor, "b m z y x"]) -> Float[Tensor, "b 1 z y x"]:
@@ -160,6 +136,15 @@ def inputs(
     """Return u: differences of neighbouring members of the bank, of low dose and x0, of x0 and a mean; all over g."""
     steps = bank[:, :-1] - bank[:, 1:]
     return torch.cat([steps, bank[:, :1] - x0, x0 - bank[:, MEAN_10 : MEAN_10 + 1]], dim=1) / g
+
+
+def ct_inputs(
+    beside: Float[Tensor, "b k zm ym xm"], noise: Float[Tensor, " b"], margin: tuple[int, int, int]
+) -> Float[Tensor, "b c z y x"]:
+    """Return two inputs of a CT in HU, from -1 to 1, times the relative noise of the dose; none without a CT."""
+    hu = assembly.cropped(beside, margin)
+    parts = [((hu - low) / (high - low)).clamp(0, 1) * 2 - 1 for low, high in CT_RANGES_HU]
+    return torch.cat(parts, dim=1) * noise[:, None, None, None, None]
 
 
 # The bank of every dose
@@ -241,21 +226,18 @@ class Sums:
 
     def state(self) -> dict[str, Tensor]:
         """Return what ``load`` takes, of all ranks together (collective)."""
-        whole = dict(self.doses)
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            found: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(found, {key: _flat(value) for key, value in self.doses.items()})
-            whole = {}
-            for part in found:  # in the order of ranks, so that sums round alike every time
-                for key, flat in part.items():
-                    whole[key] = _unflat(flat + _flat(whole[key])) if key in whole else _unflat(flat)
+        whole: dict[float, tuple[NormalEquations, float, float]] = {}
+        for part in assembly.of_all_ranks({key: _flat(value) for key, value in self.doses.items()}):
+            for key, flat in part.items():
+                whole[key] = _unflat(flat + _flat(whole[key])) if key in whole else _unflat(flat)
         return _as_tensors(whole)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Continue from ``state``: rank 0 takes all of it, the others start at nothing."""
-        first = not dist.is_initialized() or dist.get_rank() == 0
-        rows = zip(state["drf"].tolist(), state["sums"].cpu().numpy(), strict=True)
-        self.doses = {0.0 if math.isnan(drf) else drf: _unflat(flat.copy()) for drf, flat in rows} if first else {}
+        self.doses = {}
+        if assembly.first_rank():
+            rows = zip(state["drf"].tolist(), state["sums"].cpu().numpy(), strict=True)
+            self.doses = {0.0 if math.isnan(drf) else drf: _unflat(flat.copy()) for drf, flat in rows}
 
 
 _FLAT = CLASSES * MEMBERS * (MEMBERS + 1) + 2
@@ -300,7 +282,11 @@ def _low_dose(equations: NormalEquations | None = None) -> Any:
 
 
 def restored(
-    network: Any, bank: Float[Tensor, "b m z y x"], coefficients: Float[Tensor, "b k m"], shared: Float[Tensor, " b"]
+    network: Any,
+    bank: Float[Tensor, "b m z y x"],
+    coefficients: Float[Tensor, "b k m"],
+    shared: Float[Tensor, " b"],
+    beside: Float[Tensor, "b c z y x"] | None = None,
 ) -> tuple[Float[Tensor, "b 1 z y x"], Float[Tensor, "b 1 z y x"]]:
     """Return the answer nearest to the full dose, and g.
 
@@ -309,6 +295,7 @@ def restored(
         bank: ``filter_bank.members`` of the low dose in SUV.
         coefficients: of every image's dose.
         shared: part of the full dose's counts that the low dose holds, 0 for an answer nearest to the truth.
+        beside: ``ct_inputs``, where the network has been given a CT.
     """
     classed = filter_bank.classes(bank)
     parts = [
@@ -316,9 +303,15 @@ def restored(
         for one, used, at in zip(bank, coefficients, classed, strict=True)
     ]
     x0, g = torch.cat(parts), level(bank)
-    truth = x0 + g * network(inputs(bank, x0, g))
+    u = inputs(bank, x0, g)
+    truth = x0 + g * network(u if beside is None else torch.cat([u, beside], dim=1))
     own = shared[:, None, None, None, None].to(bank)
     return own * bank[:, :1] + (1 - own) * truth, g
+
+
+def beside_of(config: Config, source: Float[Tensor, "b k1 zm ym xm"], noise: Float[Tensor, " b"]) -> Tensor | None:
+    """Return the inputs of the CT that windows hold after the source; None where the network takes none."""
+    return ct_inputs(source[:, 1:], noise.to(source), config.margin) if config.images_beside else None
 
 
 def difference(
@@ -371,17 +364,22 @@ class Restore:
     def phase(self, step: int) -> str:
         return self.phases.at(step)
 
+    @property
+    def followed(self) -> str:
+        """The bank's sums grow on their own: more of them is no better network."""
+        return "network"
+
     def batch_spec(self, step: int) -> BatchSpec:
         c = self.config
         shares = {"uptake": c.uptake_share, "lesion": c.lesion_share, "body": 1 - c.uptake_share - c.lesion_share}
-        return BatchSpec(c.patch, c.margin, c.patches_per_case, shares, marked=("lesion",))
+        return BatchSpec(c.patch, c.margin, c.patches_per_case, shares, marked=("lesion",), beside=c.images_beside)
 
     def step(self, batch: Batch, step: int) -> Metrics:
         """Add to the bank's sums, or update the network once."""
         return self._fit(batch) if self.phase(step) == "bank" else self._train(batch)
 
     def _fit(self, batch: Batch) -> Metrics:
-        bank = filter_bank.members(batch.source, batch.spacing_mm, self.config.margin)
+        bank = filter_bank.members(batch.source[:, :1], batch.spacing_mm, self.config.margin)
         noise = relative_noise(bank)
         shared = self._shared(batch)
         classed = filter_bank.classes(bank)
@@ -400,12 +398,13 @@ class Restore:
         return {"noise": noise.nanmean()}
 
     def _train(self, batch: Batch) -> Metrics:
-        bank = filter_bank.members(batch.source, batch.spacing_mm, self.config.margin)
+        bank = filter_bank.members(batch.source[:, :1], batch.spacing_mm, self.config.margin)
         known = self._bank()
         coefficients = torch.stack([known.at(drf) for drf in batch.drf.tolist()])
+        noise = torch.tensor([known.noise_at(drf) for drf in batch.drf.tolist()], device=bank.device).exp()
+        beside = beside_of(self.config, batch.source, noise)
         self.engine.module.train()
-        image, g = restored(self.engine, bank, coefficients.to(bank), self._shared(batch))
-        noise = torch.tensor([known.noise_at(drf) for drf in batch.drf.tolist()], device=g.device).exp()
+        image, g = restored(self.engine, bank, coefficients.to(bank), self._shared(batch), beside)
         terms = difference(image, batch.target, g, noise, self._weight(batch.masks), self.config)
         loss = torch.stack(list(terms.values())).sum()
         self.engine.backward(loss)
@@ -461,7 +460,8 @@ class Synthesizer:
     @property
     def context_batch(self) -> BatchSpec:
         """Patches of the body, whose noise tells the dose where it is not known."""
-        return BatchSpec(self.config.patch, self.config.margin, NOISE_PATCHES, {"body": 1.0})
+        c = self.config
+        return BatchSpec(c.patch, c.margin, NOISE_PATCHES, {"body": 1.0}, beside=c.images_beside)
 
     def for_scan(self, scan: Scan) -> "Synthesizer":
         return replace(self, scan=scan)
@@ -472,7 +472,7 @@ class Synthesizer:
             return ""
         return f"its dose is not known; by its noise it is restored as one of DRF {float(context['drf']):.3g}"
 
-    def context(self, overview: Tensor, source: Float[Tensor, "n 1 zh yh xh"]) -> dict[str, Tensor]:
+    def context(self, overview: Tensor, source: Float[Tensor, "n k1 zh yh xh"]) -> dict[str, Tensor]:
         """Return the dose reduction factor that is used: the scan's own, or else an estimate from its noise."""
         if not math.isnan(self.scan.drf):
             return {"drf": torch.tensor(self.scan.drf)}
@@ -481,7 +481,7 @@ class Synthesizer:
 
     @torch.no_grad()
     def __call__(
-        self, source: Float[Tensor, "b 1 zh yh xh"], context: Mapping[str, Tensor]
+        self, source: Float[Tensor, "b k1 zh yh xh"], context: Mapping[str, Tensor]
     ) -> Float[Tensor, "b 1 z y x"]:
         """Restore tiles in SUV."""
         self.network.eval()
@@ -489,12 +489,14 @@ class Synthesizer:
         b = len(source)
         shared = self.scan.shared if self.config.count_gate == "shared" else 0.0
         coefficients = self.bank.at(float(context["drf"])).to(bank).expand(b, -1, -1)
-        image, _ = restored(self.network, bank, coefficients, torch.full((b,), shared))
+        noise = torch.full((b,), self.bank.noise_at(float(context["drf"])), device=bank.device).exp()
+        beside = beside_of(self.config, source, noise)
+        image, _ = restored(self.network, bank, coefficients, torch.full((b,), shared), beside)
         return assembly.cropped(image, (RADIUS,) * 3)
 
     def _members(self, source: Tensor) -> Tensor:
         spacing_mm = torch.tensor([self.scan.spacing_mm] * len(source))
-        return filter_bank.members(source, spacing_mm, self.config.margin)
+        return filter_bank.members(source[:, :1], spacing_mm, self.config.margin)
 
 
 def check(config: Config, feed: FeedConfig, doses: Doses) -> None:
@@ -517,7 +519,9 @@ def caveats(config: Config) -> tuple[str, ...]:
 
 def build(config: Config, *, make_engine: EngineFactory, patches_per_step: int) -> Restore:
     """Build the network and its engine; ``patches_per_step`` counts the patches of all ranks."""
-    engine = make_engine(Residual(config.channels, config.constants), partial(torch.optim.Adam, lr=config.lr))
+    engine = make_engine(
+        ResidualUNet(config.inputs, config.channels, config.constants), partial(torch.optim.Adam, lr=config.lr)
+    )
     bank = 0 if config.start == "low" and not config.bank_samples else config.bank_samples
     steps = {
         "bank": assembly.steps_of(bank, patches_per_step),
@@ -532,6 +536,6 @@ def weights_to_synthesizer(config: Config, weights: Mapping[str, Tensor]) -> Syn
     for name, value in weights.items():
         part, _, key = name.partition(".")
         parts.setdefault(part, {})[key] = value
-    build_network = partial(Residual, config.channels, config.constants)
+    build_network = partial(ResidualUNet, config.inputs, config.channels, config.constants)
     network = assembly.with_weights(build_network, parts["network"], "weights of restore")
     return Synthesizer(config, network, Bank(**parts["bank"]))

@@ -70,6 +70,7 @@ def train(
     workers: int | None = None,
     device: Literal["cpu", "cuda"] | None = None,
     others: Sequence[PathLike] = (),
+    time_limit: str | None = None,
 ) -> "Run":
     """Train a system on a cohort; the same call continues an interrupted run.
 
@@ -82,9 +83,12 @@ def train(
         workers: training processes.
         device: cpu or cuda.
         others: folders of further cohorts that are trained on too.
+        time_limit: stop before so much time is over (``3h50m``, ``90m``, ``1d2h``), with a checkpoint and without
+            weights; the same call continues.
 
     Raises:
-        InputError: those of ``configure``; any mistake before a process starts; TRAIN_FAILED, TRAIN_NONFINITE.
+        InputError: those of ``configure``; CFG_DURATION; any mistake before a process starts; TRAIN_FAILED,
+            TRAIN_NONFINITE.
 
     >>> tiny = petscale.configure({
     ...     "recipe.patch": (24, 24, 24), "recipe.patches_per_case": 1, "recipe.context_patches": 2,
@@ -95,11 +99,18 @@ def train(
     >>> run.weights.name
     'weights.safetensors'
     """
+    from petscale.durations import seconds_of
     from petscale.training import driver
 
+    limit_s = None if time_limit is None else seconds_of(time_limit, "time_limit")
     chosen = configure(fields, recipe=recipe, config=config, workers=workers, device=device)
     driver.train(
-        Path(cohort), Path(run), chosen, command=called("train", cohort, run), others=[Path(other) for other in others]
+        Path(cohort),
+        Path(run),
+        chosen,
+        command=called("train", cohort, run),
+        others=[Path(other) for other in others],
+        time_limit_s=limit_s,
     )
     return Run(Path(run))
 

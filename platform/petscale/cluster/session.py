@@ -1,5 +1,6 @@
 """A Ray cluster for as long as work lasts: the one this process was submitted to, or a private one on this machine."""
 
+import importlib
 import json
 import logging
 import os
@@ -8,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from petscale.cluster.shared_storage import check_shared
 from petscale.config import RunConfig
 from storage import integrity, remote
 from storage.errors import InputError
+from storage.internals import internal
 
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for the driver of a submitted job
 
@@ -92,8 +95,6 @@ def session(config: RunConfig, cpus: int, folder: Path, *read: Path, dashboard: 
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
         # Ray would start a process per core at once; ours need an environment of their own, so it could use none.
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
-        # Ray would look for new log files ten times a second, to print them; nobody asked it to.
-        os.environ |= {"RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0", "LOG_NAME_UPDATE_INTERVAL_S": "3600"}
     import ray
 
     temporary = own_folder()
@@ -105,7 +106,7 @@ def session(config: RunConfig, cpus: int, folder: Path, *read: Path, dashboard: 
         "_temp_dir": f"{temporary}/r",  # Ray opens this folder to all users; the one above it stays ours
     }
     try:
-        with nullcontext() if address else _homeless():
+        with nullcontext() if address else _homeless(), nullcontext() if address else _without_needless(dashboard):
             started = ray.init(
                 address=address or "local",
                 runtime_env=environment,
@@ -175,6 +176,19 @@ def _homeless() -> Iterator[None]:
     finally:
         del os.environ["HOME"]
         os.environ |= {} if home is None else {"HOME": home}
+
+
+@contextmanager
+def _without_needless(dashboard: bool) -> Iterator[None]:
+    """Start no process that a private cluster has no use for: one that prints its workers' logs, and the autoscaler,
+    for this machine is all there is.  Ray's dashboard shows what the autoscaler finds."""
+    module = importlib.import_module("ray._private.parameter")
+    params = internal(module, "RayParams", "ray")
+    module.RayParams = partial(params, no_monitor=not dashboard, include_log_monitor=False)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        module.RayParams = params  # type: ignore[attr-defined]
 
 
 def own_folder() -> str:

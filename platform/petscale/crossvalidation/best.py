@@ -4,7 +4,6 @@ What is compared: folds by the scores of all patients, each by the run that neve
 validation patients where a cohort is given, else by their test patients, which is then said.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
@@ -19,9 +18,10 @@ from petscale.averages import names_of, runs_of
 from petscale.console import console
 from petscale.evaluation.averages import read_averages
 from petscale.evaluation.folds import gather
+from petscale.evaluation.judged import judges, weights_of
 from petscale.evaluation.run import run_facts
 from petscale.evaluation.scores import SYNTHESIZED, Evaluation, plus_minus, read_evaluation, region_group
-from petscale.folders import EVALUATION, FOLDS, WEIGHTS
+from petscale.folders import EVALUATION, FOLDS, SYNTHESIS
 from petscale.tuning.trial import validation_scores
 from storage import integrity
 from storage.errors import InputError
@@ -193,7 +193,7 @@ class _Entry:
 
 
 def _entry(folder: Path, name: str, cohort: Path | None, others: Sequence[Path]) -> _Entry:
-    weights = frozenset(integrity.file_digest(run / WEIGHTS) for run in runs_of([folder]) if (run / WEIGHTS).is_file())
+    weights = frozenset(weights_of(runs_of([folder])))
     if (folder / FOLDS).is_file():
         if cohort is not None:
             raise InputError(
@@ -202,7 +202,7 @@ def _entry(folder: Path, name: str, cohort: Path | None, others: Sequence[Path])
                 found="given for folds, whose patients are all scored",
                 remedy="leave it out",
             )
-        record = json.loads((folder / FOLDS).read_bytes())
+        record = integrity.read_json(folder / FOLDS, "config", "roles", "cases")
         sources = configs.from_json(record["config"]).feed.source
         scores = {source: _read(folder, name, source) for source in sources}
         people = {case: fold for fold, roles in record["roles"].items() for case in roles["test"]}
@@ -222,17 +222,14 @@ def _read(folder: Path, name: str, source: str) -> Evaluation:
     """Scores of a run or of folds.
 
     Raises:
-        InputError: SET_EVALUATION, naming the run; also where the weights are newer.
+        InputError: SET_EVALUATION, naming the run; also where they are of other weights.
     """
-    place = folder / EVALUATION / source
-    weights = [run / WEIGHTS for run in runs_of([folder])]
-    newest = max((path.stat().st_mtime for path in weights if path.is_file()), default=0.0)
     found = "no scores"
     try:
-        evaluation = read_evaluation(place)
-        if (place / "scores.json").stat().st_mtime >= newest:
+        evaluation = read_evaluation(folder / EVALUATION / source)
+        if judges(evaluation, {run: run / SYNTHESIS / source for run in runs_of([folder])}):
             return evaluation
-        found = "older than the weights"
+        found = "scores of other weights than the run has now"
     except InputError:
         pass
     raise InputError(

@@ -4,7 +4,6 @@ All folds are drawn once, when the first command starts, and kept: a cohort that
 fold into another.
 """
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -146,7 +145,7 @@ def _plan(cohort: Path, folder: Path, runs: Sequence[RunConfig], others: Sequenc
     kept: list[Roles | None] = [None] * len(runs)
     record: dict[str, Any] = {}
     if path.is_file():
-        record = json.loads(path.read_bytes())
+        record = integrity.read_json(path, "folds", "config", "roles", "cases")
         found = {**configs.from_json(record["config"]).identity(), "folds": record["folds"]}
         checkpoint.check_same_run(found, {**runs[0].identity(), "folds": names})
         kept = [Roles.recorded(record["roles"][name]) for name in names]

@@ -14,7 +14,7 @@ from typing import Any
 from petscale.splits import one_patient_by_name, same_scans
 from storage import layout
 from storage.integrity import json_safe
-from storage.reader import attributes, open_cohort, shape_of
+from storage.reader import case_attributes, image_attributes, open_cohort, shape_of
 from storage.source import HU, LABEL, SUV
 from storage.verification import read_catalog
 
@@ -152,8 +152,8 @@ def inspect_cohort(folder: Path) -> Inspection:
 
 def _facts_of(case: str, folder: str) -> CaseFacts:
     """Read one case's small files, as plain values: a thousand cases are read in a second."""
-    about = attributes(folder)["petscale"]
-    images = {name: attributes(f"{folder}/{name}")["petscale"] for name in sorted(about["images"]) if name != "body"}
+    about = case_attributes(folder)
+    images = {name: image_attributes(f"{folder}/{name}") for name in sorted(about["images"]) if name != "body"}
     first = next(iter(images))  # all images of a case have one grid
     return CaseFacts(
         case=case,

@@ -4,7 +4,6 @@ A cohort is the run's own when it holds a test case of the run with its digest. 
 validation, whose results stand apart from those of the run's own.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,7 +60,9 @@ def choose_cases(run: Path, facts: Mapping[str, Any], cohort: Cases) -> Chosen:
     digests = {name: _digest(cohort, name) for name in cohort.cases}
     subjects = {name: cohort.case(name).subject for name in digests}
     patients = run / EVALUATION / PATIENTS  # of a run whose record does not tell them
-    told = facts.get("subjects") or (json.loads(patients.read_bytes())["subjects"] if patients.is_file() else {})
+    told = facts.get("subjects") or (
+        integrity.read_json(patients, "subjects")["subjects"] if patients.is_file() else {}
+    )
     known: Mapping[str, str] = told
     _check_all_given(facts, cohort, digests)
     for name in tests:
@@ -127,7 +128,7 @@ def _left_out(
 def _check_name(folder: Path, name: str, digests: Mapping[str, str]) -> None:
     """Keep the results of two cohorts of one name apart; one that has grown or shrunk is still the same."""
     path = folder / DIGESTS
-    before: Mapping[str, str] = json.loads(path.read_bytes())["cases"] if path.is_file() else {}
+    before: Mapping[str, str] = integrity.read_json(path, "cases")["cases"] if path.is_file() else {}
     shared = [case for case in before if case in digests]
     if before and (not shared or any(before[case] != digests[case] for case in shared)):
         raise InputError(

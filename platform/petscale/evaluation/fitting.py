@@ -3,11 +3,15 @@
 What is measured on a case does not depend on other cases, so that folds of a cross-validation cost additions alone.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import reduce
+from itertools import count
 from operator import add
-from typing import Any
+from threading import Lock
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -54,6 +58,7 @@ from trainers.metrics.slabs import read_reflected, slabs
 TUNED_ON = 4  # cases on which the slow filters are tuned, spread over the training cases
 TUNED_SLICES, TUNED_VOXELS = 24, 200_000  # of the middle of each
 
+Result = TypeVar("Result")
 Strengths = Mapping[float, float]  # strength -> PSNR inside the body, dB
 
 
@@ -259,16 +264,22 @@ def fit_filters(
     """
     if not cases:
         raise no_training_case()
-    found = [measured(name) for name in cases]
+    found = at_once(measured, cases)
     equations = reduce(add, (one.equations for one in found))
     chosen = [cases[i * len(cases) // min(TUNED_ON, len(cases))] for i in range(min(TUNED_ON, len(cases)))]
-    slow = [tuned(name) for name in chosen]
+    slow = at_once(tuned, chosen)
     return Filters(
         choose_width([one.gaussian for one in found], of=of),
         tuple(linear_filter(equations)[0].tolist()),
         tuple(tuple(row) for row in adaptive_filter(equations).tolist()),
         tuple(_strongest(method, slow) for method in METHODS if any(method in one for one in slow)),
     )
+
+
+def at_once(work: Callable[[str], Result], cases: Sequence[str]) -> list[Result]:
+    """Return what is found of each case, in their order; as many threads as there are cores, four at most."""
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1), thread_name_prefix="fit") as pool:
+        return list(pool.map(work, cases))
 
 
 def _strongest(method: str, slow: Sequence[Mapping[str, Strengths]]) -> Strength:
@@ -332,10 +343,12 @@ def fit_baseline(
 
         found: Baseline = mean_suv_by_hu(pairs(), of=of, organs=common_organs([*cases, *scored]))
     else:
-        order = {name: number for number, name in enumerate(named)}
+        begun = count()
+        telling = Lock()
 
         def measured(name: str) -> Measured:
-            advance(order[name], name)
+            with telling:
+                advance(next(begun), name)
             return measure(*images(name))
 
         found = fit_filters(list(named), measured, lambda name: strengths(*images(name)), of=of)

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from petscale.evaluation.baselines import BY_HEIGHT, BY_HU, BY_ORGAN, TRAINING, Anatomy, no_training_case, told
 from storage.source import SUV, Grid, ImageSource
+from trainers import hu_table
+from trainers.hu_table import RANGES, Sums
 from trainers.metrics.slabs import slabs
 
-HU_EDGES = np.array([-1024.0, *range(-1000, 301, 20), 400.0, 600.0, 1000.0, 1600.0, 3072.0])
-RANGES = len(HU_EDGES) - 1
 HEIGHTS = 12  # parts of equal length from the lowest slice of the body to the highest
 FEWEST = 100  # voxels of an organ or part that a mean of its own needs
 ELSEWHERE = "elsewhere"  # what lies in no organ
@@ -26,8 +27,8 @@ class HuTable:
     """Mean SUV of every range of HU: what a CT value alone tells of uptake, without any anatomy.
 
     Args:
-        suv: mean SUV in ``HU_EDGES[i]`` to ``HU_EDGES[i + 1]``; values beyond the edges belong to the outermost ranges,
-            and ranges that no training voxel has take the nearest one that has.
+        suv: mean SUV in ``hu_table.HU_EDGES[i]`` to ``[i + 1]``; values beyond the edges belong to the outermost
+            ranges, and ranges that no training voxel has take the nearest one that has.
         num_cases: how many cases were asked.
         of: which cases these are.
         heights: the same in every twelfth of the body's height, from the feet up; () where it was not fitted.
@@ -102,43 +103,37 @@ def mean_suv_by_hu(
     Raises:
         InputError: ``SET_EMPTY`` without a training case.
     """
-    rows = len(organs) + 1
-    plain, by_height, by_organ = (np.zeros((2, n, RANGES)) for n in (1, HEIGHTS, rows))
+    parts = {"plain": 1, BY_HEIGHT: HEIGHTS, BY_ORGAN: len(organs) + 1}
+    found = {name: hu_table.no_voxels((rows, RANGES)) for name, rows in parts.items()}
     num_cases, placed = 0, True
     for num_cases, (ct, pet, *known) in enumerate(pairs, 1):  # noqa: B007
         anatomy = known[0] if known and isinstance(known[0], Anatomy) else None
         placed &= anatomy is not None
-        sums: list[tuple[NDArray[np.float64], _Places]] = [(plain, _Nowhere())]
+        places: dict[str, _Places] = {"plain": _Nowhere()}
         if anatomy is not None:
-            sums.append((by_height, _Heights(ct.grid, anatomy.body, HEIGHTS)))
+            places[BY_HEIGHT] = _Heights(ct.grid, anatomy.body, HEIGHTS)
             if organs and anatomy.labels is not None:
-                sums.append((by_organ, _Organs(anatomy.labels, anatomy.names, (*organs, ELSEWHERE))))
+                places[BY_ORGAN] = _Organs(anatomy.labels, anatomy.names, (*organs, ELSEWHERE))
         for z0, z1 in slabs(ct.grid.shape):
-            found = _range_of(ct.read(z0, z1))
-            suv = pet.read(z0, z1).ravel().astype(np.float64)
-            for table, places in sums:
-                cells = (places.at(z0, z1) * RANGES + found).ravel()
-                table[0] += np.bincount(cells, minlength=table[0].size).reshape(table[0].shape)
-                table[1] += np.bincount(cells, suv, table[1].size).reshape(table[1].shape)
+            within, suv = _range_of(ct.read(z0, z1)), pet.read(z0, z1)
+            for name, place in places.items():
+                cells = place.at(z0, z1) * RANGES + within
+                found[name] += hu_table.sums(cells, suv, found[name].suv.shape)
     if num_cases == 0:
         raise no_training_case()
-    count, total = plain[:, 0]
-    known_ranges = np.flatnonzero(count)
-    nearest = known_ranges[np.abs(np.arange(RANGES)[:, None] - known_ranges).argmin(axis=1)]
-    alone = total[nearest] / count[nearest]
-    heights = tuple(map(tuple, _finer(by_height, alone).tolist())) if placed else ()
-    finer = dict(zip((*organs, ELSEWHERE), map(tuple, _finer(by_organ, alone).tolist()), strict=True)) if organs else {}
+    alone = hu_table.means(found["plain"].over(0))
+    heights = _rows(found[BY_HEIGHT], alone) if placed else ()
+    finer = dict(zip((*organs, ELSEWHERE), _rows(found[BY_ORGAN], alone), strict=True)) if organs else {}
     return HuTable(tuple(alone.tolist()), num_cases, of, heights, finer)
 
 
-def _finer(sums: NDArray[np.float64], alone: NDArray[np.float64]) -> NDArray[np.float64]:
+def _rows(finer: Sums, alone: NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
     """Means of a finer table, those of HU alone where there are few voxels."""
-    count, total = sums
-    return np.where(count >= FEWEST, total / np.maximum(count, 1), alone)
+    return tuple(map(tuple, hu_table.finer_means(finer, alone, FEWEST).tolist()))
 
 
 def _range_of(hu: NDArray[np.float32]) -> NDArray[np.intp]:
-    return np.clip(np.searchsorted(HU_EDGES, hu, side="right") - 1, 0, RANGES - 1)
+    return hu_table.ranges(torch.from_numpy(hu)).numpy()
 
 
 # ---- where a voxel lies ---------------------------------------------------------------------------------------------

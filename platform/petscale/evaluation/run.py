@@ -1,6 +1,5 @@
 """``petscale evaluate``: synthesize a run's test cases and score them beside the baselines."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from petscale import config as configs
+from petscale import proof
 from petscale.config import RunConfig
 from petscale.console import bar, console
 from petscale.evaluation import ceiling, detection
@@ -18,10 +18,11 @@ from petscale.evaluation.baselines import SCORED_HERE, TRAINING, Baseline
 from petscale.evaluation.detection import PRESET, as_json, detect_case, search_case, table
 from petscale.evaluation.external import DIGESTS, SEEN, Chosen, check_unchanged, choose_cases, keep_patients, statement
 from petscale.evaluation.fitting import anatomy_of, baseline_from_json, fit_baseline, suited
+from petscale.evaluation.judged import JUDGED, judges, pictured
 from petscale.evaluation.scores import SYNTHESIZED, Evaluation, read_evaluation
 from petscale.evaluation.scoring import presets_of, score_stored_case
-from petscale.folders import CONFIG, EVALUATION, SEGMENTER, SYNTHESIS, WEIGHTS
-from petscale.inference import Trained, open_run, synthesize_case
+from petscale.folders import CONFIG, EVALUATION, SEGMENTER, SYNTHESIS
+from petscale.inference import Trained, open_run, synthesize_case, tell_notes
 from petscale.plausibility import check_scan, tell
 from storage import integrity
 from storage.errors import InputError
@@ -42,8 +43,7 @@ def run_facts(run: Path) -> tuple[RunConfig, dict[str, Any]]:
     Raises:
         InputError: CFG_RUN_FOLDER.
     """
-    config = configs.read(run / CONFIG)
-    facts: dict[str, Any] = json.loads((run / CONFIG).read_bytes())
+    config, facts = configs.read(run / CONFIG), configs.read_record(run / CONFIG)
     if not {"config", "command", "train", "test", "cases"} <= facts.keys():
         raise InputError(
             "CFG_RUN_FOLDER",
@@ -64,7 +64,7 @@ def baseline_of(run: Path, cohort: Cases, source: str, folder: Path | None = Non
     config, facts = run_facts(run)
     path = (folder or run / EVALUATION) / source / BASELINE
     if path.is_file():
-        return baseline_from_json(json.loads(path.read_bytes()))
+        return _kept(path)
     cases = [cohort.case(name) for name in facts["train"] if name in cohort.cases]
     tests = [cohort.case(name) for name in facts["test"] if name in cohort.cases]
     return _fitted(cases, source, config.feed.target, path, scored=tests)
@@ -81,6 +81,20 @@ def _fitted(
     return found
 
 
+def _kept(path: Path) -> Baseline:
+    """A baseline that was written before.
+
+    Raises:
+        InputError: STORE_DAMAGED.
+    """
+    try:
+        return baseline_from_json(integrity.read_json(path))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise integrity.not_ours(path) from None
+
+
 def external_baseline(run: Path, folder: Path, cases: Sequence[Case], source: str, target: str) -> Baseline:
     """What the run has kept of its training cases or, without that, fitted on the very cases that are scored.
 
@@ -88,7 +102,7 @@ def external_baseline(run: Path, folder: Path, cases: Sequence[Case], source: st
     """
     path, kept = folder / source / BASELINE, run / EVALUATION / source / BASELINE
     if kept.is_file():
-        found = suited(baseline_from_json(json.loads(kept.read_bytes())), cases)
+        found = suited(_kept(kept), cases)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         integrity.write_json(path, found.to_json())
         return found
@@ -208,7 +222,7 @@ def evaluate_run(
                     case, config.feed.target, candidates, presets=used, segmenter=segmenter
                 )
                 advance(1, f"{name} {source}")
-        about: dict[str, Any] = {"source": source, "baseline": baseline.rule}
+        about: dict[str, Any] = {"source": source, "baseline": baseline.rule, JUDGED: [trained.weights]}
         if chosen.cohort:
             about["external"] = _external_facts(opened, chosen, start)
         if lesions is not None:
@@ -335,34 +349,48 @@ def _unscored(
 
 
 def read_evaluations(run: Path, cohort: Path, *, others: Sequence[Path] = ()) -> dict[str, Evaluation]:
-    """Read what ``evaluate_run`` wrote of these cohorts for the run's present weights, or evaluate it now."""
+    """Read what ``evaluate_run`` wrote of these cohorts for the run's present weights, or evaluate it now.
+
+    Raises:
+        InputError: those of ``proof.read_proven`` and of ``evaluate_run``.
+    """
     config, facts = run_facts(run)
-    chosen = choose_cases(run, facts, open_cohorts([cohort, *others]))
+    opened = open_cohorts([cohort, *others])
+    chosen = choose_cases(run, facts, opened)
     if chosen.cohort:
-        return _read_external(run, chosen) or evaluate_run(run, cohort, others=others)
-    folders = {source: run / EVALUATION / source for source in config.feed.source}
-    if all(_fresh(run, folder) for folder in folders.values()):
-        return {source: read_evaluation(folder) for source, folder in folders.items()}
-    return evaluate_run(run, cohort, others=others)
+        return _read_external(run, chosen, opened) or evaluate_run(run, cohort, others=others)
+    found = {source: _fresh(run, run, source, opened) for source in config.feed.source}
+    whole = {source: evaluation for source, evaluation in found.items() if evaluation is not None}
+    if len(whole) < len(found):
+        return evaluate_run(run, cohort, others=others)
+    tell_notes(run.name, proof.read_proven(run).notes)
+    return whole
 
 
-def _read_external(run: Path, chosen: Chosen) -> dict[str, Evaluation]:
+def _read_external(run: Path, chosen: Chosen, cohort: Cases) -> dict[str, Evaluation]:
     """The scores of another cohort as it is now, from whatever images it was scored; empty where there are none."""
     found = {}
     for path in sorted((chosen.folder / EVALUATION).glob("*/scores.json")):
-        evaluation = read_evaluation(path.parent)
-        about: Any = evaluation.metadata["external"]
-        as_now = (
-            {*evaluation.cases, *about["left_out"]} == set(chosen.digests)
+        evaluation = _fresh(run, chosen.folder, path.parent.name, cohort)
+        about: Any = evaluation.metadata["external"] if evaluation else {}
+        if (
+            evaluation is not None
+            and {*evaluation.cases, *about["left_out"]} == set(chosen.digests)
             and about["patients_compared"] == chosen.compared
             and not set(evaluation.cases) & set(chosen.left_out)
-        )
-        if as_now and _fresh(run, path.parent) and about["digest"] == _digest_of(chosen, evaluation.cases):
+            and about["digest"] == _digest_of(chosen, evaluation.cases)
+        ):
             found[path.parent.name] = evaluation
+    if found:
+        tell_notes(run.name, proof.read_proven(run).notes)
     return found
 
 
-def _fresh(run: Path, folder: Path) -> bool:
-    """Whether there are scores that are newer than the weights."""
-    weights, scores = run / WEIGHTS, folder / "scores.json"
-    return weights.exists() and scores.is_file() and scores.stat().st_mtime > weights.stat().st_mtime
+def _fresh(run: Path, home: Path, source: str, cohort: Cases) -> Evaluation | None:
+    """The scores in ``home`` if they are of the run's present weights and the images are there, else None."""
+    if not (home / EVALUATION / source / "scores.json").is_file():
+        return None
+    evaluation = read_evaluation(home / EVALUATION / source)
+    if not set(evaluation.cases) <= set(cohort.cases) or not pictured(evaluation, home / SYNTHESIS / source, cohort):
+        return None
+    return evaluation if judges(evaluation, {run: home / SYNTHESIS / source}) else None

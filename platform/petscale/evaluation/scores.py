@@ -1,5 +1,6 @@
 """Scores of test cases: rows, summaries over cases, paired tests, terminal tables, and the files they are kept in."""
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -13,13 +14,14 @@ from rich.table import Table
 
 from petscale.spreadsheet import csv_text
 from storage.errors import InputError
-from storage.integrity import json_safe, write_bytes, write_json
+from storage.integrity import json_safe, parse_json, write_bytes, write_json
 from trainers.metrics.clinical import BIASES
 from trainers.metrics.definitions import Score, ScoreDefinition, definition_from_json
 from trainers.metrics.presets import BODY_PSNR
 from trainers.metrics.statistics import Gain, mean_sd, paired_gain
 
 SYNTHESIZED, REFERENCE = "synthesized", "full dose"
+DIGEST = "digest"  # in scores.json: of all the rest
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ class Evaluation:
     def write(self, folder: Path) -> None:
         """Write ``scores.csv`` and ``scores.json`` into an existing folder, each whole or not at all."""
         write_bytes(folder / "scores.csv", self.csv().encode())
-        write_json(folder / "scores.json", self.json())
+        content = self.json()
+        write_json(folder / "scores.json", content | {DIGEST: _digest(content)})
 
     def csv(self) -> str:
         """Return every score as one line of CSV, the rule's fields in columns of their own."""
@@ -207,17 +210,32 @@ def read_evaluation(folder: Path) -> Evaluation:
     """Read back what ``Evaluation.write`` wrote; values that were not finite come back as NaN.
 
     Raises:
-        InputError: ``SET_EVALUATION`` if ``scores.json`` is missing or is not one.
+        InputError: ``SET_EVALUATION`` if ``scores.json`` is missing, is not one, or does not agree with its digest.
     """
     try:
-        content = json.loads((folder / "scores.json").read_text("utf-8"))
+        content = parse_json((folder / "scores.json").read_bytes())
+        if DIGEST in content and content[DIGEST] != _digest(content):
+            raise ValueError("changed since they were written")
         rules = [definition_from_json(rule) for rule in content["rules"]]
         rows = [_score(row, rules) for row in content["scores"]]
-        return Evaluation(tuple(rows), tuple(content["images"]), tuple(content["cases"]), content["metadata"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        images, cases, metadata = content["images"], content["cases"], content["metadata"]
+        if not (_words(images) and images and _words(cases) and isinstance(metadata, dict)):
+            raise TypeError("no names")
+        return Evaluation(tuple(rows), tuple(images), tuple(cases), metadata)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise InputError(
             "SET_EVALUATION", where="scores.json", found=type(error).__name__, remedy="run petscale evaluate first"
         ) from None
+
+
+def _digest(content: Mapping[str, object]) -> str:
+    """SHA-256 of scores as JSON, but for their digest."""
+    others = {name: value for name, value in content.items() if name != DIGEST}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
+
+
+def _words(content: object) -> bool:
+    return isinstance(content, list) and all(isinstance(word, str) for word in content)
 
 
 def _with_rule(line: Score | Summary, number: Mapping[ScoreDefinition, int]) -> dict[str, object]:
@@ -228,8 +246,16 @@ def _with_rule(line: Score | Summary, number: Mapping[ScoreDefinition, int]) -> 
 
 
 def _score(content: Mapping[str, Any], rules: Sequence[ScoreDefinition]) -> Score:
-    fields = {**content, "value": math.nan if content["value"] is None else content["value"]}
-    return Score(definition=rules[fields.pop("rule")], **fields)
+    fields = {**content, "value": math.nan if content["value"] is None else float(content["value"])}
+    rule = fields.pop("rule")
+    if type(rule) is not int or rule < 0:
+        raise IndexError("no rule")
+    words = [fields[name] for name in ("case", "image", "region", "kind")]
+    if not _words(words) or not _words([fields.get("image_rule", "")]):
+        raise TypeError("no names")
+    if fields.get("range_value") is not None:
+        fields["range_value"] = float(fields["range_value"])
+    return Score(definition=rules[rule], **fields)
 
 
 def region_group(row: Score) -> str:

@@ -24,6 +24,7 @@ from petscale.config import RunConfig
 from petscale.console import console
 from petscale.evaluation import run as evaluating
 from petscale.evaluation.baselines import INPUT
+from petscale.evaluation.judged import JUDGED, judges, weights_of
 from petscale.evaluation.scores import (
     REFERENCE,
     SYNTHESIZED,
@@ -36,7 +37,7 @@ from petscale.experiments.cohorts import make_cohort, make_resized
 from petscale.experiments.design import GAUSSIAN, Column, Experiment, PhantomCohort, Row, Scores, UserCohort
 from petscale.experiments.table import as_json, headline, markdown
 from petscale.experiments.user_cohort import on_cohort, patients_of
-from petscale.folders import CONFIG, EVALUATION, WEIGHTS
+from petscale.folders import CONFIG, EVALUATION, SYNTHESIS, WEIGHTS
 from petscale.inference import open_run, synthesize_case
 from petscale.reporting.environment import environment
 from petscale.training import driver
@@ -169,13 +170,13 @@ def _evaluate(
 ) -> dict[str, Evaluation]:
     """Read a run's scores, or make them; the same baselines and organ segmenter serve every row of a fold."""
     unet_score = experiment.unet_score
-    found = {source: _scored(run, source) for source in experiment.sources}
+    found = {source: _scored(run, source, source) for source in experiment.sources}
     whole = {
         source: there for source, there in found.items() if there is not None and _has_all_scores(there, experiment)
     }
     if len(whole) == len(found):
         return whole
-    config, facts = configs.read(run / CONFIG), json.loads((run / CONFIG).read_bytes())
+    config, facts = configs.read(run / CONFIG), configs.read_record(run / CONFIG)
     seen = {name: facts["cases"][name] for name in (*facts["train"], *facts["unpaired"])}
     segmenter = None
     if unet_score is not None:
@@ -195,11 +196,13 @@ def _evaluate(
     )
 
 
-def _scored(run: Path, name: str) -> Evaluation | None:
-    """The scores in one folder of a run's evaluation, None where there are none or the weights are newer."""
-    scores = run / EVALUATION / name / "scores.json"
-    fresh = scores.is_file() and scores.stat().st_mtime > (run / WEIGHTS).stat().st_mtime
-    return read_evaluation(scores.parent) if fresh else None
+def _scored(run: Path, name: str, source: str) -> Evaluation | None:
+    """The scores in one folder of a run's evaluation, None where there are none of its present weights."""
+    folder = run / EVALUATION / name
+    if not (folder / "scores.json").is_file():
+        return None
+    evaluation = read_evaluation(folder)
+    return evaluation if judges(evaluation, {run: run / SYNTHESIS / source}) else None
 
 
 def _has_all_scores(evaluation: Evaluation, wanted: Experiment) -> bool:
@@ -219,7 +222,7 @@ def _evaluate_resized(run: Path, resized: Cohort, native: Cohort) -> dict[str, E
     trained = None
     results = {}
     for source in config.feed.source:
-        if (there := _scored(run, f"{source}-native")) is not None:
+        if (there := _scored(run, f"{source}-native", source)) is not None:
             results[source] = there
             continue
         trained = trained or open_run(run)
@@ -235,7 +238,8 @@ def _evaluate_resized(run: Path, resized: Cohort, native: Cohort) -> dict[str, E
             }
             presets = presets_of(RECIPES[config.recipe].PRESET)
             rows += score_stored_case(case, config.feed.target, candidates, presets=presets)
-        about = {"source": source, "resized": "by area to the network's volume and back by linear interpolation"}
+        how = "by area to the network's volume and back by linear interpolation"
+        about = {"source": source, "resized": how, JUDGED: weights_of([run])}
         results[source] = Evaluation(tuple(rows), tuple(candidates), tuple(facts["test"]), about)
         folder = run / EVALUATION / f"{source}-native"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -1,6 +1,5 @@
 """``petscale report`` of a folder of folds: one page about all patients, each by the run that never saw him or her."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from petscale.evaluation.folds import gather, names_in_all
 from petscale.evaluation.run import baseline_of, candidates_of, read_evaluations
 from petscale.evaluation.scores import Evaluation
 from petscale.folders import FOLDS, REPORT, SYNTHESIS
+from petscale.proof import read_proven
 from petscale.reporting import CaseImages, ReportData, write_report
 from petscale.reporting.doubts import doubts_of
 from petscale.reporting.environment import environment
@@ -32,10 +32,11 @@ def report_folds(folder: Path, cohort: Path, *, others: Sequence[Path] = ()) -> 
     Raises:
         InputError: CKPT_NONE for a fold that is not trained yet, and those of ``evaluate_run``.
     """
-    record = json.loads((folder / FOLDS).read_bytes())
+    record = integrity.read_json(folder / FOLDS, "folds", "config", "cases", "command", "subjects")
     opened = open_cohorts([cohort, *others])
     runs = {name: folder / name for name in record["folds"]}
     found = {name: read_evaluations(run, cohort, others=others) for name, run in runs.items()}
+    unproven = [f"{name}: {note}." for name, run in runs.items() for note in read_proven(run).notes]
     config = configs.from_json(record["config"])
     paths = []
     with bar("report", len(config.feed.source)) as advance:
@@ -57,7 +58,7 @@ def report_folds(folder: Path, cohort: Path, *, others: Sequence[Path] = ()) -> 
                 environment=environment(),
                 cohort_digest=integrity.root_digest(record["cases"], {}),
                 suv_rules={name: rule for name, rule in rules.items() if rule},
-                notes=[said, *RECIPES[config.recipe].caveats(config.model), *notes_of(first, source)],
+                notes=[said, *unproven, *RECIPES[config.recipe].caveats(config.model), *notes_of(first, source)],
                 doubts=doubts_of(scored, config.feed.target, source, what="test"),
             )
             write_report(path, data)

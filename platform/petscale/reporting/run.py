@@ -10,7 +10,8 @@ from petscale.console import bar
 from petscale.evaluation.external import choose_cases
 from petscale.evaluation.run import baseline_of, candidates_of, run_facts
 from petscale.evaluation.scores import Evaluation
-from petscale.folders import EVALUATION, METRICS, REPORT, SYNTHESIS, WEIGHTS
+from petscale.folders import EVALUATION, METRICS, REPORT, SYNTHESIS
+from petscale.proof import read_proven
 from petscale.reporting import CaseImages, ReportData, write_report
 from petscale.reporting.doubts import doubts_of_run
 from petscale.reporting.environment import environment
@@ -19,7 +20,6 @@ from storage import integrity
 from storage.joined import open_cohorts
 from storage.reader import Case, open_cohort
 from storage.source import HU
-from trainers import checkpoint
 from trainers.systems import RECIPES
 from trainers.validation import CHOSEN
 
@@ -35,6 +35,7 @@ def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation], *
         InputError: as ``evaluate_run``.
     """
     config, facts = run_facts(run)
+    weights = read_proven(run)
     opened = open_cohorts([cohort, *others])
     chosen = choose_cases(run, facts, opened)
     paths = []
@@ -72,8 +73,9 @@ def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation], *
                     suv_rules={name: rule for name, rule in rules.items() if rule},
                     notes=[
                         *_external_notes(about),
+                        *(f"{note[0].upper()}{note[1:]}." for note in weights.notes),
                         *RECIPES[config.recipe].caveats(config.model),
-                        *chosen_step(checkpoint.facts(run / WEIGHTS)),
+                        *chosen_step(weights.facts),
                         *notes_of(opened.case(evaluation.cases[0]), source),
                     ],
                     doubts=doubts_of_run(opened, facts, evaluation.cases, (config.feed.target, source)),

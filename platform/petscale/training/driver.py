@@ -1,8 +1,8 @@
 """``petscale train``: from a checked plan to trained weights through Ray Train; the same command resumes."""
 
 import importlib
-import json
 import shutil
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +17,7 @@ from petscale.cluster.placement import machine_cpus
 from petscale.cluster.session import require_resources
 from petscale.config import RunConfig
 from petscale.console import console
-from petscale.folders import WEIGHTS
+from petscale.folders import STOPPED, WEIGHTS
 from petscale.splits import Roles
 from petscale.training.planning import Plan, plan_run
 from petscale.training.progress import Watch
@@ -37,8 +37,9 @@ def train(
     command: str,
     others: Sequence[Path] = (),
     roles: Roles | None = None,
+    time_limit_s: float | None = None,
 ) -> Path:
-    """Train, or continue training, and return the exported weights.
+    """Train, or continue training, and return the exported weights, or the run's folder where its time was over.
 
     Args:
         cohort: a committed cohort.
@@ -46,11 +47,13 @@ def train(
         command: what the user typed, for the record.
         others: further cohorts that are trained on too, as one with the first.
         roles: of a new run, where they were drawn before, as for folds; None to draw them.
+        time_limit_s: seconds from now in which to end: training stops before, with a checkpoint; None for no limit.
 
     Raises:
         InputError: any mistake, before the cluster starts where it can be seen then; TRAIN_FAILED when workers keep
             dying.
     """
+    began = time.monotonic()
     plan = plan_run(cohort, run, config, others=others, roles=roles)
     for note in plan.notes:
         console.print(note, markup=False, soft_wrap=True)
@@ -61,12 +64,21 @@ def train(
         cores = config.cluster.workers * config.cluster.cpus_per_worker
         read = [folder / "zarr.json" for folder in (cohort, *others)]
         with Watch(plan.run, plan.num_steps), sessions.session(config, cores, plan.run, *read):
-            train_on_ray(plan)
+            left_s = None if time_limit_s is None else time_limit_s - (time.monotonic() - began)
+            train_on_ray(plan, left_s=left_s)
+    if (plan.run / STOPPED).is_file():
+        told = integrity.read_json(plan.run / STOPPED, "step", "steps")
+        console.print(
+            f"stopped in time after step {told['step']} of {told['steps']}; the same command continues",
+            markup=False,
+            soft_wrap=True,
+        )
+        return plan.run
     return plan.run / WEIGHTS
 
 
-def train_on_ray(plan: Plan, *, until: int | None = None) -> None:
-    """Train by Ray Train's workers on the cluster that is there, to the end or until a step.
+def train_on_ray(plan: Plan, *, until: int | None = None, left_s: float | None = None) -> None:
+    """Train by Ray Train's workers on the cluster that is there, to the end, or until a step or a time.
 
     Raises:
         InputError: what a worker refused; TRAIN_FAILED when workers keep dying.
@@ -95,7 +107,7 @@ def train_on_ray(plan: Plan, *, until: int | None = None) -> None:
     meeting = "" if joined() else sessions.own_folder()
     trainer = Trainer(
         train_worker,
-        train_loop_config=replace(plan.job, until=until).to_json(),
+        train_loop_config=replace(plan.job, until=until, stop_in_s=left_s, told_at=time.time()).to_json(),
         scaling_config=ScalingConfig(
             num_workers=cluster.workers,
             use_gpu=cluster.device == "cuda",
@@ -146,4 +158,5 @@ def _callback(module: str, name: str) -> Any:
 def raise_refusal(run: Path) -> None:
     """Raise what a worker refused, if any did (InputError)."""
     if (run / "error.json").is_file():
-        raise InputError(**json.loads((run / "error.json").read_bytes()))
+        told = integrity.read_json(run / "error.json", "code", "where", "found", "remedy")
+        raise InputError(told["code"], where=told["where"], found=told["found"], remedy=told["remedy"])

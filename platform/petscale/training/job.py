@@ -20,11 +20,13 @@ class WorkerJob:
         used: the configuration as JSON, files from elsewhere by absolute paths.
         recorded: the configuration as JSON, those files by their last path component.
         roles: which cases are trained on, validated on and tested on.
-        cases: digest of every case.
+        proof: what the weights are to carry of their run (``petscale.proof.carried``).
         identity: what a checkpoint must agree on.
         starts_from: what a scan must be like to be synthesized from: unit, voxel size.
         drfs: dose reduction factors trained on, None for one that is unknown.
         until: stop, committed, after so many steps; None for all.
+        stop_in_s: seconds after ``told_at`` in which the run has to end, None for no limit.
+        told_at: when the driver said so, in seconds since 1970: start-up counts too.
         others: absolute paths of further cohorts' folders that are read as one with the first.
     """
 
@@ -35,11 +37,13 @@ class WorkerJob:
     used: Mapping[str, Any]
     recorded: Mapping[str, Any]
     roles: Roles
-    cases: Mapping[str, str]
+    proof: Mapping[str, str]
     identity: Mapping[str, Any]
     starts_from: Mapping[str, Any]
     drfs: list[float | None]
     until: int | None = None
+    stop_in_s: float | None = None
+    told_at: float = 0.0
     others: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:

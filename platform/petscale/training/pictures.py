@@ -13,7 +13,7 @@ from storage.reader import Case
 from storage.source import HU
 from trainers.feed_config import FeedConfig
 from trainers.recipe import Synthesizer
-from trainers.synthesize import InSuv, case_context, fitted, for_scan, window
+from trainers.synthesize import InSuv, case_context, fitted, for_scan, images_of, window
 
 CT_HU = (-160.0, 240.0)  # shown black and white in slices of a CT: soft tissue
 
@@ -32,9 +32,9 @@ def picture(
         box = draw(case.sampling_maps, tile, {"uptake": 1.0}, generator(0, Stream.PREVIEW))
         with torch.no_grad():
             context = case_context(synthesizer, case, start, device=device)
-            source = torch.from_numpy(window(synthesizer, case.image(start), box.grown(synthesizer.tiling.halo)))
-            source = source[None, None]
-            output = synthesizer(source.to(device), context)[0, 0].cpu()
+            seen = images_of(synthesizer, case, start)
+            source = torch.from_numpy(window(synthesizer, seen, box.grown(synthesizer.tiling.halo)))
+            output = synthesizer(source[None].to(device), context)[0, 0].cpu()
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # a second that only rank 0 spends
         from matplotlib.figure import Figure
 

@@ -12,7 +12,8 @@ import torch
 
 from petscale import config as configs
 from petscale.config import RunConfig
-from petscale.folders import CONFIG
+from petscale.folders import CONFIG, STOPPED
+from petscale.proof import FORM, PROOF, TRAINED_ON, carried
 from petscale.splits import Roles, one_patient_by_name, same_scans, split_cases, stated_split
 from petscale.training.cohorts import cohort_notes, open_together
 from petscale.training.job import WorkerJob
@@ -21,8 +22,10 @@ from storage.errors import InputError
 from storage.reader import Cases
 from trainers import checkpoint, feed
 from trainers.engine import plain_engine
-from trainers.recipe import Doses, Recipe, Validated
+from trainers.recipe import Doses, Followed, Recipe, Validated
 from trainers.systems import RECIPES
+
+TOLD = ("error.json", STOPPED)  # what a run's last attempt said of itself
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,10 @@ class Plan:
     def record(self, command: str) -> None:
         """Write the run's record, and forget what went wrong before."""
         integrity.write_json(self.run / CONFIG, {**self.facts, "command": command})
-        (self.run / "error.json").unlink(missing_ok=True)
+        for told in TOLD:
+            (self.run / told).unlink(missing_ok=True)
         if held := remote.holding(remote.origin(self.run)):  # the workers' nodes bring it to themselves
-            remote.publish(self.run, held.url, held, without=("error.json",))
+            remote.publish(self.run, held.url, held, without=TOLD)
 
 
 def plan_run(
@@ -113,11 +117,12 @@ def plan_run(
     if config.loop.validate_every:
         _check_followed(opened, roles, config, recipe)
     facts = {"config": configs.to_json(config), **asdict(roles), "files": identity["files"], "cases": digests}
-    facts["cohort"] = cohort.name
+    facts |= {"cohort": cohort.name, PROOF: FORM}
     facts["subjects"] = {name: opened.case(name).subject for name in roles.everyone}
     if others:
         facts["cohorts"] = [cohort.name, *(other.name for other in others)]
     lease = remote.holding(remote.origin(run))
+    proof = carried(roles, digests, facts["subjects"])
     job = WorkerJob(
         cohort=str(cohort),
         run=str(run),
@@ -126,7 +131,7 @@ def plan_run(
         used=configs.to_json(used),
         recorded=configs.to_json(config),
         roles=roles,
-        cases=digests,
+        proof=proof,
         identity=identity,
         starts_from=_starts_from(opened, roles.train, config.feed.source[0]),
         drfs=_listed(doses),
@@ -151,7 +156,7 @@ def recorded_roles(record: Path, config: RunConfig) -> Roles | None:
     """
     if not record.is_file():
         return None
-    facts = json.loads(record.read_bytes())
+    facts = configs.read_record(record)
     if not facts.get("cases") or configs.read(record).split != config.split:
         return None  # what differs is told later, with all the rest that differs
     return Roles.recorded(facts)
@@ -226,15 +231,26 @@ def _check_origin(path: Path, config: RunConfig, doses: Doses, kept_apart: Colle
     facts = checkpoint.facts(path)
     if "config" not in facts:  # not petscale's
         return
-    if set(json.loads(facts.get("trained_on", "[]"))) & set(kept_apart):
+    try:
+        seen, told = json.loads(facts.get(TRAINED_ON, "[]")), json.loads(facts.get("drfs", "null"))
+        theirs = configs.from_json(integrity.parse_json(facts["config"])).feed
+        known = set(seen)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            "CKPT_CONFIG",
+            where=path.name,
+            found="networks whose origin cannot be read",
+            remedy="restore the file from a copy, or train them anew",
+        ) from None
+    if known & set(kept_apart):
         raise InputError(
             "CKPT_LEAK",
             where=path.name,
             found="these networks were trained on cases that this run tests or validates on",
             remedy="use the split of the run that made them, or train them anew",
         )
-    theirs = configs.from_json(json.loads(facts["config"])).feed
-    told = json.loads(facts.get("drfs", "null"))
     # Networks of before doses were facts say the images' names alone.
     same = theirs.source == config.feed.source if told is None else told == _listed(doses)
     if not same:
@@ -292,7 +308,7 @@ def _check_followed(cohort: Cases, roles: Roles, config: RunConfig, recipe: Reci
             found=f"{config.loop.validate_every}; no phase of this run trains on pairs, so that nothing is restored",
             remedy="leave it out: --set loop.validate_every=0 loop.patience=0",
         )
-    if config.loop.patience and paired != [list(phases)[-1]]:
+    if config.loop.patience and not isinstance(recipe, Followed) and paired != [list(phases)[-1]]:
         raise InputError(
             "CFG_SCHEDULE",
             where="loop.patience",
@@ -317,7 +333,7 @@ def _check_run(run: Path, identity: Mapping[str, Any]) -> None:
     """Refuse to continue a run under other settings or on other voxels, before anything starts."""
     if (run / CONFIG).is_file():
         found = configs.read(run / CONFIG).identity()
-        facts = json.loads((run / CONFIG).read_bytes())
+        facts = configs.read_record(run / CONFIG)
         held = {"files": facts.get("files", {}), "cases": facts.get("cases", {})}
         checkpoint.check_same_run({**found, **held}, identity)
     elif run.exists() and any(path.name != ".lock" for path in run.iterdir()):

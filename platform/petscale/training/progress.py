@@ -80,9 +80,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     records = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
-            records.append(json.loads(line))
+            record = integrity.parse_json(line)
         except ValueError:
             continue
+        if isinstance(record, dict) and {"event", "step"} <= record.keys():
+            records.append(record)
     return records
 
 

@@ -3,10 +3,10 @@
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from petscale import config as configs
-from petscale.folders import CHECKPOINTS, WEIGHTS
+from petscale.folders import CHECKPOINTS, STOPPED, WEIGHTS
 from petscale.training.job import WorkerJob
 from petscale.training.metrics_export import sending
 from petscale.training.pictures import picture
@@ -25,9 +25,11 @@ from storage.errors import InputError
 from storage.joined import open_cohorts
 from trainers import checkpoint, feed, loop
 from trainers.engine import deepspeed_engines
+from trainers.feed_config import as_stored
 from trainers.habits import Engines
 from trainers.recipe import Validated
 from trainers.systems import RECIPES
+from trainers.time_limit import TimeLimit
 from trainers.validation import CHOSEN, Patches
 
 FENCE_S = 240.0  # a node that is cut off takes minutes to notice; less than the other ranks wait (300 s)
@@ -111,6 +113,13 @@ def _fence(run: Path) -> Iterator[None]:
         yield
 
 
+def _limit(job: WorkerJob) -> TimeLimit | None:
+    """What is left of the run's time.  Nodes share no monotonic clock: the wall's is asked once, for the start-up."""
+    if job.stop_in_s is None:
+        return None
+    return TimeLimit(job.stop_in_s - max(0.0, time.time() - job.told_at))
+
+
 def train_worker(content: Mapping[str, Any]) -> None:
     """One worker: the process group is up; everything else is built here from a ``WorkerJob`` as JSON.
 
@@ -126,6 +135,7 @@ def train_worker(content: Mapping[str, Any]) -> None:
     )
     torch.set_num_threads(config.cluster.cpus_per_worker)
     torch.manual_seed(config.loop.seed)  # the networks' first weights
+    limit = _limit(job)
     try:
         with ExitStack() as stack:
             place, run, publish = stack.enter_context(_brought(job))
@@ -146,7 +156,7 @@ def train_worker(content: Mapping[str, Any]) -> None:
             validation = None
             if isinstance(recipe, Validated):
                 spec = recipe.validation_batch
-                plain = replace(config.feed, augment="none")
+                plain = as_stored(config.feed)
                 validation = reads({"paired": job.roles.validation}, plain, lambda batch: spec)
             gains = None
             if config.loop.validate_every:
@@ -156,8 +166,8 @@ def train_worker(content: Mapping[str, Any]) -> None:
             shown = cohort.case((job.roles.test or job.roles.train)[0])
             about = {"recipe": config.recipe, "config": json.dumps(job.recorded)}
             about |= {"starts_from": json.dumps(job.starts_from), "drfs": json.dumps(job.drfs)}
-            seen = sorted(job.cases[name] for name in (*job.roles.train, *job.roles.unpaired))
-            origin = {**about, "trained_on": json.dumps(seen)}
+            about |= job.proof
+            origin = dict(about)
             best = loop.fit(
                 recipe,
                 source,
@@ -172,7 +182,13 @@ def train_worker(content: Mapping[str, Any]) -> None:
                 gains=gains,
                 export=lambda name, tensors: checkpoint.write_weights(run / f"{name}.safetensors", tensors, origin),
                 until=job.until,
+                limit=limit,
             )
+            if limit and limit.stopped_at is not None:
+                if rank == 0:
+                    integrity.write_json(run / STOPPED, {"step": limit.stopped_at, "steps": recipe.num_steps})
+                    publish()
+                return
             weights = best.weights or recipe.weights()
             if best.weights:
                 about |= {CHOSEN: json.dumps({"step": best.step, "gain_db": best.gain_db})}

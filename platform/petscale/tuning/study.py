@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from petscale.tuning.objectives import Objective
 from petscale.tuning.samplers import sampler_of
 from storage.errors import InputError
-from storage.integrity import disk_errors, exclusive, write_bytes
+from storage.integrity import disk_errors, exclusive, parse_json, write_bytes
 from trainers import feed_config
 from tune_spaces import present_names
 
@@ -153,7 +153,7 @@ def repair_journal(path: Path) -> Path | None:
 
 def _is_entry(line: bytes) -> bool:
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
     except ValueError:  # also what is not UTF-8
         return False
     return isinstance(entry, dict) and "op_code" in entry

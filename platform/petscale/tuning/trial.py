@@ -144,7 +144,7 @@ def train_and_score(job: TrialJob, rung: int) -> dict[str, float]:
         InputError: a configuration that cannot be trained, or training that failed.
     """
     run = Path(job.folder)
-    scored: dict[str, dict[str, float]] = json.loads((run / SCORED).read_bytes()) if (run / SCORED).is_file() else {}
+    scored: dict[str, dict[str, float]] = integrity.read_json(run / SCORED) if (run / SCORED).is_file() else {}
     if str(rung) not in scored:
         config = configs.with_fields(configs.from_json(job.base), job.settings)
         roles = None if job.roles is None else Roles.recorded(job.roles)

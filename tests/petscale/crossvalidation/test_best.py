@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from scipy.stats import wilcoxon
 from petscale import config as configs
 from petscale.cli import main
 from petscale.crossvalidation.best import rank
+from petscale.evaluation.judged import weights_of
 from petscale.evaluation.scores import Evaluation
 from petscale.folders import CONFIG, EVALUATION, FOLDS, WEIGHTS
 from storage import integrity
@@ -46,7 +48,9 @@ def a_run(folder: Path, psnr_db: Sequence[float], *, cases: Sequence[str] = (*PA
     (folder / CONFIG).write_text(json.dumps(facts))
     (folder / WEIGHTS).write_bytes(folder.name.encode())
     if psnr_db:
-        scores(folder / EVALUATION / "low_drf4", dict(zip(PATIENTS, psnr_db, strict=True)))
+        scores(
+            folder / EVALUATION / "low_drf4", dict(zip(PATIENTS, psnr_db, strict=True)), weights=weights_of([folder])
+        )
     return folder
 
 
@@ -61,7 +65,8 @@ def folds(folder: Path, psnr_db: Sequence[float], *, tested_in: Sequence[str] = 
     record = {"folds": list(halves), "config": whole, "cases": dict.fromkeys(PATIENTS, "digest")}
     roles = {name: {"train": [p for p in PATIENTS if p not in half], "test": half} for name, half in halves.items()}
     (folder / FOLDS).write_text(json.dumps(record | {"roles": roles, "subjects": {p: p for p in PATIENTS}}))
-    scores(folder / EVALUATION / "low_drf4", dict(zip(PATIENTS, psnr_db, strict=True)))
+    judged = weights_of(folder / name for name in halves)
+    scores(folder / EVALUATION / "low_drf4", dict(zip(PATIENTS, psnr_db, strict=True)), weights=judged)
     return folder
 
 
@@ -117,7 +122,9 @@ def test_folds_are_compared_by_all_patients_and_a_scored_mean_takes_part(
     assert "to use it: petscale synthesize one SCAN --output RESULT --runs two" in said.err.splitlines()
     # Of runs that were trained anew since, a mean says nothing.
     (two / "fold-1" / WEIGHTS).write_bytes(b"other weights")
-    os.utime(two / "fold-1" / WEIGHTS, (0, 0))
+    shutil.rmtree(two / EVALUATION / "low_drf4")
+    judged = weights_of(two / f"fold-{number}" for number in range(2))
+    scores(two / EVALUATION / "low_drf4", dict(zip(PATIENTS, above(GAINS), strict=True)), weights=judged)
     assert [candidate.name for candidate in rank([one, two]).candidates] == ["two", "one"]
 
 
@@ -150,12 +157,13 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, cohort: Path, refuse
     crossed = folds(tmp_path / "crossed", [30.0] * 8)
     turned = folds(tmp_path / "turned", [30.0] * 8, tested_in=PATIENTS[::-1])
     old = a_run(tmp_path / "old", [32.0] * 8)
-    os.utime(old / EVALUATION / "low_drf4" / "scores.json", (0, 0))
+    (old / WEIGHTS).write_bytes(b"trained anew")
+    os.utime(old / WEIGHTS, (0, 0))
     for words, told in (
         ([one], "CFG_RANGE RUN: 1 to compare"),
         ([one, one], "CFG_RANGE RUN: 1 to compare"),
         ([one, bare], "SET_EVALUATION bare/evaluation/low_drf4: no scores"),
-        ([one, old], "SET_EVALUATION old/evaluation/low_drf4: older than the weights"),
+        ([one, old], "SET_EVALUATION old/evaluation/low_drf4: scores of other weights"),
         ([one, other], "SET_RUNS_DIFFER other: was trained on other cases"),
         ([one, crossed], "SET_RUNS_DIFFER crossed: scored by folds, one by test"),
         ([crossed, turned], "SET_RUNS_DIFFER turned: keeps other patients apart than crossed"),

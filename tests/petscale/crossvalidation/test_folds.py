@@ -58,7 +58,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         recipe = RECIPES["red_cnn"].build(config.model, make_engine=plain_engine, patches_per_step=4)
         start = json.dumps({"units": "SUVbw", "spacing_mm": None})
         told = {"recipe": "red_cnn", "config": json.dumps(configs.to_json(config)), "starts_from": start}
-        checkpoint.write_weights(run / WEIGHTS, recipe.weights(), told)
+        checkpoint.write_weights(run / WEIGHTS, recipe.weights(), told | dict(plan.job.proof))
         return run / WEIGHTS
 
     monkeypatch.setattr(driver, "train", train)

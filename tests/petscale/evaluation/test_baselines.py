@@ -11,9 +11,10 @@ from volumes import GRID, ellipse, noisy, source
 
 from petscale.evaluation.baselines import BY_HU, INPUT, GaussianSource, best_gaussian, gaussian_from_json
 from petscale.evaluation.fitting import baseline_from_json
-from petscale.evaluation.from_ct import HU_EDGES, mean_suv_by_hu
+from petscale.evaluation.from_ct import mean_suv_by_hu
 from storage.errors import InputError
 from storage.source import HU, LABEL, SUV
+from trainers.hu_table import HU_EDGES
 
 
 def truth() -> tuple[NDArray[np.bool_], NDArray[np.float64]]:

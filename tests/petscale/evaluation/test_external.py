@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from untrained_runs import prove
 
 from petscale.cli import main
 from petscale.evaluation import run as evaluating
@@ -41,6 +42,7 @@ def tested(run: Path, cohort: Path) -> Path:
     tensors, about = checkpoint.read_weights(run / WEIGHTS)
     told = {"starts_from": json.dumps({"units": "SUVbw", "spacing_mm": [20.0, 11.0, 11.0]}), "drfs": "[4.0]"}
     checkpoint.write_weights(run / WEIGHTS, tensors, {**about, **told})
+    prove(run)
     return run
 
 
@@ -105,7 +107,7 @@ def chosen(run: Path, cohort: Path) -> tuple[str, ...]:
 def test_the_runs_own_cohort_is_scored_as_before_and_tells_who_its_patients_are(tested: Path, cohort: Path) -> None:
     found = evaluate_run(tested, cohort)
     assert found["low_drf4"].cases == ("phantom-000",)
-    assert set(found["low_drf4"].metadata) == {"source", "baseline", "ceiling"}
+    assert set(found["low_drf4"].metadata) == {"source", "baseline", "ceiling", "weights"}
     assert not (tested / EXTERNAL).exists()
     subjects = json.loads((tested / EVALUATION / PATIENTS).read_bytes())["subjects"]
     assert subjects == {name: open_cohort(cohort).case(name).subject for name in open_cohort(cohort).cases}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from untrained_runs import prove
 
 from petscale.evaluation import run as evaluating
 from petscale.evaluation.scores import REFERENCE
@@ -27,6 +28,7 @@ def tested(run: Path, cohort: Path) -> Path:
     facts |= {"train": opened.cases[1:], "unpaired": [], "test": opened.cases[:1]}
     facts["cases"] = {name: integrity.manifest(opened.case(name).folder)["root"] for name in opened.cases}
     (run / CONFIG).write_text(json.dumps(facts))
+    prove(run)
     return run
 
 

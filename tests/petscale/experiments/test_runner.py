@@ -19,6 +19,7 @@ from petscale.cli import main
 from petscale.config import RunConfig
 from petscale.evaluation import run as evaluating
 from petscale.evaluation.baselines import INPUT
+from petscale.evaluation.judged import weights_of
 from petscale.evaluation.scores import REFERENCE, SYNTHESIZED, Evaluation
 from petscale.experiments import runner
 from petscale.experiments.cohorts import make_resized, resized_grid
@@ -173,7 +174,7 @@ def evaluations(run: Path, segmenter: OrganSegmenterConfig | None) -> dict[str, 
             scores += [
                 Score(p, i, "liver", "organ", segmenter.definition, v) for p in facts["test"] for i, v in dice.items()
             ]
-        found[low] = Evaluation(tuple(scores), images, tuple(facts["test"]))
+        found[low] = Evaluation(tuple(scores), images, tuple(facts["test"]), {"weights": weights_of([run])})
     return found
 
 

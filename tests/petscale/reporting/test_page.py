@@ -101,6 +101,16 @@ def test_what_was_noted_of_the_data_stands_beside_the_verdict(page: str) -> None
     assert "1 of 1 test cases, up to 10.9 %" in page
 
 
+def test_the_first_table_has_a_line_per_image_so_that_none_leaves_the_page(page: str) -> None:
+    table = page.split('<table class="headline', 1)[1].split("</table>", 1)[0]
+    heads, *lines = table.split("<tr")[1:]
+    assert 2 <= heads.count("<th") <= 5
+    assert all(line.count("<td") == heads.count("<th") for line in lines)
+    ours = [line for line in lines if 'class="ours"' in line]
+    assert len(ours) == 1
+    assert ours == lines[-1:]
+
+
 def test_user_strings_cannot_become_markup(page: str) -> None:
     assert "alert(1)" in page
     assert "<script>alert" not in page

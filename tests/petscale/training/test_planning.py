@@ -208,11 +208,12 @@ def test_a_train_command_takes_what_is_left_out(cohort: Path, refused: Callable[
 
 
 S3PET_SMALL = ["recipe.window=16", "recipe.slices=1", "feed.source=low_drf4", "split.unpaired_fraction=0.4"]
+RESTORE = ["recipe.patch=8,8,8", "recipe.samples=8", "recipe.bank_samples=4", "feed.source=low_drf4"]
 RED_CNN = ["recipe.patch=2,24,24", "recipe.samples=8", "feed.source=low_drf4"]
 
 
 def followed(cohort: Path, run: Path, recipe: str, *settings: str) -> Plan:
-    small = {"sgsgan": SMALL, "s3pet": S3PET_SMALL, "red_cnn": RED_CNN}.get(recipe, [])
+    small = {"sgsgan": SMALL, "s3pet": S3PET_SMALL, "red_cnn": RED_CNN, "restore": RESTORE}.get(recipe, [])
     return plan_run(cohort, run, configs.override(configs.from_json({"recipe": recipe}), [*small, *settings]))
 
 
@@ -244,5 +245,5 @@ def test_validation_that_cannot_be_is_refused_before_anything_starts(
 
 
 def test_systems_whose_last_phase_alone_sees_pairs_may_end_early(cohort: Path, tmp_path: Path) -> None:
-    for recipe in ("s3pet", "sgsgan", "red_cnn"):
+    for recipe in ("s3pet", "sgsgan", "red_cnn", "restore"):
         assert followed(cohort, tmp_path / recipe, recipe, "loop.validate_every=2", "loop.patience=2").num_steps

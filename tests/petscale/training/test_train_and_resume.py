@@ -142,6 +142,7 @@ def test_a_killed_worker_is_replaced_and_a_killed_driver_resumes_bit_equal(
     workers = [p for p in family if p.cmdline() and "RayTrainWorker" in p.cmdline()[0]]
     assert len(workers) == 2
     assert not [p for p in family if p.cmdline() and "PlacementGroupCleaner" in p.cmdline()[0]], "it has nothing to do"
+    assert not [p for p in family if any("monitor.py" in word for word in p.cmdline())], "neither has Ray's autoscaler"
     os.kill(workers[1].pid, signal.SIGKILL)
     wait_for_start(process, run, 2)
     assert starts(run)[1] >= 4, "from its last checkpoint"
@@ -175,10 +176,14 @@ def test_a_run_goes_on_with_another_number_of_workers_in_the_same_order(cohort: 
     assert a.keys() == b.keys()
 
 
-def test_another_setting_in_a_run_folder_is_refused(cohort: Path, reference: Path) -> None:
-    process = start([*command(cohort, reference), "recipe.lambda_content=10"])
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 2
+@pytest.mark.usefixtures("no_ray")
+def test_another_setting_in_a_run_folder_is_refused(
+    cohort: Path, reference: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([*command(cohort, reference), "recipe.lambda_content=10"][3:])
+    err = capsys.readouterr().err
+    assert ended.value.code == 2
     assert "CKPT_DRIFT" in err
     assert "lambda_content" in err
 

@@ -17,6 +17,7 @@ from trainers import filter_bank
 from trainers.engine import plain_engine
 from trainers.filter_bank import CLASSES, MEMBERS
 from trainers.recipe import Batch, Scan
+from trainers.residual_unet import MULTIPLE, ResidualUNet
 from trainers.systems import restore
 from trainers.systems.restore import FEED, Bank, Config, Residual, Restore
 
@@ -101,14 +102,6 @@ def test_without_constants_the_network_follows_any_scale(factor: float) -> None:
     torch.testing.assert_close(network(factor * u), factor * network(u), rtol=1e-4, atol=1e-5 * factor)
     if abs(factor - 1) > 0.1:
         assert not torch.allclose(other(factor * u), factor * other(u), rtol=1e-2)
-
-
-def test_voxels_become_channels_and_back() -> None:
-    x = torch.randn(2, 1, 8, 12, 4)
-    there = restore._voxels_to_channels(x)
-    assert there.shape == (2, 8, 4, 6, 2)
-    assert torch.equal(there[:, 5], x[:, 0, 1::2, 0::2, 1::2])  # 5 = 1, 0, 1: odd z, even y, odd x
-    assert torch.equal(restore._channels_to_voxels(there), x)
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.05, 0.25, 1.0])
@@ -287,7 +280,7 @@ def test_windows_equal_the_whole() -> None:
     recipe.step(batch(0), 0)
     synthesizer = recipe.synthesizer().for_scan(Scan(SPACING_MM, 20.0, 0.05))
     halo = synthesizer.tiling.halo
-    assert all(h % restore.MULTIPLE == (m % restore.MULTIPLE) for h, m in zip(halo, MARGIN, strict=True))
+    assert all(h % MULTIPLE == (m % MULTIPLE) for h, m in zip(halo, MARGIN, strict=True))
     context = synthesizer.context(torch.zeros(0), torch.zeros(0))
     low = anatomy(4, (16 + 2 * halo[0], 16 + 2 * halo[1], 8 + 2 * halo[2]))[:1]
     low = low * (1 + 0.3 * torch.randn(low.shape, generator=torch.Generator().manual_seed(5)))
@@ -324,6 +317,55 @@ def test_sums_of_two_ranks_are_those_of_one(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(dist, "get_rank", lambda: 1)
     both[1].sums.load(gathered)
     assert both[1].sums.doses == {}
+
+
+def with_ct(given: Batch) -> Batch:
+    """The same batch with a CT in HU beside the source, water where the target is hot."""
+    hot = torch.nn.functional.pad(given.target, (4,) * 6, mode="replicate") > 2
+    return replace(given, source=torch.cat([given.source, torch.where(hot, 40.0, -60.0)], dim=1))
+
+
+def test_a_ct_is_two_inputs_that_vanish_with_the_noise() -> None:
+    recipe = build(beside="ct")
+    assert sum(p.numel() for p in ResidualUNet(Config(beside="ct").inputs, Config().channels, "none").parameters()) == (
+        269_568 + 2 * 8 * 32 * 27
+    )
+    assert recipe.batch_spec(0).beside == ("ct",) == recipe.synthesizer().context_batch.beside
+    assert build().batch_spec(0).beside == ()
+    hu = torch.tensor([-2000.0, -1000.0, -160.0, 40.0, 240.0, 3000.0]).expand(1, 1, 12, 12, 6)
+    found = restore.ct_inputs(hu, torch.tensor([0.5]), (4, 4, 0))
+    assert found[0, 0, 0, 0].tolist() == pytest.approx([-0.5, -0.5, -0.08, 0.02, 0.12, 0.5])
+    assert found[0, 1, 0, 0].tolist() == pytest.approx([-0.5, -0.5, -0.5, 0.0, 0.5, 0.5])
+    assert not restore.ct_inputs(hu, torch.tensor([0.0]), (4, 4, 0)).any()
+
+
+def test_training_reaches_the_weights_of_a_ct_that_varies() -> None:
+    recipe = build(beside="ct")
+    first = next(recipe.engine.module.parameters())
+    before = first.detach().clone()
+    for step in range(8):
+        recipe.step(with_ct(batch(step)), step)
+    moved = (first.detach() - before)[:, 8 * restore.INPUTS :].abs().amax(dim=(0, 2, 3, 4))
+    assert moved.shape == (16,)
+    assert bool((moved > 0).all())
+
+
+def test_windows_with_a_ct_equal_the_whole_and_weights_come_back() -> None:
+    recipe = build(beside="ct")
+    for step in range(2):
+        recipe.step(with_ct(batch(step)), step)
+    for parameter in recipe.engine.module.parameters():
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(2))
+    made = restore.weights_to_synthesizer(recipe.config, recipe.weights()).for_scan(Scan(SPACING_MM, 20.0, 0.05))
+    halo = made.tiling.halo
+    edges = (8 + 2 * halo[0], 16 + 2 * halo[1], 8 + 2 * halo[2])
+    low = torch.cat([anatomy(4, edges)[:1], 100 * anatomy(6, edges)[:1] - 200], dim=1)
+    context = made.context(torch.zeros(0), torch.zeros(0))
+    whole = made(low, context)
+    window = low[:, :, :, 8 : 16 + 2 * halo[1]]
+    torch.testing.assert_close(made(window, context), whole[:, :, :, 8:], rtol=1e-4, atol=1e-4)
+    other = torch.cat([low[:, :1], 0 * low[:, 1:]], dim=1)
+    assert not torch.allclose(made(other, context), whole, rtol=1e-3)
 
 
 def test_only_suv_is_taken() -> None:
