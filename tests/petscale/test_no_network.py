@@ -160,7 +160,7 @@ def test_a_private_cluster_asks_for_nothing(work: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.beside
 def test_training_tuning_and_a_report_ask_for_nothing_and_let_nobody_in(cohort: Path, work: Path) -> None:
-    # torch looks for a name of the peer that it talks to, the loopback, to have it for its log.
+    # torch may look for a name of the peer that it talks to, the loopback, to have it for its log.
     asked = heard(_TRAINED, work, {"TMPDIR": str(work)}, cohort=str(cohort), tiny=S3PET)
     assert {*asked} <= {"name 1.0.0.127.in-addr.arpa"}
     assert (work / "run" / "report.html").exists()
