@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -316,10 +316,12 @@ def test_an_empty_image_is_all_body() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.tuples(*[st.integers(1, 1000)] * 3), st.tuples(*[st.floats(0.01, 60.0)] * 3))
+@example((1, 401, 401), (0.25, 0.5, 0.5))  # 100 mm along x: shapes are (z, y, x), spacings (x, y, z)
+@example((1, 400, 400), (0.5, 0.5, 0.5))  # 200 mm
 def test_only_an_animals_volume_has_another_scale(shape: tuple[int, int, int], spacing: Any) -> None:
     scale = geometry.body_scale(grid_of(shape, spacing))
     assert 0 < scale <= 1
-    if max(spacing) >= 1 or min(shape[1] * spacing[1], shape[2] * spacing[2]) > 200:
+    if max(spacing) >= 1 or min(shape[1] * spacing[1], shape[2] * spacing[0]) >= 200:
         assert scale == 1, "the outline of clinical scans is the one that cohorts were made with"
     else:
         assert scale < 0.34
