@@ -11,8 +11,7 @@ from pathlib import Path
 
 LEFT_OUT = re.compile(r"torch|triton|nvidia-.*|cuda-.*|petscale")
 HEAD = """\
-# Written by `make lock`: the versions of constraints.txt and the SHA-256 of each file.
-# For Python {python} on Linux, x86-64.
+# Written by `make lock`: the versions of constraints.txt, the SHA-256 of each file; Python {python}, Linux, x86-64.
 #   pip install torch=={torch}                  # first, from where you trust: its file differs between CPUs and CUDA
 #   pip install --no-deps --require-hashes -r requirements.lock
 #   pip install --no-deps --no-build-isolation -e .
