@@ -54,7 +54,7 @@ def test_the_lock_is_written_from_pips_report(tmp_path: Path) -> None:
     assert [line for line in lines if line[0] != "#"] == [
         f"{name} --hash=sha256:{'0' * 64}" for name in ("ruamel-yaml==1", "zarr==3.1.6")
     ]
-    assert "#   pip install torch==2.13.0 " in lines[1]
+    assert any(line.startswith("#   pip install torch==2.13.0 ") for line in lines)
 
 
 def test_the_bill_names_every_package_that_is_installed_and_what_it_needs() -> None:
