@@ -235,7 +235,7 @@ class Run:
 
         from petscale.training.progress import read_metrics
 
-        records = [record for record in read_metrics(self.folder / METRICS) if record["event"] == "log"]
+        records = [record for record in read_metrics(self.folder / METRICS) if record.get("event") == "log"]
         return pandas.DataFrame(records).drop(columns="event", errors="ignore")
 
 

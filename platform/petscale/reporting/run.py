@@ -67,7 +67,7 @@ def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation], *
                     images=pictured,
                     command=str(facts["command"]),
                     config=facts["config"],
-                    metrics=[r for r in read_metrics(run / METRICS) if r["event"] == "log" or "best_step" in r],
+                    metrics=[r for r in read_metrics(run / METRICS) if r.get("event") == "log" or "best_step" in r],
                     environment=environment(),
                     cohort_digest=about.get("digest") or integrity.root_digest(facts["cases"], {}),
                     suv_rules={name: rule for name, rule in rules.items() if rule},

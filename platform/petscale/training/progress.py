@@ -71,7 +71,7 @@ class Reporter:
     def _forget_after(self, step: int) -> None:
         """Drop what a crashed attempt logged beyond its last checkpoint, so that every step is recorded once."""
         if self._path.exists():
-            kept = [r for r in read_metrics(self._path) if r["event"] == "start" or int(r["step"]) <= step]
+            kept = [r for r in read_metrics(self._path) if r.get("event") == "start" or int(r["step"]) <= step]
             integrity.write_bytes(self._path, "".join(json.dumps(r) + "\n" for r in kept).encode())
 
 
@@ -83,7 +83,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             record = integrity.parse_json(line)
         except ValueError:
             continue
-        if isinstance(record, dict) and {"event", "step"} <= record.keys():
+        if isinstance(record, dict) and "step" in record:
             records.append(record)
     return records
 
