@@ -52,7 +52,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             record = integrity.parse_json(line)
         except ValueError:
             continue
-        if isinstance(record, dict) and {"event", "step"} <= record.keys():
+        if isinstance(record, dict):
             records.append(record)
     return records
 

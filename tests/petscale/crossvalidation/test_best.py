@@ -141,6 +141,7 @@ def test_single_runs_are_compared_by_validation_patients_where_a_cohort_is_given
     for run in runs:
         facts = json.loads((run / CONFIG).read_bytes())
         (run / CONFIG).write_text(json.dumps(facts | {"train": facts["train"][1:], "validation": facts["train"][:1]}))
+        untrained_runs.prove(run)
     found = rank(runs, cohort)
     assert {candidate.name: list(candidate.psnr_db) for candidate in found.candidates} == {
         "a": ["phantom-000"],
