@@ -542,7 +542,7 @@ def test_a_run_of_other_settings(
 ) -> None:
     run = tmp_path / "run"
     monkeypatch.setattr(sessions, "session", lambda *_: nullcontext())
-    monkeypatch.setattr(driver, "train_on_ray", lambda plan: None)
+    monkeypatch.setattr(driver, "train_on_ray", lambda plan, **_: None)
     main(["train", str(cohort), "--run", str(run), *SMALL])
     before = tree(run)
     line = refused("train", cohort, "--run", run, *SMALL, "recipe.lr=0.5")

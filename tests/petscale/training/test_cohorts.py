@@ -153,7 +153,7 @@ def test_the_command_takes_several(
     plans: list[Plan] = []
     read: list[Any] = []
     monkeypatch.setattr(sessions, "session", lambda config, cores, *paths: read.extend(paths) or nullcontext())  # type: ignore[func-returns-value]
-    monkeypatch.setattr(driver, "train_on_ray", plans.append)
+    monkeypatch.setattr(driver, "train_on_ray", lambda plan, **_: plans.append(plan))
     words = ["train", str(cohort), str(make(13.0)), "--run", str(tmp_path / "run"), "--set", *SMALL]
     main(words)
     assert json.loads((tmp_path / "run" / CONFIG).read_bytes())["cohorts"] == [cohort.name, "other13"]
