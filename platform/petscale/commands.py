@@ -371,7 +371,7 @@ class TrainOptions:
     set: tuple[str, ...] = ()
     workers: int | None = None
     device: Literal["cpu", "cuda"] | None = None
-    time_limit: str = ""
+    time_limit: str | None = None
 
 
 def train(options: TrainOptions, config: "RunConfig") -> None:
@@ -379,7 +379,7 @@ def train(options: TrainOptions, config: "RunConfig") -> None:
     from petscale.durations import seconds_of
     from petscale.training import driver
 
-    limit_s = seconds_of(options.time_limit, "--time-limit") if options.time_limit else None
+    limit_s = seconds_of(options.time_limit, "--time-limit") if options.time_limit is not None else None
     command = recorded()
     print(
         driver.train(options.cohort, options.run, config, command=command, others=options.others, time_limit_s=limit_s)
