@@ -1,6 +1,7 @@
 """Fixtures for the tests of all packages: everything is generated, nothing touches the home folder or the network."""
 
 import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +15,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Where a test asks for more, OpenMP's threads would spin while they wait, on cores that other tests' processes need.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ |= SILENT
+# A shell lets what runs in its background ignore SIGINT, and their children too: make test runs streams there.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Ray looks once, when it is first imported: a test that only checks a cluster file must not settle it for the others.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AUTH_TOKEN", "0" * 64)
