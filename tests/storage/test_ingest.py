@@ -823,3 +823,10 @@ def test_a_case_of_other_inputs_takes_the_place_of_one_where_that_is_asked_for(t
     outcome = ingest(tmp_path / "c", {"a": plan(2.0, "two")}, strict=True, changed="replace", workers=1)
     assert outcome.kept == ["a"]
     assert verify(tmp_path / "c") == {}
+
+
+@pytest.mark.parametrize("told", ["", "."])
+def test_a_site_key_that_names_no_file_is_told(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PETSCALE_SITE_KEY", told)
+    with pytest.raises(InputError, match="CFG_SITE_KEY PETSCALE_SITE_KEY"):
+        site_key()

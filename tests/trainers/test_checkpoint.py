@@ -137,6 +137,27 @@ def test_where_all_are_damaged_training_does_not_begin_again(tmp_path: Path, cou
         checkpoint.newest(tmp_path / "checkpoints")
 
 
+@pytest.mark.parametrize("call", range(1, 11))  # every sync of a save
+def test_a_failing_disk_is_told_and_leaves_the_earlier_checkpoint_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    checkpoint.save(tmp_path, 1, state(1), META, keep=2)
+    real, calls = os.fsync, iter(range(1, 1000))
+
+    def failing(handle: int) -> None:
+        if next(calls) == call:
+            raise OSError(5, "Input/output error")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    with pytest.raises(InputError, match="DISK_ERROR"):
+        checkpoint.save(tmp_path, 2, state(2), META, keep=2)
+    monkeypatch.undo()
+    saved, _ = checkpoint.newest(tmp_path)
+    assert saved is not None
+    assert equal(saved.state, state(saved.step))
+
+
 def test_another_recipe_or_setting_is_refused_by_name() -> None:
     wanted = {"recipe": "toy", "model": {"lr": 0.1, "k": 8}}
     checkpoint.check_same_run(wanted, dict(wanted))
