@@ -127,7 +127,7 @@ class Best:
         Args:
             gain_db: its score.
             step: the steps made before it.
-            weights: what it judged.
+            weights: what was scored.
             counted: how much ``since`` grows where it is no better, 0 in phases that are not followed.
         """
         if self.weights and not gain_db > self.gain_db:

@@ -17,8 +17,8 @@ from petscale import config as configs
 from petscale.averages import names_of, runs_of
 from petscale.console import console
 from petscale.evaluation.averages import read_averages
+from petscale.evaluation.current import is_current, weights_of
 from petscale.evaluation.folds import gather
-from petscale.evaluation.judged import judges, weights_of
 from petscale.evaluation.run import run_facts
 from petscale.evaluation.scores import SYNTHESIZED, Evaluation, plus_minus, read_evaluation, region_group
 from petscale.folders import EVALUATION, FOLDS, SYNTHESIS
@@ -227,7 +227,7 @@ def _read(folder: Path, name: str, source: str) -> Evaluation:
     found = "no scores"
     try:
         evaluation = read_evaluation(folder / EVALUATION / source)
-        if judges(evaluation, {run: run / SYNTHESIS / source for run in runs_of([folder])}):
+        if is_current(evaluation, {run: run / SYNTHESIS / source for run in runs_of([folder])}):
             return evaluation
         found = "scores of other weights than the run has now"
     except InputError:

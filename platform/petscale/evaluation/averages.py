@@ -11,9 +11,9 @@ from typing import Any
 
 from petscale.averages import AXES, Axis, Ensemble, open_members, runs_of
 from petscale.console import console
+from petscale.evaluation.current import OF_WEIGHTS
 from petscale.evaluation.external import check_unchanged, choose_cases, statement
 from petscale.evaluation.folds import gather
-from petscale.evaluation.judged import JUDGED
 from petscale.evaluation.run import baseline_of, candidates_of, external_baseline, run_facts
 from petscale.evaluation.scores import Evaluation, read_evaluation
 from petscale.evaluation.scoring import presets_of, score_stored_case
@@ -139,8 +139,8 @@ def _scored(
         candidates = candidates_of(case, source, baseline, made)
         images = tuple(candidates)
         rows += score_stored_case(case, target, candidates, presets=presets)
-    judged = sorted({member.weights for member in ensemble.members})
-    about = {"source": source, "baseline": baseline.rule, JUDGED: judged}
+    made_by = sorted({member.weights for member in ensemble.members})
+    about = {"source": source, "baseline": baseline.rule, OF_WEIGHTS: made_by}
     return Evaluation(tuple(rows), images, tuple(names), about)
 
 

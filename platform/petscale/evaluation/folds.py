@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from petscale.evaluation.judged import JUDGED
+from petscale.evaluation.current import OF_WEIGHTS
 from petscale.evaluation.scores import REFERENCE, Evaluation, region_group
 from trainers.metrics.definitions import Score
 
@@ -36,15 +36,15 @@ def gather(folds: Mapping[str, Evaluation], subjects: Mapping[str, str]) -> Eval
     name, first = next(iter(folds.items()))
     images = [called[name][image] for image in first.images if image in called[name]]
     members = {patients[case]: name for name, fold in folds.items() for case in fold.cases}
-    judged = [fold.metadata.get(JUDGED) for fold in folds.values()]
+    made_by = [fold.metadata.get(OF_WEIGHTS) for fold in folds.values()]
     about = {
         "source": first.metadata.get("source"),
         "baseline": {name: fold.metadata.get("baseline") for name, fold in folds.items()},
         "folds": members,
         "patients": {patients[names[0]]: names for names in cases.values()},
     }
-    if all(isinstance(one, list) for one in judged):
-        about[JUDGED] = sorted({digest for one in judged if isinstance(one, list) for digest in one})
+    if all(isinstance(one, list) for one in made_by):
+        about[OF_WEIGHTS] = sorted({digest for one in made_by if isinstance(one, list) for digest in one})
     return Evaluation(tuple(_per_patient(rows, patients)), tuple(images), tuple(members), about)
 
 

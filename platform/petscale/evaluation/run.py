@@ -15,10 +15,10 @@ from petscale.config import RunConfig
 from petscale.console import bar, console
 from petscale.evaluation import ceiling, detection
 from petscale.evaluation.baselines import SCORED_HERE, TRAINING, Baseline
+from petscale.evaluation.current import OF_WEIGHTS, is_current, pictured
 from petscale.evaluation.detection import PRESET, as_json, detect_case, search_case, table
 from petscale.evaluation.external import DIGESTS, SEEN, Chosen, check_unchanged, choose_cases, keep_patients, statement
 from petscale.evaluation.fitting import anatomy_of, baseline_from_json, fit_baseline, suited
-from petscale.evaluation.judged import JUDGED, judges, pictured
 from petscale.evaluation.scores import SYNTHESIZED, Evaluation, read_evaluation
 from petscale.evaluation.scoring import presets_of, score_stored_case
 from petscale.folders import CONFIG, EVALUATION, SEGMENTER, SYNTHESIS
@@ -222,7 +222,7 @@ def evaluate_run(
                     case, config.feed.target, candidates, presets=used, segmenter=segmenter
                 )
                 advance(1, f"{name} {source}")
-        about: dict[str, Any] = {"source": source, "baseline": baseline.rule, JUDGED: [trained.weights]}
+        about: dict[str, Any] = {"source": source, "baseline": baseline.rule, OF_WEIGHTS: [trained.weights]}
         if chosen.cohort:
             about["external"] = _external_facts(opened, chosen, start)
         if lesions is not None:
@@ -393,4 +393,4 @@ def _fresh(run: Path, home: Path, source: str, cohort: Cases) -> Evaluation | No
     evaluation = read_evaluation(home / EVALUATION / source)
     if not set(evaluation.cases) <= set(cohort.cases) or not pictured(evaluation, home / SYNTHESIS / source, cohort):
         return None
-    return evaluation if judges(evaluation, {run: home / SYNTHESIS / source}) else None
+    return evaluation if is_current(evaluation, {run: home / SYNTHESIS / source}) else None

@@ -24,7 +24,7 @@ from petscale.config import RunConfig
 from petscale.console import console
 from petscale.evaluation import run as evaluating
 from petscale.evaluation.baselines import INPUT
-from petscale.evaluation.judged import JUDGED, judges, weights_of
+from petscale.evaluation.current import OF_WEIGHTS, is_current, weights_of
 from petscale.evaluation.scores import (
     REFERENCE,
     SYNTHESIZED,
@@ -202,7 +202,7 @@ def _scored(run: Path, name: str, source: str) -> Evaluation | None:
     if not (folder / "scores.json").is_file():
         return None
     evaluation = read_evaluation(folder)
-    return evaluation if judges(evaluation, {run: run / SYNTHESIS / source}) else None
+    return evaluation if is_current(evaluation, {run: run / SYNTHESIS / source}) else None
 
 
 def _has_all_scores(evaluation: Evaluation, wanted: Experiment) -> bool:
@@ -239,7 +239,7 @@ def _evaluate_resized(run: Path, resized: Cohort, native: Cohort) -> dict[str, E
             presets = presets_of(RECIPES[config.recipe].PRESET)
             rows += score_stored_case(case, config.feed.target, candidates, presets=presets)
         how = "by area to the network's volume and back by linear interpolation"
-        about = {"source": source, "resized": how, JUDGED: weights_of([run])}
+        about = {"source": source, "resized": how, OF_WEIGHTS: weights_of([run])}
         results[source] = Evaluation(tuple(rows), tuple(candidates), tuple(facts["test"]), about)
         folder = run / EVALUATION / f"{source}-native"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)

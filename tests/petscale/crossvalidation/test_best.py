@@ -13,7 +13,7 @@ from scipy.stats import wilcoxon
 from petscale import config as configs
 from petscale.cli import main
 from petscale.crossvalidation.best import rank
-from petscale.evaluation.judged import weights_of
+from petscale.evaluation.current import weights_of
 from petscale.evaluation.scores import Evaluation
 from petscale.folders import CONFIG, EVALUATION, FOLDS, WEIGHTS
 from storage import integrity

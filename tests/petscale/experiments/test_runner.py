@@ -19,7 +19,7 @@ from petscale.cli import main
 from petscale.config import RunConfig
 from petscale.evaluation import run as evaluating
 from petscale.evaluation.baselines import INPUT
-from petscale.evaluation.judged import weights_of
+from petscale.evaluation.current import weights_of
 from petscale.evaluation.scores import REFERENCE, SYNTHESIZED, Evaluation
 from petscale.experiments import runner
 from petscale.experiments.cohorts import make_resized, resized_grid

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import untrained_runs
 
-from petscale.evaluation.judged import weights_of
+from petscale.evaluation.current import weights_of
 from petscale.evaluation.run import evaluate_run, read_evaluations
 from petscale.evaluation.scores import Evaluation
 from petscale.folders import CONFIG, EVALUATION, SYNTHESIS, WEIGHTS

@@ -10,7 +10,7 @@ from storage import integrity
 from storage.errors import InputError
 from storage.reader import Cases, open_cohort
 
-JUDGED = "weights"  # in the metadata of scores: digests of the weights that made the scored images
+OF_WEIGHTS = "weights"  # in the metadata of scores: digests of the weights that made the scored images
 
 
 def weights_of(runs: Iterable[Path]) -> list[str]:
@@ -18,7 +18,7 @@ def weights_of(runs: Iterable[Path]) -> list[str]:
     return sorted({integrity.file_digest(run / WEIGHTS) for run in runs if (run / WEIGHTS).is_file()})
 
 
-def judges(evaluation: Evaluation, stores: Mapping[Path, Path]) -> bool:
+def is_current(evaluation: Evaluation, stores: Mapping[Path, Path]) -> bool:
     """Whether scores are of the weights that runs have now.
 
     Scores of before do not say whose they are.  They are believed where all that the runs have synthesized from the
@@ -28,7 +28,7 @@ def judges(evaluation: Evaluation, stores: Mapping[Path, Path]) -> bool:
         evaluation: the scores.
         stores: run -> its cohort of results from the image that the scored ones start from.
     """
-    told = evaluation.metadata.get(JUDGED)
+    told = evaluation.metadata.get(OF_WEIGHTS)
     if told is not None:
         return told == weights_of(stores)
     return all(_all_made_by(store, weights_of([run])) for run, store in stores.items())
@@ -55,7 +55,7 @@ def pictured(evaluation: Evaluation, store: Path, cohort: Cases) -> bool:
         found = {name: made.case(name).fingerprint for name in evaluation.cases}
     except InputError:
         return False
-    weights = evaluation.metadata.get(JUDGED)
-    if not isinstance(weights, list) or len(weights) != 1:  # scores of before: ``judges`` has looked at the weights
+    weights = evaluation.metadata.get(OF_WEIGHTS)
+    if not isinstance(weights, list) or len(weights) != 1:  # scores of before: ``is_current`` has looked at the weights
         return all(one.startswith(fingerprint_of(cohort.case(name), "")) for name, one in found.items())
     return all(one == fingerprint_of(cohort.case(name), weights[0]) for name, one in found.items())
