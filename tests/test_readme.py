@@ -1,6 +1,5 @@
 """README and docs tell the truth: the page's tree is the tree, and the commands run as they are written."""
 
-import itertools
 import json
 import re
 import shlex
@@ -57,33 +56,6 @@ def test_the_readme_is_short_and_its_picture_small() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 110
     assert "](docs/pictures/report.png)" in (ROOT / "README.md").read_text()
     assert (ROOT / "docs/pictures/report.png").stat().st_size < 300_000
-
-
-@pytest.mark.parametrize(
-    "page", [*PAGES, "CONTRIBUTING.md", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("docs/**/*.md"))]
-)
-def test_every_command_parses(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also those that are not run, each into its whole configuration: a wrong option or value ends in an error."""
-    from petscale import cli
-    from petscale.config import RunConfig
-
-    monkeypatch.chdir(tmp_path)
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    for _, lines in blocks(page):
-        for line in lines:
-            words = itertools.dropwhile(lambda word: re.match(r"[A-Z_]+=", word), shlex.split(line))
-            program, *arguments = words
-            if Path(program).name == "petscale" and arguments != ["--help"]:
-                for option, name in itertools.pairwise(arguments):
-                    if option == "--config":  # a file that the page speaks of
-                        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-                        (tmp_path / name).write_text("{}")
-                while arguments:
-                    _, given = cli.parse(arguments)
-                    assert isinstance(given.get("config", RunConfig()), RunConfig)
-                    arguments = list(given["command"]) if arguments[0] == "submit" else []  # submitted
-            if program == "make":
-                assert set(arguments) <= targets, line
 
 
 @pytest.fixture

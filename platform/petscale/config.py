@@ -106,8 +106,13 @@ class RunConfig:
                 where="cluster.workers",
                 found=f"{self.feed.cases_per_step} groups per step cannot be shared evenly by "
                 f"{self.cluster.workers} workers",
-                remedy="choose a number of workers that divides feed.cases_per_step",
+                remedy="choose a number of workers that divides feed.cases_per_step, or for a new run set it to a "
+                f"multiple of them (--feed.cases-per-step {self._even_cases()})",
             )
+
+    def _even_cases(self) -> int:
+        """The least multiple of the workers that is no fewer groups than the run has."""
+        return -(-self.feed.cases_per_step // self.cluster.workers) * self.cluster.workers
 
     @property
     def patches_per_step(self) -> int:
