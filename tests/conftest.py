@@ -14,6 +14,8 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Where a test asks for more, OpenMP's threads would spin while they wait, on cores that other tests' processes need.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Ray makes its workers nice, and other tests' processes are not: beside them a training would get a 25th of a core.
+os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ |= SILENT
 # A shell lets what runs in its background ignore SIGINT, and their children too: make test runs streams there.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -166,6 +166,7 @@ def slurm() -> Iterator[Slurm]:
         "SLURM_CONF": str(configuration),
         "PETSCALE_HOME": str(folder / "install"),
         "OMP_NUM_THREADS": "1",
+        "RAY_worker_niceness": "0",
     }
     running: list[subprocess.Popen[bytes]] = []
     try:
