@@ -24,7 +24,7 @@ from storage.dicom import DicomSource
 from storage.dicom_header import PRIVATE_CREATORS, private_text
 from storage.dicom_slice import GE_SCAN_TIME, PHILIPS_BQML, PHILIPS_SUV, STORAGE, whole_header
 from storage.errors import InputError
-from storage.integrity import fsync_folder
+from storage.integrity import claim, forget_unfinished, fsync_folder
 from storage.source import HU, SUV, Grid, ImageSource
 from storage.suv import (
     DAY_S,
@@ -367,11 +367,16 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
     if folder.exists():
         raise InputError("DISK_EXISTS", where=folder.name, found="it exists already", remedy="give a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    forget_unfinished(folder)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    handle = os.open(partial, os.O_RDONLY)
     try:
+        claim(handle)
         yield partial
         os.rename(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    finally:
+        os.close(handle)
     fsync_folder(folder.parent)

@@ -52,16 +52,49 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with disk_errors(path):
-            with os.fdopen(os.open(partial, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as file:
+            forget_unfinished(path)
+            with os.fdopen(_claimed(partial), "wb") as file:
                 with suppress(FileNotFoundError):
                     os.fchmod(file.fileno(), path.stat().st_mode & 0o777)
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(partial, path)
+                os.replace(partial, path)  # while it is held
             fsync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def forget_unfinished(path: Path) -> None:
+    """Remove what killed processes were making to take the place of ``path``: hidden files or folders beside it."""
+    for name in os.listdir(path.parent):
+        if not (name.startswith(f".{path.name}.") and name.endswith(".partial")):
+            continue
+        left = path.with_name(name)
+        with suppress(OSError):  # it has just ended, or this file system knows no locks
+            handle = os.open(left, os.O_RDONLY)
+            try:
+                if _try_lock(handle):
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+            finally:
+                os.close(handle)
+
+
+def claim(handle: int) -> None:
+    """Say that what is open is being made by a process that lives; the kernel forgets it when the process dies."""
+    with suppress(OSError):
+        _try_lock(handle)
+
+
+def _claimed(partial: Path) -> int:
+    """Make a file that is claimed from when others can see it: one that was removed in between is made again."""
+    while True:
+        handle = os.open(partial, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+        claim(handle)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(partial), os.fstat(handle)):
+                return handle
+        os.close(handle)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

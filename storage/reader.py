@@ -335,6 +335,7 @@ def _describes_case(facts: Mapping[str, Any]) -> bool:
     return (
         isinstance(facts.get("subject"), str)
         and isinstance(facts.get("fingerprint"), str)
+        and isinstance(facts.get("voxels", ""), str)
         and isinstance(images, list)
         and all(isinstance(name, str) and layout.NAME.fullmatch(name) for name in images)
         and isinstance(labels, dict)

@@ -3,7 +3,7 @@
 import mutated_stores as mutated
 import pytest
 
-COUNT = 240
+COUNT = 300
 # Each once ended in something else than a line, or was accepted wrongly, and is read for ever.
 FOUND: list[mutated.Triple] = [
     (142, "value replaced, digests made anew", "checkpoint meta"),  # no number of steps

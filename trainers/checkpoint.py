@@ -137,7 +137,7 @@ def _read(attempt: Path) -> Saved | integrity.Damage:
         meta = integrity.read_json(attempt / META, "step", "run")
         state = unflatten(load_safetensors((attempt / STATE).read_bytes()))
         return Saved(int(meta["step"]), state, meta)
-    except (SafetensorError, ValueError, TypeError) as error:
+    except (SafetensorError, ValueError, TypeError, OverflowError) as error:
         return integrity.Damage(META, f"not what petscale wrote ({type(error).__name__})")
 
 

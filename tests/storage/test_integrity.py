@@ -142,6 +142,30 @@ def test_a_kill_at_any_moment_leaves_the_old_file_or_the_new(tmp_path: Path) -> 
     assert states == sorted(states, reverse=True), "old before the rename, new after it"
 
 
+def test_what_a_killed_process_was_making_goes_and_what_a_living_one_makes_stays(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    killed, folder, another = (tmp_path / f".{name}" for name in ("state.json.1.partial", "state.json.x.partial", "b"))
+    killed.write_bytes(b"half")
+    folder.mkdir()
+    (folder / "00001.dcm").write_bytes(b"half")
+    another.write_bytes(b"of the user")
+    script = (
+        "import sys, pathlib, storage.integrity as integrity\n"
+        "with integrity.replacing(pathlib.Path(sys.argv[1])): print(flush=True); input()"
+    )
+    living = subprocess.Popen(
+        [sys.executable, "-c", script, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert living.stdout
+    assert living.stdout.readline() == "\n"
+    integrity.write_bytes(path, b"ours")
+    names = {one.name for one in tmp_path.iterdir()}
+    living.communicate("\n")
+    assert names == {"state.json", ".b", f".state.json.{living.pid}.partial"}
+    assert path.read_bytes() == b""
+    assert {one.name for one in tmp_path.iterdir()} == {"state.json", ".b"}
+
+
 @pytest.mark.parametrize("limit", [0, 1, 100, 4096, 9999])
 def test_a_full_disk_is_told_and_the_old_file_stays(tmp_path: Path, limit: int) -> None:
     script = f"""

@@ -148,6 +148,7 @@ def session(config: RunConfig, cpus: int, folder: Path, *read: Path, dashboard: 
         ray.shutdown()
         if not keep:
             shutil.rmtree(temporary, ignore_errors=True)
+        _forget_killed(Path(temporary).parent)
 
 
 def ray_dashboard(folder: Path) -> tuple[int, Path] | None:
@@ -204,9 +205,7 @@ def own_folder() -> str:
     longest = len(f"/{SESSION}{pid}-abcdefgh/r/session_2026-01-01_00-00-00_000000_{pid}/sockets/plasma_store")
     for place in _places():
         if len(os.fsencode(place)) + longest <= SOCKET_BYTES:
-            for folder in place.glob(f"{SESSION}*"):
-                if not psutil.pid_exists(_owner(folder)):
-                    shutil.rmtree(folder, ignore_errors=True)
+            _forget_killed(place)
             with suppress(OSError):
                 return tempfile.mkdtemp(prefix=f"{SESSION}{pid}-", dir=place)
     raise InputError(
@@ -215,6 +214,13 @@ def own_folder() -> str:
         found=f"Ray's sockets leave it {SOCKET_BYTES - longest} characters, it has more, and /tmp takes no folder",
         remedy="let TMPDIR name a folder with a shorter path, or make /tmp writable",
     )
+
+
+def _forget_killed(place: Path) -> None:
+    """Remove the folders of killed processes; Ray's own may still have written there when it was done last."""
+    for folder in place.glob(f"{SESSION}*"):
+        if not psutil.pid_exists(_owner(folder)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _places() -> list[Path]:

@@ -149,6 +149,7 @@ class GaussianChoice:
 def gaussian_from_json(content: Mapping[str, Any]) -> GaussianChoice:
     """Inverse of ``GaussianChoice.to_json``."""
     psnr = {float(width): value for width, value in content["psnr_db"].items()}
+    psnr = dict(sorted(psnr.items()))  # a file's names are in the order of letters
     return GaussianChoice(content["fwhm_mm"], psnr, content["num_cases"], str(content.get("of", TRAINING)))
 
 

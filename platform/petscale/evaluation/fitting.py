@@ -161,7 +161,7 @@ def baseline_from_json(content: Mapping[str, Any]) -> Baseline:
         Strength(
             found["method"],
             found["strength"],
-            {float(strength): value for strength, value in found["psnr_db"].items()},
+            dict(sorted((float(strength), value) for strength, value in found["psnr_db"].items())),
             found["num_cases"],
         )
         for found in content.get("strengths", ())

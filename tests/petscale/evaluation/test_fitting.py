@@ -107,7 +107,11 @@ def test_slow_filters_are_tuned_on_at_most_four_cases_spread_over_all() -> None:
 
 def test_baselines_are_kept_as_json() -> None:
     choice = fitted("1", "2")
-    assert baseline_from_json(json.loads(json.dumps(choice.to_json()))) == choice
+    again = baseline_from_json(json.loads(json.dumps(choice.to_json(), sort_keys=True)))  # as files are written
+    assert again == choice
+    assert [image.provenance for image in again.beside(images("3")[0]).values()] == [
+        image.provenance for image in choice.beside(images("3")[0]).values()
+    ]
     rules = {str(image.provenance.get("rule", "")) for image in choice.beside(images("3")[0]).values()}
     assert sum("2 training case(s)" in rule for rule in rules) == 5
 
