@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint format docs lock sbom audit clean
+.PHONY: demo test lint format docs chaos lock sbom audit clean
 
 demo: $(STAMP)
 	$(BIN)/petscale demo
@@ -33,6 +33,11 @@ format: $(STAMP)
 # The pages of docs/ as a site in site/; a warning is an error.
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+# Every long command killed at random moments and run again: docs/results/reliability.md.
+KILLS := 300
+chaos: $(STAMP)
+	$(BIN)/python benchmarks/chaos.py $(KILLS)
 
 # requirements.lock anew: what pip would install, each file with its hash; asks the package index.
 lock: $(STAMP)
