@@ -1,4 +1,4 @@
-"""petscale's commands killed at random moments, each followed by the same command: what differs from an undisturbed run.
+"""Commands killed at random moments, each followed by the same command: what differs from an undisturbed run.
 
     python benchmarks/chaos.py 300 [--seed 0] [--commands ingest simulate ...] > docs/results/reliability.md
     make chaos                        300 kills, hours on two cores; make chaos KILLS=30 for a part
