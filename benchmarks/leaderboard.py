@@ -533,6 +533,19 @@ def page(folder: Path) -> None:
         _printed(rows)
 
 
+def spread(table: Table, names: Sequence[str]) -> None:
+    """Print mean and standard deviation of every score over trainings that differ by their seed alone."""
+    sources = _sources(table)
+    rows = [_headed(sources)]
+    scores = {"body": "PSNR, body [dB]", "lesions": "PSNR, lesions [dB]"}
+    scores |= {quantity: f"bias of {quantity} [%]" for quantity in ("SUVmean", "SUVmax")}
+    for key, title in scores.items():
+        found = {source: [_mean(table[name][source], key) for name in names] for source in sources}
+        cells = [f"{np.mean(values):.2f} +- {np.std(values, ddof=1):.2f}" for values in found.values()]
+        rows.append([title, *cells])
+    _printed(rows)
+
+
 def told_of(results: Path, kind: str) -> dict[str, dict[str, Any]]:
     """Return the rows of a kind that were measured and not refused."""
     return {row: content for row, content in rows_of(results, kind) if "samples" in content}
@@ -549,6 +562,11 @@ def parts(folder: Path) -> None:
         if kept:
             whole[OURS] = table_of(results, "systems")[OURS]
         names = ["adaptive filter", *kept, *(row for row in ENTRIES[kind] if row in whole)]
+        if kept:
+            print("Gain over the best baseline, by seed:\n")
+            against_the_best(whole, names[1:])
+            print("Over the seeds, mean and standard deviation:\n")
+            spread(whole, names[1:])
         table = {name: whole[name] for name in names}
         seen = sorted({content["samples"] for content in told_of(results, kind).values()})
         print(f"{kind}: {seen[0]} to {seen[-1]} patches; PSNR inside the body [dB]:\n")
