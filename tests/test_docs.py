@@ -44,6 +44,15 @@ def test_named_files_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_named_tests_exist(page: Path) -> None:
+    tests = {
+        name for file in ROOT.glob("tests/**/test_*.py") for name in re.findall(r"def (test_\w+)", file.read_text())
+    }
+    named = set(re.findall(r"`(test_\w+)`", page.read_text()))
+    assert named <= tests, named - tests
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_named_settings_exist(page: Path) -> None:
     """Settings are written ``section.field=value``, or alone between backticks."""
     config = RunConfig()

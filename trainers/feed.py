@@ -47,9 +47,11 @@ def check_cases(cohort: Cases, streams: Streams, config: FeedConfig, needs: Sequ
 
     Raises:
         InputError: SET_TOO_SMALL, SET_NO_UNPAIRED, SET_NO_IMAGE, SET_WRONG_UNITS, SET_NO_LABELS, IMG_TOO_SMALL,
-            STORE_DAMAGED.
+            STORE_DAMAGED, CFG_OVERVIEW.
     """
     for need in needs:
+        if need.overview:
+            _check_overview(need.overview)
         cases = streams.get(need.images, ())
         if not cases and need.images == "target":
             raise InputError(
@@ -243,7 +245,6 @@ class Feed:
                     masks.append(np.zeros((len(wanted), *box.shape), dtype=np.float32))
                 places.append(f"{name} {image} {box}")
             if need.overview:
-                _check_overview(need.overview)
                 overview.append(turns[0](case.overview(image)[None]))
         scale = 1.0 / self._config.suv_scale
         empty = torch.zeros(len(self._mine), 1, 0, 0, 0)

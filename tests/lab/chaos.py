@@ -36,7 +36,7 @@ SMALL = (
     *("loop.log_every=1", "loop.save_every=4", "loop.picture_every=0"),
 )
 ENDS_S = 600.0  # a command that takes so long hangs
-GONE_S = 60.0  # processes of a killed command end by themselves within
+GONE_S = 180.0  # processes of a killed command end by themselves within; Ray's agents look for their cluster for long
 DRIVER, FAMILY, CHILD = "the command", "all its processes", "one of its processes"
 
 OTHERS = r"torchinductor_|pymp-"  # what torch, and Python where it is killed, leave in TMPDIR

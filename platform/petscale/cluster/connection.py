@@ -49,6 +49,7 @@ def _answering(address: str, cluster: str) -> Iterator[Any]:
     os.environ |= SILENT
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
+    from requests import RequestException
 
     try:
         client = JobSubmissionClient(address)
@@ -69,7 +70,10 @@ def _answering(address: str, cluster: str) -> Iterator[Any]:
             found="the cluster does not accept this machine's token, or there is none",
             remedy="use the token that the cluster was started with (docs/how-to-cluster.md)",
         ) from None
-    except RuntimeError as error:  # what else the service answers, a stale Ray's protocol for instance
+    except (
+        RuntimeError,
+        RequestException,
+    ) as error:  # what else a service answers, a stale Ray's protocol for instance
         raise InputError(
             "CLU_REFUSED",
             where=cluster,
