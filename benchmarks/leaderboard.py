@@ -184,7 +184,7 @@ PARTS: dict[str, Entry] = {
 SEEDS: dict[str, Entry] = {f"seed {seed}": replace(_part(), seed=seed) for seed in range(1, 5)}
 WITHOUT: dict[str, Entry] = {  # of the cohort "twice", which holds two draws of DRF 20
     "from the full dose": _part(SOURCES[1]),
-    "from another low dose": replace(_part(SOURCES[1]), target="low_drf20_1"),
+    "from another low dose": replace(_part(SOURCES[1]), target="low_drf20_r1"),
 }
 ENTRIES = {"systems": SYSTEMS, "seeds": SEEDS, "parts": PARTS, "without": WITHOUT}
 

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,6 +23,7 @@ from typing import Any, BinaryIO
 from storage.errors import InputError
 
 MANIFEST = "MANIFEST.json"
+UNFINISHED = ".partial"  # ends the name of what is being made
 FAILING = (errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.ENODEV)  # of a disk, or of a file system that is mounted
 
 
@@ -49,7 +51,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         InputError: DISK_FULL or DISK_DENIED.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     try:
         with disk_errors(path):
             forget_unfinished(path)
@@ -67,17 +69,50 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 def forget_unfinished(path: Path) -> None:
     """Remove what killed processes were making to take the place of ``path``: hidden files or folders beside it."""
-    for name in os.listdir(path.parent):
-        if not (name.startswith(f".{path.name}.") and name.endswith(".partial")):
+    _forget(path.parent, f".{path.name}.")
+
+
+def _forget(folder: Path, prefix: str) -> None:
+    for name in os.listdir(folder):
+        if not (name.startswith(prefix) and name.endswith(UNFINISHED)):
             continue
-        left = path.with_name(name)
-        with suppress(OSError):  # it has just ended, or this file system knows no locks
+        left = folder / name
+        with suppress(OSError):  # it has just ended, it is another user's, or this file system knows no locks
             handle = os.open(left, os.O_RDONLY)
             try:
                 if _try_lock(handle):
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
             finally:
                 os.close(handle)
+
+
+@contextmanager
+def scratch(place: Path | None = None, prefix: str = "petscale-") -> Iterator[Path]:
+    """Give a folder for what is needed meanwhile, removed at the end; those of killed processes are removed before.
+
+    Args:
+        place: in which folder; None for the system's own for temporary files.
+        prefix: of its name.
+    """
+    home = Path(tempfile.gettempdir()) if place is None else place
+    _forget(home, prefix)
+    folder, handle = _claimed_folder(home, prefix)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+def _claimed_folder(home: Path, prefix: str) -> tuple[Path, int]:
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=UNFINISHED, dir=home))
+        with suppress(FileNotFoundError):
+            handle = os.open(folder, os.O_RDONLY)
+            claim(handle)
+            if folder.exists():  # nobody took it for a dead one's before it was claimed
+                return folder, handle
+            os.close(handle)
 
 
 def claim(handle: int) -> None:

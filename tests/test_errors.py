@@ -90,3 +90,9 @@ def test_an_error_crosses_a_process_border_whole() -> None:
     assert isinstance(parts, tuple)
     with pytest.raises(InputError, match="DISK_FULL cohort: no space; free some"):
         raise rebuild(*parts)
+
+
+def test_every_code_stands_in_a_test() -> None:
+    """Some codes are put together from parts there, too: a family's name and what follows."""
+    tests = " ".join(path.read_text() for path in (ROOT / "tests").rglob("*.py") if path.name != "test_errors.py")
+    assert not [code for code in documented() if not re.search(rf"\b{code}\b", tests)]

@@ -6,7 +6,6 @@ One run's weights are in memory at a time, and one slab of the mean: what is in 
 import hashlib
 import itertools
 import json
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -153,8 +152,8 @@ class Ensemble:
         grid = case.image(image).grid
         if deviation is not None:
             check_new(deviation, "--deviation")
-        with tempfile.TemporaryDirectory(dir=home, prefix=".spool-") as scratch:
-            made = cache(lambda: self.estimate(case, image, Path(scratch), differences))
+        with integrity.scratch(home, ".spool-") as scratch:
+            made = cache(lambda: self.estimate(case, image, scratch, differences))
             result = Lazy(grid, self._provenance(image, differences), lambda: made().mean)
             stored = store_result(home / SYNTHESIS / self.folder / image, case, image, result, self.weights)
             if deviation is not None:

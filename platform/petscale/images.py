@@ -4,7 +4,6 @@ Array axes are (z, y, x) everywhere.  An affine maps the voxel index (x, y, z, 1
 """
 
 import base64
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
-from storage import nifti
+from storage import integrity, nifti
 from storage.errors import InputError
 from storage.source import BQML, HU, LABEL, SUV, Grid, ImageSource
 
@@ -106,8 +105,8 @@ class Image:
         Raises:
             InputError: IMG_NO_FILE, the NII_ codes, IMG_NONFINITE.
         """
-        with tempfile.TemporaryDirectory(prefix="petscale-") as scratch:
-            return cls.of(nifti.open_nifti(Path(path), units=units, workdir=Path(scratch)))
+        with integrity.scratch() as scratch:
+            return cls.of(nifti.open_nifti(Path(path), units=units, workdir=scratch))
 
     def save(self, path: str | Path) -> None:
         """Write a float32 NIfTI file with the same grid; a file that is there is replaced.

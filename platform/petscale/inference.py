@@ -6,7 +6,6 @@ size that the run was trained at: a network knows sizes in voxels only.
 
 import json
 import math
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -280,9 +279,9 @@ def synthesize_case(
         The stored result, image ``synth_<image>``.
     """
     case.image(image)  # refused here, before anything is made under its name
-    with tempfile.TemporaryDirectory(dir=run, prefix=".spool-") as scratch:
+    with integrity.scratch(run, ".spool-") as scratch:
         # Slabs are asked for only when they are stored: a case that is there already costs no synthesis.
-        made = cache(lambda: trained.estimate(case, image, Path(scratch), differences).mean)
+        made = cache(lambda: trained.estimate(case, image, scratch, differences).mean)
         result = Lazy(case.image(image).grid, _provenance(trained, image, differences), made)
         return store_result((into or run / SYNTHESIS) / image, case, image, result, trained.weights)
 
@@ -504,5 +503,5 @@ def scratch_beside(output: Path) -> Iterator[Path]:
     """A folder on the output's disk, removed at the end."""
     # In a folder that is there: a refused input leaves no empty folders behind.
     place = next(parent for parent in output.absolute().parents if parent.exists())
-    with integrity.disk_errors(output), tempfile.TemporaryDirectory(dir=place, prefix=".petscale-") as folder:
-        yield Path(folder)
+    with integrity.disk_errors(output), integrity.scratch(place, ".petscale-") as folder:
+        yield folder

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from petscale.cluster import installation
+from petscale.cluster import installation, nodes
 from storage.errors import InputError
 
 Refused = Callable[..., str]
@@ -77,3 +77,25 @@ def test_a_node_of_other_versions(monkeypatch: pytest.MonkeyPatch) -> None:
         installation.check_alike()
     assert (told.value.code, told.value.where) == ("CLU_VERSIONS", "node 192.0.2.8")
     assert told.value.found == f"numpy 1.0, here {np.__version__}"
+
+
+def test_a_node_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    class Silent:
+        def options(self, **_: object) -> "Silent":
+            return self
+
+        def remote(self, *_: object) -> object:
+            return object()
+
+    node = {"Alive": True, "NodeID": "7" * 56, "NodeManagerAddress": "192.0.2.7"}
+    monkeypatch.setattr(ray, "nodes", lambda: [node, {**node, "Alive": False, "NodeManagerAddress": "192.0.2.8"}])
+    monkeypatch.setattr(ray, "remote", lambda **_: lambda function: Silent())
+    monkeypatch.setattr(ray, "wait", lambda asked, timeout: ([], asked))
+    cancelled: list[object] = []
+    monkeypatch.setattr(ray, "cancel", lambda one, force: cancelled.append(one))
+    with pytest.raises(InputError) as told:
+        nodes.on_every_node(installation.versions, timeout_s=0.02)
+    assert (told.value.code, told.value.where) == ("CLU_NODE_SILENT", "192.0.2.7")
+    assert len(cancelled) == 1

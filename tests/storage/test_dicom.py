@@ -463,6 +463,11 @@ BROKEN = {
 }
 
 
+def test_an_enhanced_ct_that_says_nothing_of_its_frames(tmp_path: Path, ct: ArraySource) -> None:
+    write_series(tmp_path / "ct", ct, edit=enhanced("1.2.840.10008.5.1.4.1.1.2.1"))
+    assert refused(tmp_path / "ct", "CT") == "CT_ENHANCED_UNSUPPORTED"
+
+
 @pytest.mark.parametrize("kind", BROKEN)
 def test_broken_series(tmp_path: Path, pet: ArraySource, kind: str) -> None:
     edit, code = BROKEN[kind]

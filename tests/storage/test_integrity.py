@@ -448,3 +448,26 @@ def test_a_new_file_is_its_users_and_one_that_was_opened_to_others_stays_open(tm
         assert stat.S_IMODE(path.stat().st_mode) == 0o640
     finally:
         os.umask(before)
+
+
+def test_a_killed_process_leaves_its_intermediate_files_to_the_next(tmp_path: Path) -> None:
+    """A scan's copy would else lie there for ever; what another process still needs, and the user's own, stays."""
+    script = (
+        "import sys, pathlib, storage.integrity as integrity\n"
+        "with integrity.scratch(pathlib.Path(sys.argv[1]), '.petscale-') as made: print(made.name, flush=True); input()"
+    )
+    users = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    names = [user.stdout.readline().strip() for user in users if user.stdout]
+    (tmp_path / names[0] / "scan").write_bytes(b"voxels")
+    (tmp_path / ".petscale-notes").mkdir()
+    users[0].kill()
+    users[0].communicate()
+    with integrity.scratch(tmp_path, ".petscale-") as ours:
+        assert {one.name for one in tmp_path.iterdir()} == {names[1], ours.name, ".petscale-notes"}
+    users[1].communicate("\n")
+    assert [one.name for one in tmp_path.iterdir()] == [".petscale-notes"]

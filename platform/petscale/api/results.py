@@ -2,7 +2,6 @@
 
 import html
 import io
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from petscale.api.cohorts import Case, Cohort, PathLike, open_cohort
 from petscale.api.training import Run
 from petscale.folders import FOLDS
 from petscale.images import Image
-from storage import nifti, suv
+from storage import integrity, nifti, suv
 from storage.errors import InputError
 from storage.source import HU
 
@@ -179,8 +178,7 @@ def _estimated(
     from petscale.plausibility import tell
 
     _check(estimator, scan, image, units, overrides)
-    with tempfile.TemporaryDirectory(prefix="petscale-") as name:
-        scratch = Path(name)
+    with integrity.scratch() as scratch:
         if isinstance(scan, Case):
             start = image or estimator.config.feed.source[0]
             differences = estimator.check(scan.stored, start)

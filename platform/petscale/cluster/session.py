@@ -8,7 +8,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from petscale.cluster.placement import machines_for
 from petscale.cluster.shared_storage import check_shared
 from petscale.config import RunConfig
 from storage import integrity, remote
-from storage.errors import InputError
+from storage.errors import InputError, printable
 from storage.internals import internal
 
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for the driver of a submitted job
@@ -97,30 +97,22 @@ def session(config: RunConfig, cpus: int, folder: Path, *read: Path, dashboard: 
         os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
     import ray
 
-    temporary = own_folder()
     environment = runtime_env(config)
-    private = {
-        "num_cpus": cpus,
-        "include_dashboard": dashboard,
-        "object_store_memory": 100 * 2**20,
-        "_temp_dir": f"{temporary}/r",  # Ray opens this folder to all users; the one above it stays ours
-    }
-    try:
-        with nullcontext() if address else _homeless(), nullcontext() if address else _without_needless(dashboard):
+    if address:
+        temporary = own_folder()
+        try:
             started = ray.init(
-                address=address or "local",
-                runtime_env=environment,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **({} if address else private),
+                address=address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR
             )
-    except ConnectionError:
-        raise InputError(
-            "CLU_UNREACHABLE",
-            where="RAY_ADDRESS",
-            found="no Ray cluster answers there",
-            remedy="start it, or unset the variable to work on this machine alone",
-        ) from None
+        except ConnectionError:
+            raise InputError(
+                "CLU_UNREACHABLE",
+                where="RAY_ADDRESS",
+                found="no Ray cluster answers there",
+                remedy="start it, or unset the variable to work on this machine alone",
+            ) from None
+    else:
+        started, temporary = _start_private(environment, cpus, dashboard)
     logging.getLogger("ray").setLevel(logging.ERROR)
     if dashboard and not address:
         (Path(temporary) / TOKEN).touch(0o600)
@@ -149,6 +141,49 @@ def session(config: RunConfig, cpus: int, folder: Path, *read: Path, dashboard: 
         if not keep:
             shutil.rmtree(temporary, ignore_errors=True)
         _forget_killed(Path(temporary).parent)
+
+
+def _start_private(environment: Mapping[str, Any], cpus: int, dashboard: bool) -> tuple[Any, str]:
+    """Start Ray on this machine; returns its context, and the folder that it works in.
+
+    One of its processes may not come up where memory or time is short for a moment, so it is tried twice.
+
+    Raises:
+        InputError: CLU_START; CLU_SOCKET_PATH.
+    """
+    import ray
+
+    told = ""
+    for _ in range(2):
+        temporary = own_folder()
+        ours = set(psutil.Process().children(recursive=True))
+        try:
+            with _homeless(), _without_needless(dashboard):
+                started = ray.init(
+                    address="local",
+                    runtime_env=dict(environment),
+                    log_to_driver=False,
+                    logging_level=logging.ERROR,
+                    num_cpus=cpus,
+                    include_dashboard=dashboard,
+                    object_store_memory=100 * 2**20,
+                    _temp_dir=f"{temporary}/r",  # Ray opens this folder to all users; the one above it stays ours
+                )
+        except Exception as error:  # Ray raises what it is raised, and a plain Exception
+            told = (str(error).strip().splitlines() or [""])[-1][:200]
+            ray.shutdown()
+            for left in set(psutil.Process().children(recursive=True)) - ours:
+                with suppress(psutil.NoSuchProcess):
+                    left.kill()
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            return started, temporary
+    raise InputError(
+        "CLU_START",
+        where="this machine",
+        found=f"Ray did not start ({printable(told)})",
+        remedy="see whether memory, disk (TMPDIR) or processes (ulimit -u) are short, and run the same command again",
+    )
 
 
 def ray_dashboard(folder: Path) -> tuple[int, Path] | None:

@@ -41,3 +41,29 @@ def test_no_room_anywhere_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(session, "_places", lambda: [tmp_path / ("x" * 200), tmp_path / "missing"])
     with pytest.raises(InputError, match="CLU_SOCKET_PATH TMPDIR"):
         session.own_folder()
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_ray_is_started_a_second_time_and_then_it_is_told(
+    failures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Ray raises when one of its own processes does not come up; nothing stays of the attempt."""
+    import ray
+
+    folders: list[Path] = []
+
+    def init(**words: object) -> str:
+        folders.append(Path(str(words["_temp_dir"])).parent)
+        if len(folders) <= failures:
+            raise Exception("Failed to start the dashboard\nModule MetricsHead failed to start.")
+        return "started"
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    if failures == 1:
+        assert session._start_private({}, 1, dashboard=True) == ("started", str(folders[1]))
+        assert [folder.exists() for folder in folders] == [False, True]
+        return
+    with pytest.raises(InputError, match=r"CLU_START this machine: Ray did not start \(Module MetricsHead failed"):
+        session._start_private({}, 1, dashboard=True)
+    assert not list(tmp_path.iterdir())

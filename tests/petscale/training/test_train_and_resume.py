@@ -264,6 +264,7 @@ def test_saved_encoders_replace_the_first_stage(cohort: Path, s3pet: Path, tmp_p
     [
         (["split.seed=1"], "CKPT_LEAK"),
         (["feed.suv_scale=2"], "CKPT_SCALE"),
+        (["feed.source=low_drf20"], "CKPT_DOSES"),
         (["recipe.dim=16"], "CKPT_CONFIG"),
     ],
 )
