@@ -13,6 +13,7 @@ import math
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -51,7 +52,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         InputError: DISK_FULL or DISK_DENIED.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}{UNFINISHED}")
     try:
         with disk_errors(path):
             forget_unfinished(path)

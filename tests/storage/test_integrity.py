@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -142,6 +143,16 @@ def test_a_kill_at_any_moment_leaves_the_old_file_or_the_new(tmp_path: Path) -> 
     assert states == sorted(states, reverse=True), "old before the rename, new after it"
 
 
+def test_threads_may_replace_one_file_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+    contents = [bytes([number]) * 5000 for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(20):
+            list(pool.map(lambda content: integrity.write_bytes(path, content), contents))
+            assert path.read_bytes() in contents
+    assert [one.name for one in tmp_path.iterdir()] == ["state.json"]
+
+
 def test_what_a_killed_process_was_making_goes_and_what_a_living_one_makes_stays(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     killed, folder, another = (tmp_path / f".{name}" for name in ("state.json.1.partial", "state.json.x.partial", "b"))
@@ -161,7 +172,9 @@ def test_what_a_killed_process_was_making_goes_and_what_a_living_one_makes_stays
     integrity.write_bytes(path, b"ours")
     names = {one.name for one in tmp_path.iterdir()}
     living.communicate("\n")
-    assert names == {"state.json", ".b", f".state.json.{living.pid}.partial"}
+    assert names > {"state.json", ".b"}
+    (theirs,) = names - {"state.json", ".b"}
+    assert theirs.startswith(f".state.json.{living.pid}-")
     assert path.read_bytes() == b""
     assert {one.name for one in tmp_path.iterdir()} == {"state.json", ".b"}
 
