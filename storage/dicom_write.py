@@ -7,7 +7,6 @@ import datetime
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +23,7 @@ from storage.dicom import DicomSource
 from storage.dicom_header import PRIVATE_CREATORS, private_text
 from storage.dicom_slice import GE_SCAN_TIME, PHILIPS_BQML, PHILIPS_SUV, STORAGE, whole_header
 from storage.errors import InputError
-from storage.integrity import claim, forget_unfinished, fsync_folder
+from storage.integrity import claimed_folder, forget_unfinished, fsync_folder
 from storage.source import HU, SUV, Grid, ImageSource
 from storage.suv import (
     DAY_S,
@@ -368,10 +367,8 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
         raise InputError("DISK_EXISTS", where=folder.name, found="it exists already", remedy="give a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     forget_unfinished(folder)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
-    handle = os.open(partial, os.O_RDONLY)
+    partial, handle = claimed_folder(folder.parent, f".{folder.name}.")
     try:
-        claim(handle)
         yield partial
         os.rename(partial, folder)
     except BaseException:

@@ -81,7 +81,8 @@ def _forget(folder: Path, prefix: str) -> None:
         with suppress(OSError):  # it has just ended, it is another user's, or this file system knows no locks
             handle = os.open(left, os.O_RDONLY)
             try:
-                if _try_lock(handle):
+                # Its name may be another's by now, and what we opened the finished file.
+                if _try_lock(handle) and os.path.samestat(os.stat(left), os.fstat(handle)):
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
             finally:
                 os.close(handle)
@@ -97,7 +98,7 @@ def scratch(place: Path | None = None, prefix: str = "petscale-") -> Iterator[Pa
     """
     home = Path(tempfile.gettempdir()) if place is None else place
     _forget(home, prefix)
-    folder, handle = _claimed_folder(home, prefix)
+    folder, handle = claimed_folder(home, prefix)
     try:
         yield folder
     finally:
@@ -105,30 +106,35 @@ def scratch(place: Path | None = None, prefix: str = "petscale-") -> Iterator[Pa
         os.close(handle)
 
 
-def _claimed_folder(home: Path, prefix: str) -> tuple[Path, int]:
+def claimed_folder(home: Path, prefix: str) -> tuple[Path, int]:
+    """Make a folder that is claimed as long as the handle, which is returned with it, is open."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=UNFINISHED, dir=home))
         with suppress(FileNotFoundError):
             handle = os.open(folder, os.O_RDONLY)
-            claim(handle)
-            if folder.exists():  # nobody took it for a dead one's before it was claimed
+            if claim(handle) and folder.exists():  # nobody took it for a dead one's before it was claimed
                 return folder, handle
             os.close(handle)
 
 
-def claim(handle: int) -> None:
-    """Say that what is open is being made by a process that lives; the kernel forgets it when the process dies."""
-    with suppress(OSError):
-        _try_lock(handle)
+def claim(handle: int) -> bool:
+    """Say that what is open is being made by a process that lives; the kernel forgets it when the process dies.
+
+    Returns:
+        Whether it is ours: False where somebody is just removing it.  A file system without locks refuses nobody.
+    """
+    try:
+        return _try_lock(handle)
+    except OSError:
+        return True
 
 
 def _claimed(partial: Path) -> int:
     """Make a file that is claimed from when others can see it: one that was removed in between is made again."""
     while True:
         handle = os.open(partial, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
-        claim(handle)
         with suppress(FileNotFoundError):
-            if os.path.samestat(os.stat(partial), os.fstat(handle)):
+            if claim(handle) and os.path.samestat(os.stat(partial), os.fstat(handle)):
                 return handle
         os.close(handle)
 
