@@ -35,16 +35,16 @@ def main() -> None:
     parser.add_argument("--commands", nargs="+", choices=[*chaos.STAGES], default=[*chaos.STAGES])
     given = parser.parse_args()
     results: Counter[str] = Counter()
-    by_victim: dict[str, Counter[str]] = defaultdict(Counter)
+    by_target: dict[str, Counter[str]] = defaultdict(Counter)
     wrong: list[chaos.Finding] = []
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.strip()
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="c") as folder:
-        for found in chaos.campaign(Path(folder), given.kills, given.seed, given.commands):
+        for found in chaos.findings_of(Path(folder), given.kills, given.seed, given.commands):
             results[found.stage] += 1
-            by_victim[found.stage].update(victim for victim, _ in found.kills)
+            by_target[found.stage].update(target for target, _ in found.kills)
             if found.wrong:
                 wrong.append(found)
             print(found, file=sys.stderr, flush=True)
@@ -53,11 +53,11 @@ def main() -> None:
         f"{datetime.datetime.now(datetime.UTC).date()}, {os.cpu_count()} cores ({platform.machine()}), "
         f"{(time.perf_counter() - began) / 60:.0f} min.\n"
     )
-    victims = (chaos.DRIVER, chaos.FAMILY, chaos.CHILD)
-    print("| command | kills of " + " | of ".join(victims) + " | results | right | wrong |\n|" + "---|" * 7)
+    targets = (chaos.COMMAND, chaos.ALL, chaos.ONE)
+    print("| command | kills of " + " | of ".join(targets) + " | results | right | wrong |\n|" + "---|" * 7)
     for name, count in results.items():
         bad = sum(found.stage == name for found in wrong)
-        killed = " | ".join(str(by_victim[name][victim]) for victim in victims)
+        killed = " | ".join(str(by_target[name][target]) for target in targets)
         print(f"| `petscale {name}` | {killed} | {count} | {count - bad} | {bad} |")
     for found in wrong:
         print(f"\n- {found.stage}, {found.kills}: {'; '.join(found.wrong)}")

@@ -74,7 +74,10 @@ def forget_unfinished(path: Path) -> None:
 
 
 def _forget(folder: Path, prefix: str) -> None:
-    for name in os.listdir(folder):
+    names: list[str] = []
+    with suppress(OSError):  # what may be written may not always be listed
+        names = os.listdir(folder)
+    for name in names:
         if not (name.startswith(prefix) and name.endswith(UNFINISHED)):
             continue
         left = folder / name

@@ -37,7 +37,7 @@ SMALL = (
 )
 ENDS_S = 600.0  # a command that takes so long hangs
 GONE_S = 180.0  # processes of a killed command end by themselves within; Ray's agents look for their cluster for long
-DRIVER, FAMILY, CHILD = "the command", "all its processes", "one of its processes"
+COMMAND, ALL, ONE = "the command", "all its processes", "one of its processes"
 
 OTHERS = r"torchinductor_|pymp-"  # what torch, and Python where it is killed, leave in TMPDIR
 
@@ -53,14 +53,14 @@ class Stage:
         needs: what it reads, as earlier commands left it.
         makes: folder or file that it writes, also what is compared.
         content: that path -> name -> digest of what must be equal.
-        victims: what may be killed; one of a command's processes only where others bring it back.
+        killed: what may be killed; one of a command's processes only where others bring it back.
     """
 
     words: tuple[str, ...]
     needs: tuple[str, ...]
     makes: str
     content: Callable[[Path], Content]
-    victims: tuple[str, ...] = (DRIVER, FAMILY)
+    killed: tuple[str, ...] = (COMMAND, ALL)
 
 
 def _digest(content: bytes) -> str:
@@ -128,7 +128,7 @@ STAGES: dict[str, Stage] = {
         ("lowdose",),
         "run",
         run_content,
-        (DRIVER, FAMILY, CHILD),
+        (COMMAND, ALL, ONE),
     ),
     "tune": Stage(
         (
@@ -182,7 +182,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Ground:
+class Undisturbed:
     """What commands leave that nobody disturbed.
 
     Args:
@@ -198,7 +198,7 @@ class Ground:
     names: Mapping[str, frozenset[str]]
 
 
-def prepare(folder: Path, stages: Sequence[str]) -> Ground:
+def prepare(folder: Path, stages: Sequence[str]) -> Undisturbed:
     """Make the scans, and every result that ``stages`` need or make, undisturbed."""
     make_scans(folder)
     there = {"scans": folder / "scans"}
@@ -220,54 +220,54 @@ def prepare(folder: Path, stages: Sequence[str]) -> Ground:
             took[name] = time.monotonic() - begin
             content[name], names[name] = stage.content(desk / stage.makes), _names(desk, stage)
             there[stage.makes] = desk / stage.makes
-    return Ground(folder, took, content, names)
+    return Undisturbed(folder, took, content, names)
 
 
-def disturb(ground: Ground, name: str, dice: random.Random, most: int = 3) -> Finding:
+def disturb(undisturbed: Undisturbed, name: str, rng: random.Random, most: int = 3) -> Finding:
     """Kill a command up to ``most`` times, each time starting it again, then let it end; say what is not as it was."""
-    stage, desk = STAGES[name], ground.folder / "desk"
+    stage, desk = STAGES[name], undisturbed.folder / "desk"
     shutil.rmtree(desk, ignore_errors=True)
-    shutil.copytree(ground.folder / "before" / name, desk)
+    shutil.copytree(undisturbed.folder / "before" / name, desk)
     kills: list[tuple[str, float]] = []
-    family: set[psutil.Process] = set()
+    processes: set[psutil.Process] = set()
     ended = False
-    for _ in range(dice.randint(1, most)):
-        share, victim = dice.uniform(0.05, 1.0), dice.choice(stage.victims)
-        process = _start(desk, ground.folder, stage.words)
-        killed = _kill(process, share * ground.took_s[name], victim, dice)
-        if ended := killed is None:
+    for _ in range(rng.randint(1, most)):
+        share, target = rng.uniform(0.05, 1.0), rng.choice(stage.killed)
+        process = _start(desk, undisturbed.folder, stage.words)
+        children = _kill(process, share * undisturbed.took_s[name], target, rng)
+        if ended := children is None:
             break
-        kills.append((victim, round(share, 3)))
-        family |= killed or set()
-    wrong = [f"left alive: {_called(one)}" for one in psutil.wait_procs(list(family), timeout=GONE_S)[1]]
+        kills.append((target, round(share, 3)))
+        processes |= children or set()
+    wrong = [f"left alive: {_called(one)}" for one in psutil.wait_procs(list(processes), timeout=GONE_S)[1]]
     if not ended:
-        process = _start(desk, ground.folder, stage.words)
+        process = _start(desk, undisturbed.folder, stage.words)
         try:
             said = process.communicate(timeout=ENDS_S)[1]
         except subprocess.TimeoutExpired:
-            _kill(process, 0, FAMILY, dice)
+            _kill(process, 0, ALL, rng)
             return Finding(name, tuple(kills), (*wrong, "the same command hangs"))
         # A volume is never written over: where only the command's end was killed, the next one says that it is there.
         if process.returncode and not (name == "synthesize" and "DISK_EXISTS" in said):
             return Finding(name, tuple(kills), (*wrong, f"exit code {process.returncode}: {said.strip()[-300:]}"))
-    must, found = ground.content[name], stage.content(desk / stage.makes)
+    must, found = undisturbed.content[name], stage.content(desk / stage.makes)
     wrong += [f"{key} differs" for key in sorted({*must, *found}) if must.get(key) != found.get(key)]
-    extra = {one for one in _names(desk, stage) ^ ground.names[name] if name != "tune" or "trials/" not in one}
+    extra = {one for one in _names(desk, stage) ^ undisturbed.names[name] if name != "tune" or "trials/" not in one}
     if extra:  # a trial that was killed keeps its folder
         wrong.append(f"left or missing: {', '.join(sorted(extra))}")
-    if kept := sorted(path.name for path in (ground.folder / "t").iterdir() if not re.match(OTHERS, path.name)):
+    if kept := sorted(path.name for path in (undisturbed.folder / "t").iterdir() if not re.match(OTHERS, path.name)):
         wrong.append(f"left in TMPDIR: {', '.join(kept)}")
-        shutil.rmtree(ground.folder / "t")
+        shutil.rmtree(undisturbed.folder / "t")
     return Finding(name, tuple(kills), tuple(wrong))
 
 
-def campaign(folder: Path, kills: int, seed: int, stages: Sequence[str]) -> Iterator[Finding]:
+def findings_of(folder: Path, kills: int, seed: int, stages: Sequence[str]) -> Iterator[Finding]:
     """Disturb the commands one after another until there were so many kills; a seed tries the same moments again."""
-    ground, dice, done = prepare(folder, stages), random.Random(seed), 0
+    undisturbed, rng, done = prepare(folder, stages), random.Random(seed), 0
     for name in itertools.cycle(stages):
         if done >= kills:
             return
-        found = disturb(ground, name, dice)
+        found = disturb(undisturbed, name, rng)
         done += len(found.kills)
         yield found
 
@@ -288,24 +288,24 @@ def _start(desk: Path, folder: Path, words: Sequence[str]) -> subprocess.Popen[s
 
 
 def _kill(
-    process: subprocess.Popen[str], after_s: float, victim: str, dice: random.Random
+    process: subprocess.Popen[str], after_s: float, target: str, rng: random.Random
 ) -> set[psutil.Process] | None:
     """Kill a command, or some of its processes, after a time; returns its children, None where it had ended before."""
     with suppress(subprocess.TimeoutExpired):
         process.communicate(timeout=after_s)
         return None
     with suppress(psutil.NoSuchProcess):
-        family = sorted(psutil.Process(process.pid).children(recursive=True), key=lambda one: one.pid)
-        chosen = {FAMILY: family, CHILD: family and [dice.choice(family)], DRIVER: []}[victim]
+        processes = sorted(psutil.Process(process.pid).children(recursive=True), key=lambda one: one.pid)
+        chosen = {ALL: processes, ONE: processes and [rng.choice(processes)], COMMAND: []}[target]
         for one in chosen:
             with suppress(psutil.NoSuchProcess):
                 one.kill()
-        if victim != CHILD:
+        if target != ONE:
             process.kill()
         with suppress(subprocess.TimeoutExpired):
             process.communicate(timeout=ENDS_S)  # it goes on, or ends with a code, where it lost a process of its own
         process.kill()
-        return set(family)
+        return set(processes)
     process.communicate()
     return None
 

@@ -70,10 +70,7 @@ def _answering(address: str, cluster: str) -> Iterator[Any]:
             found="the cluster does not accept this machine's token, or there is none",
             remedy="use the token that the cluster was started with (docs/how-to-cluster.md)",
         ) from None
-    except (
-        RuntimeError,
-        RequestException,
-    ) as error:  # what else a service answers, a stale Ray's protocol for instance
+    except (RuntimeError, RequestException) as error:  # any other answer, a stale Ray's protocol for instance
         raise InputError(
             "CLU_REFUSED",
             where=cluster,
