@@ -12,6 +12,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def test_a_sweep_goes_on_repeats_nothing_and_hands_over_its_best(
 
 @pytest.mark.slow
 def test_small_trials_share_a_gpu(cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray is told of a GPU that is not there; the trials do not use it."""
+    """Ray is told of a GPU that is not there; the trials do not use it. Three of them wait for each other."""
     import ray
 
     log, start = tmp_path / "log", ray.init
@@ -124,10 +125,15 @@ def test_small_trials_share_a_gpu(cohort: Path, tmp_path: Path, monkeypatch: pyt
         import os
         import time
 
-        begin = time.time()
-        time.sleep(3)
-        with log.open("a") as file:
-            file.write(f"{begin} {time.time()} {os.environ['CUDA_VISIBLE_DEVICES']}\n")
+        def say(word: str) -> None:
+            with log.open("a") as file:
+                file.write(f"{word} {os.environ['CUDA_VISIBLE_DEVICES']}\n")
+
+        say("begin")
+        until = time.monotonic() + 120
+        while log.read_text().count("begin") < 3 and time.monotonic() < until:
+            time.sleep(0.05)
+        say("end")
         return dict.fromkeys(job.objectives, 1.0)
 
     monkeypatch.setattr(ray, "init", lambda **words: start(**{**words, "num_cpus": 8, "num_gpus": 1}))
@@ -135,10 +141,11 @@ def test_small_trials_share_a_gpu(cohort: Path, tmp_path: Path, monkeypatch: pyt
     on_gpu = configs.override(base(), ["cluster.device=cuda"])
     config = SweepConfig(spaces=("masking",), trials=6, gpus=0.3)
     sweep(cohort, tmp_path / "sweep", on_gpu, config, command="petscale tune", work=work)
-    spans = [(float(a), float(b), gpu) for a, b, gpu in (line.split() for line in log.read_text().splitlines())]
-    assert len(spans) == 6
-    assert {gpu for _, _, gpu in spans} == {"0"}
-    assert max(sum(a <= begin < b for a, b, _ in spans) for begin, _, _ in spans) == 3, "one GPU holds 0.3 three times"
+    said = [line.split() for line in log.read_text().splitlines()]
+    assert Counter(word for word, _ in said) == {"begin": 6, "end": 6}
+    assert {gpu for _, gpu in said} == {"0"}
+    at_once = accumulate(1 if word == "begin" else -1 for word, _ in said)
+    assert max(at_once) == 3, "one GPU holds 0.3 three times"
 
 
 DRIVER = """
