@@ -293,9 +293,9 @@ def test_deflated_is_refused_before_it_is_inflated(folder: Path) -> None:
     ds.PixelData = bytes(50_000_000)
     ds.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     ds.save_as(file)
-    started = time.perf_counter()
+    started = time.process_time()
     assert refused(folder) == "DCM_BOMB"
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
 
 
 def test_nesting_too_deep(folder: Path) -> None:

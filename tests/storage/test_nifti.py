@@ -287,12 +287,12 @@ def test_gzip_in_several_members_and_padding(tmp_path: Path, voxels: NDArray[Any
 def test_lies_about_size_cost_nothing(tmp_path: Path, voxels: NDArray[Any]) -> None:
     huge = {40: struct.pack("<4h", 3, 32767, 32767, 32767)}
     big = {40: struct.pack("<4h", 3, 1024, 1024, 1024)}
-    started = time.perf_counter()
+    started = time.process_time()
     assert refused(save(tmp_path / "a.nii", voxels, fields=huge)) == "NII_SIZE_LIE"
     assert refused(save(tmp_path / "a.nii.gz", voxels, fields=huge)) == "NII_SIZE_LIE"
     assert refused(save(tmp_path / "b.nii", voxels, fields=big)) == "NII_SIZE_LIE"
     assert refused(save(tmp_path / "b.nii.gz", voxels, fields=big)) == "NII_SIZE_LIE"
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_gzip_bomb(tmp_path: Path, voxels: NDArray[Any]) -> None:
