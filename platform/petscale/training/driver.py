@@ -19,6 +19,7 @@ from petscale.config import RunConfig
 from petscale.console import console
 from petscale.folders import STOPPED, WEIGHTS
 from petscale.splits import Roles
+from petscale.training.controller import run_here
 from petscale.training.planning import Plan, plan_run
 from petscale.training.progress import Watch
 from petscale.training.worker import train_worker
@@ -97,11 +98,15 @@ def train_on_ray(plan: Plan, *, until: int | None = None, left_s: float | None =
     needless = [_callback("datasets", "DatasetsCallback")]
     if not guarded:
         needless.append(_callback("placement_group_callback", "PlacementGroupCleanerCallback"))
-    internal(TorchTrainer, "_create_default_callbacks", "ray")
+    for name in ("_create_default_callbacks", "_initialize_and_run_controller"):
+        internal(TorchTrainer, name, "ray")
 
     class Trainer(TorchTrainer):  # type: ignore[misc,unused-ignore]
         def _create_default_callbacks(self) -> list[Any]:
             return [c for c in super()._create_default_callbacks() if not isinstance(c, tuple(needless))]
+
+        def _initialize_and_run_controller(self, **words: Any) -> Any:
+            return (super()._initialize_and_run_controller if guarded else run_here)(**words)
 
     run, cluster = plan.run, plan.config.cluster
     meeting = "" if joined() else sessions.own_folder()

@@ -102,10 +102,10 @@ def process_group() -> Iterator[None]:
     leave_group()
 
 
-def alone(cohort: Path, run: Path, recipe: str, settings: list[str]) -> Path:
+def alone(cohort: Path, run: Path, recipe: str, settings: list[str], until: int | None = None) -> Path:
     """Train in this process alone, without Ray: what a run on a cluster of one worker must equal."""
     plan = plan_run(cohort, run, configs.override(configs.from_json({"recipe": recipe}), settings))
-    train_until(plan, plan.num_steps)
+    train_until(plan, plan.num_steps if until is None else until)
     return run
 
 
@@ -146,6 +146,8 @@ def test_a_killed_worker_is_replaced_and_a_killed_driver_resumes_bit_equal(
     assert len(workers) == 2
     assert not [p for p in family if p.cmdline() and "PlacementGroupCleaner" in p.cmdline()[0]], "it has nothing to do"
     assert not [p for p in family if any("monitor.py" in word for word in p.cmdline())], "neither has Ray's autoscaler"
+    assert not [p for p in family if p.cmdline() and "TrainController" in p.cmdline()[0]], "the driver is it"
+    assert not [p for p in family if p.cmdline() and "Autoscaling" in p.cmdline()[0]], "there is nobody to ask for room"
     os.kill(workers[1].pid, signal.SIGKILL)
     wait_for_start(process, run, 2)
     assert starts(run)[1] >= 4, "from its last checkpoint"
@@ -166,8 +168,10 @@ def test_a_run_goes_on_with_another_number_of_workers_in_the_same_order(cohort: 
     run = tmp_path / "run"
     process = start(command(cohort, run, 2, "recipe.use_noise=False"))
     wait_for_step(process, run, 5)
-    process.kill()
-    process.communicate()
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=HANGS_S)
+    assert process.returncode == 130
+    assert told.splitlines()[-1] == "petscale: stopped; run the same command again to continue"
     finish(start(command(cohort, run, 1, "recipe.use_noise=False")))
     whole = alone(cohort, tmp_path / "whole", "sgsgan", [*SETTINGS, "recipe.use_noise=False"])
     for moved, straight in zip(losses(run), losses(whole), strict=True):
@@ -221,9 +225,7 @@ def words(recipe: str, settings: list[str], cohort: Path, run: Path, *more: str,
 
 @pytest.fixture(scope="module")
 def s3pet(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = tmp_path_factory.mktemp("s3pet") / "reference"
-    finish(start(words("s3pet", S3PET, cohort, run)))
-    return run
+    return alone(cohort, tmp_path_factory.mktemp("s3pet") / "reference", "s3pet", chosen(S3PET))
 
 
 def test_one_command_runs_both_stages_and_keeps_the_encoders(s3pet: Path) -> None:
@@ -236,16 +238,17 @@ def test_one_command_runs_both_stages_and_keeps_the_encoders(s3pet: Path) -> Non
 
 
 def test_a_run_killed_in_either_stage_ends_bit_equal(cohort: Path, s3pet: Path, tmp_path: Path) -> None:
+    """One worker, so that what is begun by Ray may be compared with this process alone."""
     run = tmp_path / "run"
     for step in (10, 45):  # of three phases of 20 steps
-        process = start(words("s3pet", S3PET, cohort, run))
+        process = start(words("s3pet", S3PET, cohort, run, workers=1))
         wait_for_step(process, run, step)
         everyone = [*psutil.Process(process.pid).children(recursive=True), process]
         for one in everyone:  # workers that outlive their driver would reach the next stage
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
         process.communicate()
-    finish(start(words("s3pet", S3PET, cohort, run)))
+    finish(start(words("s3pet", S3PET, cohort, run, workers=1)))
     assert 8 <= starts(run)[1] < 40 <= starts(run)[2]
     assert_same_end(run, s3pet)
     assert (run / "encoders.safetensors").read_bytes() == (s3pet / "encoders.safetensors").read_bytes()
@@ -279,13 +282,11 @@ def test_encoders_that_do_not_belong_to_a_run_are_refused_before_it_starts(
 
 
 def test_validation_steers_a_run_and_is_resumed(cohort: Path, tmp_path: Path) -> None:
-    """A run of one worker under Ray, killed and resumed, has the bits of this process alone."""
-    runs = alone(cohort, tmp_path / "straight", "cg_3dsrgan", chosen(CG_3DSRGAN)), tmp_path / "killed"
-    process = start(words("cg_3dsrgan", CG_3DSRGAN, cohort, runs[1], workers=1))
-    wait_for_step(process, runs[1], 5)
-    process.kill()
-    process.communicate()
+    """A run that stops and goes on under Ray with one worker has the bits of this process alone."""
+    runs = alone(cohort, tmp_path / "straight", "cg_3dsrgan", chosen(CG_3DSRGAN)), tmp_path / "stopped"
+    alone(cohort, runs[1], "cg_3dsrgan", chosen(CG_3DSRGAN), until=5)
     finish(start(words("cg_3dsrgan", CG_3DSRGAN, cohort, runs[1], workers=1)))
+    assert len(starts(runs[1])) == 2
     assert_same_end(runs[1], runs[0])
     heard = [[r["validation/squared_error"] for r in records(run) if r["event"] == "validation"] for run in runs]
     assert len(heard[0]) >= 3

@@ -89,32 +89,6 @@ def test_budgets_end_with_the_whole_run_and_grow_by_the_factor() -> None:
 
 
 @pytest.mark.slow
-def test_a_sweep_goes_on_repeats_nothing_and_hands_over_its_best(
-    cohort: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    log, folder = tmp_path / "log", tmp_path / "sweep"
-    search(cohort, folder, toy(log), trials=3)
-    first = lines(log)
-    assert len(first) == 3
-    assert {number: share for number, _, share in first}[0] == s3pet.Config().mask_full, "the paper's come first"
-    written = search(cohort, folder, toy(log), trials=5, rungs=1)
-    assert lines(log)[:3] == first
-    assert sorted(Counter(number for number, _, _ in lines(log)).items()) == [(n, 1) for n in range(5)]
-    assert written == [folder / BEST, folder / "report.html"]
-    best = configs.read(folder / BEST)
-    nearest = min(lines(log), key=lambda line: abs(line[2] - 0.5))
-    assert best.model.mask_full == nearest[2]
-    assert best.model.mask_low >= best.model.mask_full
-    assert "petscale train" in (folder / "report.html").read_text()
-    capsys.readouterr()
-    search(cohort, folder, toy(log), trials=5)
-    assert len(lines(log)) == 5, "nothing is left to do"
-    ready = shlex.split(capsys.readouterr().err.splitlines()[-1])
-    assert ready[:4] == ["petscale", "train", str(cohort), "--config"]
-    assert configs.read(Path(ready[4])) == best
-
-
-@pytest.mark.slow
 def test_small_trials_share_a_gpu(cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray is told of a GPU that is not there; the trials do not use it. Three of them wait for each other."""
     import ray
@@ -230,6 +204,32 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def started(cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The cluster that a sweep would start is there already."""
     monkeypatch.setattr(sessions, "session", lambda *_, **__: nullcontext())
+
+
+@pytest.mark.slow
+def test_a_sweep_goes_on_repeats_nothing_and_hands_over_its_best(
+    cohort: Path, tmp_path: Path, started: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, folder = tmp_path / "log", tmp_path / "sweep"
+    search(cohort, folder, toy(log), trials=3)
+    first = lines(log)
+    assert len(first) == 3
+    assert {number: share for number, _, share in first}[0] == s3pet.Config().mask_full, "the paper's come first"
+    written = search(cohort, folder, toy(log), trials=5, rungs=1)
+    assert lines(log)[:3] == first
+    assert sorted(Counter(number for number, _, _ in lines(log)).items()) == [(n, 1) for n in range(5)]
+    assert written == [folder / BEST, folder / "report.html"]
+    best = configs.read(folder / BEST)
+    nearest = min(lines(log), key=lambda line: abs(line[2] - 0.5))
+    assert best.model.mask_full == nearest[2]
+    assert best.model.mask_low >= best.model.mask_full
+    assert "petscale train" in (folder / "report.html").read_text()
+    capsys.readouterr()
+    search(cohort, folder, toy(log), trials=5)
+    assert len(lines(log)) == 5, "nothing is left to do"
+    ready = shlex.split(capsys.readouterr().err.splitlines()[-1])
+    assert ready[:4] == ["petscale", "train", str(cohort), "--config"]
+    assert configs.read(Path(ready[4])) == best
 
 
 @pytest.mark.slow
