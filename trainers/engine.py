@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from storage.internals import internal
 from storage.ranges import Range, check_ranges
+from trainers.batch_norm import over_ranks
 from trainers.recipe import Engine, EngineFactory, OptimizerFactory
 
 
@@ -168,7 +168,6 @@ class _DeepSpeed:
         return _frozen(self.runner)
 
     def state(self) -> dict[str, Tensor]:
-        _average_statistics(self.runner.net)
         if self.stage == 0:
             return _export(self.runner.net, self.engine.basic_optimizer)
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
@@ -235,7 +234,7 @@ def deepspeed_engines(config: EngineConfig, *, device: torch.device) -> EngineFa
     }
 
     def make(net: nn.Module, optimizer: OptimizerFactory) -> Engine:
-        runner = _InPrecision(net.to(device), config.precision)
+        runner = _InPrecision(over_ranks(net).to(device), config.precision)
         # A client torch optimizer: needs no compilation, and "Adam" in DeepSpeed's own config would mean AdamW.
         engine, *_ = deepspeed.initialize(model=runner, optimizer=optimizer(net.parameters()), config=settings)
         return _DeepSpeed(runner, engine, config.zero_stage)
@@ -246,17 +245,6 @@ def deepspeed_engines(config: EngineConfig, *, device: torch.device) -> EngineFa
 def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr
-
-
-@torch.no_grad()
-def _average_statistics(net: nn.Module) -> None:
-    """Give every rank the mean of all ranks' running statistics; training itself uses the batch's, never these."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return
-    for name, value in net.named_buffers():
-        if name.endswith(("running_mean", "running_var")):
-            dist.all_reduce(value)
-            value /= dist.get_world_size()
 
 
 def _export(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

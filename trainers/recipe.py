@@ -119,10 +119,7 @@ class Engine(Protocol):
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """Whole fp32 weights and optimizer state by name, equal on all ranks (collective).
-
-        The running statistics of batch norm, which every rank gathers on its own patches, are averaged first.
-        """
+        """Whole fp32 weights and optimizer state by name, equal on all ranks (collective)."""
         ...
 
     def load(self, state: Mapping[str, Tensor]) -> None:

@@ -91,9 +91,15 @@ def engines(make: EngineFactory, optimizer: Callable[[object], torch.optim.Optim
     return make(generator(), optimizer), make(critic(), optimizer)
 
 
+def normed(make: EngineFactory, optimizer: Callable[[object], torch.optim.Optimizer]) -> tuple[Engine, Engine]:
+    """The same with batch norm in the generator."""
+    first, *others = generator().children()
+    return make(nn.Sequential(first, nn.BatchNorm3d(4), *others), optimizer), make(critic(), optimizer)
+
+
 def reference(world: int, optimizer: Callable[[object], torch.optim.Optimizer]) -> dict[str, Tensor]:
     """Single process on the joint batch of all ranks: the mean over ranks of equal shares is the joint mean."""
-    G, D = engines(plain_engine, optimizer)
+    G, D = normed(plain_engine, optimizer)
     for step in range(STEPS):
         shares = [batch(step, rank) for rank in range(world)]
         gan_step(G, D, torch.cat([x for x, _ in shares]), torch.cat([y for _, y in shares]))
@@ -106,7 +112,7 @@ def _matches_plain(rank: int, world: int) -> None:
 
 
 def _matches_plain_at(stage: Literal[0, 1, 2], rank: int, world: int) -> None:
-    G, D = engines(deepspeed_engines(EngineConfig(zero_stage=stage), device=torch.device("cpu")), sgd)
+    G, D = normed(deepspeed_engines(EngineConfig(zero_stage=stage), device=torch.device("cpu")), sgd)
     for step in range(STEPS):
         before = D.state()
         x, y = batch(step, rank)
@@ -343,13 +349,15 @@ def _learning_rate_and_statistics(rank: int, world: int) -> None:
         make = deepspeed_engines(EngineConfig(zero_stage=stage), device=torch.device("cpu"))
         engine = make(TwoHeads(), adam)
         _step(engine, batch(0, rank)[0])
-        alone = {name: value.clone() for name, value in engine.module.named_buffers()}
         before = engine.state()
         everyone: list[dict[str, Tensor]] = [{} for _ in range(world)]
-        dist.all_gather_object(everyone, alone)
+        dist.all_gather_object(everyone, dict(engine.module.named_buffers()))
+        joint = TwoHeads().train()
+        joint(torch.cat([batch(0, one)[0] for one in range(world)]))
         for name in ("body.1.running_mean", "body.1.running_var"):
-            assert not torch.equal(everyone[0][name], everyone[1][name])
-            torch.testing.assert_close(before[f"weight/{name}"], (everyone[0][name] + everyone[1][name]) / world)
+            assert torch.equal(everyone[0][name], everyone[1][name])
+            assert torch.equal(before[f"weight/{name}"], everyone[0][name])
+            torch.testing.assert_close(everyone[0][name], joint.get_buffer(name))
         engine.set_lr(0.0)
         _step(engine, batch(1, rank)[0])
         frozen = engine.state()

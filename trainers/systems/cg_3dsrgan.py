@@ -40,7 +40,7 @@ Deviations:
     plain means, so that the model depends on neither the last batches nor a momentum.
     The class term leaves out patches with less than 5 % of voxels above SUV 0.1 (at SUV / 10): air shows no dose.
     The model kept is the last, not the best on validation patients, whom it would then be fitted to.
-    Batch norm in training sees the patches of one worker, and wants two or more of them.
+    Batch norm in training sees the patches of a step, and wants two or more of them.
     Inference runs in windows on R's grid of 32 voxels, with a margin beyond which they equal the whole volume.
 """
 
@@ -419,8 +419,6 @@ class CG3DSRGAN:
 
     def step(self, batch: Batch, step: int) -> Metrics:
         """Update phi, or D and then M with C, or batch norm's statistics alone."""
-        if len(batch.source) < 2:
-            raise _lonely()
         phase = self.phase(step)
         if phase == "backbone":
             metrics = self._backbone_step(batch)
@@ -584,8 +582,8 @@ def _lonely() -> InputError:
     return InputError(
         "CFG_RANGE",
         where="feed.cases_per_step",
-        found="one patch per worker and step, of which batch norm would make an instance norm",
-        remedy="use two patches per worker or more (--set feed.cases_per_step=4), or fewer workers",
+        found="one patch per step, of which batch norm would make an instance norm",
+        remedy="use two patches per step or more (--set feed.cases_per_step=4)",
     )
 
 

@@ -40,8 +40,8 @@ Deviations, because this trains on whole volumes at native resolution:
     A slice is a window of an axial slice; ``slices`` neighbours are read as one slab and enter the batch as slices, so
     a step holds fewer different places than 32 shuffled slices.  95 % of the windows are centred in the body, 5 % lie
     anywhere: air must be learnt, but windows of air alone are trivial to unmask and pull batch norm's statistics down.
-    Intensities are SUV on one fixed scale for both doses; batch norm takes its statistics per rank.  At inference
-    windows overlap by half and are blended; all have the training size, since positions are relative to them.
+    Intensities are SUV on one fixed scale for both doses; batch norm takes its statistics over the whole step.  At
+    inference windows overlap by half and are blended; all have the training size, since positions are relative to them.
 """
 
 import math
