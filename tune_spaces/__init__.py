@@ -29,7 +29,7 @@ SPACES: dict[str, dict[str, Space]] = {
     "restore_ct": {"losses": restore_ct.losses, "training": restore_ct.training},
     "sgsgan": {"losses": sgsgan.losses, "training": sgsgan.training},
     "cg_3dsrgan": {"losses": cg_3dsrgan.losses, "training": cg_3dsrgan.training},
-    "s3pet": {"losses": s3pet.losses, "masking": s3pet.masking, "training": s3pet.training},
+    "s3pet": {"losses": s3pet.losses, "masking": s3pet.masking, "tokens": s3pet.tokens, "training": s3pet.training},
     "cascade": {"losses": cascade.losses, "depth": cascade.depth, "training": cascade.training},
     "virtual_pet": {"losses": virtual_pet.losses, "training": virtual_pet.training},
     "red_cnn": {"losses": red_cnn.losses, "training": red_cnn.training},

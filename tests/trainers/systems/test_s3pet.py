@@ -77,7 +77,7 @@ def test_published_schedule_gives_the_paper_s_steps() -> None:
     assert recipe.phase_starts == {"low encoder": 0, "full encoder": 36_000, "token swap": 180_000}
     assert recipe.num_steps == 192_000
     assert [recipe.batch_spec(s).images for s in (0, 36_000, 180_000)] == ["source", "target", "paired"]
-    assert recipe.batch_spec(0).patch == (4, 128, 128)
+    assert recipe.batch_spec(0).patch == (1, 128, 128)
     assert sum(recipe.batch_spec(0).sampler.values()) == pytest.approx(1)
 
 
@@ -456,3 +456,5 @@ def test_caveats_say_what_was_trained() -> None:
     assert "baseline; encoders not pre-trained" in s3pet.caveats(Config(**V0))[0]
     assert "baseline + DsMAE;" in s3pet.caveats(Config(**V1))[0]
     assert "earlier run" in s3pet.caveats(Config(encoders="e.safetensors"))[0]
+    assert "added to the low dose" in s3pet.caveats(Config(residual="low"))[-1]
+    assert not [caveat for caveat in s3pet.caveats(Config()) if "added" in caveat]

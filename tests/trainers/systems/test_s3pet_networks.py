@@ -208,6 +208,20 @@ def test_wiring(transfer: bool, low: tuple[float, ...], full: tuple[float, ...])
     assert tuple(main(e_l).flatten().tolist()) == full  # inference
 
 
+@pytest.mark.parametrize("changes", [{}, V2, V0])
+def test_a_residual_starts_at_the_low_dose_and_moves_away_from_it(changes: dict[str, bool]) -> None:
+    config = small(residual="low", **changes)
+    network = Bilateral(config) if config.decouple else Baseline(config)
+    low, full = torch.rand(2, 3, 1, config.window, config.window)
+    image = network(low, full)[0] if config.decouple else network(low)
+    assert torch.equal(image, low)
+    (image - full).square().mean().backward()
+    decoder = network.main.D_S if isinstance(network, Bilateral) else network.D_S
+    assert all(p.grad is not None and p.grad.any() for p in decoder.layers[-1].parameters())
+    published = small(**changes)
+    assert count(network) == count(Bilateral(published) if published.decouple else Baseline(published))
+
+
 def test_equal_branches_have_nothing_to_align_or_to_transfer() -> None:
     network = Bilateral(small())
     x = torch.rand(2, 1, 32, 32)
