@@ -1,4 +1,4 @@
-"""When a run stops by itself, so that it ends within its time: between two steps, with time left to write."""
+"""When a run, all folds or a sweep stop by themselves, so that they end within their time, with time left to write."""
 
 import time
 from collections.abc import Callable
@@ -9,7 +9,8 @@ SPARE = 1.5  # times the last checkpoint's and the longest step's seconds
 
 
 class TimeLimit:
-    """How long a run may still go on; every rank has one, and all stop where any of them says so.
+    """How long work may still go on.  Every rank of a run has one, and all stop where any of them says so; folds and
+    sweeps have one too, near which they begin nothing new.
 
     Args:
         left_s: seconds from now on.
@@ -22,6 +23,23 @@ class TimeLimit:
         self._ends = clock() + left_s
         self._save_s, self._step_s = UNMEASURED_SAVE_S, 0.0
 
+    @classmethod
+    def told(cls, left_s: float | None, told_at: float) -> "TimeLimit | None":
+        """What is left of a time that another process told; None where it told none.
+
+        Processes share no monotonic clock: the wall's is asked once, for what has passed since.
+
+        Args:
+            left_s: seconds that were left when it was told.
+            told_at: when that was, in seconds since 1970.
+        """
+        return None if left_s is None else cls(left_s - max(0.0, time.time() - told_at))
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the time is over."""
+        return self._ends - self.clock()
+
     def stepped(self, seconds: float) -> None:
         """Note how long a step took, with all that was done between it and the next one but for a checkpoint."""
         self._step_s = max(self._step_s, seconds)
@@ -33,4 +51,4 @@ class TimeLimit:
     @property
     def near(self) -> bool:
         """Whether another step would leave too little time to write a checkpoint and to end."""
-        return self._ends - self.clock() < SPARE * (self._save_s + self._step_s) + END_S
+        return self.left_s < SPARE * (self._save_s + self._step_s) + END_S

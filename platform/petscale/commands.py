@@ -377,14 +377,18 @@ class TrainOptions:
 
 def train(options: TrainOptions, config: "RunConfig") -> None:
     """Train a system on a cohort; run the same command again to continue an interrupted run."""
-    from petscale.durations import seconds_of
     from petscale.training import driver
 
-    limit_s = None if options.time_limit is None else seconds_of(options.time_limit, "--time-limit")
-    command = recorded()
+    limit_s, command = _seconds(options.time_limit), recorded()
     print(
         driver.train(options.cohort, options.run, config, command=command, others=options.others, time_limit_s=limit_s)
     )
+
+
+def _seconds(time_limit: str | None) -> float | None:
+    from petscale.durations import seconds_of
+
+    return None if time_limit is None else seconds_of(time_limit, "--time-limit")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -401,6 +405,7 @@ class FoldsOptions:
         set: settings of the form section.field=value, as in older commands.
         workers: training processes, short for --cluster.workers.
         device: cpu or cuda, short for --cluster.device.
+        time_limit: stop before so much time is over, for instance 3h50m, 90m or 1d2h; the same command continues.
     """
 
     cohort: Positional[Annotated[Path, arg(metavar="COHORT")]]
@@ -412,6 +417,7 @@ class FoldsOptions:
     set: tuple[str, ...] = ()
     workers: int | None = None
     device: Literal["cpu", "cuda"] | None = None
+    time_limit: str | None = None
 
 
 def folds(options: FoldsOptions, config: "RunConfig") -> None:
@@ -421,7 +427,8 @@ def folds(options: FoldsOptions, config: "RunConfig") -> None:
     """
     from petscale.crossvalidation.folds import train_folds
 
-    train_folds(options.cohort, options.run, config, k=options.k, command=recorded(), others=options.others)
+    limit_s, command, others = _seconds(options.time_limit), recorded(), options.others
+    train_folds(options.cohort, options.run, config, k=options.k, command=command, others=others, time_limit_s=limit_s)
     print(options.run)
 
 
@@ -449,6 +456,7 @@ class TuneOptions:
         storage: where the study is kept: empty for a journal file in its folder, sqlite, or a database's URL.
         workers: training processes of a trial, short for --cluster.workers.
         device: cpu or cuda, short for --cluster.device.
+        time_limit: stop before so much time is over, for instance 3h50m, 90m or 1d2h; the same command continues.
     """
 
     cohort: Positional[Annotated[Path, arg(metavar="COHORT")]]
@@ -469,6 +477,7 @@ class TuneOptions:
     storage: str = ""
     workers: int | None = None
     device: Literal["cpu", "cuda"] | None = None
+    time_limit: str | None = None
 
 
 def tune(options: TuneOptions, config: "RunConfig") -> None:
@@ -478,7 +487,10 @@ def tune(options: TuneOptions, config: "RunConfig") -> None:
 
     fields = {field.name: getattr(options, field.name) for field in dataclasses.fields(SweepConfig)}
     searched = SweepConfig(**fields)
-    for path in sweep(options.cohort, options.study, config, searched, command=recorded(), others=options.others):
+    limit_s, command, others = _seconds(options.time_limit), recorded(), options.others
+    for path in sweep(
+        options.cohort, options.study, config, searched, command=command, others=others, time_limit_s=limit_s
+    ):
         print(path)
 
 

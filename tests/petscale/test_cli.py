@@ -17,9 +17,11 @@ from petscale.cli import main
 from petscale.commands import COMMANDS
 from petscale.config import RunConfig
 from petscale.console import bar
+from petscale.crossvalidation import folds
 from petscale.folders import WEIGHTS
 from petscale.training import driver
 from petscale.training.progress import Watch
+from petscale.tuning import sweep
 from storage.errors import InputError
 
 
@@ -152,6 +154,24 @@ def test_a_time_limit_is_handed_on_in_seconds_or_refused(
         assert ended.value.code == 2
         assert f"petscale: CFG_DURATION --time-limit: '{wrong}'" in capsys.readouterr().err
     assert len(trained) == 2
+
+
+def test_folds_and_sweeps_have_the_same_time_limit(
+    monkeypatch: pytest.MonkeyPatch, refused: Callable[..., str]
+) -> None:
+    told: list[float | None] = []
+
+    def heard(*_: object, time_limit_s: float | None, **__: object) -> list[Path]:
+        told.append(time_limit_s)
+        return []
+
+    monkeypatch.setattr(folds, "train_folds", heard)
+    monkeypatch.setattr(sweep, "sweep", heard)
+    for words in (["folds", "c", "--run", "r"], ["tune", "c", "--study", "s"]):
+        main(words)
+        main([*words, "--time-limit", "3h50m"])
+        assert refused(*words, "--time-limit=3:50").startswith("CFG_DURATION --time-limit: '3:50'")
+    assert told == [None, 13800.0] * 2
 
 
 def test_an_interrupt_says_how_to_go_on(

@@ -99,10 +99,9 @@ def train(
     >>> run.weights.name
     'weights.safetensors'
     """
-    from petscale.durations import seconds_of
     from petscale.training import driver
 
-    limit_s = None if time_limit is None else seconds_of(time_limit, "time_limit")
+    limit_s = seconds(time_limit)
     chosen = configure(fields, recipe=recipe, config=config, workers=workers, device=device)
     driver.train(
         Path(cohort),
@@ -126,6 +125,7 @@ def folds(
     workers: int | None = None,
     device: Literal["cpu", "cuda"] | None = None,
     others: Sequence[PathLike] = (),
+    time_limit: str | None = None,
 ) -> "dict[str, Scores]":
     """Train a run per fold and score every patient once, by the run that never saw him or her.
 
@@ -141,9 +141,11 @@ def folds(
         workers: training processes.
         device: cpu or cuda.
         others: folders of further cohorts, read as one with the first.
+        time_limit: stop before so much time is over (``3h50m``), with a checkpoint; the same call continues.
 
     Returns:
-        Image that the runs start from -> scores of all patients; a patient's scans are averaged.
+        Image that the runs start from -> scores of all patients; a patient's scans are averaged.  Empty where the time
+        was over before.
 
     Raises:
         InputError: CFG_CONTRADICTION, CFG_RANGE, SET_NO_FACT, SET_TOO_SMALL, CKPT_DRIFT, and those of ``train``.
@@ -155,6 +157,7 @@ def folds(
     from petscale.api.results import Scores
     from petscale.crossvalidation.folds import train_folds
 
+    limit_s = seconds(time_limit)
     chosen = configure(fields, recipe=recipe, config=config, workers=workers, device=device)
     found = train_folds(
         Path(cohort),
@@ -163,6 +166,7 @@ def folds(
         k=k,
         command=called("folds", cohort, run),
         others=[Path(other) for other in others],
+        time_limit_s=limit_s,
     )
     return {source: Scores(evaluation) for source, evaluation in found.items()}
 
@@ -237,6 +241,17 @@ class Run:
 
         records = [record for record in read_metrics(self.folder / METRICS) if record.get("event") == "log"]
         return pandas.DataFrame(records).drop(columns="event", errors="ignore")
+
+
+def seconds(time_limit: str | None) -> float | None:
+    """The seconds of a ``time_limit``, None for none.
+
+    Raises:
+        InputError: CFG_DURATION.
+    """
+    from petscale.durations import seconds_of
+
+    return None if time_limit is None else seconds_of(time_limit, "time_limit")
 
 
 def called(function: str, cohort: PathLike, folder: PathLike) -> str:

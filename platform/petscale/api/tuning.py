@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from petscale.api.cohorts import PathLike
 from petscale.api.results import Page
-from petscale.api.training import NO_FIELDS, called, configure
+from petscale.api.training import NO_FIELDS, called, configure, seconds
 from petscale.folders import BEST, REPORT
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def tune(
     workers: int | None = None,
     device: Literal["cpu", "cuda"] | None = None,
     others: Sequence[PathLike] = (),
+    time_limit: str | None = None,
 ) -> "Study":
     """Search settings of a system by trials scored on validation patients; the same call continues a search.
 
@@ -58,15 +59,19 @@ def tune(
         workers: training processes of a trial.
         device: cpu or cuda.
         others: folders of further cohorts that are searched on too.
+        time_limit: stop before so much time is over (``3h50m``), every trial with a checkpoint; the same call
+            continues.
 
     Raises:
-        InputError: those of ``configure``; the TUNE_ codes, SET_NO_VALIDATION, SET_NO_LABELS; CFG_RANGE.
+        InputError: those of ``configure``; the TUNE_ codes, SET_NO_VALIDATION, SET_NO_LABELS; CFG_RANGE;
+            CFG_DURATION.
 
     >>> study = petscale.tune("cohort", "study", config=tiny, spaces=["losses"], trials=2)
     """
     from petscale.tuning.search import SweepConfig
     from petscale.tuning.sweep import sweep
 
+    limit_s = seconds(time_limit)
     chosen = configure(fields, recipe=recipe, config=config, workers=workers, device=device)
     searched = SweepConfig(
         spaces=tuple(spaces),
@@ -87,6 +92,7 @@ def tune(
         searched,
         command=called("tune", cohort, study),
         others=[Path(other) for other in others],
+        time_limit_s=limit_s,
     )
     return Study(Path(study), storage)
 
@@ -151,10 +157,10 @@ class Study:
         return pandas.DataFrame(rows)
 
     def best(self) -> "RunConfig":
-        """Return the configuration of the best trial, by the first objective.
+        """Return the configuration of the best trial, by the first objective, of the last search that ended.
 
         Raises:
-            InputError: CFG_NO_FILE while no trial is complete.
+            InputError: CFG_NO_FILE while no search has ended, or no trial is complete.
         """
         from petscale import config as configs
 

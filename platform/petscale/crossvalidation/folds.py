@@ -25,12 +25,20 @@ from storage import integrity
 from storage.errors import InputError
 from storage.reader import Cases
 from trainers import checkpoint
+from trainers.time_limit import TimeLimit
 
 FOLDS_BY_DEFAULT = 5
 
 
 def train_folds(
-    cohort: Path, folder: Path, config: RunConfig, *, k: int | None, command: str, others: Sequence[Path] = ()
+    cohort: Path,
+    folder: Path,
+    config: RunConfig,
+    *,
+    k: int | None,
+    command: str,
+    others: Sequence[Path] = (),
+    time_limit_s: float | None = None,
 ) -> dict[str, Evaluation]:
     """Train every fold that is not trained yet, score each on its own test patients, and gather the scores.
 
@@ -40,14 +48,18 @@ def train_folds(
         k: number of folds; None for that of the split, of the cohort's own folds (``split.fold_tag``), or 5.
         command: what the user typed, for the record.
         others: further cohorts, read as one with the first.
+        time_limit_s: seconds from now in which to end: the fold that is trained then stops, with a checkpoint, and no
+            other begins; None for no limit.
 
     Returns:
-        Image that the runs start from -> scores of all patients, each by the run that never saw him or her.
+        Image that the runs start from -> scores of all patients, each by the run that never saw him or her; empty where
+        the time was over before.
 
     Raises:
         InputError: CFG_CONTRADICTION, CFG_RANGE, SET_NO_FACT, SET_TOO_SMALL, CKPT_DRIFT, CFG_RUN_FOLDER and whatever
             ``plan_run`` refuses of any fold, before anything is trained; then those of ``driver.train``.
     """
+    limit = None if time_limit_s is None else TimeLimit(time_limit_s)
     opened = open_together([cohort, *others])
     split = config.split if others else stated_split(cohort, config.split)
     splits = _splits(opened, split, k)
@@ -56,16 +68,31 @@ def train_folds(
         if not (folder / FOLDS).is_file():
             integrity.write_json(folder / FOLDS, {**_record(plans), "command": command})
         found = []
+        begun = False
         for number, (plan, one) in enumerate(zip(plans, splits, strict=True), 1):
             run = folder / plan.run.name
             there = (run / WEIGHTS).is_file()
+            if not there and begun and limit and limit.near:
+                return _stopped(f"before fold {number} of {len(plans)}")
             said = "trained already" if there else f"{len(plan.job.roles.train)} cases to train on"
             console.print(f"fold {number} of {len(plans)}: {run.name}, {said}", markup=False, soft_wrap=True)
             if not there:
+                begun = True  # one at least is trained for a step at least, so that every command gets on
                 told = replace(config, split=one)
-                driver.train(cohort, run, told, command=command, others=others, roles=plan.job.roles)
+                left_s = limit.left_s if limit else None
+                roles = plan.job.roles
+                driver.train(cohort, run, told, command=command, others=others, roles=roles, time_limit_s=left_s)
+                if not (run / WEIGHTS).is_file():
+                    return {}  # the training has said so
+                if limit and limit.near:
+                    return _stopped(f"before the scores of fold {number} of {len(plans)}")
             found.append(read_evaluations(run, cohort, others=others))
         return _gathered(folder, found, plans)
+
+
+def _stopped(where: str) -> dict[str, Evaluation]:
+    console.print(f"stopped in time {where}; the same command continues", markup=False, soft_wrap=True)
+    return {}
 
 
 def _gathered(folder: Path, found: Sequence[Mapping[str, Evaluation]], plans: Sequence[Plan]) -> dict[str, Evaluation]:

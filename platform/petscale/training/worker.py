@@ -3,7 +3,6 @@
 import json
 import logging
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
@@ -113,13 +112,6 @@ def _fence(run: Path) -> Iterator[None]:
         yield
 
 
-def _limit(job: WorkerJob) -> TimeLimit | None:
-    """What is left of the run's time.  Nodes share no monotonic clock: the wall's is asked once, for the start-up."""
-    if job.stop_in_s is None:
-        return None
-    return TimeLimit(job.stop_in_s - max(0.0, time.time() - job.told_at))
-
-
 def train_worker(content: Mapping[str, Any]) -> None:
     """One worker: the process group is up; everything else is built here from a ``WorkerJob`` as JSON.
 
@@ -135,7 +127,7 @@ def train_worker(content: Mapping[str, Any]) -> None:
     )
     torch.set_num_threads(config.cluster.cpus_per_worker)
     torch.manual_seed(config.loop.seed)  # the networks' first weights
-    limit = _limit(job)
+    limit = TimeLimit.told(job.stop_in_s, job.told_at)
     try:
         with ExitStack() as stack:
             place, run, publish = stack.enter_context(_brought(job))

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from petscale.tuning.table import TrialTable
 from petscale.tuning.trial import TrialJob, Work
 from petscale.tuning.trials import ask, finished, folder_of, report, requeue, tell
 from storage.errors import InputError
+from trainers.time_limit import TimeLimit
 from tune_spaces import Space
 
 SCRATCH = ".tune-"  # Ray Tune's own notes: where every node sees them, and of no use to anyone afterwards
@@ -82,11 +84,15 @@ def _trainable(work: Work) -> type:
         def step(self) -> dict[str, Any]:
             rung, self._rung = self._rung, self._rung + 1
             last = self._rung >= self._job.rungs
-            result = {"budget": self._job.factor**rung, "rung": rung, "done": last, "refused": ""}
+            result = {"budget": self._job.factor**rung, "rung": rung, "done": last, "refused": "", "stopped": False}
+            unknown = dict.fromkeys(self._job.objectives, math.nan)
             try:
-                values = work(self._job, rung)
+                scored = work(self._job, rung)
+                if scored is None:  # its time is over: below every budget, so that no other trial is measured by it
+                    result |= {"budget": 0, "done": True, "stopped": True}
+                values = scored or unknown
             except InputError as error:
-                values = dict.fromkeys(self._job.objectives, math.nan)
+                values = unknown
                 told = {key: getattr(error, key) for key in ("code", "where", "found", "remedy")}
                 result |= {"done": True, "refused": json.dumps(told)}
             return {**result, "values": json.dumps(values), "asha": _to_maximise(values, self._job.objectives[0])}
@@ -115,7 +121,14 @@ class _Asked:
     settings: Mapping[str, Any]
 
 
-def _searcher(opened: optuna.Study, space: Space, trials: int, common: TrialJob, shown: TrialTable) -> Any:
+def _searcher(
+    opened: optuna.Study,
+    space: Space,
+    trials: int,
+    common: TrialJob,
+    shown: TrialTable,
+    limit: TimeLimit | None,
+) -> Any:
     """Tune's view of the study: ask for the next trial, tell what became of it."""
     from ray.tune.search import Searcher
 
@@ -124,18 +137,23 @@ def _searcher(opened: optuna.Study, space: Space, trials: int, common: TrialJob,
             super().__init__(metric="asha", mode="max")
             self.asked: dict[str, _Asked] = {}
             self.halted: InputError | None = None  # by what no trial is to blame for
+            self.begun = False
 
         def __getstate__(self) -> dict[str, Any]:
             return {}  # Tune pickles its searcher; the study is kept elsewhere
 
         def suggest(self, trial_id: str) -> Any:
             with self._halting():
-                if len(finished(opened)) + len(self.asked) >= trials:
+                over = self.begun and limit is not None and limit.near  # one begins, so that every command gets on
+                if over or len(finished(opened)) + len(self.asked) >= trials:
                     return None if self.asked else Searcher.FINISHED
+                self.begun = True
                 asked = self.asked[trial_id] = _Asked(*ask(opened, space))
                 folder = Path(common.folder) / str(folder_of(asked.trial))
                 shown.began(asked.trial.number, folder, asked.settings)
-                return replace(common, settings=asked.settings, folder=str(folder)).to_json()
+                left_s = limit.left_s if limit else None
+                job = replace(common, settings=asked.settings, folder=str(folder))
+                return replace(job, stop_in_s=left_s, told_at=time.time()).to_json()
             return Searcher.FINISHED  # Tune looks whether to stop only when a trial tells something
 
         def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -159,7 +177,8 @@ def _searcher(opened: optuna.Study, space: Space, trials: int, common: TrialJob,
             if refused and refused.code.startswith(HALTING):
                 self.halted = refused
             whole = not died and not refused and result["rung"] + 1 == common.rungs
-            if self.halted and not whole:  # it stays as it is in the study, and the same command continues it
+            stopped = not died and result["stopped"]
+            if stopped or (self.halted and not whole):  # it stays in the study, and the same command continues it
                 shown.ended(asked.trial.number, "RUNNING", "")
                 return
             note = str(refused) if refused else DIED if died else ""
@@ -195,11 +214,13 @@ def run_trials(
     common: TrialJob,
     shown: TrialTable,
     work: Work,
+    limit: TimeLimit | None = None,
 ) -> None:
-    """Run trials until the study has as many as are wanted.
+    """Run trials until the study has as many as are wanted, or the time is over.
 
     Args:
         common: what all trials share; its folder is the one that holds theirs.
+        limit: near it no trial begins, and those that run stop by themselves, with a checkpoint.
     """
     cluster = base.cluster
     cores = cluster.workers * cluster.cpus_per_worker
@@ -226,7 +247,7 @@ def run_trials(
             # Beyond the last budget, so that a trial ends by itself; milestones are then the budgets themselves.
             most = config.factor**common.rungs
             scheduler = ASHAScheduler("budget", metric="asha", mode="max", max_t=most, reduction_factor=config.factor)
-        searcher = _searcher(opened, space, config.trials, common, shown)
+        searcher = _searcher(opened, space, config.trials, common, shown, limit)
 
         class Halt(tune.Stopper):  # type: ignore[misc]
             def __call__(self, trial_id: str, result: Mapping[str, Any]) -> bool:

@@ -39,6 +39,7 @@ from storage import integrity
 from storage.errors import InputError
 from storage.reader import Cases
 from trainers.systems import RECIPES
+from trainers.time_limit import TimeLimit
 from tune_spaces import Settings, Space, paper, present_names, spaces_of
 
 
@@ -51,6 +52,7 @@ def sweep(
     command: str,
     work: Work = train_and_score,
     others: Sequence[Path] = (),
+    time_limit_s: float | None = None,
 ) -> list[Path]:
     """Search, or continue an interrupted search.
 
@@ -62,13 +64,17 @@ def sweep(
         command: what the user typed, for the record.
         work: trains and scores one budget of a trial.
         others: further cohorts, read as one with the first.
+        time_limit_s: seconds from now in which to end: trials that run stop, with a checkpoint, and no other begins;
+            None for no limit.
 
     Returns:
-        The best trial's configuration and the report; the report alone where no trial was completed.
+        The best trial's configuration and the report; the report alone where no trial was completed; the folder where
+        the time was over before.
 
     Raises:
         InputError: any mistake, before a trial starts.
     """
+    limit = None if time_limit_s is None else TimeLimit(time_limit_s)
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # what a sweep does is told by petscale, once
     cohorts, folder = [place.absolute() for place in (cohort, *others)], folder.absolute()
     config = replace(config, spaces=present_names(config.spaces))
@@ -123,7 +129,14 @@ def sweep(
             table = TrialTable([Shown(o.name, o.direction) for o in objectives], len(budgets), config.trials)
             table.earlier(history(opened))
             with table.watching():
-                run_trials(opened, space, base, config, common, table, work)
+                run_trials(opened, space, base, config, common, table, work, limit)
+            if limit and (over := len(finished(opened))) < config.trials:
+                console.print(
+                    f"stopped in time after {over} of {config.trials} trials; the same command continues",
+                    markup=False,
+                    soft_wrap=True,
+                )
+                return [folder]
         return _write(folder, opened, cohorts, base, config, objectives, plan, command)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from petscale import config as configs
 from petscale.evaluation.scores import SYNTHESIZED
 from petscale.evaluation.scoring import presets_of, score_stored_case
-from petscale.folders import SCORED
+from petscale.folders import SCORED, STOPPED
 from petscale.inference import open_run
 from petscale.splits import Roles
 from petscale.training import driver, metrics_export
@@ -29,6 +30,7 @@ from storage.source import SUV, ArraySource
 from trainers.metrics.definitions import Score
 from trainers.synthesize import synthesize
 from trainers.systems import RECIPES
+from trainers.time_limit import TimeLimit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,8 @@ class TrialJob:
         factor: each budget is so many times the one before.
         roles: role -> cases, the same for all trials of a study; None to draw them.
         others: absolute paths of further cohorts' folders, read as one with the first.
+        stop_in_s: seconds after ``told_at`` in which the sweep has to end, None for no limit.
+        told_at: when the driver said so, in seconds since 1970.
     """
 
     cohort: str
@@ -56,6 +60,8 @@ class TrialJob:
     factor: int
     roles: Mapping[str, Any] | None = None
     others: tuple[str, ...] = ()
+    stop_in_s: float | None = None
+    told_at: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -68,7 +74,7 @@ class TrialJob:
         return cls(**dict(content) | {name: tuple(content[name]) for name in ("objectives", "others")})
 
 
-Work = Callable[[TrialJob, int], dict[str, float]]
+Work = Callable[[TrialJob, int], dict[str, float] | None]  # None where the sweep's time is over before
 
 
 def ends(num_steps: int, rungs: int, factor: int) -> list[int]:
@@ -76,8 +82,11 @@ def ends(num_steps: int, rungs: int, factor: int) -> list[int]:
     return sorted({max(1, num_steps // factor**left) for left in range(rungs)})
 
 
-def train_until(plan: Plan, until: int) -> None:
+def train_until(plan: Plan, until: int, limit: TimeLimit | None = None) -> bool:
     """Train a trial up to a step: here where it has one worker, else as a Ray Train job.
+
+    Returns:
+        Whether it has come so far: False where its time was over before.
 
     Raises:
         InputError: what a worker refused.
@@ -85,12 +94,19 @@ def train_until(plan: Plan, until: int) -> None:
     # The study is ours alone: whoever holds the run is this trial's last attempt, on a node that is lost.
     with integrity.exclusive(plan.run, purpose="train", wait_s=FENCE_S):
         plan.record("petscale tune")
+        left_s = limit.left_s if limit else None
         if plan.config.cluster.workers > 1:
-            driver.train_on_ray(plan, until=until)
-            return
-        _join_alone()
-        train_worker(replace(plan.job, until=until).to_json())
-        raise_refusal(plan.run)
+            driver.train_on_ray(plan, until=until, left_s=left_s)
+        else:
+            _join_alone()
+            train_worker(replace(plan.job, until=until, stop_in_s=left_s, told_at=time.time()).to_json())
+            raise_refusal(plan.run)
+    return _stopped_at(plan.run) is None
+
+
+def _stopped_at(run: Path) -> int | None:
+    """The step after which a trial's time was over, None where it was not."""
+    return int(integrity.read_json(run / STOPPED, "step")["step"]) if (run / STOPPED).is_file() else None
 
 
 def _join_alone() -> None:
@@ -130,7 +146,7 @@ def validation_scores(run: Path, cohort: Cases, cases: Sequence[str]) -> list[Sc
     return rows
 
 
-def train_and_score(job: TrialJob, rung: int) -> dict[str, float]:
+def train_and_score(job: TrialJob, rung: int) -> dict[str, float] | None:
     """Train a trial up to one of its budgets and score it; what was scored before is read back.
 
     Args:
@@ -138,7 +154,8 @@ def train_and_score(job: TrialJob, rung: int) -> dict[str, float]:
         rung: which budget, from 0.
 
     Returns:
-        Objective's name -> value on validation patients.
+        Objective's name -> value on validation patients; None where the sweep's time is over, and all that was trained
+        is in a checkpoint.
 
     Raises:
         InputError: a configuration that cannot be trained, or training that failed.
@@ -151,7 +168,14 @@ def train_and_score(job: TrialJob, rung: int) -> dict[str, float]:
         others = [Path(other) for other in job.others]
         plan = plan_run(Path(job.cohort), run, config, validation=True, roles=roles, others=others)
         run.mkdir(parents=True, exist_ok=True, mode=0o700)
-        train_until(plan, ends(plan.num_steps, job.rungs, job.factor)[rung])
+        limit = TimeLimit.told(job.stop_in_s, job.told_at)
+        until = ends(plan.num_steps, job.rungs, job.factor)[rung]
+        waiting = _stopped_at(run) == until  # for its scores alone: made at once, so that every command gets on
+        if not train_until(plan, until, limit):
+            return None
+        if limit and limit.near and not waiting:
+            integrity.write_json(run / STOPPED, {"step": until, "steps": plan.num_steps})
+            return None
         rows = validation_scores(run, open_cohorts([Path(job.cohort), *others]), plan.facts["validation"])
         wanted = [objective(name) for name in job.objectives]
         scored[str(rung)] = {o.name: value_of(o, rows, SYNTHESIZED) for o in wanted}

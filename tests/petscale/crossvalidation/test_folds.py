@@ -2,7 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,21 +13,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_runs import leave_group
 
 from petscale import config as configs
 from petscale.cli import main
+from petscale.cluster import session as sessions
 from petscale.config import RunConfig
+from petscale.crossvalidation import folds as crossvalidation
 from petscale.crossvalidation.folds import _splits
 from petscale.evaluation.scores import read_evaluation
 from petscale.folders import EVALUATION, FOLDS, WEIGHTS
 from petscale.reporting import ReportData
 from petscale.reporting import folds as reporting
 from petscale.splits import Roles, SplitConfig
-from petscale.training import driver
-from petscale.training.planning import plan_run
+from petscale.training import driver, worker
+from petscale.training.planning import Plan, plan_run
+from petscale.tuning import trial
 from storage.errors import InputError
-from trainers import checkpoint
-from trainers.engine import plain_engine
+from trainers import checkpoint, time_limit
+from trainers.engine import plain_engine, plain_engines
 from trainers.metrics.presets import BODY_PSNR
 from trainers.systems import RECIPES
 
@@ -48,7 +55,14 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     asked: list[str] = []
 
     def train(
-        cohort: Path, run: Path, config: RunConfig, *, command: str, others: Sequence[Path], roles: Roles
+        cohort: Path,
+        run: Path,
+        config: RunConfig,
+        *,
+        command: str,
+        others: Sequence[Path],
+        roles: Roles,
+        time_limit_s: float | None,
     ) -> Path:
         plan = plan_run(cohort, run, config, others=others, roles=roles)
         run.mkdir(parents=True)
@@ -167,6 +181,77 @@ def test_folds_that_cannot_be_are_refused_before_anything_is_written(
     (folder / "thesis.tex").write_text("years of work")
     assert refused(*folds(cohort, folder, "--k", "2")).startswith("CFG_RUN_FOLDER cv")
     assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Training is real, in this process; names of the runs that were asked for their scores, which are left out."""
+    asked: list[str] = []
+
+    def here(plan: Plan, *, left_s: float | None) -> None:
+        trial._join_alone()
+        worker.train_worker(replace(plan.job, stop_in_s=left_s, told_at=time.time()).to_json())
+        driver.raise_refusal(plan.run)
+
+    def read(run: Path, cohort: Path, *, others: Sequence[Path]) -> dict[str, Any]:
+        assert (run / WEIGHTS).is_file()
+        asked.append(run.name)
+        return {}
+
+    monkeypatch.setattr(driver, "train_on_ray", here)
+    monkeypatch.setattr(sessions, "session", lambda *_: nullcontext())
+    monkeypatch.setattr(worker, "deepspeed_engines", lambda config, device: plain_engines(config))
+    monkeypatch.setattr(crossvalidation, "read_evaluations", read)
+    yield asked
+    leave_group()
+
+
+def test_folds_within_a_time_limit_go_on_and_end_as_without(
+    cohort: Path, tmp_path: Path, scored: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = ["--k", "2", "--recipe.samples", "16", "--feed.cases-per-step", "2", "--loop.picture-every", "0"]
+    main(folds(cohort, tmp_path / "straight", *short))
+    assert scored == ["fold-0", "fold-1"]
+    scored.clear()
+    capsys.readouterr()
+    folder = tmp_path / "limited"
+    told: list[str] = []
+    while len(told) < 20 and scored[-1:] != ["fold-1"]:
+        main(folds(cohort, folder, *short, "--time-limit", "1s"))  # near from the beginning: a step in each command
+        said = capsys.readouterr()
+        assert said.out.split() == [str(folder)]
+        told.append(said.err.splitlines()[-1])
+    within = "stopped in time after step 1 of 2; the same command continues"
+    apart = "stopped in time before the scores of fold {} of 2; the same command continues"
+    # Scores are made at the beginning of the next command, which goes on to another fold.
+    assert told == [within, apart.format(1), within, apart.format(2), told[-1]]
+    assert "stopped" not in told[-1]
+    assert scored == ["fold-0"] * 3 + ["fold-1"]
+    for name in ("fold-0", "fold-1"):
+        ours, theirs = (checkpoint.read_weights(place / name / WEIGHTS)[0] for place in (folder, tmp_path / "straight"))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_near_its_time_limit_no_other_fold_begins(
+    cohort: Path,
+    tmp_path: Path,
+    scored: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def read(run: Path, cohort: Path, *, others: Sequence[Path]) -> dict[str, Any]:
+        scored.append(run.name)
+        monkeypatch.setattr(time_limit, "END_S", 1e9)  # the time is over now
+        return {}
+
+    monkeypatch.setattr(crossvalidation, "read_evaluations", read)
+    short = ["--k", "2", "--recipe.samples", "8", "--loop.picture-every", "0"]
+    main(folds(cohort, tmp_path / "cv", *short, "--time-limit", "1d"))
+    assert scored == ["fold-0"]
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "stopped in time before fold 2 of 2; the same command continues"
+    assert not (tmp_path / "cv" / "fold-1").exists()
 
 
 class Tagged:

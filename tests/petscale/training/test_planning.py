@@ -162,7 +162,7 @@ def searched(cohort: Path, folder: Path, seen: list[TrialJob], trials: int) -> N
     def work(job: TrialJob, rung: int) -> dict[str, float]:
         raise AssertionError("trials are not run here")
 
-    def run_trials(study: Any, space: Any, base: Any, config: Any, common: TrialJob, table: Any, work: Any) -> None:
+    def run_trials(study: Any, space: Any, base: Any, config: Any, common: TrialJob, *rest: Any) -> None:
         seen.append(common)
 
     with pytest.MonkeyPatch.context() as patched:

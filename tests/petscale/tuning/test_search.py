@@ -12,21 +12,25 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import pytest
-from small_runs import S3PET
+import torch
+from small_runs import S3PET, leave_group
 
 from petscale import config as configs
 from petscale.cli import main
 from petscale.cluster import session as sessions
 from petscale.cluster.session import ray_dashboard
-from petscale.folders import BEST, CONFIG, SCORED, TRIALS
+from petscale.folders import BEST, CONFIG, METRICS, SCORED, TRIALS, WEIGHTS
 from petscale.splits import split_cases
+from petscale.training import worker
 from petscale.training.progress import read_metrics
 from petscale.tuning import search as searching
+from petscale.tuning import sweep as sweeps
 from petscale.tuning.search import SweepConfig
 from petscale.tuning.study import read_study
 from petscale.tuning.sweep import sweep
@@ -34,6 +38,8 @@ from petscale.tuning.trial import TrialJob, Work, ends, train_and_score
 from petscale.tuning.trials import history
 from storage.errors import InputError
 from storage.reader import open_cohort
+from trainers import checkpoint
+from trainers.engine import plain_engines
 from trainers.systems import s3pet
 from tune_spaces import SPACES
 
@@ -276,6 +282,33 @@ def test_what_no_trial_is_to_blame_for_ends_the_sweep_and_costs_no_trial(
 
 
 @pytest.mark.slow
+def test_a_sweep_within_a_time_limit_goes_on(
+    cohort: Path, tmp_path: Path, started: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, folder = tmp_path / "log", tmp_path / "sweep"
+    held = tmp_path / "held"
+    toyed = toy(log)
+
+    def work(job: TrialJob, rung: int) -> dict[str, float] | None:
+        assert job.stop_in_s
+        if not held.exists() and rung == 1:
+            held.touch()
+            return None  # as if its time were over
+        return toyed(job, rung)
+
+    config = SweepConfig(spaces=("masking",), trials=3, rungs=2, at_once=1)
+    call = partial(sweep, cohort, folder, base(), config, command="petscale tune", work=work)
+    assert call(time_limit_s=10.0) == [folder]  # near from the beginning: one trial begins
+    assert "stopped in time after 0 of 3 trials; the same command continues" in capsys.readouterr().err
+    assert [trial["state"] for trial in trials(folder)] == ["RUNNING"]
+    assert call(time_limit_s=3600.0) == [folder / BEST, folder / "report.html"]
+    found = trials(folder)
+    assert (found[0]["state"], found[0]["note"]) == ("FAIL", "interrupted")
+    assert sum(trial["state"] in ("COMPLETE", "PRUNED") for trial in found) == 3
+    assert found[1]["folder"] == 0, "the interrupted trial continues in its folder"
+
+
+@pytest.mark.slow
 def test_a_trial_whose_workers_keep_dying_is_tried_once_more(cohort: Path, tmp_path: Path, started: None) -> None:
     log, folder = tmp_path / "log", tmp_path / "sweep"
     search(cohort, folder, toy(log, "TRAIN_FAILED"), trials=2, at_once=1)
@@ -346,6 +379,82 @@ def test_a_trial_of_two_workers_is_a_ray_train_job_per_budget_and_scores_alike(
     assert json.loads((run / CONFIG).read_bytes())["config"]["cluster"]["workers"] == 2
     assert not (run / "ray").exists()
     assert [r["step"] for r in read_metrics(run / "metrics.jsonl") if r["event"] == "start"] == [0, 4]
+
+
+class Machine:
+    """Stands in for Ray Tune: trials one after the other in this process, as its search and its actors ask for them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sweeps, "run_trials", self.run_trials)
+        self.at = 0.0  # the time on the driver's clock
+
+    def run_trials(
+        self, opened: Any, space: Any, base: Any, config: Any, common: Any, shown: Any, work: Any, limit: Any
+    ) -> None:
+        if limit:
+            limit._ends, limit.clock = limit.left_s, lambda: self.at
+        searcher = searching._searcher(opened, space, config.trials, common, shown, limit)
+        actor: Any = object.__new__(searching._trainable(work))
+        number = 0
+        while (asked := searcher.suggest(str(number))) != "FINISHED":
+            actor.reset_config(asked)
+            while not (result := actor.step())["done"]:
+                searcher.on_trial_result(str(number), result)
+            searcher.on_trial_complete(str(number), result)
+            number += 1
+        assert searcher.halted is None
+
+
+def test_near_its_time_limit_a_sweep_begins_no_trial(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine = Machine(monkeypatch)
+    log, folder = tmp_path / "log", tmp_path / "sweep"
+    toyed = toy(log)
+
+    def slow(job: TrialJob, rung: int) -> dict[str, float] | None:
+        machine.at += 100.0
+        return toyed(job, rung)
+
+    config = SweepConfig(spaces=("masking",), trials=4)
+    call = partial(sweep, cohort, folder, base(), config, command="petscale tune", work=slow)
+    assert call(time_limit_s=240.0) == [folder]
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1] == "stopped in time after 2 of 4 trials; the same command continues"
+    machine.at = 0.0
+    assert call(time_limit_s=1e6) == [folder / BEST, folder / "report.html"]
+    assert [number for number, _, _ in lines(log)] == [0, 1, 2, 3], "no finished trial is lost or repeated"
+    assert [trial["state"] for trial in trials(folder)] == ["COMPLETE"] * 4
+
+
+def test_a_real_trial_within_a_time_limit_goes_on_from_its_checkpoint_and_scores_as_without(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Machine(monkeypatch)
+    monkeypatch.setattr(worker, "deepspeed_engines", lambda config, device: plain_engines(config))
+    settings = ["recipe.channels=2", "recipe.patch=1,32,32", "recipe.samples=16", "feed.cases_per_step=2"]
+    settings += ["feed.source=low_drf4", "split.validation_fraction=0.3"]
+    tiny = configs.override(configs.from_json({"recipe": "red_cnn"}), settings)
+    config = SweepConfig(spaces=("losses",), trials=1, rungs=2, factor=2)  # budgets of 1 and 2 steps
+    values, weights = [], []
+    for folder, limit_s in ((tmp_path / "straight", None), (tmp_path / "limited", 1.0)):
+        told: list[bool] = []
+        while not (folder / BEST).exists():
+            assert len(told) < 9
+            sweep(cohort, folder, tiny, config, command="petscale tune", time_limit_s=limit_s)
+            told.append("stopped in time after 0 of 1 trials" in capsys.readouterr().err)
+        # Near from the beginning: a budget is trained in a command and scored in the next.
+        assert told == ([False] if limit_s is None else [True, True, False])
+        *interrupted, whole = trials(folder)
+        assert [(one["state"], one["note"]) for one in interrupted] == [("FAIL", "interrupted")] * len(interrupted)
+        assert (whole["state"], whole["folder"]) == ("COMPLETE", 0)
+        values.append((whole["values"], whole["intermediate"]))
+        weights.append(checkpoint.read_weights(folder / TRIALS / "0" / WEIGHTS)[0])
+        starts = [r["step"] for r in read_metrics(folder / TRIALS / "0" / METRICS) if r["event"] == "start"]
+        assert starts == ([0, 1] if limit_s is None else [0, 1, 1, 2])
+    leave_group()
+    assert values[0] == values[1]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
 @pytest.mark.parametrize(
