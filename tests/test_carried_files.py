@@ -1,18 +1,23 @@
 """What leaves a checkout in which patients' scans lie: nothing of them by `ray up`, `petscale submit` or git."""
 
 import itertools
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
-from petscale.cluster import installation
+from petscale.cluster import installation, jobs
 from petscale.cluster.installation import PACKAGES
 from petscale.commands import COMMANDS
 
@@ -115,6 +120,58 @@ def test_a_job_brings_code_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         installation._copies.cache_clear()
     assert [one.name for one in modules] == [*PACKAGES]
     assert sent == {"a.py", "deep/b.py", "page.j2"}
+
+
+SUBMITTING = """
+import sys, time
+from contextlib import nullcontext
+from types import SimpleNamespace
+from petscale.cluster import installation, jobs
+
+def submitted(**_):
+    print("there", flush=True)
+    time.sleep(600)
+
+installation.PACKAGES = ("tune_spaces",)
+jobs.job_client = lambda cluster: nullcontext(SimpleNamespace(submit_job=submitted))
+jobs.submit(["verify", "cohort"], "cluster.yaml", follow=False)
+"""
+
+
+def test_what_a_killed_submission_leaves_goes_with_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[dict[str, Any]] = []
+    client = SimpleNamespace(submit_job=lambda **job: sent.append(job["runtime_env"]))
+    monkeypatch.setattr(jobs, "job_client", lambda cluster: nullcontext(client))
+    monkeypatch.setattr(installation, "PACKAGES", ("tune_spaces",))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def folders() -> set[str]:
+        return {re.sub("-[^-]*$", "", path.name) for path in tmp_path.iterdir() if path not in ours()}
+
+    def ours() -> set[Path]:
+        return {Path(name).parent for one in sent for name in one["py_modules"]}
+
+    def submit() -> None:
+        installation._copies.cache_clear()
+        jobs.submit(["verify", "cohort"], "cluster.yaml", follow=False)
+
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    words = [sys.executable, "-c", SUBMITTING]
+    with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stdout
+            assert child.stdout.readline() == "there\n"
+            submit()
+            assert folders() == {"petscale-code", "petscale-job"}, "those of a living process stay"
+            assert not Path(sent[0]["working_dir"]).exists()
+        finally:
+            child.kill()
+    submit()
+    assert folders() == set()
+    assert all(one.is_dir() for one in ours()), "a process that lives may send its code again"
+    installation._copies.cache_clear()
 
 
 def written() -> set[str]:

@@ -6,13 +6,14 @@ import importlib.metadata
 import importlib.util
 import platform
 import shutil
-import tempfile
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from petscale.cluster.nodes import on_every_node
 from storage.errors import InputError
+from storage.integrity import scratch
 
 ALIKE = ("ray", "torch", "deepspeed", "numpy", "zarr", "tensorstore", "dask", "optuna")
 
@@ -32,8 +33,9 @@ def code() -> dict[str, Any]:
 @cache
 def _copies() -> Path:
     """Folder of the packages' files of code, for as long as this process lives."""
-    copies = Path(tempfile.mkdtemp(prefix="petscale-code-"))
-    atexit.register(shutil.rmtree, copies, ignore_errors=True)
+    held = ExitStack()
+    copies = held.enter_context(scratch(prefix="petscale-code-"))
+    atexit.register(held.close)
     for package in PACKAGES:
         for path in _files(package):
             copy = copies / package / path.relative_to(_folder(package))

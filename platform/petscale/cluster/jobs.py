@@ -5,7 +5,6 @@ import json
 import os
 import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from datetime import datetime
@@ -19,6 +18,7 @@ from petscale.cluster.installation import code
 from petscale.cluster.nodes import STORAGE
 from petscale.console import console
 from storage.errors import InputError
+from storage.integrity import scratch
 
 CLUSTER = "cluster.yaml"
 
@@ -42,13 +42,13 @@ def submit(words: Sequence[str], cluster: str, *, follow: bool) -> str:
         InputError: CLU_FILE, CLU_UNREACHABLE, CLU_TOKEN, CLU_VERSIONS; CLU_JOB_FAILED when a followed job did.
     """
     job = f"{words[0]}-{secrets.token_hex(3)}"
-    with job_client(cluster) as client, tempfile.TemporaryDirectory(prefix="petscale-job-") as folder:
-        sent = [_sent(word, Path(folder)) for word in words]
-        (Path(folder) / WORDS[1:]).write_text(json.dumps(sent))
+    with job_client(cluster) as client, scratch(prefix="petscale-job-") as folder:
+        sent = [_sent(word, folder) for word in words]
+        (folder / WORDS[1:]).write_text(json.dumps(sent))
         client.submit_job(
             entrypoint=f"python -m petscale {WORDS}",
             submission_id=job,
-            runtime_env={**code(), "working_dir": folder},
+            runtime_env={**code(), "working_dir": str(folder)},
             metadata={"command": words[0]},
         )
         console.print(f"job {job}: petscale logs {job} | petscale stop {job}", markup=False, soft_wrap=True)
