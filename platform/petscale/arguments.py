@@ -15,7 +15,7 @@ import docstring_parser
 import tyro
 
 from petscale import config as configs
-from petscale.config import SECTIONS, RunConfig, contradiction
+from petscale.config import SECTIONS, RunConfig, contradiction, workers_of
 from storage.ranges import ranges_of
 
 TITLES = {
@@ -107,12 +107,10 @@ def run_options(words: Sequence[str], extra: type[Any], *, prog: str, descriptio
         for field in dataclasses.fields(kinds[name])
     }
     command = found.command
-    for name in ("workers", "device"):
-        short, typed = getattr(command, name), f"cluster.{name}"
-        if short is not None:
-            if _is_typed(words, typed) and values[typed] != short:
-                raise contradiction(f"--{name}", short, values[typed])
-            values[typed] = short
+    for typed, (option, short) in _short(command).items():
+        if _is_typed(words, typed) and values[typed] != short:
+            raise contradiction(option, short, values[typed])
+        values[typed] = short
     for name, value in settings.items():
         if name in values and _is_typed(words, name):
             section, _, key = name.partition(".")
@@ -123,6 +121,18 @@ def run_options(words: Sequence[str], extra: type[Any], *, prog: str, descriptio
         for name in SECTIONS
     }
     return command, RunConfig(recipe=base.recipe, model=parts.pop("recipe"), **parts)
+
+
+def _short(command: Any) -> dict[str, tuple[str, Any]]:
+    """Fields of the configuration that have a short option too -> that option, and the value that it gives."""
+    found: dict[str, tuple[str, Any]] = {}
+    if command.device is not None:
+        found["cluster.device"] = "--device", command.device
+    if command.workers is not None:
+        least, most = workers_of(str(command.workers))
+        found["cluster.workers"] = "--workers", most
+        found["cluster.least_workers"] = "--workers", least
+    return found
 
 
 def _is_typed(words: Sequence[str], name: str) -> bool:

@@ -359,7 +359,7 @@ class TrainOptions:
         recipe: name of the system; each system has its own defaults.
         config: a YAML or JSON file with the same names, or the config.json of a run, to start from.
         set: settings of the form section.field=value, as in older commands.
-        workers: training processes, short for --cluster.workers.
+        workers: training processes, short for --cluster.workers; 2:8 for as many from 2 to 8 as there is room for.
         device: cpu or cuda, short for --cluster.device.
         time_limit: stop before so much time is over, for instance 3h50m, 90m or 1d2h; the same command continues.
     """
@@ -370,7 +370,7 @@ class TrainOptions:
     recipe: str = "sgsgan"
     config: Path | None = None
     set: tuple[str, ...] = ()
-    workers: int | None = None
+    workers: str | None = None
     device: Literal["cpu", "cuda"] | None = None
     time_limit: str | None = None
 
@@ -403,7 +403,7 @@ class FoldsOptions:
         recipe: name of the system; each system has its own defaults.
         config: a YAML or JSON file with the same names, or the config.json of a run, to start from.
         set: settings of the form section.field=value, as in older commands.
-        workers: training processes, short for --cluster.workers.
+        workers: training processes, short for --cluster.workers; 2:8 for as many from 2 to 8 as there is room for.
         device: cpu or cuda, short for --cluster.device.
         time_limit: stop before so much time is over, for instance 3h50m, 90m or 1d2h; the same command continues.
     """
@@ -415,7 +415,7 @@ class FoldsOptions:
     recipe: str = "sgsgan"
     config: Path | None = None
     set: tuple[str, ...] = ()
-    workers: int | None = None
+    workers: str | None = None
     device: Literal["cpu", "cuda"] | None = None
     time_limit: str | None = None
 

@@ -11,6 +11,7 @@ import ast
 import dataclasses
 import difflib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,19 +52,29 @@ class ClusterConfig:
     """What a run may use.
 
     Args:
-        workers: training processes.
+        workers: training processes; with ``least_workers`` the most of them.
+        least_workers: 0 for exactly ``workers``, else the fewest that a run goes on with: whenever its workers start,
+            it uses as many as the cluster has room for then and as divide ``feed.cases_per_step``.
         cpus_per_worker: cores each may use; fixes the number of threads, and with it the last bits of a result.
         device: cpu or cuda.
         max_failures: times that crashed workers are started again from the last checkpoint.
     """
 
     workers: Annotated[int, Range(1)] = 1
+    least_workers: Annotated[int, Range(0)] = 0
     cpus_per_worker: Annotated[int, Range(1)] = 1
     device: Literal["cpu", "cuda"] = "cpu"
     max_failures: Annotated[int, Range(0)] = 3
 
     def __post_init__(self) -> None:
         check_ranges(self, "cluster")
+        if self.least_workers > self.workers:
+            raise InputError(
+                "CFG_RANGE",
+                where="cluster.least_workers",
+                found=f"{self.least_workers}, and cluster.workers is {self.workers}",
+                remedy="give the fewest first: --workers 2:8",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,12 +111,13 @@ class RunConfig:
             raise InputError(
                 "CFG_RANGE", where="feed.source", found="()", remedy="give one image at least to start from"
             )
-        if self.feed.cases_per_step % self.cluster.workers:
+        if not self.worker_counts:
+            least, most = self.cluster.least_workers, self.cluster.workers
             raise InputError(
                 "CFG_WORKERS",
                 where="cluster.workers",
                 found=f"{self.feed.cases_per_step} groups per step cannot be shared evenly by "
-                f"{self.cluster.workers} workers",
+                f"{f'{least} to {most}' if least else most} workers",
                 remedy="choose a number of workers that divides feed.cases_per_step, or for a new run set it to a "
                 f"multiple of them (--feed.cases-per-step {self._even_cases()})",
             )
@@ -113,6 +125,13 @@ class RunConfig:
     def _even_cases(self) -> int:
         """The least multiple of the workers that is no fewer groups than the run has."""
         return -(-self.feed.cases_per_step // self.cluster.workers) * self.cluster.workers
+
+    @property
+    def worker_counts(self) -> tuple[int, ...]:
+        """Numbers of workers that the run may have, the largest first."""
+        most = self.cluster.workers
+        counts = range(most, (self.cluster.least_workers or most) - 1, -1)
+        return tuple(count for count in counts if self.feed.cases_per_step % count == 0)
 
     @property
     def patches_per_step(self) -> int:
@@ -151,6 +170,30 @@ def system_defaults(recipe: str) -> dict[str, Any]:
         "loop": getattr(spec, "LOOP", LoopConfig()),
         "engine": getattr(spec, "ENGINE", EngineConfig()),
     }
+
+
+def workers_of(text: str) -> tuple[int, int]:
+    """Return ``cluster.least_workers`` and ``cluster.workers`` of what is typed as ``--workers``.
+
+    Raises:
+        InputError: CFG_VALUE; CFG_RANGE for a range from 0.
+
+    >>> workers_of("4"), workers_of("2:8")
+    ((0, 4), (2, 8))
+    """
+    found = re.fullmatch(r"(?:(\d{1,6}):)?(-?\d{1,6})", text)
+    if not found:
+        raise InputError(
+            "CFG_VALUE",
+            where="--workers",
+            found=repr(text),
+            remedy="give a number, or the fewest and the most of them: --workers 2:8",
+        )
+    if found[1] is None:
+        return 0, int(found[2])
+    if int(found[1]) < 1:
+        raise InputError("CFG_RANGE", where="--workers", found=text, remedy="let the fewest be 1 or more")
+    return int(found[1]), int(found[2])
 
 
 def to_json(config: RunConfig) -> dict[str, Any]:

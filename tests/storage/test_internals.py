@@ -42,6 +42,7 @@ def test_private_modules_of_libraries_are_imported_nowhere_else() -> None:
     [
         ("ray.train.v2._internal.callbacks.placement_group_callback", "PlacementGroupCleanerCallback", "ray"),
         ("ray.train.v2._internal.callbacks.datasets", "DatasetsCallback", "ray"),
+        ("ray._private.state", "available_resources_per_node", "ray"),
         ("ray.train.torch", "TorchTrainer._create_default_callbacks", "ray"),
         ("deepspeed.ops", "__compatible_ops__", "deepspeed"),
     ],

@@ -1,5 +1,6 @@
 """Where work fits on a cluster: waiting for machines of a cluster that grows, and counting what fits at once."""
 
+import importlib
 import math
 import os
 import time
@@ -8,6 +9,9 @@ from contextlib import contextmanager
 
 from petscale.cluster.nodes import joined
 from storage.errors import InputError
+from storage.internals import internal
+
+SETTLE_S = 10.0  # workers that have just ended may hold their place for so long
 
 SCALE_UP_S = "PETSCALE_SCALE_UP_S"  # set where the cluster grows: how long a new machine may take to come
 
@@ -80,11 +84,54 @@ def times(bundles: Sequence[Mapping[str, float]]) -> int:
     return found
 
 
-def _holds(bundles: Sequence[Mapping[str, float]]) -> bool:
-    """Whether the nodes that are there could hold the bundles, were they idle; exact for bundles that are alike."""
+def room_for(counts: Sequence[int], bundle: Mapping[str, float], patience_s: float) -> int | None:
+    """Wait until the cluster has room for one of several numbers of a bundle; None where it never had.
+
+    Args:
+        counts: the largest first.
+        bundle: resource -> amount.
+        patience_s: how long to wait for any of them.
+
+    Returns:
+        The largest number that there is room for beside others' work.  One that has no room although the nodes could
+        hold it is waited for shortly: what has just ended may still be there.
+    """
+    began = time.monotonic()
+    while True:
+        now = _largest(counts, bundle, _free())
+        waited_s = time.monotonic() - began
+        if now is not None and (waited_s >= SETTLE_S or now == _largest(counts, bundle, _nodes())):
+            return now
+        if waited_s >= patience_s:
+            return now
+        time.sleep(0.5)
+
+
+def _largest(counts: Sequence[int], bundle: Mapping[str, float], nodes: Sequence[Mapping[str, float]]) -> int | None:
+    return next((count for count in counts if _fit([bundle] * count, nodes)), None)
+
+
+def _free() -> list[dict[str, float]]:
+    """What each node has left beside what works on it now."""
+    state = importlib.import_module("ray._private.state")
+    return [dict(node) for node in internal(state, "available_resources_per_node", "ray")().values()]
+
+
+def _nodes() -> list[dict[str, float]]:
+    """What each node that is there has."""
     import ray
 
-    left = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def _holds(bundles: Sequence[Mapping[str, float]]) -> bool:
+    """Whether the nodes that are there could hold the bundles, were they idle."""
+    return _fit(bundles, _nodes())
+
+
+def _fit(bundles: Sequence[Mapping[str, float]], nodes: Sequence[Mapping[str, float]]) -> bool:
+    """Whether nodes can hold the bundles, each on one of them; exact for bundles that are alike."""
+    left = [dict(node) for node in nodes]
     for bundle in bundles:
         fit = next((one for one in left if all(one.get(name, 0) >= n for name, n in bundle.items())), None)
         if fit is None:

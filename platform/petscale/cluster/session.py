@@ -269,9 +269,10 @@ def require_resources(found: Mapping[str, float], config: RunConfig) -> None:
         InputError: CFG_RESOURCES.
     """
     cluster = config.cluster
-    wanted = {"CPU": cluster.workers * cluster.cpus_per_worker}
+    fewest = config.worker_counts[-1]
+    wanted = {"CPU": fewest * cluster.cpus_per_worker}
     if cluster.device == "cuda":
-        wanted["GPU"] = cluster.workers
+        wanted["GPU"] = fewest
     for name, amount in wanted.items():
         if found.get(name, 0) < amount:
             raise InputError(

@@ -13,7 +13,7 @@ import torch
 
 from petscale.cluster import session as sessions
 from petscale.cluster.nodes import joined
-from petscale.cluster.placement import machine_cpus
+from petscale.cluster.placement import machine_cpus, room_for
 from petscale.cluster.session import require_resources
 from petscale.config import RunConfig
 from petscale.console import console
@@ -62,7 +62,9 @@ def train(
         require_resources({"CPU": machine_cpus(), "GPU": torch.cuda.device_count()}, config)
     with integrity.exclusive(plan.run, purpose="train"):
         plan.record(command)
-        cores = config.cluster.workers * config.cluster.cpus_per_worker
+        each = config.cluster.cpus_per_worker
+        most = [count for count in config.worker_counts if count * each <= machine_cpus()] or config.worker_counts[-1:]
+        cores = most[0] * each  # of this machine, where there is no cluster
         read = [folder / "zarr.json" for folder in (cohort, *others)]
         with Watch(plan.run, plan.num_steps), sessions.session(config, cores, plan.run, *read):
             left_s = None if time_limit_s is None else time_limit_s - (time.monotonic() - began)
@@ -81,12 +83,54 @@ def train(
 def train_on_ray(plan: Plan, *, until: int | None = None, left_s: float | None = None) -> None:
     """Train by Ray Train's workers on the cluster that is there, to the end, or until a step or a time.
 
+    A run of one number of workers leaves it to Ray to start them again.  Ray's own range of workers knows no numbers
+    that divide a step, and changes a group that runs; here the number is chosen whenever workers start, and only then.
+
     Raises:
-        InputError: what a worker refused; TRAIN_FAILED when workers keep dying.
+        InputError: what a worker refused; CLU_NO_ROOM; TRAIN_FAILED when workers keep dying.
+    """
+    from ray.train import ControllerError, FailureConfig
+
+    cluster, counts = plan.config.cluster, plan.config.worker_counts
+    plan = replace(plan, job=replace(plan.job, until=until, stop_in_s=left_s, told_at=time.time()))
+    guarded = until is not None or bool(joined())
+    if not cluster.least_workers:
+        whole = FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=ROOM_TRIES - 1)
+        failure = _attempt(plan, counts[0], whole, guarded=guarded)
+        if failure:
+            raise _ended(plan, failure, room=isinstance(failure, ControllerError))
+        return
+    once = FailureConfig(max_failures=0, controller_failure_limit=0)
+    worker = {"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.device == "cuda" else {})
+    died = crowded = 0
+    failure = None
+    while True:
+        count = room_for(counts, worker, 60.0 * ROOM_TRIES)
+        if count is None:
+            raise _ended(plan, failure, room=True)
+        console.print(f"{count} workers, of {cluster.least_workers} to {cluster.workers}", soft_wrap=True)
+        failure = _attempt(plan, count, once, guarded=guarded)
+        if failure is None:
+            return
+        crowded += isinstance(failure, ControllerError)  # others were faster
+        died += not isinstance(failure, ControllerError)
+        if died > cluster.max_failures or crowded >= ROOM_TRIES:
+            raise _ended(plan, failure, room=isinstance(failure, ControllerError))
+
+
+def _attempt(plan: Plan, workers: int, retries: Any, *, guarded: bool) -> Exception | None:
+    """Train by so many workers; returns why it ended, where it did not end well.
+
+    Args:
+        retries: Ray's ``FailureConfig``: how often it starts the same number of workers again.
+        guarded: whether the workers' place must be given back where Ray's controller dies.
+
+    Raises:
+        InputError: what a worker refused.
     """
     import ray
-    from ray.train import FailureConfig, ScalingConfig
     from ray.train import RunConfig as RayRunConfig
+    from ray.train import ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from petscale.training.ranks import ByFile
@@ -94,7 +138,6 @@ def train_on_ray(plan: Plan, *, until: int | None = None, left_s: float | None =
     # Cases are read from Zarr by the workers themselves: the actor that hands out Ray's own data sets would only cost a
     # process.  Who gives the workers' place back when the controller dies asks the dashboard every second.  A private
     # cluster has one for a sweep's trials alone, and ends with its driver anyway.
-    guarded = until is not None or joined()
     needless = [_callback("datasets", "DatasetsCallback")]
     if not guarded:
         needless.append(_callback("placement_group_callback", "PlacementGroupCleanerCallback"))
@@ -112,9 +155,9 @@ def train_on_ray(plan: Plan, *, until: int | None = None, left_s: float | None =
     meeting = "" if joined() else sessions.own_folder()
     trainer = Trainer(
         train_worker,
-        train_loop_config=replace(plan.job, until=until, stop_in_s=left_s, told_at=time.time()).to_json(),
+        train_loop_config=plan.job.to_json(),
         scaling_config=ScalingConfig(
-            num_workers=cluster.workers,
+            num_workers=workers,
             use_gpu=cluster.device == "cuda",
             resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.device == "cuda" else {}),
         ),
@@ -123,7 +166,7 @@ def train_on_ray(plan: Plan, *, until: int | None = None, left_s: float | None =
             # A fresh name: Ray's own notion of a latest checkpoint is never asked, our manifests are.
             name=f"attempt-{uuid.uuid4().hex[:8]}",
             storage_path=str(run / "ray"),
-            failure_config=FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=ROOM_TRIES - 1),
+            failure_config=retries,
         ),
     )
     failure: Exception | None = None
@@ -138,21 +181,27 @@ def train_on_ray(plan: Plan, *, until: int | None = None, left_s: float | None =
     if held := remote.holding(remote.origin(run)):  # what rank 0 published, maybe from another node
         remote.fetch(held.url, held=held)
     raise_refusal(run)
-    if failure:
-        (run / "failure.log").write_text(str(failure))
-        if isinstance(failure, ray.train.ControllerError):
-            raise InputError(
-                "CLU_NO_ROOM",
-                where=run.name,
-                found=f"{cluster.workers} workers could not be started within {ROOM_TRIES} minutes; see failure.log",
-                remedy="bring lost nodes back (ray up), or run the same command with fewer workers: it continues",
-            )
-        raise InputError(
-            "TRAIN_FAILED",
+    return failure
+
+
+def _ended(plan: Plan, failure: Exception | None, *, room: bool) -> InputError:
+    """Keep what Ray told, and return the line for it."""
+    cluster, run = plan.config.cluster, plan.run
+    (run / "failure.log").write_text(str(failure or "no room"))
+    if room:
+        return InputError(
+            "CLU_NO_ROOM",
             where=run.name,
-            found=f"workers died {cluster.max_failures + 1} times; the first error is in failure.log",
-            remedy="run the same command again to continue from the last checkpoint",
+            found=f"{plan.config.worker_counts[-1]} workers could not be started within {ROOM_TRIES} minutes; see "
+            "failure.log",
+            remedy="bring lost nodes back (ray up), or run the same command with fewer workers: it continues",
         )
+    return InputError(
+        "TRAIN_FAILED",
+        where=run.name,
+        found=f"workers died {cluster.max_failures + 1} times; the first error is in failure.log",
+        remedy="run the same command again to continue from the last checkpoint",
+    )
 
 
 def _callback(module: str, name: str) -> Any:

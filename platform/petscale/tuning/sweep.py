@@ -79,6 +79,13 @@ def sweep(
     cohorts, folder = [place.absolute() for place in (cohort, *others)], folder.absolute()
     config = replace(config, spaces=present_names(config.spaces))
     _check_ranges(config)
+    if base.cluster.least_workers:
+        raise InputError(
+            "CFG_RANGE",
+            where="cluster.least_workers",
+            found=f"{base.cluster.least_workers}: trials side by side would take each other's room",
+            remedy="give one number of workers: --set cluster.least_workers=0",
+        )
     require_path(*cohorts, folder)
     base = replace(base, loop=replace(base.loop, picture_every=0))  # pictures are of test patients
     space, first = _joined(base, config.spaces)
