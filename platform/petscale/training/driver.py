@@ -123,7 +123,7 @@ def _attempt(plan: Plan, workers: int, retries: Any, *, guarded: bool) -> Except
 
     Args:
         retries: Ray's ``FailureConfig``: how often it starts the same number of workers again.
-        guarded: whether the workers' place must be given back where Ray's controller dies.
+        guarded: whether Ray's controller is a process of its own, and the workers' place given back where it dies.
 
     Raises:
         InputError: what a worker refused.
