@@ -25,6 +25,8 @@ class Stream(IntEnum):
     AUGMENT = 7  # (seed, AUGMENT, group, patch): how a training patch is turned; patch 0 for a group with an overview
     VALIDATION = 8  # (seed, VALIDATION): order of patients; (seed, VALIDATION, number): a patch that is restored
     TILT = 9  # (seed, TILT, group, patch): how a training patch is tilted and scaled
+    OTHER_ORDER = 10  # (seed, OTHER_ORDER, epoch): order of the patients whose targets go with sources of others
+    OTHER_PLACE = 11  # (seed, OTHER_PLACE, group): places of the patches of these targets
     ANATOMY = 0x9E7  # (seed, ANATOMY, ...): a phantom's anatomy
 
 

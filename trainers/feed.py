@@ -33,13 +33,24 @@ def channel_values(labels: dict[int, str], roi: str) -> list[int]:
 
 SQUARE = 1e-3  # by which the edges of a voxel may differ, relative, where it is turned by 90 degrees
 
-Streams = Mapping[str, Sequence[str]]  # a kind of ``BatchSpec.images`` -> the cases that it is read from
+Streams = Mapping[str, Sequence[str]]  # a kind of ``BatchSpec.images`` -> the cases that it is read from; of
+# ``unpaired``, those that give targets (the ones that have it), while ``source`` gives the sources
 
 
-def _images_read(config: FeedConfig, need: BatchSpec) -> list[tuple[str, str]]:
-    """Names of the images that a step with ``need`` reads, and the units that they must have."""
+def _read_from(
+    cohort: Cases, streams: Streams, config: FeedConfig, need: BatchSpec
+) -> list[tuple[Sequence[str], list[tuple[str, str]]]]:
+    """Cases that a step with ``need`` reads, each group with its images and the units that they must have."""
     source, target = [(image, need.units) for image in config.source], [(config.target, SUV)]
-    return {"paired": source + target, "source": source, "target": target}[need.images]
+    if need.images == "unpaired":
+        return [(streams.get("source", ()), source), (_having(cohort, streams.get("unpaired", ()), config), target)]
+    images = {"paired": source + target, "source": source, "target": target}[need.images]
+    return [(streams.get(need.images, ()), images)]
+
+
+def _having(cohort: Cases, cases: Sequence[str], config: FeedConfig) -> list[str]:
+    """Those of the cases that have the target: a patient may give a low dose alone."""
+    return [name for name in cases if config.target in cohort.case(name).images]
 
 
 def check_cases(cohort: Cases, streams: Streams, config: FeedConfig, needs: Sequence[BatchSpec]) -> None:
@@ -52,50 +63,81 @@ def check_cases(cohort: Cases, streams: Streams, config: FeedConfig, needs: Sequ
     for need in needs:
         if need.overview:
             _check_overview(need.overview)
-        cases = streams.get(need.images, ())
-        if not cases and need.images == "target":
+        read = _read_from(cohort, streams, config, need)
+        if not read[0][0] and need.images == "target":
             raise InputError(
                 "SET_NO_UNPAIRED",
                 where="train",
                 found="the recipe learns from full-dose scans of patients without a pair, and there are none",
                 remedy="give more patients to them: --set split.unpaired_fraction=0.8, or name them: split.unpaired",
             )
-        if not cases:
+        if not read[0][0]:
             raise InputError(
                 "SET_TOO_SMALL",
                 where="train",
                 found="no case to train on",
                 remedy="ingest more cases or change the split",
             )
-        for name in cases:
-            case = cohort.case(name)
-            for image, wanted in _images_read(config, need):
-                if (found := case.image(image).units) != wanted:
-                    raise InputError(
-                        "SET_WRONG_UNITS",
-                        where=f"case {name}, image {image}",
-                        found=f"an image in {found}, the recipe takes {wanted} there",
-                        remedy="name the images that it is made for (--set feed.source=... feed.target=...), "
-                        "or another --recipe",
-                    )
-            for image in need.beside if need.images != "target" else ():
-                case.image(image)  # refused where it has none
-            for roi in need.rois:
-                if not channel_values(case.labels, roi):
-                    raise InputError(
-                        "SET_NO_LABELS",
-                        where=f"case {name}",
-                        found=f"no ROI '{roi}' (there are: {', '.join(case.labels.values()) or 'none'})",
-                        remedy="ingest labels, or train without guidance: --set recipe.rois=()",
-                    )
-            if not need.beyond and any(n > size for n, size in zip(need.patch, case.sampling_maps.shape, strict=True)):
-                raise InputError(
-                    "IMG_TOO_SMALL",
-                    where=f"case {name}",
-                    found=f"the patch {need.patch} (z, y, x) is larger than its {case.sampling_maps.shape} voxels",
-                    remedy="choose a smaller patch (--set recipe.patch=...) or leave the case out "
-                    f"(--set split.leave_out={name})",
-                )
+        if need.images == "unpaired":
+            _check_others(cohort, read[0][0], read[1][0], config)
+        for cases, images in read:
+            for name in cases:
+                _check_case(cohort, name, images, need)
+
+
+def _check_others(cohort: Cases, sources: Sequence[str], targets: Sequence[str], config: FeedConfig) -> None:
+    """Refuse a patient whose source would have no target of another patient beside it.
+
+    Raises:
+        InputError: SET_NO_UNPAIRED.
+    """
+    people = {cohort.case(name).subject for name in targets}
+    for name in sources:
+        if not people - {cohort.case(name).subject}:
+            raise InputError(
+                "SET_NO_UNPAIRED",
+                where="train",
+                found=f"the recipe sees the {', '.join(config.source)} of case {name} beside the {config.target} of "
+                f"another patient, and no other patient trains who has a {config.target}",
+                remedy="ingest another patient into the cohort (petscale ingest), or keep fewer for testing "
+                "(--set split.test_fraction=0.1)",
+            )
+
+
+def _check_case(cohort: Cases, name: str, images: Sequence[tuple[str, str]], need: BatchSpec) -> None:
+    """Refuse a case that lacks one of the images, has it in another unit, or is too small or without labels.
+
+    Raises:
+        InputError: SET_NO_IMAGE, SET_WRONG_UNITS, SET_NO_LABELS, IMG_TOO_SMALL, STORE_DAMAGED.
+    """
+    case = cohort.case(name)
+    for image, wanted in images:
+        if (found := case.image(image).units) != wanted:
+            raise InputError(
+                "SET_WRONG_UNITS",
+                where=f"case {name}, image {image}",
+                found=f"an image in {found}, the recipe takes {wanted} there",
+                remedy="name the images that it is made for (--set feed.source=... feed.target=...), "
+                "or another --recipe",
+            )
+    for image in need.beside if need.images != "target" else ():
+        case.image(image)  # refused where it has none
+    for roi in need.rois:
+        if not channel_values(case.labels, roi):
+            raise InputError(
+                "SET_NO_LABELS",
+                where=f"case {name}",
+                found=f"no ROI '{roi}' (there are: {', '.join(case.labels.values()) or 'none'})",
+                remedy="ingest labels, or train without guidance: --set recipe.rois=()",
+            )
+    if not need.beyond and any(n > size for n, size in zip(need.patch, case.sampling_maps.shape, strict=True)):
+        raise InputError(
+            "IMG_TOO_SMALL",
+            where=f"case {name}",
+            found=f"the patch {need.patch} (z, y, x) is larger than its {case.sampling_maps.shape} voxels",
+            remedy="choose a smaller patch (--set recipe.patch=...) or leave the case out "
+            f"(--set split.leave_out={name})",
+        )
 
 
 def drf_of(image: StoredImage) -> float:
@@ -141,8 +183,11 @@ class Feed:
         self._config, self._needs, self._device = config, needs, device
         read = {"paired": config.source, "source": config.source, "target": (config.target,)}
         self._samples = {
-            kind: [(case, image) for case in sorted(cases) for image in read[kind]] for kind, cases in streams.items()
+            kind: [(case, image) for case in sorted(streams[kind]) for image in images]
+            for kind, images in read.items()
+            if kind in streams
         }
+        self._others = sorted(_having(cohort, streams.get("unpaired", ()), config))
         self._cases = {name: cohort.case(name) for cases in streams.values() for name in cases}
         share = config.cases_per_step // world
         self._mine = range(rank * share, (rank + 1) * share)
@@ -153,10 +198,11 @@ class Feed:
     def plan(self, step: int) -> list[tuple[str, str, list[PatchLocation]]]:
         """Say which (case, image, boxes) this rank reads for ``step``; a pure function.
 
-        The image is the source, with the target of the same place where pairs are asked for.
+        The image is the source, with the target of the same place where pairs are asked for, and with what ``others``
+        says where unpaired ones are.
         """
         need = self._needs(step)
-        samples = self._samples[need.images]
+        samples = self._samples["source" if need.images == "unpaired" else need.images]
         groups = []
         for group in self._groups(step):
             epoch, turn = divmod(group, len(samples))
@@ -167,6 +213,25 @@ class Feed:
             boxes = [draw(maps, need.patch, need.sampler, rng) for _ in range(need.patches_per_case)]
             groups.append((case, image, boxes))
         return groups
+
+    def others(self, step: int) -> list[tuple[str, list[PatchLocation]]]:
+        """Say which (case, boxes) this rank reads the targets of an unpaired ``step`` from; a pure function.
+
+        A group's case is of another patient than its source; every case has its turn in an epoch, or the one after it
+        has where it is the source's.
+        """
+        need, cases = self._needs(step), self._others
+        found = []
+        for group, (source, _, _) in zip(self._groups(step), self.plan(step), strict=True):
+            epoch, turn = divmod(group, len(cases))
+            order = generator(self._config.seed, Stream.OTHER_ORDER, epoch).permutation(len(cases))
+            turns = (cases[int(order[(turn + later) % len(cases)])] for later in range(len(cases)))
+            subject = self._cases[source].subject
+            case = next(name for name in turns if self._cases[name].subject != subject)
+            maps = _guided(self._cases[case], need.rois)
+            rng = generator(self._config.seed, Stream.OTHER_PLACE, group)
+            found.append((case, [draw(maps, need.patch, need.sampler, rng) for _ in range(need.patches_per_case)]))
+        return found
 
     def batch(self, step: int, last: int) -> Batch:
         """Return the batch of ``step``, having asked for the next ones (below ``last``) to be read."""
@@ -218,32 +283,39 @@ class Feed:
         scans: list[Scan] = []
         peak = []
         nothing = np.zeros((1, 0, 0, 0), dtype=np.float32)
-        for group, (name, image, boxes) in zip(self._groups(step), self.plan(step), strict=True):
-            case = self._cases[name]
+        plan, apart = self.plan(step), need.images == "unpaired"
+        ends = self.others(step) if apart else [(name, boxes) for name, _, boxes in plan]
+        for group, (name, image, boxes), (other, there) in zip(self._groups(step), plan, ends, strict=True):
+            case, giver = self._cases[name], self._cases[other]
             wanted = [channel_values(case.labels, name) for name in (*need.rois, *need.marked)]
             scan = scan_of(case.image(image))
             told = replace(scan, drf=math.nan, shared=0.0) if need.images == "target" else scan
+            told = replace(told, shared=0.0) if apart else told
             turns = [self._turned(need, scan.spacing_mm, group, place) for place in range(len(boxes))]
-            tilts = [self._tilted(scan.spacing_mm, group, place) for place in range(len(boxes))]
-            for box, turned, tilt in zip(boxes, turns, tilts, strict=True):
+            for place, (box, end_box) in enumerate(zip(boxes, there, strict=True)):
+                turned, tilt = turns[place], self._tilted(scan.spacing_mm, group, place)
                 start = nothing
                 if need.images != "target":
                     seen = (case.image(name) for name in (image, *need.beside))
                     grown = box.grown(need.halo)
                     start = np.stack([_patch(one, grown, tilt, self._config.beyond) for one in seen])
                 source.append(turned(start))
-                end = nothing
-                if need.images != "source":
-                    end = _patch(case.image(self._config.target), box, tilt, self._beyond_target(tilt))[None]
-                target.append(turned(end))
-                scans.append(told)
-                peak.append(1.0 if need.images == "source" else _peak(case.image(self._config.target)))
                 if any(wanted):
                     labels = _patch(case.image("labels"), box, tilt, order=0)
                     masks.append(turned(np.stack([np.isin(labels, values) for values in wanted]).astype(np.float32)))
                 else:
                     masks.append(np.zeros((len(wanted), *box.shape), dtype=np.float32))
-                places.append(f"{name} {image} {box}")
+                scans.append(told)
+                peak.append(1.0 if need.images == "source" else _peak(giver.image(self._config.target)))
+                places.append(f"{name} {image} {box}" + f" and {other} {self._config.target} {end_box}" * apart)
+                if apart:  # as it would lie without the source beside it
+                    spacing_mm = giver.image(self._config.target).grid.spacing_mm
+                    turned = self._turned(need, spacing_mm, group, len(boxes) + place)
+                    tilt = self._tilted(spacing_mm, group, len(boxes) + place)
+                end = nothing
+                if need.images != "source":
+                    end = _patch(giver.image(self._config.target), end_box, tilt, self._beyond_target(tilt))[None]
+                target.append(turned(end))
             if need.overview:
                 overview.append(turns[0](case.overview(image)[None]))
         scale = 1.0 / self._config.suv_scale

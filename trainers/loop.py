@@ -116,7 +116,7 @@ def fit(
         engines: the recipe's, where something is done to all of them.
         validation: batches of patients that are not trained on, for a recipe whose schedule follows their scores.
         gains: scores of what a synthesizer makes of validation patients, ``trainers.validation.Patches``; asked for
-            every ``config.validate_every`` steps, and after the last one, in phases that train on pairs.
+            every ``config.validate_every`` steps, and after the last one, in phases that train what restores.
         export: gets (name, tensors) of networks that a recipe wants kept at the end of a phase, on rank 0.
         until: stop, committed, once so many steps are made; a later call continues.
         limit: stop, committed, before this time is over, after one step at least; it tells afterwards whether it was
@@ -168,7 +168,7 @@ def fit(
                 scores = _scores(recipe, validation, world)
             step = _observe(recipe, scores, step, report if rank == 0 else lambda record: None)
         whole = step >= recipe.num_steps
-        if gains and (step % config.validate_every == 0 or whole) and recipe.batch_spec(made).images == "paired":
+        if gains and (step % config.validate_every == 0 or whole) and recipe.batch_spec(made).restores:
             _agree(failure, world)
             paused = perf_counter()
             best, record = _best_after(best, recipe, gains, engines, step, world)

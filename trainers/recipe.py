@@ -31,7 +31,8 @@ class BatchSpec:
         marked: names of labels whose masks are read after those, and are 0 where a case has no such label.
         overview: edge length of the resized whole source volume, 0 for none.
         images: ``paired`` for source and target of one place; ``source`` or ``target`` for one alone, which may come
-            from other patients (the run's unpaired ones for ``target``).
+            from other patients (the run's unpaired ones for ``target``); ``unpaired`` for sources of some patients and
+            targets of others in one step, where no group holds a source and a target of one patient.
         units: of the images that a network starts from, ``SUVbw`` or ``HU``.
         beyond: whether a patch may be longer than a volume, and then holds what lies beyond it.
         beside: names of further images that a network starts from, as a CT beside a low dose; each becomes a channel
@@ -45,15 +46,22 @@ class BatchSpec:
     rois: tuple[str, ...] = ()
     marked: tuple[str, ...] = ()
     overview: int = 0
-    images: Literal["paired", "source", "target"] = "paired"
+    images: Literal["paired", "source", "target", "unpaired"] = "paired"
     units: str = SUV
     beyond: bool = False
     beside: tuple[str, ...] = ()
+
+    @property
+    def restores(self) -> bool:
+        """Whether such a step trains what restores, for which it takes sources and targets."""
+        return self.images in ("paired", "unpaired")
 
 
 @dataclass(frozen=True)
 class Batch:
     """Groups of patches; the ``n`` patches of one case are neighbours, so b = cases * n.
+
+    In an ``unpaired`` step a group's targets are of another patient; all but ``target`` and ``peak`` is the source's.
 
     Args:
         source: (b, 1 + k, z + 2 halo_z, y + 2 halo_y, x + 2 halo_x) what a network starts from: a PET on the run's
@@ -70,7 +78,7 @@ class Batch:
         peak: (b,) largest value of the target image of the case, on the scale of the batch; 1 where it is not read.
         units: of the source images, ``SUVbw`` or ``HU``.
         cases: number of groups.
-        places: for every patch, "case image z,y,x": what an error message may name.
+        places: for every patch, "case image z,y,x": what an error message may name; both places where they differ.
     """
 
     source: Float[Tensor, "b k1 zh yh xh"]

@@ -99,8 +99,9 @@ class Roles:
 
     @property
     def streams(self) -> dict[str, tuple[str, ...]]:
-        """The cases behind every kind of ``BatchSpec.images``."""
-        return {"paired": self.train, "source": self.train, "target": self.unpaired}
+        """The cases behind every kind of ``BatchSpec.images``; of unpaired ones, those that give targets."""
+        both = (*self.train, *self.unpaired)
+        return {"paired": self.train, "source": self.train, "target": self.unpaired, "unpaired": both}
 
     @property
     def everyone(self) -> tuple[str, ...]:

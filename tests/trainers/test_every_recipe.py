@@ -125,7 +125,7 @@ def build(name: str, make_engine: EngineFactory = plain_engine) -> Recipe:
 
 def feed(cohort: Path, name: str, recipe: Recipe) -> Feed:
     opened = open_cohort(cohort)
-    streams = dict.fromkeys(("paired", "source", "target"), opened.cases)
+    streams = dict.fromkeys(("paired", "source", "target", "unpaired"), opened.cases)
     return Feed(opened, streams, feed_config(name), recipe.batch_spec, rank=0, world=1, device=torch.device("cpu"))
 
 
@@ -195,7 +195,12 @@ def test_a_system_says_how_it_is_fed_scored_and_reported(name: str) -> None:
     assert spec.files(config) == {}, "the small size needs no file from elsewhere"
     with torch.device("meta"):  # what is asked before a cluster starts costs no memory
         dry = spec.build(config, make_engine=plain_engine, patches_per_step=2)
-    assert {dry.batch_spec(step).images for step in range(dry.num_steps)} <= {"paired", "source", "target"}
+    assert {dry.batch_spec(step).images for step in range(dry.num_steps)} <= {
+        "paired",
+        "source",
+        "target",
+        "unpaired",
+    }
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor
 
 from storage.errors import InputError
+from storage.ingest import CasePlan, ingest
 from storage.reader import open_cohort
-from storage.source import HU, SUV
+from storage.source import HU, SUV, ArraySource
 from trainers.feed import Feed, _square, channel_values, check_cases, doses_fed, drf_of
 from trainers.feed_config import FeedConfig, as_stored
 from trainers.recipe import Batch, BatchSpec
@@ -29,7 +31,7 @@ GUIDED = BatchSpec(
 def feed(cohort: Path, *, rank: int = 0, world: int = 1, needs: BatchSpec = NEEDS, **settings: object) -> Feed:
     config = FeedConfig(**{"source": ("low_drf4", "low_drf20"), "cases_per_step": 12, **settings})  # type: ignore[arg-type]
     cases = open_cohort(cohort).cases
-    streams = {"paired": cases, "source": cases[:2], "target": cases[2:]}
+    streams = {"paired": cases, "source": cases[:2], "target": cases[2:], "unpaired": cases}
     return Feed(
         open_cohort(cohort), streams, config, lambda step: needs, rank=rank, world=world, device=torch.device("cpu")
     )
@@ -177,6 +179,104 @@ def test_one_dose_alone_comes_from_its_own_patients(
         seen |= {place.split()[0] for place in batch.places}
     source.close()
     assert seen == places
+
+
+UNPAIRED = replace(NEEDS, images="unpaired", overview=0)
+
+
+def test_an_unpaired_group_holds_a_source_of_one_patient_and_a_target_of_another(cohort: Path) -> None:
+    source = feed(cohort, cases_per_step=4, suv_scale=4.0, needs=UNPAIRED)
+    opened, seen = open_cohort(cohort), set()
+    for step in range(4):
+        batch, plan, others = source.batch(step, 4), source.plan(step), source.others(step)
+        assert batch.source.shape == (8, 1, 28, 28, 28)
+        assert batch.target.shape == (8, 1, 24, 24, 24)
+        assert not torch.isnan(batch.drf).any()
+        assert not batch.shared.any(), "no counts are in both images"
+        for group, ((name, low, boxes), (other, there)) in enumerate(zip(plan, others, strict=True)):
+            assert opened.case(name).subject != opened.case(other).subject
+            seen.add((name, other))
+            start, end = opened.case(name).image(low), opened.case(other).image("full")
+            for index, (box, end_box) in enumerate(zip(boxes, there, strict=True), start=2 * group):
+                assert batch.places[index] == f"{name} {low} {box} and {other} full {end_box}"
+                assert torch.equal(batch.source[index, 0], torch.from_numpy(start.patch(box.grown((2, 2, 2)))) / 4)
+                assert torch.equal(batch.target[index, 0], torch.from_numpy(end.patch(end_box)) / 4)
+                assert batch.peak[index] == pytest.approx(end.statistics["max"] / 4)
+    source.close()
+    assert {name for name, _ in seen} == {"phantom-000", "phantom-001"}
+    assert {other for _, other in seen} == {*opened.cases}
+    assert len(seen) > 4, "the same two patients are not always together"
+
+
+def test_unpaired_draws_depend_on_seed_and_step_alone(cohort: Path) -> None:
+    whole = feed(cohort, needs=UNPAIRED)
+    for world in (2, 3):
+        ranks = [feed(cohort, needs=UNPAIRED, rank=rank, world=world) for rank in range(world)]
+        assert [one for rank in ranks for one in rank.others(5)] == whole.others(5)
+    assert feed(cohort, needs=UNPAIRED, seed=1).others(0) != whole.others(0)
+    assert whole.others(0) != whole.others(1)
+    straight, resumed = (feed(cohort, needs=UNPAIRED, cases_per_step=2, read_ahead=n) for n in (0, 2))
+    for step in (2, 3):
+        one, again = straight.batch(step, 4), resumed.batch(step, 4)
+        assert torch.equal(one.source, again.source)
+        assert torch.equal(one.target, again.target)
+    straight.close()
+    resumed.close()
+
+
+def test_source_and_target_of_different_patients_are_turned_apart(cohort: Path) -> None:
+    needs = replace(UNPAIRED, halo=(0, 0, 0))
+    found = {tuple(min(one) for one in each[:2]) for each in ways(cohort, needs, augment="flips_and_turns")}
+    assert any(source != target for source, target in found)
+    tilted, plain = (feed(cohort, needs=needs, cases_per_step=2, tilt_deg=tilt).batch(0, 1) for tilt in (15.0, 0.0))
+    assert tilted.places == plain.places
+    assert not torch.equal(tilted.source, plain.source)
+    assert not torch.equal(tilted.target, plain.target)
+
+
+def test_unpaired_steps_need_a_second_patient(cohort: Path) -> None:
+    opened = open_cohort(cohort)
+    low = FeedConfig(source=("low_drf4",))
+    one = {"source": opened.cases[:1], "unpaired": opened.cases[:1]}
+    with pytest.raises(InputError, match=r"SET_NO_UNPAIRED train.*case phantom-000.*petscale ingest"):
+        check_cases(opened, one, low, [UNPAIRED])
+    check_cases(opened, {**one, "unpaired": opened.cases[:2]}, low, [UNPAIRED])
+    with pytest.raises(InputError, match=r"SET_NO_UNPAIRED train"):
+        check_cases(opened, {"source": opened.cases}, low, [UNPAIRED])
+    with pytest.raises(InputError, match="SET_TOO_SMALL"):
+        check_cases(opened, {"unpaired": opened.cases}, low, [UNPAIRED])
+    both = {"source": opened.cases[:2], "unpaired": opened.cases}
+    with pytest.raises(InputError, match=r"SET_NO_IMAGE.*low_drf7"):
+        check_cases(opened, both, FeedConfig(source=("low_drf7",)), [UNPAIRED])
+    with pytest.raises(InputError, match=r"SET_WRONG_UNITS .*image ct"):
+        check_cases(opened, both, replace(low, target="ct"), [UNPAIRED])
+    with pytest.raises(InputError, match="IMG_TOO_SMALL"):
+        check_cases(opened, both, low, [replace(UNPAIRED, patch=(24, 24, 64))])
+
+
+def test_patients_with_one_of_both_images_serve_where_they_have_it(
+    cohort: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Two with a low dose alone, and two with a full dose alone: no pair at all."""
+    opened = open_cohort(cohort)
+
+    def plan(name: str, _: Path) -> CasePlan:
+        held = "low_drf4" if name in opened.cases[:2] else "full"
+        image = opened.case(name).image(held)
+        return CasePlan({held: ArraySource(image.read(0, image.grid.shape[0]), image.grid, SUV)}, name, "f")
+
+    folder = tmp_path_factory.mktemp("apart")
+    ingest(folder, {name: partial(plan, name) for name in opened.cases}, strict=True)
+    apart, config = open_cohort(folder), FeedConfig(source=("low_drf4",), cases_per_step=2)
+    streams = {"paired": apart.cases[:2], "source": apart.cases[:2], "target": apart.cases[2:], "unpaired": apart.cases}
+    check_cases(apart, streams, config, [UNPAIRED])
+    source = Feed(apart, streams, config, lambda step: UNPAIRED, rank=0, world=1, device=torch.device("cpu"))
+    assert {name for step in range(4) for name, _, _ in source.plan(step)} == {*apart.cases[:2]}
+    assert {name for step in range(4) for name, _ in source.others(step)} == {*apart.cases[2:]}
+    assert source.batch(0, 1).target.any()
+    source.close()
+    with pytest.raises(InputError, match=r"SET_NO_IMAGE.*full"):
+        check_cases(apart, streams, config, [replace(NEEDS, overview=0)])
 
 
 def test_every_patch_knows_its_dose(cohort: Path) -> None:

@@ -88,7 +88,8 @@ def plan_run(
     # Records name files by their last component: folders above may name a patient.  The digest says which it was.
     config = replace(config, model=replace(config.model, **{field: path.name for field, path in files.items()}))
     recipe = _dry(used)
-    specs = [recipe.batch_spec(start) for start in recipe.phase_starts.values()]
+    starts = recipe.phase_starts.values()  # two steps of each: a phase may read pairs and others by turns
+    specs = [recipe.batch_spec(step) for start in starts for step in (start, start + 1) if step < recipe.num_steps]
     if (earlier := recorded_roles(run / CONFIG, config)) is not None:
         roles = earlier
     if roles is not None:
@@ -293,7 +294,7 @@ def _check_followed(cohort: Cases, roles: Roles, config: RunConfig, recipe: Reci
         InputError: CFG_SCHEDULE, SET_NO_VALIDATION, and those of ``feed.check_cases``.
     """
     phases = {name: recipe.batch_spec(start) for name, start in recipe.phase_starts.items()}
-    paired = [name for name, spec in phases.items() if spec.images == "paired"]
+    restoring = [name for name, spec in phases.items() if spec.restores]
     if isinstance(recipe, Validated):
         raise InputError(
             "CFG_SCHEDULE",
@@ -301,19 +302,19 @@ def _check_followed(cohort: Cases, roles: Roles, config: RunConfig, recipe: Reci
             found=f"{config.loop.validate_every}; {config.recipe} follows validation scores on a schedule of its own",
             remedy="leave it out: --set loop.validate_every=0 loop.patience=0",
         )
-    if not paired:
+    if not restoring:
         raise InputError(
             "CFG_SCHEDULE",
             where="loop.validate_every",
-            found=f"{config.loop.validate_every}; no phase of this run trains on pairs, so that nothing is restored",
+            found=f"{config.loop.validate_every}; no phase of this run trains what restores, so that nothing is scored",
             remedy="leave it out: --set loop.validate_every=0 loop.patience=0",
         )
-    if config.loop.patience and not isinstance(recipe, Followed) and paired != [list(phases)[-1]]:
+    if config.loop.patience and not isinstance(recipe, Followed) and restoring != [list(phases)[-1]]:
         raise InputError(
             "CFG_SCHEDULE",
             where="loop.patience",
-            found=f"{config.loop.patience}; {config.recipe} trains on pairs in phases ({', '.join(paired)}), some of "
-            "which leave the image as it is, and the training would end in one of them",
+            found=f"{config.loop.patience}; {config.recipe} trains what restores in phases ({', '.join(restoring)}), "
+            "some of which leave the image as it is, and the training would end in one of them",
             remedy="let all phases end: --set loop.patience=0",
         )
     if not roles.validation:
@@ -325,7 +326,7 @@ def _check_followed(cohort: Cases, roles: Roles, config: RunConfig, recipe: Reci
             "(--set loop.validate_every=0 loop.patience=0)",
         )
     # Tiles are cut to the volume, so that no patch is too large.
-    spec = replace(phases[paired[-1]], beyond=True, rois=())
+    spec = replace(phases[restoring[-1]], images="paired", beyond=True, rois=())
     feed.check_cases(cohort, {"paired": roles.validation}, config.feed, [spec])
 
 
