@@ -1,10 +1,10 @@
-"""Networks that two systems share: pix2pix's U-Net and its PatchGAN (Isola et al. 2017, arXiv 1611.07004, Sec. 6.1).
+"""Networks that several systems share: pix2pix's U-Net and PatchGAN, and CycleGAN's generator.
 
-Layers are those of the authors' code, whose parameter counts the papers of both systems agree with, in two or three
-dimensions.
+Isola et al. 2017, arXiv 1611.07004, Sec. 6.1; Zhu et al. 2017, arXiv 1703.10593, Sec. 7.2.  Layers are those of the
+authors' code, in two or three dimensions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 Upsample = Literal["deconv", "resize3", "resize4"]
+Norm = Literal["batch", "instance"]
 DROPOUT, SLOPE, INITIAL_SD = 0.5, 0.2, 0.02
 
 
@@ -116,17 +117,26 @@ class PatchGAN(nn.Module):
         width: channels of the first convolution, doubled up to three times.
         strides: of the convolutions before the last; (2, 2, 2, 1) sees 70 voxels, (2, 1) 16, (2, 2, 1) 34.
         dims: 2 or 3.
+        norm: batch norm, or CycleGAN's instance norm without scale and shift, by which no image of a batch depends on
+            another; 2,762,689 parameters with 1 channel.
     """
 
     def __init__(
-        self, inputs: int, *, width: int = 64, strides: Sequence[int] = (2, 2, 2, 1), dims: Literal[2, 3] = 2
+        self,
+        inputs: int,
+        *,
+        width: int = 64,
+        strides: Sequence[int] = (2, 2, 2, 1),
+        dims: Literal[2, 3] = 2,
+        norm: Norm = "batch",
     ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         widths = encoder_widths(width, len(strides))
         for level, (stride, before, after) in enumerate(zip(strides, (inputs, *widths), widths, strict=False)):
-            layers.append(_conv(dims)(before, after, 4, stride=stride, padding=1, bias=level == 0))
-            layers += [_norm(dims)(after)] if level else []
+            biased = level == 0 or norm == "instance"
+            layers.append(_conv(dims)(before, after, 4, stride=stride, padding=1, bias=biased))
+            layers += [(_norm(dims) if norm == "batch" else instance_norm(dims))(after)] if level else []
             layers.append(nn.LeakyReLU(SLOPE))
         self.layers = nn.Sequential(*layers, _conv(dims)(widths[-1], 1, 4, padding=1))
         self.apply(_initialise)
@@ -134,6 +144,87 @@ class PatchGAN(nn.Module):
     def forward(self, *images: Float[Tensor, "b _ *space"]) -> Float[Tensor, "b 1 *logits"]:
         logits: Tensor = self.layers(torch.cat(images, dim=1))
         return logits
+
+
+class Normed(nn.Module):
+    """A convolution, a norm and an activation; what ``given`` is beside the maps is the norm's."""
+
+    def __init__(self, layers: Sequence[nn.Module], norm: nn.Module, activation: nn.Module) -> None:
+        super().__init__()
+        self.layers, self.norm, self.activation = nn.Sequential(*layers), norm, activation
+
+    def forward(self, x: Float[Tensor, "b c *space"], *given: Tensor) -> Float[Tensor, "b d *space"]:
+        after: Tensor = self.activation(self.norm(self.layers(x), *given))
+        return after
+
+
+class Residual(nn.Module):
+    """What two layers make, added to their input."""
+
+    def __init__(self, first: Normed, second: Normed) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, x: Float[Tensor, "b c *space"], *given: Tensor) -> Float[Tensor, "b c *space"]:
+        after: Tensor = x + self.second(self.first(x, *given), *given)
+        return after
+
+
+class ResNetGenerator(nn.Module):
+    """CycleGAN's generator: two halvings, residual blocks, two doublings; every border is mirrored, but of strides.
+
+    c7s1-64, d128, d256, R256 x blocks, u128, u64, c7s1-1 (Sec. 7.2): 7,825,153 parameters with 6 blocks in 2D,
+    11,365,633 with 9.  No last non-linearity.
+
+    Args:
+        width: channels of the first convolution.
+        blocks: residual blocks; 6 for images of 128 pixels, 9 from 256 on (Sec. 7.2).
+        dims: 2 or 3; edges must be multiples of 4, of 8 voxels at least.
+        output: ``residual`` adds the input to what the layers make, ``image`` leaves it out, as published.
+        norm: from channels to the norm after every convolution but the last; None for instance norm.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int = 64,
+        blocks: int = 6,
+        dims: Literal[2, 3] = 2,
+        output: Literal["residual", "image"] = "residual",
+        norm: Callable[[int], nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        conv, normed, self.output = _conv(dims), norm or instance_norm(dims), output
+        deconv, mirror = (
+            (nn.ConvTranspose2d, nn.ReflectionPad2d) if dims == 2 else (nn.ConvTranspose3d, nn.ReflectionPad3d)
+        )
+
+        def block(channels: int, activation: nn.Module) -> Normed:
+            return Normed([mirror(1), conv(channels, channels, 3)], normed(channels), activation)
+
+        layers: list[nn.Module] = [Normed([mirror(3), conv(1, width, 7)], normed(width), nn.ReLU())]
+        for n in (width, 2 * width):
+            layers.append(Normed([conv(n, 2 * n, 3, stride=2, padding=1)], normed(2 * n), nn.ReLU()))
+        layers += [Residual(block(4 * width, nn.ReLU()), block(4 * width, nn.Identity())) for _ in range(blocks)]
+        for n in (4 * width, 2 * width):
+            doubled = deconv(n, n // 2, 3, stride=2, padding=1, output_padding=1)
+            layers.append(Normed([doubled], normed(n // 2), nn.ReLU()))
+        self.layers = nn.ModuleList(layers)
+        self.image = nn.Sequential(mirror(3), conv(width, 1, 7))
+        self.apply(_initialise)
+
+    def forward(self, image: Float[Tensor, "b 1 *space"], *given: Tensor) -> Float[Tensor, "b 1 *space"]:
+        """Return an image of the same size; ``given`` goes to every norm."""
+        x = image
+        for layer in self.layers:
+            x = layer(x, *given)
+        made: Tensor = self.image(x)
+        return image + made if self.output == "residual" else made
+
+
+def instance_norm(dims: int) -> type[nn.InstanceNorm2d] | type[nn.InstanceNorm3d]:
+    """Return instance norm in 2 or 3 dimensions, which by default has no scale and shift."""
+    return nn.InstanceNorm2d if dims == 2 else nn.InstanceNorm3d
 
 
 def _conv(dims: int) -> type[nn.Conv2d] | type[nn.Conv3d]:

@@ -35,6 +35,39 @@ def logistic_generator_loss(fake: Float[Tensor, "*scores"]) -> Float[Tensor, ""]
     return F.softplus(-fake).mean()
 
 
+def least_squares_discriminator_loss(
+    real: Float[Tensor, "*scores"], fake: Float[Tensor, "*scores"]
+) -> Float[Tensor, ""]:
+    """Return half of mean((real - 1)^2) + mean(fake^2) (LSGAN, arXiv 1611.04076, Eq. 9)."""
+    return ((real - 1).square().mean() + fake.square().mean()) / 2
+
+
+def least_squares_generator_loss(fake: Float[Tensor, "*scores"]) -> Float[Tensor, ""]:
+    """Return mean((fake - 1)^2), which a generator minimises (LSGAN, arXiv 1611.04076, Eq. 9, without its 1/2)."""
+    return (fake - 1).square().mean()
+
+
+def between(real: Float[Tensor, "b _ *space"], fake: Float[Tensor, "b _ *space"]) -> Float[Tensor, "b _ *space"]:
+    """Return a point of the line between every two images, from torch's generator; a leaf that takes gradients."""
+    share = torch.rand(len(real), *(1 for _ in real.shape[1:]), device=real.device)
+    return (share * real + (1 - share) * fake).detach().requires_grad_()
+
+
+def gradient_penalty(scores: Float[Tensor, "b _ *scores"], at: Float[Tensor, "b _ *space"]) -> Float[Tensor, ""]:
+    """Return the mean of (|gradient of an image's mean score| - 1)^2 (arXiv 1704.00028, algorithm 1).
+
+    A critic's update goes through the gradient, which a network takes inside its own forward: DeepSpeed's engines do
+    not let their outputs be differentiated twice, and through ``Engine.frozen`` a critic would learn nothing.
+
+    Args:
+        scores: of every image, which must not depend on the other images of the batch.
+        at: the images, a leaf that takes gradients (``between``).
+    """
+    (gradient,) = torch.autograd.grad(scores.flatten(1).mean(1).sum(), at, create_graph=True)
+    penalty: Tensor = (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+    return penalty
+
+
 def soft_dice_loss(
     probabilities: Float[Tensor, "b k z y x"], masks: Float[Tensor, "b k z y x"], eps: float = 1e-6
 ) -> Float[Tensor, ""]:

@@ -1,13 +1,14 @@
-"""pix2pix's networks: published counts and sizes, fields of view, initial values, and what a bottleneck can learn."""
+"""pix2pix's networks and CycleGAN's: counts and sizes, fields of view, initial values, what a bottleneck can learn."""
 
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from network_facts import count
 from torch import Tensor, nn
 
-from trainers.blocks import DROPOUT, PatchGAN, UNet, Upsample
+from trainers.blocks import DROPOUT, PatchGAN, ResNetGenerator, UNet, Upsample
 
 pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
 
@@ -61,10 +62,27 @@ def test_unets_of_other_sizes_have_their_number_of_parameters(
         (2, {}, 2_764_609),
         (2, {"strides": (2, 1)}, 135_489),
         (2, {"width": 32, "dims": 3}, 2_773_921),
+        (1, {"norm": "instance"}, 2_762_689),
+        (1, {"norm": "instance", "dims": 3}, 11_047_873),
     ],
 )
 def test_discriminators_have_their_number_of_parameters(inputs: int, options: dict[str, Any], expected: int) -> None:
     assert count(on_meta(PatchGAN, inputs, **options)) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, 7_825_153),
+        ({"blocks": 9}, 11_365_633),
+        ({"dims": 3, "blocks": 9}, 34_121_985 - 2 * 5_248),
+        ({"dims": 3}, 23_500_545 - 2 * 3_712),
+        ({"dims": 3, "blocks": 9, "width": 32}, 8_545_409 - 2 * 2_624),
+    ],
+)
+def test_cyclegan_generators_have_their_number_of_parameters(options: dict[str, Any], expected: int) -> None:
+    """In 3D, those that the public port counts with batch norm, less its scales and shifts."""
+    assert count(on_meta(ResNetGenerator, **options)) == expected
 
 
 # Sizes and fields of view.
@@ -86,6 +104,42 @@ def test_a_slice_of_256_pixels_is_halved_to_one_and_doubled_back() -> None:
 def test_images_keep_their_size_whatever_doubles_them(upsample: Upsample, dims: Any) -> None:
     x = torch.rand(1, 2, *(16, 32, 24)[:dims])
     assert UNet(2, 1, width=2, downs=3, dims=dims, upsample=upsample)(x).shape == (1, 1, *x.shape[2:])
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_cyclegan_generators_keep_the_size_and_give_every_norm_what_is_given(dims: Any) -> None:
+    seen: list[Tensor] = []
+
+    class Doubling(nn.Module):
+        def forward(self, x: Tensor, given: Tensor) -> Tensor:
+            seen.append(given)
+            return 2 * x
+
+    x, given = torch.rand(1, 1, *(8, 16, 12)[:dims]), torch.ones(1)
+    network = ResNetGenerator(width=2, blocks=2, dims=dims, norm=lambda channels: Doubling())
+    assert network(x, given).shape == x.shape
+    assert len(seen) == 3 + 2 * 2 + 2
+    assert all(one is given for one in seen)
+
+
+def test_a_cyclegan_generator_has_its_published_layers() -> None:
+    """c7s1-4, d8, d16, R16, u8, u4, c7s1-1 with mirrored borders, written out with PyTorch's functions."""
+    network = ResNetGenerator(width=4, blocks=1)
+    x = torch.randn(2, 1, 16, 12)
+    conv = {name: m for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)}
+    w = [(m.weight, m.bias) for m in conv.values()]
+
+    def mirrored(image: Tensor, edge: int) -> Tensor:
+        return F.pad(image, (edge,) * 4, mode="reflect")
+
+    h = F.instance_norm(F.conv2d(mirrored(x, 3), *w[0])).relu()
+    h = F.instance_norm(F.conv2d(h, *w[1], stride=2, padding=1)).relu()
+    h = F.instance_norm(F.conv2d(h, *w[2], stride=2, padding=1)).relu()
+    r = F.instance_norm(F.conv2d(mirrored(h, 1), *w[3])).relu()
+    h = h + F.instance_norm(F.conv2d(mirrored(r, 1), *w[4]))
+    h = F.instance_norm(F.conv_transpose2d(h, *w[5], stride=2, padding=1, output_padding=1)).relu()
+    h = F.instance_norm(F.conv_transpose2d(h, *w[6], stride=2, padding=1, output_padding=1)).relu()
+    torch.testing.assert_close(network(x), x + F.conv2d(mirrored(h, 3), *w[7]))
 
 
 @pytest.mark.parametrize(("strides", "field"), [((2, 2, 2, 1), 70), ((2, 2, 1), 34), ((2, 1), 16)])

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from trainers import assembly
 from trainers.engine import EngineConfig, deepspeed_engines, plain_engine, plain_engines
 from trainers.habits import Engines
+from trainers.losses import critic_loss, gradient_penalty
 from trainers.recipe import Engine, EngineFactory
 
 STEPS, CLIP = 4, 0.05
@@ -255,13 +256,45 @@ def _scheduled_rates(rank: int, world: int) -> None:
             torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-6)
 
 
-def _schedule_and_clipping(rank: int, world: int) -> None:
+class Penalised(nn.Module):
+    """A critic that says how far its gradient is from 1, for which its own weights are differentiated twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = critic()
+
+    def forward(self, images: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+        return self.scores(images), gradient_penalty(self.scores(at), at)
+
+
+def penalised(D: Engine, shares: list[tuple[Tensor, Tensor]], steps: int = 2) -> dict[str, Tensor]:
+    for _ in range(steps):
+        real, fake = (torch.cat(images) for images in zip(*shares, strict=True))
+        scores, penalty = D(torch.cat([real, fake]), (0.3 * real + 0.7 * fake).requires_grad_())
+        D.backward(critic_loss(*scores.chunk(2)) + 10 * penalty)
+        D.step()
+    return D.state()
+
+
+def _penalised_critics(rank: int, world: int) -> None:
+    everyone = [batch(0, one) for one in range(world)]
+    expected, still = (penalised(plain_engine(Penalised(), sgd), everyone, steps) for steps in (2, 0))
+    for stage in STAGES:
+        make = deepspeed_engines(EngineConfig(zero_stage=stage), device=torch.device("cpu"))
+        found = penalised(make(Penalised(), sgd), [batch(0, rank)])
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-6, msg=f"{stage} {key}")
+            assert not torch.equal(value, still[key]) or "2.bias" in key  # which no loss sees
+
+
+def _schedule_clipping_and_penalty(rank: int, world: int) -> None:
     _scheduled_rates(rank, world)
     _clipped_gradients(rank, world)
+    _penalised_critics(rank, world)
 
 
-def test_gradients_are_clipped_and_rates_scheduled_alike_by_every_engine() -> None:
-    spawn(_schedule_and_clipping, 2)
+def test_gradients_are_clipped_rates_scheduled_and_critics_penalised_alike_by_every_engine() -> None:
+    spawn(_schedule_clipping_and_penalty, 2)
 
 
 def _bf16(rank: int, world: int) -> None:

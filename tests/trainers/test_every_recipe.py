@@ -105,6 +105,15 @@ SMALL: dict[str, dict[str, Any]] = {
         "samples": 8,
     },
     "red_cnn": {"channels": 4, "patch": (2, 24, 24), "patches_per_case": 1, "samples": 8},
+    "cycle_gan": {
+        "width": 2,
+        "blocks": 1,
+        "critic_width": 2,
+        "pool": 3,
+        "patch": (1, 24, 24),
+        "samples": 6,
+        "decay_samples": 6,
+    },
 }
 
 

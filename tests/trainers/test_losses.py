@@ -2,7 +2,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainers.losses import critic_loss, generator_loss, gradient_difference, sobel_magnitude, soft_dice_loss
+from trainers.losses import (
+    between,
+    critic_loss,
+    generator_loss,
+    gradient_difference,
+    gradient_penalty,
+    least_squares_discriminator_loss,
+    least_squares_generator_loss,
+    sobel_magnitude,
+    soft_dice_loss,
+)
 
 
 def volume(values: list[float]) -> Tensor:
@@ -25,6 +35,36 @@ def test_generator_loss_and_its_gradient() -> None:
     loss.backward()
     assert loss.item() == pytest.approx(0.1)
     assert fake.grad.tolist() == [-0.5, -0.5]
+
+
+def test_least_squares_losses() -> None:
+    real, fake = torch.tensor([1.0, 0.5]), torch.tensor([0.0, 0.4])
+    assert least_squares_discriminator_loss(real, fake).item() == pytest.approx((0.125 + 0.08) / 2)
+    assert least_squares_generator_loss(fake).item() == pytest.approx((1 + 0.36) / 2)
+
+
+def test_the_gradient_penalty_of_linear_critics_is_known_and_teaches_them() -> None:
+    """Scores w x summed over 4 voxels, two of them an image: the gradient of their mean is w at every voxel."""
+    weight = torch.tensor(3.0, requires_grad=True)
+    at = torch.zeros(2, 1, 4, requires_grad=True)
+    scores = (weight * at).view(2, 2, 2).sum(2)
+    penalty = gradient_penalty(scores, at)
+    assert penalty.item() == pytest.approx((3 * 0.5 * 2 - 1) ** 2)  # four voxels of w / 2 each
+    penalty.backward()
+    assert weight.grad is not None
+    assert weight.grad.item() == pytest.approx(2 * (3 - 1))  # of (w - 1)^2
+    assert at.grad is None, "the critic alone is taught"
+
+
+def test_images_between_two_lie_on_their_line_each_at_its_own_place() -> None:
+    real, fake = torch.zeros(5, 1, 3, 3), torch.ones(5, 1, 3, 3)
+    found = between(real, fake)
+    assert found.is_leaf
+    assert found.requires_grad
+    shares = found.detach().flatten(1)
+    assert torch.equal(shares, shares[:, :1].expand(-1, 9))
+    assert len(set(shares[:, 0].tolist())) == 5
+    assert ((shares > 0) & (shares < 1)).all()
 
 
 def test_dice_has_the_plain_denominator() -> None:

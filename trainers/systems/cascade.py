@@ -54,7 +54,12 @@ from storage.source import HU
 from trainers import assembly
 from trainers.blocks import INITIAL_SD, PatchGAN, UNet, Upsample, encoder_widths
 from trainers.feed_config import FeedConfig
-from trainers.losses import logistic_discriminator_loss, logistic_generator_loss
+from trainers.losses import (
+    least_squares_discriminator_loss,
+    least_squares_generator_loss,
+    logistic_discriminator_loss,
+    logistic_generator_loss,
+)
 from trainers.recipe import Batch, BatchSpec, Doses, Engine, EngineFactory, Metrics, State, Tiling
 
 FEED = FeedConfig(source=("ct",), suv_scale=1.0, cases_per_step=8)
@@ -350,13 +355,13 @@ def discriminator_loss(real: Tensor, fakes: Sequence[Tensor], mode: GanMode) -> 
     if mode == "vanilla":
         losses = [logistic_discriminator_loss(real, fake) for fake in fakes]
     else:
-        losses = [((real - 1).square().mean() + fake.square().mean()) / 2 for fake in fakes]
+        losses = [least_squares_discriminator_loss(real, fake) for fake in fakes]
     return torch.stack(losses).mean()
 
 
 def adversarial_loss(fake: Tensor, mode: GanMode) -> Float[Tensor, ""]:
     """Return what a generated image costs G: -log D, or (D - 1)^2."""
-    return logistic_generator_loss(fake) if mode == "vanilla" else (fake - 1).square().mean()
+    return logistic_generator_loss(fake) if mode == "vanilla" else least_squares_generator_loss(fake)
 
 
 def total(config: Config, mse: Sequence[Tensor], adversarial: Sequence[Tensor]) -> Float[Tensor, ""]:

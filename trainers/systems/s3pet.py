@@ -62,7 +62,7 @@ from torch import Tensor, nn
 from storage.errors import InputError
 from storage.ranges import Range
 from trainers import assembly, checkpoint
-from trainers.assembly import WindowSynthesizer
+from trainers.assembly import WindowSynthesizer, as_slices, slicewise
 from trainers.feed_config import FeedConfig
 from trainers.recipe import Batch, BatchSpec, Doses, Engine, EngineFactory, Metrics, State, Tiling
 
@@ -437,10 +437,10 @@ class S3PET:
         if images == "paired":
             if self.autoencoders and step == self._stage_1_end:
                 self._hand_over()
-            metrics = self._swap_step(_as_slices(batch.source), _as_slices(batch.target))
+            metrics = self._swap_step(as_slices(batch.source), as_slices(batch.target))
         else:
             dose: Literal["low", "full"] = "low" if images == "source" else "full"
-            metrics = self._encoder_step(dose, _as_slices(batch.source if dose == "low" else batch.target))
+            metrics = self._encoder_step(dose, as_slices(batch.source if dose == "low" else batch.target))
         return {name: value.detach() for name, value in metrics.items()}
 
     def _encoder_step(self, dose: Literal["low", "full"], x: Float[Tensor, "b 1 y x"]) -> Metrics:
@@ -505,10 +505,6 @@ class S3PET:
         assembly.load_states(self.engines, state)
 
 
-def _as_slices(slabs: Float[Tensor, "b 1 z y x"]) -> Float[Tensor, "bz 1 y x"]:
-    return slabs.flatten(0, 2).unsqueeze(1)
-
-
 def _place(config: Config, dose: str) -> str:
     """Where the encoder of a dose lies in Stage II's network."""
     return "E_S" if dose == "full" else "main.E_L" if config.decouple else "E_L"
@@ -523,14 +519,6 @@ def tiling_of(config: Config) -> Tiling:
     """Return windows of the training size that overlap by half; z may be anything."""
     half = config.window // 2
     return Tiling(tile=(TILE_SLICES, config.window, config.window), halo=(0, 0, 0), overlap=(0, half, half))
-
-
-def slicewise(network: nn.Module, tiling: Tiling) -> WindowSynthesizer:
-    """Return the main branch at inference, slice by slice.
-
-    Batch norm uses its running statistics, so that a window does not depend on its neighbours.
-    """
-    return WindowSynthesizer(network, tiling, run=lambda low: network(_as_slices(low)).reshape(low.shape))
 
 
 # What the registry reads

@@ -20,7 +20,7 @@ from storage.errors import InputError
 from storage.patches import PatchLocation
 from storage.stitch import stitch
 from trainers import checkpoint
-from trainers.assembly import WindowSynthesizer
+from trainers.assembly import WindowSynthesizer, slicewise
 from trainers.engine import EngineConfig, deepspeed_engines, plain_engine
 from trainers.feed_config import FeedConfig
 from trainers.recipe import Batch, EngineFactory, Exporting, Tiling
@@ -376,7 +376,7 @@ def whole(synthesizer: WindowSynthesizer, volume: NDArray[np.float32]) -> NDArra
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (17, 33, 50), (2, 72, 31), (1, 20, 110)])
 def test_windows_cover_every_voxel_and_their_weights_sum_to_one(shape: tuple[int, int, int]) -> None:
-    synthesizer = s3pet.slicewise(Ones(), build(small()).synthesizer().tiling)
+    synthesizer = slicewise(Ones(), build(small()).synthesizer().tiling)
     np.testing.assert_allclose(whole(synthesizer, np.zeros(shape, dtype=np.float32)), 1, rtol=1e-6)
 
 
@@ -396,7 +396,7 @@ def test_a_whole_volume_shows_no_seams() -> None:
     volume = F.avg_pool2d(torch.rand(4, 1, 100, 164, generator=random), 5, stride=1)[:, 0].numpy()
     synthesizer = recipe.synthesizer()
     blended = seam_score(whole(synthesizer, volume), 16)
-    hard = s3pet.slicewise(synthesizer.network, Tiling(tile=(16, 32, 32), halo=(0, 0, 0)))
+    hard = slicewise(synthesizer.network, Tiling(tile=(16, 32, 32), halo=(0, 0, 0)))
     assert blended < 1.2
     assert seam_score(whole(hard, volume), 32) > 3  # what blending removes
 
