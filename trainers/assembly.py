@@ -285,6 +285,12 @@ def windows(network: nn.Module, tiling: Tiling) -> WindowSynthesizer:
     return WindowSynthesizer(network, tiling, run=lambda source: cropped(network(source), tiling.halo))
 
 
+def half_overlapping(patch: tuple[int, int, int]) -> Tiling:
+    """Return windows of the training size that overlap by half along every axis and are blended."""
+    z, y, x = patch
+    return Tiling(tile=patch, halo=(0, 0, 0), overlap=(z // 2, y // 2, x // 2))
+
+
 # A whole recipe
 
 

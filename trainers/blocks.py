@@ -38,6 +38,8 @@ class UNet(nn.Module):
             al. 2016, doi 10.23915/distill.00003).
         decoder: channels of the upsampling layers.  One fewer than halvings (default: pix2pix's code): the last
             upsampling makes the image.  As many: a 1 x 1 convolution makes it.
+        norm: batch norm as published, or instance norm without scale and shift, where a network sees images of several
+            kinds whose running statistics would mix; every convolution then has a bias.
     """
 
     def __init__(
@@ -50,9 +52,11 @@ class UNet(nn.Module):
         dims: Literal[2, 3] = 2,
         upsample: Upsample = "deconv",
         decoder: Sequence[int] = (),
+        norm: Norm = "batch",
     ) -> None:
         super().__init__()
-        down = encoder_widths(width, downs)
+        down, biased = encoder_widths(width, downs), norm == "instance"
+        after_layer = instance_norm(dims) if biased else _norm(dims)
         ups = tuple(decoder) or down[-2::-1]
         self.encoder = nn.ModuleList()
         for level, (before, after) in enumerate(pairwise((inputs, *down))):
@@ -60,8 +64,8 @@ class UNet(nn.Module):
             self.encoder.append(
                 nn.Sequential(
                     nn.Identity() if level == 0 else nn.LeakyReLU(SLOPE),
-                    _conv(dims)(before, after, 4, stride=2, padding=1, bias=False),
-                    _norm(dims)(after) if normed else nn.Identity(),
+                    _conv(dims)(before, after, 4, stride=2, padding=1, bias=biased),
+                    after_layer(after) if normed else nn.Identity(),
                 )
             )
         self.decoder = nn.ModuleList()
@@ -71,8 +75,8 @@ class UNet(nn.Module):
             self.decoder.append(
                 nn.Sequential(
                     nn.ReLU(),
-                    *_up(dims, upsample, before, after, bias=False),
-                    _norm(dims)(after),
+                    *_up(dims, upsample, before, after, bias=biased),
+                    after_layer(after),
                     nn.Dropout(DROPOUT) if dropped else nn.Identity(),
                 )
             )

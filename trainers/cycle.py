@@ -7,6 +7,8 @@ network then runs forward once for its own update.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
@@ -16,8 +18,8 @@ from torch import Tensor, nn
 
 from trainers import assembly
 from trainers.assembly import Phases, WindowSynthesizer
-from trainers.losses import least_squares_discriminator_loss, least_squares_generator_loss
-from trainers.recipe import Batch, BatchSpec, Engine, Metrics, State, Tiling
+from trainers.losses import gradient_penalty, least_squares_discriminator_loss, least_squares_generator_loss
+from trainers.recipe import Batch, BatchSpec, Engine, EngineFactory, Metrics, State, Tiling
 
 TO_FULL = "to_full."  # what the names of the weights begin with that inference needs
 SAMPLER = {"body": 0.95, "uniform": 0.05}  # air must be learnt, and is the same everywhere
@@ -60,8 +62,15 @@ class Discriminators(nn.Module):
         super().__init__()
         self.of_low, self.of_full = of_low, of_full
 
-    def forward(self, low: Float[Tensor, "b 1 *space"], full: Float[Tensor, "b 1 *space"]) -> tuple[Tensor, Tensor]:
-        return self.of_low(low), self.of_full(full)
+    def forward(
+        self, low: Float[Tensor, "b 1 *space"], full: Float[Tensor, "b 1 *space"], *between: Float[Tensor, "n 1 *space"]
+    ) -> tuple[Tensor, ...]:
+        """Return the scores of both doses and, where images of both doses ``between`` are given, a gradient penalty."""
+        scores = self.of_low(low), self.of_full(full)
+        if not between:
+            return scores
+        penalties = [gradient_penalty(D(at), at) for D, at in zip((self.of_low, self.of_full), between, strict=True)]
+        return (*scores, sum_of(penalties))
 
 
 def cycle_losses(images: tuple[Tensor, ...], low: Tensor, full: Tensor) -> dict[str, Tensor]:
@@ -228,9 +237,77 @@ class Cycle:
             pool.load(state[name])
 
 
+class Settings(Protocol):
+    """What ``trained_by_least_squares`` reads of a system's Config."""
+
+    @property
+    def lambda_cycle(self) -> float: ...
+    @property
+    def lambda_identity(self) -> float: ...
+    @property
+    def pool(self) -> int: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def betas(self) -> tuple[float, float]: ...
+    @property
+    def samples(self) -> int: ...
+    @property
+    def decay_samples(self) -> int: ...
+
+
+def trained_by_least_squares(
+    config: Settings,
+    generator: Callable[[], nn.Module],
+    discriminator: Callable[[], nn.Module],
+    *,
+    make_engine: EngineFactory,
+    samples_per_step: int,
+    spec: BatchSpec,
+    tiling: Tiling,
+    seen: Callable[[Tensor], Tensor],
+    restored: Callable[[nn.Module, Tiling], WindowSynthesizer],
+) -> Cycle:
+    """Build the engines and the whole recipe of CycleGAN, one Adam for both directions (Sec. 4).
+
+    Args:
+        config: ``lambda_identity`` counts in parts of ``lambda_cycle`` (Sec. 5.2).
+        generator: makes a network of one direction.
+        discriminator: makes a network of one dose.
+        samples_per_step: of one dose, by all ranks.
+        spec: as of ``Cycle``.
+        tiling: as of ``Cycle``.
+        seen: as of ``LeastSquares``.
+        restored: as of ``Cycle``.
+    """
+    c = config
+    optimizer = partial(torch.optim.Adam, lr=c.lr, betas=c.betas)
+    G = make_engine(Generators(generator(), generator(), identity=c.lambda_identity > 0), optimizer)
+    D = make_engine(Discriminators(discriminator(), discriminator()), optimizer)
+    constant, decay = (assembly.steps_of(samples, samples_per_step) for samples in (c.samples, c.decay_samples))
+    pools = ImagePool(c.pool), ImagePool(c.pool)
+    update = LeastSquares(
+        G,
+        D,
+        pools,
+        lambda_cycle=c.lambda_cycle,
+        lambda_identity=c.lambda_cycle * c.lambda_identity,
+        rate=partial(constant_then_linear, constant=constant, decay=decay, lr=c.lr),
+        seen=seen,
+    )
+    phases = Phases({"constant": constant, "decay": decay})
+    named = dict(zip(("generated low", "generated full"), pools, strict=True))
+    return Cycle(G, D, update, spec, tiling, phases, restored, named)
+
+
 def sum_of(terms: Iterable[Tensor]) -> Float[Tensor, ""]:
     """Return the sum of scalars."""
     return torch.stack(list(terms)).sum()
+
+
+def as_they_are(images: Tensor) -> Tensor:
+    """Return the images, for networks that take them as a batch holds them."""
+    return images
 
 
 def constant_then_linear(step: int, *, constant: int, decay: int, lr: float) -> float:

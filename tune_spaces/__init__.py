@@ -19,7 +19,19 @@ from optuna.trial import BaseTrial, FixedTrial
 
 from storage.errors import InputError
 from trainers.systems import RECIPES
-from tune_spaces import cascade, cg_3dsrgan, cycle_gan, red_cnn, restore, restore_ct, s3pet, sgsgan, virtual_pet
+from tune_spaces import (
+    cascade,
+    cg_3dsrgan,
+    cycle_gan,
+    cycle_gan_3d,
+    cycle_wgan,
+    red_cnn,
+    restore,
+    restore_ct,
+    s3pet,
+    sgsgan,
+    virtual_pet,
+)
 
 Settings = dict[str, Any]
 Space = Callable[[BaseTrial], Settings]
@@ -34,6 +46,8 @@ SPACES: dict[str, dict[str, Space]] = {
     "virtual_pet": {"losses": virtual_pet.losses, "training": virtual_pet.training},
     "red_cnn": {"losses": red_cnn.losses, "training": red_cnn.training},
     "cycle_gan": {"losses": cycle_gan.losses, "training": cycle_gan.training},
+    "cycle_gan_3d": {"losses": cycle_gan_3d.losses, "training": cycle_gan_3d.training},
+    "cycle_wgan": {"losses": cycle_wgan.losses, "training": cycle_wgan.training},
 }
 COMPOSED: dict[str, dict[str, Callable[[Any], Any]]] = {
     "restore": restore.COMPOSED,
@@ -43,6 +57,8 @@ COMPOSED: dict[str, dict[str, Callable[[Any], Any]]] = {
     "s3pet": s3pet.COMPOSED,
     "red_cnn": red_cnn.COMPOSED,
     "cycle_gan": cycle_gan.COMPOSED,
+    "cycle_gan_3d": cycle_gan_3d.COMPOSED,
+    "cycle_wgan": cycle_wgan.COMPOSED,
 }
 FORMER = {"practice": "training"}  # former name -> name of a space, for commands and studies made before
 

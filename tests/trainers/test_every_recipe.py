@@ -114,6 +114,17 @@ SMALL: dict[str, dict[str, Any]] = {
         "samples": 6,
         "decay_samples": 6,
     },
+    "cycle_gan_3d": {
+        "width": 1,
+        "blocks": 1,
+        "critic_width": 1,
+        "lambda_identity": 0.0,
+        "pool": 3,
+        "patch": (24, 24, 24),
+        "samples": 4,
+        "decay_samples": 4,
+    },
+    "cycle_wgan": {"width": 2, "downs": 3, "critic_width": 2, "patch": (24, 24, 24), "samples": 6},
 }
 
 

@@ -31,6 +31,8 @@ BUILT_IN: dict[str, str] = {
     "virtual_pet": "trainers.systems.virtual_pet",
     "red_cnn": "trainers.systems.red_cnn",
     "cycle_gan": "trainers.systems.cycle_gan",
+    "cycle_gan_3d": "trainers.systems.cycle_gan_3d",
+    "cycle_wgan": "trainers.systems.cycle_wgan",
 }
 
 

@@ -19,14 +19,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Literal
 
-import torch
 from torch import Tensor
 
 from storage.ranges import Range
 from trainers import assembly, cycle
 from trainers.assembly import WindowSynthesizer
 from trainers.blocks import PatchGAN, ResNetGenerator
-from trainers.cycle import Cycle, Discriminators, Generators, ImagePool, LeastSquares
+from trainers.cycle import Cycle
 from trainers.feed_config import FeedConfig
 from trainers.recipe import BatchSpec, EngineFactory, Tiling
 
@@ -100,32 +99,17 @@ def discriminator(config: Config) -> PatchGAN:
 
 
 def build(config: Config, *, make_engine: EngineFactory, patches_per_step: int) -> Cycle:
-    """Build networks and engines, one Adam for both directions; ``patches_per_step`` counts those of all ranks."""
-    c = config
-    optimizer = partial(torch.optim.Adam, lr=c.lr, betas=c.betas)
-    G = make_engine(Generators(generator(c), generator(c), identity=c.lambda_identity > 0), optimizer)
-    D = make_engine(Discriminators(discriminator(c), discriminator(c)), optimizer)
-    slices = patches_per_step * c.patch[0]
-    steps = {name: assembly.steps_of(n, slices) for name, n in (("constant", c.samples), ("decay", c.decay_samples))}
-    pools = ImagePool(c.pool), ImagePool(c.pool)
-    update = LeastSquares(
-        G,
-        D,
-        pools,
-        lambda_cycle=c.lambda_cycle,
-        lambda_identity=c.lambda_cycle * c.lambda_identity,
-        rate=partial(cycle.constant_then_linear, **steps, lr=c.lr),
+    """Build networks and engines; ``patches_per_step`` counts the patches of all ranks."""
+    return cycle.trained_by_least_squares(
+        config,
+        partial(generator, config),
+        partial(discriminator, config),
+        make_engine=make_engine,
+        samples_per_step=patches_per_step * config.patch[0],
+        spec=BatchSpec(config.patch, (0, 0, 0), config.patches_per_case, cycle.SAMPLER, images="unpaired"),
+        tiling=tiling_of(config),
         seen=assembly.as_slices,
-    )
-    return Cycle(
-        G,
-        D,
-        update,
-        BatchSpec(c.patch, (0, 0, 0), c.patches_per_case, cycle.SAMPLER, images="unpaired"),
-        tiling_of(c),
-        assembly.Phases(steps),
-        assembly.slicewise,
-        dict(zip(("generated low", "generated full"), pools, strict=True)),
+        restored=assembly.slicewise,
     )
 
 

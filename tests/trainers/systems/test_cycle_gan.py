@@ -2,9 +2,9 @@
 
 from typing import Any
 
+import cycles
 import pytest
 import torch
-import torch.nn.functional as F
 from network_facts import count
 from torch import Tensor, nn
 
@@ -28,21 +28,7 @@ def build(**changes: Any) -> Cycle:
 
 
 def batch(seed: int, slices: int = 1) -> Batch:
-    """Noisy images of some patients, smooth ones of others; full doses are brighter."""
-    random = torch.Generator().manual_seed(seed)
-    low, full = (F.avg_pool3d(torch.rand(2, 1, slices, 32, 32, generator=random) * 4, (1, 9, 9), 1) for _ in range(2))
-    low = 0.5 * low + 0.2 * torch.randn(low.shape, generator=random)
-    nothing = torch.zeros(2, 0, *low.shape[2:])
-    return Batch(low, full, nothing, torch.zeros(2, 1, 0, 0, 0), torch.full((2,), 20.0), 2, ("a", "b"))
-
-
-def parts(recipe: Cycle) -> dict[str, Tensor]:
-    names = {"G": "to_full.", "F": "to_low.", "D of low": "of_low.", "D of full": "of_full."}
-    weights = {**recipe.G.module.state_dict(), **recipe.D.module.state_dict()}
-    return {
-        part: torch.cat([value.flatten() for key, value in weights.items() if key.startswith(start)]).clone()
-        for part, start in names.items()
-    }
+    return cycles.batch(seed, (slices, 24, 24))
 
 
 def test_the_published_numbers_of_parameters() -> None:
@@ -75,23 +61,7 @@ def test_the_losses_by_hand() -> None:
 
 
 def test_generators_learn_from_still_discriminators_and_these_from_still_generators() -> None:
-    recipe = build()
-    moments: list[dict[str, Tensor]] = []
-    for engine in (recipe.G, recipe.D):
-        stepped = engine.step
-
-        def step(stepped: Any = stepped) -> None:
-            moments.append(parts(recipe))
-            stepped()
-            moments.append(parts(recipe))
-
-        object.__setattr__(engine, "step", step)
-    recipe.step(batch(0), 0)
-    moved = [
-        {part for part in before if not torch.equal(before[part], after[part])}
-        for before, after in zip(moments[::2], moments[1::2], strict=True)
-    ]
-    assert moved == [{"G", "F"}, {"D of low", "D of full"}]
+    assert cycles.moves(build(), batch(0)) == [{"G", "F"}, {"D of low", "D of full"}]
 
 
 def test_discriminators_see_what_the_pools_give(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,11 +89,12 @@ def test_the_rate_falls_to_0_over_the_last_half() -> None:
     assert [recipe.update.rate(step) for step in range(8)] == [1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
     assert build(decay_samples=0).phase_starts == {"constant": 0}
     still = build(lr=1e-2)
-    before = parts(still)
+    before = cycles.parts(still.G, still.D)
     rates = {"G": 1e-2 * 0.25, "D of full": 1e-2 * 0.25}
     still.step(batch(0), 7)  # Adam's first step is the rate itself, where there is a gradient
+    after = cycles.parts(still.G, still.D)
     for part, rate in rates.items():
-        assert float((parts(still)[part] - before[part]).abs().max()) == pytest.approx(rate, rel=1e-2)
+        assert float((after[part] - before[part]).abs().max()) == pytest.approx(rate, rel=1e-2)
 
 
 def test_it_learns_two_images() -> None:
@@ -136,19 +107,7 @@ def test_it_learns_two_images() -> None:
 
 
 def test_a_resumed_run_is_bit_equal() -> None:
-    whole, first, second = build(), build(), build()
-
-    def train(recipe: Cycle, steps: range) -> None:
-        for step in steps:
-            torch.manual_seed(step)
-            recipe.step(batch(step), step)
-
-    train(whole, range(8))
-    train(first, range(5))
-    second.load(first.state())
-    train(second, range(5, 8))
-    for name, tensors in whole.state().items():
-        assert all(torch.equal(value, second.state()[name][key]) for key, value in tensors.items()), name
+    assert cycles.resumes_bit_equal(build(), build(), build(), [batch(step) for step in range(8)])
 
 
 def test_slices_are_restored_one_by_one_whatever_lies_beside_them() -> None:
