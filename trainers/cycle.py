@@ -5,8 +5,8 @@ network of one engine, as they have one optimizer in the authors' code, and so a
 network then runs forward once for its own update.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
@@ -43,9 +43,17 @@ class Generators(nn.Module):
         super().__init__()
         self.to_full, self.to_low, self.identity = to_full, to_low, identity
 
-    def forward(self, low: Float[Tensor, "b 1 *space"], full: Float[Tensor, "b 1 *space"]) -> tuple[Tensor, ...]:
-        """Return G(low), F(full), F(G(low)), G(F(full)) and, for the identity loss, G(full) and F(low)."""
+    def forward(
+        self, low: Float[Tensor, "b 1 *space"], full: Float[Tensor, "b 1 *space"], *, again: bool = True
+    ) -> tuple[Tensor, ...]:
+        """Return G(low), F(full), F(G(low)), G(F(full)) and, for the identity loss, G(full) and F(low).
+
+        Args:
+            again: False for the first two alone.
+        """
         made_full, made_low = self.to_full(low), self.to_low(full)
+        if not again:
+            return made_full, made_low
         images = made_full, made_low, self.to_low(made_full), self.to_full(made_low)
         return (*images, self.to_full(full), self.to_low(low)) if self.identity else images
 
@@ -139,6 +147,7 @@ class LeastSquares:
         lambda_identity: weight of the identity loss, 0 where ``Generators`` makes no images for it.
         rate: learning rate of every step.
         seen: from a batch's images (b, 1, z, y, x) to what the networks take.
+        kept: name -> further loss of a low dose and the full dose made from it, weighed already.
     """
 
     G: Engine
@@ -148,6 +157,7 @@ class LeastSquares:
     lambda_identity: float
     rate: Callable[[int], float]
     seen: Callable[[Tensor], Tensor]
+    kept: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = field(default_factory=dict)
 
     def __call__(self, batch: Batch, step: int) -> Metrics:
         low, full = self.seen(batch.source), self.seen(batch.target)
@@ -162,6 +172,8 @@ class LeastSquares:
             loss = terms["adversarial"] + self.lambda_cycle * terms["cycle"]  # Eq. 3, with Sec. 4's least squares
             if self.lambda_identity:
                 loss = loss + self.lambda_identity * terms["identity"]
+            further = {name: of(low, made_full) for name, of in self.kept.items()}
+            loss = sum_of([loss, *further.values()])
             self.G.backward(loss)
         self.G.step()
 
@@ -172,7 +184,7 @@ class LeastSquares:
         wrong = sum_of(least_squares_discriminator_loss(*of_dose.chunk(2)) for of_dose in scores)
         self.D.backward(wrong)
         self.D.step()
-        metrics = {"generators": loss, "discriminators": wrong, **terms}
+        metrics = {"generators": loss, "discriminators": wrong, **terms, **further}
         return {name: value.detach() for name, value in metrics.items()}
 
 
@@ -184,7 +196,7 @@ class Cycle:
         G: of ``Generators``.
         D: of ``Discriminators``.
         update: makes the updates of one step.
-        spec: which patches every step reads.
+        specs: which patches steps read, by turns.
         tiling: of inference.
         phases: in which ``update`` is made.
         restored: from a network of one direction and a tiling to the inference side.
@@ -194,7 +206,7 @@ class Cycle:
     G: Engine
     D: Engine
     update: Callable[[Batch, int], Metrics]
-    spec: BatchSpec
+    specs: Sequence[BatchSpec]
     tiling: Tiling
     phases: Phases
     restored: Callable[[nn.Module, Tiling], WindowSynthesizer]
@@ -212,7 +224,7 @@ class Cycle:
         return self.phases.at(step)
 
     def batch_spec(self, step: int) -> BatchSpec:
-        return self.spec
+        return self.specs[step % len(self.specs)]
 
     def step(self, batch: Batch, step: int) -> Metrics:
         return self.update(batch, step)
@@ -275,7 +287,7 @@ def trained_by_least_squares(
         generator: makes a network of one direction.
         discriminator: makes a network of one dose.
         samples_per_step: of one dose, by all ranks.
-        spec: as of ``Cycle``.
+        spec: which patches every step reads.
         tiling: as of ``Cycle``.
         seen: as of ``LeastSquares``.
         restored: as of ``Cycle``.
@@ -297,7 +309,7 @@ def trained_by_least_squares(
     )
     phases = Phases({"constant": constant, "decay": decay})
     named = dict(zip(("generated low", "generated full"), pools, strict=True))
-    return Cycle(G, D, update, spec, tiling, phases, restored, named)
+    return Cycle(G, D, update, (spec,), tiling, phases, restored, named)
 
 
 def sum_of(terms: Iterable[Tensor]) -> Float[Tensor, ""]:

@@ -140,6 +140,7 @@ def fit(
     if rank == 0:
         report({"event": "start", "step": step, "steps": last, "world": world, "warnings": warnings})
     totals: dict[str, torch.Tensor] = {}
+    times: dict[str, int] = {}  # a step of one kind may measure what another does not
     count, begin, failure = 0, perf_counter(), None
     places: tuple[str, ...] = ()
     stopping = False
@@ -159,6 +160,7 @@ def fit(
         failure = _finite(metrics, step, places)
         for name, value in metrics.items():
             totals[name] = totals[name] + value if name in totals else value
+            times[name] = times.get(name, 0) + 1
         count += 1
         made, phase = step, recipe.phase(step)
         step += 1
@@ -182,13 +184,13 @@ def fit(
             stopping = not ends and _any(limit.near, world)
         if step % config.log_every == 0 or phase_ends or stopping:
             _agree(failure, world)
-            means = {f"loss/{name}": value for name, value in _mean_over_ranks(totals, count, world).items()}
+            means = {f"loss/{name}": value for name, value in _mean_over_ranks(totals, times, world).items()}
             now = perf_counter()
             if rank == 0:
                 speed = patches_per_step * count / (now - begin)
                 timing = {"patches_per_s": speed, "wait_share": feed.waited_s / (now - begin), "time_s": now - begin}
                 report({"event": "log", "step": step, "phase": phase, **timing, **means})
-            totals, count, begin, feed.waited_s = {}, 0, perf_counter(), 0.0
+            totals, times, count, begin, feed.waited_s = {}, {}, 0, perf_counter(), 0.0
         if phase_ends and isinstance(recipe, Exporting):
             _agree(failure, world)
             for name, tensors in recipe.exports(step).items():
@@ -260,7 +262,7 @@ def _scores(recipe: Validated, feed: Feed, world: int) -> dict[str, float]:
         for name, value in scores.items():
             totals[name] = totals[name] + value if name in totals else value
     _agree(failure, world)
-    return _mean_over_ranks(totals, recipe.validate_batches, world)
+    return _mean_over_ranks(totals, dict.fromkeys(totals, recipe.validate_batches), world)
 
 
 def _observe(recipe: Validated, scores: Mapping[str, float], step: int, report: Report) -> int:
@@ -305,9 +307,9 @@ def _any(here: bool, world: int) -> bool:
     return bool(flag)
 
 
-def _mean_over_ranks(totals: Mapping[str, torch.Tensor], count: int, world: int) -> dict[str, float]:
+def _mean_over_ranks(totals: Mapping[str, torch.Tensor], times: Mapping[str, int], world: int) -> dict[str, float]:
     names = sorted(totals)
-    values = torch.stack([totals[name].detach().float() for name in names]) / count
+    values = torch.stack([totals[name].detach().float() / times[name] for name in names])
     if world > 1:
         dist.all_reduce(values)
         values = values / world

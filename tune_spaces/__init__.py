@@ -29,6 +29,7 @@ from tune_spaces import (
     restore,
     restore_ct,
     s3pet,
+    semipet,
     sgsgan,
     virtual_pet,
 )
@@ -48,6 +49,7 @@ SPACES: dict[str, dict[str, Space]] = {
     "cycle_gan": {"losses": cycle_gan.losses, "training": cycle_gan.training},
     "cycle_gan_3d": {"losses": cycle_gan_3d.losses, "training": cycle_gan_3d.training},
     "cycle_wgan": {"losses": cycle_wgan.losses, "training": cycle_wgan.training},
+    "semipet": {"losses": semipet.losses, "training": semipet.training},
 }
 COMPOSED: dict[str, dict[str, Callable[[Any], Any]]] = {
     "restore": restore.COMPOSED,
@@ -59,6 +61,7 @@ COMPOSED: dict[str, dict[str, Callable[[Any], Any]]] = {
     "cycle_gan": cycle_gan.COMPOSED,
     "cycle_gan_3d": cycle_gan_3d.COMPOSED,
     "cycle_wgan": cycle_wgan.COMPOSED,
+    "semipet": semipet.COMPOSED,
 }
 FORMER = {"practice": "training"}  # former name -> name of a space, for commands and studies made before
 

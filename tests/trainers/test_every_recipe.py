@@ -124,6 +124,15 @@ SMALL: dict[str, dict[str, Any]] = {
         "samples": 4,
         "decay_samples": 4,
     },
+    "semipet": {
+        "width": 2,
+        "blocks": 1,
+        "critic_width": 2,
+        "hidden": 2,
+        "pool": 3,
+        "patch": (1, 24, 24),
+        "samples": 12,
+    },
     "cycle_wgan": {"width": 2, "downs": 3, "critic_width": 2, "patch": (24, 24, 24), "samples": 6},
 }
 

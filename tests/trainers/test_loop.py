@@ -63,6 +63,14 @@ class Toy:
         self.engine.load(state["net"])
 
 
+class ByTurns(Toy):
+    """A toy that measures one thing in even steps and another in odd ones."""
+
+    def step(self, batch: Batch, step: int) -> Metrics:
+        super().step(batch, step)
+        return {"even" if step % 2 == 0 else "odd": torch.tensor(float(step))}
+
+
 class Listener(Toy):
     """A toy whose first phase ends when validation says so, and which keeps its network then."""
 
@@ -290,6 +298,13 @@ def test_records_tell_phase_speed_and_waiting(cohort: Path, tmp_path: Path) -> N
     assert all(r["patches_per_s"] > 0 and 0 <= r["wait_share"] <= 1 for r in records)
 
 
+def test_what_some_steps_measure_is_averaged_over_these(cohort: Path, tmp_path: Path) -> None:
+    """Steps 0 to 3, 4 and 5, where the phase ends, and so on."""
+    records = [r for r in run(cohort, tmp_path, ByTurns(), log_every=4) if r["event"] == "log"]
+    found = [(r["step"], r["loss/even"], r["loss/odd"]) for r in records]
+    assert found == [(4, 1, 2), (6, 4, 5), (8, 6, 7), (10, 8, 9)]
+
+
 def test_a_listening_recipe_hears_the_same_patches_every_time_and_may_end_a_phase(cohort: Path, tmp_path: Path) -> None:
     recipe = Listener(stop_at=2)
     records = run(cohort, tmp_path, recipe)
@@ -401,6 +416,20 @@ def test_a_phase_without_pairs_is_not_validated(cohort: Path, tmp_path: Path) ->
     recipe = EndsUnpaired()
     records = run(cohort, tmp_path, recipe, gains=recipe.gains, validate_every=2, streams=("paired", "source"))
     assert [r["step"] for r in records if r["event"] == "validation"] == [2, 4, 6]
+
+
+class EndsWithOthers(Followed):
+    """A toy whose second phase sees sources of some patients beside targets of others."""
+
+    def batch_spec(self, step: int) -> BatchSpec:
+        return NEEDS if step < 6 else replace(NEEDS, images="unpaired")
+
+
+def test_a_phase_that_restores_without_pairs_is_validated(cohort: Path, tmp_path: Path) -> None:
+    recipe = EndsWithOthers()
+    streams = ("paired", "source", "unpaired")
+    records = run(cohort, tmp_path, recipe, gains=recipe.gains, validate_every=2, streams=streams)
+    assert [r["step"] for r in records if r["event"] == "validation"] == [2, 4, 6, 8, 10]
 
 
 @pytest.mark.parametrize("crash_at", [3, 6, 9])

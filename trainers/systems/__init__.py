@@ -33,6 +33,7 @@ BUILT_IN: dict[str, str] = {
     "cycle_gan": "trainers.systems.cycle_gan",
     "cycle_gan_3d": "trainers.systems.cycle_gan_3d",
     "cycle_wgan": "trainers.systems.cycle_wgan",
+    "semipet": "trainers.systems.semipet",
 }
 
 

@@ -160,7 +160,7 @@ def build(config: Config, *, make_engine: EngineFactory, patches_per_step: int) 
     spec = BatchSpec(c.patch, (0, 0, 0), c.patches_per_case, cycle.SAMPLER, images=c.images)
     phases = assembly.Phases({"train": assembly.steps_of(c.samples, patches_per_step)})
     tiling = assembly.half_overlapping(c.patch)
-    return Cycle(G, D, Wasserstein(c, G, D), spec, tiling, phases, assembly.windows, {})
+    return Cycle(G, D, Wasserstein(c, G, D), (spec,), tiling, phases, assembly.windows, {})
 
 
 def weights_to_synthesizer(config: Config, weights: Mapping[str, Tensor]) -> WindowSynthesizer:
