@@ -175,10 +175,10 @@ class Residual(nn.Module):
 
 
 class ResNetGenerator(nn.Module):
-    """CycleGAN's generator: two halvings, residual blocks, two doublings; every border is mirrored, but of strides.
+    """CycleGAN's generator: two halvings, residual blocks, two doublings.
 
-    c7s1-64, d128, d256, R256 x blocks, u128, u64, c7s1-1 (Sec. 7.2): 7,825,153 parameters with 6 blocks in 2D,
-    11,365,633 with 9.  No last non-linearity.
+    Beyond borders lies the mirror image, and 0 where a layer has a stride.  c7s1-64, d128, d256, R256 x blocks, u128,
+    u64, c7s1-1 (Sec. 7.2): 7,825,153 parameters with 6 blocks in 2D, 11,365,633 with 9.  No last non-linearity.
 
     Args:
         width: channels of the first convolution.

@@ -307,7 +307,7 @@ def trained_by_least_squares(
         rate=partial(constant_then_linear, constant=constant, decay=decay, lr=c.lr),
         seen=seen,
     )
-    phases = Phases({"constant": constant, "decay": decay})
+    phases = Phases({"train": constant + decay})
     named = dict(zip(("generated low", "generated full"), pools, strict=True))
     return Cycle(G, D, update, (spec,), tiling, phases, restored, named)
 

@@ -81,8 +81,9 @@ def check_cases(cohort: Cases, streams: Streams, config: FeedConfig, needs: Sequ
         if need.images == "unpaired":
             _check_others(cohort, read[0][0], read[1][0], config)
         for cases, images in read:
+            beside = need.beside if images[0][0] in config.source else ()
             for name in cases:
-                _check_case(cohort, name, images, need)
+                _check_case(cohort, name, images, beside, need)
 
 
 def _check_others(cohort: Cases, sources: Sequence[str], targets: Sequence[str], config: FeedConfig) -> None:
@@ -97,14 +98,16 @@ def _check_others(cohort: Cases, sources: Sequence[str], targets: Sequence[str],
             raise InputError(
                 "SET_NO_UNPAIRED",
                 where="train",
-                found=f"the recipe sees the {', '.join(config.source)} of case {name} beside the {config.target} of "
-                f"another patient, and no other patient trains who has a {config.target}",
+                found=f"the recipe sees the image {config.source[0]} of case {name} beside the image {config.target} "
+                "of another patient, and no other patient to train on has one",
                 remedy="ingest another patient into the cohort (petscale ingest), or keep fewer for testing "
                 "(--set split.test_fraction=0.1)",
             )
 
 
-def _check_case(cohort: Cases, name: str, images: Sequence[tuple[str, str]], need: BatchSpec) -> None:
+def _check_case(
+    cohort: Cases, name: str, images: Sequence[tuple[str, str]], beside: Sequence[str], need: BatchSpec
+) -> None:
     """Refuse a case that lacks one of the images, has it in another unit, or is too small or without labels.
 
     Raises:
@@ -120,7 +123,7 @@ def _check_case(cohort: Cases, name: str, images: Sequence[tuple[str, str]], nee
                 remedy="name the images that it is made for (--set feed.source=... feed.target=...), "
                 "or another --recipe",
             )
-    for image in need.beside if need.images != "target" else ():
+    for image in beside:
         case.image(image)  # refused where it has none
     for roi in need.rois:
         if not channel_values(case.labels, roi):
@@ -307,7 +310,8 @@ class Feed:
                     masks.append(np.zeros((len(wanted), *box.shape), dtype=np.float32))
                 scans.append(told)
                 peak.append(1.0 if need.images == "source" else _peak(giver.image(self._config.target)))
-                places.append(f"{name} {image} {box}" + f" and {other} {self._config.target} {end_box}" * apart)
+                end_place = f" and {other} {self._config.target} {end_box}" if apart else ""
+                places.append(f"{name} {image} {box}{end_place}")
                 if apart:  # as it would lie without the source beside it
                     spacing_mm = giver.image(self._config.target).grid.spacing_mm
                     turned = self._turned(need, spacing_mm, group, len(boxes) + place)

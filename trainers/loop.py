@@ -36,7 +36,7 @@ class LoopConfig:
             own.
         validation_patches: patches that every validation restores, the same ones each time.
         patience: validations without a better score after which training ends, 0 for never; for a system whose last
-            phase alone trains on pairs, or that says that they count there alone (``recipe.Followed``).
+            phase alone trains what restores, or that says that they count there alone (``recipe.Followed``).
     """
 
     log_every: Annotated[int, Range(1)] = 10

@@ -439,6 +439,7 @@ def test_an_empty_cohort(tmp_path: Path, refused: Refused, run: Path) -> None:
 CG = ["--recipe", "cg_3dsrgan", "--set", "recipe.doses=4,20", "recipe.perceptual=masked", "recipe.patch=32,32,32"]
 CG += ["feed.source=low_drf4,low_drf20"]
 S3PET = ["--recipe", "s3pet", "--set", "recipe.window=32", "feed.source=low_drf4"]
+CYCLE_GAN = ["--recipe", "cycle_gan", "--set", "recipe.patch=1,24,24", "feed.source=low_drf4"]
 
 # -- train ------------------------------------------------------------------------------------------------------------
 
@@ -489,6 +490,7 @@ S3PET = ["--recipe", "s3pet", "--set", "recipe.window=32", "feed.source=low_drf4
         ([*S3PET, "feed.source=low_drf4,low_drf20"], "CFG_DOSES feed.source"),
         ([*S3PET, "split.unpaired_fraction=0"], "SET_NO_UNPAIRED train"),
         ([*S3PET, "recipe.low_samples=0"], "CFG_STAGE s3pet.low_samples"),
+        ([*CYCLE_GAN, "split.test_fraction=0.75"], "SET_NO_UNPAIRED train"),
         ([*S3PET, "recipe.encoders=absent.safetensors"], "CKPT_NONE absent.safetensors"),
         (["--recipe", "s3pet", "--set", "feed.source=low_drf4"], "IMG_TOO_SMALL case phantom-"),
         (["--config", "absent.json"], "CFG_NO_FILE absent.json"),

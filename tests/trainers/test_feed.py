@@ -252,6 +252,8 @@ def test_unpaired_steps_need_a_second_patient(cohort: Path) -> None:
         check_cases(opened, both, replace(low, target="ct"), [UNPAIRED])
     with pytest.raises(InputError, match="IMG_TOO_SMALL"):
         check_cases(opened, both, low, [replace(UNPAIRED, patch=(24, 24, 64))])
+    with pytest.raises(InputError, match=r"SET_NO_IMAGE case phantom-000.*mri"):
+        check_cases(opened, both, low, [replace(UNPAIRED, beside=("mri",))])
 
 
 def test_patients_with_one_of_both_images_serve_where_they_have_it(

@@ -210,11 +210,14 @@ def test_a_train_command_takes_what_is_left_out(cohort: Path, refused: Callable[
 S3PET_SMALL = ["recipe.window=16", "recipe.slices=1", "feed.source=low_drf4", "split.unpaired_fraction=0.4"]
 RESTORE = ["recipe.patch=8,8,8", "recipe.samples=8", "recipe.bank_samples=4", "feed.source=low_drf4"]
 RED_CNN = ["recipe.patch=2,24,24", "recipe.samples=8", "feed.source=low_drf4"]
+CYCLE_GAN = ["recipe.patch=1,24,24", "recipe.samples=32", "feed.source=low_drf4"]
+SMALL_OF = {"sgsgan": SMALL, "s3pet": S3PET_SMALL, "red_cnn": RED_CNN, "restore": RESTORE}
+SMALL_OF |= {"cycle_gan": CYCLE_GAN, "semipet": CYCLE_GAN}
 
 
 def followed(cohort: Path, run: Path, recipe: str, *settings: str) -> Plan:
-    small = {"sgsgan": SMALL, "s3pet": S3PET_SMALL, "red_cnn": RED_CNN, "restore": RESTORE}.get(recipe, [])
-    return plan_run(cohort, run, configs.override(configs.from_json({"recipe": recipe}), [*small, *settings]))
+    wanted = [*SMALL_OF.get(recipe, []), *settings]
+    return plan_run(cohort, run, configs.override(configs.from_json({"recipe": recipe}), wanted))
 
 
 def test_validation_by_the_loop_keeps_patients_apart(cohort: Path, tmp_path: Path) -> None:
@@ -245,5 +248,18 @@ def test_validation_that_cannot_be_is_refused_before_anything_starts(
 
 
 def test_systems_whose_last_phase_alone_sees_pairs_may_end_early(cohort: Path, tmp_path: Path) -> None:
-    for recipe in ("s3pet", "sgsgan", "red_cnn", "restore"):
+    for recipe in ("s3pet", "sgsgan", "red_cnn", "restore", "cycle_gan", "semipet"):
         assert followed(cohort, tmp_path / recipe, recipe, "loop.validate_every=2", "loop.patience=2").num_steps
+
+
+def test_a_system_without_pairs_needs_a_second_patient_also_where_only_some_steps_do(
+    cohort: Path, tmp_path: Path
+) -> None:
+    """Two patients train: one gives low and full dose, the other full dose alone; semipet's second step needs it."""
+    for recipe in ("cycle_gan", "semipet"):
+        plan = followed(cohort, tmp_path / recipe, recipe, "split.test_fraction=0.5")
+        assert (len(plan.job.roles.train), len(plan.job.roles.unpaired)) == (1, 1)
+        everyone = followed(cohort, tmp_path / recipe, recipe, "split.unpaired_fraction=0").job.roles
+        assert (len(everyone.train), everyone.unpaired) == (3, ())
+        with pytest.raises(InputError, match=r"SET_NO_UNPAIRED train: .* beside the image full of another patient"):
+            followed(cohort, tmp_path / recipe, recipe, "split.test_fraction=0.75")

@@ -84,10 +84,10 @@ def test_discriminators_see_what_the_pools_give(monkeypatch: pytest.MonkeyPatch)
 
 def test_the_rate_falls_to_0_over_the_last_half() -> None:
     recipe = build(lr=1.0)
-    assert (recipe.num_steps, recipe.phase_starts) == (8, {"constant": 0, "decay": 4})
+    assert (recipe.num_steps, recipe.phase_starts) == (8, {"train": 0})
     assert isinstance(recipe.update, LeastSquares)
     assert [recipe.update.rate(step) for step in range(8)] == [1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
-    assert build(decay_samples=0).phase_starts == {"constant": 0}
+    assert build(decay_samples=0).num_steps == 4
     still = build(lr=1e-2)
     before = cycles.parts(still.G, still.D)
     rates = {"G": 1e-2 * 0.25, "D of full": 1e-2 * 0.25}

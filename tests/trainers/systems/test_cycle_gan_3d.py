@@ -41,7 +41,7 @@ def test_a_step_is_cycle_gans_on_volumes_of_different_patients() -> None:
     assert (spec.images, spec.patch) == ("unpaired", SIZE)
     assert cycles.moves(recipe, cycles.batch(0, SIZE, images=1)) == [{"G", "F"}, {"D of low", "D of full"}]
     assert recipe.pools["generated low"].images.shape == (1, 1, *SIZE)
-    assert recipe.phase_starts == {"constant": 0, "decay": 2}
+    assert (recipe.num_steps, recipe.phase_starts) == (4, {"train": 0})
 
 
 def test_it_learns_two_volumes() -> None:
