@@ -19,7 +19,7 @@ from optuna.trial import BaseTrial, FixedTrial
 
 from storage.errors import InputError
 from trainers.systems import RECIPES
-from tune_spaces import cascade, cg_3dsrgan, red_cnn, restore, restore_ct, s3pet, sgsgan, virtual_pet
+from tune_spaces import cascade, cg_3dsrgan, red_cnn, restore, restore_ct, s3pet, sgsgan, unet, virtual_pet
 
 Settings = dict[str, Any]
 Space = Callable[[BaseTrial], Settings]
@@ -33,6 +33,7 @@ SPACES: dict[str, dict[str, Space]] = {
     "cascade": {"losses": cascade.losses, "depth": cascade.depth, "training": cascade.training},
     "virtual_pet": {"losses": virtual_pet.losses, "training": virtual_pet.training},
     "red_cnn": {"losses": red_cnn.losses, "training": red_cnn.training},
+    "unet": {"losses": unet.losses, "training": unet.training},
 }
 COMPOSED: dict[str, dict[str, Callable[[Any], Any]]] = {
     "restore": restore.COMPOSED,
@@ -41,6 +42,7 @@ COMPOSED: dict[str, dict[str, Callable[[Any], Any]]] = {
     "cg_3dsrgan": cg_3dsrgan.COMPOSED,
     "s3pet": s3pet.COMPOSED,
     "red_cnn": red_cnn.COMPOSED,
+    "unet": unet.COMPOSED,
 }
 FORMER = {"practice": "training"}  # former name -> name of a space, for commands and studies made before
 

@@ -105,6 +105,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "samples": 8,
     },
     "red_cnn": {"channels": 4, "patch": (2, 24, 24), "patches_per_case": 1, "samples": 8},
+    "unet": {"channels": (4, 4), "patch": (16, 16, 16), "margin": (4, 4, 4), "patches_per_case": 1, "samples": 8},
 }
 
 

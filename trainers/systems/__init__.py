@@ -30,6 +30,7 @@ BUILT_IN: dict[str, str] = {
     "cascade": "trainers.systems.cascade",
     "virtual_pet": "trainers.systems.virtual_pet",
     "red_cnn": "trainers.systems.red_cnn",
+    "unet": "trainers.systems.unet",
 }
 
 
