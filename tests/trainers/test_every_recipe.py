@@ -106,6 +106,14 @@ SMALL: dict[str, dict[str, Any]] = {
     },
     "red_cnn": {"channels": 4, "patch": (2, 24, 24), "patches_per_case": 1, "samples": 8},
     "unet": {"channels": (4, 4), "patch": (16, 16, 16), "margin": (4, 4, 4), "patches_per_case": 1, "samples": 8},
+    "unet_3d": {
+        "channels": 2,
+        "critic_channels": 2,
+        "patch": (32, 32, 32),
+        "patches_per_case": 2,
+        "context_patches": 2,
+        "samples": 8,
+    },
 }
 
 

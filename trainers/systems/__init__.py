@@ -31,6 +31,7 @@ BUILT_IN: dict[str, str] = {
     "virtual_pet": "trainers.systems.virtual_pet",
     "red_cnn": "trainers.systems.red_cnn",
     "unet": "trainers.systems.unet",
+    "unet_3d": "trainers.systems.unet_3d",
 }
 
 
