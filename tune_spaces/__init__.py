@@ -19,7 +19,19 @@ from optuna.trial import BaseTrial, FixedTrial
 
 from storage.errors import InputError
 from trainers.systems import RECIPES
-from tune_spaces import cascade, cg_3dsrgan, red_cnn, restore, restore_ct, s3pet, sgsgan, unet, unet_3d, virtual_pet
+from tune_spaces import (
+    cascade,
+    cg_3dsrgan,
+    cgan_3d,
+    red_cnn,
+    restore,
+    restore_ct,
+    s3pet,
+    sgsgan,
+    unet,
+    unet_3d,
+    virtual_pet,
+)
 
 Settings = dict[str, Any]
 Space = Callable[[BaseTrial], Settings]
@@ -35,6 +47,7 @@ SPACES: dict[str, dict[str, Space]] = {
     "red_cnn": {"losses": red_cnn.losses, "training": red_cnn.training},
     "unet": {"losses": unet.losses, "training": unet.training},
     "unet_3d": {"losses": unet_3d.losses, "training": unet_3d.training},
+    "cgan_3d": {"losses": cgan_3d.losses, "training": cgan_3d.training},
 }
 COMPOSED: dict[str, dict[str, Callable[[Any], Any]]] = {
     "restore": restore.COMPOSED,

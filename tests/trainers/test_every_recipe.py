@@ -114,6 +114,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "context_patches": 2,
         "samples": 8,
     },
+    "cgan_3d": {"width": 2, "downs": 2, "critic_width": 2, "patch": (16, 16, 16), "patches_per_case": 2, "samples": 8},
 }
 
 

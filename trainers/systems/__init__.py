@@ -32,6 +32,7 @@ BUILT_IN: dict[str, str] = {
     "red_cnn": "trainers.systems.red_cnn",
     "unet": "trainers.systems.unet",
     "unet_3d": "trainers.systems.unet_3d",
+    "cgan_3d": "trainers.systems.cgan_3d",
 }
 
 
