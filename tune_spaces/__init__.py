@@ -20,6 +20,7 @@ from optuna.trial import BaseTrial, FixedTrial
 from storage.errors import InputError
 from trainers.systems import RECIPES
 from tune_spaces import (
+    auto_context,
     cascade,
     cg_3dsrgan,
     cgan_3d,
@@ -48,6 +49,7 @@ SPACES: dict[str, dict[str, Space]] = {
     "unet": {"losses": unet.losses, "training": unet.training},
     "unet_3d": {"losses": unet_3d.losses, "training": unet_3d.training},
     "cgan_3d": {"losses": cgan_3d.losses, "training": cgan_3d.training},
+    "auto_context": {"losses": auto_context.losses, "training": auto_context.training},
 }
 COMPOSED: dict[str, dict[str, Callable[[Any], Any]]] = {
     "restore": restore.COMPOSED,
@@ -57,6 +59,7 @@ COMPOSED: dict[str, dict[str, Callable[[Any], Any]]] = {
     "s3pet": s3pet.COMPOSED,
     "red_cnn": red_cnn.COMPOSED,
     "unet": unet.COMPOSED,
+    "auto_context": auto_context.COMPOSED,
 }
 FORMER = {"practice": "training"}  # former name -> name of a space, for commands and studies made before
 

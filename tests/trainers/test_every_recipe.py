@@ -115,6 +115,13 @@ SMALL: dict[str, dict[str, Any]] = {
         "samples": 8,
     },
     "cgan_3d": {"width": 2, "downs": 2, "critic_width": 2, "patch": (16, 16, 16), "patches_per_case": 2, "samples": 8},
+    "auto_context": {
+        "channels": 4,
+        "patch": (2, 32, 32),
+        "patches_per_case": 1,
+        "stage_samples": 4,
+        "joint_samples": 4,
+    },
 }
 
 
