@@ -301,6 +301,18 @@ class WindowSynthesizer:
         return self.run(source)
 
 
+def as_slices(slabs: Float[Tensor, "b 1 z y x"]) -> Float[Tensor, "bz 1 y x"]:
+    """Return every axial slice as an image of its own."""
+    return slabs.flatten(0, 2).unsqueeze(1)
+
+
+def slicewise(network: nn.Module, tiling: Tiling) -> WindowSynthesizer:
+    """Return the inference of a network of slices, whose output is as large as its input and does not depend on its
+    neighbours in the batch.
+    """
+    return WindowSynthesizer(network, tiling, run=lambda source: network(as_slices(source)).reshape(source.shape))
+
+
 def windows(network: nn.Module, tiling: Tiling) -> WindowSynthesizer:
     """Return the inference of a network whose output is as large as its input; the halo is cropped."""
     return WindowSynthesizer(network, tiling, run=lambda source: cropped(network(source), tiling.halo))

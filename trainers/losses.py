@@ -35,6 +35,18 @@ def logistic_generator_loss(fake: Float[Tensor, "*scores"]) -> Float[Tensor, ""]
     return F.softplus(-fake).mean()
 
 
+def least_squares_discriminator_loss(
+    real: Float[Tensor, "*scores"], fake: Float[Tensor, "*scores"]
+) -> Float[Tensor, ""]:
+    """Return half of mean((real - 1)^2) + mean(fake^2) (LSGAN, arXiv 1611.04076, Eq. 9)."""
+    return ((real - 1).square().mean() + fake.square().mean()) / 2
+
+
+def least_squares_generator_loss(fake: Float[Tensor, "*scores"]) -> Float[Tensor, ""]:
+    """Return mean((fake - 1)^2), which a generator minimises (LSGAN, arXiv 1611.04076, Eq. 9, without its 1/2)."""
+    return (fake - 1).square().mean()
+
+
 def soft_dice_loss(
     probabilities: Float[Tensor, "b k z y x"], masks: Float[Tensor, "b k z y x"], eps: float = 1e-6
 ) -> Float[Tensor, ""]:

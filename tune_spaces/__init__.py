@@ -20,6 +20,7 @@ from optuna.trial import BaseTrial, FixedTrial
 from storage.errors import InputError
 from trainers.systems import RECIPES
 from tune_spaces import (
+    ar_gan,
     auto_context,
     cascade,
     cg_3dsrgan,
@@ -50,6 +51,7 @@ SPACES: dict[str, dict[str, Space]] = {
     "unet_3d": {"losses": unet_3d.losses, "training": unet_3d.training},
     "cgan_3d": {"losses": cgan_3d.losses, "training": cgan_3d.training},
     "auto_context": {"losses": auto_context.losses, "training": auto_context.training},
+    "ar_gan": {"losses": ar_gan.losses, "training": ar_gan.training},
 }
 COMPOSED: dict[str, dict[str, Callable[[Any], Any]]] = {
     "restore": restore.COMPOSED,

@@ -122,6 +122,15 @@ SMALL: dict[str, dict[str, Any]] = {
         "stage_samples": 4,
         "joint_samples": 4,
     },
+    "ar_gan": {
+        "width": 2,
+        "downs": 3,
+        "rectifier_width": 2,
+        "critic_width": 2,
+        "patch": (1, 32, 32),
+        "patches_per_case": 1,
+        "samples": 6,
+    },
 }
 
 

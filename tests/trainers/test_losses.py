@@ -2,7 +2,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainers.losses import critic_loss, generator_loss, gradient_difference, sobel_magnitude, soft_dice_loss
+from trainers.losses import (
+    critic_loss,
+    generator_loss,
+    gradient_difference,
+    least_squares_discriminator_loss,
+    least_squares_generator_loss,
+    sobel_magnitude,
+    soft_dice_loss,
+)
 
 
 def volume(values: list[float]) -> Tensor:
@@ -25,6 +33,12 @@ def test_generator_loss_and_its_gradient() -> None:
     loss.backward()
     assert loss.item() == pytest.approx(0.1)
     assert fake.grad.tolist() == [-0.5, -0.5]
+
+
+def test_least_squares_losses() -> None:
+    real, fake = torch.tensor([1.0, 0.5]), torch.tensor([0.0, 0.4])
+    assert least_squares_discriminator_loss(real, fake).item() == pytest.approx((0.125 + 0.08) / 2)
+    assert least_squares_generator_loss(fake).item() == pytest.approx((1 + 0.36) / 2)
 
 
 def test_dice_has_the_plain_denominator() -> None:

@@ -34,6 +34,7 @@ BUILT_IN: dict[str, str] = {
     "unet_3d": "trainers.systems.unet_3d",
     "cgan_3d": "trainers.systems.cgan_3d",
     "auto_context": "trainers.systems.auto_context",
+    "ar_gan": "trainers.systems.ar_gan",
 }
 
 

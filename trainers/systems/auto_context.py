@@ -31,7 +31,7 @@ from trainers.feed_config import FeedConfig
 from trainers.recipe import Batch, BatchSpec, Engine, EngineFactory, Metrics, Tiling
 
 FEED = FeedConfig(suv_scale=5.0, cases_per_step=8)
-PRESET = "native"
+PRESET = "s3pet"  # whose Table I compares with it
 ROLES: frozenset[str] = frozenset()
 LAYERS, KERNEL = 4, (1, 3, 3)
 LOST = LAYERS  # voxels that one network takes off every side of a slice
