@@ -25,6 +25,7 @@ from tune_spaces import (
     cascade,
     cg_3dsrgan,
     cgan_3d,
+    cvt_gan,
     red_cnn,
     restore,
     restore_ct,
@@ -52,6 +53,7 @@ SPACES: dict[str, dict[str, Space]] = {
     "cgan_3d": {"losses": cgan_3d.losses, "training": cgan_3d.training},
     "auto_context": {"losses": auto_context.losses, "training": auto_context.training},
     "ar_gan": {"losses": ar_gan.losses, "training": ar_gan.training},
+    "cvt_gan": {"losses": cvt_gan.losses, "training": cvt_gan.training},
 }
 COMPOSED: dict[str, dict[str, Callable[[Any], Any]]] = {
     "restore": restore.COMPOSED,

@@ -114,7 +114,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "context_patches": 2,
         "samples": 8,
     },
-    "cgan_3d": {"width": 2, "downs": 2, "critic_width": 2, "patch": (16, 16, 16), "patches_per_case": 2, "samples": 8},
+    "cgan_3d": {"width": 2, "downs": 2, "critic_width": 2, "patch": (32, 32, 32), "patches_per_case": 2, "samples": 8},
     "auto_context": {
         "channels": 4,
         "patch": (2, 32, 32),
@@ -131,6 +131,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "patches_per_case": 1,
         "samples": 6,
     },
+    "cvt_gan": {"width": 2, "critic_width": 1, "patch": (32, 32, 32), "patches_per_case": 2, "samples": 8},
 }
 
 

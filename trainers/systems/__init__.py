@@ -35,6 +35,7 @@ BUILT_IN: dict[str, str] = {
     "cgan_3d": "trainers.systems.cgan_3d",
     "auto_context": "trainers.systems.auto_context",
     "ar_gan": "trainers.systems.ar_gan",
+    "cvt_gan": "trainers.systems.cvt_gan",
 }
 
 
