@@ -378,13 +378,13 @@ class Supervised:
 
 
 def update_discriminator(
-    D: Engine, condition: Tensor, real: Tensor, fake: Tensor, loss: Callable[[Tensor, Tensor], Tensor]
+    D: Engine, condition: Tensor, real: Tensor, fake: Tensor, loss: Callable[..., Tensor]
 ) -> Float[Tensor, ""]:
     """Update a discriminator of pairs (``blocks.OfPairs``) once on a real and a generated image; returns its loss.
 
     Args:
         fake: the generated image; no gradient reaches it.
-        loss: of (logits of real, logits of fake).
+        loss: of what D returns, the logits of the real and of the generated image.
     """
     D.module.train()
     value = loss(*D(condition, real, fake.detach()))

@@ -26,6 +26,7 @@ from tune_spaces import (
     cg_3dsrgan,
     cgan_3d,
     cvt_gan,
+    medgan,
     red_cnn,
     restore,
     restore_ct,
@@ -54,6 +55,7 @@ SPACES: dict[str, dict[str, Space]] = {
     "auto_context": {"losses": auto_context.losses, "training": auto_context.training},
     "ar_gan": {"losses": ar_gan.losses, "training": ar_gan.training},
     "cvt_gan": {"losses": cvt_gan.losses, "training": cvt_gan.training},
+    "medgan": {"losses": medgan.losses, "training": medgan.training},
 }
 COMPOSED: dict[str, dict[str, Callable[[Any], Any]]] = {
     "restore": restore.COMPOSED,

@@ -132,6 +132,16 @@ SMALL: dict[str, dict[str, Any]] = {
         "samples": 6,
     },
     "cvt_gan": {"width": 2, "critic_width": 1, "patch": (32, 32, 32), "patches_per_case": 2, "samples": 8},
+    "medgan": {
+        "stages": 2,
+        "width": 2,
+        "downs": 3,
+        "critic_width": 2,
+        "lambda_style": 0.0,
+        "lambda_content": 0.0,
+        "patch": (1, 32, 32),
+        "samples": 8,
+    },
 }
 
 

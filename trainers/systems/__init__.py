@@ -36,6 +36,7 @@ BUILT_IN: dict[str, str] = {
     "auto_context": "trainers.systems.auto_context",
     "ar_gan": "trainers.systems.ar_gan",
     "cvt_gan": "trainers.systems.cvt_gan",
+    "medgan": "trainers.systems.medgan",
 }
 
 
