@@ -91,6 +91,21 @@ def check_ct_to_suv(feed: FeedConfig) -> None:
         )
 
 
+def check_air_beyond(config: Any, feed: FeedConfig, doses: Doses) -> None:
+    """``RecipeSpec.check`` of a system whose windows may pass a volume: low and full dose hold the same beyond it.
+
+    Raises:
+        InputError: CFG_CHOICE where the low dose would hold its mirror image there and the full dose air.
+    """
+    if feed.beyond == "mirror":
+        raise InputError(
+            "CFG_CHOICE",
+            where="feed.beyond",
+            found="'mirror'; windows of this system may pass a volume, and the full dose is air there",
+            remedy="use --set feed.beyond=air or feed.beyond=mirror_any",
+        )
+
+
 def no_files(config: Any) -> Mapping[str, Path]:
     """``RecipeSpec.files`` of a system that learns everything from the cohort."""
     return {}

@@ -62,6 +62,13 @@ def test_a_ct_is_fed_alone_and_unscaled() -> None:
         assembly.check_ct_to_suv(FeedConfig(source=("ct", "ct_2"), suv_scale=1.0))
 
 
+def test_windows_that_pass_a_volume_hold_the_same_of_both_doses() -> None:
+    for beyond in ("air", "mirror_any"):
+        assembly.check_air_beyond(None, FeedConfig(beyond=beyond), {})
+    with pytest.raises(InputError, match=r"CFG_CHOICE feed.beyond: 'mirror'"):
+        assembly.check_air_beyond(None, FeedConfig(beyond="mirror"), {})
+
+
 @given(st.dictionaries(st.text(max_size=3), st.integers(0, 5), min_size=1, max_size=6))
 def test_phases_follow_each_other(steps: dict[str, int]) -> None:
     phases = assembly.Phases(steps)

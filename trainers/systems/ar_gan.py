@@ -54,7 +54,7 @@ class Config:
         lr: Adam's learning rate.
         betas: Adam's.
         samples: patches seen.
-        patch: edge lengths (slices, y, x) in voxels; y and x multiples of 2^downs.
+        patch: edge lengths (slices, y, x) in voxels; y and x multiples of 2^downs.  It may pass a volume.
         patches_per_case: patches of one case in a step.
     """
 
@@ -176,7 +176,7 @@ def inference(config: Config, networks: Mapping[str, nn.Module]) -> assembly.Win
     return assembly.WindowSynthesizer(networks["G"], tiling, run)
 
 
-check, files = assembly.accept_any_feed, assembly.no_files
+check, files = assembly.check_air_beyond, assembly.no_files
 
 
 def caveats(config: Config) -> tuple[str, ...]:
@@ -192,7 +192,7 @@ def build(config: Config, *, make_engine: EngineFactory, patches_per_step: int) 
     adam = partial(torch.optim.Adam, lr=config.lr, betas=config.betas)
     G = make_engine(Generator(config), adam)
     D = make_engine(blocks.OfPairs(blocks.PatchGAN(2, width=config.critic_width)), adam)
-    spec = BatchSpec(config.patch, (0, 0, 0), config.patches_per_case, {"body": 1.0})
+    spec = BatchSpec(config.patch, (0, 0, 0), config.patches_per_case, {"body": 1.0}, beyond=True)
     phases = assembly.Phases({"train": assembly.steps_of(config.samples, patches_per_step)})
     step = partial(update, config, G, D)
     return assembly.Assembled({"G": G, "D": D}, step, spec, phases, {"G": "train"}, partial(inference, config))

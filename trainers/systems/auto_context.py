@@ -49,6 +49,7 @@ class Config:
         stage_samples: patches that every network is trained on by itself.
         joint_samples: patches that all are trained on together.
         patch: edge lengths (z, y, x) in voxels of what the first network sees; every network leaves 8 less of y and x.
+            It may pass a volume.
         patches_per_case: patches of one case in a step.
     """
 
@@ -146,7 +147,7 @@ def inference(networks: Mapping[str, nn.Module]) -> assembly.WindowSynthesizer:
     return assembly.WindowSynthesizer(chain, Tiling((16, 128, 128), (0, halo, halo)), run=chain)
 
 
-check, files = assembly.accept_any_feed, assembly.no_files
+check, files = assembly.check_air_beyond, assembly.no_files
 
 
 def caveats(config: Config) -> tuple[str, ...]:
@@ -169,7 +170,7 @@ def build(config: Config, *, make_engine: EngineFactory, patches_per_step: int) 
     engines = {name: make_engine(make(), adam) for name, make in networks(config).items()}
     steps = dict.fromkeys(engines, assembly.steps_of(config.stage_samples, patches_per_step))
     phases = assembly.Phases({**steps, "joint": assembly.steps_of(config.joint_samples, patches_per_step)})
-    spec = BatchSpec(config.patch, (0, 0, 0), config.patches_per_case, {"body": 1.0})
+    spec = BatchSpec(config.patch, (0, 0, 0), config.patches_per_case, {"body": 1.0}, beyond=True)
     begins = {name: name for name in engines}
     return assembly.Assembled(engines, partial(update, engines, phases), spec, phases, begins, inference)
 

@@ -189,7 +189,7 @@ def inference(config: Config, networks: Mapping[str, nn.Module]) -> assembly.Win
     return assembly.slicewise(networks["G"], Tiling((TILE_SLICES, y, x), (0, 0, 0), (0, y // 2, x // 2)))
 
 
-check = assembly.accept_any_feed
+check = assembly.check_air_beyond
 
 
 def files(config: Config) -> dict[str, Path]:

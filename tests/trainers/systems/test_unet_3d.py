@@ -90,6 +90,16 @@ def test_windows_are_blended_and_share_the_statistics_of_a_case() -> None:
     assert (other - alone).abs().mean() > 1e-2 * alone.std()
 
 
+def test_a_volume_smaller_than_a_window_is_filled_up_with_air() -> None:
+    """The network takes multiples of 32 voxels alone; what is drawn of a smaller volume is as large as the volume."""
+    synthesizer, nothing = build().synthesizer(), torch.zeros(1, 1, 0, 0, 0)
+    small, whole = torch.rand(1, 1, 24, 30, 32), torch.zeros(1, 1, 32, 32, 32)
+    whole[:, :, :24, :30] = small
+    found, expected = synthesizer.context(nothing, small), synthesizer.context(nothing, whole)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(value, expected[key]) for key, value in found.items())
+
+
 @pytest.mark.parametrize(
     ("changes", "code", "field"),
     [
