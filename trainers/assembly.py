@@ -409,11 +409,14 @@ def update_discriminator(
 
 
 class Assembled:
-    """Several networks that one function updates, for a fixed number of steps: ``trainers.recipe.Recipe``.
+    """Several networks that one function updates, for a fixed number of steps.
+
+    ``trainers.recipe.Recipe``, and ``trainers.recipe.Followed``: validations end a run in its last phase alone.
 
     Args:
         engines: by name.
-        update: makes the updates of a batch and a step; returns scalars, which are detached here.
+        update: makes the updates of a batch and a step; returns scalars, the same ones in every step of a phase, which
+            are detached here.
         spec: which patches every step reads.
         phases: in order.
         begins: name of every engine whose network is used at inference -> phase in which its training begins; until
@@ -434,6 +437,11 @@ class Assembled:
         self._begins, self._inference = begins, inference
         self.num_steps, self.phase_starts, self.phase = phases.num_steps, phases.starts, phases.at
         self._step = 0  # of the last update, or the first
+
+    @property
+    def followed(self) -> str:
+        """Name of the last phase."""
+        return list(self.phase_starts)[-1]
 
     def batch_spec(self, step: int) -> BatchSpec:
         """Return which patches every step reads."""

@@ -22,7 +22,7 @@ from trainers.blocks import OfPairs, PatchGAN
 from trainers.engine import plain_engine
 from trainers.feed_config import FeedConfig
 from trainers.losses import logistic_discriminator_loss
-from trainers.recipe import Batch, BatchSpec, Engine, Metrics, Tiling
+from trainers.recipe import Batch, BatchSpec, Engine, Followed, Metrics, Tiling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +192,8 @@ def test_a_network_is_used_from_the_phase_on_in_which_its_training_begins() -> N
         resumed.load(recipe.state())
         assert resumed.weights().keys() == recipe.weights().keys()
     assert not any(value.requires_grad for value in recipe.step(batch, 2).values())
+    assert isinstance(recipe, Followed)
+    assert recipe.followed == "b"
 
 
 def test_exported_networks_are_built_again_and_others_refused() -> None:

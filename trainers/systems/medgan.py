@@ -156,7 +156,7 @@ def update(config: Config, G: Engine, D: Engine, vgg16: nn.Module | None, batch:
     image = G(low)
     with D.frozen() as judge:
         maps = judge(low, image, full)
-        (*hidden, scores), (*wanted, _) = maps[: HIDDEN + 1], maps[HIDDEN + 1 :]
+        (*hidden, scores), (*wanted, real) = maps[: HIDDEN + 1], maps[HIDDEN + 1 :]
         terms = {
             "adversarial": losses.logistic_generator_loss(scores),
             "perceptual": perceptual_loss([image, *hidden], [full, *wanted]),
@@ -167,10 +167,10 @@ def update(config: Config, G: Engine, D: Engine, vgg16: nn.Module | None, batch:
         loss = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
         G.backward(loss)
     G.step()
-    metrics = {**terms, "generator": loss}
     if (step + 1) % c.g_steps == 0:
-        metrics["discriminator"] = assembly.update_discriminator(D, low, full, image, discriminator_loss)
-    return metrics
+        assembly.update_discriminator(D, low, full, image, discriminator_loss)
+    # D's loss before its update, told in every step: the loop divides what it sums by the number of steps.
+    return {"discriminator": losses.logistic_discriminator_loss(real, scores), **terms, "generator": loss}
 
 
 def vgg16_losses(
