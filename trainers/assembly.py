@@ -1,7 +1,8 @@
 """Parts that systems are assembled from: checked settings, phases, states and weights, windows of inference.
 
 What a paper adds stands in its file of ``trainers/systems``; what several systems repeat stands here, as functions and
-small classes to be used, not inherited from.  ``Supervised`` is a whole recipe: one network, one loss, one phase.
+small classes to be used, not inherited from.  Two are whole recipes: ``Supervised``, one network, one loss, one phase;
+and ``Assembled``, several networks that one function updates.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from storage.errors import InputError
 from storage.ranges import check_ranges
 from trainers.feed_config import FeedConfig
-from trainers.recipe import Batch, BatchSpec, Doses, Engine, Metrics, State, Tiling
+from trainers.recipe import Batch, BatchSpec, Doses, Engine, Metrics, State, Synthesizer, Tiling
 
 Network = TypeVar("Network", bound=nn.Module)
 Whatever = TypeVar("Whatever")
@@ -90,6 +91,21 @@ def check_ct_to_suv(feed: FeedConfig) -> None:
         )
 
 
+def check_air_beyond(config: Any, feed: FeedConfig, doses: Doses) -> None:
+    """``RecipeSpec.check`` of a system whose windows may pass a volume: low and full dose hold the same beyond it.
+
+    Raises:
+        InputError: CFG_CHOICE where the low dose would hold its mirror image there and the full dose air.
+    """
+    if feed.beyond == "mirror":
+        raise InputError(
+            "CFG_CHOICE",
+            where="feed.beyond",
+            found="'mirror'; windows of this system may pass a volume, and the full dose is air there",
+            remedy="use --set feed.beyond=air or feed.beyond=mirror_any",
+        )
+
+
 def no_files(config: Any) -> Mapping[str, Path]:
     """``RecipeSpec.files`` of a system that learns everything from the cohort."""
     return {}
@@ -140,6 +156,15 @@ class Phases:
         if not 0 <= step < self.num_steps:
             raise ValueError(f"step {step} is not one of {self.num_steps}")
         return next(name for name in self.steps if step < self.end(name))
+
+
+def second_half_to_zero(step: int, num_steps: int) -> float:
+    """Return the factor on a rate that stays for half of a phase and then falls linearly to 0 (pix2pix's code).
+
+    >>> [second_half_to_zero(step, 8) for step in (0, 4, 6, 7)]
+    [1.0, 1.0, 0.5, 0.25]
+    """
+    return min(1.0, 2 * (1 - step / num_steps))
 
 
 # States and weights
@@ -200,14 +225,37 @@ def with_weights(build: Callable[[], Network], weights: Mapping[str, Tensor], wh
         network = build()
     wanted = {name: value.shape for name, value in network.state_dict().items()}
     if wanted != {name: value.shape for name, value in weights.items()}:
-        raise InputError(
-            "CKPT_CONFIG",
-            where=where,
-            found="names or shapes of another configuration",
-            remedy="use the configuration saved with the run",
-        )
+        raise _another_configuration(where)
     network.load_state_dict(dict(weights), assign=True)
     return network
+
+
+def _another_configuration(where: str) -> InputError:
+    return InputError(
+        "CKPT_CONFIG",
+        where=where,
+        found="names or shapes of another configuration",
+        remedy="use the configuration saved with the run",
+    )
+
+
+def networks_of(
+    weights: Mapping[str, Tensor], builds: Mapping[str, Callable[[], nn.Module]], where: str
+) -> dict[str, nn.Module]:
+    """Build the networks that ``weights`` hold, as ``with_weights``; names begin with a network's name and a dot.
+
+    Args:
+        builds: name -> what makes the network; those without any weight are left out.
+
+    Raises:
+        InputError: CKPT_CONFIG where names or shapes are not these networks'.
+    """
+    own = {
+        name: {k.removeprefix(f"{name}."): v for k, v in weights.items() if k.startswith(f"{name}.")} for name in builds
+    }
+    if not weights or sum(map(len, own.values())) != len(weights):
+        raise _another_configuration(where)
+    return {name: with_weights(builds[name], held, where) for name, held in own.items() if held}
 
 
 # Ranks
@@ -345,3 +393,87 @@ class Supervised:
 
     def load(self, state: State) -> None:
         load_states({"network": self.engine}, state)
+
+
+# A whole recipe of several networks
+
+
+def update_discriminator(
+    D: Engine, condition: Tensor, real: Tensor, fake: Tensor, loss: Callable[..., Tensor]
+) -> Float[Tensor, ""]:
+    """Update a discriminator of pairs (``blocks.OfPairs``) once on a real and a generated image; returns its loss.
+
+    Args:
+        fake: the generated image; no gradient reaches it.
+        loss: of what D returns, the logits of the real and of the generated image.
+    """
+    D.module.train()
+    value = loss(*D(condition, real, fake.detach()))
+    D.backward(value)
+    D.step()
+    return value
+
+
+class Assembled:
+    """Several networks that one function updates, for a fixed number of steps.
+
+    ``trainers.recipe.Recipe``, and ``trainers.recipe.Followed``: validations end a run in its last phase alone.
+
+    Args:
+        engines: by name.
+        update: makes the updates of a batch and a step; returns scalars, the same ones in every step of a phase, which
+            are detached here.
+        spec: which patches every step reads.
+        phases: in order.
+        begins: name of every engine whose network is used at inference -> phase in which its training begins; until
+            then the network is not used, so that a fresh one spoils no image.
+        inference: from the networks that are used, by name, to the synthesizer.
+    """
+
+    def __init__(
+        self,
+        engines: Mapping[str, Engine],
+        update: Callable[[Batch, int], Metrics],
+        spec: BatchSpec,
+        phases: Phases,
+        begins: Mapping[str, str],
+        inference: Callable[[Mapping[str, nn.Module]], Synthesizer],
+    ) -> None:
+        self.engines, self._update, self._spec = engines, update, spec
+        self._begins, self._inference = begins, inference
+        self.num_steps, self.phase_starts, self.phase = phases.num_steps, phases.starts, phases.at
+        self._step = 0  # of the last update, or the first
+
+    @property
+    def followed(self) -> str:
+        """Name of the last phase."""
+        return list(self.phase_starts)[-1]
+
+    def batch_spec(self, step: int) -> BatchSpec:
+        """Return which patches every step reads."""
+        return self._spec
+
+    def step(self, batch: Batch, step: int) -> Metrics:
+        """Make the updates of one step."""
+        self._step = step
+        return {name: value.detach() for name, value in self._update(batch, step).items()}
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the weights of the networks used at inference, names behind the network's and a dot (collective)."""
+        return {f"{n}.{key}": v for n in self._used() for key, v in weights_of(self.engines[n]).items()}
+
+    def synthesizer(self) -> Synthesizer:
+        """Return the inference of the networks used, sharing their current weights."""
+        return self._inference({name: self.engines[name].module for name in self._used()})
+
+    def state(self) -> State:
+        """Return the states of all engines, and the step that tells which networks are used."""
+        return states(self.engines) | {"progress": {"step": torch.tensor(self._step)}}
+
+    def load(self, state: State) -> None:
+        """Continue from ``state``."""
+        load_states(self.engines, state)
+        self._step = int(state["progress"]["step"])
+
+    def _used(self) -> list[str]:
+        return [name for name, phase in self._begins.items() if self.phase_starts.get(phase, 0) <= self._step]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-Upsample = Literal["deconv", "resize3", "resize4"]
+Upsample = Literal["deconv", "deconv2", "resize3", "resize4"]
 Norm = Literal["batch", "instance"]
 DROPOUT, SLOPE, INITIAL_SD = 0.5, 0.2, 0.02
 
@@ -33,9 +33,9 @@ class UNet(nn.Module):
         width: channels of the first convolution.
         downs: halvings of every axis; edges must be multiples of 2^downs.
         dims: 2 or 3.
-        upsample: ``deconv`` as published, 4 taps with stride 2; ``resize3`` and ``resize4`` repeat voxels and then
-            convolve with 3 or 4 taps, which starts without the checkerboards of a transposed convolution (Odena et
-            al. 2016, doi 10.23915/distill.00003).
+        upsample: ``deconv`` as published, 4 taps with stride 2; ``deconv2`` 2 taps, which do not overlap; ``resize3``
+            and ``resize4`` repeat voxels and then convolve with 3 or 4 taps, which starts without the checkerboards of
+            a transposed convolution (Odena et al. 2016, doi 10.23915/distill.00003).
         decoder: channels of the upsampling layers.  One fewer than halvings (default: pix2pix's code): the last
             upsampling makes the image.  As many: a 1 x 1 convolution makes it.
         norm: batch norm as published, or instance norm without scale and shift, where a network sees images of several
@@ -231,6 +231,24 @@ def instance_norm(dims: int) -> type[nn.InstanceNorm2d] | type[nn.InstanceNorm3d
     return nn.InstanceNorm2d if dims == 2 else nn.InstanceNorm3d
 
 
+class OfPairs(nn.Module):
+    """A discriminator of pairs, condition and image: every image is put beside the same condition, and normed apart.
+
+    Args:
+        net: from (condition, image) to logits.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(
+        self, condition: Float[Tensor, "b c *space"], *images: Float[Tensor, "b _ *space"]
+    ) -> tuple[Tensor, ...]:
+        """Return the logits of every image."""
+        return tuple(self.net(condition, image) for image in images)
+
+
 def _conv(dims: int) -> type[nn.Conv2d] | type[nn.Conv3d]:
     return nn.Conv2d if dims == 2 else nn.Conv3d
 
@@ -240,9 +258,11 @@ def _norm(dims: int) -> type[nn.BatchNorm2d] | type[nn.BatchNorm3d]:
 
 
 def _up(dims: int, upsample: Upsample, before: int, after: int, bias: bool) -> list[nn.Module]:
+    deconv = nn.ConvTranspose2d if dims == 2 else nn.ConvTranspose3d
     if upsample == "deconv":
-        deconv = nn.ConvTranspose2d if dims == 2 else nn.ConvTranspose3d
         return [deconv(before, after, 4, stride=2, padding=1, bias=bias)]
+    if upsample == "deconv2":
+        return [deconv(before, after, 2, stride=2, bias=bias)]
     doubled = nn.Upsample(scale_factor=2, mode="nearest")
     if upsample == "resize3":
         return [doubled, _conv(dims)(before, after, 3, padding=1, bias=bias)]

@@ -20,17 +20,24 @@ from optuna.trial import BaseTrial, FixedTrial
 from storage.errors import InputError
 from trainers.systems import RECIPES
 from tune_spaces import (
+    ar_gan,
+    auto_context,
     cascade,
     cg_3dsrgan,
+    cgan_3d,
+    cvt_gan,
     cycle_gan,
     cycle_gan_3d,
     cycle_wgan,
+    medgan,
     red_cnn,
     restore,
     restore_ct,
     s3pet,
     semipet,
     sgsgan,
+    unet,
+    unet_3d,
     virtual_pet,
 )
 
@@ -50,6 +57,13 @@ SPACES: dict[str, dict[str, Space]] = {
     "cycle_gan_3d": {"losses": cycle_gan_3d.losses, "training": cycle_gan_3d.training},
     "cycle_wgan": {"losses": cycle_wgan.losses, "training": cycle_wgan.training},
     "semipet": {"losses": semipet.losses, "training": semipet.training},
+    "unet": {"losses": unet.losses, "training": unet.training},
+    "unet_3d": {"losses": unet_3d.losses, "training": unet_3d.training},
+    "cgan_3d": {"losses": cgan_3d.losses, "training": cgan_3d.training},
+    "auto_context": {"losses": auto_context.losses, "training": auto_context.training},
+    "ar_gan": {"losses": ar_gan.losses, "training": ar_gan.training},
+    "cvt_gan": {"losses": cvt_gan.losses, "training": cvt_gan.training},
+    "medgan": {"losses": medgan.losses, "training": medgan.training},
 }
 COMPOSED: dict[str, dict[str, Callable[[Any], Any]]] = {
     "restore": restore.COMPOSED,
@@ -62,6 +76,8 @@ COMPOSED: dict[str, dict[str, Callable[[Any], Any]]] = {
     "cycle_gan_3d": cycle_gan_3d.COMPOSED,
     "cycle_wgan": cycle_wgan.COMPOSED,
     "semipet": semipet.COMPOSED,
+    "unet": unet.COMPOSED,
+    "auto_context": auto_context.COMPOSED,
 }
 FORMER = {"practice": "training"}  # former name -> name of a space, for commands and studies made before
 

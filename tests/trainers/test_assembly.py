@@ -2,7 +2,9 @@
 
 import math
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Annotated, Any, Literal
 
@@ -10,14 +12,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pairs import noisy, train
 from torch import Tensor, nn
 
 from storage.errors import InputError
 from storage.ranges import Range
 from trainers import assembly
+from trainers.blocks import OfPairs, PatchGAN
 from trainers.engine import plain_engine
 from trainers.feed_config import FeedConfig
-from trainers.recipe import Engine, Tiling
+from trainers.losses import logistic_discriminator_loss
+from trainers.recipe import Batch, BatchSpec, Engine, Followed, Metrics, Tiling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +60,13 @@ def test_a_ct_is_fed_alone_and_unscaled() -> None:
         assembly.check_ct_to_suv(FeedConfig(source=("ct",), suv_scale=2.0))
     with pytest.raises(InputError, match="CFG_INPUTS"):
         assembly.check_ct_to_suv(FeedConfig(source=("ct", "ct_2"), suv_scale=1.0))
+
+
+def test_windows_that_pass_a_volume_hold_the_same_of_both_doses() -> None:
+    for beyond in ("air", "mirror_any"):
+        assembly.check_air_beyond(None, FeedConfig(beyond=beyond), {})
+    with pytest.raises(InputError, match=r"CFG_CHOICE feed.beyond: 'mirror'"):
+        assembly.check_air_beyond(None, FeedConfig(beyond="mirror"), {})
 
 
 @given(st.dictionaries(st.text(max_size=3), st.integers(0, 5), min_size=1, max_size=6))
@@ -139,3 +151,74 @@ def test_windows_share_nothing_and_lose_their_halo() -> None:
     assert not image.requires_grad
     assert (synthesizer.tiling, synthesizer.context_batch, synthesizer.context(low, low)) == (tiling, None, {})
     assert math.prod(image.shape) == 8
+
+
+# Several networks.
+
+
+def several() -> assembly.Assembled:
+    """Two networks trained one after the other: the second on what the first makes."""
+    torch.manual_seed(0)
+    engines = {name: plain_engine(nn.Conv3d(1, 1, 1), partial(torch.optim.SGD, lr=0.1)) for name in "AB"}
+    phases = assembly.Phases({"a": 2, "b": 1})
+
+    def update(batch: Batch, step: int) -> Metrics:
+        x = batch.source
+        if phases.at(step) == "b":
+            with torch.no_grad(), engines["A"].frozen() as before:
+                x = before(x)
+        engine = engines[phases.at(step).upper()]
+        loss = (engine(x) - batch.target).square().mean()
+        engine.backward(loss)
+        engine.step()
+        return {"loss": loss}
+
+    def inference(networks: Mapping[str, nn.Module]) -> assembly.WindowSynthesizer:
+        return assembly.windows(nn.Sequential(*networks.values()), Tiling((4, 4, 4), (0, 0, 0)))
+
+    spec = BatchSpec((4, 4, 4), (0, 0, 0), 1, {"body": 1.0})
+    return assembly.Assembled(engines, update, spec, phases, {"A": "a", "B": "b"}, inference)
+
+
+def test_a_network_is_used_from_the_phase_on_in_which_its_training_begins() -> None:
+    recipe, batch = several(), noisy((4, 4, 4))
+    a, b = (recipe.engines[name].module for name in "AB")
+    expected = {0: [a], 1: [a], 2: [a, b]}
+    for step, used in expected.items():
+        train(recipe, batch, step, step + 1)
+        assert {key.split(".")[0] for key in recipe.weights()} == set("AB"[: len(used)])
+        assert torch.equal(recipe.synthesizer()(batch.source, {}), nn.Sequential(*used)(batch.source))
+        resumed = several()
+        resumed.load(recipe.state())
+        assert resumed.weights().keys() == recipe.weights().keys()
+    assert not any(value.requires_grad for value in recipe.step(batch, 2).values())
+    assert isinstance(recipe, Followed)
+    assert recipe.followed == "b"
+
+
+def test_exported_networks_are_built_again_and_others_refused() -> None:
+    builds = {"A": partial(nn.Conv3d, 1, 1, 1), "B": partial(nn.Conv3d, 1, 1, 1)}
+    recipe = several()
+    early = assembly.networks_of(recipe.weights(), builds, "weights")
+    assert list(early) == ["A"]
+    train(recipe, noisy((4, 4, 4)), 2, 3)
+    weights = recipe.weights()
+    both = assembly.networks_of(weights, builds, "weights")
+    for name, network in both.items():
+        for key, value in network.state_dict().items():
+            assert torch.equal(value, weights[f"{name}.{key}"])
+    for wrong in ({}, weights | {"C.weight": torch.zeros(1)}, weights | {"A.bias": torch.zeros(2)}):
+        with pytest.raises(InputError, match="CKPT_CONFIG weights"):
+            assembly.networks_of(wrong, builds, "weights")
+
+
+def test_a_discriminator_is_updated_and_no_gradient_reaches_the_image() -> None:
+    D = plain_engine(OfPairs(PatchGAN(2, width=2, strides=(2,))), partial(torch.optim.SGD, lr=0.1))
+    condition, real, fake = torch.rand(3, 2, 1, 16, 16)
+    fake.requires_grad_()
+    before = {key: value.clone() for key, value in D.module.state_dict().items()}
+    expected = logistic_discriminator_loss(*D.module(condition, real, fake)).detach()
+    found = assembly.update_discriminator(D, condition, real, fake, logistic_discriminator_loss)
+    assert torch.equal(found.detach(), expected)
+    assert fake.grad is None
+    assert all(not torch.equal(value, before[key]) for key, value in D.module.state_dict().items())

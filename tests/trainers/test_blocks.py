@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from network_facts import count
 from torch import Tensor, nn
 
-from trainers.blocks import DROPOUT, PatchGAN, ResNetGenerator, UNet, Upsample
+from trainers.blocks import DROPOUT, OfPairs, PatchGAN, ResNetGenerator, UNet, Upsample
 
 pytestmark = pytest.mark.usefixtures("one_thread", "seeded")
 
@@ -99,7 +99,7 @@ def test_a_slice_of_256_pixels_is_halved_to_one_and_doubled_back() -> None:
     assert image.shape == x.shape
 
 
-@pytest.mark.parametrize("upsample", ["deconv", "resize3", "resize4"])
+@pytest.mark.parametrize("upsample", ["deconv", "deconv2", "resize3", "resize4"])
 @pytest.mark.parametrize("dims", [2, 3])
 def test_images_keep_their_size_whatever_doubles_them(upsample: Upsample, dims: Any) -> None:
     x = torch.rand(1, 2, *(16, 32, 24)[:dims])
@@ -159,6 +159,23 @@ def test_the_published_discriminator_gives_these_maps() -> None:
         network = PatchGAN(6)
         found = [network(torch.zeros(1, 3, n, n), torch.zeros(1, 3, n, n)).shape[-1] for n in (64, 96, 128, 192, 256)]
     assert found == [6, 10, 14, 22, 30]
+
+
+def test_two_taps_never_overlap() -> None:
+    """A voxel of the image comes from one voxel below: values a block of two apart do not meet."""
+    last = UNet(1, 1, width=2, downs=2, upsample="deconv2").image
+    x = torch.zeros(1, 4, 4, 4)
+    x[:, :, 1, 2] = 1
+    changed = (last(x) - last(torch.zeros_like(x)))[0, 0] != 0
+    assert changed.nonzero().tolist() == [[2, 4], [2, 5], [3, 4], [3, 5]]
+
+
+def test_images_beside_one_condition_are_normed_apart() -> None:
+    judge = OfPairs(PatchGAN(2, width=2, strides=(2, 2)))
+    condition, real, fake = torch.rand(3, 2, 1, 32, 32)
+    alone, both = judge(condition, real), judge(condition, real, fake)
+    assert torch.equal(alone[0], both[0])
+    assert not torch.equal(both[0], both[1])
 
 
 # Values.

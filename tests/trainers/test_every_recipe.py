@@ -134,6 +134,43 @@ SMALL: dict[str, dict[str, Any]] = {
         "samples": 12,
     },
     "cycle_wgan": {"width": 2, "downs": 3, "critic_width": 2, "patch": (24, 24, 24), "samples": 6},
+    "unet": {"channels": (4, 4), "patch": (16, 16, 16), "margin": (4, 4, 4), "patches_per_case": 1, "samples": 8},
+    "unet_3d": {
+        "channels": 2,
+        "critic_channels": 2,
+        "patch": (32, 32, 32),
+        "patches_per_case": 2,
+        "context_patches": 2,
+        "samples": 8,
+    },
+    "cgan_3d": {"width": 2, "downs": 2, "critic_width": 2, "patch": (32, 32, 32), "patches_per_case": 2, "samples": 8},
+    "auto_context": {
+        "channels": 4,
+        "patch": (2, 32, 32),
+        "patches_per_case": 1,
+        "stage_samples": 4,
+        "joint_samples": 4,
+    },
+    "ar_gan": {
+        "width": 2,
+        "downs": 3,
+        "rectifier_width": 2,
+        "critic_width": 2,
+        "patch": (1, 32, 32),
+        "patches_per_case": 1,
+        "samples": 6,
+    },
+    "cvt_gan": {"width": 2, "critic_width": 1, "patch": (32, 32, 32), "patches_per_case": 2, "samples": 8},
+    "medgan": {
+        "stages": 2,
+        "width": 2,
+        "downs": 3,
+        "critic_width": 2,
+        "lambda_style": 0.0,
+        "lambda_content": 0.0,
+        "patch": (1, 32, 32),
+        "samples": 8,
+    },
 }
 
 

@@ -34,6 +34,13 @@ BUILT_IN: dict[str, str] = {
     "cycle_gan_3d": "trainers.systems.cycle_gan_3d",
     "cycle_wgan": "trainers.systems.cycle_wgan",
     "semipet": "trainers.systems.semipet",
+    "unet": "trainers.systems.unet",
+    "unet_3d": "trainers.systems.unet_3d",
+    "cgan_3d": "trainers.systems.cgan_3d",
+    "auto_context": "trainers.systems.auto_context",
+    "ar_gan": "trainers.systems.ar_gan",
+    "cvt_gan": "trainers.systems.cvt_gan",
+    "medgan": "trainers.systems.medgan",
 }
 
 

@@ -91,8 +91,8 @@ class Config:
             beyond a scan's ends and PET does not.
         width: channels of the first convolution (Table 1).
         downs: halvings (Table 1).
-        upsample: ``deconv`` as published; ``resize3`` and ``resize4`` start without its checkerboards (Sec. 4 has
-            them at 3, 4, 5 and 7 stages).
+        upsample: ``deconv`` as published, ``deconv2`` as 3D-cGAN has it; ``resize3`` and ``resize4`` start without the
+            checkerboards of the first (Sec. 4 has them at 3, 4, 5 and 7 stages).
         dense: what stage k sees beside yhat_{k-1}: ``images`` the CT and all images before (wiring A);
             ``images+skips`` besides, skips mixed by 1 x 1 convolutions from all encoders up to its own (B);
             ``replace_skips`` as A, with the decoder of stage k-1 in place of its own encoder in the skips (C).

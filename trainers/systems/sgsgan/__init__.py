@@ -378,7 +378,14 @@ class StyleSynthesizer:
     def context(
         self, overview: Float[Tensor, "1 1 o o o"], low: Float[Tensor, "n 1 zh yh xh"]
     ) -> dict[str, Float[Tensor, "1 channels"]]:
-        """Freeze W and the statistics of a case from its overview and its context patches."""
+        """Freeze W and the statistics of a case from its overview and its context patches.
+
+        Patches of a volume that is smaller than a tile are filled up with air, as its tiles are, for the 3D-UNet, which
+        takes multiples of 32 voxels alone.
+        """
+        if isinstance(self.generator.synthesis, UNet3D):
+            z, y, x = (max(0, edge - n) for edge, n in zip(self.tiling.tile, low.shape[2:], strict=True))
+            low = F.pad(low, (0, x, 0, y, 0, z))
         return self.generator.eval().context(low, overview)
 
     @torch.no_grad()
