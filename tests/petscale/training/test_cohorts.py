@@ -131,7 +131,12 @@ def test_a_search_takes_several(cohort: Path, make: Make, tmp_path: Path, monkey
     everyone = {name for role in ("train", "unpaired", "validation", "test") for name in job.roles[role]}
     assert everyone == {*open_cohort(cohort).cases, *open_cohort(make()).cases}
     # A trial trains and is scored on both.
-    monkeypatch.setattr(trial, "train_until", lambda plan, until: scored.append(tuple(plan.job.roles.train)))
+
+    def train_until(plan: Plan, until: int, limit: object) -> bool:
+        scored.append(tuple(plan.job.roles.train))
+        return True
+
+    monkeypatch.setattr(trial, "train_until", train_until)
 
     def validation_scores(run: Path, found: Cases, cases: Sequence[str]) -> list[Score]:
         scored.append(found.cases)
