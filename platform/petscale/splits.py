@@ -31,7 +31,8 @@ class SplitConfig:
         validation_fraction: part of the other patients kept for validation, where a recipe's schedule or
             ``loop.validate_every`` needs them.
         unpaired: names of cases whose full dose is used without its pair, where a recipe wants such.
-        unpaired_fraction: part of the training patients drawn for that when ``unpaired`` is empty (S3PET: 120 of 150).
+        unpaired_fraction: part of the training patients drawn for that when ``unpaired`` is empty.  S3PET's paper has
+            0.8, 120 of 150; by default nobody's pair is given away, and full doses alone are those of the pairs.
         leave_out: names of cases that are never used, not even opened.
         stratify: facts of which every drawn part gets its share: drf, tracer, scanner, voxel_size, label:NAME or
             tag:NAME.
@@ -45,7 +46,7 @@ class SplitConfig:
     fold_tag: str = ""
     validation_fraction: Annotated[float, Range(0, below=1)] = 0.1
     unpaired: tuple[str, ...] = ()
-    unpaired_fraction: Annotated[float, Range(0, below=1)] = 0.8
+    unpaired_fraction: Annotated[float, Range(0, below=1)] = 0.0
     leave_out: tuple[str, ...] = ()
     stratify: tuple[str, ...] = ()
     seed: Annotated[int, Range(0)] = 0
@@ -101,7 +102,7 @@ class Roles:
     def streams(self) -> dict[str, tuple[str, ...]]:
         """The cases behind every kind of ``BatchSpec.images``; of unpaired ones, those that give targets."""
         both = (*self.train, *self.unpaired)
-        return {"paired": self.train, "source": self.train, "target": self.unpaired, "unpaired": both}
+        return {"paired": self.train, "source": self.train, "target": self.unpaired or self.train, "unpaired": both}
 
     @property
     def everyone(self) -> tuple[str, ...]:

@@ -488,7 +488,6 @@ CYCLE_GAN = ["--recipe", "cycle_gan", "--set", "recipe.patch=1,24,24", "feed.sou
         ([*CG, "feed.source=low_drf4,low_drf50", "recipe.doses=4,50"], "SET_NO_IMAGE case phantom-"),
         (["--recipe", "cg_3dsrgan", "--set", "recipe.perceptual=masked"], "SET_NO_IMAGE case phantom-"),
         ([*S3PET, "feed.source=low_drf4,low_drf20"], "CFG_DOSES feed.source"),
-        ([*S3PET, "split.unpaired_fraction=0"], "SET_NO_UNPAIRED train"),
         ([*S3PET, "recipe.low_samples=0"], "CFG_STAGE s3pet.low_samples"),
         ([*CYCLE_GAN, "split.test_fraction=0.75"], "SET_NO_UNPAIRED train"),
         ([*S3PET, "recipe.encoders=absent.safetensors"], "CKPT_NONE absent.safetensors"),

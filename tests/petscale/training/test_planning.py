@@ -252,12 +252,21 @@ def test_systems_whose_last_phase_alone_sees_pairs_may_end_early(cohort: Path, t
         assert followed(cohort, tmp_path / recipe, recipe, "loop.validate_every=2", "loop.patience=2").num_steps
 
 
+def test_no_pair_is_given_away_unless_asked(cohort: Path, tmp_path: Path) -> None:
+    roles = followed(cohort, tmp_path / "s3pet", "s3pet", "split.unpaired_fraction=0").job.roles
+    assert roles.unpaired == ()
+    assert roles.streams["target"] == roles.train, "full doses alone are those of the pairs"
+    assert configs.from_json({"recipe": "s3pet"}).split.unpaired_fraction == 0
+    asked = followed(cohort, tmp_path / "asked", "s3pet", "split.unpaired_fraction=0.4").job.roles
+    assert asked.streams["target"] == asked.unpaired != ()
+
+
 def test_a_system_without_pairs_needs_a_second_patient_also_where_only_some_steps_do(
     cohort: Path, tmp_path: Path
 ) -> None:
     """Two patients train: one gives low and full dose, the other full dose alone; semipet's second step needs it."""
     for recipe in ("cycle_gan", "semipet"):
-        plan = followed(cohort, tmp_path / recipe, recipe, "split.test_fraction=0.5")
+        plan = followed(cohort, tmp_path / recipe, recipe, "split.test_fraction=0.5", "split.unpaired_fraction=0.5")
         assert (len(plan.job.roles.train), len(plan.job.roles.unpaired)) == (1, 1)
         everyone = followed(cohort, tmp_path / recipe, recipe, "split.unpaired_fraction=0").job.roles
         assert (len(everyone.train), everyone.unpaired) == (3, ())
