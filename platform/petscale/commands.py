@@ -724,10 +724,12 @@ def dashboard(
 def experiment(
     name: Positional[
         Literal[
+            "sgsgan_table1",
             "sgsgan_table2",
             "sgsgan_table3",
             "sgsgan_table4",
             "cg_3dsrgan_table2",
+            "s3pet_table1",
             "s3pet_table2",
             "sgsgan_resized",
             "cascade_table4",

@@ -34,7 +34,7 @@ from trainers.recipe import Batch, BatchSpec, Engine, EngineFactory, Metrics, Ti
 
 FEED = FeedConfig(suv_scale=5.0, cases_per_step=8)
 PRESET = "s3pet"  # whose Table I compares with it
-ROLES: frozenset[str] = frozenset()
+ROLES = frozenset({"unpaired"})  # of nobody unless asked: S3PET's table gives every row the same pairs
 LEAST = 24  # pixels: D's smallest input
 TILE_SLICES = 16
 

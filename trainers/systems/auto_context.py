@@ -32,7 +32,7 @@ from trainers.recipe import Batch, BatchSpec, Engine, EngineFactory, Metrics, Ti
 
 FEED = FeedConfig(suv_scale=5.0, cases_per_step=8)
 PRESET = "s3pet"  # whose Table I compares with it
-ROLES: frozenset[str] = frozenset()
+ROLES = frozenset({"unpaired"})  # of nobody unless asked: S3PET's table gives every row the same pairs
 LAYERS, KERNEL = 4, (1, 3, 3)
 LOST = LAYERS  # voxels that one network takes off every side of a slice
 

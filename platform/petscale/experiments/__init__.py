@@ -15,10 +15,12 @@ from petscale.experiments.design import Experiment
 from petscale.experiments.rows import Size
 
 EXPERIMENTS: Mapping[str, Callable[[Size], Experiment]] = {
+    "sgsgan_table1": low_dose.sgsgan_table1,
     "sgsgan_table2": low_dose.sgsgan_table2,
     "sgsgan_table3": low_dose.sgsgan_table3,
     "sgsgan_table4": low_dose.sgsgan_table4,
     "cg_3dsrgan_table2": low_dose.cg_3dsrgan_table2,
+    "s3pet_table1": low_dose.s3pet_table1,
     "s3pet_table2": low_dose.s3pet_table2,
     "sgsgan_resized": low_dose.sgsgan_resized,
     "cascade_table4": from_ct.cascade_table4,

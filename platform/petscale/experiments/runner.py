@@ -46,6 +46,7 @@ from storage import geometry, integrity
 from storage.phantom import facts_of
 from storage.reader import Cohort, open_cohort
 from storage.source import ImageSource
+from trainers.metrics.presets import PRESETS
 from trainers.systems import RECIPES
 
 
@@ -193,7 +194,13 @@ def _evaluate(
         sources=experiment.sources,
         baselines=baselines,
         known=known,
+        presets=presets_in(experiment),
     )
+
+
+def presets_in(experiment: Experiment) -> list[str]:
+    """Conventions of scoring that the columns ask for, whatever a row's system has of its own."""
+    return sorted({column.preset for column in experiment.columns if column.preset in PRESETS})
 
 
 def _scored(run: Path, name: str, source: str) -> Evaluation | None:

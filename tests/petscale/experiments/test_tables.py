@@ -13,6 +13,7 @@ from petscale.evaluation.baselines import BY_HU, INPUT
 from petscale.evaluation.detection import PRESET
 from petscale.experiments import EXPERIMENTS
 from petscale.experiments.design import Experiment, Published, Row
+from petscale.experiments.runner import presets_in
 from storage.phantom import LABEL_NAMES
 from trainers.metrics.presets import PRESETS
 from trainers.metrics.slices import CHECKERBOARDS, ms_ssim_definition
@@ -21,6 +22,7 @@ from trainers.systems import RECIPES
 Size = Literal["small", "paper"]
 SIZES: tuple[Size, ...] = ("small", "paper")
 NAMES = {
+    "sgsgan_table1": ["RED-CNN", "3D-cGAN", "CycleWGAN", "3D-UNet", "DCITN", "SGSGAN-3D-UNet", "SGSGAN-DCITN"],
     "sgsgan_table2": ["3D-UNet", "3D-UNet + style", "SGSGAN-3D-UNet", "DCITN", "DCITN + style", "SGSGAN-DCITN"],
     "sgsgan_table3": [
         f"{network}{part}"
@@ -29,6 +31,7 @@ NAMES = {
     ],
     "sgsgan_table4": ["none", "L", "Br", "K", "Bl", "L+Br", "L+Br+K", "L+Br+K+Bl"],
     "cg_3dsrgan_table2": ["baseline", "+ CG", "CG-3DGAN", "CG-3DSRGAN"],
+    "s3pet_table1": ["Auto-Context", "Cycle-GAN", "AR-GAN", "CVT-GAN", "SemiPET-like", "S3PET"],
     "s3pet_table2": ["V0 baseline", "V1 + DsMAE", "V2 + DKD", "V3 + DKL"],
     "sgsgan_resized": ["64^3, resized", "native patches"],
     "cascade_table4": ["1 stage", "2 stages", "3 stages", "5 stages", "7 stages", "10 stages", "DSGGAN"],
@@ -61,7 +64,10 @@ def test_rows_are_the_papers_and_their_runs_valid(made: Experiment) -> None:
         assert configs.from_json(configs.to_json(row.config)) == row.config
         assert set(row.config.feed.source) >= set(made.sources)
         assert row.against in (INPUT, BY_HU, *(other.name for other in made.rows[:number]))
-        assert set(row.paper) in (set(), PRINTED.get(made.name, set(labels)))
+        printed = PRINTED.get(made.name, set(labels))
+        # The print gives CycleWGAN BM3D's values in five places.
+        slips = {"SSIM liver", *(f"MAE {organ}" for organ in ("liver", "brain", "kidneys", "bladder"))}
+        assert set(row.paper) in (set(), printed, printed - slips if row.name == "CycleWGAN" else printed)
         if made.sources != ("ct",):
             assert all(edge <= size for edge, size in zip(_patch(row), made.cohort.body.shape, strict=True))
     assert any(row.paper for row in made.rows) or made.name == "sgsgan_resized"
@@ -76,8 +82,10 @@ def _patch(row: Row) -> tuple[int, ...]:
 
 
 def test_columns_are_scores_that_are_computed(made: Experiment) -> None:
-    (recipe,) = {row.config.recipe for row in made.rows}
-    rules = [rule for preset in {"native", RECIPES[recipe].PRESET} for rule in PRESETS[preset]]
+    own = {RECIPES[row.config.recipe].PRESET for row in made.rows}
+    presets = {"native", *presets_in(made)}
+    assert len(own) > 1 or presets <= {"native", *own}, "a table of one system is scored by its own conventions"
+    rules = [rule for preset in presets for rule in PRESETS[preset]]
     rules += [*CHECKERBOARDS.values(), ms_ssim_definition(3)]
     organs = {"whole volume": "whole", "body": "body", "lesions": "ROI", **dict.fromkeys(LABEL_NAMES.values(), "ROI")}
     organs["body"] = "body"
@@ -146,6 +154,34 @@ def test_resized_and_native_rows_see_as_many_voxels_in_as_many_steps(size: Size)
     assert (model.patch, model.patches_per_case, model.context_patches, model.halo) == ((64, 64, 64), 1, 1, 0)
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_methods_of_one_table_see_as_many_voxels_of_the_same_patients(size: Size) -> None:
+    for name in ("sgsgan_table1", "s3pet_table1"):
+        rows = EXPERIMENTS[name](size).rows
+        seen = {row.name: _voxels(row) for row in rows}
+        most = max(seen.values())
+        assert all(0.98 * most <= voxels for voxels in seen.values()), seen
+        assert len({row.config.split for row in rows}) == 1
+    # Whatever learns from pairs alone gets the pairs that S3PET gets.
+    assert all("unpaired" in RECIPES[row.config.recipe].ROLES for row in rows)
+
+
+def _voxels(row: Row) -> int:
+    """Voxels of the pairs, or of both doses of different patients, that a row's generator is taught by."""
+    model, patch = row.config.model, _patch(row)
+    in_slices = {"s3pet": "swap_samples", "semipet": "samples"}
+    if row.config.recipe in in_slices:
+        return int(getattr(model, in_slices[row.config.recipe]) * patch[1] * patch[2])
+    if row.config.recipe == "sgsgan":
+        return int(sum(model.phase_samples[::2]) * patch[0] * patch[1] * patch[2])
+    samples = {
+        "auto_context": lambda: model.stages * model.stage_samples + model.joint_samples,
+        "cycle_gan": lambda: model.samples + model.decay_samples,
+        "cgan_3d": lambda: model.stages * model.samples,
+    }.get(row.config.recipe, lambda: model.samples)()
+    return int(samples * patch[0] * patch[1] * patch[2])
+
+
 def test_only_the_switches_of_the_ablation_differ_between_rows(made: Experiment) -> None:
     switches = {
         "sgsgan": {"synthesis", "use_noise", "use_adain", "rois", "phase_samples"},
@@ -154,8 +190,8 @@ def test_only_the_switches_of_the_ablation_differ_between_rows(made: Experiment)
         "cascade": {"stages", "dense", "loss_at"},
         "virtual_pet": {"networks", "suv_weight_gamma", "cgan_suv_weighted"},
     }
-    if made.name == "sgsgan_resized":
-        pytest.skip("its rows differ in patches by design")
+    if made.name in ("sgsgan_resized", "sgsgan_table1", "s3pet_table1"):
+        pytest.skip("its rows differ in patches, or in the system, by design")
     for one, other in pairwise(made.rows):
         rest = [dataclasses.replace(row.config, model=None, feed=made.rows[0].config.feed) for row in (one, other)]
         assert rest[0] == rest[1]
