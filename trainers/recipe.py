@@ -314,7 +314,8 @@ class RecipeSpec(Protocol):
 
     A module may also state ``LOOP`` (``trainers.loop.LoopConfig``) and ``ENGINE`` (``trainers.engine.EngineConfig``):
     defaults of a system that is trained with averaged weights, a schedule or validation.  Without them those of the
-    classes hold, which are all off.
+    classes hold, which are all off.  ``LATER`` names settings of ``Config`` that were added after runs had been made,
+    and whose defaults leave these runs as they were.
     """
 
     Config: type[Any]

@@ -150,7 +150,14 @@ class RunConfig:
         stated = {section: self._stated(section, whole[section]) for section in _STATED}
         if not stated["loop"]:  # as in runs of before a setting of the loop decided a result
             del stated["loop"]
-        return {"recipe": name, "model": whole["recipe"], "seed": self.loop.seed} | stated
+        later: frozenset[str] = getattr(RECIPES[self.recipe], "LATER", frozenset())
+        defaults = {field.name: field.default for field in dataclasses.fields(self.model)}
+        model = {
+            key: value
+            for key, value in whole["recipe"].items()
+            if key not in later or getattr(self.model, key) != defaults[key]
+        }
+        return {"recipe": name, "model": model, "seed": self.loop.seed} | stated
 
     def _stated(self, section: str, content: Mapping[str, Any]) -> dict[str, Any]:
         own = getattr(self, section)

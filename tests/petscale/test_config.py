@@ -356,6 +356,13 @@ def test_runs_of_before_there_was_a_choice_are_the_same_runs() -> None:
     assert changed == {**known["split"], "leave_out": ["p01"]}
 
 
+def test_a_systems_setting_that_came_later_is_stated_where_it_is_chosen() -> None:
+    plain = configs.from_json({"recipe": "s3pet"})
+    assert "residual" not in plain.identity()["model"]
+    changed = override(plain, ["recipe.residual=low"]).identity()
+    assert changed["model"] == {**plain.identity()["model"], "residual": "low"}
+
+
 @pytest.mark.parametrize(
     ("setting", "section", "stated"),
     [

@@ -69,6 +69,7 @@ from trainers.recipe import Batch, BatchSpec, Doses, Engine, EngineFactory, Metr
 FEED = FeedConfig(source=("low_drf10",), suv_scale=5.0, cases_per_step=32)  # the paper's batch of 32 slices
 PRESET = "s3pet"
 ROLES = frozenset({"unpaired"})
+LATER = frozenset({"residual"})
 IMAGES: Mapping[str, Literal["paired", "source", "target"]] = {
     "low encoder": "source",  # Sec. III-A
     "full encoder": "target",

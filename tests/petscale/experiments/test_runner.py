@@ -132,6 +132,7 @@ def trained(monkeypatch: pytest.MonkeyPatch, cohort: Path) -> SimpleNamespace:
         sources: object,
         baselines: object,
         known: object,
+        presets: object,
     ) -> dict[str, Evaluation]:
         made.scored += 1
         found = evaluations(run, segmenter)
