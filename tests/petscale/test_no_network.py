@@ -119,12 +119,13 @@ def heard(script: str, work: Path, environment: Mapping[str, str], **asked: obje
     space = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
     if subprocess.run([*space, "ip", "link"], capture_output=True).returncode:
         pytest.skip("needs the right to make namespaces, and iproute2")
+    bare = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     ended = subprocess.run(
         [*space, sys.executable, "-c", _APART, work, _WAIT + script, json.dumps(asked)],
-        env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {**environment},
+        env=bare | {"RAY_worker_niceness": "0"} | {**environment},  # as in conftest.py: other tests share the cores
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=500,  # of something that hangs
     )
     assert ended.returncode == 0, ended.stderr
     return (work / "heard").read_text().splitlines()
