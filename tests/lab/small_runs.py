@@ -2,6 +2,8 @@
 
 import importlib
 
+import torch.distributed as dist
+
 CG_3DSRGAN = [
     "recipe.doses=4,20",
     "recipe.perceptual=masked",
@@ -34,7 +36,6 @@ S3PET = [
 
 def leave_group() -> None:
     """End the process group that a trial of this process has left to the next one."""
-    comm = importlib.import_module("deepspeed.comm")
-    if comm.is_initialized():
-        comm.destroy_process_group()
-    comm.comm.cdb = None
+    if dist.is_initialized():  # also where no engine of DeepSpeed's was made, which then knows of no group
+        dist.destroy_process_group()
+    importlib.import_module("deepspeed.comm").comm.cdb = None

@@ -28,5 +28,5 @@ def test_the_numbers_of_a_key_never_change(seed: int, numbers: list[int]) -> Non
 
 
 def test_values_of_streams_never_change() -> None:
-    assert [int(stream) for stream in Stream] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0x9E7]
+    assert [int(stream) for stream in Stream] == [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0x9E7]
     assert [int(counts) for counts in Counts] == [0, 1, 2]
