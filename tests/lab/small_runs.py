@@ -36,6 +36,9 @@ S3PET = [
 
 def leave_group() -> None:
     """End the process group that a trial of this process has left to the next one."""
-    if dist.is_initialized():  # also where no engine of DeepSpeed's was made, which then knows of no group
+    comm = importlib.import_module("deepspeed.comm")
+    if comm.is_initialized():
+        comm.destroy_process_group()
+    if dist.is_initialized():  # where no engine of DeepSpeed's was made, DeepSpeed knows of no group
         dist.destroy_process_group()
-    importlib.import_module("deepspeed.comm").comm.cdb = None
+    comm.comm.cdb = None
