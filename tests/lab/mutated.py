@@ -497,7 +497,7 @@ def _written(folder: Path, made_from: Base, changed: dict[str, bytes]) -> Path:
     return folder / "pet"
 
 
-def judge(triple: Triple, folder: Path) -> tuple[str, str]:
+def outcome_of(triple: Triple, folder: Path) -> tuple[str, str]:
     """Read one mutation in this process; returns the outcome and its detail."""
     made_from = base(triple[2])
     name, data = mutated(triple)
@@ -653,7 +653,7 @@ def _work(pipe: "multiprocessing.connection.Connection[Any, Any]") -> None:
     while (triple := pipe.recv()) is not None:
         with tempfile.TemporaryDirectory() as folder:
             try:
-                outcome, detail = judge(triple, Path(folder))
+                outcome, detail = outcome_of(triple, Path(folder))
             except Exception as error:  # of the judge itself
                 outcome, detail = "TRACEBACK", f"in the judge: {type(error).__name__}: {error}"[:200]
         peak = int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1])  # type: ignore[index]

@@ -171,9 +171,9 @@ def test_two_taps_never_overlap() -> None:
 
 
 def test_images_beside_one_condition_are_normed_apart() -> None:
-    judge = OfPairs(PatchGAN(2, width=2, strides=(2, 2)))
+    of_pairs = OfPairs(PatchGAN(2, width=2, strides=(2, 2)))
     condition, real, fake = torch.rand(3, 2, 1, 32, 32)
-    alone, both = judge(condition, real), judge(condition, real, fake)
+    alone, both = of_pairs(condition, real), of_pairs(condition, real, fake)
     assert torch.equal(alone[0], both[0])
     assert not torch.equal(both[0], both[1])
 
