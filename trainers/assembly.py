@@ -22,8 +22,11 @@ from torch import Tensor, nn
 
 from storage.errors import InputError
 from storage.ranges import check_ranges
+from trainers.compiler import postpone_compiler
 from trainers.feed_config import FeedConfig
 from trainers.recipe import Batch, BatchSpec, Doses, Engine, Metrics, State, Synthesizer, Tiling
+
+postpone_compiler()
 
 Network = TypeVar("Network", bound=nn.Module)
 Whatever = TypeVar("Whatever")

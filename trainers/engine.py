@@ -19,7 +19,10 @@ from torch import Tensor, nn
 from storage.internals import internal
 from storage.ranges import Range, check_ranges
 from trainers.batch_norm import over_ranks
+from trainers.compiler import postpone_compiler
 from trainers.recipe import Engine, EngineFactory, OptimizerFactory
+
+postpone_compiler()
 
 
 @dataclass(frozen=True, kw_only=True)
