@@ -47,9 +47,9 @@ def flatten(state: State) -> dict[str, Tensor]:
 
 
 def unflatten(flat: Mapping[str, Tensor]) -> State:
-    """Inverse of ``flatten``."""
+    """Inverse of ``flatten``, in the order of names: safetensors reads a file in another order each time."""
     state: State = {}
-    for name, value in flat.items():
+    for name, value in sorted(flat.items()):
         engine, key = name.split("|", 1)
         state.setdefault(engine, {})[key] = value
     return state

@@ -179,7 +179,8 @@ class _DeepSpeed:
         moments = self._partitions()[0][1]
         for name, parameter in self.runner.net.named_parameters():
             state[f"weight/{name}"] = safe_get_full_fp32_param(parameter)
-            for key, value in moments.items():
+            for key in sorted(moments):  # collective: ranks that were loaded hold them in any order
+                value = moments[key]
                 whole = safe_get_full_optimizer_state(parameter, key) if value.ndim else value.clone()
                 state[f"{key}/{name}"] = whole
         return state

@@ -6,8 +6,10 @@ import errno
 import inspect
 import os
 import resource
+import signal
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -171,7 +173,29 @@ def _private() -> Iterator[None]:
         os.umask(before)
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, by which schedulers end a job: as Ctrl-C, so that what was begun is ended in order."""
+
+
+def _terminated(*_: object) -> None:
+    raise _Terminated
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, where this process has not settled it otherwise."""
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, _terminated)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 @_private()
+@_ended_in_order()
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command."""
     if not sys.warnoptions:
@@ -200,6 +224,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         told = InputError("DISK_ERROR", where=where, found=str(error.strerror), remedy="check the path and its folder")
         print(f"petscale: {told}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("petscale: stopped; run the same command again to continue", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)) from None

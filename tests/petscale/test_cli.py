@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -174,16 +175,20 @@ def test_folds_and_sweeps_have_the_same_time_limit(
     assert told == [None, 13800.0] * 2
 
 
+@pytest.mark.parametrize(("by", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupt_says_how_to_go_on(
-    monkeypatch: pytest.MonkeyPatch, cohort: Path, capsys: pytest.CaptureFixture[str]
+    by: signal.Signals,
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    cohort: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(driver, "train", interrupt)
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(driver, "train", lambda *_, **__: signal.raise_signal(by))
     with pytest.raises(SystemExit) as ended:
         main(["train", str(cohort), "--run", "never-made"])
-    assert ended.value.code == 130
+    assert ended.value.code == code
+    assert signal.getsignal(signal.SIGTERM) == before
     assert "run the same command again to continue" in capsys.readouterr().err
 
 

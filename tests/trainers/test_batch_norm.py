@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import run_ranks
 from torch import Tensor, nn
 
 from trainers.batch_norm import over_ranks
@@ -90,7 +90,7 @@ def _equals(rank: int, world: int, make: Make, shape: tuple[int, ...]) -> None:
 
 
 def test_two_ranks_norm_as_one_process_would(tmp_path: Path) -> None:
-    mp.spawn(_rank, (2, str(tmp_path)), nprocs=2)  # type: ignore[attr-defined,no-untyped-call]
+    run_ranks(_rank, 2, 2, str(tmp_path))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -35,6 +35,7 @@ def test_round_trip_is_bit_equal(tmp_path: Path) -> None:
     assert saved is not None
     assert (saved.step, saved.meta["run"], warnings) == (7, META["run"], [])
     assert equal(saved.state, state(1))
+    assert [*saved.state["G"]] == ["step/a.b", "weight/a.b"], "in one order, whatever order safetensors reads them in"
 
 
 def test_only_the_newest_stay_and_the_newest_is_taken(tmp_path: Path) -> None:

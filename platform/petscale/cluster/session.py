@@ -6,7 +6,9 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -101,9 +103,10 @@ def session(config: RunConfig, cpus: int, folder: Path, *read: Path, dashboard: 
     if address:
         temporary = own_folder()
         try:
-            started = ray.init(
-                address=address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR
-            )
+            with _keeping_sigterm():
+                started = ray.init(
+                    address=address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR
+                )
         except ConnectionError:
             raise InputError(
                 "CLU_UNREACHABLE",
@@ -158,7 +161,7 @@ def _start_private(environment: Mapping[str, Any], cpus: int, dashboard: bool) -
         temporary = own_folder()
         ours = set(psutil.Process().children(recursive=True))
         try:
-            with _homeless(), _without_needless(dashboard):
+            with _homeless(), _without_needless(dashboard), _keeping_sigterm():
                 started = ray.init(
                     address="local",
                     runtime_env=dict(environment),
@@ -199,6 +202,17 @@ def ray_dashboard(folder: Path) -> tuple[int, Path] | None:
 def _owner(session_folder: Path) -> int:
     pid = session_folder.name.removeprefix(SESSION).split("-")[0]
     return int(pid) if pid.isdecimal() else 0  # somebody else's idea of a name: nobody's process
+
+
+@contextmanager
+def _keeping_sigterm() -> Iterator[None]:
+    """Leave the handler of SIGTERM as it was: Ray's prints a stack and aborts, and what was begun is not ended."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
