@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from petscale.durations import spoken
 from storage.errors import printable
 
 
@@ -24,6 +25,15 @@ console = Terminal(stderr=True, highlight=False)
 
 Advance = Callable[[int, str], None]  # done so far, what is going on
 
+SILENT_S = 10.0  # between two lines of one stage
+
+
+def _left(to_do: int, done: int, spent_s: float) -> str:
+    """What is left at the speed so far, in words; nothing while there is no speed yet."""
+    if not done or not to_do:
+        return ""
+    return f", about {spoken(spent_s * to_do / done)} left"
+
 
 @contextmanager
 def bar(title: str, total: int) -> Iterator[Advance]:
@@ -36,15 +46,20 @@ def bar(title: str, total: int) -> Iterator[Advance]:
             return
     begin = said = time.monotonic()
     state = {"done": -1, "note": ""}
+    first: tuple[int, float] | None = None  # what was done when the work itself began, and when: a run may be continued
 
     def advance(done: int, note: str) -> None:
-        nonlocal said
+        nonlocal said, first
+        now = time.monotonic()
         if state["done"] == -1:  # not before: a refusal at the door is then the only line
             console.print(f"{title}: {done}/{total}", soft_wrap=True)
+        elif first is None and done != state["done"]:
+            first = done, now
         state.update(done=done, note=note)
-        if time.monotonic() - said > 10:
-            said = time.monotonic()
-            console.print(f"{title}: {done}/{total} {note}", soft_wrap=True)
+        if now - said > SILENT_S:
+            said = now
+            left = _left(total - done, done - first[0], now - first[1]) if first else ""
+            console.print(f"{title}: {done}/{total} {note}{left}", soft_wrap=True)
 
     yield advance
     if state["done"] == -1:

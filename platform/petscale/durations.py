@@ -1,4 +1,4 @@
-"""Durations as a user types them: 3h50m, 90m, 45s, 1d2h."""
+"""Durations as a user types them, 3h50m, 90m, 45s, 1d2h, and as they are said."""
 
 import re
 
@@ -31,3 +31,20 @@ def seconds_of(text: str, where: str) -> float:
             remedy="give days, hours, minutes or seconds, for instance 3h50m, 90m, 45s, 1d2h",
         )
     return float(seconds)
+
+
+def spoken(seconds: float) -> str:
+    """Return a duration as one would say it.
+
+    >>> spoken(42.4), spoken(100), spoken(5000), spoken(200000)
+    ('42 s', '2 min', '1 h 23 min', '2 d 8 h')
+    """
+    if round(seconds) < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    hours = round(minutes / 60)
+    return f"{hours // 24} d {hours % 24} h"

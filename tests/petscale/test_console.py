@@ -5,7 +5,8 @@ import io
 import pytest
 from rich.table import Table
 
-from petscale.console import Terminal
+from petscale.console import Terminal, bar
+from petscale.durations import spoken
 
 HOSTILE = "a\x1b[2Jb\x07c\u202egnp.nii\u2066d\re"
 SHOWN = r"a\x1b[2Jb\x07c\u202egnp.nii\u2066d\re"
@@ -28,3 +29,39 @@ def test_a_line_break_of_ours_stays() -> None:
     out = io.StringIO()
     Terminal(file=out, highlight=False).print("one\ntwo")
     assert out.getvalue() == "one\ntwo\n"
+
+
+def test_a_stage_says_how_long_it_still_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By its speed since the work began: of a run that is continued, since then."""
+    now = [1000.0]
+    monkeypatch.setattr("petscale.console.time.monotonic", lambda: now[0])
+    with bar("train", 1000) as advance:
+        for at_s, done in ((0, 0), (30, 400), (50, 450), (80, 475), (100, 1000)):
+            now[0] = 1000.0 + at_s
+            advance(done, "gan")
+    assert capsys.readouterr().err.splitlines() == [
+        "train: 0/1000",
+        "train: 400/1000 gan",  # loaded, and no speed yet
+        "train: 450/1000 gan, about 4 min left",  # 550 of them at 50 in 20 s
+        "train: 475/1000 gan, about 6 min left",  # 525 at 75 in 50 s
+        "train: 1000/1000 gan",
+        "train: 1000/1000 in 100 s gan",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min"),
+        (3569, "59 min"),
+        (3571, "1 h 0 min"),
+        (86399, "1 d 0 h"),
+        (2e5, "2 d 8 h"),
+    ],
+)
+def test_durations_are_said_in_two_units_at_most(seconds: float, said: str) -> None:
+    assert spoken(seconds) == said
