@@ -165,17 +165,22 @@ def evaluation_of(gains: Sequence[float], filtered: float = 0.5) -> Evaluation:
 @pytest.mark.parametrize(
     ("gains", "state", "words"),
     [
-        ([1.0, 2.0], "better", "Better than the best baseline (Gaussian 5 mm) in"),
-        ([0.2, 0.3], "mixed", "Not better than the best baseline (Gaussian 5 mm), but better than the low-dose input"),
+        ([1.0, 2.0], "mixed", "Not testable with 2 test case(s): higher than the best baseline (Gaussian 5 mm) in"),
+        ([9.0] * 5, "mixed", "Not testable with 5 test case(s): higher than the best baseline (Gaussian 5 mm) in"),
+        (
+            [0.2, 0.3],
+            "mixed",
+            "Not testable with 2 test case(s): not higher than the best baseline (Gaussian 5 mm), but higher than",
+        ),
         (
             [-0.2, 0.1],
             "worse",
-            "Not better than the best baseline (Gaussian 5 mm), and not better than the low-dose input",
+            "Not testable with 2 test case(s): not higher than the best baseline (Gaussian 5 mm), and not higher than",
         ),
         (
             [0.0, 0.0],
             "worse",
-            "Not better than the best baseline (Gaussian 5 mm), and not better than the low-dose input",
+            "Not testable with 2 test case(s): not higher than the best baseline (Gaussian 5 mm), and not higher than",
         ),
         ([9.0, -1.0, 2.0, -0.5, 3.0, -0.7], "mixed", "No clear difference from the best baseline (Gaussian 5 mm)"),
         ([0.6, 0.2, 0.7, 0.3, 0.9, 0.4, 0.8], "mixed", "No clear difference from the best baseline (Gaussian 5 mm)"),
@@ -201,9 +206,12 @@ def test_the_only_test_is_against_the_baseline_of_the_best_mean_and_the_input_ma
     assert "Gaussian" not in " ".join(told.sentences)
 
 
+@pytest.mark.parametrize(("cases", "compared"), [(2, "higher than"), (6, "better than")])
 @pytest.mark.parametrize(("ours", "word"), [(4.0, "closer to"), (20.0, "no closer to")])
-def test_lesions_are_compared_with_the_baseline_that_is_best_in_the_body(ours: float, word: str) -> None:
-    base = evaluation_of([1.0, 2.0])
+def test_lesions_are_compared_with_the_baseline_that_is_best_in_the_body(
+    ours: float, word: str, cases: int, compared: str
+) -> None:
+    base = evaluation_of([1.0, 2.0, 1.5, 1.2, 1.1, 1.9][:cases])
     lesions = [
         Score(case, image, "lesion 1", "lesion", rule, value, 8.0)
         for case in base.cases
@@ -211,8 +219,9 @@ def test_lesions_are_compared_with_the_baseline_that_is_best_in_the_body(ours: f
         for rule, value in zip((LESION_PSNR, BIASES["SUVmax"]), values, strict=True)
     ]
     told = verdict(Evaluation((*base.rows, *lesions), base.images, base.cases)).sentences
-    assert any(sentence.startswith("In lesions: better than Gaussian 5 mm in PSNR, +2.00") for sentence in told)
+    assert any(sentence.startswith(f"In lesions: {compared} Gaussian 5 mm in PSNR, +2.00") for sentence in told)
     assert any(f"Lesion SUVmax is {word} the full dose than in Gaussian 5 mm" in sentence for sentence in told)
+    assert any("not testable" in sentence for sentence in told) == (cases < 6)
 
 
 def test_projections_equal_numpy_on_every_axis() -> None:
