@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 CALL_S = 0.1  # a timing lasts at least about this long: short calls are repeated
 DRAWS = 2000  # of the bootstrap
@@ -86,7 +87,7 @@ def _timed(way: Callable[[], Any], calls: int) -> tuple[float, float]:
     return (time.process_time() - processor) / calls, (time.perf_counter() - clock) / calls
 
 
-def ratio_of(theirs: "np.typing.NDArray[np.float64]", ours: "np.typing.NDArray[np.float64]") -> Ratio:
+def ratio_of(theirs: NDArray[np.float64], ours: NDArray[np.float64]) -> Ratio:
     """Return the ratio of two contenders' (rounds, 2) processor and clock seconds."""
     ratios = theirs / ours
     drawn = np.random.Generator(np.random.Philox(0)).integers(len(ratios), size=(DRAWS, len(ratios)))
