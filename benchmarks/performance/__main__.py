@@ -75,6 +75,10 @@ def main() -> int:
     if lost:  # another process may have had the memory for a while: what is lost twice is lost
         again = below(kept, run(suite(), options.rounds))
         lost = [one for one in lost if one in again]
+    for name, one in found["benchmarks"].items():
+        for peer, r in one["peers"].items():
+            before = kept["benchmarks"].get(name, {"peers": {}})["peers"].get(peer, {"median": float("nan")})["median"]
+            print(f"{name}, {peer}: {r['median']:.2f} ({r['low']:.2f} to {r['high']:.2f}), kept {before:.2f}")
     print("\n".join(f"slower than kept: {one}" for one in lost) or "no ratio fell below 0.95 of the kept one")
     return bool(lost)
 
