@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint format docs chaos lock sbom audit clean
+.PHONY: demo test lint format docs chaos bench bench-gate lock sbom audit clean
 
 demo: $(STAMP)
 	$(BIN)/petscale demo
@@ -38,6 +38,13 @@ docs: $(STAMP)
 KILLS := 300
 chaos: $(STAMP)
 	$(BIN)/python benchmarks/chaos.py $(KILLS)
+
+# petscale beside other libraries: writes docs/results/performance.md; the gate compares with what is kept there.
+bench: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.performance
+
+bench-gate: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.performance --gate
 
 # requirements.lock anew: what pip would install, each file with its hash; asks the package index.
 lock: $(STAMP)

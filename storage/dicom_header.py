@@ -38,6 +38,12 @@ def _raw(ds: Dataset, tag: int) -> object:
     return None if element is None else element.value
 
 
+def as_stored(ds: Dataset, keyword: str) -> bytes | None:
+    """Return a field's bytes; ``None`` where it is absent, empty, or parsed already."""
+    value = _raw(ds, tag_of(keyword))
+    return value if isinstance(value, bytes) and value else None
+
+
 def has_value(ds: Dataset, keyword: str) -> bool:
     """Return whether a field is there and not empty."""
     return bool(_raw(ds, tag_of(keyword)))

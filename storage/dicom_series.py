@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 
 from storage import dicom_words
 from storage.dicom_frames import distinct, frames_of, lacking_frames, places_of, told_frames
-from storage.dicom_header import file_error, integer_of, integer_text, items_of, number_of, tag_name, text_of
+from storage.dicom_header import as_stored, file_error, integer_of, integer_text, items_of, number_of, tag_name, text_of
 from storage.dicom_slice import (
     DICOM_SUFFIXES,
     DRUG_FIELDS,
@@ -446,7 +446,10 @@ def _check_alike(slices: Sequence[Slice], where: str) -> None:
     for name in SERIES_FIELDS:
         if len({text_of(s.header, name) for s in slices}) > 1:
             raise series_error("SER_INCONSISTENT_HEADER", where, f"{tag_name(name)} differs between slices")
-    if len({_radiopharmaceutical(s) for s in slices}) > 1:
+    # Most series repeat these bytes in every slice, and to parse them takes longer than to compare them.
+    keys = [as_stored(s.header, "RadiopharmaceuticalInformationSequence") or id(s) for s in slices]
+    stated = {(s.syntax, key): s for s, key in zip(reversed(slices), reversed(keys), strict=True)}
+    if len({_radiopharmaceutical(s) for s in reversed(stated.values())}) > 1:
         raise series_error("SER_INCONSISTENT_HEADER", where, "(0054,0016) differs between slices")
 
 

@@ -121,11 +121,11 @@ class Slice:
     pixel_mm: tuple[float, float]
     frame: int | None = None
 
-    @property
+    @functools.cached_property
     def normal(self) -> NDArray[np.float64]:
         return np.cross(self.row, self.column)
 
-    @property
+    @functools.cached_property
     def along(self) -> float:
         """Position along the normal in mm."""
         return float(self.position @ self.normal)
@@ -160,11 +160,11 @@ def scan(file: Path, modality: Modality) -> tuple[Slice, ...] | Unusable:
             raise file_error("DCM_PREAMBLE_EXEC", file, "a preamble that is a program")
         try:
             meta = read_file_meta_info(file)
-            syntax = str(meta.get("TransferSyntaxUID", ""))
+            syntax = text_of(meta, "TransferSyntaxUID")
             if syntax == DEFLATED:
                 # pydicom inflates the whole file at once: 200 KB may become gigabytes.
                 raise file_error("DCM_BOMB", file, "the deflated transfer syntax", "export it uncompressed")
-            declared = str(meta.get("MediaStorageSOPClassUID", ""))
+            declared = text_of(meta, "MediaStorageSOPClassUID")
             if declared and declared not in (STORAGE[modality], *ENHANCED[modality]):
                 own = _own_class(stream)
                 if not own and declared != DIRECTORY:

@@ -16,6 +16,7 @@ SAME_VOXEL_MM = 0.05  # as ``Grid.matches``
 ORDINARY_MM = 1.0  # voxels of clinical scanners have an edge of at least this
 ANIMAL_ACROSS_MM = 200.0  # no clinical field of view is narrower, no preclinical one much wider
 CLINICAL_ACROSS_MM = 600.0  # that the radii of a person's outline are made for
+PARALLEL_VOXELS = 1e-6  # how far axes of one direction may part over a whole volume, by rounding
 MAX_REACH = 8  # voxels of a ball's radius; of coarse voxels of 2.75 mm and more the largest ball reaches 3
 
 
@@ -153,13 +154,44 @@ class Resampled:
         """Return the slab ``z0 <= z < z1`` of the target grid."""
         outside = self.outside if self.outside is not None else AIR_HU if self.units == HU else 0.0
         whole = index_map(self.source.grid, self.grid)
+        # The ratio of spacings decides the smoothing.
+        sigma = np.sqrt(np.maximum(np.abs(whole[:3, :3]).sum(1) ** 2 - 1.0, 0.0)) / 2.355
+        apart = (np.abs(whole[:3, :3] - np.diag(whole.diagonal()[:3])) * (np.array(self.grid.shape) - 1)).sum(1)
+        if apart.max() <= PARALLEL_VOXELS:
+            return self._along_axes(z0, z1, whole, sigma, outside)
+        return self._oblique(z0, z1, whole, sigma, outside)
+
+    def _along_axes(
+        self, z0: int, z1: int, whole: NDArray[np.float64], sigma: NDArray[np.float64], outside: float
+    ) -> NDArray[np.float32]:
+        """Return a slab of a grid whose axes are the source's: smoothed and linear is then one matrix along each."""
+        ranges = ((z0, z1), *((0, n) for n in self.grid.shape[1:]))
+        (along_z, z), (along_y, y), (along_x, x) = (
+            _linear_weights(length, whole[axis, axis] * np.arange(*rows) + whole[axis, 3], sigma[axis])
+            for axis, (length, rows) in enumerate(zip(self.source.grid.shape, ranges, strict=True))
+        )
+        if not (z.any() and y.any() and x.any()):
+            return np.full((len(z), len(y), len(x)), outside, dtype=np.float32)
+        first, last = int(along_z.indices.min()), int(along_z.indices.max()) + 1
+        slab = self.source.read(first, last)
+        planes = np.empty((last - first, len(y), len(x)), dtype=np.float32)
+        for plane, stored in zip(planes, slab, strict=True):  # a plane stays in a core's cache
+            plane.T[...] = along_x @ (along_y @ stored).T
+        lines = along_z[:, first:last] @ planes.reshape(len(planes), -1)
+        made: NDArray[np.float32] = lines.reshape(len(z), len(y), len(x))
+        made[~z] = outside
+        made[:, ~y] = outside
+        made[:, :, ~x] = outside
+        return made
+
+    def _oblique(
+        self, z0: int, z1: int, whole: NDArray[np.float64], sigma: NDArray[np.float64], outside: float
+    ) -> NDArray[np.float32]:
+        """Return a slab of a grid that is turned against the source's."""
         _, y, x = self.grid.shape
         corners = np.array([(i, j, k, 1.0) for i in (z0, z1 - 1) for j in (0, y - 1) for k in (0, x - 1)])
         depth = (corners @ whole.T)[:, 0]
-        # The ratio of spacings decides the smoothing; its support decides how many more slices are read.
-        ratio = np.abs(whole[:3, :3]).sum(1)
-        sigma = np.sqrt(np.maximum(ratio**2 - 1.0, 0.0)) / 2.355
-        margin = int(np.ceil(4 * sigma[0])) + 2
+        margin = int(np.ceil(4 * sigma[0])) + 2  # how far the smoothing reaches decides how many more slices are read
         first = max(0, int(np.floor(depth.min())) - margin)
         last = min(self.source.grid.shape[0], int(np.ceil(depth.max())) + margin + 1)
         if first >= last:
@@ -174,6 +206,33 @@ class Resampled:
             slab, whole[:3, :3], offset, (z1 - z0, y, x), np.float32, order=1, mode="constant", cval=outside
         )
         return result
+
+
+def _linear_weights(length: int, at: NDArray[np.float64], sigma: float) -> tuple[sparse.csr_array, NDArray[np.bool_]]:
+    """Matrix that smooths an axis and reads it linearly, and which of its rows lie on the axis.
+
+    As ``_oblique``: beyond the axis lies its last smoothed voxel, for as far as a voxel; the Gaussian ends at 4 sigma.
+
+    Args:
+        length: of the axis, in voxels.
+        at: places along it, in voxels.
+        sigma: of the Gaussian, in voxels.
+
+    Returns:
+        the matrix, float32, (places, length), whose rows sum to 1; and which places lie on the axis.
+    """
+    reach = int(4.0 * sigma + 0.5)
+    steps = np.arange(-reach, reach + 1)
+    gauss = np.exp(-0.5 * (steps / sigma) ** 2) if sigma else np.ones(1)
+    below = np.floor(at)
+    share = np.stack([1.0 - (at - below), at - below], axis=1)
+    neighbours = np.clip(below[:, None] + np.arange(2), 0, length - 1)
+    columns = neighbours[:, :, None] + steps  # (places, both neighbours, steps)
+    weights = share[:, :, None] * (gauss / gauss.sum())
+    row_starts = np.arange(len(at) + 1) * weights[:1].size
+    columns = np.clip(columns, 0, length - 1).astype(np.intp)
+    stored = (weights.astype(np.float32).ravel(), columns.ravel(), row_starts)
+    return sparse.csr_array(stored, shape=(len(at), length)), (at >= -1) & (at <= length)
 
 
 def coverage(source: Grid, target: Grid, edges: tuple[int, int, int]) -> NDArray[np.bool_]:

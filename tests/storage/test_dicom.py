@@ -447,6 +447,10 @@ BROKEN = {
     "one slice off in plane": (shift(3, dx=2.0), "SER_NONUNIFORM"),
     "one gap off": (shift(7, dz=0.3), "SER_NONUNIFORM"),
     "two patients": (only(3, PatientID="CANARYID2"), "SER_INCONSISTENT_HEADER"),
+    "two doses": (
+        lambda z, ds: drug(RadionuclideTotalDose="370000001")(z, ds) if z == 3 else None,
+        "SER_INCONSISTENT_HEADER",
+    ),
     "two units": (only(3, Units="CNTS"), "SER_INCONSISTENT_HEADER"),
     "every slice its own series": (
         lambda z, ds: ds.update({"SeriesInstanceUID": generate_uid()}),

@@ -112,6 +112,39 @@ def test_a_slab_is_a_cut_of_the_volume(spacing: tuple[float, float, float], flip
         np.testing.assert_allclose(np.concatenate(parts), whole, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "target",
+    [
+        grid_of((30, 9, 12), (1.1, 4.7, 3.3)),
+        grid_of((9, 40, 31), (4.0, 1.0, 1.3), flip=(-1, 1, -1)),
+        grid_of((40, 40, 40), (2.0, 2.0, 2.0), flip=(1, -1, -1), centre=(7.0, -9.0, 21.0)),
+        grid_of((3, 2, 1), (9.0, 9.0, 9.0)),
+    ],
+    ids=["both", "flipped", "beyond", "few"],
+)
+def test_axes_of_one_direction_give_what_a_turned_grid_would(target: Grid) -> None:
+    """One matrix per axis and the general way are one definition."""
+    image = geometry.Resampled(source(grid_of((20, 24, 26), (2.0, 2.1, 2.2)), noise((20, 24, 26))), target)
+    whole = geometry.index_map(image.source.grid, target)
+    sigma = np.sqrt(np.maximum(np.abs(whole[:3, :3]).sum(1) ** 2 - 1.0, 0.0)) / 2.355
+    for z0, z1 in itertools.pairwise((0, 1, target.shape[0] // 2 + 1, target.shape[0])):
+        expected = image._oblique(z0, z1, whole, sigma, AIR_HU)
+        np.testing.assert_allclose(image.read(z0, z1), expected, rtol=1e-6, atol=1e-5)
+
+
+def test_directions_that_part_by_rounding_alone_are_one() -> None:
+    """As an affine read from decimal text."""
+    grid, target = grid_of((20, 24, 26), (2.0, 2.1, 2.2)), grid_of((12, 12, 12), (3.0,) * 3)
+    turned = Grid(target.shape, target.affine + 1e-9 * np.array([[1, -1, 1, 0], [1, 1, -1, 0], [-1, 1, 1, 0], [0] * 4]))
+    for other in (target, turned):
+        image = geometry.Resampled(source(grid, noise(grid.shape)), other)
+        np.testing.assert_allclose(image.read(0, 12), geometry.Resampled(image.source, target).read(0, 12), atol=1e-5)
+
+
+def noise(shape: tuple[int, int, int]) -> NDArray[np.float64]:
+    return np.random.default_rng(1).normal(size=shape)
+
+
 def test_beyond_the_source_there_is_air() -> None:
     small = grid_of((10, 10, 10), (2.0, 2.0, 2.0))
     wide = grid_of((40, 12, 12), (2.0, 2.0, 2.0))

@@ -8,16 +8,19 @@ scikit-image's default instead.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import correlate1d
 
 from trainers.metrics.identifiers import SSIM_WINDOW, UNIFORM_WINDOW
 from trainers.metrics.image import Mask, Real
 
 K1, K2 = 0.01, 0.03
 WINDOW_RADIUS = 5
+_PLANES = 8  # that are blurred at a time: what lies between two axes stays in a core's cache
+_BLOCK = 16  # voxels along an axis that one matrix makes of their neighbours: a larger one multiplies more zeros
+_SLICES = 8  # whose moments ``ssim_map`` holds at a time
 _TAPS = np.exp(-0.5 * (np.arange(-WINDOW_RADIUS, WINDOW_RADIUS + 1) / 1.5) ** 2)
 
 
@@ -56,10 +59,20 @@ def ssim(reference: Real, image: Real, *, data_range: float, mask: Mask | None =
 
 def ssim_map(reference: Real, image: Real, *, data_range: float) -> NDArray[np.float64]:
     """SSIM at every voxel of two (z, y, x) volumes, edges reflected (Wang et al. 2004, eq. 13)."""
-    pad = ((WINDOW_RADIUS, WINDOW_RADIUS), (0, 0), (0, 0))
-    x = np.pad(reference.astype(np.float64), pad, mode="symmetric")
-    y = np.pad(image.astype(np.float64), pad, mode="symmetric")
-    return similarity(Moments.of(blur(x, WINDOW), blur(x * x, WINDOW), x, y, WINDOW), data_range)
+    depth = reference.shape[0]
+    beyond = _reflected(np.arange(-WINDOW_RADIUS, depth + WINDOW_RADIUS), depth)
+    found = np.empty(reference.shape)
+    for z in range(0, depth, _SLICES):
+        slices = beyond[z : z + _SLICES + 2 * WINDOW_RADIUS]
+        x, y = reference[slices].astype(np.float64), image[slices].astype(np.float64)
+        found[z : z + _SLICES] = similarity(Moments.of_both(x, y, WINDOW), data_range)
+    return found
+
+
+def _reflected(index: NDArray[np.intp], length: int) -> NDArray[np.intp]:
+    """Indices beyond either end of an axis as those of its mirror images, which have a period of twice its length."""
+    index = index % (2 * length)
+    return np.where(index < length, index, 2 * length - 1 - index)
 
 
 Scale = tuple[float, float]  # (a, s): a value v is scored as (v - a) / s
@@ -111,10 +124,32 @@ class Moments:
         window: Window,
     ) -> "Moments":
         """Return the moments of ``x``, whose means and mean squares are known, and ``y``."""
-        mean_y = blur(y, window)
-        variance_sum = mean_xx + blur(y * y, window) - mean_x**2 - mean_y**2
-        covariance = blur(x * y, window) - mean_x * mean_y
-        return cls(mean_x, mean_y, window.bias * variance_sum, window.bias * covariance)
+        return cls._central(mean_x, blur(y, window), mean_xx + blur(y * y, window), blur(x * y, window), window)
+
+    @classmethod
+    def of_both(cls, x: NDArray[np.float64], y: NDArray[np.float64], window: Window) -> "Moments":
+        """Return the moments of two slabs that have the window's halo along z."""
+        squares = x * x
+        squares += y * y
+        return cls._central(blur(x, window), blur(y, window), blur(squares, window), blur(x * y, window), window)
+
+    @classmethod
+    def _central(
+        cls,
+        mean_x: NDArray[np.float64],
+        mean_y: NDArray[np.float64],
+        squares: NDArray[np.float64],
+        product: NDArray[np.float64],
+        window: Window,
+    ) -> "Moments":
+        """Central moments of raw ones; ``squares`` (of both images, summed) and ``product`` are used up."""
+        squares -= mean_x * mean_x
+        squares -= mean_y * mean_y
+        product -= mean_x * mean_y
+        if window.bias != 1.0:
+            squares *= window.bias
+            product *= window.bias
+        return cls(mean_x, mean_y, squares, product)
 
     def at(self, box: tuple[slice, slice, slice], where: Mask) -> "Moments":
         """Return the moments of the voxels ``where`` of a box."""
@@ -126,15 +161,59 @@ class Moments:
 def similarity(m: Moments, data_range: float) -> NDArray[np.float64]:
     """SSIM of windowed moments (Wang et al. 2004, eq. 13)."""
     c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
-    top = (2 * m.mean_x * m.mean_y + c1) * (2 * m.covariance + c2)
-    return top / ((m.mean_x**2 + m.mean_y**2 + c1) * (m.variance_sum + c2))
+    means = m.mean_x * m.mean_x
+    means += m.mean_y * m.mean_y
+    means += c1
+    means *= m.variance_sum + c2
+    top = m.mean_x * m.mean_y
+    top *= 2
+    top += c1
+    top *= 2 * m.covariance + c2
+    top /= means
+    return top
 
 
 def blur(padded: NDArray[np.float64], window: Window) -> NDArray[np.float64]:
-    """Window means; the z halo of the window's radius on either side is used up, y and x are reflected."""
-    z = correlate1d(padded, window.taps, axis=0)[window.radius : padded.shape[0] - window.radius]
-    y = correlate1d(z, window.taps, axis=1, mode="reflect")
-    return np.asarray(correlate1d(y, window.taps, axis=2, mode="reflect"))
+    """Window means; the z halo of the window's radius on either side is used up, y and x are reflected.
+
+    Each axis is a product with a banded matrix, cut into blocks along the band.
+    """
+    depth, height, width = padded.shape[0] - 2 * window.radius, *padded.shape[1:]
+    means = np.empty((depth, height, width))
+    for z in range(0, depth, _PLANES):
+        planes = padded[z : z + _PLANES + 2 * window.radius]
+        made = means[z : z + _PLANES]
+        along_z = (_unpadded(window, len(made)) @ planes.reshape(len(planes), -1)).reshape(made.shape)
+        along_y = np.empty(made.shape)
+        for to, of, weights in _bands(window, height):
+            np.matmul(weights, along_z[:, of], out=along_y[:, to])
+        for to, of, weights in _bands(window, width):
+            np.matmul(along_y[:, :, of], weights.T, out=made[:, :, to])
+    return means
+
+
+@lru_cache(maxsize=8)
+def _unpadded(window: Window, length: int) -> NDArray[np.float64]:
+    """Matrix (length, length + 2 radius) that makes window means along an axis and uses its halo up."""
+    weights = np.zeros((length, length + 2 * window.radius))
+    for row in range(length):
+        weights[row, row : row + len(window.taps)] = window.taps
+    return weights
+
+
+@lru_cache(maxsize=8)
+def _bands(window: Window, length: int) -> tuple[tuple[slice, slice, NDArray[np.float64]], ...]:
+    """Matrices that make window means along a reflected axis: which voxels each makes, of which, and its weights."""
+    whole = np.zeros((length, length))
+    rows = np.repeat(np.arange(length), len(window.taps))
+    columns = _reflected(rows + np.tile(np.arange(len(window.taps)) - window.radius, length), length)
+    np.add.at(whole, (rows, columns), np.tile(window.taps, length))
+    bands = []
+    for start in range(0, length, _BLOCK):
+        to = slice(start, min(start + _BLOCK, length))
+        of = slice(max(start - window.radius, 0), min(to.stop + window.radius, length))
+        bands.append((to, of, np.ascontiguousarray(whole[to, of])))
+    return tuple(bands)
 
 
 def whole_windows(window: Window, shape: tuple[int, int, int], box: tuple[slice, slice, slice], z0: int) -> Mask:

@@ -1,0 +1,60 @@
+"""Results of the suite: one JSON file, the page made of it, and the comparison with results that are kept."""
+
+from collections.abc import Mapping
+from typing import Any
+
+GATE = 0.95  # of a kept ratio
+
+
+def below(kept: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Return the peers against which petscale has lost more than a twentieth for sure, ``benchmark: peer`` each.
+
+    For sure: the whole interval of the new ratio lies below, for on a shared machine a median alone moves by a tenth.
+    A benchmark or a peer that is kept and no longer found is one too.
+    """
+    lost = []
+    for name, before in kept["benchmarks"].items():
+        now = found["benchmarks"].get(name, {"peers": {}})["peers"]
+        for peer, ratio in before["peers"].items():
+            if peer not in now or now[peer]["high"] < GATE * ratio["median"]:
+                lost.append(f"{name}: {peer}")
+    return lost
+
+
+def page(results: Mapping[str, Any]) -> str:
+    """Return docs/results/performance.md."""
+    about = results["about"]
+    versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+    lines = [
+        "# Speed beside other libraries",
+        "",
+        f"`make bench`, commit {about['commit']}, {about['date']}, {about['hardware']}. {about['threads']}",
+        f"The machine was shared: {about['load']:.1f} processes on average wanted its {about['cores']} cores.",
+        f"{versions}.",
+        "",
+        "A ratio says how many times petscale's processor time another way takes: above 1, petscale is faster.",
+        f"It is the median over {about['rounds']} rounds in which all ways took turns, with its bootstrap 95 %",
+        "interval; the ratio of times on the clock stands beside it. That results are equal is asserted before",
+        "anything is timed; `another result` marks ways that do less. A bound is what no way can beat.",
+        "",
+    ]
+    for name, one in results["benchmarks"].items():
+        lines += [
+            f"## {name}",
+            "",
+            f"{one['does'][0].upper()}{one['does'][1:]}. petscale: {one['seconds']:.3f} s of processor time.",
+            "",
+        ]
+        lines += ["| way | processor time [s], least | ratio (95 %) | on the clock |", "|---|---|---|---|"]
+        for kind, mark in (("peers", ""), ("others", " (another result)"), ("bounds", " (bound)")):
+            for way, r in one[kind].items():
+                interval = f"{r['median']:.2f} ({r['low']:.2f} to {r['high']:.2f})"
+                lines.append(f"| {way}{mark} | {r['seconds']:.3f} | {interval} | {r['clock']:.2f} |")
+        lines.append("")
+    lines += [
+        "`make bench-gate` measures again and fails where the whole interval lies below 0.95 of the ratio kept in",
+        "`benchmarks/performance/results.json`, twice in a row. Loading of patches, DICOM series, windows of",
+        "inference, training steps and sweeps are not in this suite yet.",
+        "",
+    ]
+    return "\n".join(lines)

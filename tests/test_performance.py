@@ -1,0 +1,78 @@
+"""The benchmark suite measures what it says: equal results or none, ratios by hand, and a gate that closes."""
+
+import copy
+import json
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.performance.__main__ import KEPT, PAGE, run
+from benchmarks.performance.measure import Benchmark, measure, ratio_of
+from benchmarks.performance.results import below, page
+from benchmarks.performance.suite import quick_suite, suite
+
+
+def test_the_suite_runs_and_its_results_agree_at_small_sizes() -> None:
+    found = run(quick_suite(), rounds=2)
+    assert list(found["benchmarks"]) == [one.name for one in suite()]
+    for one in found["benchmarks"].values():
+        assert one["seconds"] > 0
+        assert all(r["low"] <= r["median"] <= r["high"] for kind in ("peers", "bounds") for r in one[kind].values())
+    assert all(f"## {name}" in page(found) for name in found["benchmarks"])
+
+
+def test_the_page_is_made_of_the_kept_results() -> None:
+    assert PAGE.read_text() == page(json.loads(KEPT.read_text()))
+
+
+def test_ratios_by_hand() -> None:
+    ours = np.array([[1.0, 2.0], [2.0, 2.0], [4.0, 2.0]])
+    found = ratio_of(np.array([[3.0, 1.0], [6.0, 1.0], [12.0, 1.0]]), ours)
+    assert (found.median, found.low, found.high, found.clock, found.seconds) == (3.0, 3.0, 3.0, 0.5, 3.0)
+    spread = ratio_of(np.array([[1.0, 2.0], [4.0, 2.0], [12.0, 2.0]]), ours)
+    assert (spread.median, spread.low, spread.high) == (2.0, 1.0, 3.0)
+
+
+def _sleeping(seconds: float) -> float:
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+    return 1.0
+
+
+@pytest.fixture
+def twice_as_slow() -> Benchmark:
+    def agree(ours: float, theirs: float) -> None:
+        assert ours == theirs
+
+    peers = {"peer": lambda: _sleeping(0.02)}
+    return Benchmark("B0", "waits", lambda: _sleeping(0.01), peers, {}, agree, {})
+
+
+def test_a_peer_that_takes_twice_the_time_has_ratio_two(twice_as_slow: Benchmark) -> None:
+    seconds, ratios = measure(twice_as_slow, 3)
+    assert seconds == pytest.approx(0.01, rel=0.2)
+    assert ratios["peer"].median == pytest.approx(2.0, rel=0.2)
+
+
+def test_nothing_is_timed_where_results_differ(twice_as_slow: Benchmark) -> None:
+    calls = []
+    wrong = replace(twice_as_slow, ours=lambda: calls.append(1), peers={"peer": lambda: 2.0})
+    with pytest.raises(AssertionError):
+        measure(wrong, 3)
+    assert len(calls) == 1
+
+
+def test_the_gate_closes_below_a_twentieth_less() -> None:
+    kept: dict[str, Any] = json.loads(KEPT.read_text())
+    assert below(kept, kept) == []
+    name = next(iter(kept["benchmarks"]))
+    peer = next(iter(kept["benchmarks"][name]["peers"]))
+    for factor, lost in ((0.96, []), (0.94, [f"{name}: {peer}"])):
+        found = copy.deepcopy(kept)
+        found["benchmarks"][name]["peers"][peer]["high"] = factor * kept["benchmarks"][name]["peers"][peer]["median"]
+        assert below(kept, found) == lost
+    assert f"{name}: {peer}" in below(kept, {"benchmarks": {}})
