@@ -71,6 +71,8 @@ COMPOSED: dict[str, dict[str, Callable[[Any], Any]]] = {
     "sgsgan": sgsgan.COMPOSED,
     "cg_3dsrgan": cg_3dsrgan.COMPOSED,
     "s3pet": s3pet.COMPOSED,
+    "cascade": cascade.COMPOSED,
+    "virtual_pet": virtual_pet.COMPOSED,
     "red_cnn": red_cnn.COMPOSED,
     "cycle_gan": cycle_gan.COMPOSED,
     "cycle_gan_3d": cycle_gan_3d.COMPOSED,
