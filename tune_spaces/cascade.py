@@ -1,4 +1,4 @@
-"""What to search in the cascaded U-Nets and DSGGAN."""
+"""What to search in the cascaded U-Nets and dense cascades."""
 
 from typing import Any
 

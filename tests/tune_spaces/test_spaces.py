@@ -54,8 +54,8 @@ def test_the_papers_values() -> None:
         "mask_low_rise": pytest.approx(0.375),  # of the 40 % visible at full dose, 15 more are hidden at low dose
     }
     assert paper("cascade", "depth", RECIPES["cascade"].Config()) == {"recipe.stages": 1}
-    dsggan = replace(RECIPES["cascade"].Config(), stages=2, dense="images", loss_at="all")
-    assert paper("cascade", "depth", dsggan) == {
+    dense = replace(RECIPES["cascade"].Config(), stages=2, dense="images", loss_at="all")
+    assert paper("cascade", "depth", dense) == {
         "recipe.stages": 2,
         "recipe.dense": "images",
         "recipe.loss_at": "all",
@@ -105,8 +105,8 @@ def test_one_stage_has_nothing_to_connect() -> None:
     for settings, params in trials:
         assert ("recipe.dense" in params) == (settings["recipe.stages"] > 1)
     settings = SPACES["cascade"]["depth"](FixedTrial({"recipe.stages": 1}))
-    dsggan = replace(RECIPES["cascade"].Config(), stages=2, dense="images", loss_at="all")
-    assert apply(dsggan, settings).stages == 1
+    dense = replace(RECIPES["cascade"].Config(), stages=2, dense="images", loss_at="all")
+    assert apply(dense, settings).stages == 1
 
 
 @pytest.mark.parametrize(

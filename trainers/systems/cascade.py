@@ -1,4 +1,4 @@
-"""Cascaded U-Nets from CT to PET, and DSGGAN, the same with dense connections and a loss at every stage.
+"""Cascaded U-Nets from CT to PET, and dense cascades: every stage sees all images before it, every image is scored.
 
 Deng, Nagamune, Takada, "v31 Medical Image Synthesis from CT to PET using Convolutional Neural Network".  No code was
 published; this is written from the text.  Letters: x CT, y real PET, N stages, G_k stage k, yhat_k its output, D the
@@ -20,11 +20,14 @@ Readings where the text is silent:
     Images      CT by one window of HU, PET by one SUV, grey in three channels (the coloured artefacts of Sec. 4 show
                 that there were three); a PET is the mean of the three.  A window per image would destroy SUV.
     Losses      "MSE and adversarial loss": pix2pix's with MSE for its L1, 100 : 1; D is its PatchGAN of 70 pixels.
-    DSGGAN      "dense connections and segmented optimisation at the output of every stage": every stage sees the CT and
-                all images before it, every image is scored, one D scores all.  The paper gives neither wiring nor N;
-                two more wirings examine its sentence that skips are "replaced by depth-aware connections".
+    Dense       Table 4 has a network "DSGGAN" with "dense connections and segmented optimisation at the output of every
+                stage".  Read literally: every stage sees the CT and all images before it, every image is scored, one D
+                scores all.  The paper gives neither wiring nor N; two more wirings examine its sentence that skips are
+                "replaced by depth-aware connections".  These are called dense cascades here: the name in the table is
+                more likely that of DSG-GAN, a published network of two stages (``dsg_gan``).
     Epochs      Table 4 is the best of more than 200 epochs on the test set, for each score another.  Here one epoch is
-                kept, that of the best PSNR on validation patients.
+                kept, that of the best PSNR on validation patients.  SSIM, PSNR and MAE of every epoch (Fig. 2 to 4) are
+                told for training and for validation patients.
 
 Deviations, because this trains on whole volumes at native resolution:
     Windows of slices at the PET's own spacing; half of them centred by uptake, the others in the body or anywhere.
@@ -55,10 +58,12 @@ from trainers import assembly
 from trainers.blocks import INITIAL_SD, PatchGAN, UNet, Upsample, encoder_widths
 from trainers.feed_config import FeedConfig
 from trainers.losses import (
+    SSIM_EDGE,
     least_squares_discriminator_loss,
     least_squares_generator_loss,
     logistic_discriminator_loss,
     logistic_generator_loss,
+    ssim,
 )
 from trainers.recipe import Batch, BatchSpec, Doses, Engine, EngineFactory, Metrics, State, Tiling
 
@@ -79,7 +84,7 @@ OutAct = Literal["tanh", "linear"]
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The published system with one stage; DSGGAN is ``Config(stages=2, dense="images", loss_at="all")``.
+    """The published system with one stage; ``Config(stages=2, dense="images", loss_at="all")`` is a dense cascade.
 
     Args:
         stages: N, encoder-decoders in a chain, 1 to 10 (Table 4).
@@ -196,7 +201,7 @@ class Config:
     def variant(self) -> str:
         """Which of the paper's networks this is, as far as the paper tells them apart."""
         if self.dense != "none" and self.loss_at == "all":
-            name = f"DSGGAN, wiring {WIRINGS[self.dense]}, {self.stages} stages"
+            name = f"dense cascade, wiring {WIRINGS[self.dense]}, {self.stages} stages"
         else:
             name = f"cascade of {self.stages} stage{'s' if self.stages > 1 else ''}"
             name += f" with dense wiring {WIRINGS[self.dense]}" if self.dense != "none" else ""
@@ -378,6 +383,17 @@ def total(config: Config, mse: Sequence[Tensor], adversarial: Sequence[Tensor]) 
     return loss
 
 
+def scores(image: Float[Tensor, "b c *space"], target: Float[Tensor, "b c *space"]) -> Metrics:
+    """Return PSNR in dB, SSIM and MAE of images in [0, 1] (Table 4), means over axial slices.
+
+    Without SSIM where a slice is smaller than its window of 11 x 11.
+    """
+    found = {"psnr": psnr(image, target), "mae": F.l1_loss(image, target)}
+    if min(image.shape[-2:]) >= SSIM_EDGE:
+        found["ssim"] = ssim(image, target)
+    return found
+
+
 def psnr(image: Float[Tensor, "b c *space"], target: Float[Tensor, "b c *space"]) -> Float[Tensor, ""]:
     """Return 10 log10(1 / MSE) in dB of images in [0, 1], the mean over images (Sec. 2, Table 4); at most 100."""
     mse = (image - target).square().flatten(2).mean(2)
@@ -441,6 +457,7 @@ class CascadeGAN:
         self.G.step()
         clipped = (batch.target > c.suv_max).float().mean()
         metrics |= {"mse": mse[-1], "generator": loss, "clipped": clipped}
+        metrics |= scores(*(self._grey(t.detach()) for t in (images[-1], pet)))
         return {name: value.detach() for name, value in metrics.items()}
 
     def _images(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -448,6 +465,11 @@ class CascadeGAN:
         c = self.config
         ct = to_channels(ct_to_unit(batch.source, c.ct_window), c.mode)
         return ct, to_channels(pet_to_unit(batch.target, c.suv_max, c.out_act), c.mode)
+
+    def _grey(self, image: Tensor) -> Tensor:
+        """Return a synthesized or real PET in [0, 1], without colour."""
+        image = image.mean(1, keepdim=True) if self.config.mode == "2d" else image
+        return (image.clamp(-1, 1) + 1) / 2
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> Metrics:
@@ -463,9 +485,8 @@ class CascadeGAN:
         colour = {}
         if c.mode == "2d":
             colour["colour_suv"] = c.suv_max / 2 * image.std(1, correction=0).mean()
-            image, pet = image.mean(1, keepdim=True), pet.mean(1, keepdim=True)
-        image, pet = ((t.clamp(-1, 1) + 1) / 2 for t in (image, pet))
-        return {"psnr": psnr(image, pet), "mse": F.mse_loss(image, pet), **colour}
+        image, pet = self._grey(image), self._grey(pet)
+        return {**scores(image, pet), "mse": F.mse_loss(image, pet), **colour}
 
     def observe(self, step: int, scores: Mapping[str, float]) -> int:
         """Keep this epoch's weights where its PSNR is the best so far (collective)."""
@@ -583,7 +604,8 @@ def caveats(config: Config) -> tuple[str, ...]:
         lines.append(f"SUV above {c.suv_max:g} cannot be synthesized.")
     if c.dense != "none":
         lines.append(
-            "The paper tells neither DSGGAN's wiring nor its number of stages: scores belong to the variant named."
+            "The paper tells neither the wiring of its dense network (DSGGAN) nor its number of stages: scores belong "
+            "to the variant named."
         )
     return tuple(lines)
 
