@@ -99,6 +99,16 @@ def test_low_dose_is_masked_no_less_than_full_dose() -> None:
         assert settings["recipe.mask_low"] == mask_full
 
 
+@pytest.mark.parametrize("recipe", ["cascade", "virtual_pet"])
+def test_trials_with_and_without_a_discriminator_are_drawn(recipe: str) -> None:
+    weights = [settings["recipe.lambda_adversarial"] for settings, _, _ in samples(recipe, "losses")]
+    assert 0.3 < weights.count(0.0) / len(weights) < 0.7
+    assert all(weight == 0 or 0.3 <= weight <= 3 for weight in weights)
+    alone = replace(RECIPES[recipe].Config(), lambda_adversarial=0.0)
+    settings = SPACES[recipe]["losses"](FixedTrial(paper(recipe, "losses", alone)))
+    assert apply(RECIPES[recipe].Config(), settings) == alone
+
+
 def test_one_stage_has_nothing_to_connect() -> None:
     trials = [(settings, params) for settings, params, _ in samples("cascade", "depth")]
     assert {settings["recipe.stages"] for settings, _ in trials} == set(range(1, 11))

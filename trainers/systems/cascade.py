@@ -384,7 +384,7 @@ def total(config: Config, mse: Sequence[Tensor], adversarial: Sequence[Tensor]) 
 
 
 def scores(image: Float[Tensor, "b c *space"], target: Float[Tensor, "b c *space"]) -> Metrics:
-    """Return PSNR in dB, SSIM and MAE of images in [0, 1] (Table 4), means over axial slices.
+    """Return PSNR in dB, SSIM and MAE of images in [0, 1] (Table 4), means over images; SSIM is that of axial slices.
 
     Without SSIM where a slice is smaller than its window of 11 x 11.
     """
