@@ -70,6 +70,7 @@ from trainers.recipe import Batch, BatchSpec, Doses, Engine, EngineFactory, Metr
 FEED = FeedConfig(source=("ct",), suv_scale=1.0, cases_per_step=8)
 PRESET = "cascade"
 ROLES = frozenset({"validation"})
+LATER = frozenset({"suv_curve"})
 SAMPLER = {"uptake": 0.5, "body": 0.4, "uniform": 0.1}
 SLICES = 3  # channels of a 2D stage
 TILE_SLICES, SLICES_AT_ONCE = 16, 2  # of a tile, and in the network: 0.1 GB of feature maps at 256 x 256 pixels
@@ -80,6 +81,7 @@ Dense = Literal["none", "images", "images+skips", "replace_skips"]
 LossAt = Literal["last", "all"]
 GanMode = Literal["vanilla", "lsgan"]
 OutAct = Literal["tanh", "linear"]
+SuvCurve = Literal["linear", "sqrt"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +113,8 @@ class Config:
         betas: Adam's; the paper is silent (pix2pix's).
         ct_window: HU that become -1 and 1; the paper is silent.
         suv_max: SUV that becomes 1, clipped above with ``tanh``; the paper is silent.
+        suv_curve: what of SUV / suv_max the networks make, itself or its square root (not the paper's), in which the
+            body is not all near -1; a synthesized PET is in SUV either way.
         critic_width: channels of D's first convolution; the paper is silent (pix2pix's).
         critic_strides: of D's convolutions but the last; the paper is silent (pix2pix's: 70 pixels).
         activation_checkpointing: make feature maps again in the backward pass, which keeps those of one stage at a time
@@ -138,6 +142,7 @@ class Config:
     betas: Annotated[tuple[float, float], Range(0, below=1)] = (0.5, 0.999)
     ct_window: tuple[float, float] = (-1000.0, 400.0)
     suv_max: Annotated[float, Range(above=0)] = 20.0
+    suv_curve: SuvCurve = "linear"
     critic_width: Annotated[int, Range(1)] = 64
     critic_strides: tuple[int, ...] = (2, 2, 2, 1)
     activation_checkpointing: bool = False
@@ -227,14 +232,18 @@ def ct_to_unit(hu: Tensor, window: tuple[float, float]) -> Tensor:
     return 2 * (hu.clamp(lower, upper) - lower) / (upper - lower) - 1
 
 
-def pet_to_unit(suv: Tensor, suv_max: float, act: OutAct = "tanh") -> Tensor:
-    """Bring SUV to [-1, 1]: 2 clip(SUV, 0, suv_max) / suv_max - 1, not clipped above where outputs are not bounded."""
-    return 2 * suv.clamp(0, suv_max if act == "tanh" else None) / suv_max - 1
+def pet_to_unit(suv: Tensor, suv_max: float, act: OutAct = "tanh", curve: SuvCurve = "linear") -> Tensor:
+    """Bring SUV to [-1, 1]: 2 clip(SUV, 0, suv_max) / suv_max - 1, not clipped above where outputs are not bounded.
+
+    With ``sqrt`` the root of the quotient takes its place.
+    """
+    clipped = suv.clamp(0, suv_max if act == "tanh" else None)
+    return 2 * clipped / suv_max - 1 if curve == "linear" else 2 * (clipped / suv_max).sqrt() - 1
 
 
-def unit_to_suv(image: Tensor, suv_max: float) -> Tensor:
+def unit_to_suv(image: Tensor, suv_max: float, curve: SuvCurve = "linear") -> Tensor:
     """Undo ``pet_to_unit``."""
-    return suv_max * (image + 1) / 2
+    return suv_max * (image + 1) / 2 if curve == "linear" else suv_max * ((image.clamp(min=-1) + 1) / 2).square()
 
 
 def to_channels(volume: Float[Tensor, "b 1 z y x"], mode: Mode) -> Tensor:
@@ -464,12 +473,13 @@ class CascadeGAN:
         """Return x and y as the networks take them."""
         c = self.config
         ct = to_channels(ct_to_unit(batch.source, c.ct_window), c.mode)
-        return ct, to_channels(pet_to_unit(batch.target, c.suv_max, c.out_act), c.mode)
+        return ct, to_channels(pet_to_unit(batch.target, c.suv_max, c.out_act, c.suv_curve), c.mode)
 
     def _grey(self, image: Tensor) -> Tensor:
-        """Return a synthesized or real PET in [0, 1], without colour."""
+        """Return a synthesized or real PET as SUV / suv_max in [0, 1], without colour."""
         image = image.mean(1, keepdim=True) if self.config.mode == "2d" else image
-        return (image.clamp(-1, 1) + 1) / 2
+        share = (image.clamp(-1, 1) + 1) / 2
+        return share if self.config.suv_curve == "linear" else share.square()
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> Metrics:
@@ -484,7 +494,8 @@ class CascadeGAN:
             image = G(ct)[-1]
         colour = {}
         if c.mode == "2d":
-            colour["colour_suv"] = c.suv_max / 2 * image.std(1, correction=0).mean()
+            spread = image if c.suv_curve == "linear" else unit_to_suv(image, 2.0, c.suv_curve)
+            colour["colour_suv"] = c.suv_max / 2 * spread.std(1, correction=0).mean()
         image, pet = self._grey(image), self._grey(pet)
         return {**scores(image, pet), "mse": F.mse_loss(image, pet), **colour}
 
@@ -554,7 +565,7 @@ class CascadeSynthesizer:
         ct = self._filled(ct_to_unit(low, c.ct_window))
         if c.mode == "3d":
             image = self.network(ct)[-1]
-            return unit_to_suv(image[:, :, :depth, :height, :width], c.suv_max)
+            return unit_to_suv(image[:, :, :depth, :height, :width], c.suv_max, c.suv_curve)
         slices = ct[:, 0]
         if c.mode == "2d":
             predicted = self._predict(slices.flatten(0, 1)[:, None].expand(-1, SLICES, -1, -1))
@@ -564,7 +575,7 @@ class CascadeSynthesizer:
             predicted = self._predict(threes.flatten(0, 1)).reshape(threes.shape)
             below, centre, above = predicted.unbind(2)  # of a slice and its neighbours; slice j is centre j + 1 here
             image = (above[:, :-2] + 2 * centre[:, 1:-1] + below[:, 2:]) / 4
-        return unit_to_suv(image[:, None, :, :height, :width], c.suv_max)
+        return unit_to_suv(image[:, None, :, :height, :width], c.suv_max, c.suv_curve)
 
     def _predict(self, windows: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n 3 y x"]:
         return torch.cat([self.network(part)[-1] for part in windows.split(SLICES_AT_ONCE)])
@@ -602,6 +613,8 @@ def caveats(config: Config) -> tuple[str, ...]:
     ]
     if c.out_act == "tanh":
         lines.append(f"SUV above {c.suv_max:g} cannot be synthesized.")
+    if c.suv_curve == "sqrt":
+        lines.append("The networks make the square root of SUV, which is not the paper's.")
     if c.dense != "none":
         lines.append(
             "The paper tells neither the wiring of its dense network (DSGGAN) nor its number of stages: scores belong "

@@ -241,6 +241,24 @@ def test_every_epoch_is_scored_as_the_papers_figures_are() -> None:
     assert "ssim" not in run(narrow, 0).keys() | narrow.validate(make_batch(narrow.config, 0)).keys()
 
 
+def test_the_square_root_of_suv_is_learnt_and_undone() -> None:
+    suv = torch.tensor([-1.0, 0.0, 0.2, 5.0, 20.0, 30.0])
+    for act, expected in (("tanh", [0, 0, 0.2, 5, 20, 20]), ("linear", [0, 0, 0.2, 5, 20, 30])):
+        unit = cascade.pet_to_unit(suv, 20.0, act, "sqrt")  # type: ignore[arg-type]
+        torch.testing.assert_close(unit_to_suv(unit, 20.0, "sqrt"), torch.tensor(expected).float())
+    assert cascade.pet_to_unit(torch.tensor(5.0), 20.0, curve="sqrt") == 0  # 2 sqrt(1/4) - 1
+    for mode in ("one stage", "2.5d", "3d"):
+        recipe = build(small(**VARIANTS[mode], suv_curve="sqrt"))
+        run(recipe, 0)
+        batch = make_batch(recipe.config, 5)
+        scores = recipe.validate(batch)
+        assert scores["psnr"].isfinite()
+        if mode == "one stage":  # validation is inference, in SUV
+            image = recipe.synthesizer()(batch.source, {}) / 20
+            torch.testing.assert_close(scores["mse"], F.mse_loss(image, batch.target.clamp(0, 20) / 20))
+    assert "square root" in " ".join(cascade.caveats(Config(suv_curve="sqrt")))
+
+
 def test_colour_is_the_spread_of_the_channels() -> None:
     recipe = build(small())
     network = cast(Cascade, recipe.G.module)
