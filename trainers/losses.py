@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+SSIM_EDGE, SSIM_SIGMA = 11, 1.5  # pixels, of the window
+
 
 def critic_loss(real: Float[Tensor, "*scores"], fake: Float[Tensor, "*scores"]) -> Float[Tensor, ""]:
     """Return mean(fake) - mean(real), which a Wasserstein critic minimises (WGAN, arXiv 1701.07875, algorithm 1).
@@ -107,6 +109,26 @@ def gradient_difference(
 ) -> Float[Tensor, ""]:
     """Return the mean absolute difference of the two Sobel magnitudes (Ea-GAN's edge term, in 3D)."""
     return F.l1_loss(sobel_magnitude(synthesized), sobel_magnitude(target))
+
+
+def ssim(image: Float[Tensor, "b c *space"], target: Float[Tensor, "b c *space"]) -> Float[Tensor, ""]:
+    """Return the mean SSIM of axial slices in [0, 1] (Wang et al. 2004, doi 10.1109/TIP.2003.819861, eq. 13).
+
+    An 11 x 11 Gaussian window, K1 = 0.01, K2 = 0.03; windows that pass the slice's edge are left out, so a slice must
+    have 11 x 11 pixels.  The same as ``trainers.metrics.slices.ssim_2d``, with a gradient.
+    """
+    x, y = (t.reshape(-1, 1, *t.shape[-2:]) for t in (image, target))
+    steps = torch.arange(SSIM_EDGE, device=x.device, dtype=x.dtype) - SSIM_EDGE // 2
+    taps = (-0.5 * (steps / SSIM_SIGMA) ** 2).softmax(0)
+
+    def windowed(v: Tensor) -> Tensor:
+        return F.conv2d(F.conv2d(v, taps.view(1, 1, -1, 1)), taps.view(1, 1, 1, -1))
+
+    mean_x, mean_y = windowed(x), windowed(y)
+    variances = windowed(x * x) + windowed(y * y) - mean_x**2 - mean_y**2
+    contrast = (2 * (windowed(x * y) - mean_x * mean_y) + 0.03**2) / (variances + 0.03**2)
+    luminance = (2 * mean_x * mean_y + 0.01**2) / (mean_x**2 + mean_y**2 + 0.01**2)
+    return (luminance * contrast).mean()
 
 
 @cache

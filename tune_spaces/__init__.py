@@ -29,6 +29,7 @@ from tune_spaces import (
     cycle_gan,
     cycle_gan_3d,
     cycle_wgan,
+    dsg_gan,
     medgan,
     red_cnn,
     restore,
@@ -64,6 +65,7 @@ SPACES: dict[str, dict[str, Space]] = {
     "ar_gan": {"losses": ar_gan.losses, "training": ar_gan.training},
     "cvt_gan": {"losses": cvt_gan.losses, "training": cvt_gan.training},
     "medgan": {"losses": medgan.losses, "training": medgan.training},
+    "dsg_gan": {"losses": dsg_gan.losses, "training": dsg_gan.training},
 }
 COMPOSED: dict[str, dict[str, Callable[[Any], Any]]] = {
     "restore": restore.COMPOSED,
@@ -71,6 +73,8 @@ COMPOSED: dict[str, dict[str, Callable[[Any], Any]]] = {
     "sgsgan": sgsgan.COMPOSED,
     "cg_3dsrgan": cg_3dsrgan.COMPOSED,
     "s3pet": s3pet.COMPOSED,
+    "cascade": cascade.COMPOSED,
+    "virtual_pet": virtual_pet.COMPOSED,
     "red_cnn": red_cnn.COMPOSED,
     "cycle_gan": cycle_gan.COMPOSED,
     "cycle_gan_3d": cycle_gan_3d.COMPOSED,

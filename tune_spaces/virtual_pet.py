@@ -10,6 +10,7 @@ def losses(trial: BaseTrial) -> dict[str, Any]:
     return {
         # the paper is silent; an L2 pulls weakly once errors are small: a decade either way of pix2pix's 100
         "recipe.lambda_l2": trial.suggest_float("recipe.lambda_l2", 10, 1000, log=True),
+        "recipe.lambda_adversarial": _lambda_adversarial(trial),
         # 0 weighs all voxels alike, 1 is the paper's; at 2 a voxel of SUV 10 weighs 25 times one of SUV 2, as liver has
         "recipe.suv_weight_gamma": trial.suggest_float("recipe.suv_weight_gamma", 0, 2),
         # SUV: at 0 air weighs nothing, at 0.5 it weighs as much as fat
@@ -19,9 +20,22 @@ def losses(trial: BaseTrial) -> dict[str, Any]:
     }
 
 
+def _lambda_adversarial(trial: BaseTrial) -> float:
+    # of few patients, a generator without a discriminator learns more, in half the time
+    if not trial.suggest_categorical("adversarial", (True, False)):
+        return 0.0
+    # a factor of 3 either way of pix2pix's, as lambda_l2 spans the ratio
+    return trial.suggest_float("recipe.lambda_adversarial", 0.3, 3, log=True)
+
+
+COMPOSED = {"adversarial": lambda config: config.lambda_adversarial > 0}
+
+
 def training(trial: BaseTrial) -> dict[str, Any]:
     """Learning rates, where one network hands over to the other, and what is fed."""
     return {
+        # poolings scored beside the last: FCN-8s and FCN-4s; coarser ones lose lesions of a few voxels
+        "recipe.fcn_skips": trial.suggest_int("recipe.fcn_skips", 2, 3),
         # F: a factor of 5 either way; a VGG16 without batch norm does not start above
         "recipe.fcn_lr": trial.suggest_float("recipe.fcn_lr", 2e-5, 5e-4, log=True),
         # G and D: a factor of 4 to 5 either way of pix2pix's

@@ -1,4 +1,4 @@
-"""The cascade and DSGGAN, small enough to train in a test: configurations, and weights off their initial values."""
+"""Cascades and dense cascades, small enough to train in a test: configurations, and weights off their start."""
 
 from typing import Any
 
@@ -18,16 +18,16 @@ SMALL: dict[str, Any] = {
     "validate_batches": 1,
 }
 SMALL_3D: dict[str, Any] = {"mode": "3d", "patch": (8, 16, 16), "downs": 3}
-DSGGAN: dict[str, Any] = {"stages": 2, "dense": "images", "loss_at": "all"}
+DENSE: dict[str, Any] = {"stages": 2, "dense": "images", "loss_at": "all"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "one stage": {},
     "cascade": {"stages": 3},
-    "A": DSGGAN,
-    "B": {**DSGGAN, "stages": 3, "dense": "images+skips"},
-    "C": {**DSGGAN, "stages": 3, "dense": "replace_skips"},
-    "apart": {**DSGGAN, "dense": "images+skips", "stop_gradient_between_stages": True},
+    "A": DENSE,
+    "B": {**DENSE, "stages": 3, "dense": "images+skips"},
+    "C": {**DENSE, "stages": 3, "dense": "replace_skips"},
+    "apart": {**DENSE, "dense": "images+skips", "stop_gradient_between_stages": True},
     "2.5d": {"mode": "2.5d", "patch": (3, 32, 32)},
-    "3d": {**SMALL_3D, **DSGGAN},
+    "3d": {**SMALL_3D, **DENSE},
     "lsgan": {"gan_mode": "lsgan", "out_act": "linear", "upsample": "resize3"},
     "no discriminator": {"lambda_adversarial": 0.0, "upsample": "resize4"},
 }

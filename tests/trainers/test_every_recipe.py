@@ -171,6 +171,14 @@ SMALL: dict[str, dict[str, Any]] = {
         "patch": (1, 32, 32),
         "samples": 8,
     },
+    "dsg_gan": {
+        "width": 2,
+        "downs": 3,
+        "critic_width": 2,
+        "patch": (1, 32, 32),
+        "structure_samples": 6,
+        "texture_samples": 6,
+    },
 }
 
 

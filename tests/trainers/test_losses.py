@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +13,9 @@ from trainers.losses import (
     least_squares_generator_loss,
     sobel_magnitude,
     soft_dice_loss,
+    ssim,
 )
+from trainers.metrics.slices import ssim_2d
 
 
 def volume(values: list[float]) -> Tensor:
@@ -116,3 +119,18 @@ def test_gradient_difference_has_finite_gradients_in_flat_air() -> None:
     gradient_difference(air, torch.rand(1, 1, 5, 5, 5)).backward()
     assert air.grad is not None
     assert torch.isfinite(air.grad).all()
+
+
+def test_ssim_is_that_of_the_scores_and_teaches() -> None:
+    rng = np.random.default_rng(0)
+    target = rng.random((2, 3, 17, 12))
+    image = np.clip(target + 0.2 * rng.standard_normal(target.shape), 0, 1)
+    a, b = (torch.from_numpy(v).float() for v in (image, target))
+    assert float(ssim(a, b)) == pytest.approx(ssim_2d(target.reshape(-1, 17, 12), image.reshape(-1, 17, 12)), abs=1e-5)
+    assert float(ssim(b, b)) == pytest.approx(1)
+    assert float(ssim(a[:, :1, None], b[:, :1, None])) == pytest.approx(float(ssim(a[:, :1], b[:, :1])))
+    a.requires_grad_()
+    (1 - ssim(a, b)).backward()
+    assert a.grad is not None
+    with torch.no_grad():
+        assert ssim(a - 5 * a.grad, b) > ssim(a, b)

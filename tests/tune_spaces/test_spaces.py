@@ -54,8 +54,8 @@ def test_the_papers_values() -> None:
         "mask_low_rise": pytest.approx(0.375),  # of the 40 % visible at full dose, 15 more are hidden at low dose
     }
     assert paper("cascade", "depth", RECIPES["cascade"].Config()) == {"recipe.stages": 1}
-    dsggan = replace(RECIPES["cascade"].Config(), stages=2, dense="images", loss_at="all")
-    assert paper("cascade", "depth", dsggan) == {
+    dense = replace(RECIPES["cascade"].Config(), stages=2, dense="images", loss_at="all")
+    assert paper("cascade", "depth", dense) == {
         "recipe.stages": 2,
         "recipe.dense": "images",
         "recipe.loss_at": "all",
@@ -99,14 +99,24 @@ def test_low_dose_is_masked_no_less_than_full_dose() -> None:
         assert settings["recipe.mask_low"] == mask_full
 
 
+@pytest.mark.parametrize("recipe", ["cascade", "virtual_pet"])
+def test_trials_with_and_without_a_discriminator_are_drawn(recipe: str) -> None:
+    weights = [settings["recipe.lambda_adversarial"] for settings, _, _ in samples(recipe, "losses")]
+    assert 0.3 < weights.count(0.0) / len(weights) < 0.7
+    assert all(weight == 0 or 0.3 <= weight <= 3 for weight in weights)
+    alone = replace(RECIPES[recipe].Config(), lambda_adversarial=0.0)
+    settings = SPACES[recipe]["losses"](FixedTrial(paper(recipe, "losses", alone)))
+    assert apply(RECIPES[recipe].Config(), settings) == alone
+
+
 def test_one_stage_has_nothing_to_connect() -> None:
     trials = [(settings, params) for settings, params, _ in samples("cascade", "depth")]
     assert {settings["recipe.stages"] for settings, _ in trials} == set(range(1, 11))
     for settings, params in trials:
         assert ("recipe.dense" in params) == (settings["recipe.stages"] > 1)
     settings = SPACES["cascade"]["depth"](FixedTrial({"recipe.stages": 1}))
-    dsggan = replace(RECIPES["cascade"].Config(), stages=2, dense="images", loss_at="all")
-    assert apply(dsggan, settings).stages == 1
+    dense = replace(RECIPES["cascade"].Config(), stages=2, dense="images", loss_at="all")
+    assert apply(dense, settings).stages == 1
 
 
 @pytest.mark.parametrize(

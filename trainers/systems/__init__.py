@@ -41,6 +41,7 @@ BUILT_IN: dict[str, str] = {
     "ar_gan": "trainers.systems.ar_gan",
     "cvt_gan": "trainers.systems.cvt_gan",
     "medgan": "trainers.systems.medgan",
+    "dsg_gan": "trainers.systems.dsg_gan",
 }
 
 

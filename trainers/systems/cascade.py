@@ -1,4 +1,4 @@
-"""Cascaded U-Nets from CT to PET, and DSGGAN, the same with dense connections and a loss at every stage.
+"""Cascaded U-Nets from CT to PET, and dense cascades: every stage sees all images before it, every image is scored.
 
 Deng, Nagamune, Takada, "v31 Medical Image Synthesis from CT to PET using Convolutional Neural Network".  No code was
 published; this is written from the text.  Letters: x CT, y real PET, N stages, G_k stage k, yhat_k its output, D the
@@ -20,11 +20,14 @@ Readings where the text is silent:
     Images      CT by one window of HU, PET by one SUV, grey in three channels (the coloured artefacts of Sec. 4 show
                 that there were three); a PET is the mean of the three.  A window per image would destroy SUV.
     Losses      "MSE and adversarial loss": pix2pix's with MSE for its L1, 100 : 1; D is its PatchGAN of 70 pixels.
-    DSGGAN      "dense connections and segmented optimisation at the output of every stage": every stage sees the CT and
-                all images before it, every image is scored, one D scores all.  The paper gives neither wiring nor N;
-                two more wirings examine its sentence that skips are "replaced by depth-aware connections".
+    Dense       Table 4 has a network "DSGGAN" with "dense connections and segmented optimisation at the output of every
+                stage".  Read literally: every stage sees the CT and all images before it, every image is scored, one D
+                scores all.  The paper gives neither wiring nor N; two more wirings examine its sentence that skips are
+                "replaced by depth-aware connections".  These are called dense cascades here: the name in the table is
+                more likely that of DSG-GAN, a published network of two stages (``dsg_gan``).
     Epochs      Table 4 is the best of more than 200 epochs on the test set, for each score another.  Here one epoch is
-                kept, that of the best PSNR on validation patients.
+                kept, that of the best PSNR on validation patients.  SSIM, PSNR and MAE of every epoch (Fig. 2 to 4) are
+                told for training and for validation patients.
 
 Deviations, because this trains on whole volumes at native resolution:
     Windows of slices at the PET's own spacing; half of them centred by uptake, the others in the body or anywhere.
@@ -55,16 +58,19 @@ from trainers import assembly
 from trainers.blocks import INITIAL_SD, PatchGAN, UNet, Upsample, encoder_widths
 from trainers.feed_config import FeedConfig
 from trainers.losses import (
+    SSIM_EDGE,
     least_squares_discriminator_loss,
     least_squares_generator_loss,
     logistic_discriminator_loss,
     logistic_generator_loss,
+    ssim,
 )
 from trainers.recipe import Batch, BatchSpec, Doses, Engine, EngineFactory, Metrics, State, Tiling
 
 FEED = FeedConfig(source=("ct",), suv_scale=1.0, cases_per_step=8)
 PRESET = "cascade"
 ROLES = frozenset({"validation"})
+LATER = frozenset({"suv_curve"})
 SAMPLER = {"uptake": 0.5, "body": 0.4, "uniform": 0.1}
 SLICES = 3  # channels of a 2D stage
 TILE_SLICES, SLICES_AT_ONCE = 16, 2  # of a tile, and in the network: 0.1 GB of feature maps at 256 x 256 pixels
@@ -75,11 +81,12 @@ Dense = Literal["none", "images", "images+skips", "replace_skips"]
 LossAt = Literal["last", "all"]
 GanMode = Literal["vanilla", "lsgan"]
 OutAct = Literal["tanh", "linear"]
+SuvCurve = Literal["linear", "sqrt"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The published system with one stage; DSGGAN is ``Config(stages=2, dense="images", loss_at="all")``.
+    """The published system with one stage; ``Config(stages=2, dense="images", loss_at="all")`` is a dense cascade.
 
     Args:
         stages: N, encoder-decoders in a chain, 1 to 10 (Table 4).
@@ -106,6 +113,8 @@ class Config:
         betas: Adam's; the paper is silent (pix2pix's).
         ct_window: HU that become -1 and 1; the paper is silent.
         suv_max: SUV that becomes 1, clipped above with ``tanh``; the paper is silent.
+        suv_curve: what of SUV / suv_max the networks make, itself or its square root (not the paper's), in which the
+            body is not all near -1; a synthesized PET is in SUV either way.
         critic_width: channels of D's first convolution; the paper is silent (pix2pix's).
         critic_strides: of D's convolutions but the last; the paper is silent (pix2pix's: 70 pixels).
         activation_checkpointing: make feature maps again in the backward pass, which keeps those of one stage at a time
@@ -133,6 +142,7 @@ class Config:
     betas: Annotated[tuple[float, float], Range(0, below=1)] = (0.5, 0.999)
     ct_window: tuple[float, float] = (-1000.0, 400.0)
     suv_max: Annotated[float, Range(above=0)] = 20.0
+    suv_curve: SuvCurve = "linear"
     critic_width: Annotated[int, Range(1)] = 64
     critic_strides: tuple[int, ...] = (2, 2, 2, 1)
     activation_checkpointing: bool = False
@@ -196,7 +206,7 @@ class Config:
     def variant(self) -> str:
         """Which of the paper's networks this is, as far as the paper tells them apart."""
         if self.dense != "none" and self.loss_at == "all":
-            name = f"DSGGAN, wiring {WIRINGS[self.dense]}, {self.stages} stages"
+            name = f"dense cascade, wiring {WIRINGS[self.dense]}, {self.stages} stages"
         else:
             name = f"cascade of {self.stages} stage{'s' if self.stages > 1 else ''}"
             name += f" with dense wiring {WIRINGS[self.dense]}" if self.dense != "none" else ""
@@ -222,14 +232,18 @@ def ct_to_unit(hu: Tensor, window: tuple[float, float]) -> Tensor:
     return 2 * (hu.clamp(lower, upper) - lower) / (upper - lower) - 1
 
 
-def pet_to_unit(suv: Tensor, suv_max: float, act: OutAct = "tanh") -> Tensor:
-    """Bring SUV to [-1, 1]: 2 clip(SUV, 0, suv_max) / suv_max - 1, not clipped above where outputs are not bounded."""
-    return 2 * suv.clamp(0, suv_max if act == "tanh" else None) / suv_max - 1
+def pet_to_unit(suv: Tensor, suv_max: float, act: OutAct = "tanh", curve: SuvCurve = "linear") -> Tensor:
+    """Bring SUV to [-1, 1]: 2 clip(SUV, 0, suv_max) / suv_max - 1, not clipped above where outputs are not bounded.
+
+    With ``sqrt`` the root of the quotient takes its place.
+    """
+    clipped = suv.clamp(0, suv_max if act == "tanh" else None)
+    return 2 * clipped / suv_max - 1 if curve == "linear" else 2 * (clipped / suv_max).sqrt() - 1
 
 
-def unit_to_suv(image: Tensor, suv_max: float) -> Tensor:
+def unit_to_suv(image: Tensor, suv_max: float, curve: SuvCurve = "linear") -> Tensor:
     """Undo ``pet_to_unit``."""
-    return suv_max * (image + 1) / 2
+    return suv_max * (image + 1) / 2 if curve == "linear" else suv_max * ((image.clamp(min=-1) + 1) / 2).square()
 
 
 def to_channels(volume: Float[Tensor, "b 1 z y x"], mode: Mode) -> Tensor:
@@ -378,6 +392,17 @@ def total(config: Config, mse: Sequence[Tensor], adversarial: Sequence[Tensor]) 
     return loss
 
 
+def scores(image: Float[Tensor, "b c *space"], target: Float[Tensor, "b c *space"]) -> Metrics:
+    """Return PSNR in dB, SSIM and MAE of images in [0, 1] (Table 4), means over images; SSIM is that of axial slices.
+
+    Without SSIM where a slice is smaller than its window of 11 x 11.
+    """
+    found = {"psnr": psnr(image, target), "mae": F.l1_loss(image, target)}
+    if min(image.shape[-2:]) >= SSIM_EDGE:
+        found["ssim"] = ssim(image, target)
+    return found
+
+
 def psnr(image: Float[Tensor, "b c *space"], target: Float[Tensor, "b c *space"]) -> Float[Tensor, ""]:
     """Return 10 log10(1 / MSE) in dB of images in [0, 1], the mean over images (Sec. 2, Table 4); at most 100."""
     mse = (image - target).square().flatten(2).mean(2)
@@ -441,13 +466,20 @@ class CascadeGAN:
         self.G.step()
         clipped = (batch.target > c.suv_max).float().mean()
         metrics |= {"mse": mse[-1], "generator": loss, "clipped": clipped}
+        metrics |= scores(*(self._grey(t.detach()) for t in (images[-1], pet)))
         return {name: value.detach() for name, value in metrics.items()}
 
     def _images(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return x and y as the networks take them."""
         c = self.config
         ct = to_channels(ct_to_unit(batch.source, c.ct_window), c.mode)
-        return ct, to_channels(pet_to_unit(batch.target, c.suv_max, c.out_act), c.mode)
+        return ct, to_channels(pet_to_unit(batch.target, c.suv_max, c.out_act, c.suv_curve), c.mode)
+
+    def _grey(self, image: Tensor) -> Tensor:
+        """Return a synthesized or real PET as SUV / suv_max in [0, 1], without colour."""
+        image = image.mean(1, keepdim=True) if self.config.mode == "2d" else image
+        share = (image.clamp(-1, 1) + 1) / 2
+        return share if self.config.suv_curve == "linear" else share.square()
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> Metrics:
@@ -462,10 +494,10 @@ class CascadeGAN:
             image = G(ct)[-1]
         colour = {}
         if c.mode == "2d":
-            colour["colour_suv"] = c.suv_max / 2 * image.std(1, correction=0).mean()
-            image, pet = image.mean(1, keepdim=True), pet.mean(1, keepdim=True)
-        image, pet = ((t.clamp(-1, 1) + 1) / 2 for t in (image, pet))
-        return {"psnr": psnr(image, pet), "mse": F.mse_loss(image, pet), **colour}
+            spread = image if c.suv_curve == "linear" else unit_to_suv(image, 2.0, c.suv_curve)
+            colour["colour_suv"] = c.suv_max / 2 * spread.std(1, correction=0).mean()
+        image, pet = self._grey(image), self._grey(pet)
+        return {**scores(image, pet), "mse": F.mse_loss(image, pet), **colour}
 
     def observe(self, step: int, scores: Mapping[str, float]) -> int:
         """Keep this epoch's weights where its PSNR is the best so far (collective)."""
@@ -533,7 +565,7 @@ class CascadeSynthesizer:
         ct = self._filled(ct_to_unit(low, c.ct_window))
         if c.mode == "3d":
             image = self.network(ct)[-1]
-            return unit_to_suv(image[:, :, :depth, :height, :width], c.suv_max)
+            return unit_to_suv(image[:, :, :depth, :height, :width], c.suv_max, c.suv_curve)
         slices = ct[:, 0]
         if c.mode == "2d":
             predicted = self._predict(slices.flatten(0, 1)[:, None].expand(-1, SLICES, -1, -1))
@@ -543,7 +575,7 @@ class CascadeSynthesizer:
             predicted = self._predict(threes.flatten(0, 1)).reshape(threes.shape)
             below, centre, above = predicted.unbind(2)  # of a slice and its neighbours; slice j is centre j + 1 here
             image = (above[:, :-2] + 2 * centre[:, 1:-1] + below[:, 2:]) / 4
-        return unit_to_suv(image[:, None, :, :height, :width], c.suv_max)
+        return unit_to_suv(image[:, None, :, :height, :width], c.suv_max, c.suv_curve)
 
     def _predict(self, windows: Float[Tensor, "n 3 y x"]) -> Float[Tensor, "n 3 y x"]:
         return torch.cat([self.network(part)[-1] for part in windows.split(SLICES_AT_ONCE)])
@@ -581,9 +613,12 @@ def caveats(config: Config) -> tuple[str, ...]:
     ]
     if c.out_act == "tanh":
         lines.append(f"SUV above {c.suv_max:g} cannot be synthesized.")
+    if c.suv_curve == "sqrt":
+        lines.append("The networks make the square root of SUV, which is not the paper's.")
     if c.dense != "none":
         lines.append(
-            "The paper tells neither DSGGAN's wiring nor its number of stages: scores belong to the variant named."
+            "The paper tells neither the wiring of its dense network (DSGGAN) nor its number of stages: scores belong "
+            "to the variant named."
         )
     return tuple(lines)
 

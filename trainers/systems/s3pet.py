@@ -28,7 +28,8 @@ Readings where the text is silent or says two things:
             stopped: P_S has no other teacher than Eq. 3.
     Swap    D_S gets M(l_ds) in training as at inference ("the transferred dose-specific tokens"), D_L the real l_ds.
             Decoding the swapped s_ds in training, as the first sentences on DKL may mean, fails at inference: JS of a
-            softmax does not make two token sets interchangeable.
+            softmax does not make two token sets interchangeable.  ``also_decode_swapped`` decodes both: s_ds then has a
+            second teacher, the image.
     D       concatenates both token sets and ends in a 1 x 1 convolution: BN-ReLU as the last layer would tie a
             quantitative image to a running variance.  Bilinear up-sampling, 3 x 3 kernels, 256...32 channels.
     L1 is a mean; gamma weighs the full dose.  Adam as PyTorch has it, constant rate, encoders not frozen, the last
@@ -69,7 +70,7 @@ from trainers.recipe import Batch, BatchSpec, Doses, Engine, EngineFactory, Metr
 FEED = FeedConfig(source=("low_drf10",), suv_scale=5.0, cases_per_step=32)  # the paper's batch of 32 slices
 PRESET = "s3pet"
 ROLES = frozenset({"unpaired"})
-LATER = frozenset({"residual"})
+LATER = frozenset({"residual", "also_decode_swapped"})
 IMAGES: Mapping[str, Literal["paired", "source", "target"]] = {
     "low encoder": "source",  # Sec. III-A
     "full encoder": "target",
@@ -97,6 +98,8 @@ class Config:
         pretrained: the encoders come from Stage I (Table II, DsMAE).
         decouple: dose knowledge decouple module and with it the auxiliary branch (Table II, DKD).
         transfer: token swap and transfer module (Table II, DKL); needs ``decouple``.
+        also_decode_swapped: D_S decodes the full dose's own specific tokens s_ds beside M(l_ds) in training, and both
+            images are compared with the full dose; D_S's running statistics are of both.  Needs ``transfer``.
         encoders: file of encoders that an earlier run saved, which then replace Stage I; empty to train them here.
         residual: what D_S's output is added to: nothing, as published, or the low dose, and D_S then starts at 0.
         decoder_channels: channels of the decoders' blocks; one block more than up-samplings (four, Sec. III-B).
@@ -122,6 +125,7 @@ class Config:
     pretrained: bool = True
     decouple: bool = True
     transfer: bool = True
+    also_decode_swapped: bool = False
     encoders: str = ""
     residual: Literal["none", "low"] = "none"
     decoder_channels: Annotated[tuple[int, ...], Range(1)] = (256, 128, 64, 32)
@@ -146,6 +150,8 @@ class Config:
         require(self.dim % self.heads == 0 and self.dim % 4 == 0, "CFG_RANGE", "dim", remedy)
         remedy = "set decouple=True too, whose tokens it swaps, or transfer=False"
         require(self.decouple or not self.transfer, "CFG_RANGE", "transfer", remedy)
+        remedy = "set transfer=True too, whose tokens are swapped"
+        require(self.transfer or not self.also_decode_swapped, "CFG_RANGE", "also_decode_swapped", remedy)
         remedy = "leave it empty, or use the encoders with --set recipe.pretrained=True"
         require(self.pretrained or not self.encoders, "CFG_STAGE", "encoders", remedy)
         remedy = (
@@ -351,20 +357,22 @@ class Bilateral(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.swap = config.transfer
+        self.swap, self.also_swapped = config.transfer, config.also_decode_swapped
         self.main = MainBranch(config)
         self.E_S = Encoder(config)
         self.P_S = nn.Linear(config.dim, config.dim)
         self.D_L = Decoder(2 * config.dim, config.decoder_channels)
 
     def forward(self, x_l: Float[Tensor, "b 1 y x"], x_s: Float[Tensor, "b 1 y x"]) -> tuple[Tensor, ...]:
-        """Return the images xh_s and xh_l, and the tokens l_di, s_di, s_ds and sh_ds."""
+        """Return the images xh_s and xh_l, the tokens l_di, s_di, s_ds and sh_ds, and xh_s of s_ds if asked for."""
         main = self.main
         e_l, e_s = main.E_L(x_l), self.E_S(x_s)
         l_ds, l_di = main.P_L(e_l), main.P_I(e_l)
         s_ds, s_di = self.P_S(e_s), main.P_I(e_s)
         sh_ds = main.M(l_ds)
-        return main.image(x_l, l_di, sh_ds), self.D_L(s_di, l_ds if self.swap else s_ds), l_di, s_di, s_ds, sh_ds
+        swapped = (main.image(x_l, l_di, s_ds),) if self.also_swapped else ()
+        images = main.image(x_l, l_di, sh_ds), self.D_L(s_di, l_ds if self.swap else s_ds)
+        return *images, l_di, s_di, s_ds, sh_ds, *swapped
 
 
 # Sec. III-C  Objective function
@@ -383,10 +391,12 @@ def swap_losses(
     """Return the terms of Eq. 5 that the variant has, from what its network returned."""
     terms = {"full": F.l1_loss(outputs[0], x_s)}  # Eq. 4, second line
     if config.decouple:
-        _, xh_l, l_di, s_di, s_ds, sh_ds = outputs
+        _, xh_l, l_di, s_di, s_ds, sh_ds, *swapped = outputs
         terms |= {"low": F.l1_loss(xh_l, x_l), "align": js_divergence(l_di, s_di)}  # Eq. 4, first line; Eq. 2
         if config.transfer:
             terms["transfer"] = js_divergence(s_ds, sh_ds)  # Eq. 3
+        if config.also_decode_swapped:
+            terms["swapped"] = F.l1_loss(swapped[0], x_s)
     return terms
 
 
@@ -394,6 +404,7 @@ def total(config: Config, terms: Mapping[str, Tensor]) -> Float[Tensor, ""]:
     """Return Eq. 5: L_align + lambda_1 L_transfer + lambda_2 (L1 of low dose + gamma L1 of full dose)."""
     c = config
     factors = {"full": c.lambda_rec * c.gamma, "low": c.lambda_rec, "align": 1.0, "transfer": c.lambda_transfer}
+    factors["swapped"] = factors["full"]
     return torch.stack([factors[name] * value for name, value in terms.items()]).sum()
 
 
@@ -576,6 +587,7 @@ def caveats(config: Config) -> tuple[str, ...]:
     return (
         f"S3PET variant: {config.variant}; encoders {origin}.",
         *([caution] if config.decouple else []),
+        *(["In training D_S also decodes the full dose's own tokens."] if config.also_decode_swapped else []),
         *([added] if config.residual == "low" else []),
     )
 

@@ -253,6 +253,8 @@ def _curves(metrics: Sequence[Mapping[str, object]]) -> str:
     panels = []
     losses = dict.fromkeys(key for line in metrics for key in line if key.startswith("loss/"))
     known = {"validation/gain_db": "validation: PSNR gained [dB]"}
+    scored = dict.fromkeys(key for line in metrics for key in line if key.startswith("validation/"))
+    known = {key: f"validation: {key.removeprefix('validation/')}" for key in scored} | known
     known |= {"patches_per_s": "patches per second", "wait_share": "share of time waiting for data"}
     for key in (*losses, *known):
         curves: dict[str, tuple[list[float], list[float]]] = {}

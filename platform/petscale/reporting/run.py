@@ -23,6 +23,8 @@ from storage.source import HU
 from trainers.systems import RECIPES
 from trainers.validation import CHOSEN
 
+EPOCH_SCORES = ("validation/psnr", "validation/ssim", "validation/mae")
+
 
 def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation], *, others: Sequence[Path] = ()) -> Path:
     """Write the run's reports, one page per source image; returns the first one's path.
@@ -56,6 +58,7 @@ def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation], *
                     ct=start if start.units == HU else None,
                 )
                 rules[name] = suv_rule(case.image(config.feed.target).provenance)
+            records = read_metrics(run / METRICS)
             path = chosen.folder / (REPORT if number == 0 else f"report-{source}.html")
             external = evaluation.metadata.get("external")
             about: Mapping[str, Any] = external if isinstance(external, Mapping) else {}
@@ -67,7 +70,7 @@ def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation], *
                     images=pictured,
                     command=str(facts["command"]),
                     config=facts["config"],
-                    metrics=[r for r in read_metrics(run / METRICS) if r.get("event") == "log" or "best_step" in r],
+                    metrics=[r for r in records if r.get("event") == "log" or "best_step" in r or EPOCH_SCORES[0] in r],
                     environment=environment(),
                     cohort_digest=about.get("digest") or integrity.root_digest(facts["cases"], {}),
                     suv_rules={name: rule for name, rule in rules.items() if rule},
@@ -76,6 +79,7 @@ def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation], *
                         *(f"{note[0].upper()}{note[1:]}." for note in weights.notes),
                         *RECIPES[config.recipe].caveats(config.model),
                         *chosen_step(weights.facts),
+                        *best_epochs(records),
                         *notes_of(opened.case(evaluation.cases[0]), source),
                     ],
                     doubts=doubts_of_run(opened, facts, evaluation.cases, (config.feed.target, source)),
@@ -114,6 +118,36 @@ def chosen_step(facts: Mapping[str, str]) -> list[str]:
     return [
         f"The weights are those of step {chosen['step']}, the best on patches of validation patients "
         f"({chosen['gain_db']:+.2f} dB of PSNR over what they start from)."
+    ]
+
+
+def best_epochs(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say each score's best epoch on validation patients beside the epoch kept, where every epoch had all of them.
+
+    A table of best epochs, each score by itself, is what a paper may print; how far it lies above one epoch's scores is
+    then seen.
+
+    Args:
+        records: of ``read_metrics``.
+    """
+    epochs = [record for record in records if all(name in record for name in EPOCH_SCORES)]
+    if not epochs:
+        return []
+    psnr, ssim, mae = EPOCH_SCORES
+    kept = max(epochs, key=lambda record: record[psnr])
+    best = {psnr: kept, ssim: max(epochs, key=lambda record: record[ssim]), mae: min(epochs, key=lambda r: r[mae])}
+    words = {psnr: ("PSNR", "{:.2f} dB"), ssim: ("SSIM", "{:.4f}"), mae: ("MAE", "{:.4f}")}
+
+    def told(record_of: Mapping[str, Mapping[str, Any]], at: str) -> str:
+        return ", ".join(
+            f"{word} {form.format(record_of[name][name])}{at.format(record_of[name]['step'])}"
+            for name, (word, form) in words.items()
+        )
+
+    return [
+        f"Scores of {len(epochs)} epochs on validation patients: the best of each {told(best, ' at step {}')}; the "
+        f"epoch of the best PSNR, step {kept['step']}, {told(dict.fromkeys(best, kept), '')}. The best of each score "
+        "by itself is a maximum over all epochs, not what one network reaches."
     ]
 
 

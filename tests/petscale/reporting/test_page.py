@@ -19,7 +19,7 @@ from petscale.evaluation.scoring import score_case
 from petscale.reporting import CaseImages, ReportData, write_report
 from petscale.reporting import page as page_of
 from petscale.reporting.pictures import GREY, Frame, case_rows, middle, mip, plane, png, signed_extreme
-from petscale.reporting.run import chosen_step
+from petscale.reporting.run import best_epochs, chosen_step
 from petscale.reporting.verdict import verdict
 from petscale.training.progress import read_metrics
 from storage.source import LABEL, SUV, ArraySource, Grid, ImageSource
@@ -323,3 +323,20 @@ def test_the_chosen_step_is_told_where_validation_chose_one() -> None:
     (told,) = chosen_step({"chosen": json.dumps({"step": 250, "gain_db": 3.456})})
     assert told.startswith("The weights are those of step 250, ")
     assert "+3.46 dB" in told
+
+
+def test_the_best_epoch_of_each_score_stands_beside_the_one_kept() -> None:
+    def epoch(step: int, psnr: float, ssim: float, mae: float) -> dict[str, Any]:
+        return {
+            "event": "validation",
+            "step": step,
+            "validation/psnr": psnr,
+            "validation/ssim": ssim,
+            "validation/mae": mae,
+        }
+
+    assert best_epochs([{"event": "validation", "step": 5, "validation/gain_db": 1.0}]) == []
+    (told,) = best_epochs([epoch(10, 25.0, 0.91, 0.02), epoch(20, 27.5, 0.90, 0.03), epoch(30, 27.5, 0.8, 0.01)])
+    assert "3 epochs" in told
+    assert "PSNR 27.50 dB at step 20, SSIM 0.9100 at step 10, MAE 0.0100 at step 30;" in told
+    assert "step 20, PSNR 27.50 dB, SSIM 0.9000, MAE 0.0300." in told

@@ -1,4 +1,4 @@
-"""The cascade and DSGGAN as systems: updates, the epoch kept, resume, learning, whole volumes, configuration."""
+"""Cascades and dense cascades as systems: updates, the epoch kept, resume, learning, whole volumes, configuration."""
 
 import math
 from typing import Any, cast
@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from network_facts import seam_score
 from numpy.typing import NDArray
-from small_cascade import DSGGAN, SMALL_3D, VARIANTS, Fixed, perturb, small
+from small_cascade import DENSE, SMALL_3D, VARIANTS, Fixed, perturb, small
 from torch import Tensor, nn
 
 from storage.errors import InputError
@@ -19,6 +19,7 @@ from storage.source import HU
 from trainers import assembly
 from trainers.engine import plain_engine
 from trainers.feed_config import FeedConfig
+from trainers.metrics.slices import ssim_2d
 from trainers.recipe import Batch, Engine, OptimizerFactory, Recipe, Synthesizer, Tiling, Validated
 from trainers.synthesize import synthesize
 from trainers.systems import cascade
@@ -223,7 +224,39 @@ def test_validation_is_inference_and_trains_nothing() -> None:
     assert recipe.G.module.training
     for mode in ("2.5d", "3d"):
         other = build(small(**VARIANTS[mode]))
-        assert other.validate(make_batch(other.config, 0)).keys() == {"psnr", "mse"}
+        assert other.validate(make_batch(other.config, 0)).keys() == {"psnr", "ssim", "mae", "mse"}
+
+
+def test_every_epoch_is_scored_as_the_papers_figures_are() -> None:
+    """On validation patients and on those trained on, by the scores of whole volumes' slices."""
+    recipe = build(small())
+    batch = make_batch(recipe.config, 5)
+    found = recipe.validate(batch)
+    image = (recipe.synthesizer()(batch.source, {}) / 20)[:, 0, 0].numpy()
+    target = (batch.target.clamp(0, 20) / 20)[:, 0, 0].numpy()
+    assert float(found["ssim"]) == pytest.approx(ssim_2d(target, image), abs=1e-5)
+    assert float(found["mae"]) == pytest.approx(np.abs(target - image).mean(), rel=1e-5)
+    assert {"psnr", "ssim", "mae"} <= run(recipe, 0).keys()
+    narrow = build(small(patch=(1, 8, 32), downs=3))  # no window of 11 x 11 fits
+    assert "ssim" not in run(narrow, 0).keys() | narrow.validate(make_batch(narrow.config, 0)).keys()
+
+
+def test_the_square_root_of_suv_is_learnt_and_undone() -> None:
+    suv = torch.tensor([-1.0, 0.0, 0.2, 5.0, 20.0, 30.0])
+    for act, expected in (("tanh", [0, 0, 0.2, 5, 20, 20]), ("linear", [0, 0, 0.2, 5, 20, 30])):
+        unit = cascade.pet_to_unit(suv, 20.0, act, "sqrt")  # type: ignore[arg-type]
+        torch.testing.assert_close(unit_to_suv(unit, 20.0, "sqrt"), torch.tensor(expected).float())
+    assert cascade.pet_to_unit(torch.tensor(5.0), 20.0, curve="sqrt") == 0  # 2 sqrt(1/4) - 1
+    for mode in ("one stage", "2.5d", "3d"):
+        recipe = build(small(**VARIANTS[mode], suv_curve="sqrt"))
+        run(recipe, 0)
+        batch = make_batch(recipe.config, 5)
+        scores = recipe.validate(batch)
+        assert scores["psnr"].isfinite()
+        if mode == "one stage":  # validation is inference, in SUV
+            image = recipe.synthesizer()(batch.source, {}) / 20
+            torch.testing.assert_close(scores["mse"], F.mse_loss(image, batch.target.clamp(0, 20) / 20))
+    assert "square root" in " ".join(cascade.caveats(Config(suv_curve="sqrt")))
 
 
 def test_colour_is_the_spread_of_the_channels() -> None:
@@ -516,12 +549,12 @@ def test_another_scale_and_several_images_are_refused() -> None:
     [
         ({}, "cascade of 1 stage"),
         ({"stages": 3}, "cascade of 3 stages"),
-        (DSGGAN, "DSGGAN, wiring A (images), 2 stages"),
-        ({**DSGGAN, "loss_at": "last"}, "cascade of 2 stages with dense wiring A (images)"),
+        (DENSE, "dense cascade, wiring A (images), 2 stages"),
+        ({**DENSE, "loss_at": "last"}, "cascade of 2 stages with dense wiring A (images)"),
         ({"stages": 2, "loss_at": "all"}, "cascade of 2 stages, loss at every stage"),
         (
-            {**DSGGAN, "dense": "replace_skips", "stop_gradient_between_stages": True},
-            "DSGGAN, wiring C (replaced skips), 2 stages, every stage trained by its own loss",
+            {**DENSE, "dense": "replace_skips", "stop_gradient_between_stages": True},
+            "dense cascade, wiring C (replaced skips), 2 stages, every stage trained by its own loss",
         ),
         ({"mode": "2.5d", "patch": (3, 256, 256)}, "cascade of 1 stage, 2.5d"),
         ({"lambda_adversarial": 0.0}, "cascade of 1 stage, without discriminator"),
@@ -533,4 +566,4 @@ def test_caveats_say_what_was_trained_and_how_the_epoch_was_chosen(changes: dict
     lines = " ".join(cascade.caveats(config))
     assert f"Variant: {variant};" in lines
     assert "epoch chosen on validation patients, not on test patients as the paper did" in lines
-    assert ("neither DSGGAN's wiring" in lines) == (config.dense != "none")
+    assert ("neither the wiring" in lines) == (config.dense != "none")

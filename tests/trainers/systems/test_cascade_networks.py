@@ -1,4 +1,4 @@
-"""The networks of the cascade and of DSGGAN, their losses, images and memory: counts, wirings, worked numbers."""
+"""Networks of cascades and dense cascades, their losses, images and memory: counts, wirings, worked numbers."""
 
 import math
 import weakref
@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from network_facts import count
-from small_cascade import DSGGAN, VARIANTS, Fixed, perturb, small
+from small_cascade import DENSE, VARIANTS, Fixed, perturb, small
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -190,7 +190,7 @@ def test_losses_have_their_worked_values() -> None:
     torch.testing.assert_close(discriminator_loss(REAL, [FAKE], "vanilla"), torch.tensor(0.815066), rtol=0, atol=1e-6)
     torch.testing.assert_close(total(Config(), [MSE], [adversarial]), torch.tensor(6.720095), rtol=0, atol=2e-6)
     terms = torch.tensor([0.06, 0.02]), torch.tensor([0.72, 0.50])
-    torch.testing.assert_close(total(Config(**DSGGAN), *(list(t) for t in terms)), torch.tensor(9.22))
+    torch.testing.assert_close(total(Config(**DENSE), *(list(t) for t in terms)), torch.tensor(9.22))
     torch.testing.assert_close(total(Config(), [MSE], []), torch.tensor(6.0))
 
 

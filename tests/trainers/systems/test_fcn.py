@@ -91,6 +91,26 @@ def test_every_score_adds_an_image_of_its_own_stride(number: int, stride: int) -
     assert (off[:, :, stride // 2 :] - still[:, :, : -(stride // 2)]).abs().max() > 1e-4
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("skips", [0, 1, 2])
+def test_fewer_skips_are_fcn_32s_16s_and_8s(skips: int) -> None:
+    torch.manual_seed(0)
+    network = awake(FCN(SLIM[0], 64, 3, "none", skips)).eval()
+    stride = 2 ** (5 - skips)
+    assert network.factor == stride
+    assert [score.weight.shape[1] for score in network.scores] == [64, 64, 32, 16][: skips + 1]
+    assert network(torch.randn(1, 3, 64, 32)).shape == (1, 1, 64, 32)
+    for score in network.scores:
+        assert isinstance(score, nn.Conv2d)
+        score.weight.zero_()
+    finest = network.scores[skips].bias
+    assert isinstance(finest, Tensor)
+    finest.fill_(2.0)
+    image = network(torch.randn(1, 3, 128, 128))
+    inside = image[:, :, stride:-stride, stride:-stride]
+    torch.testing.assert_close(inside, torch.full_like(inside, 2.0))
+
+
 def test_every_weight_but_the_last_upsampling_learns() -> None:
     network = awake(slim()).train()
     network(torch.randn(1, 3, 64, 64)).square().mean().backward()

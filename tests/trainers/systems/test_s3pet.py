@@ -418,6 +418,7 @@ def test_a_whole_volume_shows_no_seams() -> None:
         ({"lr": 0.0}, "CFG_RANGE", "lr"),
         ({"lambda_rec": -1.0}, "CFG_RANGE", "lambda_rec"),
         ({"decouple": False}, "CFG_RANGE", "transfer"),
+        ({"transfer": False, "also_decode_swapped": True}, "CFG_RANGE", "also_decode_swapped"),
         ({"low_samples": 0}, "CFG_STAGE", "low_samples"),
         ({"full_samples": 0}, "CFG_STAGE", "full_samples"),
         ({"pretrained": False, "swap_samples": 0}, "CFG_STAGE", "swap_samples"),

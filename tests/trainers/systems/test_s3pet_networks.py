@@ -222,6 +222,28 @@ def test_a_residual_starts_at_the_low_dose_and_moves_away_from_it(changes: dict[
     assert count(network) == count(Bilateral(published) if published.decouple else Baseline(published))
 
 
+def test_the_swapped_tokens_are_decoded_beside_the_transferred_ones() -> None:
+    config = small(also_decode_swapped=True)
+    low, full = torch.rand(2, 3, 1, config.window, config.window)
+    torch.manual_seed(0)
+    network = Bilateral(config)
+    outputs = network(low, full)
+    torch.manual_seed(0)
+    published = Bilateral(small())
+    assert all(map(torch.equal, published(low, full), outputs[:-1]))
+    _, _, l_di, _, s_ds, _, swapped = outputs
+    torch.testing.assert_close(network.main.image(low, l_di, s_ds), swapped)
+    terms = s3pet.swap_losses(config, outputs, low, full)
+    torch.testing.assert_close(terms["swapped"], (swapped - full).abs().mean())
+    without = {name: value for name, value in terms.items() if name != "swapped"}
+    added = s3pet.total(config, terms) - s3pet.total(config, without)
+    torch.testing.assert_close(added, config.lambda_rec * config.gamma * terms["swapped"])
+    terms["swapped"].backward()
+    assert network.P_S.weight.grad is not None
+    assert network.P_S.weight.grad.any()  # s_ds has the image as a second teacher
+    assert count(network) == count(published)
+
+
 def test_equal_branches_have_nothing_to_align_or_to_transfer() -> None:
     network = Bilateral(small())
     x = torch.rand(2, 1, 32, 32)

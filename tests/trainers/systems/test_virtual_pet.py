@@ -1,6 +1,7 @@
 """Virtual PET as a system: sizes, scales, losses, what a step changes, learning, resume, inference, configuration."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,15 @@ from trainers.losses import logistic_discriminator_loss, logistic_generator_loss
 from trainers.metrics.presets import PRESETS
 from trainers.recipe import Batch, Recipe, Synthesizer, Validated
 from trainers.systems import virtual_pet
-from trainers.systems.virtual_pet import BlendSynthesizer, Config, Discriminator, Generator, VirtualPET, fcn_of
+from trainers.systems.virtual_pet import (
+    BlendSynthesizer,
+    Config,
+    Discriminator,
+    Generator,
+    VirtualPET,
+    fcn_of,
+    in_windows,
+)
 from trainers.systems.virtual_pet.fcn import FCN
 
 SMALL: dict[str, Any] = {
@@ -286,6 +295,19 @@ def test_the_suv_weight_of_the_gan_is_a_choice() -> None:
     assert losses[True] > 2 * losses[False]  # SUV 0 to 8
 
 
+def test_without_an_adversarial_weight_g_learns_alone() -> None:
+    recipe = build(small(networks="cgan", lambda_adversarial=0.0))
+    assert recipe.D is None
+    before = tensors(recipe)
+    metrics = run(recipe, 0)
+    assert metrics.keys() == {"l2", "generator", "clipped_share"}
+    assert float(metrics["generator"]) == pytest.approx(100 * float(metrics["l2"]))
+    assert moved(before, tensors(recipe)) == {"G"}
+    twice, once = (run(build(small(networks="cgan", lambda_adversarial=w)), 0) for w in (2.0, 1.0))
+    shares = [float(m["generator"] - 100 * m["l2"]) for m in (twice, once)]
+    assert shares[0] == pytest.approx(2 * shares[1], rel=1e-4)
+
+
 # Phases.
 
 
@@ -302,6 +324,9 @@ def test_steps_are_counted_in_slices() -> None:
     assert (spec.patch, spec.halo, spec.images, spec.units) == ((2, 32, 32), (1, 0, 0), "paired", HU)
     assert spec.beyond
     assert build(small(mode="2d")).batch_spec(0).halo == (0, 0, 0)
+    assert (spec.sampler, spec.rois) == ({"body": 1.0}, ())
+    liver = build(small(rois=("liver",))).batch_spec(0)
+    assert (liver.sampler, liver.rois) == ({"roi": 1.0}, ("liver",))
 
 
 @pytest.mark.parametrize(("networks", "engines"), [("fcn", {"F"}), ("cgan", {"G", "D"}), ("both", {"F", "G", "D"})])
@@ -464,6 +489,76 @@ def test_tiles_equal_the_whole_volume_bit_for_bit(mode: str, blend: str, levels:
     assert torch.equal(expected[:, :, inner], whole)
 
 
+def unreached(module: nn.Module, step: Callable[[], object], steps: int) -> dict[str, Tensor]:
+    """Places (y, x) of kernels at which no weight of any channel got a gradient in any of ``steps`` steps."""
+    reached = {n: torch.zeros(p.shape[2:], dtype=torch.bool) for n, p in module.named_parameters() if p.dim() == 4}
+    hooks = []
+    for name, weight in module.named_parameters():
+        if name in reached:
+
+            def note(gradient: Tensor, name: str = name) -> None:
+                reached[name] |= gradient.ne(0).any(0).any(0)
+
+            hooks.append(weight.register_hook(note))
+    for _ in range(steps):
+        step()
+    for hook in hooks:
+        hook.remove()
+    return {name: ~places for name, places in reached.items() if not places.all()}
+
+
+@pytest.mark.parametrize(
+    ("network", "changes", "untrained"),
+    [
+        ("fcn", {"fcn_norm": "batch"}, {"classifier.0.weight": 8, "ups.0.weight": 12}),  # a map of 1 x 1
+        ("fcn", {"patch": (1, 64, 64), "fcn_norm": "batch"}, {}),
+        ("fcn", {"patch": (1, 64, 64), "fcn_fc6_kernel": 5, "fcn_norm": "batch"}, {"classifier.0.weight": 16}),
+        ("cgan", {"generator_downs": 5}, {"net.encoder.4.1.weight": 12, "net.decoder.0.1.weight": 12}),
+        ("cgan", {"generator_downs": 4}, {}),
+    ],
+)
+def test_no_weight_that_no_gradient_reached_takes_part(
+    network: str, changes: dict[str, Any], untrained: dict[str, int]
+) -> None:
+    config = small(networks=network, **changes)
+    recipe = build(config)
+    if network == "fcn":
+        wake(recipe)
+    engine = recipe.engines["F" if network == "fcn" else "G"]
+    batches = iter(range(6))
+    places = unreached(engine.module, lambda: run(recipe, next(batches) % recipe.num_steps), 3)
+    assert {name: int(where.sum()) for name, where in places.items()} == untrained
+    assert config.reaches(network) == (not untrained)
+    synthesizer = recipe.synthesizer()
+    _, y, x = config.patch
+    sources = [300 * torch.randn(1, 1, 3, k * y, k * x) for k in (1, 2, 3)]
+    before = [synthesizer(source, {}) for source in sources]
+    assert all(image.std() > 0 for image in before)
+    for name, where in places.items():
+        weight = engine.module.get_parameter(name)
+        with torch.no_grad():
+            weight[:, :, where] = 10 * torch.randn_like(weight[:, :, where])
+    for source, image in zip(sources, before, strict=True):
+        assert torch.equal(synthesizer(source, {}), image)
+
+
+@torch.no_grad()
+def test_windows_become_the_slice_that_they_were_cut_from() -> None:
+    x = torch.randn(1, 3, 40, 24)
+    pointwise = nn.Conv2d(3, 1, 1)
+    torch.testing.assert_close(in_windows(pointwise, x, (16, 8)), pointwise(x))
+    assert torch.equal(in_windows(pointwise, x, (40, 24)), pointwise(x))
+    seen: list[torch.Size] = []
+
+    def network(part: Tensor) -> Tensor:
+        seen.append(part.shape)
+        return part[:, :1]
+
+    in_windows(network, x, (16, 8))
+    assert set(seen) == {torch.Size((1, 3, 16, 8))}
+    assert len(seen) == 4 * 5
+
+
 def test_three_levels_get_a_margin_on_their_grid() -> None:
     tiling = blender().tiling
     assert tiling.halo == (32 + 1, 0, 0)  # 28 are reached, and 8 is the grid
@@ -592,6 +687,10 @@ def test_caveats_tell_the_variant_the_start_the_weights_and_the_blending() -> No
         ({"generator_downs": 1}, "CFG_RANGE", "generator_downs"),
         ({"cgan_lr": 0.0}, "CFG_RANGE", "cgan_lr"),
         ({"cgan_betas": (0.5, 1.0)}, "CFG_RANGE", "cgan_betas"),
+        ({"rois": ("liver", "liver")}, "CFG_ROI", "rois"),
+        ({"fcn_skips": 4}, "CFG_RANGE", "fcn_skips"),
+        ({"lambda_adversarial": -1.0}, "CFG_RANGE", "lambda_adversarial"),
+        ({"lambda_l2": 0.0, "lambda_adversarial": 0.0}, "CFG_RANGE", "lambda_l2"),
         ({"fcn_samples": 0}, "CFG_STAGE", "fcn_samples"),
         ({"patches_per_case": 0}, "CFG_RANGE", "patches_per_case"),
     ],

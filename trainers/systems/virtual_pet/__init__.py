@@ -34,13 +34,18 @@ Readings where the text is silent:
     The F kept is the best of its epochs, by its loss on patients kept apart where there are any; G is the last one.
 
 Deviations:
-    Whole volumes, not the region of the liver.  A window holds a whole slice, beyond it is air; three neighbouring
-    slices are the channels of both networks (``mode`` "2d" is the paper's).  The grid is the run's.
+    Whole volumes, not the region of the liver; ``rois`` ("liver",) trains on the paper's slices.  A window holds a
+    whole slice where ``patch`` is as large, beyond it is air; three neighbouring slices are the channels of both
+    networks (``mode`` "2d" is the paper's).  The grid is the run's.
+    At inference a network sees whole slices.  Where no gradient reaches some of its weights in a window of ``patch``
+    voxels (a kernel of 4 on a map of one voxel uses 4 of its 16 weights), these weights would be used in larger slices
+    as they were drawn: such a network runs in windows of ``patch`` voxels that overlap by half and are averaged.
     Blending is 3D and sees the whole volume; beyond its first and last slice it sees these slices again.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,19 +56,22 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from storage.patches import grid
 from storage.ranges import Range
 from storage.source import HU
+from storage.stitch import window
 from trainers import assembly, perceptual
 from trainers.blocks import PatchGAN, UNet, encoder_widths
 from trainers.feed_config import FeedConfig
 from trainers.losses import logistic_discriminator_loss, logistic_generator_loss
 from trainers.recipe import Batch, BatchSpec, Doses, Engine, EngineFactory, Metrics, State, Tiling
 from trainers.systems.virtual_pet import pyramid
-from trainers.systems.virtual_pet.fcn import FCN, check_weights, read_weights
+from trainers.systems.virtual_pet.fcn import FCN, SKIPS, check_weights, read_weights
 
 FEED = FeedConfig(source=("ct",), suv_scale=1.0, cases_per_step=4)
 PRESET = "native"  # the paper scores no image
 ROLES = frozenset({"validation"})
+LATER = frozenset({"rois", "fcn_skips", "lambda_adversarial"})
 PHASES = ("fcn", "cgan")
 WHOLE = 4096  # pixels: longer than the edge of any slice
 SLICES = {"2d": 16, "3d": 128}  # of a tile; blending in 3D computes up to 32 beside it
@@ -76,8 +84,10 @@ class Config:
     F alone and G alone: ``networks``; no SUV weight: ``suv_weight_gamma`` 0; hard pasting: ``blend_levels`` 0.
 
     Args:
-        patch: edge lengths (z, y, x) in voxels of the windows trained on: z slices of a whole slice's size, beyond
-            which is air.  At inference slices are padded to a multiple of y and x.
+        patch: edge lengths (z, y, x) in voxels of the windows trained on: z slices, of a whole slice's size, beyond
+            which is air, or smaller.  At inference slices are padded to a multiple of y and x.
+        rois: labels whose slices are trained on, every label as often; ("liver",) is the paper's region.  None: slices
+            anywhere in the body.  Every case must have these labels.
         mode: channels of F and G: the slice, or the slice between its two neighbours.
         networks: what is trained and synthesized: both, blended, or one alone.
         ct_window: HU that become 0 and 1 (Sec. 2.1).
@@ -85,6 +95,8 @@ class Config:
         fcn_widths: channels of F's blocks, five as in VGG16, or four without its last, for voxels of 3 to 4 mm.
         fcn_fc: channels of fc6 and fc7.
         fcn_fc6_kernel: odd edge length of fc6 in cells of F's coarsest map; 7, or 3 for voxels of 3 to 4 mm.
+        fcn_skips: poolings scored beside the last: 3 for FCN-4s (Sec. 2.2), 2, 1 and 0 for FCN-8s, 16s and 32s, where
+            ``fcn_widths`` has five blocks.
         fcn_norm: none (VGG16), or batch norm after every convolution, which trains faster from scratch.
         fcn_weights: safetensors file of VGG16's ImageNet weights, named as torchvision's; empty for none.
         fcn_weights_sha256: SHA-256 of that file.
@@ -93,6 +105,7 @@ class Config:
         suv_weight_mean: what weights are divided by.
         cgan_suv_weighted: weigh G's L2 by SUV as well (the other reading of Sec. 2.4).
         lambda_l2: weight of G's L2.
+        lambda_adversarial: weight of G's adversarial loss (pix2pix's); 0 trains G by its L2 alone, without D.
         generator_width: channels of G's first convolution (Sec. 2.3).
         generator_downs: halvings of G (8, Sec. 2.3).
         decoder: of G, pix2pix's code or the list as printed.
@@ -113,6 +126,7 @@ class Config:
     """
 
     patch: tuple[int, int, int] = (1, 256, 256)
+    rois: tuple[str, ...] = ()
     mode: Literal["2d", "2.5d"] = "2.5d"
     networks: Literal["both", "fcn", "cgan"] = "both"
     ct_window: tuple[float, float] = (-160.0, 240.0)
@@ -120,6 +134,7 @@ class Config:
     fcn_widths: Annotated[tuple[int, ...], Range(1)] = (64, 128, 256, 512, 512)
     fcn_fc: Annotated[int, Range(1)] = 4096
     fcn_fc6_kernel: int = 7
+    fcn_skips: Annotated[int, Range(0, SKIPS)] = SKIPS
     fcn_norm: Literal["none", "batch"] = "none"
     fcn_weights: str = ""
     fcn_weights_sha256: str = ""
@@ -128,6 +143,7 @@ class Config:
     suv_weight_mean: Annotated[float, Range(above=0)] = 1.0
     cgan_suv_weighted: bool = False
     lambda_l2: Annotated[float, Range(0)] = 100.0
+    lambda_adversarial: Annotated[float, Range(0)] = 1.0
     generator_width: Annotated[int, Range(1)] = 64
     generator_downs: Annotated[int, Range(2)] = 8
     decoder: Literal["pix2pix", "listed"] = "pix2pix"
@@ -152,6 +168,10 @@ class Config:
         remedy = "give 4 or 5 numbers of channels"
         require(len(self.fcn_widths) in (4, 5), "CFG_RANGE", "fcn_widths", remedy)
         require(self.fcn_fc6_kernel % 2 == 1, "CFG_RANGE", "fcn_fc6_kernel", "use an odd number")
+        require(len(set(self.rois)) == len(self.rois), "CFG_ROI", "rois", "name every organ once")
+        remedy = "nothing would be learnt: give lambda_l2 or lambda_adversarial a weight above 0"
+        learns = not self.trains("cgan") or self.lambda_l2 + self.lambda_adversarial > 0
+        require(learns, "CFG_RANGE", "lambda_l2", remedy)
         remedy = "give strides of 1 or 2"
         require(set(self.critic_strides) in ({1}, {2}, {1, 2}), "CFG_RANGE", "critic_strides", remedy)
         step = 2 ** max(len(self.fcn_widths) if self.trains("fcn") else 0, self.downs)
@@ -180,6 +200,12 @@ class Config:
     def trains(self, phase: str) -> bool:
         """Whether the run has ``phase``."""
         return self.networks in ("both", phase)
+
+    def reaches(self, phase: str) -> bool:
+        """Whether windows of ``patch`` voxels bring a gradient to every weight of the network that ``phase`` trains."""
+        if phase == "cgan":
+            return min(self.patch[1:]) >> self.downs >= 2  # kernels of 4 with stride 2
+        return min(self.patch[1:]) >> len(self.fcn_widths) >= max(2, self.fcn_fc6_kernel // 2 + 1)
 
     def samples(self, phase: str) -> int:
         """Slices that ``phase`` sees."""
@@ -239,7 +265,7 @@ def cgan_suv(config: Config, output: Tensor) -> Tensor:
 
 def fcn_of(config: Config) -> FCN:
     """Build F with fresh weights."""
-    return FCN(config.fcn_widths, config.fcn_fc, config.fcn_fc6_kernel, config.fcn_norm)
+    return FCN(config.fcn_widths, config.fcn_fc, config.fcn_fc6_kernel, config.fcn_norm, config.fcn_skips)
 
 
 class Generator(nn.Module):
@@ -300,7 +326,7 @@ class VirtualPET:
     """The system in training: ``trainers.recipe.Recipe`` and ``Validated``.
 
     Args:
-        F: engine of the FCN, or None where G is trained alone; G and D likewise.
+        F: engine of the FCN, or None where G is trained alone; G and D likewise, and D where nothing weighs it.
     """
 
     def __init__(self, config: Config, F: Engine | None, G: Engine | None, D: Engine | None, patches: int) -> None:
@@ -318,13 +344,14 @@ class VirtualPET:
             patch=config.patch,
             halo=(config.halo, 0, 0),
             patches_per_case=config.patches_per_case,
-            sampler={"body": 1.0},
+            sampler={"roi": 1.0} if config.rois else {"body": 1.0},
+            rois=config.rois,
             units=HU,
             beyond=True,
         )
 
     def batch_spec(self, step: int) -> BatchSpec:
-        """Return which patches every step reads: whole slices of the body, CT with PET."""
+        """Return which patches every step reads: slices of the body or of ``rois``, CT with PET."""
         return self.validation_batch
 
     def step(self, batch: Batch, step: int) -> Metrics:
@@ -347,29 +374,31 @@ class VirtualPET:
     def _cgan_step(self, hu: Float[Tensor, "b c y x"], suv: Float[Tensor, "b 1 y x"], step: int) -> Metrics:
         c = self.config
         assert self.G is not None
-        assert self.D is not None
         self.G.module.train()
-        self.D.module.train()
         lr = c.cgan_lr * self._cgan_lr_factor(step)
         self.G.set_lr(lr)
-        self.D.set_lr(lr)
         x, target = cgan_input(c, hu), cgan_target(c, suv)
         image = self.G(x)
-
-        real, fake = self.D(x, target, image.detach())
-        critic = logistic_discriminator_loss(real, fake)
-        self.D.backward(critic)
-        self.D.step()
+        metrics: Metrics = {}
+        if self.D is not None:
+            self.D.module.train()
+            self.D.set_lr(lr)
+            real, fake = self.D(x, target, image.detach())
+            metrics["discriminator"] = logistic_discriminator_loss(real, fake)
+            self.D.backward(metrics["discriminator"])
+            self.D.step()
 
         weights = suv_weights(c, suv) if c.cgan_suv_weighted else torch.ones_like(suv)
-        l2 = weighted_l2(image, target, weights)
-        with self.D.frozen() as D:  # the updated D
-            (score,) = D(x, image)
-            adversarial = logistic_generator_loss(score)
-            loss = c.lambda_l2 * l2 + adversarial
+        metrics["l2"] = weighted_l2(image, target, weights)
+        loss = c.lambda_l2 * metrics["l2"]
+        with nullcontext() if self.D is None else self.D.frozen() as D:  # the updated D
+            if D is not None:
+                (score,) = D(x, image)
+                metrics["adversarial"] = logistic_generator_loss(score)
+                loss = loss + c.lambda_adversarial * metrics["adversarial"]
             self.G.backward(loss)
         self.G.step()
-        return {"discriminator": critic, "l2": l2, "adversarial": adversarial, "generator": loss}
+        return metrics | {"generator": loss}
 
     def _cgan_lr_factor(self, step: int) -> float:
         """1 in the first half of the phase, then linearly to 0 after its last step (pix2pix's code)."""
@@ -436,8 +465,8 @@ def _weights(engine: Engine) -> dict[str, Tensor]:
 class BlendSynthesizer:
     """F and G at inference, blended: ``trainers.recipe.Synthesizer``.
 
-    F and G run slice by slice, a slice being one window; the mask and the pyramids see so many slices around a tile
-    that its voxels are those of the whole volume, bit for bit.
+    F and G run slice by slice, a slice being one window or several of the size trained on (``in_windows``); the mask
+    and the pyramids see so many slices around a tile that its voxels are those of the whole volume, bit for bit.
     """
 
     config: Config
@@ -473,12 +502,36 @@ class BlendSynthesizer:
         c, u_f, u_g = self.config, [], []
         for hu in stacks(low, c.halo).split(1):  # one at a time: rounding depends on the size of a batch
             if self.fcn is not None:
-                u_f.append(fcn_suv(c, self.fcn.eval()(fcn_input(c, hu))))
+                u_f.append(fcn_suv(c, self._image("fcn", self.fcn.eval(), fcn_input(c, hu))))
             if self.generator is not None:
-                u_g.append(cgan_suv(c, self.generator.eval()(cgan_input(c, hu))))
+                u_g.append(cgan_suv(c, self._image("cgan", self.generator.eval(), cgan_input(c, hu))))
         images = [_volumes(slices, len(low)) for slices in (u_f, u_g) if slices]
         image = blended(c, *images) if len(images) == 2 else images[0]
         return image.narrow(2, self._margin, image.shape[2] - 2 * self._margin)
+
+    def _image(self, phase: str, network: nn.Module, x: Float[Tensor, "1 c y x"]) -> Float[Tensor, "1 1 y x"]:
+        edges = x.shape[2:] if self.config.reaches(phase) else self.config.patch[1:]
+        return in_windows(network, x, (edges[0], edges[1]))
+
+
+def in_windows(
+    network: Callable[[Tensor], Tensor], x: Float[Tensor, "1 c y x"], edges: tuple[int, int]
+) -> Float[Tensor, "1 1 y x"]:
+    """Run a network on windows of ``edges`` (y, x) voxels that overlap by half, and average them.
+
+    A window weighs less towards its borders, as in ``storage.stitch``.
+    """
+    if tuple(x.shape[2:]) == edges:
+        return network(x)
+    overlap = (0, edges[0] // 2, edges[1] // 2)
+    weight = torch.outer(*(torch.from_numpy(window(n, shared)) for n, shared in zip(edges, overlap[1:], strict=True)))
+    weight = weight.to(x)
+    total, weights = x.new_zeros(1, 1, *x.shape[2:]), x.new_zeros(x.shape[2:])
+    for box in grid((1, x.shape[2], x.shape[3]), (1, *edges), overlap):
+        _, rows, columns = (slice(a, b) for a, b in zip(box.start, box.stop, strict=True))
+        total[..., rows, columns] += weight * network(x[..., rows, columns])
+        weights[rows, columns] += weight
+    return total / weights
 
 
 def _volumes(slices: Sequence[Float[Tensor, "1 1 y x"]], volumes: int) -> Float[Tensor, "b 1 z y x"]:
@@ -515,7 +568,8 @@ def caveats(config: Config) -> tuple[str, ...]:
     """Say what was trained, where F's weights come from, how images were blended and what must not be compared."""
     c = config
     names = {"both": "FCN and conditional GAN, blended", "fcn": "FCN alone", "cgan": "conditional GAN alone"}
-    lines = [f"Virtual PET variant: {names[c.networks]}; {c.mode} on whole slices, not the liver alone."]
+    region = f"trained on slices of {', '.join(c.rois)} alone" if c.rois else "not the liver alone"
+    lines = [f"Virtual PET variant: {names[c.networks]}; {c.mode} on whole slices, {region}."]
     if c.trains("fcn"):
         origin = "He's random initialisation, no ImageNet weights"
         if c.fcn_weights:
@@ -524,10 +578,14 @@ def caveats(config: Config) -> tuple[str, ...]:
             )
         weighed = f"weighted by SUV^{c.suv_weight_gamma:g}, at least SUV {c.suv_weight_floor:g}"
         weighed = weighed if c.suv_weight_gamma else "not weighted by SUV"
-        lines.append(f"FCN: from {origin}; L2 {weighed}; the best epoch on validation patients where there are any.")
+        stride = 2 ** (len(c.fcn_widths) - c.fcn_skips)
+        lines.append(
+            f"FCN-{stride}s: from {origin}; L2 {weighed}; the best epoch on validation patients where there are any."
+        )
     if c.trains("cgan"):
         weighed = "" if c.cgan_suv_weighted else "not "
-        lines.append(f"Conditional GAN: L2 {weighed}weighted by SUV; the last step's weights.")
+        kind = "Conditional GAN" if c.lambda_adversarial else "Generator without discriminator"
+        lines.append(f"{kind}: L2 {weighed}weighted by SUV; the last step's weights.")
     if c.networks == "both":
         lines.append(
             f"Blending: {c.blend}, {c.blend_levels} levels, FCN above SUV {c.blend_threshold_suv:g}; what remains of "
@@ -553,7 +611,8 @@ def build(config: Config, *, make_engine: EngineFactory, patches_per_step: int) 
             read_weights(Path(config.fcn_weights), config.fcn_weights_sha256, network)
         fcn = make_engine(network, fcn_adam)
     if config.trains("cgan"):
-        generator, critic = (make_engine(part(config), cgan_adam) for part in (Generator, Discriminator))
+        generator = make_engine(Generator(config), cgan_adam)
+        critic = make_engine(Discriminator(config), cgan_adam) if config.lambda_adversarial else None
     return VirtualPET(config, fcn, generator, critic, patches_per_step)
 
 

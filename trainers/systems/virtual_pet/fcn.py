@@ -1,4 +1,4 @@
-"""FCN-4s on VGG16: a trunk of five poolings whose scores are summed from coarse to fine.
+"""FCN-4s on VGG16: a trunk of five poolings whose scores are summed from coarse to fine; also FCN-8s, 16s and 32s.
 
 Long, Shelhamer, Darrell 2015 (arXiv 1411.4038) stop at the third pooling (FCN-8s); here the second is scored as well.
 VGG16 is Simonyan's and Zisserman's (arXiv 1409.1556).  Convolutions are padded by 1 and the first fully connected layer
@@ -20,7 +20,7 @@ from storage.errors import InputError
 from trainers import perceptual
 
 CONVOLUTIONS = (2, 2, 3, 3, 3)  # of VGG16's blocks
-SKIPS = 3  # poolings scored beside the last
+SKIPS = 3  # poolings scored beside the last in FCN-4s
 REMEDY = (
     "give torchvision's ImageNet weights as a safetensors file with its digest (--set recipe.fcn_weights=... "
     "recipe.fcn_weights_sha256=...), or train from scratch (--set recipe.fcn_weights=)"
@@ -37,9 +37,12 @@ class FCN(nn.Module):
         fc: channels of the two layers that were fully connected.
         fc6_kernel: odd edge length of the first of them.
         norm: ``none``, as VGG16, or ``batch``, torchvision's variant.
+        skips: poolings scored beside the last, from the coarsest: 3 for FCN-4s, 2, 1 and 0 for FCN-8s, 16s and 32s.
     """
 
-    def __init__(self, widths: Sequence[int], fc: int, fc6_kernel: int, norm: Literal["none", "batch"]) -> None:
+    def __init__(
+        self, widths: Sequence[int], fc: int, fc6_kernel: int, norm: Literal["none", "batch"], skips: int = SKIPS
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for before, after, convolutions in zip((3, *widths), widths, CONVOLUTIONS, strict=False):
@@ -55,13 +58,13 @@ class FCN(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-        self.scores = nn.ModuleList(nn.Conv2d(n, 1, 1) for n in (fc, *widths[-2 : -2 - SKIPS : -1]))
+        self.scores = nn.ModuleList(nn.Conv2d(n, 1, 1) for n in (fc, *widths[-2 : -2 - skips : -1]))
         for weight in self.scores.parameters():
             nn.init.zeros_(weight)
-        self.ups = nn.ModuleList(nn.ConvTranspose2d(1, 1, 4, 2, 1, bias=False) for _ in range(SKIPS))
+        self.ups = nn.ModuleList(nn.ConvTranspose2d(1, 1, 4, 2, 1, bias=False) for _ in range(skips))
         for weight in self.ups.parameters():
             weight.data.copy_(bilinear(2))
-        self.factor = 2 ** (len(widths) - SKIPS)
+        self.factor = 2 ** (len(widths) - skips)
         self.last: Tensor
         self.register_buffer("last", bilinear(self.factor))
 
