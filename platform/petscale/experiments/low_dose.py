@@ -109,12 +109,12 @@ def _sgsgan_run(size: Size, cohort: PhantomCohort, **switches: Any) -> RunConfig
     Without guidance phase 1 alone is as long as phases 1 and 3 of a guided run together: G sees the same number of
     patches in every row, and a guided row does not win by longer training.
     """
-    unit = {"small": 24, "paper": 20_000}[size]
+    unit = {"small": 48, "paper": 20_000}[size]
     guided = bool(switches.get("rois"))
     phases = (12 * unit, unit, 3 * unit, unit) if guided else (15 * unit, 0, 0, 0)
     fields: dict[str, Any] = {"rois": (), "phase_samples": phases}
     if size == "small":
-        fields |= {"patch": (32, 32, 32), "patches_per_case": 1}
+        fields |= {"patch": (32, 32, 32), "patches_per_case": 2}  # the 3D-UNet's deepest norm: one voxel of each
         fields |= {"unet_channels": 8, "critic_channels": 8, "segmenter_channels": 4}
     feed = FeedConfig(source=cohort.sources_at(6.0), cases_per_step=1)
     return run_of(size, "sgsgan", sgsgan.Config(**(fields | switches)), feed)
@@ -352,7 +352,7 @@ def sgsgan_resized(size: Size) -> Experiment:
     if small:
         steps = {"phase_samples": (72, 6, 18, 6)}
         whole |= steps
-        tiles |= steps | {"patch": (64, 64, 64)}
+        tiles |= steps | {"patch": (64, 64, 64), "patches_per_case": 1}
     resized, native = (
         _sgsgan_run(size, cohort, rois=tuple(_ORGANS.values()), **switches) for switches in (whole, tiles)
     )

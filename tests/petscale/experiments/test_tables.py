@@ -61,6 +61,8 @@ def test_rows_are_the_papers_and_their_runs_valid(made: Experiment) -> None:
     labels = [column.label for column in made.columns]
     assert len(set(labels)) == len(labels)
     for number, row in enumerate(made.rows):
+        if row.config.recipe == "sgsgan":
+            RECIPES["sgsgan"].check(row.config.model, row.config.feed, {})
         assert configs.from_json(configs.to_json(row.config)) == row.config
         assert set(row.config.feed.source) >= set(made.sources)
         assert row.against in (INPUT, BY_HU, *(other.name for other in made.rows[:number]))

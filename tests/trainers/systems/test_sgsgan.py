@@ -746,3 +746,14 @@ def test_a_residual_resumes_to_the_same_bits_in_each_phase() -> None:
         a, b = whole.state(), resumed.state()
         assert a.keys() == b.keys() == {"G", "D", "S", "gaussian"}
         assert all(torch.equal(a[engine][name], b[engine][name]) for engine in a for name in a[engine]), step
+
+
+def test_a_norm_of_one_voxel_is_refused_where_a_3d_unet_is_trained() -> None:
+    for patch, patches, valid in (((32, 32, 32), 1, False), ((32, 32, 32), 2, True), ((64, 32, 32), 1, True)):
+        config = small(synthesis="unet3d", patch=patch, patches_per_case=patches)
+        if valid:
+            sgsgan.check(config, sgsgan.FEED, {})
+        else:
+            with pytest.raises(InputError, match=r"CFG_RANGE sgsgan.patches_per_case: 1; .*use 2 or more"):
+                sgsgan.check(config, sgsgan.FEED, {})
+    sgsgan.check(small(patch=(32, 32, 32), patches_per_case=1), sgsgan.FEED, {})

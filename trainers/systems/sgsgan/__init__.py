@@ -57,11 +57,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from storage.errors import InputError
 from storage.ranges import Range
 from trainers import assembly, dose_gaussian, losses
 from trainers.dose_gaussian import Widths
 from trainers.feed_config import FeedConfig
-from trainers.recipe import Batch, BatchSpec, Departure, Engine, EngineFactory, Metrics, Scan, State, Tiling
+from trainers.recipe import Batch, BatchSpec, Departure, Doses, Engine, EngineFactory, Metrics, Scan, State, Tiling
 from trainers.systems.sgsgan.networks import (
     DCITN,
     Critic,
@@ -87,6 +88,7 @@ PRACTICE = (
 PHASES = ("gan", "segmenter", "guided gan", "final segmenter")  # Sec. III-C (1) to (4)
 GAUSSIAN = "gaussian"  # the phase before them where there is a residual, and what its weights' names begin with
 NO_SCAN = Scan((4.0, 4.0, 4.0), math.nan, 0.0)  # until ``for_scan`` has told which
+HALVED = 32  # voxels that the 3D-UNet's five halvings make one
 EXACT_TILE = (64, 64, 64)  # a quarter of a GB of feature maps; larger ones save little of the halo
 CONTENT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": F.l1_loss,
@@ -168,7 +170,7 @@ class Config:
 
     def __post_init__(self) -> None:
         require = assembly.check_fields(self, "sgsgan")
-        edge = 8 if self.synthesis == "dcitn" else 32  # S halves three times, the 3D-UNet five times
+        edge = 8 if self.synthesis == "dcitn" else HALVED  # S halves three times, the 3D-UNet five times
         require(
             all(e % edge == 0 and e >= 24 for e in self.patch),
             "CFG_PATCH_SIZE",
@@ -503,7 +505,24 @@ def _synthesizer(config: Config, G: Generator, widths: Widths | None) -> StyleSy
     )
 
 
-check = assembly.accept_any_feed  # images of one dose or of several
+def check(config: Config, feed: FeedConfig, doses: Doses) -> None:
+    """Take images of one dose or of several; refuse to train a 3D-UNet whose deepest norm sees one voxel of a case.
+
+    Such a norm gives 0 in training and something else at inference.  Runs of before are still read and used.
+
+    Raises:
+        InputError: CFG_RANGE.
+    """
+    deepest = math.prod(edge // HALVED for edge in config.patch) * config.patches_per_case
+    if config.synthesis == "unet3d" and deepest == 1:
+        raise InputError(
+            "CFG_RANGE",
+            where="sgsgan.patches_per_case",
+            found=f"{config.patches_per_case}; five halvings leave one voxel of a patch of {HALVED}^3 for a norm",
+            remedy="use 2 or more, or a longer patch (--recipe.patch 64 64 64)",
+        )
+
+
 files = assembly.no_files
 
 
