@@ -333,6 +333,20 @@ def sgsgan_table4(size: Size) -> Experiment:
     return _sgsgan_experiment(size, "sgsgan_table4", "IV", title, _BY_ORGAN, rows, (*alone, *together))
 
 
+def sgsgan_table8(size: Size) -> Experiment:
+    """Which content loss should train plain DCITN; the row of L1 is that of Tables I to III, and shares its run."""
+    plain: dict[str, Any] = {"use_noise": False, "use_adain": False}
+    printed: tuple[tuple[str, str, dict[str, Any], str], ...] = (
+        ("L1", INPUT, plain, "33.11 0.8125 65.15"),
+        ("L2", "L1", {**plain, "content": "l2"}, "32.93 0.7793 68.61"),
+        ("GDE", "L1", {**plain, "content": "gde"}, "26.66 0.7023 174.84"),
+        ("L1 + GDE", "L1", {**plain, "content": "l1+gde"}, "33.53 0.8275 64.05"),
+    )
+    rows = rows_of(_ALL, partial(_sgsgan_run, size, _sgsgan_cohort(size)), printed)
+    orders = orders_of(_ALL, rows, _SGSGAN_UNTRAINED, steps_of(rows))
+    return _sgsgan_experiment(size, "sgsgan_table8", "VIII", "SGSGAN: content loss of DCITN", _ALL, rows, orders)
+
+
 def sgsgan_resized(size: Size) -> Experiment:
     """The paper's open question: does training on whole volumes shrunk to 64^3 lose what native patches keep?
 

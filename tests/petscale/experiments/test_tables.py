@@ -29,6 +29,7 @@ NAMES = {
         for network in ("3D-UNet", "DCITN")
         for part in ("", " + noise", " + AdaIN", " + noise + AdaIN")
     ],
+    "sgsgan_table8": ["L1", "L2", "GDE", "L1 + GDE"],
     "sgsgan_table4": ["none", "L", "Br", "K", "Bl", "L+Br", "L+Br+K", "L+Br+K+Bl"],
     "cg_3dsrgan_table2": ["baseline", "+ CG", "CG-3DGAN", "CG-3DSRGAN"],
     "s3pet_table1": ["Auto-Context", "Cycle-GAN", "AR-GAN", "CVT-GAN", "SemiPET-like", "S3PET"],
@@ -140,6 +141,7 @@ def test_tables_of_sgsgan_share_their_runs(size: Size) -> None:
     assert runs["2"]["DCITN + style"] == runs["3"]["DCITN + noise + AdaIN"] == runs["4"]["none"]
     assert runs["2"]["SGSGAN-DCITN"] == runs["4"]["L+Br+K+Bl"]
     assert runs["2"]["3D-UNet"] == runs["3"]["3D-UNet"]
+    assert runs["2"]["DCITN"] == next(row.config for row in EXPERIMENTS["sgsgan_table8"](size).rows if row.name == "L1")
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -186,7 +188,7 @@ def _voxels(row: Row) -> int:
 
 def test_only_the_switches_of_the_ablation_differ_between_rows(made: Experiment) -> None:
     switches = {
-        "sgsgan": {"synthesis", "use_noise", "use_adain", "rois", "phase_samples"},
+        "sgsgan": {"synthesis", "use_noise", "use_adain", "rois", "phase_samples", "content"},
         "cg_3dsrgan": {"classify", "adversarial", "refine"},
         "s3pet": {"pretrained", "decouple", "transfer"},
         "cascade": {"stages", "dense", "loss_at"},
@@ -218,6 +220,9 @@ def test_published_numbers() -> None:
         "SSIM all": (0.8185, None),
         "MAE all": (64.16, None),
     }
+    table8 = EXPERIMENTS["sgsgan_table8"]("small")
+    assert paper(table8, "GDE") == {"PSNR all": (26.66, None), "SSIM all": (0.7023, None), "MAE all": (174.84, None)}
+    assert paper(table8, "L1 + GDE")["SSIM all"] == (0.8275, None)
     assert paper(table4, "K")["MAE kidneys"] == (13.86, 1.12)
     assert paper(table4, "none")["SSIM all"] == (0.8187, 0.0091)
     assert paper(table4, "Br")["Unet-score liver"] == (0.8801, 0.0166)
