@@ -737,6 +737,7 @@ def experiment(
             "sgsgan_table2",
             "sgsgan_table3",
             "sgsgan_table4",
+            "sgsgan_table7",
             "sgsgan_table8",
             "cg_3dsrgan_table2",
             "s3pet_table1",

@@ -29,6 +29,7 @@ NAMES = {
         for network in ("3D-UNet", "DCITN")
         for part in ("", " + noise", " + AdaIN", " + noise + AdaIN")
     ],
+    "sgsgan_table7": ["3D-UNet", "3D-UNet + style", "SGSGAN-3D-UNet", "DCITN", "DCITN + style", "SGSGAN-DCITN"],
     "sgsgan_table8": ["L1", "L2", "GDE", "L1 + GDE"],
     "sgsgan_table4": ["none", "L", "Br", "K", "Bl", "L+Br", "L+Br+K", "L+Br+K+Bl"],
     "cg_3dsrgan_table2": ["baseline", "+ CG", "CG-3DGAN", "CG-3DSRGAN"],
@@ -220,6 +221,11 @@ def test_published_numbers() -> None:
         "SSIM all": (0.8185, None),
         "MAE all": (64.16, None),
     }
+    table7 = EXPERIMENTS["sgsgan_table7"]("paper")
+    assert paper(table7, "SGSGAN-3D-UNet")["PSNR lesions"] == (21.53, None)
+    assert paper(table7, "DCITN")["MAE all"] == (69.21, None)
+    assert paper(table7, "SGSGAN-DCITN")["Unet-score all"] == (0.9283, None)
+    assert (table7.cohort.patients, table7.folds) == (45, 9)
     table8 = EXPERIMENTS["sgsgan_table8"]("small")
     assert paper(table8, "GDE") == {"PSNR all": (26.66, None), "SSIM all": (0.7023, None), "MAE all": (174.84, None)}
     assert paper(table8, "L1 + GDE")["SSIM all"] == (0.8275, None)
