@@ -228,12 +228,13 @@ def with_weights(build: Callable[[], Network], weights: Mapping[str, Tensor], wh
         network = build()
     wanted = {name: value.shape for name, value in network.state_dict().items()}
     if wanted != {name: value.shape for name, value in weights.items()}:
-        raise _another_configuration(where)
+        raise another_configuration(where)
     network.load_state_dict(dict(weights), assign=True)
     return network
 
 
-def _another_configuration(where: str) -> InputError:
+def another_configuration(where: str) -> InputError:
+    """Return the error for weights that are not those of the configuration."""
     return InputError(
         "CKPT_CONFIG",
         where=where,
@@ -257,7 +258,7 @@ def networks_of(
         name: {k.removeprefix(f"{name}."): v for k, v in weights.items() if k.startswith(f"{name}.")} for name in builds
     }
     if not weights or sum(map(len, own.values())) != len(weights):
-        raise _another_configuration(where)
+        raise another_configuration(where)
     return {name: with_weights(builds[name], held, where) for name, held in own.items() if held}
 
 

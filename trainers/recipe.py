@@ -301,6 +301,21 @@ class Exporting(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Departure:
+    """A setting other than the paper's that was measured to serve better.
+
+    Args:
+        name: ``section.field``.
+        value: the setting.
+        words: what it brings, as a report says it.
+    """
+
+    name: str
+    value: Any
+    words: str
+
+
 class RecipeSpec(Protocol):
     """A system's module as the registry, the loop and the platform use it.
 
@@ -315,7 +330,8 @@ class RecipeSpec(Protocol):
     A module may also state ``LOOP`` (``trainers.loop.LoopConfig``) and ``ENGINE`` (``trainers.engine.EngineConfig``):
     defaults of a system that is trained with averaged weights, a schedule or validation.  Without them those of the
     classes hold, which are all off.  ``LATER`` names settings of ``Config`` that were added after runs had been made,
-    and whose defaults leave these runs as they were.
+    and whose defaults leave these runs as they were.  ``PRACTICE`` holds the ``Departure``s from the paper that
+    ``--defaults practice`` makes; without it there are none.
     """
 
     Config: type[Any]

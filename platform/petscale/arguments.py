@@ -16,10 +16,11 @@ import tyro
 
 from petscale import config as configs
 from petscale.config import SECTIONS, RunConfig, contradiction, workers_of
+from storage.errors import InputError
 from storage.ranges import ranges_of
 
 TITLES = {
-    "recipe": "recipe: the system's own settings; defaults are the paper's",
+    "recipe": "recipe: the system's own settings; defaults as --defaults says",
     "feed": "feed: which voxels are seen",
     "loop": "loop: how often what is done",
     "engine": "engine: how networks are trained",
@@ -79,13 +80,14 @@ def arguments_of(extra: type[Any], base: RunConfig) -> type[Any]:
 def run_options(words: Sequence[str], extra: type[Any], *, prog: str, description: str) -> tuple[Any, RunConfig]:
     """Parse a command whose options include the fields of a run's configuration.
 
-    Where a value comes from, the later over the earlier: the system's defaults, the file given by ``--config``, then
-    settings given by ``--set``, and options of their own, which may not contradict each other.
+    Where a value comes from, the later over the earlier: the system's defaults (those of practice unless ``--defaults
+    paper`` is given) or the file given by ``--config``, then settings given by ``--set``, and options of their own,
+    which may not contradict each other.
 
     Args:
         words: what was typed after the command's name.
-        extra: a dataclass with the command's other options; it has ``recipe``, ``config``, ``set``, ``workers`` and
-            ``device``.
+        extra: a dataclass with the command's other options; it has ``recipe``, ``defaults``, ``config``, ``set``,
+            ``workers`` and ``device``.
         prog: how the command is called.
         description: what it does, for its help.
 
@@ -93,7 +95,8 @@ def run_options(words: Sequence[str], extra: type[Any], *, prog: str, descriptio
         An instance of ``extra``, and the configuration.
 
     Raises:
-        InputError: CFG_RECIPE, CFG_SET, CFG_FIELD, CFG_VALUE, CFG_RANGE, CFG_CONTRADICTION, and those of a file.
+        InputError: CFG_RECIPE, CFG_SET, CFG_FIELD, CFG_VALUE, CFG_RANGE, CFG_CONTRADICTION, CFG_NO_EFFECT, and those of
+            a file.
         SystemExit: 2 for an option that does not exist, 0 after the help.
     """
     words, settings = _without_settings(list(words))
@@ -174,10 +177,15 @@ def value_typed(words: Sequence[str], name: str) -> str | None:
 def _base(words: Sequence[str], settings: Mapping[str, Any]) -> RunConfig:
     """The configuration before options: of the system, the file, and ``--set``."""
     recipe, file = value_typed(words, "recipe"), value_typed(words, "config")
+    defaults = value_typed(words, "defaults")
     if file is not None:
+        if defaults is not None:
+            remedy = f"write it into the file instead: recipe: {{name: ..., defaults: {defaults}}}"
+            raise InputError("CFG_NO_EFFECT", where="--defaults", found="given beside --config", remedy=remedy)
         base = configs.read(Path(file))
         if recipe is not None and recipe != base.recipe:
             raise contradiction("--recipe", recipe, base.recipe)
     else:
-        base = configs.from_json({"recipe": {"name": recipe}} if recipe is not None else {})
+        named = {"name": recipe} if recipe is not None else {}
+        base = configs.from_json({"recipe": {**named, "defaults": "practice" if defaults is None else defaults}})
     return configs.with_fields(base, settings) if settings else base

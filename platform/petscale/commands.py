@@ -357,6 +357,8 @@ class TrainOptions:
         others: folders of further cohorts that are trained on too; a case name of several is written cohort.case.
         run: folder of the run; made, or continued.
         recipe: name of the system; each system has its own defaults.
+        defaults: whose settings hold where none is given: practice, those measured to serve better, or the paper's; the
+            same for a system that has none of practice.
         config: a YAML or JSON file with the same names, or the config.json of a run, to start from.
         set: settings of the form section.field=value, as in older commands.
         workers: training processes, short for --cluster.workers; 2:8 for as many from 2 to 8 as there is room for.
@@ -368,6 +370,7 @@ class TrainOptions:
     others: Positional[Annotated[tuple[Path, ...], arg(metavar="COHORT")]] = ()
     run: Path
     recipe: str = "sgsgan"
+    defaults: Literal["paper", "practice"] = "practice"
     config: Path | None = None
     set: tuple[str, ...] = ()
     workers: str | None = None
@@ -401,6 +404,8 @@ class FoldsOptions:
         run: folder of all folds, a run in each of its fold-0, fold-1, ...; made, or continued.
         k: number of folds; default: split.folds, or what the cohort states (split.fold-tag), or 5.
         recipe: name of the system; each system has its own defaults.
+        defaults: whose settings hold where none is given: practice, those measured to serve better, or the paper's; the
+            same for a system that has none of practice.
         config: a YAML or JSON file with the same names, or the config.json of a run, to start from.
         set: settings of the form section.field=value, as in older commands.
         workers: training processes, short for --cluster.workers; 2:8 for as many from 2 to 8 as there is room for.
@@ -413,6 +418,7 @@ class FoldsOptions:
     run: Path
     k: int | None = None
     recipe: str = "sgsgan"
+    defaults: Literal["paper", "practice"] = "practice"
     config: Path | None = None
     set: tuple[str, ...] = ()
     workers: str | None = None
@@ -441,6 +447,8 @@ class TuneOptions:
         others: folders of further cohorts, read as one with the first.
         study: folder of the study: its journal, a run folder per trial, the best configuration, the report.
         recipe: name of the system; each system has its own defaults.
+        defaults: whose settings hold where none is given: practice, those measured to serve better, or the paper's; the
+            same for a system that has none of practice.
         config: a YAML or JSON file with the same names, or the config.json of a run, that trials vary.
         set: settings of the form section.field=value for every trial, as in older commands.
         spaces: what is searched: losses, training, masking (s3pet), depth (cascade); several are joined.
@@ -463,6 +471,7 @@ class TuneOptions:
     others: Positional[Annotated[tuple[Path, ...], arg(metavar="COHORT")]] = ()
     study: Path
     recipe: str = "sgsgan"
+    defaults: Literal["paper", "practice"] = "practice"
     config: Path | None = None
     set: tuple[str, ...] = ()
     spaces: tuple[str, ...] = ("losses",)
@@ -728,6 +737,8 @@ def experiment(
             "sgsgan_table2",
             "sgsgan_table3",
             "sgsgan_table4",
+            "sgsgan_table7",
+            "sgsgan_table8",
             "cg_3dsrgan_table2",
             "s3pet_table1",
             "s3pet_table2",

@@ -5,6 +5,10 @@ system's own section; the other sections are the same for every system.  A file 
 
     recipe: {name: sgsgan, lambda_content: 50}
     feed.cases_per_step: 4
+
+What a file leaves out has the defaults of the paper, or with ``recipe: {name: sgsgan, defaults: practice}`` those that
+were measured to serve better (``PRACTICE`` of the system's module).  They are filled in when the file is read: a run
+records every setting itself, and what an earlier version recorded keeps its meaning.
 """
 
 import ast
@@ -28,6 +32,7 @@ from storage.ranges import Range, check_ranges
 from trainers.engine import EngineConfig
 from trainers.feed_config import FORMER, FeedConfig
 from trainers.loop import LoopConfig
+from trainers.recipe import Departure
 from trainers.systems import RECIPES
 
 _SPLIT_AT_FIRST: tuple[str, ...] = ("test", "test_fraction", "folds", "fold", "validation_fraction")
@@ -45,6 +50,7 @@ One that came later is stated where it is not its class's default, which leaves 
 _UNSTATED = {"feed": ("read_ahead",), "loop": ("log_every", "save_every", "picture_every", "keep", "seed")}
 """Section -> the settings that decide speed and records, never the result; the loop's seed is stated on its own."""
 SECTIONS = ("recipe", "feed", "loop", "engine", "split", "cluster")
+Defaults = Literal["paper", "practice"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +185,34 @@ def system_defaults(recipe: str) -> dict[str, Any]:
     }
 
 
+def practice_of(recipe: str) -> tuple[Departure, ...]:
+    """Return a system's departures from its paper that were measured to serve better; none for most."""
+    return getattr(RECIPES[recipe], "PRACTICE", ())
+
+
+def defaults_said(config: RunConfig) -> list[str]:
+    """Say which of a system's departures from its paper a run makes; nothing for a system without any."""
+    paper = RunConfig(recipe=config.recipe).sections
+    made: list[str] = []
+    left: list[str] = []
+    for departure in practice_of(config.recipe):
+        section, _, name = departure.name.partition(".")
+        same = getattr(config.sections[section], name) == getattr(paper[section], name)
+        (left if same else made).append(departure.words)
+    said = [f"{config.recipe} with {_listed(made)}, which its paper does not have."] if made else []
+    return said + ([f"{config.recipe} as in its paper: without {_listed(left)}."] if left else [])
+
+
+def _listed(words: Sequence[str]) -> str:
+    """Several things in one sentence.
+
+    >>> _listed(["borders", "weights", "a residual"])
+    'borders, weights and a residual'
+    """
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
+
+
 def workers_of(text: str) -> tuple[int, int]:
     """Return ``cluster.least_workers`` and ``cluster.workers`` of what is typed as ``--workers``.
 
@@ -212,7 +246,7 @@ def to_json(config: RunConfig) -> dict[str, Any]:
 
 
 def from_json(content: Mapping[str, Any]) -> RunConfig:
-    """Inverse of ``to_json``; what is left out has the system's defaults.
+    """Inverse of ``to_json``; what is left out has the system's defaults, with ``recipe.defaults`` those of practice.
 
     Also reads what petscale wrote before: ``recipe`` as a word beside the section ``model``, and ``feed.low`` and
     ``feed.full`` for the source and the target.
@@ -224,6 +258,12 @@ def from_json(content: Mapping[str, Any]) -> RunConfig:
     recipe = sections["recipe"].pop("name", "sgsgan")
     if not isinstance(recipe, str) or recipe not in RECIPES:
         raise _unknown("CFG_RECIPE", "recipe", str(recipe), list(RECIPES))
+    defaults = sections["recipe"].pop("defaults", "paper")
+    if defaults not in typing.get_args(Defaults):
+        raise _unknown("CFG_VALUE", "recipe.defaults", str(defaults), list(typing.get_args(Defaults)))
+    for departure in practice_of(recipe) if defaults == "practice" else ():
+        section, _, name = departure.name.partition(".")
+        sections[section].setdefault(name, departure.value)
     kinds: dict[str, Any] = {"recipe": RECIPES[recipe].Config, "feed": FeedConfig, "loop": LoopConfig}
     kinds |= {"engine": EngineConfig, "split": SplitConfig, "cluster": ClusterConfig}
     for section, own in system_defaults(recipe).items():

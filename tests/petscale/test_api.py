@@ -161,7 +161,7 @@ def test_options_and_defaults_of_training_are_the_command_s(name: str, options: 
     ours, theirs = inspect.signature(getattr(api, name)).parameters, inspect.signature(options).parameters
     assert set(theirs) - set(ours) == {"set"}  # fields, as values
     assert set(ours) - set(theirs) == {"fields"}
-    for option in set(ours) & set(theirs) - {"recipe"}:  # None: that of the configuration, else the same
+    for option in set(ours) & set(theirs) - {"recipe", "defaults"}:  # None: that of the configuration, else the same
         assert ours[option].default == theirs[option].default, option
 
 
@@ -171,8 +171,11 @@ def test_a_configuration_starts_from_a_file_a_value_or_a_system(tmp_path: Path) 
         made = petscale.configure({"loop.seed": 3}, config=base, workers=2)
         assert (made.recipe, made.model.dim, made.loop.log_every, made.loop.seed) == ("s3pet", 48, 5, 3)
         assert made.cluster.workers == 2
-    assert petscale.configure() == petscale.RunConfig()
+    assert petscale.configure(defaults="paper") == petscale.RunConfig()
+    assert petscale.configure() == configs.from_json({"recipe": {"name": "sgsgan", "defaults": "practice"}})
     assert petscale.configure(recipe="s3pet") == configs.from_json({"recipe": "s3pet"})
+    with pytest.raises(petscale.InputError, match="CFG_NO_EFFECT defaults"):
+        petscale.configure(config=petscale.RunConfig(), defaults="practice")
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,21 @@ def composed(*words: str) -> RunConfig:
 
 def test_without_options_a_command_composes_the_systems_defaults() -> None:
     for name in BUILT_IN:
-        assert composed("--recipe", name) == configs.from_json({"recipe": name})
+        paper = configs.from_json({"recipe": name})
+        practice = configs.from_json({"recipe": {"name": name, "defaults": "practice"}})
+        assert composed("--recipe", name) == composed("--recipe", name, "--defaults", "practice") == practice
+        assert composed("--recipe", name, "--defaults", "paper") == paper
+        assert (practice == paper) == (not configs.practice_of(name))
+    assert composed() == composed("--recipe", "sgsgan")
+
+
+def test_a_file_states_its_own_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("recipe: {name: sgsgan, lambda_content: 50}")
+    paper = composed("--config", str(file))
+    assert paper == composed("--defaults", "paper", "--recipe.lambda-content", "50")
+    file.write_text("recipe: {name: sgsgan, lambda_content: 50, defaults: practice}\nfeed.beyond: air")
+    assert composed("--config", str(file)) == composed("--recipe.lambda-content", "50", "--feed.beyond", "air")
 
 
 def test_an_option_a_setting_and_a_file_say_the_same(tmp_path: Path) -> None:
@@ -94,6 +108,8 @@ def test_what_a_run_records_is_read_back_under_the_same_names(tmp_path: Path) ->
         (["--cluster.workers", "3"], "CFG_WORKERS cluster.workers"),
         (["--set", "loop.log_evry=3"], "CFG_FIELD --set loop: unknown 'log_evry'; did you mean 'log_every'?"),
         (["--config", "absent.yaml"], "CFG_NO_FILE absent.yaml"),
+        (["--config", "{file}", "--defaults", "paper"], "CFG_NO_EFFECT --defaults: given beside --config"),
+        (["--defaults", "practise"], "CFG_VALUE recipe.defaults: unknown 'practise'; did you mean 'practice'?"),
         (["--config", "{broken}"], "CFG_JSON broken.yaml: not YAML"),
     ],
 )

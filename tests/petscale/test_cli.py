@@ -90,7 +90,8 @@ def test_settings_may_be_given_together_or_one_by_one(trained: list[RunConfig]) 
             "feed.source=low_drf4,low_drf20",
         ]
     )
-    wanted = configs.override(RunConfig(), ["loop.seed=1", "recipe.patch=32,32,32", "feed.source=low_drf4,low_drf20"])
+    practice = configs.from_json({"recipe": {"name": "sgsgan", "defaults": "practice"}})
+    wanted = configs.override(practice, ["loop.seed=1", "recipe.patch=32,32,32", "feed.source=low_drf4,low_drf20"])
     assert trained == [wanted, wanted]
 
 

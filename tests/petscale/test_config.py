@@ -363,6 +363,35 @@ def test_a_systems_setting_that_came_later_is_stated_where_it_is_chosen() -> Non
     assert changed["model"] == {**plain.identity()["model"], "residual": "low"}
 
 
+def test_settings_of_practice_are_filled_in_when_asked_for_and_are_a_run_of_their_own() -> None:
+    paper, practice = from_json({"recipe": "sgsgan"}), from_json({"recipe": {"name": "sgsgan", "defaults": "practice"}})
+    assert paper == RunConfig()
+    stated = {"beyond": "mirror"}, {"ema_decay": 0.998}, {"residual": "gaussian"}
+    known = paper.identity()
+    merged = zip(("feed", "engine", "model"), stated, strict=True)
+    assert practice.identity() == known | {section: known[section] | fields for section, fields in merged}
+    assert from_json(to_json(practice)) == practice
+    # What an earlier version recorded lacks the later settings, and means what it meant.
+    record = to_json(paper)
+    for section, name in (("feed", "beyond"), ("engine", "ema_decay"), ("recipe", "residual")):
+        del record[section][name]
+    assert from_json(record) == paper
+    with pytest.raises(InputError, match=r"CFG_VALUE recipe.defaults: unknown 'papr'; did you mean 'paper'"):
+        from_json({"recipe": {"name": "sgsgan", "defaults": "papr"}})
+
+
+def test_a_run_says_which_of_its_systems_departures_it_makes() -> None:
+    practice = from_json({"recipe": {"name": "sgsgan", "defaults": "practice"}})
+    words = "mirrored borders, averaged weights and a residual on the Gaussian of the dose"
+    assert configs.defaults_said(practice) == [f"sgsgan with {words}, which its paper does not have."]
+    assert configs.defaults_said(RunConfig()) == [f"sgsgan as in its paper: without {words}."]
+    assert configs.defaults_said(override(RunConfig(), ["engine.ema_decay=0.9"])) == [
+        "sgsgan with averaged weights, which its paper does not have.",
+        "sgsgan as in its paper: without mirrored borders and a residual on the Gaussian of the dose.",
+    ]
+    assert configs.defaults_said(RunConfig(recipe="restore")) == []
+
+
 @pytest.mark.parametrize(
     ("setting", "section", "stated"),
     [

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from petscale.api.cohorts import PathLike
 from petscale.folders import METRICS, WEIGHTS
+from storage.errors import InputError
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
     from petscale.api.results import Scores
-    from petscale.config import RunConfig
+    from petscale.config import Defaults, RunConfig
 
 NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 
@@ -22,6 +23,7 @@ def configure(
     fields: Mapping[str, Any] = NO_FIELDS,
     *,
     recipe: str | None = None,
+    defaults: "Defaults | None" = None,
     config: "RunConfig | PathLike | None" = None,
     workers: int | None = None,
     device: Literal["cpu", "cuda"] | None = None,
@@ -31,12 +33,15 @@ def configure(
     Args:
         fields: ``section.field`` -> value, for what differs from ``config``; the names are those of options and files.
         recipe: name of the system; it brings its own defaults.  None: that of ``config``, else sgsgan.
+        defaults: whose settings hold where none is given: ``practice``, those measured to serve better (None without
+            ``config``), or the ``paper``'s; the same for a system that has none of practice.  Not beside ``config``.
         config: where to start from: a configuration, or a YAML or JSON file, or the ``config.json`` of a run.
         workers: training processes, short for ``cluster.workers``.
         device: short for ``cluster.device``.
 
     Raises:
-        InputError: CFG_RECIPE, CFG_SET, CFG_FIELD with the nearest name, CFG_VALUE, CFG_RANGE, CFG_CONTRADICTION.
+        InputError: CFG_RECIPE, CFG_SET, CFG_FIELD with the nearest name, CFG_VALUE, CFG_RANGE, CFG_CONTRADICTION,
+            CFG_NO_EFFECT.
 
     >>> small = petscale.configure({"recipe.patch": (32, 32, 32), "loop.log_every": 1}, recipe="sgsgan")
     >>> small.model.patch, small.loop.log_every, small.feed.cases_per_step
@@ -48,7 +53,10 @@ def configure(
     from petscale import config as configs
 
     if config is None:
-        base = configs.from_json({"recipe.name": recipe} if recipe is not None else {})
+        named = {"name": recipe} if recipe is not None else {}
+        base = configs.from_json({"recipe": {**named, "defaults": "practice" if defaults is None else defaults}})
+    elif defaults is not None:
+        raise InputError("CFG_NO_EFFECT", where="defaults", found="given beside config", remedy="give one of the two")
     else:
         base = config if isinstance(config, configs.RunConfig) else configs.read(Path(config))
         if recipe is not None and recipe != base.recipe:
@@ -66,6 +74,7 @@ def train(
     fields: Mapping[str, Any] = NO_FIELDS,
     *,
     recipe: str | None = None,
+    defaults: "Defaults | None" = None,
     config: "RunConfig | PathLike | None" = None,
     workers: int | None = None,
     device: Literal["cpu", "cuda"] | None = None,
@@ -79,6 +88,7 @@ def train(
         run: folder of the run; made, or continued.
         fields: as in ``configure``, like those that follow.
         recipe: name of the system.
+        defaults: ``practice`` or ``paper``.
         config: where the configuration starts from.
         workers: training processes.
         device: cpu or cuda.
@@ -94,7 +104,7 @@ def train(
     ...     "recipe.patch": (24, 24, 24), "recipe.patches_per_case": 1, "recipe.context_patches": 2,
     ...     "recipe.critic_channels": 2, "recipe.rois": (), "recipe.phase_samples": (4, 0, 0, 0),
     ...     "loop.log_every": 1, "split.validation_fraction": 0.3,
-    ... })
+    ... }, defaults="paper")
     >>> run = petscale.train("cohort", "run", config=tiny)
     >>> run.weights.name
     'weights.safetensors'
@@ -102,7 +112,7 @@ def train(
     from petscale.training import driver
 
     limit_s = seconds(time_limit)
-    chosen = configure(fields, recipe=recipe, config=config, workers=workers, device=device)
+    chosen = configure(fields, recipe=recipe, defaults=defaults, config=config, workers=workers, device=device)
     driver.train(
         Path(cohort),
         Path(run),
@@ -121,6 +131,7 @@ def folds(
     *,
     k: int | None = None,
     recipe: str | None = None,
+    defaults: "Defaults | None" = None,
     config: "RunConfig | PathLike | None" = None,
     workers: int | None = None,
     device: Literal["cpu", "cuda"] | None = None,
@@ -137,6 +148,7 @@ def folds(
         fields: as in ``configure``, like those that follow ``k``.
         k: number of folds; None for ``split.folds``, for those that the cohort states (``split.fold_tag``), or 5.
         recipe: name of the system.
+        defaults: ``practice`` or ``paper``.
         config: where the configuration starts from.
         workers: training processes.
         device: cpu or cuda.
@@ -158,7 +170,7 @@ def folds(
     from petscale.crossvalidation.folds import train_folds
 
     limit_s = seconds(time_limit)
-    chosen = configure(fields, recipe=recipe, config=config, workers=workers, device=device)
+    chosen = configure(fields, recipe=recipe, defaults=defaults, config=config, workers=workers, device=device)
     found = train_folds(
         Path(cohort),
         Path(run),

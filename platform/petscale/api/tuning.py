@@ -13,7 +13,7 @@ from petscale.folders import BEST, REPORT
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from petscale.config import RunConfig
+    from petscale.config import Defaults, RunConfig
 
 
 def tune(
@@ -22,6 +22,7 @@ def tune(
     fields: Mapping[str, Any] = NO_FIELDS,
     *,
     recipe: str | None = None,
+    defaults: "Defaults | None" = None,
     config: "RunConfig | PathLike | None" = None,
     spaces: Sequence[str] = ("losses",),
     objectives: Sequence[str] = ("psnr_body",),
@@ -45,6 +46,7 @@ def tune(
         study: folder of the study.
         fields: as in ``configure``, of the configuration that trials vary; ``recipe`` and ``config`` too.
         recipe: name of the system.
+        defaults: ``practice`` or ``paper``.
         config: where the configuration starts from.
         spaces: names of what is searched, of ``tune_spaces``; several are joined.
         objectives: one score on validation patients, or two for a Pareto front.
@@ -72,7 +74,7 @@ def tune(
     from petscale.tuning.sweep import sweep
 
     limit_s = seconds(time_limit)
-    chosen = configure(fields, recipe=recipe, config=config, workers=workers, device=device)
+    chosen = configure(fields, recipe=recipe, defaults=defaults, config=config, workers=workers, device=device)
     searched = SweepConfig(
         spaces=tuple(spaces),
         objectives=tuple(objectives),

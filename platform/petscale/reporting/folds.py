@@ -58,7 +58,13 @@ def report_folds(folder: Path, cohort: Path, *, others: Sequence[Path] = ()) -> 
                 environment=environment(),
                 cohort_digest=integrity.root_digest(record["cases"], {}),
                 suv_rules={name: rule for name, rule in rules.items() if rule},
-                notes=[said, *unproven, *RECIPES[config.recipe].caveats(config.model), *notes_of(first, source)],
+                notes=[
+                    said,
+                    *unproven,
+                    *configs.defaults_said(config),
+                    *RECIPES[config.recipe].caveats(config.model),
+                    *notes_of(first, source),
+                ],
                 doubts=doubts_of(scored, config.feed.target, source, what="test"),
             )
             write_report(path, data)

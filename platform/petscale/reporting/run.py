@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from petscale import config as configs
 from petscale.console import bar
 from petscale.evaluation.external import choose_cases
 from petscale.evaluation.run import baseline_of, candidates_of, run_facts
@@ -77,6 +78,7 @@ def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation], *
                     notes=[
                         *_external_notes(about),
                         *(f"{note[0].upper()}{note[1:]}." for note in weights.notes),
+                        *configs.defaults_said(config),
                         *RECIPES[config.recipe].caveats(config.model),
                         *chosen_step(weights.facts),
                         *best_epochs(records),

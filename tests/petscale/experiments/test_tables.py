@@ -29,6 +29,8 @@ NAMES = {
         for network in ("3D-UNet", "DCITN")
         for part in ("", " + noise", " + AdaIN", " + noise + AdaIN")
     ],
+    "sgsgan_table7": ["3D-UNet", "3D-UNet + style", "SGSGAN-3D-UNet", "DCITN", "DCITN + style", "SGSGAN-DCITN"],
+    "sgsgan_table8": ["L1", "L2", "GDE", "L1 + GDE"],
     "sgsgan_table4": ["none", "L", "Br", "K", "Bl", "L+Br", "L+Br+K", "L+Br+K+Bl"],
     "cg_3dsrgan_table2": ["baseline", "+ CG", "CG-3DGAN", "CG-3DSRGAN"],
     "s3pet_table1": ["Auto-Context", "Cycle-GAN", "AR-GAN", "CVT-GAN", "SemiPET-like", "S3PET"],
@@ -61,6 +63,8 @@ def test_rows_are_the_papers_and_their_runs_valid(made: Experiment) -> None:
     labels = [column.label for column in made.columns]
     assert len(set(labels)) == len(labels)
     for number, row in enumerate(made.rows):
+        if row.config.recipe == "sgsgan":
+            RECIPES["sgsgan"].check(row.config.model, row.config.feed, {})
         assert configs.from_json(configs.to_json(row.config)) == row.config
         assert set(row.config.feed.source) >= set(made.sources)
         assert row.against in (INPUT, BY_HU, *(other.name for other in made.rows[:number]))
@@ -138,6 +142,7 @@ def test_tables_of_sgsgan_share_their_runs(size: Size) -> None:
     assert runs["2"]["DCITN + style"] == runs["3"]["DCITN + noise + AdaIN"] == runs["4"]["none"]
     assert runs["2"]["SGSGAN-DCITN"] == runs["4"]["L+Br+K+Bl"]
     assert runs["2"]["3D-UNet"] == runs["3"]["3D-UNet"]
+    assert runs["2"]["DCITN"] == next(row.config for row in EXPERIMENTS["sgsgan_table8"](size).rows if row.name == "L1")
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -184,7 +189,7 @@ def _voxels(row: Row) -> int:
 
 def test_only_the_switches_of_the_ablation_differ_between_rows(made: Experiment) -> None:
     switches = {
-        "sgsgan": {"synthesis", "use_noise", "use_adain", "rois", "phase_samples"},
+        "sgsgan": {"synthesis", "use_noise", "use_adain", "rois", "phase_samples", "content"},
         "cg_3dsrgan": {"classify", "adversarial", "refine"},
         "s3pet": {"pretrained", "decouple", "transfer"},
         "cascade": {"stages", "dense", "loss_at"},
@@ -216,6 +221,14 @@ def test_published_numbers() -> None:
         "SSIM all": (0.8185, None),
         "MAE all": (64.16, None),
     }
+    table7 = EXPERIMENTS["sgsgan_table7"]("paper")
+    assert paper(table7, "SGSGAN-3D-UNet")["PSNR lesions"] == (21.53, None)
+    assert paper(table7, "DCITN")["MAE all"] == (69.21, None)
+    assert paper(table7, "SGSGAN-DCITN")["Unet-score all"] == (0.9283, None)
+    assert (table7.cohort.patients, table7.folds) == (45, 9)
+    table8 = EXPERIMENTS["sgsgan_table8"]("small")
+    assert paper(table8, "GDE") == {"PSNR all": (26.66, None), "SSIM all": (0.7023, None), "MAE all": (174.84, None)}
+    assert paper(table8, "L1 + GDE")["SSIM all"] == (0.8275, None)
     assert paper(table4, "K")["MAE kidneys"] == (13.86, 1.12)
     assert paper(table4, "none")["SSIM all"] == (0.8187, 0.0091)
     assert paper(table4, "Br")["Unet-score liver"] == (0.8801, 0.0166)

@@ -88,7 +88,7 @@ def test_it_is_said_on_the_screen(
     grown(copied, newcomer)
     monkeypatch.setattr(sessions, "session", lambda *_: nullcontext())
     monkeypatch.setattr(driver, "train_on_ray", lambda plan, **_: None)
-    main(["train", str(copied), "--run", str(begun.run), "--set", *SMALL])
+    main(["train", str(copied), "--run", str(begun.run), "--defaults", "paper", "--set", *SMALL])
     assert "1 case(s) of the cohort are not part of this run" in capsys.readouterr().err
 
 

@@ -44,7 +44,7 @@ pytestmark = pytest.mark.slow
 
 
 def command(cohort: Path, run: Path, workers: int = 2, *settings: str) -> list[str]:
-    chosen = ["--workers", str(workers), "--set", *SETTINGS, *settings]
+    chosen = ["--workers", str(workers), "--defaults", "paper", "--set", *SETTINGS, *settings]
     return [sys.executable, "-m", "petscale", "train", str(cohort), "--run", str(run), *chosen]
 
 

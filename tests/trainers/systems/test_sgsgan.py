@@ -9,9 +9,10 @@ from network_facts import count, moved
 from torch import Tensor, nn
 
 from storage.errors import InputError
-from trainers import losses
+from trainers import dose_gaussian, losses
+from trainers.dose_gaussian import Widths
 from trainers.engine import plain_engine
-from trainers.recipe import Batch
+from trainers.recipe import Batch, Scan
 from trainers.systems import sgsgan
 from trainers.systems.sgsgan import Config, networks
 
@@ -57,6 +58,8 @@ def make_batch(recipe: sgsgan.SGSGAN, step: int, cases: int = 1) -> Batch:
         drf=torch.full((b,), 20.0),
         cases=cases,
         places=("",) * b,
+        spacing_mm=torch.full((b, 3), 4.0),
+        peak=torch.ones(b),
     )
 
 
@@ -658,3 +661,99 @@ def test_a_wrong_field_is_named_in_one_line(changes: dict[str, Any], code: str, 
     assert error.value.code == code
     assert error.value.where == f"sgsgan.{field}"
     assert "\n" not in str(error.value)
+
+
+# The residual, which is not the paper's.
+
+RESIDUAL: dict[str, Any] = {"residual": "gaussian", "gaussian_samples": 4}
+
+
+def test_the_residual_has_a_phase_of_its_own_and_leaves_the_papers_phases_as_they_are() -> None:
+    plain, added = build(small()), build(small(**RESIDUAL))
+    assert {name: step + 2 for name, step in plain.phase_starts.items()} == {
+        name: step for name, step in added.phase_starts.items() if name != "gaussian"
+    }
+    assert added.phase_starts["gaussian"] == 0
+    assert [added.batch_spec(step + 2) for step in range(8)] == [plain.batch_spec(step) for step in range(8)]
+    assert added.batch_spec(0) == plain.batch_spec(0)
+    before = weights(added)
+    run(added, 0)
+    assert moved(before, weights(added)) == set()
+
+
+@pytest.mark.parametrize("changes", [{}, PLAIN, {"synthesis": "unet3d", "unet_channels": 2, "patch": (32, 32, 32)}])
+def test_the_residual_starts_at_the_gaussian_of_the_dose_and_is_exported_with_it(changes: dict[str, Any]) -> None:
+    config = small(**RESIDUAL, **changes)
+    recipe = build(config)
+    batches = [make_batch(recipe, step) for step in (0, 1)]
+    for step, batch in enumerate(batches):  # the full dose is the low dose at 5 mm, so that this width is chosen
+        wanted = dose_gaussian.smoothed(batch.source, batch.spacing_mm, config.margin, (5.0,))
+        recipe.step(dataclasses.replace(batch, target=wanted), step)
+    low, overview = batches[0].source, batches[0].overview
+    synthesizer = recipe.synthesizer().for_scan(Scan((4.0, 4.0, 4.0), 20.0, 0.0))
+    start = dose_gaussian.smoothed(low, torch.full((2, 3), 4.0), config.margin, (5.0,))
+    assert torch.equal(synthesizer(low, synthesizer.context(overview, low)), start)
+
+    run(recipe, 2)
+    exported = sgsgan.weights_to_synthesizer(config, recipe.weights()).for_scan(synthesizer.scan)
+    ours, theirs = (one(low, one.context(overview, low)) for one in (synthesizer, exported))
+    assert torch.equal(ours, theirs)
+    assert not torch.equal(ours, start)
+    for lacking in ("gaussian.drf", "synthesis.out.bias"):
+        weights_left = {name: value for name, value in recipe.weights().items() if name != lacking}
+        with pytest.raises(InputError, match="CKPT_CONFIG"):
+            sgsgan.weights_to_synthesizer(config, weights_left)
+
+
+def test_what_the_residual_adds_grows_with_the_noise_of_the_case() -> None:
+    config = small(**RESIDUAL, **PLAIN)
+    G = generator(config)
+    low = torch.rand(2, 1, 36, 36, 36)
+    start = dose_gaussian.smoothed(low, torch.full((2, 3), 4.0), 6, (5.0,))
+    added = G.synthesize(low, G.context(low, low[:, :, :0], start), start) - start
+    context = G.context(low, low[:, :, :0], start)
+    assert context.keys() == {"mean/start", "var/start"}
+    rest = low[:, :, 6:-6, 6:-6, 6:-6] - start
+    torch.testing.assert_close(
+        added, G.synthesis(low, networks.Shared(1, None, networks.live_moments)) * rest.std(correction=0)
+    )
+    louder = {**context, "var/start": 4 * context["var/start"]}
+    torch.testing.assert_close(G.synthesize(low, louder, start) - start, 2 * added, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_tiles_of_the_residual_equal_the_whole_volume() -> None:
+    config = small(**RESIDUAL, units=2)  # whose own radius is less than the Gaussian's
+    G = generator(config)
+    widths = Widths(torch.tensor([20.0]), torch.tensor([15.0]))
+    synthesizer = sgsgan._synthesizer(config, G, widths).for_scan(Scan((2.0, 3.0, 4.0), 20.0, 0.0))
+    assert (synthesizer.tiling.halo, synthesizer.tiling.overlap) == ((6, 6, 6), (0, 0, 0))
+    volume = F.pad(torch.rand(1, 1, 32, 32, 32), [6] * 6)
+    context = synthesizer.context(torch.rand(1, 1, 16, 16, 16), volume)
+    whole = synthesizer(volume, context)
+    tile = synthesizer(volume[..., 16:, :28, :28], context)
+    torch.testing.assert_close(tile, whole[..., 16:, :16, :16], rtol=1e-5, atol=1e-5)
+
+
+def test_a_residual_resumes_to_the_same_bits_in_each_phase() -> None:
+    config = small(**RESIDUAL)
+    whole = build(config)
+    for step in range(5):
+        resumed = build(config, seed=99)
+        resumed.load(whole.state())
+        run(resumed, step)
+        run(whole, step)
+        a, b = whole.state(), resumed.state()
+        assert a.keys() == b.keys() == {"G", "D", "S", "gaussian"}
+        assert all(torch.equal(a[engine][name], b[engine][name]) for engine in a for name in a[engine]), step
+
+
+def test_a_norm_of_one_voxel_is_refused_where_a_3d_unet_is_trained() -> None:
+    for patch, patches, valid in (((32, 32, 32), 1, False), ((32, 32, 32), 2, True), ((64, 32, 32), 1, True)):
+        config = small(synthesis="unet3d", patch=patch, patches_per_case=patches)
+        if valid:
+            sgsgan.check(config, sgsgan.FEED, {})
+        else:
+            with pytest.raises(InputError, match=r"CFG_RANGE sgsgan.patches_per_case: 1; .*use 2 or more"):
+                sgsgan.check(config, sgsgan.FEED, {})
+    sgsgan.check(small(patch=(32, 32, 32), patches_per_case=1), sgsgan.FEED, {})

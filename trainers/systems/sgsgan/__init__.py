@@ -8,6 +8,8 @@ This file holds the configuration, the losses, the four phases and their order o
 S.  Random numbers (initial weights, noise) come from torch's default generator, which the loop seeds from (seed, step,
 rank) before each step, so that a resumed run draws what an uninterrupted one would have drawn.
 
+``residual`` and ``gaussian_samples`` are not the paper's: see ``PRACTICE``.
+
 Errors of the print, corrected:
     Eq. 8   one formula for D and G would make G's images *more* fake: D minimises mean D(G(x)) - mean D(y), G minimises
             -mean D(G(x)), as WGAN does.
@@ -33,12 +35,20 @@ Deviations, because the paper shrinks whole bodies to 64^3 and this trains on pa
     The low-dose patch is read with that halo: zero padding inside the body would leave a rim that D learns at once.
     Dice leaves absent organs out; half of the patches of phases 2-4 are centred in an organ.  The case statistics of
     phase 3 therefore see more organ voxels than those at inference, which are drawn in the body alone.
+
+Not the paper's, off by default:
+    residual  G's output is added to the low dose smoothed by the Gaussian of its dose, times the noise of the case, and
+            starts at 0.  The Gaussian (``trainers.dose_gaussian``) is chosen per dose on training patches, in a phase
+            of its own before the paper's; the noise is the standard deviation of what the Gaussian takes away, over
+            the same patches as AdaIN's statistics, hence known from the low dose alone.
+
 With ``patch`` (64, 64, 64), ``patches_per_case`` 1, ``context_patches`` 1 and ``halo`` 0, fed with whole volumes
 resized to 64^3, all of this reduces to the published system.
 """
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Annotated, Literal
 
@@ -47,10 +57,12 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from storage.errors import InputError
 from storage.ranges import Range
-from trainers import assembly, losses
+from trainers import assembly, dose_gaussian, losses
+from trainers.dose_gaussian import Widths
 from trainers.feed_config import FeedConfig
-from trainers.recipe import Batch, BatchSpec, Engine, EngineFactory, Metrics, State, Tiling
+from trainers.recipe import Batch, BatchSpec, Departure, Doses, Engine, EngineFactory, Metrics, Scan, State, Tiling
 from trainers.systems.sgsgan.networks import (
     DCITN,
     Critic,
@@ -67,7 +79,16 @@ from trainers.systems.sgsgan.networks import (
 FEED = FeedConfig()  # SUV as they are: see ``FeedConfig.suv_scale``
 PRESET = "sgsgan"
 ROLES: frozenset[str] = frozenset()
+LATER = frozenset({"residual", "gaussian_samples"})
+PRACTICE = (
+    Departure("feed.beyond", "mirror", "mirrored borders"),
+    Departure("engine.ema_decay", 0.998, "averaged weights"),
+    Departure("recipe.residual", "gaussian", "a residual on the Gaussian of the dose"),
+)
 PHASES = ("gan", "segmenter", "guided gan", "final segmenter")  # Sec. III-C (1) to (4)
+GAUSSIAN = "gaussian"  # the phase before them where there is a residual, and what its weights' names begin with
+NO_SCAN = Scan((4.0, 4.0, 4.0), math.nan, 0.0)  # until ``for_scan`` has told which
+HALVED = 32  # voxels that the 3D-UNet's five halvings make one
 EXACT_TILE = (64, 64, 64)  # a quarter of a GB of feature maps; larger ones save little of the halo
 CONTENT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": F.l1_loss,
@@ -111,6 +132,9 @@ class Config:
             Less is faster, zero padded inside the body, and blended over overlapping tiles.
         roi_fraction: share of the patches of phases 2-4 that are centred in a guiding organ.
         lesion_fraction: share of all training patches that are centred in a lesion.
+        residual: what G's output is added to: nothing, as published, or the low dose smoothed by the Gaussian of its
+            dose; G then starts at 0.
+        gaussian_samples: patches that the Gaussians are chosen on, where there is a residual.
     """
 
     synthesis: Literal["dcitn", "unet3d"] = "dcitn"
@@ -141,10 +165,12 @@ class Config:
     halo: Annotated[int | None, Range(0)] = None
     roi_fraction: Annotated[float, Range(0)] = 0.5
     lesion_fraction: Annotated[float, Range(0)] = 0.0
+    residual: Literal["none", "gaussian"] = "none"
+    gaussian_samples: Annotated[int, Range(1)] = 100
 
     def __post_init__(self) -> None:
         require = assembly.check_fields(self, "sgsgan")
-        edge = 8 if self.synthesis == "dcitn" else 32  # S halves three times, the 3D-UNet five times
+        edge = 8 if self.synthesis == "dcitn" else HALVED  # S halves three times, the 3D-UNet five times
         require(
             all(e % edge == 0 and e >= 24 for e in self.patch),
             "CFG_PATCH_SIZE",
@@ -183,8 +209,10 @@ class Config:
 
     @property
     def radius(self) -> int:
-        """Receptive radius of the synthesis network in voxels; 0 where it exceeds any window (3D-UNet)."""
-        return self.units + 2 if self.synthesis == "dcitn" else 0
+        """Receptive radius of G in voxels; 0 where it exceeds any window (3D-UNet)."""
+        if self.synthesis != "dcitn":
+            return 0
+        return max(self.units + 2, dose_gaussian.REACH if self.residual == "gaussian" else 0)
 
     @property
     def margin(self) -> int:
@@ -217,7 +245,7 @@ def generator(config: Config) -> Generator:
         return Modulation(name, Noise(channels, config.noise_std) if config.use_noise else None, factors(channels))
 
     modulated = config.layers if config.use_noise or config.use_adain else ()
-    synthesis: nn.Module
+    synthesis: DCITN | UNet3D
     if config.synthesis == "dcitn":
         synthesis = DCITN(
             growth=config.growth,
@@ -232,7 +260,10 @@ def generator(config: Config) -> Generator:
         synthesis = UNet3D(channels=config.unet_channels, modulated=modulated, modulation=modulation)
     G = Generator(synthesis, MappingNetwork(config.overview, config.style_dim) if config.use_adain else None)
     G.apply(kaiming)
-    if isinstance(synthesis, DCITN):
+    if config.residual == "gaussian":
+        for parameter in synthesis.out.parameters():
+            nn.init.zeros_(parameter)
+    elif isinstance(synthesis, DCITN):
         synthesis.start_near_identity()
     return G
 
@@ -263,14 +294,19 @@ class SGSGAN:
         self.G, self.D, self.S = G, D, S
         self.engines = assembly.present({"G": G, "D": D, "S": S})
         samples = config.phase_samples if config.rois else config.phase_samples[:1]
-        steps = (assembly.steps_of(number, patches_per_step) for number in samples)
-        phases = assembly.Phases(dict(zip(PHASES, steps, strict=False)))
+        if config.residual == "gaussian":
+            lengths = {GAUSSIAN: config.gaussian_samples, **dict(zip(PHASES, samples, strict=False))}
+        else:
+            lengths = dict(zip(PHASES, samples, strict=False))
+        phases = assembly.Phases({name: assembly.steps_of(n, patches_per_step) for name, n in lengths.items()})
         self.num_steps, self.phase_starts, self.phase = phases.num_steps, phases.starts, phases.at
+        self.errors = dose_gaussian.Errors()
+        self.widths: Widths | None = None  # chosen when the first network is trained
 
     def batch_spec(self, step: int) -> BatchSpec:
         """Return which patches ``step`` reads: of the body, and from phase 2 on of organs with their masks."""
         c = self.config
-        guided = self.phase(step) != "gan"
+        guided = self.phase(step) not in (GAUSSIAN, "gan")
         roi = c.roi_fraction if guided else 0.0
         shares = {"body": 1 - roi - c.lesion_fraction, "roi": roi, "lesion": c.lesion_fraction}
         return BatchSpec(
@@ -283,17 +319,33 @@ class SGSGAN:
         )
 
     def step(self, batch: Batch, step: int) -> Metrics:
-        """Update D and then G (phases 1 and 3), or S (phases 2 and 4)."""
+        """Update D and then G (phases 1 and 3), or S (phases 2 and 4); before them, add to the Gaussians' errors."""
         phase = self.phase(step)
+        if phase == GAUSSIAN:
+            return self._gaussian_step(batch)
         if phase in ("gan", "guided gan"):
             return self._gan_step(batch, guide=self.S if phase == "guided gan" else None)
         return self._segmenter_step(batch)
+
+    def _gaussian_step(self, batch: Batch) -> Metrics:
+        images = dose_gaussian.smoothed(batch.source, batch.spacing_mm, self.config.margin)
+        errors = self.errors.add(images, batch)
+        self.widths = None
+        return {GAUSSIAN: errors.min()}
+
+    def _start(self, batch: Batch) -> Tensor | None:
+        """What G's output is added to, None for nothing (collective when it is asked for first)."""
+        if self.config.residual == "none":
+            return None
+        if self.widths is None:
+            self.widths = dose_gaussian.fitted(self.errors.state())
+        return self.widths.smooth(batch.source, batch.spacing_mm, batch.drf, self.config.margin)
 
     def _gan_step(self, batch: Batch, guide: Engine | None) -> Metrics:
         c = self.config
         self.G.module.train()
         self.D.module.train()
-        yh = self.G(batch.source, batch.overview, cases=batch.cases)
+        yh = self.G(batch.source, batch.overview, cases=batch.cases, start=self._start(batch))
 
         # Eq. 8 for D.  One forward for both, since a network may run forward for its own update once per step.
         real, fake = self.D(torch.cat([batch.target, yh.detach()])).chunk(2)
@@ -337,7 +389,7 @@ class SGSGAN:
         self.G.module.eval()  # S must see what inference produces: no noise
         self.S.module.train()
         with torch.no_grad(), self.G.frozen() as G:
-            yh = G(batch.source, batch.overview, cases=batch.cases)
+            yh = G(batch.source, batch.overview, cases=batch.cases, start=self._start(batch))
         terms = segmentation_losses(self.S(yh), batch.masks, self.config.seg_loss)
         loss = torch.stack(list(terms.values())).sum()  # Eq. 7
         self.S.backward(loss)
@@ -345,34 +397,61 @@ class SGSGAN:
         return {name: value.detach() for name, value in {"segmentation": loss, **terms}.items()}
 
     def weights(self) -> dict[str, Tensor]:
-        """Return G's weights, as ``weights_to_synthesizer`` takes them."""
-        return assembly.weights_of(self.G)
+        """Return G's weights and, with a residual, the Gaussians, as ``weights_to_synthesizer`` takes them."""
+        found = assembly.weights_of(self.G)
+        if self.config.residual == "none":
+            return found
+        widths = dose_gaussian.fitted(self.errors.state())
+        return found | {f"{GAUSSIAN}.{name}": value for name, value in vars(widths).items()}
 
     def synthesizer(self) -> "StyleSynthesizer":
         """Return G at inference, sharing its current weights."""
         module = self.G.module
         assert isinstance(module, Generator)
-        return _synthesizer(self.config, module)
+        # Pictures are made by one rank alone, which must not wait for others: while errors grow it uses its own.
+        widths = self.widths or dose_gaussian.fitted(self.errors.own())
+        return _synthesizer(self.config, module, widths if self.config.residual == "gaussian" else None)
 
     def state(self) -> State:
-        """Return the states of G, D and, where organs guide, S."""
-        return assembly.states(self.engines)
+        """Return the states of G, D and, where organs guide, S; with a residual, the Gaussians' errors."""
+        own = {GAUSSIAN: self.errors.state()} if self.config.residual == "gaussian" else {}
+        return assembly.states(self.engines) | own
 
     def load(self, state: State) -> None:
         """Continue from ``state``."""
         assembly.load_states(self.engines, state)
+        if self.config.residual == "gaussian":
+            self.errors.load(state[GAUSSIAN])
+            self.widths = None
 
 
 @dataclass(frozen=True)
 class StyleSynthesizer:
-    """G at inference, noise off: ``trainers.recipe.Synthesizer``.
+    """G at inference, noise off: ``trainers.recipe.Synthesizer``, with a residual of one scan (``for_scan``).
 
     A context holds W and the statistics of every normalised layer, each (1, channels).
+
+    Args:
+        generator: G.
+        tiling: how a volume is cut.
+        context_batch: patches that freeze a case's statistics, None for none.
+        widths: of the Gaussians that G's output is added to, None for no residual.
+        scan: what is known of the scan.
     """
 
     generator: Generator
     tiling: Tiling
     context_batch: BatchSpec | None
+    widths: Widths | None = None
+    scan: Scan = NO_SCAN
+
+    def for_scan(self, scan: Scan) -> "StyleSynthesizer":
+        """Return the synthesizer of one scan."""
+        return replace(self, scan=scan)
+
+    def remark(self, context: Mapping[str, Tensor]) -> str:
+        """Return nothing: a scan of a dose that is not known is restored as those trained on."""
+        return ""
 
     @torch.no_grad()
     def context(
@@ -386,16 +465,23 @@ class StyleSynthesizer:
         if isinstance(self.generator.synthesis, UNet3D):
             z, y, x = (max(0, edge - n) for edge, n in zip(self.tiling.tile, low.shape[2:], strict=True))
             low = F.pad(low, (0, x, 0, y, 0, z))
-        return self.generator.eval().context(low, overview)
+        return self.generator.eval().context(low, overview, self._start(low))
 
     @torch.no_grad()
     def __call__(self, low: Float[Tensor, "b 1 zh yh xh"], context: Mapping[str, Tensor]) -> Float[Tensor, "b 1 z y x"]:
         """Synthesize tiles of any size; negatives are left in, to be clipped on export."""
-        return self.generator.eval().synthesize(low, context)
+        return self.generator.eval().synthesize(low, context, self._start(low))
+
+    def _start(self, low: Tensor) -> Tensor | None:
+        if self.widths is None:
+            return None
+        b = len(low)
+        spacing_mm, drf = torch.tensor([self.scan.spacing_mm] * b), torch.full((b,), self.scan.drf)
+        return self.widths.smooth(low, spacing_mm, drf, self.tiling.halo[0])
 
 
-def _synthesizer(config: Config, G: Generator) -> StyleSynthesizer:
-    normed = config.use_adain or config.synthesis == "unet3d"
+def _synthesizer(config: Config, G: Generator, widths: Widths | None) -> StyleSynthesizer:
+    normed = config.use_adain or config.synthesis == "unet3d" or config.residual == "gaussian"
     exact = 0 < config.radius <= config.margin
     overlap = 0 if exact else min(config.patch) // 2
     return StyleSynthesizer(
@@ -415,10 +501,28 @@ def _synthesizer(config: Config, G: Generator) -> StyleSynthesizer:
         )
         if normed
         else None,
+        widths=widths,
     )
 
 
-check = assembly.accept_any_feed  # images of one dose or of several
+def check(config: Config, feed: FeedConfig, doses: Doses) -> None:
+    """Take images of one dose or of several; refuse to train a 3D-UNet whose deepest norm sees one voxel of a case.
+
+    Such a norm gives 0 in training and something else at inference.  Runs of before are still read and used.
+
+    Raises:
+        InputError: CFG_RANGE.
+    """
+    deepest = math.prod(edge // HALVED for edge in config.patch) * config.patches_per_case
+    if config.synthesis == "unet3d" and deepest == 1:
+        raise InputError(
+            "CFG_RANGE",
+            where="sgsgan.patches_per_case",
+            found=f"{config.patches_per_case}; five halvings leave one voxel of a patch of {HALVED}^3 for a norm",
+            remedy="use 2 or more, or a longer patch (--recipe.patch 64 64 64)",
+        )
+
+
 files = assembly.no_files
 
 
@@ -437,6 +541,16 @@ def build(config: Config, *, make_engine: EngineFactory, patches_per_step: int) 
 
 
 def weights_to_synthesizer(config: Config, weights: Mapping[str, Tensor]) -> StyleSynthesizer:
-    """Build the inference side from G's weights, named as in ``state()["G"]`` without the prefix ``weight/``."""
-    G = assembly.with_weights(partial(generator, config), weights, "weights of G")
-    return _synthesizer(config, G)
+    """Build the inference side from G's weights, named as in ``state()["G"]`` without the prefix ``weight/``.
+
+    With a residual they hold the Gaussians too, ``gaussian.drf`` and ``gaussian.fwhm_mm``.
+
+    Raises:
+        InputError: CKPT_CONFIG where names or shapes are not those of the configuration.
+    """
+    names = [f"{GAUSSIAN}.{name}" for name in ("drf", "fwhm_mm")] if config.residual == "gaussian" else []
+    own = {name: value for name, value in weights.items() if name not in names}
+    G = assembly.with_weights(partial(generator, config), own, "weights of G")
+    if len(own) + len(names) != len(weights):
+        raise assembly.another_configuration("weights of G")
+    return _synthesizer(config, G, Widths(*(weights[name] for name in names)) if names else None)

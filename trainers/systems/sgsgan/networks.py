@@ -293,7 +293,11 @@ class CBL(nn.Module):
 
 
 class Generator(nn.Module):
-    """G: mapping network (None without AdaIN) and synthesis network.  594,233 parameters with DCITN."""
+    """G: mapping network (None without AdaIN) and synthesis network.  594,233 parameters with DCITN.
+
+    Where a start is given, G's image is added to it, times the noise of the case: the standard deviation of what the
+    start lacks of the low dose.  It is a statistic of the case as AdaIN's are: live in training, frozen at inference.
+    """
 
     def __init__(self, synthesis: nn.Module, mapping: MappingNetwork | None) -> None:
         super().__init__()
@@ -301,32 +305,48 @@ class Generator(nn.Module):
         self.mapping = mapping
 
     def forward(
-        self, low: Float[Tensor, "b 1 zh yh xh"], overview: Float[Tensor, "cases 1 o o o"], *, cases: int
+        self,
+        low: Float[Tensor, "b 1 zh yh xh"],
+        overview: Float[Tensor, "cases 1 o o o"],
+        *,
+        cases: int,
+        start: Float[Tensor, "b 1 z y x"] | None = None,
     ) -> Float[Tensor, "b 1 z y x"]:
         """Synthesize the patches of ``cases`` cases with the statistics of these very patches."""
-        return self._run(low, Shared(cases, self._style(overview), live_moments))
+        return self._run(low, Shared(cases, self._style(overview), live_moments), start)
 
     def context(
-        self, low: Float[Tensor, "n 1 zh yh xh"], overview: Float[Tensor, "1 1 o o o"]
+        self,
+        low: Float[Tensor, "n 1 zh yh xh"],
+        overview: Float[Tensor, "1 1 o o o"],
+        start: Float[Tensor, "n 1 z y x"] | None = None,
     ) -> dict[str, Float[Tensor, "1 channels"]]:
         """Return W and every layer's statistics over patches of one case: all that its tiles share."""
         style = self._style(overview)
         context = {} if style is None else {"style": style}
-        self._run(low, Shared(1, style, recorded_moments(context)))
+        self._run(low, Shared(1, style, recorded_moments(context)), start)
         return context
 
     def synthesize(
-        self, low: Float[Tensor, "b 1 zh yh xh"], context: Mapping[str, Tensor]
+        self,
+        low: Float[Tensor, "b 1 zh yh xh"],
+        context: Mapping[str, Tensor],
+        start: Float[Tensor, "b 1 z y x"] | None = None,
     ) -> Float[Tensor, "b 1 z y x"]:
         """Synthesize tiles of one case with the statistics of its context."""
-        return self._run(low, Shared(1, context.get("style"), frozen_moments(context)))
+        return self._run(low, Shared(1, context.get("style"), frozen_moments(context)), start)
 
     def _style(self, overview: Tensor) -> Tensor | None:
         return None if self.mapping is None else self.mapping(overview).float()
 
-    def _run(self, low: Tensor, shared: Shared) -> Tensor:
+    def _run(self, low: Tensor, shared: Shared, start: Tensor | None) -> Tensor:
         image: Tensor = self.synthesis(low, shared)
-        return image
+        if start is None:
+            return image
+        lacking = _crop(low, (low.shape[-1] - start.shape[-1]) // 2) - start
+        _, var = shared.moments("start", lacking.unflatten(0, (shared.cases, -1)))
+        scaled: Tensor = image.float().unflatten(0, (shared.cases, -1)) * _per_channel(var.sqrt())
+        return start + scaled.flatten(0, 1)
 
 
 def kaiming(module: nn.Module) -> None:
