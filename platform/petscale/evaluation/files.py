@@ -136,9 +136,13 @@ def _match(reference: Path, candidates: Sequence[Path]) -> _Matched:
     """Match candidates with references by name; a single file with a single file, whatever their names.
 
     Raises:
-        InputError: SET_NO_COUNTERPART, CFG_NAME, CFG_CONTRADICTION, and those of ``volumes_in``.
+        InputError: SET_NO_COUNTERPART, CFG_RANGE, CFG_NAME, CFG_CONTRADICTION, and those of ``volumes_in``.
     """
     places = list({place.resolve(): place for place in candidates}.values())
+    if not places:
+        raise InputError(
+            "CFG_RANGE", where="CANDIDATE", found="no folder to score", remedy="name the folder of a tool's images"
+        )
     if any(place.resolve() == reference.resolve() for place in places):
         raise InputError(
             "CFG_CONTRADICTION",

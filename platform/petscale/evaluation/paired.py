@@ -100,10 +100,15 @@ class Compared:
             return ["one patient: no interval and no test"]
         if number < FEWEST_FOR_A_TEST:
             return [f"{number} patients: no test, which needs {FEWEST_FOR_A_TEST}; the intervals are wide"]
+        if all(one.p_holm is None for one in self.tests):
+            return []
         return ["p: two-sided Wilcoxon signed-rank test over patients; p (Holm): corrected for all pairs of one score"]
 
     def mean_tables(self) -> Iterator[Table]:
-        """Return a table per region, the body and the lesions, with a row per candidate: means and their intervals."""
+        """Return a table per region, the body and the lesions, with a row per candidate: means and their intervals.
+
+        No text in it is rich's markup: names of folders are shown as they are (``markup=False``).
+        """
         number = len(self.scores.cases)
         for region in (BODY, LESIONS):
             shown = {(o.candidate, o.definition): o for o in self.means if (o.definition, o.region) in TESTED}
@@ -114,7 +119,7 @@ class Compared:
             table = Table("candidate", title=said, title_justify="left")
             for rule in rules:
                 unit = "%" if rule.units.startswith("%") else rule.units
-                table.add_column(rule.metric if unit == "1" else f"{rule.metric} \\[{unit}]", justify="right")
+                table.add_column(rule.metric if unit == "1" else f"{rule.metric} [{unit}]", justify="right")
             for name in self.scores.images:
                 table.add_row(name, *(_cell(shown[name, rule]) if (name, rule) in shown else "" for rule in rules))
             yield table
@@ -268,7 +273,7 @@ def tests_csv(tests: Sequence[PairTest]) -> str:
 def _cell(one: Mean) -> str:
     places = DECIMALS.get(one.definition.metric, 1)
     interval = "" if np.isnan(one.low) else f" [{one.low:.{places}f}, {one.high:.{places}f}]"
-    return f"{one.mean:.{places}f}{interval}".replace("[", r"\[")
+    return f"{one.mean:.{places}f}{interval}"
 
 
 def _grouped(tests: Sequence[PairTest]) -> dict[tuple[ScoreDefinition, str], list[PairTest]]:

@@ -68,6 +68,7 @@ def test_two_tools_are_scored_and_tested_from_the_command_line(
     place = tmp_path / "full-scores"
     assert str(place) in said.out.splitlines()
     assert "highest mean PSNR inside the body: fine" in said.out
+    assert "PSNR [dB]" in said.out
     assert "left out: SET_NO_COUNTERPART p9: no volume of this name in full, coarse" in said.err
     kept = json.loads((place / "scores.json").read_bytes())
     assert (kept["candidates"], len(kept["patients"])) == (["fine", "coarse"], 7)
@@ -199,6 +200,7 @@ def test_folders_that_cannot_be_matched(tmp_path: Path) -> None:
     full, tool = folder(tmp_path / "full", 0.0, ["p0"]), folder(tmp_path / "tool", 0.1, ["q0"])
     assert refusal(full, [tool], SUVS).code == "SET_NO_COUNTERPART"
     assert refusal(full, [full], SUVS).code == "CFG_CONTRADICTION"
+    assert refusal(full, [], SUVS).code == "CFG_RANGE"
     assert refusal(full, [tmp_path / "none"], SUVS).code == "IMG_NO_FILE"
     (tmp_path / "empty" / "p0").mkdir(parents=True)
     assert refusal(full, [tmp_path / "empty"], SUVS).code == "IMG_NO_FILE"
