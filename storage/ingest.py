@@ -495,7 +495,7 @@ def _prepare_image(path: Path, name: str, grid: Grid, units: str) -> None:
     layout.create_array(path / "0", grid.shape, dtype, depth=layout.shard_depth(grid.shape, dtype.itemsize))
 
 
-def _coarse_edges(grid: Grid) -> tuple[int, int, int]:
+def coarse_edges(grid: Grid) -> tuple[int, int, int]:
     """Blocks of 1 to 32 voxels that come nearest to 5 mm: enough for an outline, and they divide every shard.
 
     An animal's blocks are smaller, as ``geometry.body_scale`` says.  From 0.5 mm on no block has more than 4 voxels.
@@ -529,7 +529,7 @@ def _store_slab(path: Path, image: str, source: ImageSource, z0: int, z1: int, v
         total=float(slab.sum(dtype=np.float64)),
         negative=float(slab[slab < image_values.NEGATIVE_SUV].sum(dtype=np.float64)) if source.units == SUV else 0.0,
         digest=hashlib.sha256(slab.data).digest() if source.units in (SUV, HU) else b"",
-        coarse=geometry.block_means(slab, _coarse_edges(source.grid)),
+        coarse=geometry.block_means(slab, coarse_edges(source.grid)),
         cells=cells,
         overview=geometry.shrink_slab(slab, z0, source.grid.shape, layout.OVERVIEW) if source.units == SUV else None,
         clipped=tuple(
@@ -540,7 +540,7 @@ def _store_slab(path: Path, image: str, source: ImageSource, z0: int, z1: int, v
 
 def _covered(plan: CasePlan, grid: Grid) -> dict[str, NDArray[np.bool_]]:
     """Where on the coarse grid each image lies that was put on the case's grid and ends before it does."""
-    edges = _coarse_edges(grid)
+    edges = coarse_edges(grid)
     found = {
         image: geometry.coverage(source.source.grid, grid, edges)
         for image, source in plan.images.items()
@@ -561,7 +561,7 @@ def _outline(
     Args:
         images: (name, units): the CT where there is one, then the PET of the highest dose.
     """
-    edges = _coarse_edges(grid)
+    edges = coarse_edges(grid)
     z, y, x = (mm * edge for mm, edge in zip(grid.spacing_mm, edges, strict=True))
 
     def outline(image: str, units: str) -> NDArray[np.bool_]:
@@ -589,7 +589,7 @@ def _best_pets(plan: CasePlan) -> list[str]:
 
 
 def _store_body(path: Path, outline: NDArray[np.bool_], grid: Grid, z0: int, z1: int) -> NDArray[np.float32]:
-    edges = _coarse_edges(grid)
+    edges = coarse_edges(grid)
     slab = outline[z0 // edges[0] : -(-z1 // edges[0])]
     for axis, edge in enumerate(edges):
         slab = slab.repeat(edge, axis)

@@ -697,6 +697,76 @@ def baseline(
     print(cohort_baselines.run(cohort, place, folds=folds, sources=source, command=recorded()))
 
 
+def score(
+    reference: Positional[Annotated[Path, arg(metavar="REFERENCE")]],
+    candidates: Positional[Annotated[tuple[Path, ...], arg(metavar="CANDIDATE")]],
+    labels: Path | None = None,
+    names: tuple[str, ...] = (),
+    units: nifti.Units | None = None,
+    table: Path | None = None,
+    patient: str = "",
+    preset: tuple[str, ...] = (),
+    output: Path | None = None,
+    page: Path | None = None,
+) -> None:
+    """Score images that any tool made against full doses of the same names, and test the tools against each other.
+
+    REFERENCE and each CANDIDATE hold one volume per name: a NIfTI file, or a sub-folder with a NIfTI file or a DICOM
+    series; or each is one NIfTI file.  Nothing is resampled.
+
+    Args:
+        reference: folder of the full-dose images.
+        candidates: folders of what is scored, one per tool; only what all of them have is scored.
+        labels: folder of label maps, DICOM SEG or RTSTRUCT under the same names, for scores of organs and lesions.
+        names: names of labels, as 1=liver,5=brain, totalsegmentator, autopet or a BIDS table; without them a map of one
+            value is of lesions.
+        units: unit of all NIfTI files; without it the file beside an image is asked, then its values.
+        table: a CSV, TSV or XLSX file with weight and dose of NIfTI files in Bq/mL.
+        patient: where several volumes are of one patient, a pattern of their names, as '{patient}_*'.
+        preset: conventions of scoring beside the project's own: udpet2022, s3pet, sgsgan, cascade.
+        output: folder for scores.csv, means.csv, tests.csv and scores.json; default: REFERENCE-scores, beside it.
+        page: write a page with the tables and pictures of every case, one HTML file that needs no network.
+    """
+    from petscale.data.inspection_table import screen
+    from petscale.data.table import read_table
+    from petscale.evaluation.files import Reading, score_files
+    from petscale.reporting.candidates import picture, show, write_candidates_page
+    from petscale.reporting.cohort import Pictured
+    from storage.label_names import names_from
+
+    if names and labels is None:
+        raise InputError("CFG_NO_EFFECT", where="--names", found="given without --labels", remedy="leave it out")
+    reading = Reading(
+        units=units,
+        table=read_table(table) if table is not None else None,
+        label_names=names_from(",".join(names), where="--names") if names else None,
+        patient=patient,
+        presets=preset,
+    )
+    drawn: dict[str, list[Pictured]] = {}
+    scored = score_files(
+        reference,
+        candidates,
+        reading,
+        labels=labels,
+        show=(lambda name, images: drawn.update({name: picture(images)})) if page is not None else None,
+    )
+    place = output or reference.resolve().parent / f"{reference.resolve().name}-scores"
+    scored.compared.write(place)
+    show(scored.compared, screen())
+    if page is not None:
+        write_candidates_page(page, f"Scores against {reference.resolve().name}", scored.compared, drawn)
+    print(place)
+    if scored.refused:
+        number = len(scored.refused)
+        raise InputError(
+            "SET_REFUSED",
+            where=reference.name,
+            found=f"{number} volume{'' if number == 1 else 's'} refused, the others are scored",
+            remedy="see the lines above, correct these images and run the same command again",
+        )
+
+
 def report(
     run: Positional[Annotated[Path, arg(metavar="RUN")]],
     cohort: Positional[Annotated[Path, arg(metavar="COHORT")]],
@@ -928,6 +998,7 @@ COMMANDS = {
     "evaluate": Command("evaluate", evaluate, writes="run"),
     "best": Command("evaluate", best),
     "baseline": Command("evaluate", baseline, writes="output"),
+    "score": Command("evaluate", score, writes="output"),
     "report": Command("evaluate", report, writes="run"),
     "dashboard": Command("evaluate", dashboard, in_a_job=False),
     "submit": Command("cluster", submit, in_a_job=False),

@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from storage import geometry
 from storage.errors import InputError
-from storage.ingest import _coarse_edges
+from storage.ingest import coarse_edges
 from storage.phantom import PhantomConfig, phantom
 from storage.source import AIR_HU, HU, SUV, ArraySource, Grid
 
@@ -380,7 +380,7 @@ def test_a_mouse_has_the_outline_of_a_mouse(edge_mm: float, units: str) -> None:
         image = np.where(body, 30.0, -1000.0) + rng.normal(0, 40, body.shape)
         y = positions(grid)[..., 1]
         image[(y > 13) & (y < 13.7)] = 100.0  # the bed, 2 mm below
-    edges = _coarse_edges(grid)
+    edges = coarse_edges(grid)
     coarse = geometry.block_means(image.astype(np.float32), edges)
     assert coarse.size < 218**2 * 94 / 60 * 218, "voxels of 2.75 mm and more in a field of view of 600 mm"
     spacing = tuple(edge * edge_mm for edge in edges)
@@ -396,7 +396,7 @@ def test_a_mouse_has_the_outline_of_a_mouse(edge_mm: float, units: str) -> None:
 @pytest.mark.parametrize("mm", [0.5, 0.7, 0.98, 1.0, 1.37, 1.4, 1.65, 2.0, 2.75, 3.0, 4.07, 5.5, 6.0])
 def test_blocks_of_clinical_voxels_are_those_that_cohorts_were_made_with(mm: float) -> None:
     before = max(f for f in (1, 2, 4) if f == 1 or f * mm <= 5.5)
-    assert _coarse_edges(grid_of((800, 400, 400), (mm,) * 3)) == (before,) * 3
+    assert coarse_edges(grid_of((800, 400, 400), (mm,) * 3)) == (before,) * 3
 
 
 def test_memory_does_not_grow_with_voxels_per_millimetre() -> None:
@@ -404,7 +404,7 @@ def test_memory_does_not_grow_with_voxels_per_millimetre() -> None:
     code = """
 import itertools, re, numpy as np
 from storage import geometry
-from storage.ingest import _coarse_edges
+from storage.ingest import coarse_edges
 from storage.source import Grid
 shapes = (64, 64, 64), (3, 1500, 1500), (400, 30, 30)
 for mm, shape, units in itertools.product((0.15, 0.05, 0.001), shapes, ("HU", "SUVbw")):
@@ -412,7 +412,7 @@ for mm, shape, units in itertools.product((0.15, 0.05, 0.001), shapes, ("HU", "S
     z, y, x = np.indices(shape, sparse=True)
     image = ((z - shape[0] / 2) ** 2 / shape[0] ** 2 + (y - shape[1] / 2) ** 2 / shape[1] ** 2 < 0.1) & (x > 5)
     image = np.where(image, np.float32(1), np.float32(-1000 if units == "HU" else 0))
-    edges = _coarse_edges(grid)
+    edges = coarse_edges(grid)
     coarse = geometry.block_means(image, edges)
     mask = geometry.body_mask(coarse, units, tuple(mm * e for e in edges), geometry.body_scale(grid))
     assert 0 < mask.mean() < 1, (shape, mask.mean())

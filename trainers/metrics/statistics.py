@@ -1,11 +1,11 @@
-"""Statistics of scores over cases: mean and standard deviation, paired gain with its test, exact intervals."""
+"""Statistics of scores over cases: means with intervals, paired gains with tests, Holm's correction; proportions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta, chi2, wilcoxon
+from scipy.stats import beta, chi2, t, wilcoxon
 
 Interval = tuple[float, float]
 FEWEST_FOR_A_TEST = 6  # two-sided Wilcoxon cannot fall below 0.05 with five pairs (smallest p is 2 / 2**n)
@@ -58,6 +58,26 @@ def mean_sd(values: NDArray[np.float64]) -> tuple[float, float]:
     if not np.isfinite(values).all():
         return float(values.mean()), float("nan")
     return float(values.mean()), float(values.std(ddof=1)) if values.size > 1 else float("nan")
+
+
+def mean_interval(values: NDArray[np.float64]) -> Interval:
+    """Return the 95 % interval of a mean by Student's t; NaN for one value and where a value is not finite."""
+    mean, sd = mean_sd(values)
+    half = float(t.ppf(0.975, max(values.size - 1, 1))) * sd / float(np.sqrt(values.size))
+    return mean - half, mean + half
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p values corrected for their number by Holm's step-down procedure (Scand. J. Statist. 6, 1979, 65).
+
+    The smallest of m is multiplied by m, the next by m - 1, and so on; none falls below the one before it or above 1.
+    """
+    found = [0.0] * len(p_values)
+    highest = 0.0
+    for place, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        highest = max(highest, min(1.0, (len(p_values) - place) * p_values[index]))
+        found[index] = highest
+    return found
 
 
 def clopper_pearson(successes: int, trials: int) -> Interval:

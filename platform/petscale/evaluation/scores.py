@@ -111,11 +111,11 @@ class Evaluation:
         Of a bias in per cent the absolute value counts, first averaged over a case's lesions, and less is a gain.
         """
         bias = rule in BIASES.values()
-        read = self._sizes if bias else self.values
+        read = self.sizes if bias else self.values
         ours, theirs = read(self.synthesized, rule, region), read(over, rule, region)
         return paired_gain(ours, theirs, over=over, sign=-1 if bias else 1)
 
-    def _sizes(self, image: str, rule: ScoreDefinition, region: str) -> dict[str, float]:
+    def sizes(self, image: str, rule: ScoreDefinition, region: str) -> dict[str, float]:
         """Case -> mean absolute value of one score."""
         found = self._index.get((image, rule, region), {})
         return {case: float(np.mean(np.abs(values))) for case, values in found.items()}

@@ -101,7 +101,7 @@ def _wildcards(pattern: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _expression(pattern: str) -> re.Pattern[str]:
+def expression(pattern: str) -> re.Pattern[str]:
     """The pattern as a regular expression with a group per wildcard, ``g_`` before its name."""
     parts, last, stars = [], 0, 0
     seen: set[str] = set()
@@ -128,10 +128,10 @@ def _found(root: Path, pattern: str, option: str) -> dict[tuple[tuple[str, str],
             found="empty" if not pattern else "a path that leaves the source",
             remedy="write a path below SOURCE, with {patient} or * for what differs",
         )
-    expression = _expression(pattern)
+    wanted = expression(pattern)
     found: dict[tuple[tuple[str, str], ...], Path] = {}
     for path in sorted(root.glob(WILDCARD.sub("*", pattern))):
-        if match := expression.fullmatch(path.relative_to(root).as_posix()):
+        if match := wanted.fullmatch(path.relative_to(root).as_posix()):
             values = {name.removeprefix("g_"): value for name, value in match.groupdict().items()}
             found.setdefault(tuple(sorted(values.items())), path)
     if not found:
