@@ -357,7 +357,7 @@ class TrainOptions:
         others: folders of further cohorts that are trained on too; a case name of several is written cohort.case.
         run: folder of the run; made, or continued.
         recipe: name of the system; each system has its own defaults.
-        defaults: whose settings hold where none is given: practice, those measured to serve better, or the paper's; the
+        defaults: whose settings hold where none is given: practice, those that the system states, or the paper's; the
             same for a system that has none of practice.
         config: a YAML or JSON file with the same names, or the config.json of a run, to start from.
         set: settings of the form section.field=value, as in older commands.
@@ -404,7 +404,7 @@ class FoldsOptions:
         run: folder of all folds, a run in each of its fold-0, fold-1, ...; made, or continued.
         k: number of folds; default: split.folds, or what the cohort states (split.fold-tag), or 5.
         recipe: name of the system; each system has its own defaults.
-        defaults: whose settings hold where none is given: practice, those measured to serve better, or the paper's; the
+        defaults: whose settings hold where none is given: practice, those that the system states, or the paper's; the
             same for a system that has none of practice.
         config: a YAML or JSON file with the same names, or the config.json of a run, to start from.
         set: settings of the form section.field=value, as in older commands.
@@ -447,7 +447,7 @@ class TuneOptions:
         others: folders of further cohorts, read as one with the first.
         study: folder of the study: its journal, a run folder per trial, the best configuration, the report.
         recipe: name of the system; each system has its own defaults.
-        defaults: whose settings hold where none is given: practice, those measured to serve better, or the paper's; the
+        defaults: whose settings hold where none is given: practice, those that the system states, or the paper's; the
             same for a system that has none of practice.
         config: a YAML or JSON file with the same names, or the config.json of a run, that trials vary.
         set: settings of the form section.field=value for every trial, as in older commands.

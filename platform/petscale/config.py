@@ -7,7 +7,7 @@ system's own section; the other sections are the same for every system.  A file 
     feed.cases_per_step: 4
 
 What a file leaves out has the defaults of the paper, or with ``recipe: {name: sgsgan, defaults: practice}`` those that
-were measured to serve better (``PRACTICE`` of the system's module).  They are filled in when the file is read: a run
+its system states beside them (``PRACTICE`` of the system's module).  They are filled in when the file is read: a run
 records every setting itself, and what an earlier version recorded keeps its meaning.
 """
 
@@ -186,7 +186,7 @@ def system_defaults(recipe: str) -> dict[str, Any]:
 
 
 def practice_of(recipe: str) -> tuple[Departure, ...]:
-    """Return a system's departures from its paper that were measured to serve better; none for most."""
+    """Return a system's departures from its paper, for who wants the better image; none for most."""
     return getattr(RECIPES[recipe], "PRACTICE", ())
 
 

@@ -1,4 +1,4 @@
-"""What ``petscale score`` and ``petscale compare`` show: tables of candidates, and a page, with pictures of images."""
+"""What ``petscale score`` shows: tables of candidates, and a page, with pictures of images."""
 
 import io
 from collections.abc import Iterator, Mapping
