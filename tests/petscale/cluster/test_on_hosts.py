@@ -44,6 +44,7 @@ SETTINGS = [
     # As many as a host has, so that two workers are on two hosts.
     f"cluster.cpus_per_worker={os.cpu_count()}",
 ]
+PAPER = ["--defaults", "paper"]  # whose phases SETTINGS are
 STORE = [
     f"AWS_ENDPOINT_URL=http://{SUBNET}.254:5000",
     "AWS_ACCESS_KEY_ID=key",
@@ -116,7 +117,7 @@ def wait_for(met: Callable[[], bool], seconds: float, what: str) -> None:
 
 
 def train(run: str, *settings: str) -> list[str]:
-    return ["train", "cohort", "--run", run, "--workers", "2", "--set", *SETTINGS, *settings]
+    return ["train", "cohort", "--run", run, "--workers", "2", *PAPER, "--set", *SETTINGS, *settings]
 
 
 def losses(run: Path) -> list[dict[str, Any]]:
@@ -268,6 +269,7 @@ def test_a_sweep(cluster: Cluster, cohort: Path) -> None:
         "study",
         "--trials",
         "3",
+        *PAPER,
         "--set",
         *SETTINGS[:-1],
         "recipe.phase_samples=4,0,0,0",
@@ -354,7 +356,7 @@ def test_a_node_dies_in_mid_sweep(cluster: Cluster, cohort: Path) -> None:
     """Its trial continues elsewhere from its last checkpoint; no finished trial is lost or repeated."""
     study = cluster.lab.shared / "nodesweep"
     settings = [*SETTINGS, "recipe.phase_samples=128,0,0,0"]
-    words = ["tune", "cohort", "--study", study.name, "--trials", "4", "--at-once", "3", "--set", *settings]
+    words = ["tune", "cohort", "--study", study.name, "--trials", "4", "--at-once", "3", *PAPER, "--set", *settings]
     job = cluster.detach(*words)
     training: list[Host] = []
 
