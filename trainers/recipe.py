@@ -303,7 +303,7 @@ class Exporting(Protocol):
 
 @dataclass(frozen=True)
 class Departure:
-    """A setting other than the paper's that was measured to serve better.
+    """A setting other than the paper's, which a system states for everyday use.
 
     Args:
         name: ``section.field``.

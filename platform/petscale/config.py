@@ -186,7 +186,7 @@ def system_defaults(recipe: str) -> dict[str, Any]:
 
 
 def practice_of(recipe: str) -> tuple[Departure, ...]:
-    """Return a system's departures from its paper, for who wants the better image; none for most."""
+    """Return a system's departures from its paper for everyday use; none for most."""
     return getattr(RECIPES[recipe], "PRACTICE", ())
 
 

@@ -654,8 +654,8 @@ def _work(pipe: "multiprocessing.connection.Connection[Any, Any]") -> None:
         with tempfile.TemporaryDirectory() as folder:
             try:
                 outcome, detail = outcome_of(triple, Path(folder))
-            except Exception as error:  # of the judge itself
-                outcome, detail = "TRACEBACK", f"in the judge: {type(error).__name__}: {error}"[:200]
+            except Exception as error:  # of this check itself
+                outcome, detail = "TRACEBACK", f"in the check: {type(error).__name__}: {error}"[:200]
         peak = int(re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())[1])  # type: ignore[index]
         pipe.send((outcome, detail, peak))
 
