@@ -77,8 +77,13 @@ class Host:
         found: list[psutil.Process] = []
         if not self.process or self.process.poll() is not None:
             return found
-        for process in self._first().children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
+        # By the namespace, not by descent: a daemon whose parent ends while the tree is read is missing from the tree.
+        first = self._first()
+        home = os.readlink(f"/proc/{first.pid}/ns/pid")
+        for process in psutil.process_iter():
+            with suppress(psutil.NoSuchProcess, OSError):  # ended meanwhile, or not ours to look at
+                if os.readlink(f"/proc/{process.pid}/ns/pid") != home or process == first:
+                    continue
                 if part in " ".join(process.cmdline()):
                     found.append(process)
         return found
