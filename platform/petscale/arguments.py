@@ -16,6 +16,7 @@ import tyro
 
 from petscale import config as configs
 from petscale.config import SECTIONS, RunConfig, contradiction, workers_of
+from petscale.parsing import parsed
 from storage.errors import InputError
 from storage.ranges import ranges_of
 
@@ -95,14 +96,15 @@ def run_options(words: Sequence[str], extra: type[Any], *, prog: str, descriptio
         An instance of ``extra``, and the configuration.
 
     Raises:
-        InputError: CFG_RECIPE, CFG_SET, CFG_FIELD, CFG_VALUE, CFG_RANGE, CFG_CONTRADICTION, CFG_NO_EFFECT, and those of
-            a file.
-        SystemExit: 2 for an option that does not exist, 0 after the help.
+        InputError: CFG_ARGUMENT, CFG_RECIPE, CFG_SET, CFG_FIELD, CFG_VALUE, CFG_RANGE, CFG_CONTRADICTION,
+            CFG_NO_EFFECT, and those of a file.
+        SystemExit: 0 after the help.
     """
     words, settings = _without_settings(list(words))
     base = _base(words, settings)
     arguments = arguments_of(extra, base)
-    found = tyro.cli(arguments, prog=prog, description=description, args=words, config=(tyro.conf.FlagConversionOff,))
+    bare = (tyro.conf.FlagConversionOff,)
+    found = parsed(arguments, words, prog=prog, description=description, config=bare)
     kinds = {name: type(section) for name, section in base.sections.items()}
     values = {
         f"{name}.{field.name}": getattr(getattr(found.sections, f"section_{name}"), field.name)

@@ -23,6 +23,7 @@ from rich.table import Table
 
 from petscale.cluster.nodes import SILENT
 from petscale.commands import COMMANDS, Command
+from petscale.parsing import parsed
 from storage.errors import InputError
 from storage.integrity import FAILING
 
@@ -60,8 +61,9 @@ def parse(words: Sequence[str]) -> tuple[Command, dict[str, Any]]:
         words: a command's name and its arguments, as typed.
 
     Raises:
-        InputError: CFG_COMMAND for an unknown command; CFG_ codes for a configuration that cannot be composed.
-        SystemExit: 2 for wrong arguments, 0 after a command's help.
+        InputError: CFG_COMMAND for an unknown command, CFG_ARGUMENT for wrong arguments; CFG_ codes for a
+            configuration that cannot be composed.
+        SystemExit: 0 after a command's help.
     """
     name, *rest = apart(words)
     if name not in COMMANDS:
@@ -75,8 +77,8 @@ def parse(words: Sequence[str]) -> tuple[Command, dict[str, Any]]:
 
         options, config = run_options(rest, command.options, prog=prog, description=text)
         return command, {"options": options, "config": config}
-    found: Mapping[str, Any] = tyro.cli(
-        _arguments(command, rest), prog=prog, description=text.split("\n\nArgs:")[0], args=rest
+    found: Mapping[str, Any] = parsed(
+        _arguments(command, rest), rest, prog=prog, description=text.split("\n\nArgs:")[0]
     )
     return command, dict(found)
 

@@ -127,11 +127,9 @@ def test_saying_the_same_twice_is_no_contradiction() -> None:
     assert composed("--workers", "2", "--cluster.workers", "2").cluster.workers == 2
 
 
-def test_an_unknown_option_is_told_with_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
+def test_an_unknown_option_is_told_with_the_nearest_one() -> None:
+    with pytest.raises(InputError, match=r"^CFG_ARGUMENT .*did you mean --recipe\.lambda-content"):
         composed("--recipe.lambda-contnt", "3")
-    assert ended.value.code == 2
-    assert "--recipe.lambda-content" in capsys.readouterr().err
 
 
 def test_the_help_of_a_system_shows_its_fields_defaults_ranges_and_sections(capsys: pytest.CaptureFixture[str]) -> None:
@@ -160,11 +158,9 @@ def test_a_scanner_sets_the_defaults_and_options_of_their_own_win(words: list[st
         assert given.get("body", PhantomConfig()) == PhantomConfig()
 
 
-def test_every_scanner_has_its_name_and_another_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
+def test_every_scanner_has_its_name_and_another_is_refused() -> None:
+    with pytest.raises(InputError, match=r"^CFG_ARGUMENT .*'mct'.*'generic'"):
         parse(["phantom", "c", "--scan", "mct"])
-    assert ended.value.code == 2
-    assert "'generic'" in capsys.readouterr().err
     assert set(typing.get_args(typing.get_args(ScannerName)[0])) == {"generic", *SCANNERS}
 
 
