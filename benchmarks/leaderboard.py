@@ -161,6 +161,7 @@ def _part(_only: str = "", **switches: Any) -> Entry:
     return replace(entry, sized=sized, sources=sources, **fields)
 
 
+SYSTEMS["restore, CT beside"] = _part(beside="ct")
 PARTS: dict[str, Entry] = {
     "as it comes": _part(),
     "starts at the linear filter": _part(start="linear"),
