@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import wilcoxon
 
 from storage.integrity import json_safe
-from trainers.metrics.statistics import FEWEST_FOR_A_TEST, Gain, mean_sd, paired_gain
+from trainers.metrics.statistics import FEWEST_FOR_A_TEST, Gain, agreement, mean_interval, mean_sd, paired_gain
 
 SCORES = st.dictionaries(st.sampled_from("abcdefgh"), st.floats(-50, 50), max_size=8)
 
@@ -58,3 +58,33 @@ def test_one_value_has_no_spread() -> None:
 def test_json_gets_null_for_what_is_not_finite() -> None:
     content = {"a": (1.0, math.inf), "b": [math.nan, np.float64(-np.inf)], "c": "inf", "d": {"e": 3}}
     assert json_safe(content) == {"a": [1.0, None], "b": [None, None], "c": "inf", "d": {"e": 3}}
+
+
+def test_limits_of_agreement_with_one_lesion_of_each_patient_are_the_classical_ones() -> None:
+    values = np.array([1.0, -2.0, 4.0, 0.5])
+    told = agreement([values[i : i + 1] for i in range(4)])
+    assert told.mean == pytest.approx(values.mean())
+    assert told.interval == pytest.approx(mean_interval(values))
+    half = 1.96 * values.std(ddof=1)
+    assert told.limits == pytest.approx((values.mean() - half, values.mean() + half))
+    assert (told.num, told.num_patients) == (4, 4)
+
+
+def test_limits_of_agreement_hold_the_variance_between_and_within_patients() -> None:
+    # Two patients with two lesions each, by hand: within ((1 + 1) + (4 + 4)) / 2 = 5 over 2 degrees of freedom;
+    # means 1 and 8 about 4.5: between 2 * 24.5 / 1 = 49; variance 5 + (49 - 5) / 2 = 27.
+    told = agreement([np.array([0.0, 2.0]), np.array([6.0, 10.0])])
+    assert told.mean == 4.5
+    assert told.limits == pytest.approx((4.5 - 1.96 * 27**0.5, 4.5 + 1.96 * 27**0.5))
+    # Patients that differ by less than their lesions do: nothing is added for them.
+    alike = agreement([np.array([0.0, 2.0]), np.array([2.0, 0.0])])
+    assert alike.limits == pytest.approx((1 - 1.96 * 2**0.5, 1 + 1.96 * 2**0.5))
+
+
+def test_agreement_of_few_lesions_says_what_it_can() -> None:
+    one = agreement([np.array([3.0])])
+    assert one.mean == 3.0
+    assert all(math.isnan(value) for value in (*one.interval, *one.limits))
+    patient = agreement([np.array([0.0, 2.0])])
+    assert patient.limits == pytest.approx((1 - 1.96 * 2**0.5, 1 + 1.96 * 2**0.5))
+    assert math.isnan(patient.interval[0])

@@ -67,6 +67,51 @@ def mean_interval(values: NDArray[np.float64]) -> Interval:
     return mean - half, mean + half
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """How far measurements lie from a reference, with several measurements per patient.
+
+    Args:
+        mean: over patients, of a patient's mean difference.
+        interval: 95 % interval of that mean; patients are the unit.
+        limits: 95 % limits of agreement of one measurement.
+        num: measurements.
+        num_patients: patients that they are of.
+    """
+
+    mean: float
+    interval: Interval
+    limits: Interval
+    num: int
+    num_patients: int
+
+
+def agreement(patients: Sequence[NDArray[np.float64]]) -> Agreement:
+    """Return mean and limits of agreement of differences of which a patient may have several.
+
+    The limits rest on the variance between patients and within them, from a one-way analysis of variance, as for a true
+    value that varies (Bland, Altman, J. Biopharm. Stat. 17, 2007, 571, section 3): lesions of one patient are alike.
+
+    Args:
+        patients: (lesions,) finite differences of each patient, at least one of each and one patient.
+    """
+    means = np.array([values.mean() for values in patients])
+    sizes = np.array([values.size for values in patients], float)
+    total, count = float(sizes.sum()), len(patients)
+    pooled = np.concatenate(patients)
+    if total < 2:
+        variance = float("nan")
+    elif count == 1 or total == count:  # one patient, or one lesion of each: nothing to part
+        variance = float(pooled.var(ddof=1))
+    else:
+        within = sum(float(np.square(values - values.mean()).sum()) for values in patients) / (total - count)
+        between = float((sizes * np.square(means - pooled.mean())).sum()) / (count - 1)
+        alike = (total**2 - float(np.square(sizes).sum())) / ((count - 1) * total)
+        variance = within + max(between - within, 0.0) / alike
+    mean, half = float(means.mean()), 1.96 * float(np.sqrt(variance))
+    return Agreement(mean, mean_interval(means), (mean - half, mean + half), int(total), count)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return p values corrected for their number by Holm's step-down procedure (Scand. J. Statist. 6, 1979, 65).
 

@@ -9,8 +9,7 @@ is another run, never an outdated number.
 import hashlib
 import json
 import re
-import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -22,6 +21,7 @@ from petscale import config as configs
 from petscale.cluster.shared_storage import require_path
 from petscale.config import RunConfig
 from petscale.console import console
+from petscale.environment import commit, environment
 from petscale.evaluation import run as evaluating
 from petscale.evaluation.baselines import INPUT
 from petscale.evaluation.current import OF_WEIGHTS, is_current, weights_of
@@ -39,7 +39,6 @@ from petscale.experiments.table import as_json, headline, markdown
 from petscale.experiments.user_cohort import on_cohort, patients_of
 from petscale.folders import CONFIG, EVALUATION, SYNTHESIS, WEIGHTS
 from petscale.inference import open_run, synthesize_case
-from petscale.reporting.environment import environment
 from petscale.training import driver
 from petscale.training.planning import plan_run
 from storage import geometry, integrity
@@ -301,16 +300,4 @@ def _values(evaluation: Evaluation, image: str, column: Column) -> dict[str, flo
 
 
 def _facts() -> dict[str, str]:
-    return {"date": datetime.now(UTC).date().isoformat(), "commit": _commit(), **environment()}
-
-
-def _commit() -> str:
-    """The commit of this very file's checkout; ``unknown`` for an installed package, even inside another checkout."""
-    git: Callable[..., str] = partial(
-        subprocess.check_output, cwd=Path(__file__).parent, text=True, stderr=subprocess.DEVNULL
-    )
-    try:
-        git(["git", "ls-files", "--error-unmatch", Path(__file__).name])
-        return git(["git", "describe", "--always", "--dirty"]).strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+    return {"date": datetime.now(UTC).date().isoformat(), "commit": commit(), **environment()}

@@ -76,14 +76,14 @@ def draw_bland_altman(points: Mapping[str, tuple[NDArray[np.float64], NDArray[np
 
 
 def draw_noise_bias(points: Mapping[str, tuple[float, float]], organ: str) -> str:
-    """Draw image -> (bias of lesion SUVmax in %, noise of ``organ`` in %) as one named point each."""
-    figure = new_figure(4.2, 3.0)
+    """Draw image -> (bias of lesion SUVmax in %, noise of ``organ`` in %) as one point each, named beside the chart."""
+    figure = new_figure(5.6, 3.0)
     axes = figure.subplots()
     axes.axvline(0, color=FAINT, linewidth=0.8)
     for (name, (bias, noise)), color in zip(points.items(), COLORS, strict=False):
-        axes.plot(bias, noise, "o", markersize=6, color=color)
-        axes.annotate(name, (bias, noise), xytext=(6, 4), textcoords="offset points", fontsize=7.5, color=INK)
-    axes.margins(0.25)
+        axes.plot(bias, noise, "o", markersize=6, color=color, alpha=0.85, label=name, linestyle="none")
+    axes.margins(0.15)
+    axes.legend(fontsize=7.5, frameon=False, labelcolor=INK, loc="center left", bbox_to_anchor=(1.0, 0.5))
     dress(axes, "", "bias of lesion SUVmax [%]", f"CoV of {organ} [%]")
     return figure_png(figure)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from petscale import config as configs
 from petscale.console import bar
+from petscale.environment import environment
 from petscale.evaluation.folds import gather, names_in_all
 from petscale.evaluation.run import baseline_of, candidates_of, read_evaluations
 from petscale.evaluation.scores import Evaluation
@@ -13,7 +14,6 @@ from petscale.folders import FOLDS, REPORT, SYNTHESIS
 from petscale.proof import read_proven
 from petscale.reporting import CaseImages, ReportData, write_report
 from petscale.reporting.doubts import doubts_of
-from petscale.reporting.environment import environment
 from petscale.reporting.run import notes_of, suv_rule, title_of
 from storage import integrity
 from storage.joined import open_cohorts

@@ -24,9 +24,11 @@ from petscale.reporting.charts import (
 )
 from petscale.reporting.pictures import BONE_HU, DIVERGING, GREY, case_rows, colour_bar
 from petscale.reporting.score_tables import (
+    AGREEING,
     case_table,
     headline_scores,
     image_rules,
+    lesion_agreement,
     lesion_table,
     organ_table,
     score_tables,
@@ -71,7 +73,8 @@ class ReportData:
         command: the exact command that made the run; the page shows it as given, so it must name no patient.
         config: the resolved configuration, shown as given.
         metrics: training log and validations, one mapping per line as read by ``read_metrics``.
-        environment: name -> fact: versions, hardware, data kind.
+        environment: name -> fact: versions and hardware that made the page.
+        trained_with: (step, the same facts of what trained from this step on), as ``taken_with`` returns it.
         cohort_digest: root digest of the cohort.
         suv_rules: case -> the rule by which its SUV reference time was found.
         suv_window: SUV drawn white and black in every panel.
@@ -87,6 +90,7 @@ class ReportData:
     config: Mapping[str, object]
     metrics: Sequence[Mapping[str, object]] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    trained_with: Sequence[tuple[int, Mapping[str, str]]] = ()
     cohort_digest: str = ""
     suv_rules: Mapping[str, str] = field(default_factory=dict)
     suv_window: tuple[float, float] = (0.0, 7.0)
@@ -120,6 +124,8 @@ def render(data: ReportData) -> str:
         ceiling_rule=RULE,
         organs=organ_table(evaluation),
         lesions=lesion_table(evaluation),
+        agreement=lesion_agreement(evaluation),
+        agreeing=AGREEING,
         cases=case_table(evaluation),
         shown=[_pictured(data, case, why) for case, why in chosen.items()],
         noise_bias=_noise_bias(evaluation),

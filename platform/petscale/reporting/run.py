@@ -8,6 +8,7 @@ from typing import Any
 
 from petscale import config as configs
 from petscale.console import bar
+from petscale.environment import environment
 from petscale.evaluation.external import choose_cases
 from petscale.evaluation.run import baseline_of, candidates_of, run_facts
 from petscale.evaluation.scores import Evaluation
@@ -15,8 +16,7 @@ from petscale.folders import EVALUATION, METRICS, REPORT, SYNTHESIS
 from petscale.proof import read_proven
 from petscale.reporting import CaseImages, ReportData, write_report
 from petscale.reporting.doubts import doubts_of_run
-from petscale.reporting.environment import environment
-from petscale.training.progress import read_metrics
+from petscale.training.progress import read_metrics, taken_with
 from storage import integrity
 from storage.joined import open_cohorts
 from storage.reader import Case, open_cohort
@@ -73,6 +73,7 @@ def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation], *
                     config=facts["config"],
                     metrics=[r for r in records if r.get("event") == "log" or "best_step" in r or EPOCH_SCORES[0] in r],
                     environment=environment(),
+                    trained_with=taken_with(records),
                     cohort_digest=about.get("digest") or integrity.root_digest(facts["cases"], {}),
                     suv_rules={name: rule for name, rule in rules.items() if rule},
                     notes=[

@@ -11,7 +11,9 @@ from petscale.evaluation.scores import REFERENCE, Evaluation, Summary, plus_minu
 from trainers.metrics.clinical import BIASES, NOISE, QUANTITIES, VOLUME
 from trainers.metrics.definitions import ScoreDefinition
 from trainers.metrics.presets import BODY_PSNR, BODY_SSIM
+from trainers.metrics.statistics import Interval, agreement
 
+AGREEING = ("SUVmax", "SUVpeak", "SUVmean")  # TLG over a label has the bias of SUVmean
 MOST_LESIONS = 40  # rows of the lesion table; the CSV holds all
 
 
@@ -126,11 +128,43 @@ def organ_table(evaluation: Evaluation) -> list[dict[str, object]]:
                         "max": _mean_text(evaluation.values(name, BIASES["SUVmax"], region), "{:+.1f}"),
                         "noise": _mean_text(evaluation.values(name, NOISE, region), "{:.0f}"),
                     }
-                    for name in evaluation.images
+                    for name in evaluation.pictured
                 ],
             }
         )
     return lines
+
+
+def lesion_agreement(evaluation: Evaluation) -> list[dict[str, object]]:
+    """Per image: bias of the lesions' uptake against the full dose, its 95 % interval and the limits of agreement."""
+    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+    quantity_of = {rule: quantity for quantity, rule in BIASES.items()}
+    for row in evaluation.rows:
+        if row.kind == "lesion" and row.definition in quantity_of and math.isfinite(row.value):
+            of_case = found.setdefault((row.image, quantity_of[row.definition]), {})
+            of_case.setdefault(row.case, []).append(row.value)
+    lines: list[dict[str, object]] = []
+    for name in evaluation.images:
+        cells = []
+        for quantity in AGREEING:
+            values = found.get((name, quantity))
+            told = agreement([np.array(own) for own in values.values()]) if values else None
+            cells.append(
+                {
+                    "mean": _text(told.mean if told else None, "{:+.1f}"),
+                    "interval": _span(told.interval if told else None),
+                    "limits": _span(told.limits if told else None),
+                }
+            )
+        if any(cell["mean"] != "–" for cell in cells):
+            lines.append({"image": name, "cells": cells, "ours": name == evaluation.synthesized})
+    return lines
+
+
+def _span(interval: Interval | None) -> str:
+    if interval is None or math.isnan(interval[0]):
+        return "–"
+    return f"{interval[0]:+.1f} to {interval[1]:+.1f}".replace("-", "−")
 
 
 def lesion_table(evaluation: Evaluation) -> dict[str, object]:
@@ -153,7 +187,7 @@ def lesion_table(evaluation: Evaluation) -> dict[str, object]:
                         quantity: _text(values.get((name, BIASES[quantity])), "{:+.1f}")
                         for quantity in ("SUVmax", "SUVmean", "SUVpeak")
                     }
-                    for name in evaluation.images
+                    for name in evaluation.pictured
                 ],
             }
         )

@@ -5,14 +5,31 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from petscale.console import bar, console
+from petscale.environment import environment
 from petscale.folders import EVENTS, METRICS
 from storage import integrity
+
+TAKEN_WITH = "environment"  # in a record of a start
+
+
+def taken_with(records: Sequence[Mapping[str, Any]]) -> list[tuple[int, Mapping[str, str]]]:
+    """Return (step, facts) of every start after which steps were taken in another environment than before it.
+
+    Args:
+        records: of ``read_metrics``; starts of runs of before say nothing.
+    """
+    found: list[tuple[int, Mapping[str, str]]] = []
+    for record in records:
+        facts = record.get(TAKEN_WITH)
+        if record.get("event") == "start" and isinstance(facts, Mapping) and (not found or found[-1][1] != facts):
+            found.append((int(record["step"]), facts))
+    return found
 
 
 class Events:
@@ -48,7 +65,10 @@ class Events:
 
 
 class Reporter:
-    """Rank 0's records: one JSON line each, and TensorBoard events.  A full disk here never stops the training."""
+    """Rank 0's records: one JSON line each, and TensorBoard events.  A full disk here never stops the training.
+
+    A record of a start says with which versions and on what the steps after it are taken.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._path, self._folder = folder / METRICS, folder / EVENTS
@@ -60,6 +80,7 @@ class Reporter:
             if record["event"] == "start":
                 self._forget_after(int(record["step"]))
                 self._events = Events(self._folder, int(record["step"]))
+                record = {**record, TAKEN_WITH: environment()}
             with self._path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
             if self._events:

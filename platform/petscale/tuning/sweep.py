@@ -21,9 +21,9 @@ from petscale.cluster.session import require_resources
 from petscale.cluster.shared_storage import require_path
 from petscale.config import RunConfig
 from petscale.console import console
+from petscale.environment import environment
 from petscale.folders import BEST, REPORT, ROLES, TRIALS
 from petscale.reporting.doubts import doubts_of_run
-from petscale.reporting.environment import environment
 from petscale.reporting.sweep import SweepData, write_sweep
 from petscale.reporting.sweep_trials import Objective as Shown
 from petscale.reporting.sweep_trials import importances

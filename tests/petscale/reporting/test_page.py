@@ -76,6 +76,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
             config={"weight": 100, "text": HOSTILE},
             metrics=metrics,
             environment={"torch": "2.13"},
+            trained_with=[(0, {"torch": f"2.12 {HOSTILE}"}), (40, {"torch": "2.14"})],
             cohort_digest="0123abcd",
             suv_rules={"case-000001": "SeriesTime"},
             doubts=[f"another choice would change SUV {HOSTILE} (of weight, 1 of 1 test cases, up to 10.9 %)."],
@@ -109,6 +110,25 @@ def test_the_first_table_has_a_line_per_image_so_that_none_leaves_the_page(page:
     ours = [line for line in lines if 'class="ours"' in line]
     assert len(ours) == 1
     assert ours == lines[-1:]
+
+
+def test_uptake_tables_show_input_best_baseline_and_synthesized_alone_so_that_none_leaves_the_page(page: str) -> None:
+    section = page.split('id="uptake"', 1)[1].split('id="training"', 1)[0]
+    organs, agreement, lesions = section.split("<table")[1:4]
+    for table in (organs, lesions):
+        assert re.findall(r'colspan="3">([^<,]*)', table)[-1] == SYNTHESIZED
+        assert len(re.findall(r'colspan="3"', table)) <= 4  # of a lesion's full dose too
+    assert re.findall(r'colspan="3">([^<,]*)', agreement) == ["SUVmax", "SUVpeak", "SUVmean"]
+    names = [row.split("<td", 2)[1].split(">")[1].split("<")[0] for row in agreement.split("<tr")[3:]]
+    assert names == [INPUT, "Gaussian 5 mm", SYNTHESIZED]
+    assert agreement.split(SYNTHESIZED)[1].count("−2.0") == 3  # the image is 0.98 of the full dose
+
+
+def test_what_trained_is_told_apart_from_what_made_the_page(page: str) -> None:
+    run = page.split('id="run"', 1)[1].split('id="claims"', 1)[0]
+    first, second, made = (run.index(text) for text in ("2.12", "2.14", "2.13"))
+    assert run.index("Trained with, from step 0") < first < run.index("Trained with, from step 40") < second
+    assert second < run.index("This page was made with") < made
 
 
 def test_user_strings_cannot_become_markup(page: str) -> None:

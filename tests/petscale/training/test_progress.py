@@ -66,3 +66,14 @@ def test_tensorboard_reads_the_events_and_no_file_names_this_machine(
     for path in folder.iterdir():
         assert "radiology" not in path.name
         assert b"radiology" not in path.read_bytes()
+
+
+def test_a_start_says_with_what_steps_are_taken_and_a_change_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step, torch in ((0, "1"), (10, "1"), (20, "2")):
+        monkeypatch.setattr(progress, "environment", lambda torch=torch: {"torch": torch})
+        progress.Reporter(tmp_path)({"event": "start", "step": step})
+    told = progress.taken_with(progress.read_metrics(tmp_path / METRICS))
+    assert told == [(0, {"torch": "1"}), (20, {"torch": "2"})]
+    assert progress.taken_with([{"event": "start", "step": 0}, LOG]) == []
