@@ -13,6 +13,7 @@ from petscale.evaluation.scores import Evaluation
 from petscale.folders import FOLDS, REPORT, SYNTHESIS
 from petscale.proof import read_proven
 from petscale.reporting import CaseImages, ReportData, write_report
+from petscale.reporting.data_facts import data_table, length_doubt
 from petscale.reporting.doubts import doubts_of
 from petscale.reporting.run import notes_of, suv_rule, title_of
 from storage import integrity
@@ -65,7 +66,11 @@ def report_folds(folder: Path, cohort: Path, *, others: Sequence[Path] = ()) -> 
                     *RECIPES[config.recipe].caveats(config.model),
                     *notes_of(first, source),
                 ],
-                doubts=doubts_of(scored, config.feed.target, source, what="test"),
+                doubts=[
+                    *doubts_of(scored, config.feed.target, source, what="test"),
+                    *length_doubt(opened, list(scored), config.feed.target),
+                ],
+                data=data_table(opened, {"trained and scored on": list(scored)}, config.feed.target, source),
             )
             write_report(path, data)
             paths.append(path)

@@ -80,6 +80,7 @@ class ReportData:
         suv_window: SUV drawn white and black in every panel.
         difference_window: SUV drawn in the strongest colours of the difference.
         notes: limits of this run to be said beside the verdict, for instance that the data are simulated.
+        data: headings and lines of the table of what it was trained and scored on, as ``data_table`` returns them.
         doubts: what was noted of the images that were scored, when they were ingested: a sentence each.
     """
 
@@ -97,6 +98,7 @@ class ReportData:
     difference_window: float = 2.0
     notes: Sequence[str] = ()
     doubts: Sequence[str] = ()
+    data: tuple[Sequence[str], Sequence[tuple[str, Sequence[str]]]] = ((), ())
 
 
 def write_report(path: Path, data: ReportData) -> None:

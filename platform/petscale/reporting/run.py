@@ -15,6 +15,7 @@ from petscale.evaluation.scores import Evaluation
 from petscale.folders import EVALUATION, METRICS, REPORT, SYNTHESIS
 from petscale.proof import read_proven
 from petscale.reporting import CaseImages, ReportData, write_report
+from petscale.reporting.data_facts import data_table, length_doubt, roles_of
 from petscale.reporting.doubts import doubts_of_run
 from petscale.training.progress import read_metrics, taken_with
 from storage import integrity
@@ -85,7 +86,11 @@ def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation], *
                         *best_epochs(records),
                         *notes_of(opened.case(evaluation.cases[0]), source),
                     ],
-                    doubts=doubts_of_run(opened, facts, evaluation.cases, (config.feed.target, source)),
+                    doubts=[
+                        *doubts_of_run(opened, facts, evaluation.cases, (config.feed.target, source)),
+                        *length_doubt(opened, evaluation.cases, config.feed.target),
+                    ],
+                    data=data_table(opened, roles_of(opened, facts, evaluation.cases), config.feed.target, source),
                 ),
             )
             paths.append(path)
