@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from petscale.api import (
         Average,
+        Candidates,
         Case,
         Choice,
         Cohort,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         phantom,
         remove,
         report,
+        score,
         simulate,
         synthesize,
         train,
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Average",
+    "Candidates",
     "Case",
     "Choice",
     "Cohort",
@@ -84,6 +87,7 @@ __all__ = [
     "phantom",
     "remove",
     "report",
+    "score",
     "simulate",
     "synthesize",
     "train",
