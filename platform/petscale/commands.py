@@ -351,6 +351,28 @@ def compare(
         write_comparison_page(page, compared)
 
 
+def export(
+    folder: Positional[Annotated[Path, arg(metavar="COHORT|RUN")]],
+    case: Positional[Annotated[str, arg(metavar="CASE")]],
+    file: Positional[Annotated[Path, arg(metavar="FILE")]],
+    image: str = "",
+) -> None:
+    """Write one image of a case as a NIfTI file or a DICOM series, in its own unit and on its own grid.
+
+    Of a run, it is what the run has synthesized of the case.
+
+    Args:
+        folder: a cohort or a run.
+        case: name of the case.
+        file: a new .nii or .nii.gz, beside which a JSON file states the unit, or a new folder for DICOM.
+        image: name of the image; without it full, or the only one there is.
+    """
+    from petscale.data.export import export_image
+
+    for path in export_image(folder, case, file, image):
+        print(path)
+
+
 def remove(
     cohort: Positional[Annotated[Path, arg(metavar="COHORT")]],
     cases: Positional[Annotated[tuple[str, ...], arg(metavar="CASE")]],
@@ -1003,6 +1025,7 @@ COMMANDS = {
     "verify": Command("data", verify),
     "inspect": Command("data", inspect),
     "compare": Command("data", compare),
+    "export": Command("data", export),
     "remove": Command("data", remove),
     "train": Command("train", train, TrainOptions, writes="run"),
     "folds": Command("train", folds, FoldsOptions, writes="run"),

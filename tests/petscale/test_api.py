@@ -150,6 +150,7 @@ FOR_A_TERMINAL = {  # what files and a screen need
         "ingest",
         "inspect",
         "compare",
+        "export",
         "remove",
         "synthesize",
         "evaluate",

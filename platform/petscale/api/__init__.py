@@ -16,7 +16,7 @@ from petscale.api.cohorts import (
     simulate,
 )
 from petscale.api.comparing import Candidates, compare, score
-from petscale.api.results import Average, Choice, Page, Scores, average, best, evaluate, report, synthesize
+from petscale.api.results import Average, Choice, Page, Scores, average, best, evaluate, export, report, synthesize
 from petscale.api.training import Run, configure, folds, open_run, train
 from petscale.api.tuning import Study, open_study, tune
 
@@ -36,6 +36,7 @@ __all__ = [
     "compare",
     "configure",
     "evaluate",
+    "export",
     "folds",
     "ingest",
     "inspect",

@@ -349,6 +349,31 @@ class Scores:
         return pandas.DataFrame(rows)
 
 
+def export(folder: Run | Cohort | PathLike, case: str, file: PathLike, image: str = "") -> tuple[Path, ...]:
+    """Write one image of a case as a NIfTI file or a DICOM series, in its own unit and on its own grid.
+
+    Args:
+        folder: of a cohort, or of a run for what it has synthesized.
+        case: name of the case.
+        file: a new ``.nii`` or ``.nii.gz``, beside which a JSON file states the unit, or a new folder for DICOM.
+        image: name of the image; empty for ``full``, or the only one there is.
+
+    Returns:
+        What was written.
+
+    Raises:
+        InputError: SET_NO_CASE, SET_NO_IMAGE, IMG_FORMAT, DISK_EXISTS, STORE_NONE; DISK_FULL and its kin.
+
+    >>> petscale.export("cohort", "phantom-001", "ct.nii.gz", "ct")
+    (PosixPath('ct.nii.gz'), PosixPath('ct.json'))
+    >>> petscale.export(run, "phantom-001", "restored.nii.gz", "synth_low_drf20")[0].name
+    'restored.nii.gz'
+    """
+    from petscale.data.export import export_image
+
+    return export_image(folder_of(folder), case, Path(file), image)
+
+
 def best(runs: Sequence[Run | PathLike], *, cohort: Cohort | PathLike | None = None) -> "Choice":
     """Compare runs, or folds, of the same patients and name the best, by PSNR inside the body.
 
