@@ -14,13 +14,13 @@ import numpy as np
 
 from petscale.averages import names_of, runs_of
 from petscale.config import RunConfig
-from petscale.evaluation.current import read_current
+from petscale.evaluation.current import read_current, weights_of
 from petscale.evaluation.external import DIGESTS, SEEN, patients_of
 from petscale.evaluation.folds import gather
 from petscale.evaluation.paired import BODY, Compared, compare_images, on_shared_patients
 from petscale.evaluation.run import run_facts
 from petscale.evaluation.scores import REFERENCE, Evaluation
-from petscale.folders import EVALUATION, EXTERNAL, FOLDS, SYNTHESIS
+from petscale.folders import CONFIG, EVALUATION, EXTERNAL, FOLDS, SYNTHESIS
 from storage import integrity
 from storage.errors import InputError
 from storage.reader import open_cohort
@@ -65,6 +65,7 @@ class _Member:
         trained: digests of the cases trained on.
         seen: digest of a case that training has seen -> in what role.
         seen_people: patient whom training has seen -> in what role.
+        weights: digest of its weights.
         compared: whether the tested patients could be compared with those of the training.
     """
 
@@ -76,6 +77,7 @@ class _Member:
     trained: frozenset[str]
     seen: Mapping[str, str]
     seen_people: Mapping[str, str]
+    weights: str
     compared: bool
 
 
@@ -112,9 +114,9 @@ def compare_runs(folders: Sequence[Path], external: str = "") -> dict[str, RunCo
         Image that all runs start from -> comparison.
 
     Raises:
-        InputError: CFG_RANGE, CFG_NAME; SET_EVALUATION for a run without scores of its present weights;
-            SET_RUNS_DIFFER for runs that start from, or were trained to give, other images; SET_NOT_SHARED where no
-            case was tested by all.
+        InputError: CFG_RANGE, CFG_NAME, CFG_RUN_FOLDER, CFG_NO_EFFECT; SET_EVALUATION for a run without scores of its
+            present weights; SET_RUNS_DIFFER for runs that start from, or were trained to give, other images;
+            SET_NOT_SHARED where no case was tested by all.
     """
     places = list({folder.resolve(): folder for folder in folders}.values())
     names = names_of(places)
@@ -142,6 +144,10 @@ def _entry(folder: Path, name: str, external: str) -> _Entry:
             where="--external",
             found=f"given for folds ({name}), each of which has scored the whole cohort",
             remedy="name runs, such as one fold's",
+        )
+    if not any((folder / record).is_file() for record in (CONFIG, FOLDS)):
+        raise InputError(
+            "CFG_RUN_FOLDER", where=name, found="no run and no folds", remedy="name folders of trained and scored runs"
         )
     runs = runs_of([folder])
     return _Entry(name, tuple(_member(run, name if run == folder else f"{name}/{run.name}", external) for run in runs))
@@ -175,6 +181,7 @@ def _member(run: Path, name: str, external: str) -> _Member:
         trained=frozenset(own[case] for role in ("train", "unpaired") for case in facts.get(role, ())),
         seen={own[case]: told for case, told in seen.items()},
         seen_people={known[case]: told for case, told in seen.items() if case in known},
+        weights="".join(weights_of([run])),
         compared=bool(known) and all(one["patients_compared"] for one in about if isinstance(one, dict)),
     )
 
@@ -289,9 +296,15 @@ def _joined(each: Mapping[str, Evaluation]) -> tuple[Evaluation, list[str]]:
 def _doubts(entries: Sequence[_Entry], unknown: Sequence[str]) -> Iterator[str]:
     """Say what the scores alone do not show."""
     yield (
-        "these are test patients: whoever chooses a run by this table has used them for that, and reports its score on "
+        "these are test patients: whoever chooses a run by this table has used them, and must report its score on "
         "other patients"
     )
+    named: dict[frozenset[str], list[str]] = {}
+    for entry in entries:
+        named.setdefault(frozenset(one.weights for one in entry.members), []).append(entry.name)
+    for same in named.values():
+        if len(same) > 1:
+            yield f"{', '.join(same)} have the same weights: no difference between them means anything"
     if len({frozenset(one.trained for one in entry.members) for entry in entries}) > 1:
         counts = {entry.name: len(frozenset[str]().union(*(one.trained for one in entry.members))) for entry in entries}
         said = ", ".join(f"{name} on {count}" for name, count in counts.items())

@@ -1,6 +1,7 @@
 """Runs beside each other: only patients that all tested and none has seen count, and what is left out is named."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -203,6 +204,14 @@ def test_scores_of_another_cohort_are_compared_where_it_is_named(tmp_path: Path,
     assert any("could be compared by voxels alone for b" in doubt for doubt in found.doubts)
 
 
+def test_a_copy_of_a_run_is_told(tmp_path: Path) -> None:
+    a = a_run(tmp_path / "a", above(GAINS))
+    found = compare_runs([a, Path(shutil.copytree(a, tmp_path / "copy")), a_run(tmp_path / "b", above(GAINS))])
+    (told,) = [doubt for doubt in found["low_drf4"].doubts if "same weights" in doubt]
+    assert told.startswith("a, copy have the same weights")
+    assert found["low_drf4"].compared.tests[3].gain.mean == 0.0
+
+
 def test_who_the_patients_are_is_asked_for(tmp_path: Path) -> None:
     found = compare_runs([a_run(tmp_path / name, above(GAINS), people={}) for name in "ab"])["low_drf4"]
     assert any("patients of 8 of the cases are is not known" in doubt for doubt in found.doubts)
@@ -217,7 +226,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, refused: Refused) ->
     assert refused("compare", a, cohort).startswith("CFG_KINDS")
     assert refused("compare", cohort, cohort, cohort).startswith("CFG_KINDS")
     assert refused("compare", cohort, cohort, "--page", tmp_path / "page.html").startswith("CFG_NO_EFFECT")
-    assert refused("compare", a, tmp_path / "nothing").startswith("CFG_NO_FILE")
+    assert refused("compare", a, tmp_path / "nothing").startswith("CFG_RUN_FOLDER nothing: no run")
     named = a_run(tmp_path / "x/Gaussian 5 mm", above(GAINS))
     assert refused("compare", a, named).startswith("CFG_NAME")
     (tmp_path / "page.html").write_text("mine")
