@@ -796,11 +796,12 @@ def score(
     print(place)
     if scored.refused:
         number = len(scored.refused)
+        made = place.name if page is None else f"{place.name} and {page.name}"
         raise InputError(
             "SET_REFUSED",
             where=reference.name,
             found=f"{number} volume{'' if number == 1 else 's'} refused, the others are scored",
-            remedy=f"see the lines above, correct these images, remove {place.name} and run the same command again",
+            remedy=f"see the lines above, correct these images, remove {made} and run the same command again",
         )
 
 

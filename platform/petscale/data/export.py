@@ -99,4 +99,6 @@ def _chosen(held: list[Case], case: str, image: str) -> tuple[Case, str]:
     else:
         name = image or (DEFAULT if DEFAULT in there else shown[0])
         return there[name], name
-    raise InputError("SET_NO_IMAGE", where=f"case {case}", found=f"{found}: {', '.join(there)}", remedy=remedy)
+    raise InputError(
+        "SET_NO_IMAGE", where=f"case {case}", found=f"{found}; there are {', '.join(there)}", remedy=remedy
+    )

@@ -126,7 +126,7 @@ def test_of_a_run_its_result_is_written(a_run: Path, tmp_path: Path, refused: Re
 def test_of_several_results_one_must_be_named(a_run: Path, tmp_path: Path, refused: Refused) -> None:
     stored(a_run / "synthesis" / "ct", {"synth_ct": ArraySource(VOXELS["full"], GRID, SUV)})
     said = refused("export", a_run, "p01", tmp_path / "made.nii.gz")
-    assert said.startswith("SET_NO_IMAGE case p01: several images and none is called full: ")
+    assert said.startswith("SET_NO_IMAGE case p01: several images and none is called full; there are ")
     assert "synth_ct" in said
     assert "synth_low_drf20" in said
     written, _ = petscale.export(a_run, "p01", tmp_path / "made.nii.gz", "synth_ct")
@@ -139,7 +139,10 @@ def test_what_cannot_be_exported_is_refused_by_name(small: Path, tmp_path: Path,
     (tmp_path / "beside.json").write_text("{}")
     for words, said in (
         (("p02", tmp_path / "a.nii.gz"), "SET_NO_CASE case p02"),
-        (("p01", tmp_path / "a.nii.gz", "--image", "low_drf4"), "SET_NO_IMAGE case p01: no image 'low_drf4': "),
+        (
+            ("p01", tmp_path / "a.nii.gz", "--image", "low_drf4"),
+            "SET_NO_IMAGE case p01: no image 'low_drf4'; there are ",
+        ),
         (("p01", there), "DISK_EXISTS there.nii.gz"),
         (("p01", tmp_path / "beside.nii.gz"), "DISK_EXISTS beside.json"),
         (("p01", tmp_path / "a.nrrd"), "IMG_FORMAT a.nrrd: no format that is written ends in .nrrd"),
