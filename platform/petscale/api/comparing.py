@@ -43,7 +43,8 @@ def compare(
 
     Raises:
         InputError: CFG_KINDS for runs and cohorts together; of cohorts STORE_NONE, STORE_DAMAGED, STORE_SCHEMA; of runs
-            SET_NOT_SHARED, SET_EVALUATION, SET_RUNS_DIFFER, CFG_RANGE, CFG_NAME, DISK_EXISTS; CFG_NO_EFFECT.
+            SET_NOT_SHARED, SET_EVALUATION, SET_RUNS_DIFFER, CFG_RANGE, CFG_NAME, CFG_RUN_FOLDER, DISK_EXISTS;
+            CFG_NO_EFFECT.
 
     >>> found = petscale.compare("ingested", "simulated")
     >>> found.changed, len(found.patients)

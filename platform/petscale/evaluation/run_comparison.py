@@ -164,7 +164,7 @@ def _member(run: Path, name: str, external: str) -> _Member:
         if not sources or not (home / DIGESTS).is_file():
             raise _unscored(f"{name}/{EXTERNAL}/{external}")
         digests = integrity.read_json(home / DIGESTS, "cases")["cases"]
-        people = _people_of(home / SYNTHESIS / sources[0])
+        people = {case: who for source in sources for case, who in _people_of(home / SYNTHESIS / source).items()}
     scores = {}
     for source in sources:
         place = home / EVALUATION / source
@@ -214,8 +214,10 @@ def _compare(entries: Sequence[_Entry], source: str, external: str) -> RunCompar
     each = {entry.name: _on(entry, source, shared, patients) for entry in entries}
     whole, baselines = _joined(each)
     scores = on_shared_patients(whole)
+    unscored = [patient for patient in whole.cases if patient not in scores.cases]
+    left_out |= dict.fromkeys(unscored, f"{NOT_SHARED}: an image of it has no PSNR inside the body by the present rule")
     if not scores.cases:
-        raise _not_shared(entries, dict.fromkeys(whole.cases, "an image of it has no PSNR inside the body"), external)
+        raise _not_shared(entries, left_out, external)
     means = {name: np.mean(list(scores.values(name, BODY_PSNR, BODY).values())) for name in baselines}
     best = max(means, key=lambda name: float(means[name]))
     runs = tuple(each)

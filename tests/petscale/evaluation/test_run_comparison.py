@@ -1,6 +1,7 @@
 """Runs beside each other: only patients that all tested and none has seen count, and what is left out is named."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -144,6 +145,14 @@ def test_a_case_is_known_by_its_voxels_whatever_it_is_called(tmp_path: Path) -> 
     assert compare_runs([a, c])["low_drf4"].left_out == {
         "p7": "SET_NOT_SHARED: a has other voxels under this name",
     }
+
+
+def test_a_patient_without_a_score_is_left_out_by_name(tmp_path: Path) -> None:
+    """As where the rule has changed since: scores of two definitions are never compared."""
+    a, b = a_run(tmp_path / "a", above(GAINS)), a_run(tmp_path / "b", {**above(GAINS), "p4": math.nan})
+    found = compare_runs([a, b])["low_drf4"]
+    assert found.compared.scores.cases == tuple(name for name in PATIENTS if name != "p4")
+    assert found.left_out["p4"].startswith("SET_NOT_SHARED: an image of it has no PSNR")
 
 
 def test_several_scans_of_a_patient_count_once_over_those_that_all_tested(tmp_path: Path) -> None:
