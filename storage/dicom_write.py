@@ -192,6 +192,55 @@ def write_series(
             _save(ds, partial / f"{z + 1:05d}.dcm")
 
 
+def write_stored_series(
+    folder: Path, source: ImageSource, *, patient_id: str, name: str, scan: str, description: str
+) -> None:
+    """Write an image of a cohort as a series: SUVbw as PT in SUV (Units GML, SUVType BW), HU as CT in whole HU.
+
+    A cohort keeps no header, so there is no dose, tracer, date or scanner in it.  Series with one ``scan`` share study
+    and frame of reference.  A grid whose z axis runs against the slice normal (left-handed in LPS) is read back with
+    its slices in the opposite order.
+
+    Args:
+        folder: to be created; it appears only when the series is whole.
+        source: in SUVbw or HU.
+        patient_id: a hash, or what else identifies nobody.
+        name: put in place of the patient's name: that of the case.
+        scan: what all images of one scan have in common, for instance the case's fingerprint.
+        description: what the image is, a few words.
+
+    Raises:
+        InputError: ``DISK_EXISTS``, ``IMG_NONFINITE``.
+        ValueError: the source is neither SUVbw nor HU.
+    """
+    modality = {SUV: "PT", HU: "CT"}.get(source.units)
+    if modality is None:
+        raise ValueError(f"no DICOM series is written in {source.units}")
+    series_uid = generate_uid()
+    with _whole_folder(folder) as partial:
+        for z, values in _slices(source.read, source.grid.shape, folder.name):
+            ds = _phantom_slice(source, z, modality, patient_id, 1)
+            ds.PatientName, ds.PatientSex, ds.PatientPosition = name, "", ""
+            ds.PatientIdentityRemoved, ds.DeidentificationMethod = "YES", "petscale: no header is kept"
+            for part in ("Study", "Series", "Acquisition", "Content"):  # a series must have them, and they are unknown
+                setattr(ds, f"{part}Date", "19000101")
+                setattr(ds, f"{part}Time", "000000")
+            ds.ImageType, ds.BurnedInAnnotation = ["DERIVED", "SECONDARY"], "NO"
+            ds.StudyInstanceUID = generate_uid(entropy_srcs=[scan, "study"])
+            ds.FrameOfReferenceUID = generate_uid(entropy_srcs=[scan, "frame of reference"])
+            ds.SeriesInstanceUID, ds.SOPInstanceUID = series_uid, generate_uid()
+            ds.SeriesDescription = f"petscale {description}"[:39] + " (not for clinical use)"
+            ds.DerivationDescription = f"petscale: {description}. Research only, not for clinical use."[:1024]
+            if modality == "PT":
+                _add_estimate(ds)
+                ds.NumberOfSlices, ds.ImageIndex = source.grid.shape[0], z + 1
+                _put_pixels(ds, values)
+            else:
+                ds.KVP, ds.RescaleType = "", "HU"
+                _put_pixels(ds, values, slope=1.0)
+            _save(ds, partial / f"{z + 1:05d}.dcm")
+
+
 def _slices(
     read_slab: Callable[[int, int], NDArray[np.float32]], shape: tuple[int, int, int], where: str
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
@@ -271,13 +320,17 @@ def _synthetic(template: DicomSource, grid: Grid, z: int) -> Dataset:
                 setattr(ds, f"Series{part}", original.get(f"Study{part}", ""))
     ds.Modality, ds.Manufacturer = "PT", "petscale"
     ds.AcquisitionDate = ds.AcquisitionTime = ""
-    ds.Units, ds.SUVType = "GML", "BW"
-    ds.RadiopharmaceuticalInformationSequence = []
-    # The fields that every PET must fill: the estimate is one of a corrected emission image, of no duration.
-    ds.SeriesType, ds.CountsSource, ds.CorrectedImage = ["WHOLE BODY", "IMAGE"], "EMISSION", ["DECY", "ATTN"]
-    ds.DecayCorrection, ds.DecayFactor, ds.ActualFrameDuration, ds.FrameReferenceTime = "ADMIN", "1", 0, "0"
+    _add_estimate(ds)
     _put_place(ds, grid, z)
     return ds
+
+
+def _add_estimate(ds: Dataset) -> None:
+    """Add what every PET must state, for an image in SUV of no measurement: a corrected emission image, no duration."""
+    ds.Units, ds.SUVType = "GML", "BW"
+    ds.RadiopharmaceuticalInformationSequence = []
+    ds.SeriesType, ds.CountsSource, ds.CorrectedImage = ["WHOLE BODY", "IMAGE"], "EMISSION", ["DECY", "ATTN"]
+    ds.DecayCorrection, ds.DecayFactor, ds.ActualFrameDuration, ds.FrameReferenceTime = "ADMIN", "1", 0, "0"
 
 
 def _put_place(ds: Dataset, grid: Grid, z: int) -> None:

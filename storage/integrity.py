@@ -239,6 +239,20 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise
 
 
+def check_new(path: Path, option: str) -> None:
+    """Refuse to write over anything.
+
+    Args:
+        path: of the file or folder that is to be made.
+        option: what it is called on the command line.
+
+    Raises:
+        InputError: DISK_EXISTS.
+    """
+    if path.exists():
+        raise InputError("DISK_EXISTS", where=path.name, found="exists already", remedy=f"choose another {option}")
+
+
 def require_space(folder: Path, needed_bytes: int) -> None:
     """Refuse before the work starts when ``folder``'s disk cannot hold ``needed_bytes``.
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from petscale.api import (
         Average,
+        Candidates,
         Case,
         Choice,
         Cohort,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
         compare,
         configure,
         evaluate,
+        export,
         folds,
         ingest,
         inspect,
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
         phantom,
         remove,
         report,
+        score,
         simulate,
         synthesize,
         train,
@@ -56,6 +59,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Average",
+    "Candidates",
     "Case",
     "Choice",
     "Cohort",
@@ -75,6 +79,7 @@ __all__ = [
     "compare",
     "configure",
     "evaluate",
+    "export",
     "folds",
     "ingest",
     "inspect",
@@ -84,6 +89,7 @@ __all__ = [
     "phantom",
     "remove",
     "report",
+    "score",
     "simulate",
     "synthesize",
     "train",

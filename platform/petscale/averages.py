@@ -23,7 +23,6 @@ from petscale.inference import (
     Lazy,
     Spool,
     Trained,
-    check_new,
     describe,
     load_run,
     open_run,
@@ -151,7 +150,7 @@ class Ensemble:
         """
         grid = case.image(image).grid
         if deviation is not None:
-            check_new(deviation, "--deviation")
+            integrity.check_new(deviation, "--deviation")
         with integrity.scratch(home, ".spool-") as scratch:
             made = cache(lambda: self.estimate(case, image, scratch, differences))
             result = Lazy(grid, self._provenance(image, differences), lambda: made().mean)

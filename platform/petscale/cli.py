@@ -6,7 +6,9 @@ import errno
 import inspect
 import os
 import resource
+import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -14,6 +16,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import wraps
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,7 @@ GROUPS = {
     "evaluate": "Evaluate: whole volumes, scores, reports",
     "cluster": "Cluster: more machines",
 }
+CHECKOUT = Path(__file__).parents[2]  # where petscale runs from one, and not from an installed wheel
 COMPLETION = ("--tyro-print-completion", "--tyro-write-completion")
 
 
@@ -42,6 +46,7 @@ def show_help(console: Console) -> None:
     """Print what petscale is for and its commands by group."""
     console.print(PURPOSE)
     console.print("\nusage: petscale COMMAND [arguments]        petscale COMMAND --help", markup=False)
+    console.print("       petscale --version", markup=False)
     for group, title in GROUPS.items():
         table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
         table.add_column(min_width=12)
@@ -52,6 +57,30 @@ def show_help(console: Console) -> None:
         console.print(f"\n{title}", style="bold")
         console.print(table, markup=False)
     console.print("\nResearch software; not a medical device.  Shell completion: docs/how-to-own-data.md", markup=False)
+
+
+def version(checkout: Path = CHECKOUT) -> str:
+    """Return petscale's version and, of a checkout, its commit, and whether tracked files have changed since.
+
+    Args:
+        checkout: the folder that holds the code's repository, if any does.
+    """
+    told = f"petscale {metadata.version('petscale')}"
+    git = shutil.which("git")
+    if git is None or not (checkout / ".git").exists():
+        return told
+
+    def asked(*words: str) -> str:
+        command = [git, "--no-optional-locks", "-C", str(checkout), *words]
+        try:
+            ended = subprocess.run(command, capture_output=True, text=True, timeout=20)  # noqa: S603  (our own words)
+        except (OSError, subprocess.TimeoutExpired):
+            return ""
+        return ended.stdout.strip() if ended.returncode == 0 else ""
+
+    commit = asked("rev-parse", "--short=12", "HEAD")
+    changed = ", with changes" if asked("status", "--porcelain", "--untracked-files=no") else ""
+    return f"{told} (commit {commit}{changed})" if commit else told
 
 
 def parse(words: Sequence[str]) -> tuple[Command, dict[str, Any]]:
@@ -207,6 +236,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if not words or words[0] in ("-h", "--help"):
             show_help(Console(highlight=False))
+            return
+        if words == ["--version"]:
+            print(version())
             return
         if words[0] in COMPLETION:
             _complete(words)

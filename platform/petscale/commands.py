@@ -304,25 +304,73 @@ def inspect(
 
 
 def compare(
-    first: Positional[Annotated[Path, arg(metavar="COHORT")]],
-    second: Positional[Annotated[Path, arg(metavar="COHORT")]],
+    first: Positional[Annotated[Path, arg(metavar="RUN|COHORT")]],
+    second: Positional[Annotated[Path, arg(metavar="RUN|COHORT")]],
+    others: Positional[Annotated[tuple[Path, ...], arg(metavar="RUN")]] = (),
+    external: str = "",
     json: Path | None = None,
+    page: Path | None = None,
 ) -> None:
-    """Say which cases and patients two cohorts share, and in what their images differ.
+    """Compare runs and baselines on the patients that all were tested on; or say what two cohorts share.
+
+    Of evaluated runs, or folds: means with 95 % intervals, every run tested against the best baseline and against the
+    other runs, p corrected after Holm.  Of two cohorts: which cases and patients both have, and in what their images
+    differ.
 
     Args:
-        first: folder of a cohort.
-        second: folder of another one.
+        first: an evaluated run, a folder of petscale folds, or a cohort.
+        second: another one of the same kind.
+        others: further runs.
+        external: of runs, the name of a cohort on which they were evaluated as on another one, to compare the scores
+            of that; without it those of the runs' own test cases.
         json: write all of it into this file.
+        page: of runs, write a page with all of it, one HTML file that needs no network.
     """
-    from petscale.data.comparison import compare_cohorts, show
+    from petscale.data import comparison
     from petscale.data.inspection_table import screen
-    from storage.integrity import write_json
+    from storage.integrity import check_new, write_json
 
-    found = compare_cohorts(first, second)
-    show(found, screen())
+    folders = [first, second, *others]
+    if not comparison.are_runs(folders):
+        comparison.check_effect(external, page)
+        found = comparison.compare_cohorts(first, second)
+        comparison.show(found, screen())
+        if json is not None:
+            write_json(json, found.to_json())
+        return
+    from petscale.evaluation.run_comparison import compare_runs
+    from petscale.reporting.run_comparison import as_json, show, write_comparison_page
+
+    if page is not None:
+        check_new(page, "--page")
+    compared = compare_runs(folders, external)
+    show(compared, screen())
     if json is not None:
-        write_json(json, found.to_json())
+        write_json(json, as_json(compared))
+    if page is not None:
+        write_comparison_page(page, compared)
+
+
+def export(
+    folder: Positional[Annotated[Path, arg(metavar="COHORT|RUN")]],
+    case: Positional[Annotated[str, arg(metavar="CASE")]],
+    file: Positional[Annotated[Path, arg(metavar="FILE")]],
+    image: str = "",
+) -> None:
+    """Write one image of a case as a NIfTI file or a DICOM series, in its own unit and on its own grid.
+
+    Of a run, it is what the run has synthesized of the case.
+
+    Args:
+        folder: a cohort or a run.
+        case: name of the case.
+        file: a new .nii or .nii.gz, beside which a JSON file states the unit, or a new folder for DICOM.
+        image: name of the image; without it full, or the only one there is.
+    """
+    from petscale.data.export import export_image
+
+    for path in export_image(folder, case, file, image):
+        print(path)
 
 
 def remove(
@@ -724,46 +772,36 @@ def score(
         table: a CSV, TSV or XLSX file with weight and dose of NIfTI files in Bq/mL.
         patient: where several volumes are of one patient, a pattern of their names, as '{patient}_*'.
         preset: conventions of scoring beside the project's own: udpet2022, s3pet, sgsgan, cascade.
-        output: folder for scores.csv, means.csv, tests.csv and scores.json; default: REFERENCE-scores, beside it.
-        page: write a page with the tables and pictures of every case, one HTML file that needs no network.
+        output: new folder for scores.csv, means.csv, tests.csv and scores.json; default: REFERENCE-scores, beside it.
+        page: write a page with the tables and pictures of every case, one new HTML file that needs no network.
     """
+    from petscale import api
     from petscale.data.inspection_table import screen
-    from petscale.data.table import read_table
-    from petscale.evaluation.files import Reading, score_files
-    from petscale.reporting.candidates import picture, show, write_candidates_page
-    from petscale.reporting.cohort import Pictured
-    from storage.label_names import names_from
+    from petscale.reporting.candidates import show
 
-    if names and labels is None:
-        raise InputError("CFG_NO_EFFECT", where="--names", found="given without --labels", remedy="leave it out")
-    reading = Reading(
-        units=units,
-        table=read_table(table) if table is not None else None,
-        label_names=names_from(",".join(names), where="--names") if names else None,
-        patient=patient,
-        presets=preset,
-    )
-    drawn: dict[str, list[Pictured]] = {}
-    scored = score_files(
+    place = output or reference.resolve().parent / f"{reference.resolve().name}-scores"
+    scored = api.score(
         reference,
         candidates,
-        reading,
         labels=labels,
-        show=(lambda name, images: drawn.update({name: picture(images)})) if page is not None else None,
+        names=names,
+        units=units,
+        table=table,
+        patient=patient,
+        preset=preset,
+        output=place,
+        page=page,
     )
-    place = output or reference.resolve().parent / f"{reference.resolve().name}-scores"
-    scored.compared.write(place)
     show(scored.compared, screen())
-    if page is not None:
-        write_candidates_page(page, f"Scores against {reference.resolve().name}", scored.compared, drawn)
     print(place)
     if scored.refused:
         number = len(scored.refused)
+        made = place.name if page is None else f"{place.name} and {page.name}"
         raise InputError(
             "SET_REFUSED",
             where=reference.name,
             found=f"{number} volume{'' if number == 1 else 's'} refused, the others are scored",
-            remedy="see the lines above, correct these images and run the same command again",
+            remedy=f"see the lines above, correct these images, remove {made} and run the same command again",
         )
 
 
@@ -988,6 +1026,7 @@ COMMANDS = {
     "verify": Command("data", verify),
     "inspect": Command("data", inspect),
     "compare": Command("data", compare),
+    "export": Command("data", export),
     "remove": Command("data", remove),
     "train": Command("train", train, TrainOptions, writes="run"),
     "folds": Command("train", folds, FoldsOptions, writes="run"),

@@ -325,7 +325,7 @@ def synthesize_told(
             "IMG_FORMAT", where=deviation.name, found="no NIfTI file", remedy="name a .nii.gz: a case has no headers"
         )
     if deviation is not None:
-        check_new(deviation, "--deviation")
+        integrity.check_new(deviation, "--deviation")
     differences = estimator.check(case, start)
     tell(f"case {case.name}", differences)
     return estimator.store(home, case, start, differences, deviation)
@@ -470,23 +470,13 @@ def describe(recipe: str, units: str) -> str:
     return f"{recipe} {'PET from CT' if units == HU else 'full-dose estimate'}"
 
 
-def check_new(output: Path, option: str = "--output") -> None:
-    """Refuse to write over anything.
-
-    Raises:
-        InputError: DISK_EXISTS.
-    """
-    if output.exists():
-        raise InputError("DISK_EXISTS", where=output.name, found="exists already", remedy=f"choose another {option}")
-
-
 @contextmanager
 def _scratch_for(source: Path, output: Path, deviation: Path | None) -> Iterator[Path]:
     """A folder on the output's disk, once the output is known to be possible."""
     if deviation is not None and deviation.absolute() == output.absolute():
         raise InputError("CFG_OUTPUT", where="--deviation", found="the same as --output", remedy="name another one")
     for place, option in ((output, "--output"), *([(deviation, "--deviation")] if deviation is not None else [])):
-        check_new(place, option)
+        integrity.check_new(place, option)
         if is_nifti(source) != is_nifti(place):
             raise InputError(
                 "IMG_FORMAT",

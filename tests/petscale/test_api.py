@@ -32,6 +32,7 @@ MODULES = (
     "petscale.api.cohorts",
     "petscale.api.training",
     "petscale.api.results",
+    "petscale.api.comparing",
     "petscale.api.tuning",
 )
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -143,7 +144,20 @@ FOR_A_TERMINAL = {  # what files and a screen need
 
 @pytest.mark.parametrize(
     "name",
-    ["phantom", "simulate", "ingest", "inspect", "compare", "remove", "synthesize", "evaluate", "best", "report"],
+    [
+        "phantom",
+        "simulate",
+        "ingest",
+        "inspect",
+        "compare",
+        "export",
+        "remove",
+        "synthesize",
+        "evaluate",
+        "best",
+        "report",
+        "score",
+    ],
 )
 def test_options_and_defaults_are_the_command_s(name: str) -> None:
     ours, theirs = (inspect.signature(getattr(module, name)).parameters for module in (api, commands))

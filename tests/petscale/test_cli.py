@@ -8,13 +8,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from petscale import commands
 from petscale import config as configs
-from petscale.cli import main
+from petscale.cli import main, version
 from petscale.commands import COMMANDS
 from petscale.config import RunConfig
 from petscale.console import bar
@@ -117,6 +118,33 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
     shown = capsys.readouterr().out
     assert f"petscale {command}" in shown
     assert "(required)" in shown or "(default:" in shown
+
+
+def test_the_version_is_told_with_the_commit_where_a_checkout_knows_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    installed = f"petscale {metadata.version('petscale')}"
+    main(["--version"])
+    assert capsys.readouterr().out.startswith(installed)
+    assert version(tmp_path) == installed
+    (tmp_path / ".git").write_text("gitdir: nowhere")  # a worktree whose repository is gone
+    assert version(tmp_path) == installed
+    (tmp_path / ".git").unlink()
+
+    def git(*words: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        ended = subprocess.run(["git", "-C", tmp_path, *who, *words], capture_output=True, text=True, check=True)
+        return ended.stdout.strip()
+
+    git("init", "--quiet")
+    (tmp_path / "code.py").write_text("1")
+    git("add", "code.py")
+    git("commit", "--quiet", "-m", "first")
+    commit = git("rev-parse", "HEAD")[:12]
+    (tmp_path / "notes.txt").write_text("untracked")
+    assert version(tmp_path) == f"{installed} (commit {commit})"
+    (tmp_path / "code.py").write_text("2")
+    assert version(tmp_path) == f"{installed} (commit {commit}, with changes)"
 
 
 def test_verify_lists_the_cases_on_stdout(cohort: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,6 @@ from petscale.api.cohorts import (
     Case,
     Cohort,
     IngestResult,
-    compare,
     ingest,
     inspect,
     open_cohort,
@@ -16,12 +15,14 @@ from petscale.api.cohorts import (
     remove,
     simulate,
 )
-from petscale.api.results import Average, Choice, Page, Scores, average, best, evaluate, report, synthesize
+from petscale.api.comparing import Candidates, compare, score
+from petscale.api.results import Average, Choice, Page, Scores, average, best, evaluate, export, report, synthesize
 from petscale.api.training import Run, configure, folds, open_run, train
 from petscale.api.tuning import Study, open_study, tune
 
 __all__ = [
     "Average",
+    "Candidates",
     "Case",
     "Choice",
     "Cohort",
@@ -35,6 +36,7 @@ __all__ = [
     "compare",
     "configure",
     "evaluate",
+    "export",
     "folds",
     "ingest",
     "inspect",
@@ -44,6 +46,7 @@ __all__ = [
     "phantom",
     "remove",
     "report",
+    "score",
     "simulate",
     "synthesize",
     "train",

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from petscale.data.comparison import Comparison, compare_cohorts
 from petscale.data.inspection import Inspection, inspect_cohort
 from petscale.images import Image
 from storage import nifti, reader, suv
@@ -244,25 +243,6 @@ def inspect(cohort: PathLike, *, page: PathLike | None = None) -> Inspection:
 
         write_cohort_page(Path(page), Path(cohort), found)
     return found
-
-
-def compare(first: PathLike, second: PathLike) -> Comparison:
-    """Say which cases and patients two cohorts share, and in what their images differ.
-
-    Args:
-        first: folder of a cohort.
-        second: folder of another one.
-
-    Raises:
-        InputError: STORE_NONE, STORE_DAMAGED, STORE_SCHEMA.
-
-    >>> found = petscale.compare("ingested", "simulated")
-    >>> found.changed, len(found.patients)
-    ({'first': ('body', 'case', 'full', 'low_drf10', 'truth')}, 1)
-    >>> [one.second for one in found.differences if one.fact == "low_drf10: doses"]
-    ['DRF 10, simulated']
-    """
-    return compare_cohorts(Path(first), Path(second))
 
 
 def remove(cohort: PathLike, cases: str | Sequence[str], runs: Sequence[PathLike] = ()) -> tuple[str, ...]:

@@ -80,7 +80,7 @@ def synthesize(
     scan = _scan(source)
     if isinstance(scan, Case):
         _check(estimator, scan, *options)
-        return Image.of(synthesize_told(estimator, _folder(run), scan.stored, image))
+        return Image.of(synthesize_told(estimator, folder_of(run), scan.stored, image))
     with _estimated(estimator, scan, *options) as estimate:
         return Image.of(estimate.mean)
 
@@ -142,7 +142,7 @@ def _opened(
 ) -> "Estimator":
     from petscale.averages import open_estimator
 
-    return open_estimator(_folder(run), [_folder(other) for other in runs], flips)
+    return open_estimator(folder_of(run), [folder_of(other) for other in runs], flips)
 
 
 def _scan(source: Source) -> Image | PathLike | Case:
@@ -256,7 +256,7 @@ def evaluate(
     from trainers.metrics.detection import DetectionConfig
     from trainers.organ_segmenter import OrganSegmenterConfig
 
-    folder, place, rest = _folder(run), _folder(cohort), [_folder(other) for other in others]
+    folder, place, rest = folder_of(run), folder_of(cohort), [folder_of(other) for other in others]
     if runs or flips or (folder / FOLDS).is_file():
         for option, given in (("--unet-score", unet_score), ("--detect", detect), ("--within", within)):
             if given:
@@ -264,7 +264,7 @@ def evaluate(
                     "CFG_NO_EFFECT", where=option, found="not scored for a mean of runs", remedy="leave it out"
                 )
         means = evaluate_average(
-            [folder, *map(_folder, runs)], place, flips=flips, others=rest, sources=source, presets=preset
+            [folder, *map(folder_of, runs)], place, flips=flips, others=rest, sources=source, presets=preset
         )
         return {name: Scores(evaluation) for name, evaluation in means.items()}
     segmenter = None
@@ -349,6 +349,31 @@ class Scores:
         return pandas.DataFrame(rows)
 
 
+def export(folder: Run | Cohort | PathLike, case: str, file: PathLike, image: str = "") -> tuple[Path, ...]:
+    """Write one image of a case as a NIfTI file or a DICOM series, in its own unit and on its own grid.
+
+    Args:
+        folder: of a cohort, or of a run for what it has synthesized.
+        case: name of the case.
+        file: a new ``.nii`` or ``.nii.gz``, beside which a JSON file states the unit, or a new folder for DICOM.
+        image: name of the image; empty for ``full``, or the only one there is.
+
+    Returns:
+        What was written.
+
+    Raises:
+        InputError: SET_NO_CASE, SET_NO_IMAGE, IMG_FORMAT, DISK_EXISTS, STORE_NONE; DISK_FULL and its kin.
+
+    >>> petscale.export("cohort", "phantom-001", "ct.nii.gz", "ct")
+    (PosixPath('ct.nii.gz'), PosixPath('ct.json'))
+    >>> petscale.export(run, "phantom-001", "restored.nii.gz", "synth_low_drf20")[0].name
+    'restored.nii.gz'
+    """
+    from petscale.data.export import export_image
+
+    return export_image(folder_of(folder), case, Path(file), image)
+
+
 def best(runs: Sequence[Run | PathLike], *, cohort: Cohort | PathLike | None = None) -> "Choice":
     """Compare runs, or folds, of the same patients and name the best, by PSNR inside the body.
 
@@ -372,7 +397,7 @@ def best(runs: Sequence[Run | PathLike], *, cohort: Cohort | PathLike | None = N
     """
     from petscale.crossvalidation.best import rank
 
-    return Choice(rank([_folder(run) for run in runs], None if cohort is None else _folder(cohort)))
+    return Choice(rank([folder_of(run) for run in runs], None if cohort is None else folder_of(cohort)))
 
 
 @dataclass(frozen=True)
@@ -453,7 +478,7 @@ def report(run: Run | PathLike, cohort: Cohort | PathLike, *, others: Sequence[C
     from petscale.reporting.folds import report_folds
     from petscale.reporting.run import report_run
 
-    folder, place, rest = _folder(run), _folder(cohort), [_folder(other) for other in others]
+    folder, place, rest = folder_of(run), folder_of(cohort), [folder_of(other) for other in others]
     if (folder / FOLDS).is_file():
         return Page(report_folds(folder, place, others=rest))
     return Page(report_run(folder, place, read_evaluations(folder, place, others=rest), others=rest))
@@ -478,5 +503,6 @@ class Page:
         return f'<iframe srcdoc="{content}" style="width: 100%; height: 800px; border: 0"></iframe>'
 
 
-def _folder(place: Run | Cohort | PathLike) -> Path:
+def folder_of(place: Run | Cohort | PathLike) -> Path:
+    """Return the folder of a run or a cohort, opened or named."""
     return place.folder if isinstance(place, Run | Cohort) else Path(place)

@@ -17,10 +17,10 @@ from petscale import config as configs
 from petscale.averages import names_of, runs_of
 from petscale.console import console
 from petscale.evaluation.averages import read_averages
-from petscale.evaluation.current import is_current, weights_of
+from petscale.evaluation.current import read_current, weights_of
 from petscale.evaluation.folds import gather
 from petscale.evaluation.run import run_facts
-from petscale.evaluation.scores import SYNTHESIZED, Evaluation, plus_minus, read_evaluation, region_group
+from petscale.evaluation.scores import SYNTHESIZED, Evaluation, plus_minus, region_group
 from petscale.folders import EVALUATION, FOLDS, SYNTHESIS
 from petscale.tuning.trial import validation_scores
 from storage import integrity
@@ -219,25 +219,9 @@ def _entry(folder: Path, name: str, cohort: Path | None, others: Sequence[Path])
 
 
 def _read(folder: Path, name: str, source: str) -> Evaluation:
-    """Scores of a run or of folds.
-
-    Raises:
-        InputError: SET_EVALUATION, naming the run; also where they are of other weights.
-    """
-    found = "no scores"
-    try:
-        evaluation = read_evaluation(folder / EVALUATION / source)
-        if is_current(evaluation, {run: run / SYNTHESIS / source for run in runs_of([folder])}):
-            return evaluation
-        found = "scores of other weights than the run has now"
-    except InputError:
-        pass
-    raise InputError(
-        "SET_EVALUATION",
-        where=f"{name}/{EVALUATION}/{source}",
-        found=found,
-        remedy="run petscale evaluate (or petscale folds) first",
-    )
+    """Scores of a run or of folds, of the weights that they have now."""
+    stores = {run: run / SYNTHESIS / source for run in runs_of([folder])}
+    return read_current(folder / EVALUATION / source, f"{name}/{EVALUATION}/{source}", stores)
 
 
 def _validated(

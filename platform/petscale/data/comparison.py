@@ -5,7 +5,7 @@ Content is compared by the digests of the manifests, so it is only as true as ``
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from petscale.data.inspection import Inspection, inspect_cohort
+from petscale.folders import CONFIG, FOLDS
 from storage import integrity, layout
+from storage.errors import InputError
 
+COHORT = "zarr.json"  # lies in every cohort's folder, and in no run's
 SHOWN = 10  # names of a list on the screen
 APART = 0.1  # relative difference of two cohorts' medians from which it is told
 
@@ -58,6 +61,45 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """Return all of it as JSON values."""
         return asdict(self)
+
+
+def are_runs(folders: Sequence[Path]) -> bool:
+    """Tell runs and folds from cohorts by what lies in their folders.
+
+    Returns:
+        False where no folder holds a run.
+
+    Raises:
+        InputError: CFG_KINDS for runs and cohorts together, or for more than two cohorts.
+    """
+    runs = [folder for folder in folders if (folder / CONFIG).is_file() or (folder / FOLDS).is_file()]
+    cohorts = [folder for folder in folders if folder not in runs and (folder / COHORT).is_file()]
+    if runs and cohorts:
+        raise InputError(
+            "CFG_KINDS",
+            where="petscale compare",
+            found=f"{runs[0].name} is a run, {cohorts[0].name} a cohort",
+            remedy="compare runs with runs, or a cohort with a cohort; petscale evaluate scores a run on a cohort",
+        )
+    if not runs and len(folders) > 2:
+        raise InputError(
+            "CFG_KINDS",
+            where="petscale compare",
+            found=f"{len(folders)} folders, and none is a run",
+            remedy="name two cohorts, or two runs and more",
+        )
+    return bool(runs)
+
+
+def check_effect(external: str, page: Path | None) -> None:
+    """Refuse what is given for cohorts and holds for runs alone.
+
+    Raises:
+        InputError: CFG_NO_EFFECT.
+    """
+    for option, given in (("--external", bool(external)), ("--page", page is not None)):
+        if given:
+            raise InputError("CFG_NO_EFFECT", where=option, found="given for cohorts, not runs", remedy="leave it out")
 
 
 def compare_cohorts(first: Path, second: Path) -> Comparison:

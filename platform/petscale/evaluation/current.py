@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from petscale.evaluation.scores import Evaluation
+from petscale.evaluation.scores import Evaluation, read_evaluation
 from petscale.folders import WEIGHTS
 from petscale.inference import fingerprint_of
 from storage import integrity
@@ -32,6 +32,30 @@ def is_current(evaluation: Evaluation, stores: Mapping[Path, Path]) -> bool:
     if told is not None:
         return told == weights_of(stores)
     return all(_all_made_by(store, weights_of([run])) for run, store in stores.items())
+
+
+def read_current(place: Path, where: str, stores: Mapping[Path, Path]) -> Evaluation:
+    """Read scores, and refuse those of other weights than the runs have now.
+
+    Args:
+        place: folder of the scores.
+        where: what messages call it.
+        stores: as for ``is_current``.
+
+    Raises:
+        InputError: SET_EVALUATION.
+    """
+    found = "no scores"
+    try:
+        evaluation = read_evaluation(place)
+        if is_current(evaluation, stores):
+            return evaluation
+        found = "scores of other weights than the run has now"
+    except InputError:
+        pass
+    raise InputError(
+        "SET_EVALUATION", where=where, found=found, remedy="run petscale evaluate (or petscale folds) first"
+    )
 
 
 def _all_made_by(store: Path, weights: Sequence[str]) -> bool:

@@ -59,11 +59,7 @@ def choose_cases(run: Path, facts: Mapping[str, Any], cohort: Cases) -> Chosen:
         return Chosen(run, tests)
     digests = {name: _digest(cohort, name) for name in cohort.cases}
     subjects = {name: cohort.case(name).subject for name in digests}
-    patients = run / EVALUATION / PATIENTS  # of a run whose record does not tell them
-    told = facts.get("subjects") or (
-        integrity.read_json(patients, "subjects")["subjects"] if patients.is_file() else {}
-    )
-    known: Mapping[str, str] = told
+    known = patients_of(run, facts)
     _check_all_given(facts, cohort, digests)
     for name in tests:
         if known.get(name, subjects[name]) == subjects[name]:
@@ -86,6 +82,19 @@ def choose_cases(run: Path, facts: Mapping[str, Any], cohort: Cases) -> Chosen:
     folder = run / EXTERNAL / cohort.name
     _check_name(folder, cohort.name, digests)
     return Chosen(folder, cases, cohort.name, left_out, bool(known), digests)
+
+
+def patients_of(run: Path, facts: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return the keyed hash of the patient of every case of a run; nothing where that is not known.
+
+    Args:
+        run: its folder.
+        facts: its record; of a run whose record does not tell them, its evaluation has kept them.
+    """
+    kept = run / EVALUATION / PATIENTS
+    told = facts.get("subjects") or (integrity.read_json(kept, "subjects")["subjects"] if kept.is_file() else {})
+    known: Mapping[str, str] = told
+    return known
 
 
 def _check_all_given(facts: Mapping[str, Any], cohort: Cases, digests: Mapping[str, str]) -> None:

@@ -243,6 +243,18 @@ def score_files(
     return Scored(compare_images(replace(joined, metadata=about)), matched.left_out, refused)
 
 
+def check_unwritten(output: Path | None, page: Path | None) -> None:
+    """Refuse to write over the scores of another call; a folder that is empty takes them.
+
+    Raises:
+        InputError: DISK_EXISTS.
+    """
+    if output is not None and not (output.is_dir() and all(one.name.startswith(".") for one in output.iterdir())):
+        integrity.check_new(output, "--output, or remove it")
+    if page is not None:
+        integrity.check_new(page, "--page, or remove it")
+
+
 def _files(paths: Mapping[str, Path], reading: Reading) -> dict[str, Files]:
     """How each volume is opened: its unit where it is NIfTI, and what the table says of it."""
     examinations = []

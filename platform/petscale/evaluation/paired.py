@@ -199,13 +199,18 @@ def compare_images(evaluation: Evaluation, pairs: Sequence[Pair] | None = None) 
         evaluation: a row of every score per patient (``folds.gather``); its images are the candidates.
         pairs: of candidates, the better known as the first, to be tested; default: all.
     """
+    scores = on_shared_patients(evaluation)
+    found = tuple(combinations(evaluation.images, 2)) if pairs is None else tuple(pairs)
+    return Compared(scores, tuple(_means(scores)), tuple(_tests(scores, found)))
+
+
+def on_shared_patients(evaluation: Evaluation) -> Evaluation:
+    """Return the scores of those patients whose every image has a PSNR inside the body."""
     held = [set(evaluation.values(name, BODY_PSNR, BODY)) for name in evaluation.images]
     shared = set.intersection(*held) if held else set()
     patients = tuple(case for case in evaluation.cases if case in shared)
     rows = tuple(row for row in evaluation.rows if row.case in shared and row.image in evaluation.images)
-    scores = replace(evaluation, rows=rows, cases=patients)
-    found = tuple(combinations(evaluation.images, 2)) if pairs is None else tuple(pairs)
-    return Compared(scores, tuple(_means(scores)), tuple(_tests(scores, found)))
+    return replace(evaluation, rows=rows, cases=patients)
 
 
 def _means(scores: Evaluation) -> Iterator[Mean]:

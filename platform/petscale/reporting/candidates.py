@@ -1,7 +1,7 @@
 """What ``petscale score`` shows: tables of candidates, and a page, with pictures of images."""
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from rich.console import Console, RenderableType
@@ -39,13 +39,15 @@ def picture(images: Mapping[str, ImageSource]) -> list[Pictured]:
     ]
 
 
-def write_candidates_page(path: Path, title: str, compared: Compared, cases: Mapping[str, list[Pictured]]) -> None:
-    """Write the tables and the pictures of every case as one HTML file that needs no network.
+def write_candidates_page(
+    path: Path, title: str, tell: Callable[[Console], None], cases: Mapping[str, list[Pictured]]
+) -> None:
+    """Write what ``tell`` prints and the pictures of every case as one HTML file that needs no network.
 
     Raises:
         InputError: DISK_FULL and its kin.
     """
     console = Terminal(record=True, highlight=False, width=PIPE_WIDTH, file=io.StringIO())
-    show(compared, console)
+    tell(console)
     text = template("cohort.html.j2").render(title=title, told=console.export_text(), cases=dict(cases))
     write_bytes(path, text.encode())

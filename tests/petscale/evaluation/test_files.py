@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from volumes import GRID, ellipse, noisy, source
 
+import petscale
 from petscale.cli import main
 from petscale.data.table import read_table
 from petscale.evaluation.files import Reading, score_files, volumes_in
@@ -82,6 +83,26 @@ def test_two_tools_are_scored_and_tested_from_the_command_line(
     mine = next(m for m in means if (m["candidate"], m["region"], m["metric"]) == ("fine", "body", "PSNR"))
     assert float(mine["low_95"]) < float(mine["mean"]) < float(mine["high_95"])
     assert (tmp_path / "page.html").read_text().count("<img") == 2 * 3 * len(names)
+
+
+def test_scores_and_pages_are_not_written_over(tmp_path: Path) -> None:
+    """Neither is begun before both are known to be new; from Python nothing is written unless it is asked for."""
+    full, tool = folder(tmp_path / "full", 0.0, ["p0"]), folder(tmp_path / "tool", 0.1, ["p0"], seed=1)
+    before = sorted(tmp_path.iterdir())
+    found = petscale.score(full, tool, units="SUVbw")
+    assert (found.names, found.patients, found.left_out, found.refused) == (("tool",), ("p0",), {}, {})
+    assert sorted(tmp_path.iterdir()) == before
+    place, page = tmp_path / "scores", tmp_path / "page.html"
+    place.mkdir()
+    petscale.score(full, [tool], units="SUVbw", output=place, page=page)
+    kept, drawn = (place / "means.csv").read_bytes(), page.read_bytes()
+    for again in ({"output": place}, {"page": page}, {"output": page}, {"output": tmp_path / "new", "page": page}):
+        with pytest.raises(InputError, match="DISK_EXISTS"):
+            petscale.score(full, tool, units="SUVbw", **again)  # type: ignore[arg-type]
+    assert not (tmp_path / "new").exists()
+    assert (kept, drawn) == ((place / "means.csv").read_bytes(), page.read_bytes())
+    (mean,) = found.means().query("metric == 'PSNR' and region == 'body' and preset == 'native'").itertuples()
+    assert mean.mean == pytest.approx(found.compared.scores.values("tool", BODY_PSNR, "body")["p0"])
 
 
 def test_scores_are_those_of_a_run_s_images(tmp_path: Path) -> None:

@@ -1,0 +1,104 @@
+"""``petscale export``: one image of a case, of a cohort or of a run's results, as a NIfTI file or a DICOM series."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from petscale.data.ingest import is_nifti
+from petscale.data.sidecars import sidecar_of
+from petscale.folders import CONFIG, SYNTHESIS
+from storage import dicom_write, nifti
+from storage.errors import InputError
+from storage.integrity import check_new, write_json
+from storage.reader import Case, open_cohort
+from storage.source import LABEL
+
+DEFAULT = "full"
+BODY = "body"  # every case has one; it is exported when it is named
+
+
+def export_image(folder: Path, case: str, file: Path, image: str = "") -> tuple[Path, ...]:
+    """Write one image of a case in its own unit and on its own grid; nothing is resampled.
+
+    A NIfTI file holds no unit: a JSON file beside it states it, and the names of labels.
+
+    Args:
+        folder: of a cohort, or of a run, for what it has synthesized.
+        case: name of the case.
+        file: a new ``.nii`` or ``.nii.gz``, or a new folder for DICOM.
+        image: name of the image; empty for ``full``, or the only one.
+
+    Returns:
+        What was written.
+
+    Raises:
+        InputError: SET_NO_CASE, SET_NO_IMAGE; IMG_FORMAT for another ending, and for a label map as DICOM; DISK_EXISTS;
+            STORE_NONE, STORE_DAMAGED; DISK_FULL and its kin.
+    """
+    beside = sidecar_of(file) if is_nifti(file) else None
+    if beside is None and file.suffix:
+        raise InputError(
+            "IMG_FORMAT",
+            where=file.name,
+            found=f"no format that is written ends in {file.suffix}",
+            remedy="name a .nii or .nii.gz file, or for DICOM a folder, whose name has no dot",
+        )
+    for path in (file, beside):
+        if path is not None:
+            check_new(path, "FILE")
+    held, name = _chosen(list(_cases(folder, case)), case, image)
+    stored = held.image(name)
+    if beside is not None:
+        nifti.write_nifti(file, stored.grid, stored.read)
+        labels = {str(value): label for value, label in held.labels.items()} if name == "labels" else {}
+        write_json(beside, {"Units": stored.units, **({"Labels": labels} if labels else {})})
+        return file, beside
+    if stored.units == LABEL:
+        raise InputError(
+            "IMG_FORMAT", where=name, found="a label map, which no DICOM series holds", remedy="name a .nii.gz file"
+        )
+    scan = f"{held.subject} {held.name}"  # also of what a run has made of it
+    dicom_write.write_stored_series(
+        file, stored, patient_id=held.subject, name=held.name, scan=scan, description=f"image {name}"
+    )
+    return (file,)
+
+
+def _cases(folder: Path, case: str) -> Iterator[Case]:
+    """The case in a cohort, or in each of the cohorts of results that a run has.
+
+    Raises:
+        InputError: SET_NO_CASE.
+    """
+    if not (folder / CONFIG).is_file():
+        yield open_cohort(folder).case(case)
+        return
+    made = [open_cohort(path.parent) for path in sorted((folder / SYNTHESIS).glob("*/zarr.json"))]
+    if not any(case in one.cases for one in made):
+        there = sorted({name for one in made for name in one.cases})
+        raise InputError(
+            "SET_NO_CASE",
+            where=f"case {case}",
+            found=f"run {folder.name} has synthesized {', '.join(there) or 'no case'}",
+            remedy="name one of these, or run petscale synthesize with --case first",
+        )
+    yield from (one.case(case) for one in made if case in one.cases)
+
+
+def _chosen(held: list[Case], case: str, image: str) -> tuple[Case, str]:
+    """The case that holds the image, and the image's name.
+
+    Raises:
+        InputError: SET_NO_IMAGE.
+    """
+    there = {name: one for one in held for name in one.images}
+    shown = [name for name in there if name != BODY]
+    if not image and DEFAULT not in there and len(shown) != 1:
+        found, remedy = "several images and none is called full", "say which by --image"
+    elif image and image not in there:
+        found, remedy = f"no image '{image}'", "name one of these"
+    else:
+        name = image or (DEFAULT if DEFAULT in there else shown[0])
+        return there[name], name
+    raise InputError(
+        "SET_NO_IMAGE", where=f"case {case}", found=f"{found}; there are {', '.join(there)}", remedy=remedy
+    )

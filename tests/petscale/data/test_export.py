@@ -1,0 +1,154 @@
+"""``petscale export``: read back by others, an image has the same values, place and unit; mistakes are named."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import nibabel
+import numpy as np
+import pydicom
+import pytest
+
+import petscale
+from petscale.cli import main
+from petscale.data.sidecars import units_beside
+from petscale.folders import CONFIG
+from storage import dicom, nifti
+from storage.ingest import CasePlan, ingest
+from storage.source import HU, LABEL, SUV, ArraySource, Grid
+
+Refused = Callable[..., str]
+SHAPE = (9, 7, 5)
+TURN = np.deg2rad(20)
+AFFINE = np.array(  # turned about z, voxels of 5 x 4 x 3 mm along (z, y, x)
+    [
+        [3 * np.cos(TURN), -4 * np.sin(TURN), 0, -31],
+        [3 * np.sin(TURN), 4 * np.cos(TURN), 0, 12],
+        [0, 0, 5, -700],
+        [0, 0, 0, 1],
+    ]
+)
+GRID = Grid(SHAPE, AFFINE)
+VOXELS = {
+    "full": np.random.default_rng(0).gamma(2.0, 1.0, SHAPE).astype(np.float32),
+    "ct": np.random.default_rng(1).uniform(-1000, 1000, SHAPE).astype(np.float32),
+    "labels": np.random.default_rng(2).integers(0, 3, SHAPE).astype(np.float32),
+}
+UNITS = {"full": SUV, "ct": HU, "labels": LABEL}
+
+
+def stored(folder: Path, images: dict[str, ArraySource]) -> Path:
+    """A cohort of one case."""
+    names = {1: "liver", 2: "spleen"} if "labels" in images else {}
+    plan = CasePlan(images, "0123456789abcdef", "made here", labels=names)
+    ingest(folder, {"p01": lambda _: plan}, strict=True, workers=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    images = {name: ArraySource(voxels, GRID, UNITS[name]) for name, voxels in VOXELS.items()}
+    return stored(tmp_path_factory.mktemp("export") / "cohort", images)
+
+
+@pytest.mark.parametrize(("image", "ending"), [("full", ".nii.gz"), ("ct", ".nii"), ("labels", ".nii.gz")])
+def test_nibabel_reads_what_was_stored(small: Path, tmp_path: Path, image: str, ending: str) -> None:
+    file = tmp_path / f"p01{ending}"
+    main(["export", str(small), "p01", str(file), "--image", image])
+    read = nibabel.load(file)
+    np.testing.assert_array_equal(read.get_fdata(), VOXELS[image].transpose(2, 1, 0))
+    np.testing.assert_allclose(read.affine, AFFINE, atol=1e-4)
+    assert read.header.get_xyzt_units()[0] == "mm"
+    said = json.loads((tmp_path / "p01.json").read_text())
+    assert said["Units"] == UNITS[image]
+    assert said.get("Labels") == ({"1": "liver", "2": "spleen"} if image == "labels" else None)
+
+
+def test_the_unit_of_an_exported_pet_is_known_again(small: Path, tmp_path: Path) -> None:
+    petscale.export(small, "p01", tmp_path / "scan.nii.gz")
+    assert units_beside(tmp_path / "scan.nii.gz") == SUV
+
+
+@pytest.mark.parametrize(("image", "modality", "step"), [("full", "PT", 2e-4), ("ct", "CT", 0.5001)])
+def test_pydicom_and_petscale_read_the_series(
+    small: Path, tmp_path: Path, image: str, modality: Literal["PT", "CT"], step: float
+) -> None:
+    """Values to half a step of 16 bits; the place of every slice is that of the affine, in LPS."""
+    folder = tmp_path / "series"
+    main(["export", str(small), "p01", str(folder), "--image", image])
+    slices = [pydicom.dcmread(path) for path in sorted(folder.iterdir())]
+    assert {(one.Modality, one.get("Units"), one.get("RescaleType")) for one in slices} == {
+        ("PT", "GML", None) if image == "full" else ("CT", None, "HU")
+    }
+    assert {(str(one.PatientID), str(one.PatientName)) for one in slices} == {("0123456789abcdef", "p01")}
+    for z, one in enumerate(slices):
+        values = one.pixel_array * float(one.RescaleSlope) + float(one.RescaleIntercept)
+        np.testing.assert_allclose(values, VOXELS[image][z], atol=step)
+        place = AFFINE @ [0, 0, z, 1]
+        np.testing.assert_allclose(one.ImagePositionPatient, [-place[0], -place[1], place[2]], atol=1e-4)
+        np.testing.assert_allclose(one.PixelSpacing, [4.0, 3.0], atol=1e-4)
+        turned = [-np.cos(TURN), -np.sin(TURN), 0, np.sin(TURN), -np.cos(TURN), 0]
+        np.testing.assert_allclose(one.ImageOrientationPatient, turned, atol=1e-6)
+    read = dicom.open_series(folder, modality=modality)
+    assert (read.units, read.grid.matches(GRID)) == (UNITS[image], True)
+    np.testing.assert_allclose(read.read(0, SHAPE[0]), VOXELS[image], atol=step)
+
+
+def test_images_of_one_scan_share_study_and_place(small: Path, tmp_path: Path) -> None:
+    for image in ("full", "ct"):
+        petscale.export(small, "p01", tmp_path / image, image)
+    full, ct = (pydicom.dcmread(next((tmp_path / image).iterdir())) for image in ("full", "ct"))
+    assert (full.StudyInstanceUID, full.FrameOfReferenceUID) == (ct.StudyInstanceUID, ct.FrameOfReferenceUID)
+    assert full.SeriesInstanceUID != ct.SeriesInstanceUID
+
+
+@pytest.fixture
+def a_run(tmp_path: Path) -> Path:
+    """A run that has synthesized the case from one image."""
+    run = tmp_path / "run"
+    stored(run / "synthesis" / "low_drf20", {"synth_low_drf20": ArraySource(2 * VOXELS["full"], GRID, SUV)})
+    (run / CONFIG).write_text("{}")
+    return run
+
+
+def test_of_a_run_its_result_is_written(a_run: Path, tmp_path: Path, refused: Refused) -> None:
+    petscale.export(a_run, "p01", tmp_path / "made.nii.gz")
+    read = nifti.open_nifti(tmp_path / "made.nii.gz", units="SUVbw", workdir=tmp_path)
+    np.testing.assert_array_equal(read.read(0, SHAPE[0]), 2 * VOXELS["full"])
+    said = refused("export", a_run, "p02", tmp_path / "other.nii.gz")
+    assert said.startswith("SET_NO_CASE case p02: run run has synthesized p01;")
+    shutil.rmtree(a_run / "synthesis")
+    assert "run run has synthesized no case" in refused("export", a_run, "p01", tmp_path / "other.nii.gz")
+
+
+def test_of_several_results_one_must_be_named(a_run: Path, tmp_path: Path, refused: Refused) -> None:
+    stored(a_run / "synthesis" / "ct", {"synth_ct": ArraySource(VOXELS["full"], GRID, SUV)})
+    said = refused("export", a_run, "p01", tmp_path / "made.nii.gz")
+    assert said.startswith("SET_NO_IMAGE case p01: several images and none is called full; there are ")
+    assert "synth_ct" in said
+    assert "synth_low_drf20" in said
+    written, _ = petscale.export(a_run, "p01", tmp_path / "made.nii.gz", "synth_ct")
+    np.testing.assert_array_equal(nibabel.load(written).get_fdata(), VOXELS["full"].transpose(2, 1, 0))
+
+
+def test_what_cannot_be_exported_is_refused_by_name(small: Path, tmp_path: Path, refused: Refused) -> None:
+    there = tmp_path / "there.nii.gz"
+    there.write_bytes(b"mine")
+    (tmp_path / "beside.json").write_text("{}")
+    for words, said in (
+        (("p02", tmp_path / "a.nii.gz"), "SET_NO_CASE case p02"),
+        (
+            ("p01", tmp_path / "a.nii.gz", "--image", "low_drf4"),
+            "SET_NO_IMAGE case p01: no image 'low_drf4'; there are ",
+        ),
+        (("p01", there), "DISK_EXISTS there.nii.gz"),
+        (("p01", tmp_path / "beside.nii.gz"), "DISK_EXISTS beside.json"),
+        (("p01", tmp_path / "a.nrrd"), "IMG_FORMAT a.nrrd: no format that is written ends in .nrrd"),
+        (("p01", tmp_path / "series", "--image", "labels"), "IMG_FORMAT labels: a label map"),
+    ):
+        assert refused("export", small, *words).startswith(said)
+    assert refused("export", tmp_path, "p01", tmp_path / "a.nii.gz").startswith("STORE_NONE")
+    assert there.read_bytes() == b"mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["beside.json", "there.nii.gz"]
