@@ -124,11 +124,11 @@ def _differences(
         yield f"{COHORT}: other cases, voxels or patients than {CONFIG} records"
 
 
-def no_configuration() -> InputError:
+def no_configuration(where: str = WEIGHTS) -> InputError:
     """Return the error for weights that do not say how they are used."""
     return InputError(
         "CKPT_CONFIG",
-        where=WEIGHTS,
+        where=where,
         found="weights without their configuration",
         remedy="use the file that `petscale train` wrote",
     )
