@@ -108,7 +108,8 @@ def make_all(output: Path, works: Sequence[Work], record: dict[str, Any]) -> lis
         raise InputError(
             "SET_REFUSED",
             where=output.name,
-            found=f"{refused} of {len(works)} files were refused, the others are written",
+            found=f"{refused} of {len(works)} files were refused"
+            + (", the others are written" if refused < len(works) else ""),
             remedy="see the lines above, fix these files and run the same command again",
         )
     return [output / work.name for work in works]

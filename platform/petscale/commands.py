@@ -373,6 +373,8 @@ class TrainOptions:
         cohort: folder of the cohort.
         others: folders of further cohorts that are trained on too; a case name of several is written cohort.case.
         run: folder of the run; made, or continued.
+        init: a file of petscale card, or a run's weights.safetensors, of the same system: its networks start from these
+            weights instead of random ones; give it to continue too.
         recipe: name of the system; each system has its own defaults.
         defaults: whose settings hold where none is given: practice, those that the system states, or the paper's; the
             same for a system that has none of practice.
@@ -386,6 +388,7 @@ class TrainOptions:
     cohort: Positional[Annotated[Path, arg(metavar="COHORT")]]
     others: Positional[Annotated[tuple[Path, ...], arg(metavar="COHORT")]] = ()
     run: Path
+    init: Path | None = None
     recipe: str = "sgsgan"
     defaults: Literal["paper", "practice"] = "practice"
     config: Path | None = None
@@ -401,7 +404,15 @@ def train(options: TrainOptions, config: "RunConfig") -> None:
 
     limit_s, command = _seconds(options.time_limit), recorded()
     print(
-        driver.train(options.cohort, options.run, config, command=command, others=options.others, time_limit_s=limit_s)
+        driver.train(
+            options.cohort,
+            options.run,
+            config,
+            command=command,
+            others=options.others,
+            time_limit_s=limit_s,
+            init=options.init,
+        )
     )
 
 

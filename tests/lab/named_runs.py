@@ -31,17 +31,19 @@ def fill(
     names: Sequence[str] = PATIENTS,
     provenance: Mapping[str, object] = MappingProxyType(SCANNER),
     low: Dose = THINNED,
+    edge: int = 16,
 ) -> Path:
     """A cohort; cases that begin alike are of one patient, and the second case has thinner slices.
 
     Args:
         provenance: of all images.
         low: dose of the image low_drf4.
+        edge: of the volumes, in voxels.
     """
     plans: dict[str, Callable[[Path], CasePlan]] = {}
     for seed, name in enumerate(names):
         spacing_mm = (24.0 if seed == 1 else 25.0, 15.0, 14.0)
-        grid = Grid((16, 16, 16), np.diag([*spacing_mm[::-1], 1.0]))
+        grid = Grid((edge, edge, edge), np.diag([*spacing_mm[::-1], 1.0]))
         voxels = np.random.default_rng(seed).gamma(1.0, 1.0, grid.shape).astype(np.float32)
         images = {one: ArraySource(voxels, grid, SUV, dict(provenance)) for one in ("full", "low_drf4")}
         doses = {"full": Dose(1.0, "full", None), "low_drf4": low}
@@ -66,7 +68,7 @@ def score(run: Path) -> None:
 
 def write_run(folder: Path, cohort: Path) -> Path:
     """A run of RED-CNN whose split and whose command name the patients, trained at 25 x 15 x 14 mm."""
-    red_cnn(folder, 0, cohort=open_cohort(cohort), test=[TESTED])
+    red_cnn(folder, 7, cohort=open_cohort(cohort), test=[TESTED])
     record = json.loads((folder / CONFIG).read_bytes())
     config = configs.from_json(record["config"])
     config = replace(config, split=replace(config.split, test=(TESTED,)))

@@ -82,6 +82,7 @@ class Card:
         use: what the weights are meant for.
         limits: what they are not, a sentence each.
         lineage: what they were made from and by -> digest, number or version.
+        config: the run's configuration, as files of `petscale train` hold it, without its split.
     """
 
     system: str
@@ -101,6 +102,7 @@ class Card:
     use: str
     limits: tuple[str, ...]
     lineage: Mapping[str, str]
+    config: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values; numbers that are not known are null."""
@@ -115,12 +117,14 @@ def write_card(file: Path, card: Card, tensors: Mapping[str, Tensor], facts: Map
     Args:
         file: a new file.
         tensors: of the network, by name.
-        facts: what the weights of a run carry, without any name of a case or a file.
+        facts: what the weights of a run carry, without any name of a case or a file; ``config`` is the card's.
     """
-    told = json.dumps({"form": FORM, **card.to_json()}, sort_keys=True)
+    content = card.to_json()
+    config = content.pop("config")
+    told = {"config": json.dumps(config), CARD: json.dumps({"form": FORM, **content}, sort_keys=True)}
     with integrity.disk_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        checkpoint.write_weights(file, tensors, {**facts, CARD: told})
+        checkpoint.write_weights(file, tensors, {**facts, **told})
 
 
 def read_card(file: Path) -> Card:
@@ -172,7 +176,7 @@ def _read(file: Path) -> tuple[Card, dict[str, Tensor], dict[str, str]]:
                 found=f"a card of form {form}, this petscale reads up to {FORM}",
                 remedy="install a newer petscale",
             )
-        return _card(content), tensors, facts
+        return _card(content, integrity.parse_json(facts["config"])), tensors, facts
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         if isinstance(error, InputError):
             raise
@@ -188,8 +192,8 @@ def _no_card(file: Path, found: str) -> InputError:
     )
 
 
-def _card(content: Mapping[str, Any]) -> Card:
-    """Read a card's JSON.
+def _card(content: Mapping[str, Any], config: Any) -> Card:
+    """Read a card's JSON, and the configuration beside it.
 
     Raises:
         AttributeError, KeyError, TypeError, ValueError, OverflowError: not what ``Card.to_json`` gives.
@@ -197,6 +201,8 @@ def _card(content: Mapping[str, Any]) -> Card:
     words = {name: _text(content[name]) for name in ("system", "summary", "units", "licence", "use")}
     if words["units"] not in (SUV, HU):
         raise ValueError("no unit that a network starts from")
+    if not isinstance(config, dict):
+        raise TypeError("no configuration")
     return Card(
         **words,
         spacing_mm=_edges(content["spacing_mm"]),
@@ -211,6 +217,7 @@ def _card(content: Mapping[str, Any]) -> Card:
         scores=tuple(_scored(one) for one in content["scores"]),
         limits=tuple(_text(one) for one in content["limits"]),
         lineage={_text(name): _text(value) for name, value in content["lineage"].items()},
+        config=config,
     )
 
 

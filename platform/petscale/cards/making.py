@@ -33,6 +33,7 @@ from storage.errors import InputError
 from storage.joined import open_cohorts
 from storage.reader import Cases
 from storage.source import HU
+from trainers.metrics.clinical import BIASES
 from trainers.systems import RECIPES
 from trainers.validation import CHOSEN
 
@@ -102,7 +103,8 @@ def make_card(run: Path, file: Path, cohorts: Sequence[Path] = (), *, licence: s
             remedy="the same `petscale train` adds it",
         )
     trained = load_run(run)
-    facts = {**weights.facts, "config": json.dumps(_nameless(configs.to_json(trained.config), record))}
+    nameless = _nameless(configs.to_json(trained.config), record)
+    facts = {**weights.facts, "config": json.dumps(nameless)}
     config = with_networks(weights.tensors, facts, file.name).config  # it still makes the same networks
     seen = Roles.recorded(record)
     envelope = _envelope(cohorts, (*seen.train, *seen.unpaired), config, record) if cohorts else Envelope()
@@ -134,6 +136,7 @@ def make_card(run: Path, file: Path, cohorts: Sequence[Path] = (), *, licence: s
             *spec.caveats(config.model),
         ),
         lineage=_lineage(weights.facts, record, trained),
+        config=nameless,
     )
     write_card(file, card, weights.tensors, {name: facts[name] for name in facts if name != "digest"})
     return card
@@ -230,7 +233,7 @@ def _scored(source: str, found: Evaluation) -> Scored:
             cases=one.num_cases,
         )
         for one in found.summary()
-        if one.definition.preset in ("native", "clinical")
+        if (one.definition.preset == "native" or one.definition in BIASES.values())
         and one.region in ("body", "lesions")
         and one.image in found.pictured
     ]

@@ -22,6 +22,7 @@ def show(name: str, card: Card, console: Console) -> None:
     console.print(f"{name}: weights of {card.system}", markup=False)
     console.print()
     facts = _plain("", "")
+    facts.show_header = False
     for what, said in _facts(card):
         facts.add_row(what, said)
     console.print(facts, markup=False)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from petscale import config as configs
 from petscale.cards.card import read_card, write_card
 from petscale.cards.table import NOT_STATED
 from petscale.cli import main
@@ -76,6 +77,8 @@ def test_inspect_writes_json_and_takes_no_option_of_cohorts(
     content = json.loads((tmp_path / "card.json").read_bytes())
     assert content["drfs"] == [4.0, 20.0]
     assert content["tracers"] == {"FDG": 2}
+    config = configs.read(tmp_path / "card.json")  # petscale train --config takes it
+    assert (config.recipe, config.model.channels, config.feed.suv_scale) == ("red_cnn", 2, 5.0)
     assert refused("inspect", card, "--cases").startswith("CFG_NO_EFFECT --cases")
     assert refused("inspect", card, "--page", tmp_path / "p.html").startswith("CFG_NO_EFFECT --page")
     assert refused("inspect", tmp_path / "absent.safetensors").startswith("IMG_NO_FILE absent.safetensors")
