@@ -281,10 +281,11 @@ def inspect(
 ) -> None:
     """Show what a cohort holds: patients, doses, tracers, scanners, grids, SUV, labels, notes, and what stands out.
 
-    Only small files are read, no voxel; --page reads every image that it pictures.
+    Only small files are read, no voxel; --page reads every image that it pictures.  Of a file of petscale card it shows
+    what its weights are for, what they were trained on, how they did, and their limits.
 
     Args:
-        cohort: folder of the cohort.
+        cohort: folder of the cohort, or a file of petscale card.
         cases: show a line per case too.
         json: write all of it into this file.
         page: write a page with pictures of every case, one HTML file that needs no network.
@@ -293,6 +294,22 @@ def inspect(
     from petscale.data.inspection_table import screen, show
     from storage.integrity import write_json
 
+    if cohort.is_file() or cohort.suffix == ".safetensors":
+        from petscale.cards import table
+        from petscale.cards.card import read_card
+
+        if cases or page is not None:
+            raise InputError(
+                "CFG_NO_EFFECT",
+                where="--cases" if cases else "--page",
+                found=f"{cohort.name} is no cohort",
+                remedy="leave it out",
+            )
+        card = read_card(cohort)
+        table.show(cohort.name, card, screen())
+        if json is not None:
+            write_json(json, card.to_json())
+        return
     found = inspect_cohort(cohort)
     show(found, screen(), each=cases)
     if json is not None:
@@ -404,6 +421,8 @@ class TrainOptions:
         cohort: folder of the cohort.
         others: folders of further cohorts that are trained on too; a case name of several is written cohort.case.
         run: folder of the run; made, or continued.
+        init: a file of petscale card, or a run's weights.safetensors, of the same system: its networks start from these
+            weights instead of random ones; give it to continue too.
         recipe: name of the system; each system has its own defaults.
         defaults: whose settings hold where none is given: practice, those that the system states, or the paper's; the
             same for a system that has none of practice.
@@ -417,6 +436,7 @@ class TrainOptions:
     cohort: Positional[Annotated[Path, arg(metavar="COHORT")]]
     others: Positional[Annotated[tuple[Path, ...], arg(metavar="COHORT")]] = ()
     run: Path
+    init: Path | None = None
     recipe: str = "sgsgan"
     defaults: Literal["paper", "practice"] = "practice"
     config: Path | None = None
@@ -432,7 +452,15 @@ def train(options: TrainOptions, config: "RunConfig") -> None:
 
     limit_s, command = _seconds(options.time_limit), recorded()
     print(
-        driver.train(options.cohort, options.run, config, command=command, others=options.others, time_limit_s=limit_s)
+        driver.train(
+            options.cohort,
+            options.run,
+            config,
+            command=command,
+            others=options.others,
+            time_limit_s=limit_s,
+            init=options.init,
+        )
     )
 
 
@@ -634,6 +662,68 @@ def submission(
     from petscale.submission import submit_folder
 
     for path in submit_folder(open_estimator(run, runs, flips), source, output, table):
+        print(path)
+
+
+def card(
+    run: Positional[Annotated[Path, arg(metavar="RUN")]],
+    file: Positional[Annotated[Path, arg(metavar="FILE")]],
+    cohort: tuple[Path, ...] = (),
+    licence: str = "",
+) -> None:
+    """Write a finished run's weights, and what must be known to use them, into one file that names nobody.
+
+    petscale inspect FILE shows it, petscale apply FILE applies it: neither needs the run or its cohort.
+
+    Args:
+        run: a finished run; its scores are taken in where petscale evaluate has made them.
+        file: the new .safetensors file.
+        cohort: the cohorts that the run was trained on, for tracers, scanners and the range of voxel sizes.
+        licence: of the weights, as their owner states it.
+    """
+    from petscale.cards.making import make_card
+
+    make_card(run, file, cohort, licence=licence)
+    print(file)
+
+
+def apply(
+    card: Positional[Annotated[Path, arg(metavar="FILE")]],
+    scans: Positional[Annotated[tuple[Path, ...], arg(metavar="SCAN")]],
+    output: Path,
+    units: nifti.Units | None = None,
+    drf: float | None = None,
+    table: Path | None = None,
+    weight_kg: float | None = None,
+    dose_mbq: float | None = None,
+    injection_time: str | None = None,
+) -> None:
+    """Estimate the full-dose PET of scans by a file of petscale card, without any run or cohort.
+
+    Every result has its scan's name and kind: a NIfTI file gives a NIfTI file, a DICOM series a DICOM series.  Run the
+    same command again to continue.
+
+    Args:
+        card: a file of petscale card.
+        scans: NIfTI files and folders of one DICOM series each: low-dose PET, or CT for weights that start from CT.
+        output: the folder to write.
+        units: unit of NIfTI PET; without it the file beside it is asked, then its values, which must leave no doubt.
+        drf: dose reduction factor of all scans, where it is known.
+        table: a CSV, TSV or XLSX file with weight and dose of NIfTI files in Bq/mL, a row per file.
+        weight_kg: of one scan; replaces the header's value.
+        dose_mbq: of one scan; replaces the header's value.
+        injection_time: of one scan; replaces the header's value.
+    """
+    from petscale.cards.applying import Reading, apply_card
+    from petscale.data.table import read_table
+
+    reading = Reading(
+        units=units,
+        overrides=suv.Overrides(weight_kg=weight_kg, dose_mbq=dose_mbq, injection_time=injection_time),
+        table=read_table(table) if table is not None else None,
+        drf=drf,
+    )
+    for path in apply_card(card, scans, output, reading):
         print(path)
 
 
@@ -1034,6 +1124,8 @@ COMMANDS = {
     "experiment": Command("train", experiment, writes="folder"),
     "synthesize": Command("evaluate", synthesize, writes="run"),
     "submission": Command("evaluate", submission, writes="output"),
+    "card": Command("evaluate", card),
+    "apply": Command("evaluate", apply, writes="output"),
     "evaluate": Command("evaluate", evaluate, writes="run"),
     "best": Command("evaluate", best),
     "baseline": Command("evaluate", baseline, writes="output"),

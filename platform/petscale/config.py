@@ -342,7 +342,7 @@ def _wrong_in(record: Mapping[str, Any]) -> Iterator[str]:
         if not isinstance(told, dict) or not all(isinstance(value, str) for value in told.values()):
             yield f"{name} are not texts by name"
             return
-    for name in ("train", "unpaired", "validation", "test", "cohorts"):
+    for name in ("train", "unpaired", "validation", "test", "cohorts", "trained_before"):
         told = record.get(name, [])
         if not isinstance(told, list) or not all(isinstance(value, str) for value in told):
             yield f"{name} is no list of names"

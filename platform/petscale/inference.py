@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from petscale import config as configs
 from petscale import proof
@@ -164,7 +165,28 @@ def load_run(run: Path) -> Trained:
         InputError: those of ``proof.read_proven``; CKPT_CONFIG.
     """
     weights = proof.read_proven(run)
-    facts = weights.facts
+    patients = run / EVALUATION / PATIENTS
+    nuclides = integrity.read_json(patients, "nuclides")["nuclides"] if patients.is_file() else []
+    trained = with_networks(weights.tensors, weights.facts, WEIGHTS)
+    return replace(
+        trained,
+        on=replace(trained.on, nuclides=frozenset(nuclides)),
+        weights=integrity.file_digest(run / WEIGHTS),
+        notes=weights.notes,
+    )
+
+
+def with_networks(tensors: Mapping[str, Tensor], facts: Mapping[str, str], where: str) -> Trained:
+    """Build what synthesizes from exported weights and the facts that they carry; what they do not tell is not known.
+
+    Args:
+        tensors: by name.
+        facts: what ``petscale train`` notes beside them: ``config``, ``starts_from``, ``drfs``.
+        where: name of the file they are from.
+
+    Raises:
+        InputError: CKPT_CONFIG; CFG_RECIPE and those of ``config.from_json``.
+    """
     try:
         config = configs.from_json(json.loads(facts["config"]))
         units, spacing_mm = _starts_from(json.loads(facts.get("starts_from", FROM_PET)))
@@ -172,17 +194,14 @@ def load_run(run: Path) -> Trained:
     except (KeyError, TypeError, RecursionError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise proof.no_configuration() from None
+        raise proof.no_configuration(where) from None
     device = torch.device("cuda" if config.cluster.device == "cuda" and torch.cuda.is_available() else "cpu")
     synthesizer = RECIPES[config.recipe].weights_to_synthesizer(
-        config.model, {name: value.to(device) for name, value in weights.tensors.items()}
+        config.model, {name: value.to(device) for name, value in tensors.items()}
     )
     in_suv = InSuv(synthesizer, config.feed.suv_scale, units, config.feed.beyond)
-    patients = run / EVALUATION / PATIENTS
-    nuclides = integrity.read_json(patients, "nuclides")["nuclides"] if patients.is_file() else []
     beside = synthesizer.context_batch.beside if synthesizer.context_batch else ()
-    on = TrainedOn(units, spacing_mm, drfs, frozenset(nuclides), beside)
-    return Trained(config, in_suv, device, on, integrity.file_digest(run / WEIGHTS), weights.notes)
+    return Trained(config, in_suv, device, TrainedOn(units, spacing_mm, drfs, beside=beside))
 
 
 def _starts_from(told: Mapping[str, Any]) -> tuple[str, tuple[float, float, float] | None]:
@@ -370,13 +389,16 @@ def check_effect(
         raise InputError("CFG_NO_EFFECT", where=f"--{given[0].replace('_', '-')}", found=found, remedy="leave it out")
 
 
-def synthesize_pet(estimator: Estimator, files: Files, output: Path, deviation: Path | None = None) -> None:
+def synthesize_pet(
+    estimator: Estimator, files: Files, output: Path, deviation: Path | None = None, *, dose: Dose | None = None
+) -> None:
     """Synthesize a NIfTI file or a DICOM series of a low-dose PET into the same kind of file, unit and geometry.
 
     Args:
         files: the PET; its CT and mask are not used.
         output: a new ``.nii`` or ``.nii.gz`` for NIfTI, a new folder for DICOM.
         deviation: such another one for the standard deviation of several images, in the same unit.
+        dose: with how many counts the PET was measured, where that is known.
 
     Raises:
         InputError: IMG_FORMAT, DISK_EXISTS, and whatever is wrong with the input.
@@ -384,7 +406,7 @@ def synthesize_pet(estimator: Estimator, files: Files, output: Path, deviation: 
     with _scratch_for(files.pet, output, deviation) as scratch:
         source, _ = open_pet(files, scratch)
         factor = suv_factor(files)
-        result = synthesize_image(estimator, source, scratch, where=files.pet.name)
+        result = synthesize_image(estimator, source, scratch, where=files.pet.name, dose=dose)
         for place, image, what in _written(estimator, result, output, deviation):
             if isinstance(source, dicom.DicomSource):
                 dicom_write.write_derived_series(place, source, image.read, description=what)

@@ -4,7 +4,7 @@ A network works on voxels and numbers: it knows neither millimetres nor doses, a
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from petscale.console import console
@@ -36,6 +36,8 @@ class TrainedOn:
         drfs: dose reduction factors.
         nuclides: for instance F-18; known once the run was evaluated on its own cohort, and for DICOM only.
         beside: names of the images that its networks see beside the scan, as its CT.
+        tracers: for instance FDG.
+        scanners: maker and model.
     """
 
     units: str
@@ -43,6 +45,8 @@ class TrainedOn:
     drfs: frozenset[float] | None = None
     nuclides: frozenset[str] | None = None
     beside: tuple[str, ...] = ()
+    tracers: frozenset[str] | None = None
+    scanners: frozenset[str] | None = None
 
 
 def check_scan(run: TrainedOn, case: Case, image: str, *, where: str = "") -> tuple[str, ...]:
@@ -79,7 +83,7 @@ def check_scan(run: TrainedOn, case: Case, image: str, *, where: str = "") -> tu
         )
     found = [_voxels(run, scan, where)]
     if scan.units == SUV:
-        found += [_uptake(case, scan, where), _dose(run, scan), _tracer(run, scan)]
+        found += [_uptake(case, scan, where), _dose(run, scan), *_origin(run, scan)]
     return tuple(sentence for sentence in found if sentence)
 
 
@@ -138,11 +142,14 @@ def _dose(run: TrainedOn, scan: StoredImage) -> str:
     )
 
 
-def _tracer(run: TrainedOn, scan: StoredImage) -> str:
-    nuclide = nuclide_of(scan.provenance)
-    if not run.nuclides or not nuclide or nuclide in run.nuclides:
-        return ""
-    return f"nuclide {nuclide}, the run was trained on {', '.join(sorted(run.nuclides))}"
+def _origin(run: TrainedOn, scan: StoredImage) -> Iterator[str]:
+    """Nuclide, tracer and scanner that the run has not seen; nothing where either is not known."""
+    stated = {"nuclide": nuclide_of(scan.provenance)} | {
+        fact: str(scan.provenance.get(fact) or "") for fact in ("tracer", "scanner")
+    }
+    for (fact, found), seen in zip(stated.items(), (run.nuclides, run.tracers, run.scanners), strict=True):
+        if seen and found and found not in seen:
+            yield f"{fact} {found}, the run was trained on {', '.join(sorted(seen))}"
 
 
 def _mm(spacing_mm: Sequence[float]) -> str:

@@ -5,7 +5,7 @@ Every command that uses a run's weights reads them here.  The digest in the file
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from trainers import checkpoint
 PROOF = "proof"  # in a run's record: that its weights carry what follows, and in which form
 FORM = 1
 TRAINED_ON, COHORT = "trained_on", "cohort"  # in weights: digests of the cases trained on; digest of all cases
+TRAINED_BEFORE = "trained_before"  # in a run's record: the trained_on of the weights that it started from
 BEFORE = (
     "made before weights carried a digest: whether they are whole, and of this run, is not known; "
     "the same petscale train adds it"
@@ -43,16 +44,29 @@ class Weights:
     notes: tuple[str, ...]
 
 
-def carried(roles: Roles, cases: Mapping[str, str], subjects: Mapping[str, str]) -> dict[str, str]:
+def carried(
+    roles: Roles, cases: Mapping[str, str], subjects: Mapping[str, str], before: Collection[str] = ()
+) -> dict[str, str]:
     """What exported weights carry of their run beside its configuration: digests, no names.
 
     Args:
         roles: who was trained on.
         cases: digest of every case of the run.
         subjects: case -> keyed hash of its patient.
+        before: digests of the cases that the weights were trained on which it started from.
     """
     trained = sorted(cases[name] for name in (*roles.train, *roles.unpaired))
+    trained = sorted({*trained, *before}) if before else trained
     return {TRAINED_ON: json.dumps(trained), COHORT: integrity.root_digest(cases, subjects)}
+
+
+def trained_before(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Digests of the cases that the weights were trained on which a run started from; none for most runs.
+
+    Args:
+        record: the run's, from ``config.read_record``.
+    """
+    return tuple(record.get(TRAINED_BEFORE, ()))
 
 
 def read_proven(run: Path) -> Weights:
@@ -117,18 +131,18 @@ def _differences(
     except InputError as error:
         yield error.found
     own = Roles.recorded(record)
-    expected = carried(own, record.get("cases", {}), record.get("subjects", {}))
+    expected = carried(own, record.get("cases", {}), record.get("subjects", {}), trained_before(record))
     if trained != json.loads(expected[TRAINED_ON]):
         yield f"{TRAINED_ON}: other cases than {CONFIG} records"
     if facts[COHORT] != expected[COHORT]:
         yield f"{COHORT}: other cases, voxels or patients than {CONFIG} records"
 
 
-def no_configuration() -> InputError:
+def no_configuration(where: str = WEIGHTS) -> InputError:
     """Return the error for weights that do not say how they are used."""
     return InputError(
         "CKPT_CONFIG",
-        where=WEIGHTS,
+        where=where,
         found="weights without their configuration",
         remedy="use the file that `petscale train` wrote",
     )

@@ -6,23 +6,20 @@ file's weight and dose.  A NIfTI file states neither, and a network starts from 
 
 import csv
 import io
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from petscale.batch import Work, make_all, read_record
 from petscale.console import console
 from petscale.data.ingest import Files, open_pet, suv_factor
 from petscale.inference import Estimator, scratch_beside, synthesize_image
 from storage import integrity, nifti, suv
 from storage.errors import InputError, printable
 from storage.source import HU, Dose
-
-RECORD = ".petscale.json"  # in the output folder: which weights made which file of which input
 
 # Columns of the challenge's table of 2025; others are not read.
 NAME, WEIGHT, DOSE = "NiftiFileName", "PatientWeight_kg", "RadionuclideTotalDose_Bq"
@@ -66,7 +63,7 @@ def submit_folder(estimator: Estimator, source: Path, output: Path, table: Path 
 
     Raises:
         InputError: IMG_NO_FILE, TAB_ codes, PET_WEIGHT, PET_DOSE, PET_UNITS, SET_WRONG_UNITS, DISK_EXISTS before
-            anything is synthesized; SET_REFUSED when some files were refused.
+            anything is synthesized; SET_REFUSED when some files were refused; what is wrong with the only one.
     """
     if estimator.on.units == HU:
         raise InputError(
@@ -77,41 +74,13 @@ def submit_folder(estimator: Estimator, source: Path, output: Path, table: Path 
         )
     scans = _scans(source)
     entries = read_table(table or _only_table(source), [scan.name for scan in scans])
-    record = _record(output, estimator.weights, [scan.name for scan in scans])
-    made, refused = 0, 0
-    for number, scan in enumerate(scans, 1):
-        entry = entries[scan.name]
-        wanted = {"input": integrity.file_digest(scan), "weight_kg": entry.weight_kg, "dose_mbq": entry.dose_mbq}
-        place = output / scan.name
-        if _is_whole(place, record["files"].get(scan.name, {}), wanted):
-            _say(number, scans, "kept")
-            continue
-        record["files"][scan.name] = wanted  # before the file: one that is there is then known to be ours
-        output.mkdir(parents=True, exist_ok=True, mode=0o700)
-        integrity.write_json(output / RECORD, record)
-        try:
-            _synthesize(estimator, scan, entry, place)
-        except InputError as error:
-            refused += 1
-            console.print(f"refused {printable(scan.name)}: {error}", markup=False, soft_wrap=True)
-            continue
-        record["files"][scan.name] = {**wanted, "output": integrity.file_digest(place)}
-        integrity.write_json(output / RECORD, record)
-        made += 1
-        _say(number, scans, "written")
-    console.print(
-        f"{output.name}: {made} written, {len(scans) - made - refused} already there, {refused} refused",
-        markup=False,
-        soft_wrap=True,
-    )
-    if refused:
-        raise InputError(
-            "SET_REFUSED",
-            where=output.name,
-            found=f"{refused} of {len(scans)} files were refused, the others are written",
-            remedy="see the lines above, fix these files and run the same command again",
-        )
-    return [output / scan.name for scan in scans]
+    record = read_record(output, estimator.weights, [scan.name for scan in scans])
+    return make_all(output, [_work(estimator, scan, entries[scan.name]) for scan in scans], record)
+
+
+def _work(estimator: Estimator, scan: Path, entry: Entry) -> Work:
+    wanted = {"input": integrity.file_digest(scan), "weight_kg": entry.weight_kg, "dose_mbq": entry.dose_mbq}
+    return Work(scan.name, wanted, lambda place: _synthesize(estimator, scan, entry, place))
 
 
 def read_table(path: Path, names: Sequence[str]) -> dict[str, Entry]:
@@ -239,28 +208,6 @@ def _only_table(source: Path) -> Path:
     return tables[0]
 
 
-def _record(output: Path, weights: str, names: Sequence[str]) -> dict[str, Any]:
-    """What was written before; a folder with results of other weights, or of anyone else, is never written into."""
-    path = output / RECORD
-    record: dict[str, Any] = {"weights": weights, "files": {}}
-    if path.is_file():
-        record = json.loads(path.read_bytes())
-    foreign = [name for name in names if (output / name).exists() and name not in record["files"]]
-    if record["weights"] != weights or foreign:
-        raise InputError(
-            "DISK_EXISTS",
-            where=output.name,
-            found="results of other weights" if record["weights"] != weights else f"{foreign[0]} is there already",
-            remedy="name a new folder",
-        )
-    return record
-
-
-def _is_whole(place: Path, held: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    same = all(held.get(key) == value for key, value in wanted.items())
-    return same and place.is_file() and integrity.file_digest(place) == held.get("output")
-
-
 def _synthesize(estimator: Estimator, scan: Path, entry: Entry, place: Path) -> None:
     """One file; it appears only when it is whole."""
     overrides = suv.Overrides(weight_kg=entry.weight_kg, dose_mbq=entry.dose_mbq)
@@ -279,7 +226,3 @@ def _other_spacing(entry: Entry, spacing_mm: Sequence[float]) -> Iterator[str]:
     for column, told, real in zip(SPACINGS, entry.spacing_mm, spacing_mm, strict=True):
         if abs(told / real - 1) > SPACING_TOLERANCE:
             yield f"{column} {told:g} in the table, {real:g} in the file's header, which is used"
-
-
-def _say(number: int, scans: Sequence[Path], what: str) -> None:
-    console.print(f"{number}/{len(scans)} {printable(scans[number - 1].name)}: {what}", markup=False, soft_wrap=True)

@@ -33,6 +33,7 @@ MODULES = (
     "petscale.api.training",
     "petscale.api.results",
     "petscale.api.comparing",
+    "petscale.api.cards",
     "petscale.api.tuning",
 )
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
@@ -153,6 +154,7 @@ FOR_A_TERMINAL = {  # what files and a screen need
         "export",
         "remove",
         "synthesize",
+        "card",
         "evaluate",
         "best",
         "report",
@@ -165,6 +167,13 @@ def test_options_and_defaults_are_the_command_s(name: str) -> None:
     assert set(ours) <= set(theirs)
     for option, parameter in ours.items():
         assert parameter.default == theirs[option].default, option
+
+
+def test_a_card_is_applied_to_one_scan_with_the_command_s_options() -> None:
+    ours, theirs = (inspect.signature(module.apply).parameters for module in (api, commands))
+    assert set(theirs) - set(ours) == {"scans", "output", "table"}
+    assert set(ours) - set(theirs) == {"scan"}
+    assert all(ours[option].default == theirs[option].default for option in set(ours) & set(theirs))
 
 
 @pytest.mark.parametrize(

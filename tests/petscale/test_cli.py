@@ -64,7 +64,14 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
     limits.clear()
 
     def train(
-        cohort: Path, run: Path, config: RunConfig, *, command: str, others: Sequence[Path], time_limit_s: float | None
+        cohort: Path,
+        run: Path,
+        config: RunConfig,
+        *,
+        command: str,
+        others: Sequence[Path],
+        time_limit_s: float | None,
+        init: Path | None,
     ) -> Path:
         seen.append(config)
         limits.append(time_limit_s)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from petscale import inference, submission
+from petscale.batch import RECORD
 from petscale.cli import main
 from petscale.folders import WEIGHTS
 from petscale.inference import Estimate, Trained
@@ -61,7 +62,7 @@ def test_the_results_are_those_of_synthesize_under_the_same_names(
     main(["submission", str(run), str(flat), str(out)])
     shown = capsys.readouterr()
     assert shown.out.split() == [str(out / name) for name in NAMES]
-    assert {path.name for path in out.iterdir()} == {*NAMES, submission.RECORD}
+    assert {path.name for path in out.iterdir()} == {*NAMES, RECORD}
     lines = shown.err.splitlines()
     assert [line for line in lines if line.endswith(": written")] == [
         f"{n}/2 {name}: written" for n, name in enumerate(NAMES, 1)
@@ -94,7 +95,7 @@ def test_what_is_whole_is_kept_and_the_rest_is_made_again(
     with pytest.raises(SystemExit) as ended:
         main(words)
     assert ended.value.code == 130
-    assert {path.name for path in out.iterdir()} == {NAMES[0], submission.RECORD}
+    assert {path.name for path in out.iterdir()} == {NAMES[0], RECORD}
     first = (out / NAMES[0]).read_bytes()
     main(words)
     assert asked == [NAMES[0], NAMES[1], NAMES[1]]

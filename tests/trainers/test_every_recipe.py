@@ -17,6 +17,7 @@ from doses import stated
 from storage.ingest import CasePlan, ingest
 from storage.reader import Case, open_cohort
 from storage.source import ArraySource, ImageSource
+from trainers import first_weights
 from trainers.engine import EngineConfig, plain_engine
 from trainers.feed import Feed
 from trainers.feed_config import FeedConfig
@@ -416,3 +417,21 @@ def test_validation_trains_nothing_and_the_schedule_goes_forward(name: str, coho
     assert all(torch.equal(value, after[key]) for key, value in before.items())
     middle = recipe.num_steps // 2
     assert middle <= recipe.observe(middle, {k: float(v) for k, v in scores[0].items()}) <= recipe.num_steps
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_its_networks_can_start_from_what_a_run_exported(name: str) -> None:
+    drawn = torch.get_rng_state()
+    placed, others = first_weights.places(lambda make: build(name, make))
+    assert torch.equal(torch.get_rng_state(), drawn)
+    numbers = torch.Generator().manual_seed(1)
+    given = {
+        key: torch.rand(value.shape, generator=numbers) if value.is_floating_point() else value + 3
+        for key, value in build(name).weights().items()
+    }
+    first_weights.check_fits(given, placed, others, "weights")
+    made = build(name, first_weights.starting_from(plain_engine, given, placed)).weights()
+    assert placed
+    assert all(torch.equal(made[key], given[key]) for key in placed)
+    assert placed.keys() | others == made.keys()
+    assert all(key.startswith(("bank.", "table.", "gaussian.")) for key in others)  # what every run fits itself

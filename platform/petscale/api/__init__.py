@@ -4,6 +4,7 @@ Each function is called as its command, has the command's options and defaults, 
 are local, as text or ``Path``.  A mistake is an ``InputError`` with the code that docs/errors.md explains.
 """
 
+from petscale.api.cards import apply, card
 from petscale.api.cohorts import (
     Case,
     Cohort,
@@ -31,8 +32,10 @@ __all__ = [
     "Run",
     "Scores",
     "Study",
+    "apply",
     "average",
     "best",
+    "card",
     "compare",
     "configure",
     "evaluate",

@@ -80,6 +80,7 @@ def train(
     device: Literal["cpu", "cuda"] | None = None,
     others: Sequence[PathLike] = (),
     time_limit: str | None = None,
+    init: PathLike | None = None,
 ) -> "Run":
     """Train a system on a cohort; the same call continues an interrupted run.
 
@@ -95,6 +96,7 @@ def train(
         others: folders of further cohorts that are trained on too.
         time_limit: stop before so much time is over (``3h50m``, ``90m``, ``1d2h``), with a checkpoint and without
             weights; the same call continues.
+        init: a file of ``card``, or a run's weights, of the same system that the networks start from.
 
     Raises:
         InputError: those of ``configure``; CFG_DURATION; any mistake before a process starts; TRAIN_FAILED,
@@ -120,6 +122,7 @@ def train(
         command=called("train", cohort, run),
         others=[Path(other) for other in others],
         time_limit_s=limit_s,
+        init=None if init is None else Path(init),
     )
     return Run(Path(run))
 

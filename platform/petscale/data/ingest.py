@@ -15,7 +15,7 @@ from storage.ingest import CasePlan, site_key, subject_hash
 from storage.label_maps import LabelFile, LabelMap, LesionMask, open_labels
 from storage.source import BQML, Dose, Grid, ImageSource
 
-__all__ = ["Files", "alias", "is_nifti", "open_case", "open_ct", "open_pet", "suv_factor"]
+__all__ = ["Files", "alias", "content_digest", "is_nifti", "open_case", "open_ct", "open_pet", "suv_factor"]
 
 
 def plan_examination(examination: Examination, scratch: Path) -> CasePlan:
@@ -68,7 +68,7 @@ def open_case(files: Files, scratch: Path, *, subject: str | None = None) -> Cas
         images["labels"], labels = read.image, read.names
     elif files.boxes is not None and isinstance(ct, dicom.DicomSource):
         images["labels"], labels = boxes.open_boxes(files.boxes, ct, images[files.name].grid), {1: "lesion"}
-    content = [_content(path) for path in (files.pet, files.ct, files.mask) if path is not None]
+    content = [content_digest(path) for path in (files.pet, files.ct, files.mask) if path is not None]
     return CasePlan(
         images=images,
         subject=subject_hash(patient or subject or f"content {content[0]}", key),
@@ -105,16 +105,16 @@ def _more(files: Files) -> list[object]:
     if files.dose != FULL:
         more.append(layout.dose_attribute(files.dose))
     if files.boxes is not None:
-        more.append(_content(files.boxes))
+        more.append(content_digest(files.boxes))
     for one in files.labels:
         names = {str(k): v for k, v in (one.names or {}).items()} if isinstance(one, LabelMap) else "lesion"
-        more.append([_content(one.path), names])
+        more.append([content_digest(one.path), names])
     if files.frames:
         more.append(["frames", files.frames.frames, list(files.frames.pairs)])
         if files.frame_times is not None:
             more.append(asdict(files.frame_times))
     for other in files.others:
-        more.append([other.name, _content(other.path), layout.dose_attribute(other.dose), other.choice])
+        more.append([other.name, content_digest(other.path), layout.dose_attribute(other.dose), other.choice])
     return more
 
 
@@ -364,7 +364,7 @@ def alias(name: str, naming: str) -> str:
     return "case-" + subject_hash(f"case {name}", site_key())[:10]
 
 
-def _content(path: Path) -> str:
+def content_digest(path: Path) -> str:
     """Digest of a file or of every file below a folder, whatever their order and place."""
     if not path.exists():
         raise no_file(path)

@@ -47,7 +47,7 @@ def units_by_values(path: Path, scratch: Path) -> Literal["SUVbw"]:
         where=path.name,
         found=f"no unit is stated, and the values ({low:.3g} to {high:.3g}, a median of {median:.3g} inside the body): "
         + looks,
-        remedy="give a CT by --ct"
+        remedy="give a PET here; petscale ingest takes the CT by --ct"
         if low <= HU_BELOW
         else "give --units SUVbw, or --units Bq/mL with --weight-kg and --dose-mbq",
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 from petscale.folders import EVALUATION, EXTERNAL, PATIENTS
 from petscale.plausibility import nuclide_of
+from petscale.proof import trained_before
 from storage import integrity
 from storage.errors import InputError
 from storage.reader import Cases
@@ -66,6 +67,12 @@ def choose_cases(run: Path, facts: Mapping[str, Any], cohort: Cases) -> Chosen:
             raise _changed(name)
     seen = [name for name in own if name not in facts["test"]]
     left_out = _left_out(own, seen, known, digests, subjects)
+    before = frozenset(trained_before(facts))
+    left_out |= {
+        name: "the weights that the run started from were trained on this case"
+        for name, digest in digests.items()
+        if digest in before and name not in left_out
+    }
     cases = tuple(name for name in digests if name not in left_out)
     if not cases or not seen:
         found = "the run's record does not say what it was trained on"

@@ -39,6 +39,7 @@ def train(
     others: Sequence[Path] = (),
     roles: Roles | None = None,
     time_limit_s: float | None = None,
+    init: Path | None = None,
 ) -> Path:
     """Train, or continue training, and return the exported weights, or the run's folder where its time was over.
 
@@ -49,13 +50,14 @@ def train(
         others: further cohorts that are trained on too, as one with the first.
         roles: of a new run, where they were drawn before, as for folds; None to draw them.
         time_limit_s: seconds from now in which to end: training stops before, with a checkpoint; None for no limit.
+        init: exported weights, or a card, that the networks start from; None for random ones.
 
     Raises:
         InputError: any mistake, before the cluster starts where it can be seen then; TRAIN_FAILED when workers keep
             dying.
     """
     began = time.monotonic()
-    plan = plan_run(cohort, run, config, others=others, roles=roles)
+    plan = plan_run(cohort, run, config, others=others, roles=roles, init=init)
     for note in plan.notes:
         console.print(note, markup=False, soft_wrap=True)
     if not joined():

@@ -28,6 +28,7 @@ class WorkerJob:
         stop_in_s: seconds after ``told_at`` in which the run has to end, None for no limit.
         told_at: when the driver said so, in seconds since 1970: start-up counts too.
         others: absolute paths of further cohorts' folders that are read as one with the first.
+        init: absolute path of the weights that its networks start from, empty for none.
     """
 
     cohort: str
@@ -45,6 +46,7 @@ class WorkerJob:
     stop_in_s: float | None = None
     told_at: float = 0.0
     others: tuple[str, ...] = ()
+    init: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""

@@ -13,9 +13,10 @@ import torch
 from petscale import config as configs
 from petscale.config import RunConfig
 from petscale.folders import CONFIG, STOPPED
-from petscale.proof import FORM, PROOF, TRAINED_ON, carried
+from petscale.proof import FORM, PROOF, TRAINED_BEFORE, TRAINED_ON, carried
 from petscale.splits import Roles, one_patient_by_name, same_scans, split_cases, stated_split
 from petscale.training.cohorts import cohort_notes, open_together
+from petscale.training.first import INIT, check_init, check_scale
 from petscale.training.job import WorkerJob
 from storage import integrity, remote
 from storage.errors import InputError
@@ -65,6 +66,7 @@ def plan_run(
     validation: bool = False,
     roles: Roles | None = None,
     others: Sequence[Path] = (),
+    init: Path | None = None,
 ) -> Plan:
     """Check everything that can be checked before a cluster starts.
 
@@ -74,6 +76,7 @@ def plan_run(
         validation: keep validation patients apart even if the recipe's own schedule uses no validation scores.
         roles: of a new run, where they were drawn before, as for the trials of a study; None to draw them.
         others: further cohorts that are trained on too.
+        init: exported weights of the same system, or a card, that the networks start from; the same one to continue.
 
     Raises:
         InputError: any mistake.
@@ -106,6 +109,12 @@ def plan_run(
     digests = {name: integrity.manifest(opened.case(name).folder)["root"] for name in roles.everyone}
     for path in files.values():
         _check_origin(path, config, doses, {digests[name] for name in (*roles.validation, *roles.test)})
+    starts_from = _starts_from(opened, roles.train, config.feed.source[0])
+    before: tuple[str, ...] = ()
+    if init is not None:
+        kept_apart = {digests[name] for name in (*roles.validation, *roles.test)}
+        before = check_init(init, used, str(starts_from["units"]), kept_apart)
+        files = {**files, INIT: init.absolute()}
     identity = {
         **config.identity(),
         "files": {field: integrity.file_digest(path) for field, path in files.items()},
@@ -120,10 +129,12 @@ def plan_run(
     facts = {"config": configs.to_json(config), **asdict(roles), "files": identity["files"], "cases": digests}
     facts |= {"cohort": cohort.name, PROOF: FORM}
     facts["subjects"] = {name: opened.case(name).subject for name in roles.everyone}
+    if init is not None:
+        facts[TRAINED_BEFORE] = list(before)
     if others:
         facts["cohorts"] = [cohort.name, *(other.name for other in others)]
     lease = remote.holding(remote.origin(run))
-    proof = carried(roles, digests, facts["subjects"])
+    proof = carried(roles, digests, facts["subjects"], before)
     job = WorkerJob(
         cohort=str(cohort),
         run=str(run),
@@ -134,9 +145,10 @@ def plan_run(
         roles=roles,
         proof=proof,
         identity=identity,
-        starts_from=_starts_from(opened, roles.train, config.feed.source[0]),
+        starts_from=starts_from,
         drfs=_listed(doses),
         others=tuple(map(str, others)),
+        init="" if init is None else str(init.absolute()),
     )
     return Plan(
         run,
@@ -234,7 +246,7 @@ def _check_origin(path: Path, config: RunConfig, doses: Doses, kept_apart: Colle
         return
     try:
         seen, told = json.loads(facts.get(TRAINED_ON, "[]")), json.loads(facts.get("drfs", "null"))
-        theirs = configs.from_json(integrity.parse_json(facts["config"])).feed
+        origin = configs.from_json(integrity.parse_json(facts["config"]))
         known = set(seen)
     except (TypeError, ValueError) as error:
         if isinstance(error, InputError):
@@ -253,6 +265,7 @@ def _check_origin(path: Path, config: RunConfig, doses: Doses, kept_apart: Colle
             remedy="use the split of the run that made them, or train them anew",
         )
     # Networks of before doses were facts say the images' names alone.
+    theirs = origin.feed
     same = theirs.source == config.feed.source if told is None else told == _listed(doses)
     if not same:
         raise InputError(
@@ -261,14 +274,7 @@ def _check_origin(path: Path, config: RunConfig, doses: Doses, kept_apart: Colle
             found=f"trained on {', '.join(theirs.source)}, this run is fed {', '.join(config.feed.source)}",
             remedy="use networks of the same dose reduction factor, or train them anew",
         )
-    scale = theirs.suv_scale
-    if scale != config.feed.suv_scale:
-        raise InputError(
-            "CKPT_SCALE",
-            where=path.name,
-            found=f"trained on SUV / {scale:g}, this run uses SUV / {config.feed.suv_scale:g}",
-            remedy=f"use the same scale (--set feed.suv_scale={scale:g}) or other weights",
-        )
+    check_scale(path.name, origin, config)
 
 
 def _check_validation(cohort: Cases, roles: Roles, config: RunConfig, recipe: Validated) -> None:

@@ -22,11 +22,11 @@ from petscale.training.progress import Reporter
 from storage import integrity, remote
 from storage.errors import InputError
 from storage.joined import open_cohorts
-from trainers import checkpoint, feed, loop
+from trainers import checkpoint, feed, first_weights, loop
 from trainers.engine import deepspeed_engines
 from trainers.feed_config import as_stored
 from trainers.habits import Engines
-from trainers.recipe import Validated
+from trainers.recipe import EngineFactory, Validated
 from trainers.systems import RECIPES
 from trainers.time_limit import TimeLimit
 from trainers.validation import CHOSEN, Patches
@@ -138,18 +138,21 @@ def train_worker(content: Mapping[str, Any]) -> None:
                 report = _silent
             cohort = open_cohorts([place, *map(Path, job.others)])
             engines = Engines(deepspeed_engines(config.engine, device=device), config.engine)
-            recipe = RECIPES[config.recipe].build(
-                config.model,
-                make_engine=engines.make,
-                patches_per_step=config.patches_per_step,
-            )
+            spec = RECIPES[config.recipe]
+            build = partial(spec.build, config.model, patches_per_step=config.patches_per_step)
+            make: EngineFactory = engines.make
+            if job.init:
+                placed, _ = first_weights.places(lambda plain: build(make_engine=plain))
+                tensors, _ = checkpoint.read_weights(Path(job.init))
+                make = first_weights.starting_from(make, tensors, placed)
+            recipe = build(make_engine=make)
             reads = partial(feed.Feed, cohort, rank=rank, world=world, device=device)
             source = reads(job.roles.streams, config.feed, recipe.batch_spec)
             validation = None
             if isinstance(recipe, Validated):
-                spec = recipe.validation_batch
+                shown_to = recipe.validation_batch
                 plain = as_stored(config.feed)
-                validation = reads({"paired": job.roles.validation}, plain, lambda batch: spec)
+                validation = reads({"paired": job.roles.validation}, plain, lambda batch: shown_to)
             gains = None
             if config.loop.validate_every:
                 number = config.loop.validation_patches
