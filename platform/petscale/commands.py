@@ -809,6 +809,7 @@ def experiment(
             "sgsgan_table4",
             "sgsgan_table7",
             "sgsgan_table8",
+            "cg_3dsrgan_table1",
             "cg_3dsrgan_table2",
             "s3pet_table1",
             "s3pet_table2",

@@ -92,6 +92,7 @@ class Column:
         preset: ``ScoreDefinition.preset`` of these, empty for any.
         mask: ``ScoreDefinition.mask`` of these, empty for any.
         data_range: ``ScoreDefinition.data_range`` of these, empty for any.
+        source: the image that networks start from there, one of ``Experiment.sources``; empty for the mean over all.
     """
 
     label: str
@@ -100,6 +101,7 @@ class Column:
     preset: str = ""
     mask: str = ""
     data_range: str = ""
+    source: str = ""
 
     @property
     def _facts(self) -> tuple[int, int, str]:
@@ -162,8 +164,8 @@ class Experiment:
         title: what it asks.
         published_in: where the paper's numbers stand.
         cohort: whom it is asked of.
-        sources: images that networks start from and whose scores enter the table; a patient's realisations are averaged
-            first.
+        sources: images that networks start from and whose scores enter the table; where a column is of none of them, a
+            patient's scores are averaged over them first.
         columns: scores.
         rows: trained systems, in the paper's order.
         untrained: images that nobody trained, the low-dose input among them: column label -> published value.

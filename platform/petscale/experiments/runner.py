@@ -269,13 +269,13 @@ def _collect(
 
     Baselines are the same in every row of a fold and are taken once.
     """
-    chosen = [evaluations[source] for source in experiment.sources]
-    first = chosen[0]
+    first = evaluations[experiment.sources[0]]
     gaussians = [image for image in first.images if image.startswith("Gaussian ")]  # whatever their widths
     for place, image in enumerate((*first.images, REFERENCE)):  # the full dose itself has some scores too
         name = row.name if image == first.synthesized else GAUSSIAN if image in gaussians else image
         for column in experiment.collected:
             # A patient's realisations are averaged before patients are compared: they are no independent patients.
+            chosen = [evaluations[column.source]] if column.source else [evaluations[s] for s in experiment.sources]
             drawn = [_values(e, (*e.images, REFERENCE)[place], column) for e in chosen]
             found: dict[str, list[float]] = {}
             for case in drawn[0]:

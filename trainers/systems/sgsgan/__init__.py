@@ -87,7 +87,6 @@ PRACTICE = (
 )
 PHASES = ("gan", "segmenter", "guided gan", "final segmenter")  # Sec. III-C (1) to (4)
 GAUSSIAN = "gaussian"  # the phase before them where there is a residual, and what its weights' names begin with
-NO_SCAN = Scan((4.0, 4.0, 4.0), math.nan, 0.0)  # until ``for_scan`` has told which
 HALVED = 32  # voxels that the 3D-UNet's five halvings make one
 EXACT_TILE = (64, 64, 64)  # a quarter of a GB of feature maps; larger ones save little of the halo
 CONTENT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -443,7 +442,7 @@ class StyleSynthesizer:
     tiling: Tiling
     context_batch: BatchSpec | None
     widths: Widths | None = None
-    scan: Scan = NO_SCAN
+    scan: Scan = dose_gaussian.NO_SCAN
 
     def for_scan(self, scan: Scan) -> "StyleSynthesizer":
         """Return the synthesizer of one scan."""
@@ -475,9 +474,7 @@ class StyleSynthesizer:
     def _start(self, low: Tensor) -> Tensor | None:
         if self.widths is None:
             return None
-        b = len(low)
-        spacing_mm, drf = torch.tensor([self.scan.spacing_mm] * b), torch.full((b,), self.scan.drf)
-        return self.widths.smooth(low, spacing_mm, drf, self.tiling.halo[0])
+        return self.widths.smooth_scan(low, self.scan, self.tiling.halo[0])
 
 
 def _synthesizer(config: Config, G: Generator, widths: Widths | None) -> StyleSynthesizer:
@@ -548,9 +545,7 @@ def weights_to_synthesizer(config: Config, weights: Mapping[str, Tensor]) -> Sty
     Raises:
         InputError: CKPT_CONFIG where names or shapes are not those of the configuration.
     """
-    names = [f"{GAUSSIAN}.{name}" for name in ("drf", "fwhm_mm")] if config.residual == "gaussian" else []
-    own = {name: value for name, value in weights.items() if name not in names}
+    under = GAUSSIAN if config.residual == "gaussian" else ""
+    own, widths = dose_gaussian.split_weights(weights, under, "weights of G")
     G = assembly.with_weights(partial(generator, config), own, "weights of G")
-    if len(own) + len(names) != len(weights):
-        raise assembly.another_configuration("weights of G")
-    return _synthesizer(config, G, Widths(*(weights[name] for name in names)) if names else None)
+    return _synthesizer(config, G, widths)
