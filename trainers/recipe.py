@@ -28,6 +28,7 @@ class BatchSpec:
         patches_per_case: patches that one group holds, all of one case.
         sampler: weights of the samplers of ``storage.patches.SAMPLERS``, summing to 1.
         rois: names of the organs whose masks are read; empty for none.
+        unlabelled: what the system offers where cases lack these organs, as an error's remedy says it.
         marked: names of labels whose masks are read after those, and are 0 where a case has no such label.
         overview: edge length of the resized whole source volume, 0 for none.
         images: ``paired`` for source and target of one place; ``source`` or ``target`` for one alone, which may come
@@ -50,6 +51,7 @@ class BatchSpec:
     units: str = SUV
     beyond: bool = False
     beside: tuple[str, ...] = ()
+    unlabelled: str = ""
 
     @property
     def restores(self) -> bool:

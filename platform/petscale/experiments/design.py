@@ -26,6 +26,7 @@ METRICS = {  # direction of the better, digits, units
     "NRMSE": (-1, 3, "%"),  # of the range, as udpet2022 has it
     "NMSE": (-1, 4, ""),
     "Unet-score": (1, 4, ""),
+    "Unet-score-SG": (1, 4, ""),
     "MS-SSIM": (1, 4, ""),
     "CB 2": (-1, 1, "dB"),
     "CB 4": (-1, 1, "dB"),

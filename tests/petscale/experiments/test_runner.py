@@ -128,6 +128,7 @@ def trained(monkeypatch: pytest.MonkeyPatch, cohort: Path) -> SimpleNamespace:
         cohort_folder: Path,
         *,
         segmenter: OrganSegmenterConfig | None,
+        guide: object,
         lesions: object,
         sources: object,
         baselines: object,

@@ -346,6 +346,7 @@ class VirtualPET:
             patches_per_case=config.patches_per_case,
             sampler={"roi": 1.0} if config.rois else {"body": 1.0},
             rois=config.rois,
+            unlabelled="train on slices of the whole body: --set recipe.rois=()",
             units=HU,
             beyond=True,
         )
