@@ -219,6 +219,17 @@ class ScanAware(Protocol):
         ...
 
 
+@runtime_checkable
+class Illustrated(Protocol):
+    """What a synthesizer offers besides while a recipe trains something else than what restores."""
+
+    def shown(
+        self, source: Float[Tensor, "b 1 z y x"], target: Float[Tensor, "b 1 z y x"]
+    ) -> Mapping[str, Float[Tensor, "b 1 z y x"]]:
+        """Return name -> image of what is trained at present, in the units of the batches, for pictures."""
+        ...
+
+
 class Recipe(Protocol):
     """A published system while it is trained."""
 
@@ -333,7 +344,8 @@ class RecipeSpec(Protocol):
     defaults of a system that is trained with averaged weights, a schedule or validation.  Without them those of the
     classes hold, which are all off.  ``LATER`` names settings of ``Config`` that were added after runs had been made,
     and whose defaults leave these runs as they were.  ``PRACTICE`` holds the ``Departure``s from the paper that
-    ``--defaults practice`` makes; without it there are none.
+    ``--defaults practice`` makes; without it there are none.  ``remarks(config, spacing_mm)`` returns what a user
+    should know of settings that do not suit the voxel size (z, y, x) trained on, a sentence each.
     """
 
     Config: type[Any]
