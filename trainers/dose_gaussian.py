@@ -15,11 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trainers import assembly, filter_bank
-from trainers.recipe import Batch
+from trainers.recipe import Batch, Scan
 
 FWHMS_MM = (2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0, 15.0)
 REACH = 6  # voxels that a Gaussian has on either side at least; it ends with the halo where that is longer
 UNFITTED_MM = 5.0  # until a patch was seen
+NO_SCAN = Scan((4.0, 4.0, 4.0), math.nan, 0.0)  # until ``ScanAware.for_scan`` has told which
 
 
 def smoothed(
@@ -74,6 +75,41 @@ class Widths:
         """Return every image smoothed by the Gaussian of its dose, without its halo."""
         rows = zip(source.split(1), spacing_mm.split(1), drf.tolist(), strict=True)
         return torch.cat([smoothed(one, spacing, halo, (self.at(dose),)) for one, spacing, dose in rows])
+
+    def smooth_scan(self, source: Float[Tensor, "b 1 zh yh xh"], scan: Scan, halo: int) -> Float[Tensor, "b 1 z y x"]:
+        """Return images of one scan smoothed by the Gaussian of its dose, without their halo."""
+        b = len(source)
+        return self.smooth(source, torch.tensor([scan.spacing_mm] * b), torch.full((b,), scan.drf), halo)
+
+
+def noise(lacking: Float[Tensor, "b 1 z y x"], cases: int) -> Float[Tensor, "b 1 1 1 1"]:
+    """Return the noise of every patch's case: the standard deviation over all its patches.
+
+    Args:
+        lacking: the low dose minus what a Gaussian makes of it; the patches of a case are neighbours.
+        cases: how many cases they are of.
+    """
+    by_case = lacking.detach().float().unflatten(0, (cases, -1))
+    sd = by_case.std(dim=(1, 2, 3, 4, 5), correction=0, keepdim=True)
+    of_patches: Tensor = sd.expand(-1, by_case.shape[1], -1, -1, -1, -1).flatten(0, 1)
+    return of_patches
+
+
+def split_weights(weights: Mapping[str, Tensor], under: str, where: str) -> tuple[dict[str, Tensor], Widths | None]:
+    """Return a network's own weights, and the Gaussians that were exported beside them under a name and a dot.
+
+    Args:
+        under: that name, empty where there are none.
+        where: what the weights are called in the error.
+
+    Raises:
+        InputError: CKPT_CONFIG where the Gaussians are missing.
+    """
+    names = [f"{under}.{name}" for name in ("drf", "fwhm_mm")] if under else []
+    own = {name: value for name, value in weights.items() if name not in names}
+    if len(own) + len(names) != len(weights):
+        raise assembly.another_configuration(where)
+    return own, Widths(*(weights[name] for name in names)) if names else None
 
 
 @dataclass

@@ -131,7 +131,8 @@ def _check_case(
                 "SET_NO_LABELS",
                 where=f"case {name}",
                 found=f"no ROI '{roi}' (there are: {', '.join(case.labels.values()) or 'none'})",
-                remedy="ingest labels, or train without guidance: --set recipe.rois=()",
+                remedy="ingest labels of it (petscale ingest --labels MAP --names 1=liver)"
+                + (f", or {need.unlabelled}" if need.unlabelled else ""),
             )
     if not need.beyond and any(n > size for n, size in zip(need.patch, case.sampling_maps.shape, strict=True)):
         raise InputError(

@@ -1,11 +1,12 @@
 """Tables from HU to SUV: the mean SUV of the voxels of every range of HU, alone or in finer classes.
 
 What a CT value tells of uptake without a network.  Tables are sums over voxels, hence over cases: folds and further
-patients cost an addition.
+patients cost an addition.  Networks may learn what a table leaves, on SUV itself or on its square root.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trainers import assembly
+
+SuvCurve = Literal["linear", "sqrt"]
 HU_EDGES = np.array([-1024.0, *range(-1000, 301, 20), 400.0, 600.0, 1000.0, 1600.0, 3072.0])
 RANGES = len(HU_EDGES) - 1
 MEAN_EDGES_HU = (-900, -700, -500, -300, -200, -150, -110, -80, -50, -25, 0, 20, 40, 60, 100, 200)  # of a local mean
@@ -69,6 +73,57 @@ def sums(cells: NDArray[np.integer], suv: NDArray[np.floating], shape: Sequence[
     count = np.bincount(cells.ravel(), minlength=size).reshape(shape)
     total = np.bincount(cells.ravel(), suv.ravel().astype(np.float64), size).reshape(shape)
     return Sums(np.float64(weight) * count, np.float64(weight) * total)
+
+
+@dataclass
+class RunningSums:
+    """What a phase of training adds up, a table of any shape.
+
+    Args:
+        cells: of the patches seen so far.
+        voxels: their number.
+    """
+
+    cells: Sums
+    voxels: int = 0
+
+    def add(self, cells: Int[Tensor, "*shape"], suv: Float[Tensor, "*shape"], weight: float = 1.0) -> None:
+        """Add the voxels of one patch: of every voxel its place in the flattened table, and its SUV."""
+        shape = self.cells.weight.shape
+        self.cells += sums(cells.cpu().numpy(), suv.cpu().numpy(), shape, weight)
+        self.voxels += suv.numel()
+
+    def own(self) -> dict[str, Tensor]:
+        """Return what this rank has added up."""
+        return {
+            "weight": torch.from_numpy(self.cells.weight.copy()),
+            "suv": torch.from_numpy(self.cells.suv.copy()),
+            "voxels": torch.tensor(self.voxels),
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what ``load`` takes, of all ranks together (collective)."""
+        first, *others = assembly.of_all_ranks(self.own())
+        for other in others:
+            first = {name: value + other[name] for name, value in first.items()}
+        return first
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from ``state``: rank 0 takes all of it, the others start at nothing."""
+        self.cells, self.voxels = no_voxels(self.cells.weight.shape), 0
+        if assembly.first_rank():
+            weight, suv = (state[name].cpu().numpy().copy() for name in ("weight", "suv"))
+            self.cells, self.voxels = Sums(weight, suv), int(state["voxels"])
+
+
+def on_curve(suv: Tensor, curve: SuvCurve) -> Tensor:
+    """Return SUV on the curve; activity is never negative."""
+    return suv if curve == "linear" else suv.clamp(min=0).sqrt()
+
+
+def off_curve(value: Tensor, curve: SuvCurve) -> Tensor:
+    """Inverse of ``on_curve``."""
+    return value if curve == "linear" else value.clamp(min=0).square()
 
 
 def means(of: Sums) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""The U-Net that finds organs for the Unet-score (Zhou et al. 2022, arXiv 2205.08887, Sec. V): settings, training, use.
+"""The U-Net that finds organs for the Unet-score (Zhou et al. 2022, arXiv 2205.08887, Sec. IV-B): training and use.
 
 It is trained on full-dose images and organ masks of the training cases alone, never on a low dose or a synthesized
 image, and its weights are then fixed, so that every image is segmented by the same network.  A segmenter that has seen
@@ -33,14 +33,16 @@ from storage.ranges import Range, check_ranges
 from storage.reader import Cases
 from storage.source import ImageSource
 from trainers import checkpoint
+from trainers.assembly import with_weights
 from trainers.engine import plain_engine
 from trainers.feed import Feed, channel_values, check_cases
 from trainers.feed_config import FeedConfig, as_stored
 from trainers.loop import LoopConfig, Report, fit
 from trainers.metrics.definitions import ScoreDefinition
 from trainers.metrics.identifiers import segmenter_key
-from trainers.metrics.unet_score import unet_score_definition
+from trainers.metrics.unet_score import GUIDE, UNET, unet_score_definition
 from trainers.recipe import Batch, BatchSpec, Engine, Metrics, State, Synthesizer
+from trainers.systems import sgsgan
 from trainers.systems.sgsgan import segmentation_losses
 from trainers.systems.sgsgan.networks import Segmenter
 
@@ -173,6 +175,7 @@ class OrganSegmenter:
         network: (b, 1, z, y, x) images to (b, k, z, y, x) logits, in evaluation mode.
         device: where it lies.
         cases: those it was trained on, which it must not be used on.
+        metric: what its Dice is called.
     """
 
     config: OrganSegmenterConfig
@@ -180,6 +183,7 @@ class OrganSegmenter:
     network: Callable[[Float[Tensor, "b 1 z y x"]], Float[Tensor, "b k z y x"]]
     device: torch.device
     cases: tuple[str, ...] = ()
+    metric: str = UNET
 
     @property
     def rois(self) -> tuple[str, ...]:
@@ -189,7 +193,7 @@ class OrganSegmenter:
     @property
     def definition(self) -> ScoreDefinition:
         """How the Dice of one organ comes about."""
-        return self.config.definition
+        return unet_score_definition(self.config.key, self.metric)
 
     def label_values(self, label_names: Mapping[int, str], case: str) -> list[list[int]]:
         """Return the label values that make up every organ, in the order of ``rois``.
@@ -296,6 +300,31 @@ def train_segmenter(
         network = Segmenter(config.channels, len(config.rois))
     network.load_state_dict(weights, assign=True)
     return OrganSegmenter(config, feed.suv_scale, network.to(device).eval(), device, tuple(sorted(cases)))
+
+
+def guide_of(
+    config: sgsgan.Config, weights: Mapping[str, Tensor], *, suv_scale: float, device: torch.device
+) -> OrganSegmenter:
+    """Return SGSGAN's segmentation network S as phase 4 left it, for the Unet-score-SG of what G makes (Sec. IV-B).
+
+    Args:
+        config: of the run that trained it.
+        weights: as ``SGSGAN.exports`` gave them.
+        suv_scale: SUV that was 1 in its training.
+
+    Raises:
+        InputError: CKPT_CONFIG.
+    """
+    phases = dict(zip(sgsgan.PHASES, config.phase_samples, strict=True))
+    own = OrganSegmenterConfig(
+        rois=config.rois,
+        channels=config.segmenter_channels,
+        patch=config.patch,
+        samples=max(1, phases["segmenter"] + phases["final segmenter"]),
+        lr=config.lr,
+    )
+    network = with_weights(partial(Segmenter, own.channels, len(own.rois)), weights, "weights of S")
+    return OrganSegmenter(own, suv_scale, network.to(device).eval(), device, metric=GUIDE)
 
 
 def _identity(cohort: Cases, cases: Sequence[str], config: OrganSegmenterConfig, feed: FeedConfig) -> dict[str, Any]:

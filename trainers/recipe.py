@@ -28,6 +28,7 @@ class BatchSpec:
         patches_per_case: patches that one group holds, all of one case.
         sampler: weights of the samplers of ``storage.patches.SAMPLERS``, summing to 1.
         rois: names of the organs whose masks are read; empty for none.
+        unlabelled: what the system offers where cases lack these organs, as an error's remedy says it.
         marked: names of labels whose masks are read after those, and are 0 where a case has no such label.
         overview: edge length of the resized whole source volume, 0 for none.
         images: ``paired`` for source and target of one place; ``source`` or ``target`` for one alone, which may come
@@ -50,6 +51,7 @@ class BatchSpec:
     units: str = SUV
     beyond: bool = False
     beside: tuple[str, ...] = ()
+    unlabelled: str = ""
 
     @property
     def restores(self) -> bool:
@@ -217,6 +219,17 @@ class ScanAware(Protocol):
         ...
 
 
+@runtime_checkable
+class Illustrated(Protocol):
+    """What a synthesizer offers besides while a recipe trains something else than what restores."""
+
+    def shown(
+        self, source: Float[Tensor, "b 1 z y x"], target: Float[Tensor, "b 1 z y x"]
+    ) -> Mapping[str, Float[Tensor, "b 1 z y x"]]:
+        """Return name -> image of what is trained at present, in the units of the batches, for pictures."""
+        ...
+
+
 class Recipe(Protocol):
     """A published system while it is trained."""
 
@@ -331,7 +344,8 @@ class RecipeSpec(Protocol):
     defaults of a system that is trained with averaged weights, a schedule or validation.  Without them those of the
     classes hold, which are all off.  ``LATER`` names settings of ``Config`` that were added after runs had been made,
     and whose defaults leave these runs as they were.  ``PRACTICE`` holds the ``Departure``s from the paper that
-    ``--defaults practice`` makes; without it there are none.
+    ``--defaults practice`` makes; without it there are none.  ``remarks(config, spacing_mm)`` returns what a user
+    should know of settings that do not suit the voxel size (z, y, x) trained on, a sentence each.
     """
 
     Config: type[Any]

@@ -23,7 +23,7 @@ def losses(trial: BaseTrial) -> dict[str, Any]:
 
 
 def training(trial: BaseTrial) -> dict[str, Any]:
-    """Learning rate and its decay, and what is fed."""
+    """Learning rate and its decay, what is fed, and what R's output is added to."""
     edge = trial.suggest_int("patch_edge", 32, 128, step=32)  # voxels: R halves five times; 128 takes 2.4 times 96
     return {
         # a factor of 4 to 5 either way; far above stop_lr, which ends the phase
@@ -35,4 +35,6 @@ def training(trial: BaseTrial) -> dict[str, Any]:
         "recipe.patch": (edge, edge, edge),
         # two of a case save reading, and halve the number of cases behind as many patches
         "recipe.patches_per_case": trial.suggest_int("recipe.patches_per_case", 1, 2),
+        # nothing as published; the Gaussian of the dose makes the start as good as the best Gaussian filter
+        "recipe.residual": trial.suggest_categorical("recipe.residual", ["none", "gaussian"]),
     }

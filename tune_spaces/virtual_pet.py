@@ -32,7 +32,7 @@ COMPOSED = {"adversarial": lambda config: config.lambda_adversarial > 0}
 
 
 def training(trial: BaseTrial) -> dict[str, Any]:
-    """Learning rates, where one network hands over to the other, and what is fed."""
+    """Learning rates, where one network hands over to the other, what G makes, and what is fed."""
     return {
         # poolings scored beside the last: FCN-8s and FCN-4s; coarser ones lose lesions of a few voxels
         "recipe.fcn_skips": trial.suggest_int("recipe.fcn_skips", 2, 3),
@@ -44,6 +44,9 @@ def training(trial: BaseTrial) -> dict[str, Any]:
         "recipe.blend_threshold_suv": trial.suggest_float("recipe.blend_threshold_suv", 1.5, 5),
         # G's halvings: 8 leave one pixel of a window of 256, 6 leave 4; any window that 8 halve, fewer halve as well
         "recipe.generator_downs": trial.suggest_int("recipe.generator_downs", 6, 8),
+        # what G makes, and what that is added to: nothing as published; few patients tell little beyond the table of HU
+        "recipe.suv_curve": trial.suggest_categorical("recipe.suv_curve", ["linear", "sqrt"]),
+        "recipe.residual": trial.suggest_categorical("recipe.residual", ["none", "hu"]),
         # slices of one case: more read cheaper, and tell G's batch norm of fewer patients
         "recipe.patches_per_case": trial.suggest_int("recipe.patches_per_case", 1, 4, log=True),
     }

@@ -732,6 +732,7 @@ def evaluate(
     cohort: Positional[Annotated[Path, arg(metavar="COHORT")]],
     others: Positional[Annotated[tuple[Path, ...], arg(metavar="COHORT")]] = (),
     unet_score: tuple[str, ...] = (),
+    unet_score_sg: bool = False,
     segmenter_samples: int = 20_000,
     segmenter_channels: int = 16,
     detect: str = "",
@@ -754,7 +755,8 @@ def evaluate(
         cohort: the cohort it was trained on, or another one.
         others: further cohorts, read as one with the first: all those that the run was trained on.
         unet_score: organs whose Dice is scored too, by a U-Net trained on the run's full-dose images (SGSGAN).
-        segmenter_samples: patches that this U-Net is trained on; the default is for a GPU.
+        unet_score_sg: score organs in the synthesized image by the network that guided the run, too (SGSGAN).
+        segmenter_samples: patches that the U-Net of --unet-score is trained on; the default is for a GPU.
         segmenter_channels: channels of this U-Net's first level; the other levels have 2, 4, 8 and 16 times as many.
         detect: label of the lesions to detect in the synthesized PET (lesion).
         within: labels of the organs that are searched (liver); without it the whole body is searched.
@@ -771,6 +773,7 @@ def evaluate(
         run,
         cohort,
         unet_score=unet_score,
+        unet_score_sg=unet_score_sg,
         segmenter_samples=segmenter_samples,
         segmenter_channels=segmenter_channels,
         detect=detect,
@@ -937,6 +940,7 @@ def experiment(
             "sgsgan_table4",
             "sgsgan_table7",
             "sgsgan_table8",
+            "cg_3dsrgan_table1",
             "cg_3dsrgan_table2",
             "s3pet_table1",
             "s3pet_table2",

@@ -3,6 +3,7 @@
 # A run: `petscale train RUN`
 CONFIG = "config.json"  # its configuration and record
 WEIGHTS = "weights.safetensors"  # what inference needs
+GUIDE = "segmenter.safetensors"  # SGSGAN's segmentation network, where organs guided
 CHECKPOINTS = "checkpoints"  # committed states, for resuming
 STOPPED = "stopped.json"  # where a run stopped to keep its time limit, until it goes on
 METRICS = "metrics.jsonl"  # one record per line

@@ -69,29 +69,32 @@ def trained_before(record: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(record.get(TRAINED_BEFORE, ()))
 
 
-def read_proven(run: Path) -> Weights:
+def read_proven(run: Path, file: str = WEIGHTS) -> Weights:
     """Read a run's weights, and prove them against its record where it has one.
+
+    Args:
+        file: name of the file in the run's folder; another one than ``WEIGHTS`` holds what the run exported besides.
 
     Raises:
         InputError: CKPT_NONE, CKPT_DAMAGED, CKPT_CONFIG; CKPT_PROOF, CKPT_LEAK, CKPT_FOREIGN; CFG_JSON, CFG_RUN_FOLDER.
     """
-    tensors, facts = checkpoint.read_weights(run / WEIGHTS)
+    tensors, facts = checkpoint.read_weights(run / file)
     record = configs.read_record(run / CONFIG) if (run / CONFIG).is_file() else {}
     if not {checkpoint.DIGEST, TRAINED_ON, COHORT} <= facts.keys():
         if PROOF in record:
             raise InputError(
                 "CKPT_PROOF",
-                where=WEIGHTS,
+                where=file,
                 found="weights without a digest, in a run whose weights carry one",
                 remedy="restore the run's own weights, or run the same `petscale train` again",
             )
-        return Weights(tensors, facts, (f"{WEIGHTS}: {BEFORE}",))
+        return Weights(tensors, facts, (f"{file}: {BEFORE}",))
     if record:
-        _check_own(facts, record)
+        _check_own(facts, record, file)
     return Weights(tensors, facts, ())
 
 
-def _check_own(facts: Mapping[str, str], record: Mapping[str, Any]) -> None:
+def _check_own(facts: Mapping[str, str], record: Mapping[str, Any], file: str) -> None:
     """Refuse weights of another run, with a word of its own where they have seen this run's test patients.
 
     Raises:
@@ -109,14 +112,14 @@ def _check_own(facts: Mapping[str, str], record: Mapping[str, Any]) -> None:
     if seen := [name for name in record.get("test", ()) if cases[name] in known]:
         raise InputError(
             "CKPT_LEAK",
-            where=WEIGHTS,
+            where=file,
             found=f"trained on {', '.join(seen)}, which this run tests",
             remedy="restore the run's own weights, or evaluate in the run that trained these",
         )
     if differs := list(_differences(facts, theirs, trained, record)):
         raise InputError(
             "CKPT_FOREIGN",
-            where=WEIGHTS,
+            where=file,
             found=f"weights of another run: {'; '.join(differs)}",
             remedy="restore the run's own weights, or run the same `petscale train` again",
         )

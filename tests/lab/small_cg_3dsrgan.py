@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from trainers.assembly import cropped
 from trainers.engine import plain_engine
 from trainers.recipe import Batch
 from trainers.systems import cg_3dsrgan
@@ -34,18 +35,21 @@ def build(config: Config, seed: int = 0) -> CG3DSRGAN:
     return cg_3dsrgan.build(config, make_engine=plain_engine, patches_per_step=2)
 
 
-def make_batch(seed: int, edge: int = 32, doses: tuple[float, ...] = (4.0, 100.0)) -> Batch:
+def make_batch(seed: int, edge: int = 32, doses: tuple[float, ...] = (4.0, 100.0), around: int = 0) -> Batch:
+    """Patches of cases of several doses, the low dose with ``around`` voxels on every side."""
     random = torch.Generator().manual_seed(seed)
-    b = len(doses)
-    full = torch.rand(b, 1, edge, edge, edge, generator=random)
+    b, whole = len(doses), edge + 2 * around
+    full = torch.rand(b, 1, whole, whole, whole, generator=random)
     return Batch(
         source=full + 0.2 * torch.randn(full.shape, generator=random),
-        target=full,
+        target=cropped(full, (around,) * 3),
         masks=torch.zeros(b, 0, edge, edge, edge),
         overview=torch.zeros(b, 1, 0, 0, 0),
         drf=torch.tensor(doses),
         cases=b,
         places=("",) * b,
+        spacing_mm=torch.full((b, 3), 4.0),
+        peak=torch.ones(b),
     )
 
 

@@ -16,9 +16,11 @@ from storage.errors import InputError
 from storage.ingest import CasePlan, ingest
 from storage.reader import open_cohort
 from storage.source import HU, SUV, ArraySource
+from trainers.engine import plain_engine
 from trainers.feed import Feed, _square, channel_values, check_cases, doses_fed, drf_of
 from trainers.feed_config import FeedConfig, as_stored
 from trainers.recipe import Batch, BatchSpec
+from trainers.systems import RECIPES
 
 NEEDS = BatchSpec(
     patch=(24, 24, 24), halo=(2, 2, 2), patches_per_case=2, sampler={"body": 0.5, "lesion": 0.5}, overview=64
@@ -124,6 +126,16 @@ def test_check_cases_names_what_is_missing(cohort: Path) -> None:
     thyroid = BatchSpec(patch=(24, 24, 24), halo=(0, 0, 0), patches_per_case=1, sampler={"roi": 1.0}, rois=("thyroid",))
     with pytest.raises(InputError, match=r"SET_NO_LABELS.*thyroid"):
         check_cases(opened, {"paired": opened.cases}, good, [thyroid])
+    for system, source, offers in (
+        ("sgsgan", "low_drf4", "train without guidance"),
+        ("virtual_pet", "ct", "train on slices of the whole body"),
+    ):
+        spec = RECIPES[system]
+        built = spec.build(replace(spec.Config(), rois=("thyroid",)), make_engine=plain_engine, patches_per_step=4)
+        last = built.batch_spec(built.num_steps - 1)
+        with pytest.raises(InputError) as refused:
+            check_cases(opened, {"paired": opened.cases}, replace(good, source=(source,)), [last])
+        assert offers in refused.value.remedy
     huge = BatchSpec(patch=(24, 24, 64), halo=(0, 0, 0), patches_per_case=1, sampler={"body": 1.0})
     with pytest.raises(InputError, match="IMG_TOO_SMALL"):
         check_cases(opened, {"paired": opened.cases}, good, [huge])

@@ -1,4 +1,4 @@
-"""Unet-score (Zhou et al. 2022, arXiv 2205.08887, Sec. V): can a fixed U-Net still find the organs in a made image?
+"""Unet-score (Zhou et al. 2022, arXiv 2205.08887, Sec. IV-B): can a fixed U-Net still find the organs in a made image?
 
 The score is the Dice of p > 0.5 against an organ's mask over the whole volume.  The same network segments every image;
 its Dice on the full dose itself is what an image can reach.  How the network is trained is told in
@@ -21,6 +21,7 @@ from trainers.metrics.definitions import Score, ScoreDefinition
 from trainers.metrics.identifiers import DICE_MASK
 
 UNION, MEAN = "all organs", "mean over organs"
+UNET, GUIDE = "Unet-score", "Unet-score-SG"  # by a U-Net of full doses; by the network that guided the synthesis
 
 
 class OrganFinder(Protocol):
@@ -56,9 +57,9 @@ class OrganFinder(Protocol):
         """
 
 
-def unet_score_definition(segmenter: str) -> ScoreDefinition:
-    """Return how the Dice of one organ comes about, by the network of key ``segmenter``."""
-    return ScoreDefinition("Unet-score", "ROI", DICE_MASK, "1", segmenter=segmenter, preset="sgsgan")
+def unet_score_definition(segmenter: str, metric: str = UNET) -> ScoreDefinition:
+    """Return how the Dice of one organ comes about, by the network of key ``segmenter``; ``metric`` is whose."""
+    return ScoreDefinition(metric, "ROI", DICE_MASK, "1", segmenter=segmenter, preset="sgsgan")
 
 
 def unet_scores(

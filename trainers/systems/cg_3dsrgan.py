@@ -42,6 +42,14 @@ Deviations:
     The model kept is the last, not the best on validation patients, whom it would then be fitted to.
     Batch norm in training sees the patches of a step, and wants two or more of them.
     Inference runs in windows on R's grid of 32 voxels, with a margin beyond which they equal the whole volume.
+    A patch may be longer than a small volume: air lies beyond it, as at inference.
+
+Not the paper's, off by default (it names residual estimation as its future work, Sec. IV):
+    residual  R's output is added to the low dose smoothed by the Gaussian of its dose, times the noise of the case, and
+            starts at 0: R, whose first layer halves the resolution, need not learn the identity.  The Gaussian
+            (``trainers.dose_gaussian``) is chosen per dose on training patches, in a phase of its own before all
+            others; the noise is told by the low dose alone: by the patches of the case at hand in training, frozen
+            per case at inference.
 """
 
 import math
@@ -59,20 +67,25 @@ from torch import Tensor, nn
 
 from storage.errors import InputError
 from storage.ranges import Range
-from trainers import assembly, perceptual
+from trainers import assembly, dose_gaussian, perceptual
 from trainers.assembly import WindowSynthesizer, cropped
+from trainers.dose_gaussian import Widths
 from trainers.feed_config import FeedConfig
-from trainers.recipe import Batch, BatchSpec, Doses, Engine, EngineFactory, Metrics, State, Tiling
+from trainers.recipe import Batch, BatchSpec, Doses, Engine, EngineFactory, Metrics, Scan, State, Synthesizer, Tiling
 
 FEED = FeedConfig(
     source=("low_drf4", "low_drf10", "low_drf20", "low_drf50", "low_drf100"), suv_scale=10.0, cases_per_step=4
 )
 PRESET = "udpet2022"
 ROLES = frozenset({"validation"})
+LATER = frozenset({"residual", "gaussian_samples"})
 LEVELS = 5  # of R: an output depends on the position of its window modulo 2^5
 HALO, REACH = 48, 7  # voxels: of a window around its tile (39 would do), and receptive radius of C
 AIR, FOREGROUND = 0.01, 0.05  # network units; the share of voxels above that shows a dose
 BETTER = 1e-4  # PyTorch's relative threshold of an improvement
+GAUSSIAN = "gaussian"  # the first phase where there is a residual, and what its weights' names begin with
+AROUND = dose_gaussian.REACH  # voxels read around a patch for its Gaussian
+CONTEXT_PATCHES = 16  # that freeze a case's noise at inference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +125,9 @@ class Config:
         patch: edge lengths (z, y, x) in voxels, multiples of 32.
         patches_per_case: patches of one case in a step.
         validate_batches: batches behind one validation score.
+        residual: what R's output is added to: nothing, as published, or the low dose smoothed by the Gaussian of its
+            dose; R then starts at 0.
+        gaussian_samples: patches that the Gaussians are chosen on, where there is a residual.
     """
 
     doses: Annotated[tuple[float, ...], Range(above=0)] = (4.0, 10.0, 20.0, 50.0, 100.0)
@@ -143,6 +159,8 @@ class Config:
     patch: tuple[int, int, int] = (96, 96, 96)
     patches_per_case: Annotated[int, Range(1)] = 1
     validate_batches: Annotated[int, Range(1)] = 16
+    residual: Literal["none", "gaussian"] = "none"
+    gaussian_samples: Annotated[int, Range(1)] = 100
 
     def __post_init__(self) -> None:
         require = assembly.check_fields(self, "cg_3dsrgan")
@@ -176,6 +194,11 @@ class Config:
     def perceives(self) -> bool:
         """Whether eq. 3 is a part of the loss."""
         return self.refine and self.lambda_perceptual > 0
+
+    @property
+    def around(self) -> int:
+        """Voxels read around a patch: those of the Gaussian that R's output is added to, 0 without a residual."""
+        return 0 if self.residual == "none" else AROUND
 
     @property
     def pretrains(self) -> bool:
@@ -267,23 +290,45 @@ class Generator(nn.Module):
         super().__init__()
         self.mlnet, self.contextual, self.detach_coarse = mlnet, contextual, detach_coarse
 
-    def forward(self, low: Float[Tensor, "b 1 z y x"]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return y1, logits (b, k; k = 0 without a head) and y2, which is y1 where nothing refines."""
-        coarse, logits = self.mlnet(low)
+    def forward(
+        self,
+        low: Float[Tensor, "b 1 z y x"],
+        start: Float[Tensor, "b 1 z y x"] | None = None,
+        noise: Float[Tensor, "b 1 1 1 1"] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return y1, logits (b, k; k = 0 without a head) and y2, which is y1 where nothing refines.
+
+        Args:
+            low: edges are multiples of 32.
+            start: what R's output times ``noise`` is added to, None for no residual.
+        """
+        image, logits = self.mlnet(low)
+        coarse = image if start is None or noise is None else start + noise * image
         if self.contextual is None:
             return coarse, logits, coarse
         return coarse, logits, self.contextual(coarse.detach() if self.detach_coarse else coarse)
 
-    def synthesize(self, low: Float[Tensor, "b 1 zh yh xh"], halo: int) -> Float[Tensor, "b 1 z y x"]:
-        """Return y2 without its ``halo``; C, which costs more than R, reads no more of it than it reaches."""
-        coarse, _ = self.mlnet(low)
-        if self.contextual is None:
-            return cropped(coarse, (halo,) * 3)
-        return cropped(self.contextual(cropped(coarse, (halo - REACH,) * 3)), (REACH,) * 3)
+    def synthesize(
+        self,
+        low: Float[Tensor, "b 1 zh yh xh"],
+        halo: int,
+        start: Float[Tensor, "b 1 zs ys xs"] | None = None,
+        noise: Float[Tensor, "1 1 1 1 1"] | None = None,
+    ) -> Float[Tensor, "b 1 z y x"]:
+        """Return y2 without its ``halo``; C, which costs more than R, reads no more of it than it reaches.
+
+        Args:
+            start: as in ``forward``, ``REACH`` voxels larger than the tile on every side.
+        """
+        image, _ = self.mlnet(low)
+        coarse = cropped(image, (halo - REACH,) * 3)
+        if start is not None and noise is not None:
+            coarse = start + noise * coarse
+        return cropped(coarse if self.contextual is None else self.contextual(coarse), (REACH,) * 3)
 
 
 def generator(config: Config) -> Generator:
-    """Build M and C with fresh weights; C starts as the identity."""
+    """Build M and C with fresh weights; C starts as the identity, and a residual at 0."""
     classes = len(config.doses) if config.classify else 0
     mlnet = MLNet(config.mlnet_channels, config.head_hidden, classes)
     contextual = ContextualNet(config.contextual_channels) if config.refine else None
@@ -291,6 +336,9 @@ def generator(config: Config) -> Generator:
     G.apply(_initialise)
     if contextual is not None:
         nn.init.zeros_(contextual.tail.weight)
+    if config.residual == "gaussian":
+        for parameter in mlnet.up[-1].parameters():
+            nn.init.zeros_(parameter)
     return G
 
 
@@ -400,10 +448,15 @@ class CG3DSRGAN:
         self.validate_every = assembly.steps_of(config.epoch_samples, patches_per_step)
         self.validate_batches = config.validate_batches
         self.validation_batch = BatchSpec(
-            patch=config.patch, halo=(0, 0, 0), patches_per_case=config.patches_per_case, sampler={"body": 1.0}
+            patch=config.patch,
+            halo=(config.around,) * 3,
+            patches_per_case=config.patches_per_case,
+            sampler={"body": 1.0},
+            beyond=True,
         )
         self._phases = assembly.Phases(
             {
+                GAUSSIAN: assembly.steps_of(config.gaussian_samples, patches_per_step) if config.around else 0,
                 "backbone": assembly.steps_of(config.backbone_samples, patches_per_step) if config.pretrains else 0,
                 "joint": config.max_epochs * self.validate_every,  # at most: it may end early
                 "statistics": assembly.steps_of(config.calibration_samples, patches_per_step),
@@ -412,21 +465,40 @@ class CG3DSRGAN:
         phases = self._phases
         self.num_steps, self.phase_starts, self.phase = phases.num_steps, phases.starts, phases.at
         self._plateau = Plateau(config.lr)
+        self.errors = dose_gaussian.Errors()
+        self.widths: Widths | None = None  # chosen when the first patch is restored
 
     def batch_spec(self, step: int) -> BatchSpec:
         """Return which patches every step reads: pairs of patches in the body."""
         return self.validation_batch
 
     def step(self, batch: Batch, step: int) -> Metrics:
-        """Update phi, or D and then M with C, or batch norm's statistics alone."""
+        """Update phi, or D and then M with C, or batch norm's statistics alone; before, the Gaussians' errors."""
         phase = self.phase(step)
-        if phase == "backbone":
+        if phase == GAUSSIAN:
+            metrics = self._gaussian_step(batch)
+        elif phase == "backbone":
             metrics = self._backbone_step(batch)
         elif phase == "joint":
             metrics = self._joint_step(batch)
         else:
             metrics = self._statistics_step(batch, first=step == self.phase_starts["statistics"])
         return {name: value.detach() for name, value in metrics.items()}
+
+    def _gaussian_step(self, batch: Batch) -> Metrics:
+        images = dose_gaussian.smoothed(batch.source, batch.spacing_mm, AROUND)
+        self.widths = None
+        return {GAUSSIAN: self.errors.add(images, batch).min()}
+
+    def _seen(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """What R sees of a batch, and what its output is added to (collective when it is asked for first)."""
+        if not self.config.around:
+            return batch.source, {}
+        if self.widths is None:
+            self.widths = dose_gaussian.fitted(self.errors.state())
+        start = self.widths.smooth(batch.source, batch.spacing_mm, batch.drf, AROUND)
+        low = cropped(batch.source, (AROUND,) * 3)
+        return low, {"start": start, "noise": dose_gaussian.noise(low - start, batch.cases)}
 
     def _backbone_step(self, batch: Batch) -> Metrics:
         assert self.phi is not None
@@ -439,12 +511,11 @@ class CG3DSRGAN:
     def _joint_step(self, batch: Batch) -> Metrics:
         c = self.config
         self.M.module.train()
-        coarse, logits, refined = self.M(
-            batch.source
-        )  # once: a second pass would count twice in the running statistics
+        low, added_to = self._seen(batch)
+        coarse, logits, refined = self.M(low, **added_to)  # once: a second pass would count twice in batch norm
         metrics = {}
         if self.D is not None:
-            real, fake = self.D(batch.source, batch.target, refined.detach())
+            real, fake = self.D(low, batch.target, refined.detach())
             metrics["discriminator"] = discriminator_loss(real, fake)
             self.D.backward(metrics["discriminator"])
             self.D.step()
@@ -460,7 +531,7 @@ class CG3DSRGAN:
             terms["perceptual"] = self._perceptual(refined, batch.target)
         with nullcontext() if self.D is None else self.D.frozen() as D:
             if D is not None:
-                (score,) = D(batch.source, refined)
+                (score,) = D(low, refined)
                 terms["adversarial"] = adversarial_loss(score)
             loss = torch.stack([getattr(c, f"lambda_{name}") * term for name, term in terms.items()]).sum()
             self.M.backward(loss)
@@ -487,16 +558,18 @@ class CG3DSRGAN:
                 norm.momentum = None  # a cumulative mean; it counts batches in a buffer, which a resumed run finds
                 if first:
                     norm.reset_running_stats()
+        low, added_to = self._seen(batch)
         with self.M.frozen() as M:
-            coarse, _, _ = M(batch.source)
+            coarse, _, _ = M(low, **added_to)
         return {"l1": F.l1_loss(coarse, batch.target)}
 
     @torch.no_grad()
     def validate(self, batch: Batch) -> Metrics:
         """Score y2 of one batch, as at inference."""
         self.M.module.eval()
+        low, added_to = self._seen(batch)
         with self.M.frozen() as M:
-            _, _, refined = M(batch.source)
+            _, _, refined = M(low, **added_to)
         return {"squared_error": F.mse_loss(refined, batch.target), "reference_power": batch.target.square().mean()}
 
     def observe(self, step: int, scores: Mapping[str, float]) -> int:
@@ -515,21 +588,32 @@ class CG3DSRGAN:
                 engine.set_lr(self._plateau.lr)
 
     def weights(self) -> dict[str, Tensor]:
-        """Return M's and C's weights and running statistics, as ``weights_to_synthesizer`` takes them."""
-        return assembly.weights_of(self.M)
+        """Return M's and C's weights and running statistics, as ``weights_to_synthesizer`` takes them.
 
-    def synthesizer(self) -> WindowSynthesizer:
+        With a residual, the Gaussians too.
+        """
+        found = assembly.weights_of(self.M)
+        if not self.config.around:
+            return found
+        widths = dose_gaussian.fitted(self.errors.state())
+        return found | {f"{GAUSSIAN}.{name}": value for name, value in vars(widths).items()}
+
+    def synthesizer(self) -> Synthesizer:
         """Return M and C at inference, sharing their current weights."""
         module = self.M.module
         assert isinstance(module, Generator)
-        return synthesizer_of(module)
+        if not self.config.around:
+            return synthesizer_of(module)
+        # Pictures are made by one rank alone, which must not wait for others: while errors grow it uses its own.
+        return residual_of(module, self.config, self.widths or dose_gaussian.fitted(self.errors.own()))
 
     def state(self) -> State:
-        """Return the states of M (with C), D and phi, as far as there are any, and the schedule's."""
+        """Return the states of M (with C), D and phi, as far as there are any, the schedule's and the Gaussians'."""
         p = self._plateau
         numbers = {"lr": p.lr, "best": p.best, "bad": p.bad}
         schedule = {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
-        return assembly.states(self.engines) | {"schedule": schedule}
+        own = {GAUSSIAN: self.errors.state()} if self.config.around else {}
+        return assembly.states(self.engines) | {"schedule": schedule} | own
 
     def load(self, state: State) -> None:
         """Continue from ``state``."""
@@ -537,6 +621,12 @@ class CG3DSRGAN:
         schedule = {name: float(value) for name, value in state["schedule"].items()}
         self._plateau = Plateau(schedule["lr"], schedule["best"], int(schedule["bad"]))
         self._set_lr()
+        if self.config.around:
+            self.errors.load(state[GAUSSIAN])
+            self.widths = None
+
+
+TILING = Tiling(tile=(64, 64, 64), halo=(HALO,) * 3, multiple=(2**LEVELS,) * 3)
 
 
 def synthesizer_of(G: Generator) -> WindowSynthesizer:
@@ -545,16 +635,63 @@ def synthesizer_of(G: Generator) -> WindowSynthesizer:
     Windows of tile + 2 * 48 voxels lie on R's grid of 32; from 39 voxels inside their faces on they equal any larger
     window, up to rounding.
     """
-    tiling = Tiling(tile=(64, 64, 64), halo=(HALO,) * 3, multiple=(2**LEVELS,) * 3)
-    return WindowSynthesizer(G, tiling, run=partial(G.synthesize, halo=HALO))
+    return WindowSynthesizer(G, TILING, run=partial(G.synthesize, halo=HALO))
+
+
+@dataclass(frozen=True)
+class ResidualSynthesizer:
+    """M and C at inference, added to the Gaussian of one scan: ``trainers.recipe.Synthesizer`` and ``ScanAware``.
+
+    A context holds the noise of the case, (1, 1, 1, 1, 1).
+
+    Args:
+        generator: M and C.
+        context_batch: patches that freeze the noise of a case.
+        widths: of the Gaussians.
+        scan: what is known of the scan.
+        tiling: how a volume is cut.
+    """
+
+    generator: Generator
+    context_batch: BatchSpec
+    widths: Widths
+    scan: Scan = dose_gaussian.NO_SCAN
+    tiling: Tiling = TILING
+
+    def for_scan(self, scan: Scan) -> "ResidualSynthesizer":
+        """Return the synthesizer of one scan."""
+        return replace(self, scan=scan)
+
+    def remark(self, context: Mapping[str, Tensor]) -> str:
+        """Return nothing: a scan of a dose that is not known is restored as those trained on."""
+        return ""
+
+    @torch.no_grad()
+    def context(self, overview: Tensor, low: Float[Tensor, "n 1 zh yh xh"]) -> dict[str, Float[Tensor, "1 1 1 1 1"]]:
+        """Freeze the noise of a case, which its context patches show."""
+        lacking = cropped(low, (AROUND,) * 3) - self.widths.smooth_scan(low, self.scan, AROUND)
+        return {"noise": dose_gaussian.noise(lacking, 1)[:1]}
+
+    @torch.no_grad()
+    def __call__(self, low: Float[Tensor, "b 1 zh yh xh"], context: Mapping[str, Tensor]) -> Float[Tensor, "b 1 z y x"]:
+        """Synthesize tiles; negatives are left in, to be clipped on export."""
+        start = self.widths.smooth_scan(cropped(low, (HALO - REACH - AROUND,) * 3), self.scan, AROUND)
+        return self.generator.eval().synthesize(low, HALO, start, context["noise"])
+
+
+def residual_of(G: Generator, config: Config, widths: Widths) -> ResidualSynthesizer:
+    """Return M and C at inference where there is a residual; windows are those of ``synthesizer_of``."""
+    spec = BatchSpec(config.patch, (AROUND,) * 3, CONTEXT_PATCHES, {"body": 1.0})
+    return ResidualSynthesizer(G, spec, widths)
 
 
 def check(config: Config, feed: FeedConfig, doses: Doses) -> None:
     """Refuse images without a dose reduction factor, and classes that are not those of the images fed.
 
     Raises:
-        InputError: CFG_DOSES.
+        InputError: CFG_DOSES; CFG_CHOICE, as ``assembly.check_air_beyond``.
     """
+    assembly.check_air_beyond(config, feed, doses)
     if not config.classify:
         return
     factors = frozenset().union(*doses.values())
@@ -609,10 +746,12 @@ def caveats(config: Config) -> tuple[str, ...]:
         backbone = "an autoencoder trained on masked full-dose patches of the run (not the paper's VGG16)"
     switches = {"classify": "classes", "adversarial": "discriminator", "refine": "Contextual-Net"}
     parts = [name for field, name in switches.items() if getattr(config, field)]
+    added = ("R's output is added to the Gaussian of the dose, which is not the paper's.",) if config.around else ()
     return (
         f"CG-3DSRGAN: ML-Net{''.join(f' + {part}' for part in parts)}; perceptual loss: {backbone}.",
         f"Dose classes: {_list(config.doses) if config.classify else 'none'}.",
         "The model kept is the last one, not the best on validation patients.",
+        *added,
     )
 
 
@@ -635,11 +774,14 @@ def build(config: Config, *, make_engine: EngineFactory, patches_per_step: int) 
     return CG3DSRGAN(config, M, D, phi, vgg16, patches_per_step)
 
 
-def weights_to_synthesizer(config: Config, weights: Mapping[str, Tensor]) -> WindowSynthesizer:
+def weights_to_synthesizer(config: Config, weights: Mapping[str, Tensor]) -> Synthesizer:
     """Build the inference side from M's and C's weights, named as in ``state()["M"]`` without the prefix ``weight/``.
+
+    With a residual they hold the Gaussians too, ``gaussian.drf`` and ``gaussian.fwhm_mm``.
 
     Raises:
         InputError: CKPT_CONFIG.
     """
-    G = assembly.with_weights(partial(generator, config), weights, "weights of M")
-    return synthesizer_of(G)
+    own, widths = dose_gaussian.split_weights(weights, GAUSSIAN if config.around else "", "weights of M")
+    G = assembly.with_weights(partial(generator, config), own, "weights of M")
+    return residual_of(G, config, widths) if widths else synthesizer_of(G)

@@ -29,7 +29,7 @@ from storage.source import HU
 from trainers import assembly, filter_bank, hu_table
 from trainers.engine import EngineConfig
 from trainers.feed_config import FeedConfig
-from trainers.hu_table import MEANS, RANGES, Sums
+from trainers.hu_table import MEANS, RANGES, RunningSums, Sums, SuvCurve, off_curve, on_curve
 from trainers.loop import LoopConfig
 from trainers.recipe import Batch, BatchSpec, Doses, Engine, EngineFactory, Metrics, Scan, State, Tiling
 from trainers.residual_unet import MULTIPLE, RADIUS, ResidualUNet
@@ -67,7 +67,7 @@ class Config:
     """
 
     start: Literal["surroundings", "hu", "zero"] = "surroundings"
-    suv_curve: Literal["linear", "sqrt"] = "sqrt"
+    suv_curve: SuvCurve = "sqrt"
     channels: tuple[int, int] = (16, 24)
     lr: Annotated[float, Range(above=0)] = 1e-3
     table_samples: Annotated[int, Range(1)] = 200
@@ -110,48 +110,6 @@ def _windowed(hu: Tensor, window: tuple[float, float]) -> Tensor:
 # The table
 
 
-@dataclass
-class TableSums:
-    """What the first phase adds up.
-
-    Args:
-        cells: over voxels by range of HU and of the surroundings' mean, weighted.
-        voxels: their number.
-    """
-
-    cells: Sums = field(default_factory=lambda: hu_table.no_voxels((RANGES, MEANS)))
-    voxels: int = 0
-
-    def add(self, ct: Tensor, mean: Tensor, suv: Tensor, weight: float) -> None:
-        """Add the voxels of one patch; all three in one shape."""
-        cells = (hu_table.ranges(ct) * MEANS + hu_table.mean_ranges(mean)).cpu().numpy()
-        self.cells += hu_table.sums(cells, suv.cpu().numpy(), (RANGES, MEANS), weight)
-        self.voxels += suv.numel()
-
-    def own(self) -> dict[str, Tensor]:
-        """Return what this rank has added up."""
-        return {
-            "weight": torch.from_numpy(self.cells.weight.copy()),
-            "suv": torch.from_numpy(self.cells.suv.copy()),
-            "voxels": torch.tensor(self.voxels),
-        }
-
-    def state(self) -> dict[str, Tensor]:
-        """Return what ``load`` takes, of all ranks together (collective)."""
-        first, *others = assembly.of_all_ranks(self.own())
-        for other in others:
-            first = {name: value + other[name] for name, value in first.items()}
-        return first
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from ``state``: rank 0 takes all of it, the others start at nothing."""
-        fresh = TableSums()
-        self.cells, self.voxels = fresh.cells, fresh.voxels
-        if assembly.first_rank():
-            weight, suv = (state[name].cpu().numpy().copy() for name in ("weight", "suv"))
-            self.cells, self.voxels = Sums(weight, suv), int(state["voxels"])
-
-
 @dataclass(frozen=True, eq=False)
 class Table:
     """The fitted table.
@@ -170,7 +128,7 @@ class Table:
 
 
 def fitted(start: str, state: Mapping[str, Tensor]) -> Table:
-    """Return the table of what ``TableSums.state`` returned; every value is 0 where nothing was added up."""
+    """Return the table of what ``RunningSums.state`` returned; every value is 0 where nothing was added up."""
     cells = Sums(state["weight"].cpu().numpy(), state["suv"].cpu().numpy())
     weight = float(cells.weight.sum()) / max(int(state["voxels"]), 1)
     suv = np.maximum(_STARTS[start](cells, STRENGTH * weight), 0.0)
@@ -199,18 +157,8 @@ _STARTS: Mapping[str, Callable[[Sums, float], NDArray[np.float64]]] = {
 # The whole answer
 
 
-def on_curve(suv: Tensor, curve: str) -> Tensor:
-    """Return SUV on the curve; activity is never negative."""
-    return suv if curve == "linear" else suv.clamp(min=0).sqrt()
-
-
-def off_curve(value: Tensor, curve: str) -> Tensor:
-    """Inverse of ``on_curve``."""
-    return value if curve == "linear" else value.clamp(min=0).square()
-
-
 def synthesized(
-    network: Any, ct: Float[Tensor, "b 1 z y x"], mean: Float[Tensor, "b 1 z y x"], table: Table, curve: str
+    network: Any, ct: Float[Tensor, "b 1 z y x"], mean: Float[Tensor, "b 1 z y x"], table: Table, curve: SuvCurve
 ) -> Float[Tensor, "b 1 z y x"]:
     """Return the answer on the curve.
 
@@ -229,7 +177,7 @@ class RestoreCT:
     config: Config
     engine: Engine
     phases: assembly.Phases
-    sums: TableSums = field(default_factory=TableSums)
+    sums: RunningSums = field(default_factory=lambda: RunningSums(hu_table.no_voxels((RANGES, MEANS))))
     table: Table | None = None
 
     @property
@@ -252,7 +200,8 @@ class RestoreCT:
         ct, mean = surroundings(batch.source, batch.spacing_mm, self.config.margin)
         if self.phase(step) == "table":
             for i, peak in enumerate(batch.peak.tolist()):
-                self.sums.add(ct[i], mean[i], batch.target[i], 1 / peak**2)
+                cells = hu_table.ranges(ct[i]) * MEANS + hu_table.mean_ranges(mean[i])
+                self.sums.add(cells, batch.target[i], 1 / peak**2)
             return {"suv": batch.target.mean()}
         table = self._table()
         self.engine.module.train()

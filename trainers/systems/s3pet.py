@@ -65,7 +65,7 @@ from storage.ranges import Range
 from trainers import assembly, checkpoint
 from trainers.assembly import WindowSynthesizer, as_slices, slicewise
 from trainers.feed_config import FeedConfig
-from trainers.recipe import Batch, BatchSpec, Doses, Engine, EngineFactory, Metrics, State, Tiling
+from trainers.recipe import Batch, BatchSpec, Doses, Engine, EngineFactory, Metrics, State, Synthesizer, Tiling
 
 FEED = FeedConfig(source=("low_drf10",), suv_scale=5.0, cases_per_step=32)  # the paper's batch of 32 slices
 PRESET = "s3pet"
@@ -77,6 +77,8 @@ IMAGES: Mapping[str, Literal["paired", "source", "target"]] = {
     "token swap": "paired",  # Sec. III-B
 }
 SAMPLER = {"body": 0.95, "uniform": 0.05}
+Dose = Literal["low", "full"]
+COARSE_MM = 20.0  # 8 voxels of 2.5 mm; a token of the paper's is 13 mm long
 TILE_SLICES = 16  # of one window at a time: under a quarter of a GB of feature maps
 
 
@@ -88,7 +90,8 @@ class Config:
         window: edge length in voxels of the square window of an axial slice (Sec. IV-A).
         slices: neighbouring slices read as one slab.
         patch_size: edge length of the patch behind a token, a power of 2 that the decoders undo; 8 voxels are 13 mm at
-            the 1.65 mm of the paper's scanner.
+            the 1.65 mm of the paper's scanner.  Where voxels are above 2.5 mm, 4 with ``decoder_channels`` (256, 128,
+            64) keep more detail; ``petscale train`` says so.
         dim: d, channels of a token.
         blocks: T, transformer blocks of an encoder (Sec. IV-A).
         heads: attention heads of a block.
@@ -164,7 +167,7 @@ class Config:
         require(self.swap_samples > 0 or len(self.phase_samples) > 1, "CFG_STAGE", "swap_samples", remedy)
 
     @property
-    def doses(self) -> tuple[Literal["low", "full"], ...]:
+    def doses(self) -> tuple[Dose, ...]:
         """Doses that have an encoder."""
         return ("low", "full") if self.decouple else ("low",)
 
@@ -431,6 +434,7 @@ class S3PET:
         self.num_steps, self.phase_starts, self.phase = phases.num_steps, phases.starts, phases.at
         # First step of Stage II, or the end of a run without one; 0 without Stage I.
         self._stage_1_end = phases.num_steps - steps["token swap"] if autoencoders else 0
+        self._trained: Dose | None = None  # whose autoencoder the last step trained; None for the network's
 
     def batch_spec(self, step: int) -> BatchSpec:
         """Return which patches ``step`` reads: slabs of one dose in Stage I, of both in Stage II."""
@@ -446,20 +450,20 @@ class S3PET:
     def step(self, batch: Batch, step: int) -> Metrics:
         """Update one DsMAE (Stage I), or both branches (Stage II)."""
         images = IMAGES[self.phase(step)]
-        if images == "paired":
+        self._trained = None if images == "paired" else "low" if images == "source" else "full"
+        if self._trained is None:
             if self.autoencoders and step == self._stage_1_end:
                 self._hand_over()
             metrics = self._swap_step(as_slices(batch.source), as_slices(batch.target))
         else:
-            dose: Literal["low", "full"] = "low" if images == "source" else "full"
-            metrics = self._encoder_step(dose, as_slices(batch.source if dose == "low" else batch.target))
+            x = batch.source if self._trained == "low" else batch.target
+            metrics = self._encoder_step(self._trained, as_slices(x))
         return {name: value.detach() for name, value in metrics.items()}
 
-    def _encoder_step(self, dose: Literal["low", "full"], x: Float[Tensor, "b 1 y x"]) -> Metrics:
+    def _encoder_step(self, dose: Dose, x: Float[Tensor, "b 1 y x"]) -> Metrics:
         c, engine = self.config, self.autoencoders[dose]
         engine.module.train()
-        ratio = c.mask_low if dose == "low" else c.mask_full
-        masked = draw_mask(len(x), (c.window // c.patch_size) ** 2, ratio, x.device)
+        masked = mask_of(c, dose, x)
         xh = engine(x, masked)
         loss = F.l1_loss(xh, x)  # Eq. 1
         engine.backward(loss)
@@ -503,10 +507,18 @@ class S3PET:
             return self._trained_encoders()
         return assembly.weights_of(self.network, under="main." if self.config.decouple else "")
 
-    def synthesizer(self) -> WindowSynthesizer:
-        """Return the main branch at inference, sharing its current weights; untrained until Stage II."""
+    def synthesizer(self) -> Synthesizer:
+        """Return the main branch at inference, sharing its current weights; untrained until Stage II.
+
+        In Stage I it shows what the autoencoder at hand makes of a masked slice.
+        """
         module = self.network.module
-        return slicewise(module.main if isinstance(module, Bilateral) else module, tiling_of(self.config))
+        inner = slicewise(module.main if isinstance(module, Bilateral) else module, tiling_of(self.config))
+        if self._trained is None:
+            return inner
+        autoencoder = self.autoencoders[self._trained].module
+        assert isinstance(autoencoder, DsMAE)
+        return Stage1(inner, self.config, self._trained, autoencoder)
 
     def state(self) -> State:
         """Return the states of Stage I's autoencoders and of Stage II's network."""
@@ -515,6 +527,63 @@ class S3PET:
     def load(self, state: State) -> None:
         """Continue from ``state``."""
         assembly.load_states(self.engines, state)
+
+
+@dataclass(frozen=True)
+class Stage1:
+    """Stage II's network, untrained as yet, and what Stage I trains: ``Synthesizer`` and ``Illustrated``.
+
+    Args:
+        inner: the network that Stage II will train.
+        config: of the run.
+        dose: whose slices the autoencoder restores.
+        autoencoder: of that dose.
+    """
+
+    inner: WindowSynthesizer
+    config: Config
+    dose: Dose
+    autoencoder: DsMAE
+    context_batch: None = None
+
+    @property
+    def tiling(self) -> Tiling:
+        """As Stage II's."""
+        return self.inner.tiling
+
+    def context(self, overview: Tensor, source: Tensor) -> dict[str, Tensor]:
+        """Return nothing: a window depends on no other."""
+        return {}
+
+    def __call__(self, source: Float[Tensor, "b 1 z y x"], context: Mapping[str, Tensor]) -> Float[Tensor, "b 1 z y x"]:
+        """Synthesize tiles by weights that are not trained yet."""
+        return self.inner(source, context)
+
+    @torch.no_grad()
+    def shown(
+        self, source: Float[Tensor, "b 1 z y x"], target: Float[Tensor, "b 1 z y x"]
+    ) -> dict[str, Float[Tensor, "b 1 z y x"]]:
+        """Return the slices of a dose with masked patches as 0, what the autoencoder makes of them, and the slices.
+
+        The mask is the same in every picture.
+        """
+        x = as_slices(source if self.dose == "low" else target)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            masked = mask_of(self.config, self.dose, x)
+        seen = patchify(x, self.config.patch_size).masked_fill(masked[..., None], 0.0)
+        named = {
+            f"{self.dose} dose, masked": unpatchify(seen),
+            "reconstructed": self.autoencoder.eval()(x, masked),
+            f"{self.dose} dose": x,
+        }
+        return {name: image.reshape(source.shape) for name, image in named.items()}
+
+
+def mask_of(config: Config, dose: Dose, x: Float[Tensor, "b 1 y x"]) -> Bool[Tensor, "b n"]:
+    """Draw the mask of Stage I for slices of a dose (Sec. III-A)."""
+    ratio = config.mask_low if dose == "low" else config.mask_full
+    return draw_mask(len(x), (config.window // config.patch_size) ** 2, ratio, x.device)
 
 
 def _place(config: Config, dose: str) -> str:
@@ -571,6 +640,19 @@ def files(config: Config) -> dict[str, Path]:
             remedy="give the encoders.safetensors that a run with Stage I wrote (--set recipe.encoders=...)",
         )
     return {"encoders": path}
+
+
+def remarks(config: Config, spacing_mm: tuple[float, float, float]) -> tuple[str, ...]:
+    """Say how large tokens are in mm where that is much more than the paper's 13 mm, and how to make them smaller."""
+    _, y_mm, x_mm = (config.patch_size * edge for edge in spacing_mm)
+    if max(y_mm, x_mm) <= COARSE_MM or config.patch_size <= 4:
+        return ()
+    blocks = " ".join(map(str, config.decoder_channels[:3]))
+    return (
+        f"a token of {config.patch_size} x {config.patch_size} voxels is {y_mm:.0f} x {x_mm:.0f} mm here, 13 mm on the "
+        "scanner of S3PET's paper: smaller ones keep more detail and take longer "
+        f"(--recipe.patch-size 4 --recipe.decoder-channels {blocks})",
+    )
 
 
 def caveats(config: Config) -> tuple[str, ...]:

@@ -205,6 +205,7 @@ def evaluate(
     cohort: Cohort | PathLike,
     *,
     unet_score: Sequence[str] = (),
+    unet_score_sg: bool = False,
     segmenter_samples: int = 20_000,
     segmenter_channels: int = 16,
     detect: str = "",
@@ -227,7 +228,8 @@ def evaluate(
         run: a finished run.
         cohort: the cohort it was trained on, or another one.
         unet_score: organs whose Dice by a U-Net trained on the run's full-dose images is wanted too (SGSGAN).
-        segmenter_samples: patches that this U-Net is trained on; the default is for a GPU.
+        unet_score_sg: whether the network that guided the run finds organs in the synthesized image, too (SGSGAN).
+        segmenter_samples: patches that the U-Net of ``unet_score`` is trained on; the default is for a GPU.
         segmenter_channels: its width; its levels have 2, 4, 8 and 16 times as many.
         detect: label of lesions that are to be detected in the synthesized PET (lesion).
         within: labels of the organs that are searched (liver); without it the whole body is.
@@ -244,7 +246,7 @@ def evaluate(
 
     Raises:
         InputError: SET_NO_TEST, SET_NO_LABELS, SET_CASE_CHANGED, CKPT_NONE, STORE_DAMAGED, CFG_SET, CFG_CHOICE;
-            SET_RUNS_DIFFER, and CFG_NO_EFFECT for ``unet_score`` or ``detect`` of a mean;
+            SET_RUNS_DIFFER, and CFG_NO_EFFECT for ``unet_score``, ``unet_score_sg`` or ``detect`` of a mean;
             for another cohort SET_NO_IMAGE, IMG_VOXEL_SIZE, SET_COHORT_NAME.
 
     >>> scores = petscale.evaluate(run, "cohort")
@@ -252,13 +254,18 @@ def evaluate(
     ['low_drf20']
     """
     from petscale.evaluation.averages import evaluate_average
-    from petscale.evaluation.run import evaluate_run, make_segmenter
+    from petscale.evaluation.run import evaluate_run, guide_of_run, make_segmenter
     from trainers.metrics.detection import DetectionConfig
     from trainers.organ_segmenter import OrganSegmenterConfig
 
     folder, place, rest = folder_of(run), folder_of(cohort), [folder_of(other) for other in others]
     if runs or flips or (folder / FOLDS).is_file():
-        for option, given in (("--unet-score", unet_score), ("--detect", detect), ("--within", within)):
+        for option, given in (
+            ("--unet-score", unet_score),
+            ("--unet-score-sg", unet_score_sg),
+            ("--detect", detect),
+            ("--within", within),
+        ):
             if given:
                 raise InputError(
                     "CFG_NO_EFFECT", where=option, found="not scored for a mean of runs", remedy="leave it out"
@@ -267,6 +274,7 @@ def evaluate(
             [folder, *map(folder_of, runs)], place, flips=flips, others=rest, sources=source, presets=preset
         )
         return {name: Scores(evaluation) for name, evaluation in means.items()}
+    guide = guide_of_run(folder) if unet_score_sg else None
     segmenter = None
     if unet_score:
         config = OrganSegmenterConfig(rois=tuple(unet_score), samples=segmenter_samples, channels=segmenter_channels)
@@ -279,7 +287,14 @@ def evaluate(
     elif within:
         raise InputError("CFG_SET", where="--within", found="given alone", remedy="say what to find: --detect lesion")
     found = evaluate_run(
-        folder, place, others=rest, segmenter=segmenter, lesions=lesions, sources=source, presets=preset
+        folder,
+        place,
+        others=rest,
+        segmenter=segmenter,
+        guide=guide,
+        lesions=lesions,
+        sources=source,
+        presets=preset,
     )
     return {name: Scores(evaluation) for name, evaluation in found.items()}
 

@@ -21,7 +21,7 @@ from petscale.evaluation.external import DIGESTS, SEEN, Chosen, check_unchanged,
 from petscale.evaluation.fitting import anatomy_of, baseline_from_json, fit_baseline, suited
 from petscale.evaluation.scores import SYNTHESIZED, Evaluation, read_evaluation
 from petscale.evaluation.scoring import presets_of, score_stored_case
-from petscale.folders import CONFIG, EVALUATION, SEGMENTER, SYNTHESIS
+from petscale.folders import CONFIG, EVALUATION, GUIDE, SEGMENTER, SYNTHESIS
 from petscale.inference import Trained, open_run, synthesize_case, tell_notes
 from petscale.plausibility import check_scan, tell
 from storage import integrity
@@ -31,8 +31,10 @@ from storage.reader import Case, Cases
 from storage.source import LABEL, ImageSource
 from trainers.metrics.definitions import Score
 from trainers.metrics.detection import DetectionConfig
-from trainers.organ_segmenter import OrganSegmenter, OrganSegmenterConfig, train_segmenter
-from trainers.systems import RECIPES
+from trainers.metrics.unet_score import GUIDE as GUIDED
+from trainers.metrics.unet_score import UNET, unet_scores
+from trainers.organ_segmenter import OrganSegmenter, OrganSegmenterConfig, guide_of, train_segmenter
+from trainers.systems import RECIPES, sgsgan
 
 BASELINE = "baseline.json"
 
@@ -141,12 +143,33 @@ def make_segmenter(
     return made
 
 
+def guide_of_run(run: Path) -> OrganSegmenter:
+    """Read the segmentation network that guided a run of SGSGAN, for the Unet-score-SG.
+
+    Raises:
+        InputError: CKPT_NONE where the run has none; those of ``proof.read_proven``.
+    """
+    config, _ = run_facts(run)
+    model = config.model
+    if not (run / GUIDE).is_file() or not isinstance(model, sgsgan.Config):
+        raise InputError(
+            "CKPT_NONE",
+            where=GUIDE,
+            found="no segmentation network: no organ guided this run, it is not finished, or is older than this file",
+            remedy="name a run of --recipe sgsgan with --recipe.rois, or leave --unet-score-sg out",
+        )
+    weights = proof.read_proven(run, GUIDE)
+    device = torch.device("cuda" if config.cluster.device == "cuda" and torch.cuda.is_available() else "cpu")
+    return guide_of(model, weights.tensors, suv_scale=config.feed.suv_scale, device=device)
+
+
 def evaluate_run(
     run: Path,
     cohort: Path,
     *,
     others: Sequence[Path] = (),
     segmenter: OrganSegmenter | None = None,
+    guide: OrganSegmenter | None = None,
     lesions: DetectionConfig | None = None,
     sources: Sequence[str] = (),
     presets: Sequence[str] = (),
@@ -161,6 +184,7 @@ def evaluate_run(
     Args:
         others: further cohorts, read as one with the first: those that the run was trained on, or new ones.
         segmenter: a U-Net trained on the run's training cases, for the Unet-score.
+        guide: the network that guided the run (``guide_of_run``), for the Unet-score-SG of what it synthesizes.
         lesions: what is to be detected where, None for nothing.
         sources: the images to start from; () for those that the run was trained on.
         presets: conventions of scoring beside the project's own and the system's.
@@ -183,6 +207,9 @@ def evaluate_run(
         if lesions is not None:
             for name in started[source].cases:
                 search_case(opened.case(name), lesions)
+        if guide is not None:
+            for name in started[source].cases:
+                guide.label_values(opened.case(name).labels, name)
     if chosen.cohort:
         chosen.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         integrity.write_json(chosen.folder / DIGESTS, {"cases": dict(chosen.digests)})
@@ -221,6 +248,9 @@ def evaluate_run(
                 rows += held + score_stored_case(
                     case, config.feed.target, candidates, presets=used, segmenter=segmenter
                 )
+                if guide is not None:
+                    marks = case.image("labels")
+                    rows += unet_scores(guide, name, {SYNTHESIZED: made}, marks, case.labels)
                 advance(1, f"{name} {source}")
         about: dict[str, Any] = {"source": source, "baseline": baseline.rule, OF_WEIGHTS: [trained.weights]}
         if chosen.cohort:
@@ -233,7 +263,8 @@ def evaluate_run(
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         results[source].write(folder)
         console.print(results[source].table())
-        for found in (results[source].unet_table(), ceiling.table(results[source])):
+        unet, guided = (results[source].unet_table(metric) for metric in (UNET, GUIDED))
+        for found in (unet, guided, ceiling.table(results[source])):
             if found is not None:
                 console.print(found)
         if lesions is not None:

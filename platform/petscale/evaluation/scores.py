@@ -19,6 +19,7 @@ from trainers.metrics.clinical import BIASES
 from trainers.metrics.definitions import Score, ScoreDefinition, definition_from_json
 from trainers.metrics.presets import BODY_PSNR
 from trainers.metrics.statistics import Gain, mean_sd, paired_gain
+from trainers.metrics.unet_score import GUIDE, UNET
 
 SYNTHESIZED, REFERENCE = "synthesized", "full dose"
 DIGEST = "digest"  # in scores.json: of all the rest
@@ -173,13 +174,16 @@ class Evaluation:
             table.caption_justify = "left"
         return table
 
-    def unet_table(self) -> Table | None:
-        """Return case means ± sd of the Unet-score, the full dose first; None where no organ segmenter was used."""
-        summaries = [s for s in self.summary() if s.definition.metric == "Unet-score"]
+    def unet_table(self, metric: str = UNET) -> Table | None:
+        """Return case means ± sd of the Unet-score, the full dose first, or of the Unet-score-SG (``metric``).
+
+        None where no organ segmenter was used.
+        """
+        summaries = [s for s in self.summary() if s.definition.metric == metric]
         if not summaries:
             return None
         regions = list(dict.fromkeys(s.region for s in summaries))
-        title = f"Unet-score of {len(self.cases)} test case(s): mean ± sd over cases"
+        title = f"{metric} of {len(self.cases)} test case(s): mean ± sd over cases"
         table = Table("image", title=title, title_justify="left")
         for region in regions:
             table.add_column(region, justify="right")
@@ -263,7 +267,8 @@ def region_group(row: Score) -> str:
     return "lesions" if row.kind == "lesion" else row.region
 
 
-DECIMALS = {"PSNR": 2, "SSIM": 4, "MS-SSIM": 4, "MAE": 4, "NRMSE": 3, "NMSE": 4, "Unet-score": 4, "MAPE": 2, "SCORE": 2}
+DECIMALS = {"PSNR": 2, "SSIM": 4, "MS-SSIM": 4, "MAE": 4, "NRMSE": 3, "NMSE": 4, "MAPE": 2, "SCORE": 2}
+DECIMALS |= {UNET: 4, GUIDE: 4}
 
 
 def plus_minus(mean: float, sd: float, metric: str) -> str:

@@ -26,6 +26,7 @@ METRICS = {  # direction of the better, digits, units
     "NRMSE": (-1, 3, "%"),  # of the range, as udpet2022 has it
     "NMSE": (-1, 4, ""),
     "Unet-score": (1, 4, ""),
+    "Unet-score-SG": (1, 4, ""),
     "MS-SSIM": (1, 4, ""),
     "CB 2": (-1, 1, "dB"),
     "CB 4": (-1, 1, "dB"),
@@ -92,6 +93,7 @@ class Column:
         preset: ``ScoreDefinition.preset`` of these, empty for any.
         mask: ``ScoreDefinition.mask`` of these, empty for any.
         data_range: ``ScoreDefinition.data_range`` of these, empty for any.
+        source: the image that networks start from there, one of ``Experiment.sources``; empty for the mean over all.
     """
 
     label: str
@@ -100,6 +102,7 @@ class Column:
     preset: str = ""
     mask: str = ""
     data_range: str = ""
+    source: str = ""
 
     @property
     def _facts(self) -> tuple[int, int, str]:
@@ -162,8 +165,8 @@ class Experiment:
         title: what it asks.
         published_in: where the paper's numbers stand.
         cohort: whom it is asked of.
-        sources: images that networks start from and whose scores enter the table; a patient's realisations are averaged
-            first.
+        sources: images that networks start from and whose scores enter the table; where a column is of none of them, a
+            patient's scores are averaged over them first.
         columns: scores.
         rows: trained systems, in the paper's order.
         untrained: images that nobody trained, the low-dose input among them: column label -> published value.

@@ -37,7 +37,7 @@ from petscale.experiments.cohorts import make_cohort, make_resized
 from petscale.experiments.design import GAUSSIAN, Column, Experiment, PhantomCohort, Row, Scores, UserCohort
 from petscale.experiments.table import as_json, headline, markdown
 from petscale.experiments.user_cohort import on_cohort, patients_of
-from petscale.folders import CONFIG, EVALUATION, SYNTHESIS, WEIGHTS
+from petscale.folders import CONFIG, EVALUATION, GUIDE, SYNTHESIS, WEIGHTS
 from petscale.inference import open_run, synthesize_case
 from petscale.training import driver
 from petscale.training.planning import plan_run
@@ -46,6 +46,7 @@ from storage.phantom import facts_of
 from storage.reader import Cohort, open_cohort
 from storage.source import ImageSource
 from trainers.metrics.presets import PRESETS
+from trainers.metrics.unet_score import GUIDE as GUIDED
 from trainers.systems import RECIPES
 
 
@@ -172,7 +173,9 @@ def _evaluate(
     unet_score = experiment.unet_score
     found = {source: _scored(run, source, source) for source in experiment.sources}
     whole = {
-        source: there for source, there in found.items() if there is not None and _has_all_scores(there, experiment)
+        source: there
+        for source, there in found.items()
+        if there is not None and _has_all_scores(there, experiment, run)
     }
     if len(whole) == len(found):
         return whole
@@ -189,6 +192,7 @@ def _evaluate(
         run,
         cohort,
         segmenter=segmenter,
+        guide=evaluating.guide_of_run(run) if _is_guided(run, experiment) else None,
         lesions=experiment.lesions,
         sources=experiment.sources,
         baselines=baselines,
@@ -211,10 +215,17 @@ def _scored(run: Path, name: str, source: str) -> Evaluation | None:
     return evaluation if is_current(evaluation, {run: run / SYNTHESIS / source}) else None
 
 
-def _has_all_scores(evaluation: Evaluation, wanted: Experiment) -> bool:
+def _has_all_scores(evaluation: Evaluation, wanted: Experiment, run: Path) -> bool:
     segmenter, lesions = wanted.unet_score, wanted.lesions
     has_organs = segmenter is None or any(row.definition == segmenter.definition for row in evaluation.rows)
-    return has_organs and (lesions is None or any(row.definition.mask == lesions.key for row in evaluation.rows))
+    has_guide = not _is_guided(run, wanted) or any(row.definition.metric == GUIDED for row in evaluation.rows)
+    has_lesions = lesions is None or any(row.definition.mask == lesions.key for row in evaluation.rows)
+    return has_organs and has_guide and has_lesions
+
+
+def _is_guided(run: Path, experiment: Experiment) -> bool:
+    """Whether a table shows the Unet-score-SG and a run has the network for it; runs of before have none."""
+    return (run / GUIDE).is_file() and any(column.metric == GUIDED for column in experiment.columns)
 
 
 def _evaluate_resized(run: Path, resized: Cohort, native: Cohort) -> dict[str, Evaluation]:
@@ -268,13 +279,13 @@ def _collect(
 
     Baselines are the same in every row of a fold and are taken once.
     """
-    chosen = [evaluations[source] for source in experiment.sources]
-    first = chosen[0]
+    first = evaluations[experiment.sources[0]]
     gaussians = [image for image in first.images if image.startswith("Gaussian ")]  # whatever their widths
     for place, image in enumerate((*first.images, REFERENCE)):  # the full dose itself has some scores too
         name = row.name if image == first.synthesized else GAUSSIAN if image in gaussians else image
         for column in experiment.collected:
             # A patient's realisations are averaged before patients are compared: they are no independent patients.
+            chosen = [evaluations[column.source]] if column.source else [evaluations[s] for s in experiment.sources]
             drawn = [_values(e, (*e.images, REFERENCE)[place], column) for e in chosen]
             found: dict[str, list[float]] = {}
             for case in drawn[0]:

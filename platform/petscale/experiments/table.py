@@ -245,10 +245,14 @@ def _as_json(gain: Gain | None) -> dict[str, object] | None:
 
 
 def headline(experiment: Experiment, scores: Scores) -> Table:
-    """Return the scores of the whole volume for the terminal: ours, the paper's in brackets, p beside it."""
+    """Return the scores of the whole volume for the terminal: ours, the paper's in brackets, p beside it.
+
+    Of a table with columns of one dose each, those of the last dose.
+    """
     table = Table(title=f"{experiment.title}: mean ± sd over patients (paper), p", title_justify="left")
     table.add_column("row")
-    columns = [column for column in experiment.columns if column.region == "whole volume"]
+    last = ("", experiment.sources[-1])
+    columns = [column for column in experiment.columns if column.region == "whole volume" and column.source in last]
     for column in columns:
         table.add_column(f"{column.label} \\[{column.units}]" if column.units else column.label, justify="right")
     for line in _lines(experiment, scores):

@@ -58,6 +58,7 @@ def on_cohort(experiment: Experiment, folder: Path, sources: Sequence[str] = ())
             digest=integrity.root_digest(digests, {}),
         ),
         sources=_renamed(experiment.sources, chosen),
+        columns=tuple(replace(one, source=chosen.get(one.source, "")) for one in experiment.columns),
         rows=tuple(_row(row, chosen) for row in experiment.rows),
         # Tables without the score name its organ segmenter only to share runs with those that show it.
         unet_score=experiment.unet_score if _shows_unet(experiment) else None,

@@ -126,6 +126,8 @@ def plan_run(
         _check_validation(opened, roles, config, recipe)
     if config.loop.validate_every:
         _check_followed(opened, roles, config, recipe)
+    starts_from = _starts_from(opened, roles.train, config.feed.source[0])
+    remarks = getattr(spec, "remarks", _no_remarks)(config.model, tuple(starts_from["spacing_mm"]))
     facts = {"config": configs.to_json(config), **asdict(roles), "files": identity["files"], "cases": digests}
     facts |= {"cohort": cohort.name, PROOF: FORM}
     facts["subjects"] = {name: opened.case(name).subject for name in roles.everyone}
@@ -156,7 +158,7 @@ def plan_run(
         recipe.num_steps,
         facts,
         job,
-        (*_notes(opened, roles, config), *cohort_notes(opened, roles, config)),
+        (*_notes(opened, roles, config), *cohort_notes(opened, roles, config), *remarks),
     )
 
 
@@ -212,6 +214,10 @@ def _notes(cohort: Cases, roles: Roles, config: RunConfig) -> Iterator[str]:
             f"{', '.join(names)} look like scans of one patient by their names, but are of different patients by "
             "their IDs: if they are of one, ingest them with that patient's ID, or use split.leave_out"
         )
+
+
+def _no_remarks(config: Any, spacing_mm: tuple[float, ...]) -> tuple[str, ...]:
+    return ()
 
 
 def _dry(config: RunConfig) -> Recipe:

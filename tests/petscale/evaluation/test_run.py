@@ -1,23 +1,28 @@
 """A run against its test cases: what no network made is scored once, the Unet-score's U-Net is made once."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from untrained_runs import prove
 
+from petscale import proof
 from petscale.evaluation import run as evaluating
 from petscale.evaluation.scores import REFERENCE
-from petscale.folders import CONFIG, EVALUATION
+from petscale.folders import CONFIG, EVALUATION, GUIDE, WEIGHTS
 from storage import integrity
 from storage.errors import InputError
 from storage.reader import open_cohort
 from storage.source import ImageSource
+from trainers import checkpoint
 from trainers.metrics import streaming
 from trainers.metrics.definitions import Score
 from trainers.organ_segmenter import OrganSegmenterConfig
+from trainers.systems.sgsgan.networks import Segmenter
 
 
 @pytest.fixture
@@ -63,20 +68,70 @@ def test_a_gaussian_of_another_width_is_scored_anew(tested: Path, cohort: Path) 
     assert {row.image for row in again.rows} - {REFERENCE} == set(again.images)
 
 
-def test_the_segmenter_learns_from_the_training_cases_and_scores_every_image(tested: Path, cohort: Path) -> None:
+@pytest.fixture
+def guided(tested: Path) -> Path:
+    """The same run, guided by the liver, with a segmentation network of nobody's training."""
+    record = json.loads((tested / CONFIG).read_bytes())
+    record["config"]["recipe"] |= {"rois": ["liver"], "segmenter_channels": 1, "phase_samples": [4, 4, 4, 4]}
+    (tested / CONFIG).write_text(json.dumps(record))
+    prove(tested)
+    torch.manual_seed(0)
+    network = Segmenter(1, 1)
+    assert network.out.bias is not None
+    torch.nn.init.constant_(network.out.bias, 100.0)  # finds the organ everywhere
+    checkpoint.write_weights(tested / GUIDE, network.state_dict(), checkpoint.facts(tested / WEIGHTS))
+    return tested
+
+
+def test_the_segmenter_learns_from_the_training_cases_and_scores_every_image_and_the_one_that_guided_its_own(
+    guided: Path, cohort: Path
+) -> None:
     config = OrganSegmenterConfig(
         rois=("liver",), channels=1, patch=(24, 24, 24), halo=0, samples=4, patches_per_case=1
     )
-    segmenter = evaluating.make_segmenter(tested, cohort, config)
+    segmenter = evaluating.make_segmenter(guided, cohort, config)
     assert segmenter.cases == open_cohort(cohort).cases[1:]
-    evaluation = evaluating.evaluate_run(tested, cohort, segmenter=segmenter)["low_drf4"]
+    guide = evaluating.guide_of_run(guided)
+    evaluation = evaluating.evaluate_run(guided, cohort, segmenter=segmenter, guide=guide)["low_drf4"]
     assert {row.image for row in evaluation.rows if row.definition == config.definition} == {
         REFERENCE,
         *evaluation.images,
     }
-    weights = tested / EVALUATION / "judge" / "judge.safetensors"
+    weights = guided / EVALUATION / "judge" / "judge.safetensors"
     made = weights.stat().st_mtime_ns
-    evaluating.make_segmenter(tested, cohort, config)
+    evaluating.make_segmenter(guided, cohort, config)
     assert weights.stat().st_mtime_ns == made
     with pytest.raises(InputError, match="SET_NO_LABELS"):
-        evaluating.make_segmenter(tested, cohort, OrganSegmenterConfig(rois=("thyroid",)))
+        evaluating.make_segmenter(guided, cohort, OrganSegmenterConfig(rois=("thyroid",)))
+
+    rows = [row for row in evaluation.rows if row.definition.metric == "Unet-score-SG"]
+    assert {row.image for row in rows} == {evaluation.synthesized}
+    assert {row.region for row in rows} == {"liver", "all organs", "mean over organs"}
+    case = open_cohort(cohort).case(evaluation.cases[0])
+    labels = case.image("labels").read(0, case.image("labels").grid.shape[0])
+    share = float(np.isin(labels, [value for value, name in case.labels.items() if name == "liver"]).mean())
+    assert next(row.value for row in rows if row.region == "liver") == pytest.approx(2 * share / (1 + share))
+    shown = evaluation.unet_table("Unet-score-SG")
+    assert shown is not None
+    assert str(shown.title).startswith("Unet-score-SG of 1 test case")
+    assert evaluating.read_evaluations(guided, cohort)["low_drf4"].rows == evaluation.rows
+
+
+def test_a_network_that_guided_is_proven_as_weights_are(guided: Path) -> None:
+    tensors, facts = checkpoint.read_weights(guided / GUIDE)
+    checkpoint.write_weights(guided / GUIDE, tensors, {**facts, proof.COHORT: "another"})
+    with pytest.raises(InputError, match=r"CKPT_FOREIGN segmenter\.safetensors"):
+        evaluating.guide_of_run(guided)
+    content = bytearray((guided / GUIDE).read_bytes())
+    content[-3] ^= 1
+    (guided / GUIDE).write_bytes(content)
+    with pytest.raises(InputError, match=r"CKPT_DAMAGED segmenter\.safetensors"):
+        evaluating.guide_of_run(guided)
+
+
+def test_a_run_without_such_a_network_and_a_mean_of_runs_are_told_so(
+    tested: Path, cohort: Path, refused: Callable[..., str]
+) -> None:
+    told = refused("evaluate", tested, cohort, "--unet-score-sg")
+    assert told.startswith("CKPT_NONE segmenter.safetensors: no segmentation network: no organ guided this run")
+    assert "--unet-score-sg" in refused("evaluate", tested, cohort, "--unet-score-sg", "--flips", "z")

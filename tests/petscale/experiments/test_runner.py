@@ -128,6 +128,7 @@ def trained(monkeypatch: pytest.MonkeyPatch, cohort: Path) -> SimpleNamespace:
         cohort_folder: Path,
         *,
         segmenter: OrganSegmenterConfig | None,
+        guide: object,
         lesions: object,
         sources: object,
         baselines: object,
@@ -284,6 +285,15 @@ def test_gains_are_paired_over_patients_whose_draws_are_averaged_first(
     assert "`x`" in text
 
 
+def test_a_column_of_one_image_is_read_from_that_image_alone(trained: SimpleNamespace, tmp_path: Path) -> None:
+    columns = (PSNR, *(replace(PSNR, label=low, source=low) for low in ("low_drf6", "low_drf6_r1")))
+    path = run_experiment(experiment("a", columns=columns), tmp_path, command="x")
+    (row,) = (row["columns"] for row in table(path)["rows"] if row["name"] == "a")
+    for low, draw in (("low_drf6", 0), ("low_drf6_r1", 1)):
+        assert row[low]["patients"] == {f"p{n}": made_up(f"p{n}", 1.0, draw) for n in range(PATIENTS)}
+    assert row["PSNR"]["patients"]["p1"] == pytest.approx((row["low_drf6"]["patients"]["p1"] + 5), abs=1e-9)
+
+
 def test_a_score_that_nobody_made_is_a_dash(trained: SimpleNamespace, tmp_path: Path) -> None:
     text = run_experiment(experiment("a"), tmp_path, command="x").read_text()
     section = text.split("## Unet-score")[1].split("##")[0]
@@ -349,6 +359,9 @@ def test_the_terminal_shows_whole_volume_scores_only() -> None:
     asked = experiment("a", columns=(PSNR, replace(PSNR, label="PSNR whole", region="whole volume")))
     shown = headline(asked, {"a": {"PSNR whole": {"p0": 31.0, "p1": 33.0}}})
     assert [column.header for column in shown.columns] == ["row", r"PSNR whole \[dB]"]
+    of_each = [replace(PSNR, label=low, region="whole volume", source=low) for low in asked.sources]
+    shown = headline(replace(asked, columns=tuple(of_each)), {})
+    assert [column.header for column in shown.columns] == ["row", r"low_drf6_r1 \[dB]"]
 
 
 def test_a_resized_grid_keeps_the_volumes_borders() -> None:

@@ -18,8 +18,9 @@ from petscale.experiments import EXPERIMENTS
 from petscale.experiments.design import Column, Experiment, PhantomCohort, Row, UserCohort
 from petscale.experiments.user_cohort import on_cohort, patients_of
 from petscale.folders import CONFIG, EVALUATION, WEIGHTS
-from petscale.splits import split_cases
+from petscale.splits import SplitConfig, split_cases
 from petscale.training import driver
+from petscale.training.planning import plan_run
 from storage.errors import InputError
 from storage.ingest import CasePlan, ingest
 from storage.reader import open_cohort
@@ -78,6 +79,23 @@ def test_rows_start_from_the_images_of_the_tables_doses_whatever_they_are_called
     assert [row.name for row in asked.rows] == [row.name for row in before.rows]
     assert (asked.folds, asked.orders, asked.columns) == (before.folds, before.orders, before.columns)
     assert not any("simulated" in caveat for caveat in asked.caveats)
+
+
+def test_a_column_of_one_dose_is_read_from_the_cohorts_image_of_that_dose(udpet: Path) -> None:
+    asked = on_cohort(EXPERIMENTS["cg_3dsrgan_table1"]("small"), udpet)
+    assert asked.sources == ("dose_4", "dose_10", "dose_20", "dose_50", "dose_100")
+    assert {column.source: column.label for column in asked.columns if column.metric == "PSNR"} == {
+        f"dose_{drf}": f"PSNR DRF {drf}" for drf in (4, 10, 20, 50, 100)
+    }
+
+
+def test_every_row_of_a_table_by_dose_is_planned_up_to_its_first_step(udpet: Path, tmp_path: Path) -> None:
+    asked = on_cohort(EXPERIMENTS["cg_3dsrgan_table1"]("small"), udpet)
+    for row in asked.rows:
+        plan = plan_run(udpet, tmp_path / row.name, replace(row.config, split=SplitConfig(folds=asked.folds)))
+        assert plan.num_steps > 100
+        assert plan.job.drfs == [4, 10, 20, 50, 100]
+        assert not (tmp_path / row.name).exists()
 
 
 def test_another_dose_is_taken_where_the_user_says_so_and_realisations_become_one_image(udpet: Path) -> None:

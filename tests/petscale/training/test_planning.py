@@ -272,3 +272,11 @@ def test_a_system_without_pairs_needs_a_second_patient_also_where_only_some_step
         assert (len(everyone.train), everyone.unpaired) == (3, ())
         with pytest.raises(InputError, match=r"SET_NO_UNPAIRED train: .* beside the image full of another patient"):
             followed(cohort, tmp_path / recipe, recipe, "split.test_fraction=0.75")
+
+
+def test_settings_that_do_not_suit_the_voxel_size_are_told_when_a_run_is_planned(copied: Path, tmp_path: Path) -> None:
+    config = configs.override(configs.from_json({"recipe": "s3pet"}), ["feed.source=low_drf4", "recipe.window=24"])
+    coarse = plan_run(copied, tmp_path / "coarse", config).notes
+    assert any(note.startswith("a token of 8 x 8 voxels is ") for note in coarse)
+    finer = configs.override(config, ["recipe.patch_size=4", "recipe.decoder_channels=256,128,64"])
+    assert plan_run(copied, tmp_path / "finer", finer).notes == ()

@@ -1,5 +1,6 @@
 """CG-3DSRGAN as a system: what a step changes, schedule, ablations, learning, resume, inference, configuration."""
 
+import dataclasses
 import hashlib
 from functools import partial
 from pathlib import Path
@@ -15,10 +16,12 @@ from small_cg_3dsrgan import build, make_batch, module, perturb, small
 from torch import Tensor, nn
 
 from storage.errors import InputError
-from trainers import perceptual
+from trainers import dose_gaussian, perceptual
+from trainers.assembly import cropped
+from trainers.dose_gaussian import Widths
 from trainers.engine import plain_engine
 from trainers.feed_config import FeedConfig
-from trainers.recipe import Batch, Doses, Recipe, Synthesizer, Validated
+from trainers.recipe import Batch, Doses, Recipe, Scan, ScanAware, Synthesizer, Validated
 from trainers.systems import cg_3dsrgan
 from trainers.systems.cg_3dsrgan import CG3DSRGAN, Config, Plateau, synthesizer_of
 
@@ -35,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("one_thread", "small_autoencoder", "seeded"
 
 def run(recipe: CG3DSRGAN, step: int) -> dict[str, Tensor]:
     torch.manual_seed(1000 + step)  # as the loop does
-    return recipe.step(make_batch(step), step)
+    return recipe.step(make_batch(step, around=recipe.config.around), step)
 
 
 def weights(recipe: CG3DSRGAN, buffers: bool = False) -> dict[str, dict[str, Tensor]]:
@@ -455,3 +458,95 @@ def test_a_wrong_field_is_named_in_one_line(changes: dict[str, Any], code: str, 
 
 def test_one_dose_trains_without_classes() -> None:
     assert Config(doses=(100.0,), classify=False).doses == (100.0,)
+
+
+# The residual, which is not the paper's.
+
+RESIDUAL: dict[str, Any] = {"residual": "gaussian", "gaussian_samples": 4}
+
+
+def of_scan(synthesizer: Synthesizer) -> Synthesizer:
+    assert isinstance(synthesizer, ScanAware)
+    return synthesizer.for_scan(Scan((4.0, 4.0, 4.0), 20.0, 0.0))
+
+
+def test_the_residual_has_a_phase_of_its_own_and_leaves_the_papers_phases_as_they_are() -> None:
+    plain, added = build(small()), build(small(**RESIDUAL))
+    assert {name: step + 2 for name, step in plain.phase_starts.items()} == {
+        name: step for name, step in added.phase_starts.items() if name != "gaussian"
+    }
+    assert added.phase(0) == "gaussian"
+    assert (plain.batch_spec(0).halo, added.batch_spec(0).halo) == ((0, 0, 0), (6, 6, 6))
+    before, statistics = weights(added), weights(added, buffers=True)
+    run(added, 0)
+    assert moved(before, weights(added)) | moved(statistics, weights(added, buffers=True)) == set()
+
+
+@pytest.mark.parametrize("variant", ["baseline", "CG-3DSRGAN"])
+def test_the_residual_starts_at_the_gaussian_of_the_dose_and_is_exported_with_it(variant: str) -> None:
+    config = small(**RESIDUAL, **VARIANTS[variant])
+    recipe = build(config)
+    for step in (0, 1):  # the full dose is the low dose at 5 mm, so that this width is chosen for either dose
+        batch = make_batch(step, around=6)
+        wanted = dose_gaussian.smoothed(batch.source, batch.spacing_mm, 6, (5.0,))
+        recipe.step(dataclasses.replace(batch, target=wanted), step)
+    assert recipe.validate(dataclasses.replace(batch, target=wanted))["squared_error"] < 1e-12
+    low = torch.rand(1, 1, 128, 128, 128)
+    synthesizer = of_scan(recipe.synthesizer())
+    context = synthesizer.context(torch.zeros(1), batch.source)
+    near = cropped(low, (42, 42, 42))
+    start = dose_gaussian.smoothed(near, torch.full((1, 3), 4.0), 6, (5.0,))
+    torch.testing.assert_close(synthesizer(low, context), start)
+
+    run(recipe, recipe.phase_starts["joint"])
+    exported = of_scan(cg_3dsrgan.weights_to_synthesizer(config, recipe.weights()))
+    ours = synthesizer(low, context)
+    assert torch.equal(ours, exported(low, exported.context(torch.zeros(1), batch.source)))
+    assert not torch.allclose(ours, start)
+    for lacking in ("gaussian.drf", "mlnet.down.0.0.bias"):
+        weights_left = {name: value for name, value in recipe.weights().items() if name != lacking}
+        with pytest.raises(InputError, match="CKPT_CONFIG"):
+            cg_3dsrgan.weights_to_synthesizer(config, weights_left)
+
+
+@torch.no_grad()
+def test_what_the_residual_adds_grows_with_the_noise_of_the_case_and_tiles_equal_the_whole() -> None:
+    G = cg_3dsrgan.generator(small(contextual_channels=2, **RESIDUAL))
+    channels_last(G)
+    perturb(G)
+    G.contextual = None  # what refines sees the sum
+    widths = Widths(torch.tensor([20.0]), torch.tensor([8.0]))
+    synthesizer = of_scan(cg_3dsrgan.residual_of(G, small(), widths))
+    low = torch.rand(1, 1, 160, 128, 128)
+    quiet, loud = ({"noise": torch.full((1, 1, 1, 1, 1), sd)} for sd in (0.1, 0.2))
+    start = widths.smooth(cropped(low, (42, 42, 42)), torch.full((1, 3), 4.0), torch.tensor([20.0]), 6)
+    whole = synthesizer(low, quiet)
+    torch.testing.assert_close(synthesizer(low, loud) - start, 2 * (whole - start), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(synthesizer(low[:, :, 32:], quiet), whole[:, :, 32:], rtol=0, atol=1e-5)
+
+
+def test_the_noise_of_a_case_is_that_of_all_its_patches() -> None:
+    lacking = torch.randn(4, 1, 3, 3, 3)
+    noise = dose_gaussian.noise(lacking, 2)
+    assert noise.shape == (4, 1, 1, 1, 1)
+    torch.testing.assert_close(noise[0], noise[1])
+    torch.testing.assert_close(noise[2, 0, 0, 0, 0], lacking[2:].std(correction=0))
+
+
+def test_a_residual_resumes_to_the_same_bits_in_each_phase() -> None:
+    config = small(**RESIDUAL, max_epochs=1)
+    whole = build(config)
+    for step in range(0, whole.num_steps, 2):
+        resumed = build(config, seed=99)
+        resumed.load(whole.state())
+        run(resumed, step)
+        run(whole, step)
+        a, b = whole.state(), resumed.state()
+        assert a.keys() == b.keys() == {"M", "D", "phi", "schedule", "gaussian"}
+        assert all(torch.equal(a[engine][name], b[engine][name]) for engine in a for name in a[engine]), step
+
+
+def test_a_patch_may_be_longer_than_a_volume_and_what_lies_beyond_is_the_same_in_both_doses() -> None:
+    assert build(small()).batch_spec(2).beyond
+    with pytest.raises(InputError, match=r"CFG_CHOICE feed\.beyond"):
+        cg_3dsrgan.check(Config(), dataclasses.replace(cg_3dsrgan.FEED, beyond="mirror"), {})

@@ -12,11 +12,11 @@ from storage.errors import InputError
 from storage.source import HU
 from trainers import hu_table
 from trainers.engine import plain_engine
-from trainers.hu_table import MEANS, RANGES
+from trainers.hu_table import MEANS, RANGES, RunningSums, SuvCurve
 from trainers.recipe import Batch, Scan
 from trainers.residual_unet import MULTIPLE, RADIUS
 from trainers.systems import restore_ct
-from trainers.systems.restore_ct import FEED, Config, RestoreCT, Table, TableSums
+from trainers.systems.restore_ct import FEED, Config, RestoreCT, Table
 
 SPACING_MM = (5.0, 5.0, 5.0)
 MARGIN = (3, 3, 3)
@@ -73,12 +73,12 @@ def after_the_table(**changes: Any) -> RestoreCT:
 
 
 @pytest.mark.parametrize("curve", ["linear", "sqrt"])
-def test_training_starts_at_the_table(curve: str) -> None:
+def test_training_starts_at_the_table(curve: SuvCurve) -> None:
     recipe = after_the_table(suv_curve=curve)
     ct, mean = read(batch(9))
     table = recipe.synthesizer().table
     image = restore_ct.synthesized(recipe.engine, ct, mean, table, curve)
-    torch.testing.assert_close(restore_ct.off_curve(image, curve), table.at(ct, mean))
+    torch.testing.assert_close(hu_table.off_curve(image, curve), table.at(ct, mean))
     assert len(table.at(ct, mean).unique()) > 10
 
 
@@ -96,11 +96,16 @@ def test_the_table_by_surroundings_is_nearer_than_that_of_hu_alone_and_both_than
     assert not after_the_table(start="zero").synthesizer().table.suv.any()
 
 
+def nothing() -> RunningSums:
+    return RunningSums(hu_table.no_voxels((RANGES, MEANS)))
+
+
 def test_every_patient_counts_by_its_peak() -> None:
     """One range of HU, two patients of SUV 1 and 2: the mean is that of the weights 1/peak^2, 1/64 and 1/16."""
-    sums, shape = TableSums(), (1, 4, 4, 4)
+    sums, shape = nothing(), (1, 4, 4, 4)
+    cells = torch.full(shape, int(hu_table.ranges(torch.tensor(0.0))) * MEANS)
     for suv, peak in ((1.0, 8.0), (2.0, 4.0)):
-        sums.add(torch.zeros(shape), torch.zeros(shape), torch.full(shape, suv), 1 / peak**2)
+        sums.add(cells, torch.full(shape, suv), 1 / peak**2)
     table = restore_ct.fitted("hu", sums.own())
     assert float(table.suv[hu_table.ranges(torch.tensor(0.0)), 0]) == pytest.approx(
         (1 / 64 + 2 / 16) / (1 / 64 + 1 / 16)
@@ -110,7 +115,7 @@ def test_every_patient_counts_by_its_peak() -> None:
 
 def test_a_table_of_nothing_is_nothing() -> None:
     for start in ("surroundings", "hu", "zero"):
-        table = restore_ct.fitted(start, TableSums().own())
+        table = restore_ct.fitted(start, nothing().own())
         assert table.suv.shape == (RANGES, MEANS)
         assert not table.suv.any()
         assert float(table.weight) == 1
@@ -129,11 +134,12 @@ def test_the_mean_of_the_surroundings_is_not_carried_away_by_metal() -> None:
 
 def test_the_curve_has_an_inverse_and_gives_no_negative_activity() -> None:
     suv = torch.tensor([0.0, 0.25, 4.0])
-    for curve in ("linear", "sqrt"):
-        torch.testing.assert_close(restore_ct.off_curve(restore_ct.on_curve(suv, curve), curve), suv)
-    assert restore_ct.on_curve(suv, "sqrt").tolist() == [0, 0.5, 2]
-    assert float(restore_ct.off_curve(torch.tensor(-3.0), "sqrt")) == 0
-    assert float(restore_ct.on_curve(torch.tensor(-3.0), "sqrt")) == 0
+    curves: tuple[SuvCurve, ...] = ("linear", "sqrt")
+    for curve in curves:
+        torch.testing.assert_close(hu_table.off_curve(hu_table.on_curve(suv, curve), curve), suv)
+    assert hu_table.on_curve(suv, "sqrt").tolist() == [0, 0.5, 2]
+    assert float(hu_table.off_curve(torch.tensor(-3.0), "sqrt")) == 0
+    assert float(hu_table.on_curve(torch.tensor(-3.0), "sqrt")) == 0
 
 
 @pytest.mark.parametrize("curve", ["linear", "sqrt"])
@@ -184,7 +190,7 @@ def test_a_picture_while_the_table_is_fitted_asks_no_other_rank(monkeypatch: pyt
     """Rank 0 draws pictures alone: a collective call there would wait for ever."""
     recipe = build()
     recipe.step(batch(0), 0)
-    monkeypatch.setattr(TableSums, "state", lambda sums: pytest.fail("a collective call"))
+    monkeypatch.setattr(RunningSums, "state", lambda sums: pytest.fail("a collective call"))
     recipe.synthesizer()
 
 

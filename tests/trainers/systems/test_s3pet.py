@@ -20,10 +20,10 @@ from storage.errors import InputError
 from storage.patches import PatchLocation
 from storage.stitch import stitch
 from trainers import checkpoint
-from trainers.assembly import WindowSynthesizer, slicewise
+from trainers.assembly import WindowSynthesizer, as_slices, slicewise
 from trainers.engine import EngineConfig, deepspeed_engines, plain_engine
 from trainers.feed_config import FeedConfig
-from trainers.recipe import Batch, EngineFactory, Exporting, Tiling
+from trainers.recipe import Batch, EngineFactory, Exporting, Illustrated, Synthesizer, Tiling
 from trainers.systems import s3pet
 from trainers.systems.s3pet import Bilateral, Config
 
@@ -357,7 +357,7 @@ class Ones(nn.Module):
         return torch.ones_like(x)
 
 
-def whole(synthesizer: WindowSynthesizer, volume: NDArray[np.float32]) -> NDArray[np.float32]:
+def whole(synthesizer: Synthesizer, volume: NDArray[np.float32]) -> NDArray[np.float32]:
     """Cut, synthesize and stitch as whole volumes are; what lies beyond the volume reads as 0."""
     tile = (min(synthesizer.tiling.tile[0], volume.shape[0]), *synthesizer.tiling.tile[1:])
     padded = np.pad(volume, [(0, edge) for edge in tile])
@@ -396,6 +396,7 @@ def test_a_whole_volume_shows_no_seams() -> None:
     volume = F.avg_pool2d(torch.rand(4, 1, 100, 164, generator=random), 5, stride=1)[:, 0].numpy()
     synthesizer = recipe.synthesizer()
     blended = seam_score(whole(synthesizer, volume), 16)
+    assert isinstance(synthesizer, WindowSynthesizer)
     hard = slicewise(synthesizer.network, Tiling(tile=(16, 32, 32), halo=(0, 0, 0)))
     assert blended < 1.2
     assert seam_score(whole(hard, volume), 32) > 3  # what blending removes
@@ -459,3 +460,40 @@ def test_caveats_say_what_was_trained() -> None:
     assert "earlier run" in s3pet.caveats(Config(encoders="e.safetensors"))[0]
     assert "added to the low dose" in s3pet.caveats(Config(residual="low"))[-1]
     assert not [caveat for caveat in s3pet.caveats(Config()) if "added" in caveat]
+
+
+# What a user is told and shown.
+
+
+def test_large_tokens_are_told_with_settings_that_make_them_smaller() -> None:
+    (told,) = s3pet.remarks(Config(), (3.0, 4.0, 4.0))
+    assert "8 x 8 voxels is 32 x 32 mm" in told
+    words = told.partition("(")[2].rstrip(")").split()
+    assert words == ["--recipe.patch-size", "4", "--recipe.decoder-channels", "256", "128", "64"]
+    finer = Config(patch_size=4, decoder_channels=(256, 128, 64))
+    assert s3pet.remarks(finer, (3.0, 4.0, 4.0)) == s3pet.remarks(Config(), (5.0, 2.5, 2.5)) == ()
+
+
+def test_stage_1_shows_masked_slices_and_what_is_made_of_them() -> None:
+    config = small()
+    recipe = build(config)
+    low, full = torch.rand(2, 1, 1, 3, 32, 32)
+    assert not isinstance(recipe.synthesizer(), Illustrated)
+    for phase, dose, x, ratio in (("low encoder", "low", low, 0.75), ("full encoder", "full", full, 0.6)):
+        run(recipe, recipe.phase_starts[phase])
+        synthesizer = recipe.synthesizer()
+        assert isinstance(synthesizer, Illustrated)
+        before = torch.get_rng_state()
+        shown = synthesizer.shown(low, full)
+        assert torch.equal(torch.get_rng_state(), before)
+        masked, made, whole = shown.values()
+        assert list(shown) == [f"{dose} dose, masked", "reconstructed", f"{dose} dose"]
+        assert torch.equal(whole, x)
+        hidden = s3pet.patchify(as_slices(masked), 8).eq(0).all(2)
+        assert hidden.sum(1).tolist() == [round(ratio * 16)] * 3
+        assert torch.equal(masked[masked != 0], x[masked != 0])
+        with torch.no_grad():
+            wanted = recipe.autoencoders[dose].module(as_slices(x), hidden)
+        assert torch.equal(as_slices(made), wanted)
+    run(recipe, recipe.phase_starts["token swap"])
+    assert not isinstance(recipe.synthesizer(), Illustrated)

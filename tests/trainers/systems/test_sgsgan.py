@@ -12,7 +12,8 @@ from storage.errors import InputError
 from trainers import dose_gaussian, losses
 from trainers.dose_gaussian import Widths
 from trainers.engine import plain_engine
-from trainers.recipe import Batch, Scan
+from trainers.organ_segmenter import guide_of
+from trainers.recipe import Batch, Exporting, Scan
 from trainers.systems import sgsgan
 from trainers.systems.sgsgan import Config, networks
 
@@ -733,6 +734,24 @@ def test_tiles_of_the_residual_equal_the_whole_volume() -> None:
     whole = synthesizer(volume, context)
     tile = synthesizer(volume[..., 16:, :28, :28], context)
     torch.testing.assert_close(tile, whole[..., 16:, :16, :16], rtol=1e-5, atol=1e-5)
+
+
+def test_s_is_exported_when_phase_4_ends_and_finds_organs_again() -> None:
+    recipe = build(small())
+    assert isinstance(recipe, Exporting)
+    assert [step for step in range(1, recipe.num_steps + 1) if recipe.exports(step)] == [recipe.num_steps]
+    exported = recipe.exports(recipe.num_steps)[sgsgan.GUIDE]
+    found = guide_of(recipe.config, exported, suv_scale=2.0, device=torch.device("cpu"))
+    assert (found.rois, found.suv_scale, found.cases) == (recipe.config.rois, 2.0, ())
+    assert found.definition.metric == "Unet-score-SG"
+    assert recipe.S is not None
+    image = torch.rand(1, 1, 24, 24, 24)
+    with torch.no_grad():
+        assert torch.equal(found.network(image), recipe.S.module.eval()(image))
+    with pytest.raises(InputError, match="CKPT_CONFIG"):
+        guide_of(small(segmenter_channels=3), exported, suv_scale=1.0, device=torch.device("cpu"))
+    for unguided in (small(rois=()), small(phase_samples=(4, 0, 4, 0))):
+        assert not any(build(unguided).exports(step) for step in range(1, 9))
 
 
 def test_a_residual_resumes_to_the_same_bits_in_each_phase() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from storage.errors import InputError
 from storage.source import HU
+from trainers import hu_table
 from trainers.engine import plain_engine
 from trainers.feed_config import FeedConfig
 from trainers.losses import logistic_discriminator_loss, logistic_generator_loss
@@ -706,3 +707,76 @@ def test_a_wrong_field_is_named_in_one_line(changes: dict[str, Any], code: str, 
 def test_a_network_that_is_not_trained_asks_nothing_of_the_window() -> None:
     assert Config(networks="fcn", patch=(1, 192, 96), cgan_samples=0).samples("cgan") == 0
     assert Config(networks="cgan", patch=(1, 48, 16), generator_downs=4, critic_strides=(2, 1)).downs == 4
+
+
+# G's square root of SUV, and its start at the table of HU, which are not the paper's.
+
+OWN: dict[str, Any] = {"suv_curve": "sqrt", "residual": "hu", "table_samples": 4}
+
+
+def test_the_square_root_of_suv_goes_there_and_back() -> None:
+    c = Config(suv_curve="sqrt")
+    suv = torch.linspace(0, 20, 201)
+    torch.testing.assert_close(virtual_pet.cgan_suv(c, virtual_pet.cgan_target(c, suv)), suv, atol=1e-5, rtol=1e-5)
+    assert virtual_pet.cgan_target(c, torch.tensor([5.0, 20.0, 0.0])).tolist() == [0, 1, -1]  # 2 sqrt(1/4) - 1
+    assert virtual_pet.fcn_target(c, torch.tensor(5.0)) == 0.25  # F stays as published
+    assert virtual_pet.cgan_suv(c, torch.tensor([-1.5])).tolist() == [0]
+
+
+@pytest.mark.parametrize("curve", ["linear", "sqrt"])
+def test_g_starts_at_the_mean_suv_of_every_hu(curve: str) -> None:
+    config = small(**{**OWN, "suv_curve": curve}, networks="cgan", mode="2.5d")
+    recipe = build(config)
+    assert recipe.phase_starts == {"table": 0, "cgan": 2}
+    z, y, x = config.patch
+    hu = torch.where(torch.arange(x) < x // 2, -700.0, 30.0).expand(2, 1, z + 2, y, x)
+    for step, added in enumerate((0.0, 2.0)):  # lung of SUV 0 and 2, muscle of 1 and 3
+        recipe.step(as_batch(hu, torch.where(hu[:, :, 1:-1] < 0, 0.0, 1.0) + added), step)
+    wanted = torch.where(hu[:1, :, 1:-1] < 0, 1.0, 2.0)
+    torch.testing.assert_close(recipe.synthesizer()(hu[:1], {}), wanted)
+    scores = recipe.validate(as_batch(hu, wanted.expand(2, -1, -1, -1, -1)))
+    assert float(scores["l2"]) == pytest.approx(0, abs=1e-12)
+
+    run(recipe, 2)
+    ours = recipe.synthesizer()(hu[:1], {})
+    assert not torch.allclose(ours, wanted)
+    exported = virtual_pet.weights_to_synthesizer(config, recipe.weights())
+    assert torch.equal(exported(hu[:1], {}), ours)
+    assert exported.table is not None
+    assert len(exported.table) == hu_table.RANGES
+    without = {name: value for name, value in recipe.weights().items() if name != "table.suv"}
+    with pytest.raises(InputError, match="CKPT_CONFIG"):
+        virtual_pet.weights_to_synthesizer(config, without)
+
+
+def test_a_start_at_the_table_resumes_to_the_same_bits_and_leaves_the_papers_phases_as_they_are() -> None:
+    config = small(**OWN)
+    plain, whole = build(small()), build(config)
+    assert whole.phase_starts == {"table": 0, "fcn": 2, "cgan": 2 + plain.phase_starts["cgan"]}
+    assert "table" not in build(small(**OWN, networks="fcn")).phase_starts
+    for step in range(0, whole.num_steps, 2):
+        resumed = build(config, seed=99)
+        resumed.load(whole.state())
+        for recipe in (whole, resumed):
+            torch.manual_seed(step)
+            recipe.step(make_batch(step, config), step)
+        assert moved(tensors(whole), tensors(resumed)) == set(), step
+        mine, theirs = whole.weights(), resumed.weights()
+        assert all(torch.equal(value, theirs[name]) for name, value in mine.items())
+    lines = " ".join(virtual_pet.caveats(config))
+    assert "square root" in lines
+    assert "mean SUV of every HU" in lines
+
+
+def test_tiles_of_windows_take_their_part_of_the_table() -> None:
+    """A network whose windows are smaller than the slice is shown each window's own start."""
+    config = small(**OWN, networks="cgan", generator_downs=5)
+    assert not config.reaches("cgan")
+    recipe = build(config)
+    for step in (0, 1):
+        run(recipe, step)
+    low = volume(2, config.halo)
+    table = recipe.synthesizer().table
+    assert table is not None
+    suv = table[hu_table.ranges(low[:, :, config.halo : -config.halo])].clamp(0, config.suv_max)
+    torch.testing.assert_close(recipe.synthesizer()(low, {}), suv, atol=1e-5, rtol=1e-5)

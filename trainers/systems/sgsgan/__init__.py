@@ -26,7 +26,7 @@ Readings where the text is silent:
     Weights at the start are Kaiming's, D's N(0, 0.02) as pix2pix.  DCITN starts near the identity: on two synthetic
             patches, 108 steps at lr 1e-4 lowered L1 from the input's 0.15 to 0.03; a Kaiming start got to 0.07.
     S       the 3D U-Net (arXiv 1606.06650) with instance norm and one sigmoid channel per organ.
-    Phase 4 resumes S ("restart the training"); it has no effect on G.
+    Phase 4 resumes S ("restart the training"); it has no effect on G, and is what the Unet-score-SG asks (Sec. IV-B).
 
 Deviations, because the paper shrinks whole bodies to 64^3 and this trains on patches at native resolution:
     W comes from an overview, the whole low-dose volume resized: the paper's input, one W per volume, hence no seams.
@@ -87,7 +87,7 @@ PRACTICE = (
 )
 PHASES = ("gan", "segmenter", "guided gan", "final segmenter")  # Sec. III-C (1) to (4)
 GAUSSIAN = "gaussian"  # the phase before them where there is a residual, and what its weights' names begin with
-NO_SCAN = Scan((4.0, 4.0, 4.0), math.nan, 0.0)  # until ``for_scan`` has told which
+GUIDE = "segmenter"  # stem of the file that S is exported to
 HALVED = 32  # voxels that the 3D-UNet's five halvings make one
 EXACT_TILE = (64, 64, 64)  # a quarter of a GB of feature maps; larger ones save little of the halo
 CONTENT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -287,7 +287,7 @@ def segmentation_losses(
 
 
 class SGSGAN:
-    """The system in training: ``trainers.recipe.Recipe``."""
+    """The system in training: ``trainers.recipe.Recipe`` and, for S, ``Exporting``."""
 
     def __init__(self, config: Config, G: Engine, D: Engine, S: Engine | None, patches_per_step: int) -> None:
         self.config = config
@@ -315,6 +315,7 @@ class SGSGAN:
             patches_per_case=c.patches_per_case,
             sampler={name: share for name, share in shares.items() if share > 0},
             rois=c.rois if guided else (),
+            unlabelled="train without guidance: --set recipe.rois=()",
             overview=c.overview if c.use_adain else 0,
         )
 
@@ -404,6 +405,14 @@ class SGSGAN:
         widths = dose_gaussian.fitted(self.errors.state())
         return found | {f"{GAUSSIAN}.{name}": value for name, value in vars(widths).items()}
 
+    def exports(self, step: int) -> dict[str, dict[str, Tensor]]:
+        """Return S once phase 4 has ended, for the Unet-score-SG (Sec. IV-B) (collective).
+
+        S is the one that phase 4 leaves, for the images of the G that phase 3 leaves.
+        """
+        ends = step == self.num_steps and PHASES[-1] in self.phase_starts
+        return {GUIDE: assembly.weights_of(self.S)} if ends and self.S is not None else {}
+
     def synthesizer(self) -> "StyleSynthesizer":
         """Return G at inference, sharing its current weights."""
         module = self.G.module
@@ -443,7 +452,7 @@ class StyleSynthesizer:
     tiling: Tiling
     context_batch: BatchSpec | None
     widths: Widths | None = None
-    scan: Scan = NO_SCAN
+    scan: Scan = dose_gaussian.NO_SCAN
 
     def for_scan(self, scan: Scan) -> "StyleSynthesizer":
         """Return the synthesizer of one scan."""
@@ -475,9 +484,7 @@ class StyleSynthesizer:
     def _start(self, low: Tensor) -> Tensor | None:
         if self.widths is None:
             return None
-        b = len(low)
-        spacing_mm, drf = torch.tensor([self.scan.spacing_mm] * b), torch.full((b,), self.scan.drf)
-        return self.widths.smooth(low, spacing_mm, drf, self.tiling.halo[0])
+        return self.widths.smooth_scan(low, self.scan, self.tiling.halo[0])
 
 
 def _synthesizer(config: Config, G: Generator, widths: Widths | None) -> StyleSynthesizer:
@@ -548,9 +555,7 @@ def weights_to_synthesizer(config: Config, weights: Mapping[str, Tensor]) -> Sty
     Raises:
         InputError: CKPT_CONFIG where names or shapes are not those of the configuration.
     """
-    names = [f"{GAUSSIAN}.{name}" for name in ("drf", "fwhm_mm")] if config.residual == "gaussian" else []
-    own = {name: value for name, value in weights.items() if name not in names}
+    under = GAUSSIAN if config.residual == "gaussian" else ""
+    own, widths = dose_gaussian.split_weights(weights, under, "weights of G")
     G = assembly.with_weights(partial(generator, config), own, "weights of G")
-    if len(own) + len(names) != len(weights):
-        raise assembly.another_configuration("weights of G")
-    return _synthesizer(config, G, Widths(*(weights[name] for name in names)) if names else None)
+    return _synthesizer(config, G, widths)

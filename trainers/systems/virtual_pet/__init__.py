@@ -41,6 +41,11 @@ Deviations:
     voxels (a kernel of 4 on a map of one voxel uses 4 of its 16 weights), these weights would be used in larger slices
     as they were drawn: such a network runs in windows of ``patch`` voxels that overlap by half and are averaged.
     Blending is 3D and sees the whole volume; beyond its first and last slice it sees these slices again.
+
+Not the paper's, off by default, both for G:
+    suv_curve   G makes the square root of SUV / 20, in which a body is not all near -1, where tanh is flat.
+    residual    G's output is added to the mean SUV of every voxel's HU in the training cases, and starts at 0.  That
+            table (``trainers.hu_table``) is fitted in a phase of its own, before the others.
 """
 
 import math
@@ -60,9 +65,10 @@ from storage.patches import grid
 from storage.ranges import Range
 from storage.source import HU
 from storage.stitch import window
-from trainers import assembly, perceptual
+from trainers import assembly, hu_table, perceptual
 from trainers.blocks import PatchGAN, UNet, encoder_widths
 from trainers.feed_config import FeedConfig
+from trainers.hu_table import RANGES, RunningSums, SuvCurve, off_curve, on_curve
 from trainers.losses import logistic_discriminator_loss, logistic_generator_loss
 from trainers.recipe import Batch, BatchSpec, Doses, Engine, EngineFactory, Metrics, State, Tiling
 from trainers.systems.virtual_pet import pyramid
@@ -71,8 +77,9 @@ from trainers.systems.virtual_pet.fcn import FCN, SKIPS, check_weights, read_wei
 FEED = FeedConfig(source=("ct",), suv_scale=1.0, cases_per_step=4)
 PRESET = "native"  # the paper scores no image
 ROLES = frozenset({"validation"})
-LATER = frozenset({"rois", "fcn_skips", "lambda_adversarial"})
+LATER = frozenset({"rois", "fcn_skips", "lambda_adversarial", "suv_curve", "residual", "table_samples"})
 PHASES = ("fcn", "cgan")
+TABLE = "table"  # the phase before them where there is a residual, and what its weight's name begins with
 WHOLE = 4096  # pixels: longer than the edge of any slice
 SLICES = {"2d": 16, "3d": 128}  # of a tile; blending in 3D computes up to 32 beside it
 
@@ -106,6 +113,10 @@ class Config:
         cgan_suv_weighted: weigh G's L2 by SUV as well (the other reading of Sec. 2.4).
         lambda_l2: weight of G's L2.
         lambda_adversarial: weight of G's adversarial loss (pix2pix's); 0 trains G by its L2 alone, without D.
+        suv_curve: what of SUV / suv_max G makes, itself as published, or its square root.
+        residual: what G's output is added to: nothing, as published, or the mean SUV of the voxel's HU; G then starts
+            at 0.
+        table_samples: slices that this table is fitted on, where there is a residual.
         generator_width: channels of G's first convolution (Sec. 2.3).
         generator_downs: halvings of G (8, Sec. 2.3).
         decoder: of G, pix2pix's code or the list as printed.
@@ -144,6 +155,9 @@ class Config:
     cgan_suv_weighted: bool = False
     lambda_l2: Annotated[float, Range(0)] = 100.0
     lambda_adversarial: Annotated[float, Range(0)] = 1.0
+    suv_curve: SuvCurve = "linear"
+    residual: Literal["none", "hu"] = "none"
+    table_samples: Annotated[int, Range(1)] = 400
     generator_width: Annotated[int, Range(1)] = 64
     generator_downs: Annotated[int, Range(2)] = 8
     decoder: Literal["pix2pix", "listed"] = "pix2pix"
@@ -207,8 +221,15 @@ class Config:
             return min(self.patch[1:]) >> self.downs >= 2  # kernels of 4 with stride 2
         return min(self.patch[1:]) >> len(self.fcn_widths) >= max(2, self.fcn_fc6_kernel // 2 + 1)
 
+    @property
+    def starts_at_table(self) -> bool:
+        """Whether G's output is added to the table of HU."""
+        return self.residual == "hu" and self.trains("cgan")
+
     def samples(self, phase: str) -> int:
         """Slices that ``phase`` sees."""
+        if phase == TABLE:
+            return self.table_samples if self.starts_at_table else 0
         return int(getattr(self, f"{phase}_samples")) if self.trains(phase) else 0
 
 
@@ -247,7 +268,7 @@ def fcn_target(config: Config, suv: Tensor) -> Tensor:
 
 def cgan_target(config: Config, suv: Tensor) -> Tensor:
     """Return PET as G gives it: -1 to 1."""
-    return 2 * fcn_target(config, suv) - 1
+    return 2 * on_curve(fcn_target(config, suv), config.suv_curve) - 1
 
 
 def fcn_suv(config: Config, output: Tensor) -> Tensor:
@@ -256,8 +277,24 @@ def fcn_suv(config: Config, output: Tensor) -> Tensor:
 
 
 def cgan_suv(config: Config, output: Tensor) -> Tensor:
-    """Return G's output in SUV."""
-    return config.suv_max * (output + 1) / 2
+    """Return G's output in SUV, at least 0."""
+    output = output.clamp(min=-1)  # which a sum with the table may pass
+    if config.suv_curve == "linear":
+        return config.suv_max * (output + 1) / 2
+    return config.suv_max * off_curve((output + 1) / 2, config.suv_curve)
+
+
+def table_image(config: Config, table: Float[Tensor, " ranges"], hu: Float[Tensor, "b c y x"]) -> Tensor:
+    """Return what G's output is added to, (b, 1, y, x): the table's SUV of the middle slice, as G gives PET."""
+    middle = hu[:, config.halo : config.halo + 1]
+    return cgan_target(config, table.to(hu)[hu_table.ranges(middle)])
+
+
+def fitted(state: Mapping[str, Tensor]) -> Float[Tensor, " ranges"]:
+    """Return the mean SUV of every range of HU, from what ``RunningSums.state`` returned."""
+    return torch.from_numpy(
+        hu_table.means(hu_table.Sums(state["weight"].cpu().numpy(), state["suv"].cpu().numpy()))
+    ).float()
 
 
 # Sec. 2.2 and 2.3  Networks
@@ -276,10 +313,16 @@ class Generator(nn.Module):
         width, downs = config.generator_width, config.generator_downs
         decoder = encoder_widths(width, downs)[::-1] if config.decoder == "listed" else ()
         self.net = UNet(2 * config.halo + 1, 1, width=width, downs=downs, decoder=decoder)
+        if config.residual == "hu":
+            for parameter in self.net.image.parameters():
+                nn.init.zeros_(parameter)
 
-    def forward(self, x: Float[Tensor, "b c y x"]) -> Float[Tensor, "b 1 y x"]:
+    def forward(
+        self, x: Float[Tensor, "b c y x"], start: Float[Tensor, "b 1 y x"] | None = None
+    ) -> Float[Tensor, "b 1 y x"]:
+        """Return G's image, which is added to ``start`` (``table_image``) where it is given."""
         image: Tensor = self.net(x).tanh()
-        return image
+        return image if start is None else start + image
 
 
 class Discriminator(nn.Module):
@@ -334,10 +377,14 @@ class VirtualPET:
         self.F, self.G, self.D = F, G, D
         self.engines = assembly.present({"F": F, "G": G, "D": D})
         slices = patches * config.patch[0]
-        phases = assembly.Phases({phase: assembly.steps_of(config.samples(phase), slices) for phase in PHASES})
+        phases = assembly.Phases(
+            {phase: assembly.steps_of(config.samples(phase), slices) for phase in (TABLE, *PHASES)}
+        )
         self.num_steps, self.phase_starts, self.phase = phases.num_steps, phases.starts, phases.at
         self._cgan_steps = phases.steps["cgan"]
         self._best: tuple[float, dict[str, Tensor]] = (math.inf, {})  # F's, by its loss on validation patients
+        self.sums = RunningSums(hu_table.no_voxels((RANGES,)))
+        self._table: Tensor | None = None  # fitted when G is first asked
         self.validate_every = assembly.steps_of(config.epoch_samples, slices)
         self.validate_batches = config.validate_batches
         self.validation_batch = BatchSpec(
@@ -346,6 +393,7 @@ class VirtualPET:
             patches_per_case=config.patches_per_case,
             sampler={"roi": 1.0} if config.rois else {"body": 1.0},
             rois=config.rois,
+            unlabelled="train on slices of the whole body: --set recipe.rois=()",
             units=HU,
             beyond=True,
         )
@@ -355,11 +403,29 @@ class VirtualPET:
         return self.validation_batch
 
     def step(self, batch: Batch, step: int) -> Metrics:
-        """Update F, or D and then G."""
+        """Update F, or D and then G; before them, add to the table's sums."""
         hu, suv = stacks(batch.source, self.config.halo), stacks(batch.target, 0)
-        metrics = self._fcn_step(hu, suv) if self.phase(step) == "fcn" else self._cgan_step(hu, suv, step)
+        phase = self.phase(step)
+        if phase == TABLE:
+            metrics = self._table_step(hu, suv)
+        else:
+            metrics = self._fcn_step(hu, suv) if phase == "fcn" else self._cgan_step(hu, suv, step)
         metrics["clipped_share"] = (suv > self.config.suv_max).float().mean()
         return {name: value.detach() for name, value in metrics.items()}
+
+    def _table_step(self, hu: Float[Tensor, "b c y x"], suv: Float[Tensor, "b 1 y x"]) -> Metrics:
+        c = self.config
+        self.sums.add(hu_table.ranges(hu[:, c.halo : c.halo + 1]), suv.clamp(0, c.suv_max))
+        self._table = None
+        return {"suv": suv.mean()}
+
+    def _start(self, hu: Float[Tensor, "b c y x"]) -> tuple[Tensor, ...]:
+        """What G takes besides the CT: what its output is added to, or nothing (collective when asked for first)."""
+        if not self.config.starts_at_table:
+            return ()
+        if self._table is None:
+            self._table = fitted(self.sums.state())
+        return (table_image(self.config, self._table, hu),)
 
     def _fcn_step(self, hu: Float[Tensor, "b c y x"], suv: Float[Tensor, "b 1 y x"]) -> Metrics:
         c = self.config
@@ -378,7 +444,7 @@ class VirtualPET:
         lr = c.cgan_lr * self._cgan_lr_factor(step)
         self.G.set_lr(lr)
         x, target = cgan_input(c, hu), cgan_target(c, suv)
-        image = self.G(x)
+        image = self.G(x, *self._start(hu))
         metrics: Metrics = {}
         if self.D is not None:
             self.D.module.train()
@@ -417,7 +483,7 @@ class VirtualPET:
         if self.G is not None:
             self.G.module.eval()
             with self.G.frozen() as network:
-                scores["l2"] = F.mse_loss(network(cgan_input(c, hu)), cgan_target(c, suv))
+                scores["l2"] = F.mse_loss(network(cgan_input(c, hu), *self._start(hu)), cgan_target(c, suv))
         return scores
 
     def observe(self, step: int, scores: Mapping[str, float]) -> int:
@@ -428,30 +494,38 @@ class VirtualPET:
         return step
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the best F, the last one where there was no validation, and the last G."""
+        """Return the best F, the last one where there was no validation, and the last G; with a residual, the table."""
         named = {}
         if self.F is not None:
             named["F"] = self._best[1] or _weights(self.F)
         if self.G is not None:
             named["G"] = _weights(self.G)
+        if self.config.starts_at_table:
+            named[TABLE] = {"suv": fitted(self.sums.state())}
         return {f"{name}.{key}": value for name, tensors in named.items() for key, value in tensors.items()}
 
     def synthesizer(self) -> "BlendSynthesizer":
         """Return F and G at inference, sharing their current weights."""
         fcn, generator = (engine.module if engine else None for engine in (self.F, self.G))
-        return BlendSynthesizer(self.config, fcn, generator)
+        # Pictures are made by one rank alone, which must not wait for others: while sums grow it uses its own.
+        table = fitted(self.sums.own()) if self._table is None else self._table
+        return BlendSynthesizer(self.config, fcn, generator, table if self.config.starts_at_table else None)
 
     def state(self) -> State:
-        """Return the states of F, G and D, as far as there are any, and the best F so far."""
+        """Return the states of F, G and D, as far as there are any, the best F so far, and the table's sums."""
         score, tensors = self._best
         best = {"score": torch.tensor(score, dtype=torch.float64)} | tensors
-        return assembly.states(self.engines) | {"best": best}
+        own = {TABLE: self.sums.state()} if self.config.starts_at_table else {}
+        return assembly.states(self.engines) | {"best": best} | own
 
     def load(self, state: State) -> None:
         """Continue from ``state``."""
         assembly.load_states(self.engines, state)
         best = dict(state["best"])
         self._best = float(best.pop("score")), best
+        if self.config.starts_at_table:
+            self.sums.load(state[TABLE])
+            self._table = None
 
 
 def _weights(engine: Engine) -> dict[str, Tensor]:
@@ -467,11 +541,15 @@ class BlendSynthesizer:
 
     F and G run slice by slice, a slice being one window or several of the size trained on (``in_windows``); the mask
     and the pyramids see so many slices around a tile that its voxels are those of the whole volume, bit for bit.
+
+    Args:
+        table: mean SUV of every range of HU, that G's output is added to; None for nothing.
     """
 
     config: Config
     fcn: nn.Module | None
     generator: nn.Module | None
+    table: Tensor | None = None
     context_batch: None = None
 
     @property
@@ -504,12 +582,21 @@ class BlendSynthesizer:
             if self.fcn is not None:
                 u_f.append(fcn_suv(c, self._image("fcn", self.fcn.eval(), fcn_input(c, hu))))
             if self.generator is not None:
-                u_g.append(cgan_suv(c, self._image("cgan", self.generator.eval(), cgan_input(c, hu))))
+                u_g.append(cgan_suv(c, self._generated(self.generator.eval(), hu)))
         images = [_volumes(slices, len(low)) for slices in (u_f, u_g) if slices]
         image = blended(c, *images) if len(images) == 2 else images[0]
         return image.narrow(2, self._margin, image.shape[2] - 2 * self._margin)
 
-    def _image(self, phase: str, network: nn.Module, x: Float[Tensor, "1 c y x"]) -> Float[Tensor, "1 1 y x"]:
+    def _generated(self, network: nn.Module, hu: Float[Tensor, "1 c y x"]) -> Float[Tensor, "1 1 y x"]:
+        x = cgan_input(self.config, hu)
+        if self.table is None:
+            return self._image("cgan", network, x)
+        both = torch.cat([x, table_image(self.config, self.table, hu)], dim=1)  # a window needs its part of either
+        return self._image("cgan", lambda part: network(part[:, :-1], part[:, -1:]), both)
+
+    def _image(
+        self, phase: str, network: Callable[[Tensor], Tensor], x: Float[Tensor, "1 c y x"]
+    ) -> Float[Tensor, "1 1 y x"]:
         edges = x.shape[2:] if self.config.reaches(phase) else self.config.patch[1:]
         return in_windows(network, x, (edges[0], edges[1]))
 
@@ -586,6 +673,10 @@ def caveats(config: Config) -> tuple[str, ...]:
         weighed = "" if c.cgan_suv_weighted else "not "
         kind = "Conditional GAN" if c.lambda_adversarial else "Generator without discriminator"
         lines.append(f"{kind}: L2 {weighed}weighted by SUV; the last step's weights.")
+        if c.suv_curve == "sqrt":
+            lines.append("G makes the square root of SUV, which is not the paper's.")
+        if c.residual == "hu":
+            lines.append("G's output is added to the mean SUV of every HU, which is not the paper's.")
     if c.networks == "both":
         lines.append(
             f"Blending: {c.blend}, {c.blend_levels} levels, FCN above SUV {c.blend_threshold_suv:g}; what remains of "
@@ -627,5 +718,10 @@ def weights_to_synthesizer(config: Config, weights: Mapping[str, Tensor]) -> Ble
         builders = {"F": ("fcn", fcn_of), "G": ("cgan", Generator)}
         return nn.ModuleDict({name: make(config) for name, (phase, make) in builders.items() if config.trains(phase)})
 
-    named = dict(assembly.with_weights(networks, weights, "weights of virtual PET"))
-    return BlendSynthesizer(config, named.get("F"), named.get("G"))
+    name = f"{TABLE}.suv"
+    own = {key: value for key, value in weights.items() if key != name or not config.starts_at_table}
+    if config.starts_at_table and name not in weights:
+        raise assembly.another_configuration("weights of virtual PET")
+    named = dict(assembly.with_weights(networks, own, "weights of virtual PET"))
+    table = weights[name] if config.starts_at_table else None
+    return BlendSynthesizer(config, named.get("F"), named.get("G"), table)
