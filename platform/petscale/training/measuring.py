@@ -35,7 +35,7 @@ from trainers.recipe import Validated
 from trainers.validation import Best
 
 JOB, TRACE = "job.json", "trace.json"
-ENOUGH_S, MANY = 3.0, 100  # of a phase, where nobody says how many steps are measured
+ENOUGH_S, MANY = 8.0, 200  # of a phase, where nobody says how many steps are measured
 CONVOLUTION = tuple(
     f"aten::{name}"
     for name in (
