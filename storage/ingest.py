@@ -454,10 +454,9 @@ def case_graph(folder: Path, name: str, plan: CasePlan) -> Delayed:
     for image, source in plan.images.items():
         _prepare_image(folder / image, image, grid, source.units)
         dtype = layout.storage_dtype(source.units)
-        spans[image] = [
-            delayed(_store_slab)(folder / image, image, source, z0, z1, tuple(plan.labels))
-            for z0, z1 in layout.slabs(grid.shape, dtype.itemsize)
-        ]
+        # Not as an argument: Dask would look for tasks in every field of every file of the source.
+        store = delayed(partial(_store_slab, folder / image, image, source, values=tuple(plan.labels)))
+        spans[image] = [store(z0, z1) for z0, z1 in layout.slabs(grid.shape, dtype.itemsize)]
     pets = _best_pets(plan)
     cts = [image for image, source in plan.images.items() if source.units == HU]
     covered = _covered(plan, grid)
@@ -509,7 +508,7 @@ def coarse_edges(grid: Grid) -> tuple[int, int, int]:
     return z, y, x
 
 
-def _store_slab(path: Path, image: str, source: ImageSource, z0: int, z1: int, values: tuple[int, ...]) -> _Slab:
+def _store_slab(path: Path, image: str, source: ImageSource, z0: int, z1: int, *, values: tuple[int, ...]) -> _Slab:
     slab = source.read(z0, z1)
     bad = int(slab.size - np.count_nonzero(np.isfinite(slab)))
     if bad:

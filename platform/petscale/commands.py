@@ -414,15 +414,12 @@ def remove(
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions:
-    """Options of ``petscale train`` beside the fields of a run's configuration.
+class SystemOptions:
+    """What commands that work with a run's configuration share.
 
     Args:
         cohort: folder of the cohort.
         others: folders of further cohorts that are trained on too; a case name of several is written cohort.case.
-        run: folder of the run; made, or continued.
-        init: a file of petscale card, or a run's weights.safetensors, of the same system: its networks start from these
-            weights instead of random ones; give it to continue too.
         recipe: name of the system; each system has its own defaults.
         defaults: whose settings hold where none is given: practice, those that the system states, or the paper's; the
             same for a system that has none of practice.
@@ -430,19 +427,31 @@ class TrainOptions:
         set: settings of the form section.field=value, as in older commands.
         workers: training processes, short for --cluster.workers; 2:8 for as many from 2 to 8 as there is room for.
         device: cpu or cuda, short for --cluster.device.
-        time_limit: stop before so much time is over, for instance 3h50m, 90m or 1d2h; the same command continues.
     """
 
     cohort: Positional[Annotated[Path, arg(metavar="COHORT")]]
     others: Positional[Annotated[tuple[Path, ...], arg(metavar="COHORT")]] = ()
-    run: Path
-    init: Path | None = None
     recipe: str = "sgsgan"
     defaults: Literal["paper", "practice"] = "practice"
     config: Path | None = None
     set: tuple[str, ...] = ()
     workers: str | None = None
     device: Literal["cpu", "cuda"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(SystemOptions):
+    """Options of ``petscale train`` beside the fields of a run's configuration.
+
+    Args:
+        run: folder of the run; made, or continued.
+        init: a file of petscale card, or a run's weights.safetensors, of the same system: its networks start from these
+            weights instead of random ones; give it to continue too.
+        time_limit: stop before so much time is over, for instance 3h50m, 90m or 1d2h; the same command continues.
+    """
+
+    run: Path
+    init: Path | None = None
     time_limit: str | None = None
 
 
@@ -471,34 +480,78 @@ def _seconds(time_limit: str | None) -> float | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoldsOptions:
+class PlanOptions(SystemOptions):
+    """Options of ``petscale plan``: those of ``petscale train``.
+
+    Args:
+        run: folder of a run that would be continued; it stays as it is.
+        init: the weights that its networks would start from.
+        time_limit: how much time the command would be given, for instance 3h50m, 90m or 1d2h.
+        json: write all of it into this file.
+    """
+
+    run: Path | None = None
+    init: Path | None = None
+    time_limit: str | None = None
+    json: Path | None = None
+
+
+def plan(options: PlanOptions, config: "RunConfig") -> None:
+    """Say what a training would take on this machine: memory, time per step, hours, and the largest patch that fits.
+
+    Nothing is written; a few steps of every phase are made and forgotten.
+    """
+    from petscale.data.inspection_table import screen
+    from petscale.doctor.machine import free_memory
+    from petscale.training import forecast
+    from storage.integrity import write_json
+
+    limit_s = _seconds(options.time_limit)
+    found = forecast.forecast(
+        options.cohort, config, others=options.others, run=options.run, init=options.init, free_memory=free_memory()
+    )
+    forecast.show(found, screen(), limit_s=limit_s)
+    if options.json is not None:
+        write_json(options.json, found.to_json())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileOptions(SystemOptions):
+    """Options of ``petscale profile`` beside the fields of a run's configuration.
+
+    Args:
+        steps: that are measured of every phase.
+        trace: write a trace of two more steps of every phase into this file, for Perfetto or chrome://tracing.
+    """
+
+    steps: int = 10
+    trace: Path | None = None
+
+
+def profile(options: ProfileOptions, config: "RunConfig") -> None:
+    """Say where the time of a training's steps goes: data, forward, backward, optimizer, exchange, checkpoints.
+
+    Nothing is written but the trace.
+    """
+    from petscale.data.inspection_table import screen
+    from petscale.training import forecast
+
+    measured = forecast.profile(options.cohort, config, steps=options.steps, others=options.others, trace=options.trace)
+    forecast.show_profile(measured, screen())
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldsOptions(SystemOptions):
     """Options of ``petscale folds`` beside the fields of the runs' configuration.
 
     Args:
-        cohort: folder of the cohort.
-        others: folders of further cohorts, read as one with the first.
         run: folder of all folds, a run in each of its fold-0, fold-1, ...; made, or continued.
         k: number of folds; default: split.folds, or what the cohort states (split.fold-tag), or 5.
-        recipe: name of the system; each system has its own defaults.
-        defaults: whose settings hold where none is given: practice, those that the system states, or the paper's; the
-            same for a system that has none of practice.
-        config: a YAML or JSON file with the same names, or the config.json of a run, to start from.
-        set: settings of the form section.field=value, as in older commands.
-        workers: training processes, short for --cluster.workers; 2:8 for as many from 2 to 8 as there is room for.
-        device: cpu or cuda, short for --cluster.device.
         time_limit: stop before so much time is over, for instance 3h50m, 90m or 1d2h; the same command continues.
     """
 
-    cohort: Positional[Annotated[Path, arg(metavar="COHORT")]]
-    others: Positional[Annotated[tuple[Path, ...], arg(metavar="COHORT")]] = ()
     run: Path
     k: int | None = None
-    recipe: str = "sgsgan"
-    defaults: Literal["paper", "practice"] = "practice"
-    config: Path | None = None
-    set: tuple[str, ...] = ()
-    workers: str | None = None
-    device: Literal["cpu", "cuda"] | None = None
     time_limit: str | None = None
 
 
@@ -1122,7 +1175,9 @@ COMMANDS = {
     "compare": Command("data", compare),
     "export": Command("data", export),
     "remove": Command("data", remove),
+    "plan": Command("train", plan, PlanOptions, in_a_job=False),
     "train": Command("train", train, TrainOptions, writes="run"),
+    "profile": Command("train", profile, ProfileOptions, in_a_job=False),
     "folds": Command("train", folds, FoldsOptions, writes="run"),
     "tune": Command("train", tune, TuneOptions, writes="study"),
     "experiment": Command("train", experiment, writes="folder"),

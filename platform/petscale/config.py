@@ -13,19 +13,15 @@ records every setting itself, and what an earlier version recorded keeps its mea
 
 import ast
 import dataclasses
-import difflib
 import json
 import re
-import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
-import yaml
-
+from petscale.plain_values import bad_value, build, read_file, unknown
 from petscale.splits import SplitConfig
 from storage.errors import InputError
 from storage.ranges import Range, check_ranges
@@ -107,7 +103,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
-            raise _unknown("CFG_RECIPE", "recipe", self.recipe, list(RECIPES))
+            raise unknown("CFG_RECIPE", "recipe", self.recipe, list(RECIPES))
         if self.model is None:
             object.__setattr__(self, "model", RECIPES[self.recipe].Config())
         for section, own in system_defaults(self.recipe).items():
@@ -257,10 +253,10 @@ def from_json(content: Mapping[str, Any]) -> RunConfig:
     sections = _sections(content)
     recipe = sections["recipe"].pop("name", "sgsgan")
     if not isinstance(recipe, str) or recipe not in RECIPES:
-        raise _unknown("CFG_RECIPE", "recipe", str(recipe), list(RECIPES))
+        raise unknown("CFG_RECIPE", "recipe", str(recipe), list(RECIPES))
     defaults = sections["recipe"].pop("defaults", "paper")
     if defaults not in typing.get_args(Defaults):
-        raise _unknown("CFG_VALUE", "recipe.defaults", str(defaults), list(typing.get_args(Defaults)))
+        raise unknown("CFG_VALUE", "recipe.defaults", str(defaults), list(typing.get_args(Defaults)))
     for departure in practice_of(recipe) if defaults == "practice" else ():
         section, _, name = departure.name.partition(".")
         sections[section].setdefault(name, departure.value)
@@ -275,13 +271,13 @@ def from_json(content: Mapping[str, Any]) -> RunConfig:
 def _sections(content: Any) -> dict[str, dict[str, Any]]:
     """Section -> field -> value, whether names were nested or dotted; the system's name is ``recipe.name``."""
     if not isinstance(content, Mapping):
-        raise _bad_value("configuration", content, "sections of fields")
+        raise bad_value("configuration", content, "sections of fields")
     found: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
     for key, value in content.items():
         section, dot, name = str(key).partition(".")
         section = {"model": "recipe"}.get(section, section)
         if section not in found:
-            raise _unknown("CFG_FIELD", "configuration", section, list(SECTIONS))
+            raise unknown("CFG_FIELD", "configuration", section, list(SECTIONS))
         if dot:
             fields: Mapping[str, Any] = {name: value}
         elif key == "recipe" and isinstance(value, str):
@@ -289,9 +285,9 @@ def _sections(content: Any) -> dict[str, dict[str, Any]]:
         elif isinstance(value, Mapping):
             fields = value
         elif key == "recipe":
-            raise _unknown("CFG_RECIPE", "recipe", str(value), list(RECIPES))
+            raise unknown("CFG_RECIPE", "recipe", str(value), list(RECIPES))
         else:
-            raise _bad_value(section, value, "fields")
+            raise bad_value(section, value, "fields")
         for former, one in fields.items():
             name = FORMER.get(former, former) if section == "feed" else former
             if name in found[section] and found[section][name] != one:
@@ -355,23 +351,6 @@ def _wrong_in(record: Mapping[str, Any]) -> Iterator[str]:
         yield "config is no configuration"
 
 
-def read_file(path: Path) -> Any:
-    """Return what a YAML (``.yaml``, ``.yml``) or JSON file holds.
-
-    Raises:
-        InputError: CFG_NO_FILE, CFG_JSON.
-    """
-    if not path.is_file():
-        where = path.name or str(path)
-        raise InputError("CFG_NO_FILE", where=where, found="no such file", remedy="name an existing configuration")
-    is_yaml = path.suffix.lower() in (".yaml", ".yml")
-    try:
-        return yaml.safe_load(path.read_bytes()) if is_yaml else json.loads(path.read_bytes())
-    except (ValueError, RecursionError, yaml.YAMLError):
-        kind = "YAML" if is_yaml else "JSON"
-        raise InputError("CFG_JSON", where=path.name, found=f"not {kind}", remedy="correct the file") from None
-
-
 _NOT_A_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)  # all that literal_eval may raise
 
 
@@ -391,9 +370,9 @@ def with_fields(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
             raise _no_field(name)
         key = FORMER.get(key, key) if section == "feed" else key
         if section not in SECTIONS:
-            raise _unknown("CFG_FIELD", "--set", section, list(SECTIONS))
+            raise unknown("CFG_FIELD", "--set", section, list(SECTIONS))
         if key not in content[section] or (section, key) == ("recipe", "name"):
-            raise _unknown("CFG_FIELD", f"--set {section}", key, [name for name in content[section] if name != "name"])
+            raise unknown("CFG_FIELD", f"--set {section}", key, [name for name in content[section] if name != "name"])
         content[section][key] = value
     return from_json(content)
 
@@ -437,66 +416,3 @@ def _word(word: str) -> Any:
         return ast.literal_eval(word)
     except _NOT_A_LITERAL:
         return word.strip()
-
-
-def _unknown(code: str, where: str, found: str, known: list[str]) -> InputError:
-    near = difflib.get_close_matches(found, known, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'?" if near else f"choose one of {', '.join(sorted(known))}"
-    return InputError(code, where=where, found=f"unknown '{found}'", remedy=hint)
-
-
-def build(name: str, kind: Any, content: Any) -> Any:
-    """Return a dataclass made of JSON values.
-
-    Args:
-        name: what to call the place in an error.
-        kind: the dataclass.
-        content: field -> value.
-
-    Raises:
-        InputError: CFG_FIELD with the nearest name, CFG_VALUE, and whatever the dataclass refuses.
-    """
-    hints = typing.get_type_hints(kind)
-    fields = [f.name for f in dataclasses.fields(kind)]
-    for key in content:
-        if key not in fields:
-            raise _unknown("CFG_FIELD", name, key, fields)
-    return kind(**{key: _coerce(f"{name}.{key}", hints[key], value) for key, value in content.items()})
-
-
-def _coerce(where: str, hint: Any, value: Any) -> Any:
-    """Bring a JSON value to a field's type: lists to tuples, integers to floats, nothing else."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Annotated:
-        return _coerce(where, args[0], value)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return _coerce(where, next(a for a in args if a is not type(None)), value)
-    if origin is Literal:
-        if value not in args:
-            raise _unknown("CFG_VALUE", where, str(value), [str(a) for a in args])
-        return args[args.index(value)]  # True is no ZeRO stage 1
-    if origin is tuple:
-        values = [value] if isinstance(value, str) or not isinstance(value, list | tuple) else list(value)
-        variadic = len(args) == 2 and args[1] is Ellipsis
-        if not variadic and len(values) != len(args):
-            raise _bad_value(where, value, f"{len(args)} values")
-        return tuple(_coerce(where, args[0] if variadic else a, v) for a, v in _paired(args, values, variadic))
-    if origin is not None:  # mappings
-        return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
-        return float(value)
-    if not isinstance(value, hint) or (hint in (int, float) and isinstance(value, bool)):
-        raise _bad_value(where, value, hint.__name__)
-    if isinstance(value, float) and not np.isfinite(value):
-        raise _bad_value(where, value, "a finite number")
-    return value
-
-
-def _paired(args: tuple[Any, ...], values: list[Any], variadic: bool) -> list[tuple[Any, Any]]:
-    return [(args[0], v) for v in values] if variadic else list(zip(args, values, strict=True))
-
-
-def _bad_value(where: str, value: Any, wanted: str) -> InputError:
-    return InputError("CFG_VALUE", where=where, found=repr(value), remedy=f"give {wanted}")

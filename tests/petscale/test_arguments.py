@@ -192,3 +192,21 @@ def test_help_and_verify_load_no_heavy_library(words: list[str], cohort: Path) -
     given = [str(cohort) if word == "{cohort}" else word for word in words]
     ended = subprocess.run([sys.executable, "-c", script, *given], capture_output=True, text=True, check=True)
     assert not LIGHT & set(ended.stderr.split())
+
+
+def test_an_ingest_loads_nothing_that_trains(tmp_path: Path) -> None:
+    script = """if True:
+        import sys
+        from petscale.cli import main
+        try:
+            main(sys.argv[1:])
+        except SystemExit as refused:
+            assert refused.code == 2
+        print(*{name.partition(".")[0] for name in sys.modules}, file=sys.stderr)
+    """
+    words = ["ingest", str(tmp_path / "none"), str(tmp_path / "cohort")]
+    ended = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
+    assert "IMG_NO_FILE" in ended.stderr
+    loaded = set(ended.stderr.split())
+    assert "dask" in loaded
+    assert not {"torch", "ray", "deepspeed"} & loaded

@@ -17,7 +17,7 @@ from storage import geometry
 from storage.errors import InputError
 from storage.ingest import coarse_edges
 from storage.phantom import PhantomConfig, phantom
-from storage.source import AIR_HU, HU, SUV, ArraySource, Grid
+from storage.source import AIR_HU, BODY_SUV, HU, SUV, ArraySource, Grid
 
 SLOPE, LEVEL = np.array([0.7, -1.3, 2.1]), 40.0  # a linear field over RAS millimetres
 
@@ -366,6 +366,36 @@ def mouse(grid: Grid) -> NDArray[np.bool_]:
     trunk = (x / 13) ** 2 + (y / 11) ** 2 + (z / 35) ** 2 < 1
     legs = ((np.abs(x) - 4.5) ** 2 + y**2 < 2.5**2) & (z < 0) & (z > -45)
     return np.asarray(trunk | legs)
+
+
+@settings(max_examples=40)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    shape=st.tuples(*[st.integers(6, 24)] * 3),
+    spacing_mm=st.sampled_from([(4.0, 4.0, 4.0), (3.0, 5.0, 5.0), (12.0, 9.0, 9.0)]),
+)
+def test_an_outline_is_that_of_the_whole_volume_though_only_the_box_around_the_body_is_looked_at(
+    seed: int, shape: tuple[int, int, int], spacing_mm: tuple[float, float, float]
+) -> None:
+    rng = np.random.default_rng(seed)
+    # Smooth noise: pieces of all sizes with holes, some of them cut by the border.
+    noise = ndimage.gaussian_filter(rng.standard_normal(shape), 1.5, mode="wrap")
+    pet = np.where(noise > np.quantile(noise, rng.uniform(0.3, 0.95)), 5.0, 0.0).astype(np.float32)
+    mask = geometry.body_mask(pet, SUV, spacing_mm)
+
+    inside = ndimage.gaussian_filter(pet, [min(4.0 / mm, geometry.MAX_REACH) for mm in spacing_mm]) > BODY_SUV
+    pieces, count = ndimage.label(inside)
+    if count:
+        largest = pieces == 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))
+        reach = [min(max(1, int(10.0 / mm)), geometry.MAX_REACH) for mm in spacing_mm]
+        axes = np.ogrid[tuple(slice(-n, n + 1) for n in reach)]
+        ball = sum((axis / n) ** 2 for axis, n in zip(axes, reach, strict=True)) <= 1
+        padded = np.pad(largest, [(n, n) for n in reach], mode="edge")
+        closed = ndimage.binary_closing(padded, ball)[tuple(slice(n, -n) for n in reach)]
+        whole = np.stack([ndimage.binary_fill_holes(plane) for plane in closed])
+    else:
+        whole = np.ones(shape, dtype=bool)
+    assert np.array_equal(mask, whole)
 
 
 @pytest.mark.parametrize(("edge_mm", "units"), [(0.4, SUV), (0.5, HU), (0.8, SUV), (0.8, HU)])

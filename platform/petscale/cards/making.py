@@ -25,7 +25,7 @@ from petscale.evaluation.external import check_unchanged
 from petscale.evaluation.run import run_facts
 from petscale.evaluation.scores import Evaluation, read_evaluation
 from petscale.folders import EVALUATION, FOLDS, SYNTHESIS, WEIGHTS
-from petscale.inference import Trained, check_new, load_run, with_networks
+from petscale.inference import Trained, load_run, with_networks
 from petscale.reporting.verdict import verdict
 from petscale.splits import Roles
 from storage import integrity
@@ -88,7 +88,7 @@ def make_card(run: Path, file: Path, cohorts: Sequence[Path] = (), *, licence: s
         raise InputError(
             "CFG_OUTPUT", where=file.name, found="no name of a card", remedy=f"name a new file that ends in {SUFFIX}"
         )
-    check_new(file, "FILE")
+    integrity.check_new(file, "FILE")
     if (run / FOLDS).is_file():
         raise InputError(
             "CFG_RUN_FOLDER", where=run.name, found="the folds of several runs", remedy="name one run in it: fold-0"

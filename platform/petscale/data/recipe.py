@@ -19,10 +19,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from petscale import config as configs
 from petscale.data.examination import Examination, Tree
 from petscale.data.layouts.options import Options, case_naming
 from petscale.data.sources import Named, find_examinations
+from petscale.plain_values import build, read_file
 from petscale.splits import RECIPE, SplitConfig
 from storage import integrity, suv
 from storage.errors import InputError
@@ -74,7 +74,7 @@ def read_recipe(path: Path) -> CohortRecipe:
     Raises:
         InputError: CFG_NO_FILE, CFG_JSON, CFG_FIELD, CFG_VALUE, CFG_RANGE, CFG_SOURCES.
     """
-    content = configs.read_file(path)
+    content = read_file(path)
     sources = content.get("sources") if isinstance(content, dict) else None
     if not isinstance(sources, list) or not sources or not all(isinstance(one, dict) for one in sources):
         raise InputError(
@@ -83,12 +83,12 @@ def read_recipe(path: Path) -> CohortRecipe:
             found="no list of sources",
             remedy="write sources: with a - path: for each, as docs/how-to-real-pairs.md shows",
         )
-    whole = configs.build(path.name, _Whole, {**content, "sources": {}})
+    whole = build(path.name, _Whole, {**content, "sources": {}})
     split = whole.split
     return CohortRecipe(
         tuple(_source(f"sources[{number}]", one) for number, one in enumerate(sources)),
         whole.names,
-        None if split is None else configs.build("split", SplitConfig, split),
+        None if split is None else build("split", SplitConfig, split),
         path.absolute().parent,
     )
 
@@ -105,9 +105,9 @@ def _source(where: str, content: Mapping[str, Any]) -> tuple[_Source, Options]:
         written["frames"] = str(content["frames"])
     if isinstance(pairs := content.get("frame_pairs"), list | int):
         written["frame_pairs"] = [str(one) for one in (pairs if isinstance(pairs, list) else [pairs])]
-    source = configs.build(where, _Source, {key: value for key, value in content.items() if key in own})
+    source = build(where, _Source, {key: value for key, value in content.items() if key in own})
     overrides = suv.Overrides(source.weight_kg, source.dose_mbq, source.injection_time)
-    return source, configs.build(where, Options, {**written, "overrides": overrides})
+    return source, build(where, Options, {**written, "overrides": overrides})
 
 
 def find_all(recipe: CohortRecipe) -> tuple[tuple[Named, ...], Tree]:

@@ -6,6 +6,7 @@ here, the token itself is not read, and of a path only the last component is kep
 
 import ipaddress
 import json
+import math
 import os
 import re
 import shutil
@@ -277,6 +278,11 @@ def cgroup_limits(pid: str) -> dict[str, float]:
                 for key, value in _limits_of(folder).items():
                     least[key] = min(value, least.get(key, value))
     return least
+
+
+def free_memory() -> int:
+    """Bytes that new processes may take: what the machine has free, and no more than their control groups grant."""
+    return int(min(psutil.virtual_memory().available, cgroup_limits("self").get("bytes", math.inf)))
 
 
 def _limits_of(folder: Path) -> dict[str, float]:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,12 @@ from petscale.training.progress import Reporter
 from storage import integrity, remote
 from storage.errors import InputError
 from storage.joined import open_cohorts
+from storage.reader import Case, Cases
 from trainers import checkpoint, feed, first_weights, loop
 from trainers.engine import deepspeed_engines
 from trainers.feed_config import as_stored
 from trainers.habits import Engines
-from trainers.recipe import EngineFactory, Validated
+from trainers.recipe import EngineFactory, Recipe, Validated
 from trainers.systems import RECIPES
 from trainers.time_limit import TimeLimit
 from trainers.validation import CHOSEN, Patches
@@ -112,6 +114,72 @@ def _fence(run: Path) -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
+class Training:
+    """One worker's part of a training.
+
+    Args:
+        recipe: the system with its engines.
+        engines: what is done to all of them.
+        source: batches to train on.
+        validation: batches of validation patients, for a system whose schedule follows their scores.
+        gains: scores of what a synthesizer makes of validation patients, where the loop asks for them.
+        shown: the case that pictures are made of.
+    """
+
+    recipe: Recipe
+    engines: Engines
+    source: feed.Feed
+    validation: feed.Feed | None
+    gains: Patches | None
+    shown: Case
+
+    def close(self) -> None:
+        """Stop reading ahead."""
+        for one in (self.source, self.validation):
+            if one:
+                one.close()
+
+
+def prepare(
+    job: WorkerJob,
+    cohort: Cases,
+    *,
+    rank: int,
+    world: int,
+    device: torch.device,
+    around: Callable[[EngineFactory], EngineFactory] = lambda make: make,
+) -> Training:
+    """Build one worker's part of a training; the process group is up.
+
+    Args:
+        around: what is put around the factory of the system's engines.
+    """
+    config = configs.from_json(job.used)
+    engines = Engines(deepspeed_engines(config.engine, device=device), config.engine)
+    build = partial(RECIPES[config.recipe].build, config.model, patches_per_step=config.patches_per_step)
+    make: EngineFactory = engines.make
+    if job.init:
+        placed, _ = first_weights.places(lambda plain: build(make_engine=plain))
+        tensors, _ = checkpoint.read_weights(Path(job.init))
+        make = first_weights.starting_from(make, tensors, placed)
+    recipe = build(make_engine=around(make))
+    reads = partial(feed.Feed, cohort, rank=rank, world=world, device=device)
+    source = reads(job.roles.streams, config.feed, recipe.batch_spec)
+    validation = None
+    if isinstance(recipe, Validated):
+        spec = recipe.validation_batch
+        plain = as_stored(config.feed)
+        validation = reads({"paired": job.roles.validation}, plain, lambda batch: spec)
+    gains = None
+    if config.loop.validate_every:
+        number = config.loop.validation_patches
+        kept = cohort, job.roles.validation, config.feed, number
+        gains = Patches(*kept, rank=rank, world=world, device=device)
+    shown = cohort.case((job.roles.test or job.roles.train)[0])
+    return Training(recipe, engines, source, validation, gains, shown)
+
+
 def train_worker(content: Mapping[str, Any]) -> None:
     """One worker: the process group is up; everything else is built here from a ``WorkerJob`` as JSON.
 
@@ -137,44 +205,24 @@ def train_worker(content: Mapping[str, Any]) -> None:
             else:
                 report = _silent
             cohort = open_cohorts([place, *map(Path, job.others)])
-            engines = Engines(deepspeed_engines(config.engine, device=device), config.engine)
-            spec = RECIPES[config.recipe]
-            build = partial(spec.build, config.model, patches_per_step=config.patches_per_step)
-            make: EngineFactory = engines.make
-            if job.init:
-                placed, _ = first_weights.places(lambda plain: build(make_engine=plain))
-                tensors, _ = checkpoint.read_weights(Path(job.init))
-                make = first_weights.starting_from(make, tensors, placed)
-            recipe = build(make_engine=make)
-            reads = partial(feed.Feed, cohort, rank=rank, world=world, device=device)
-            source = reads(job.roles.streams, config.feed, recipe.batch_spec)
-            validation = None
-            if isinstance(recipe, Validated):
-                shown_to = recipe.validation_batch
-                plain = as_stored(config.feed)
-                validation = reads({"paired": job.roles.validation}, plain, lambda batch: shown_to)
-            gains = None
-            if config.loop.validate_every:
-                number = config.loop.validation_patches
-                kept = cohort, job.roles.validation, config.feed, number
-                gains = Patches(*kept, rank=rank, world=world, device=device)
-            shown = cohort.case((job.roles.test or job.roles.train)[0])
+            training = prepare(job, cohort, rank=rank, world=world, device=device)
+            recipe = training.recipe
             about = {"recipe": config.recipe, "config": json.dumps(job.recorded)}
             about |= {"starts_from": json.dumps(job.starts_from), "drfs": json.dumps(job.drfs)}
             about |= job.proof
             origin = dict(about)
             best = loop.fit(
                 recipe,
-                source,
+                training.source,
                 config.loop,
                 folder=run / CHECKPOINTS,
                 meta=job.identity,
                 report=report,
-                picture=picture(run / "pictures", shown, config.feed, device),
+                picture=picture(run / "pictures", training.shown, config.feed, device),
                 patches_per_step=config.patches_per_step,
-                engines=engines,
-                validation=validation,
-                gains=gains,
+                engines=training.engines,
+                validation=training.validation,
+                gains=training.gains,
                 export=lambda name, tensors: checkpoint.write_weights(run / f"{name}.safetensors", tensors, origin),
                 until=job.until,
                 limit=limit,
