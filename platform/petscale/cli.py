@@ -6,9 +6,7 @@ import errno
 import inspect
 import os
 import resource
-import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -26,6 +24,7 @@ from rich.table import Table
 
 from petscale.cluster.nodes import SILENT
 from petscale.commands import COMMANDS, Command
+from petscale.environment import CHECKOUT, commit
 from petscale.parsing import parsed
 from storage.errors import InputError
 from storage.integrity import FAILING
@@ -38,7 +37,6 @@ GROUPS = {
     "evaluate": "Evaluate: whole volumes, scores, reports",
     "cluster": "Cluster: more machines",
 }
-CHECKOUT = Path(__file__).parents[2]  # where petscale runs from one, and not from an installed wheel
 COMPLETION = ("--tyro-print-completion", "--tyro-write-completion")
 
 
@@ -66,21 +64,8 @@ def version(checkout: Path = CHECKOUT) -> str:
         checkout: the folder that holds the code's repository, if any does.
     """
     told = f"petscale {metadata.version('petscale')}"
-    git = shutil.which("git")
-    if git is None or not (checkout / ".git").exists():
-        return told
-
-    def asked(*words: str) -> str:
-        command = [git, "--no-optional-locks", "-C", str(checkout), *words]
-        try:
-            ended = subprocess.run(command, capture_output=True, text=True, timeout=20)  # noqa: S603  (our own words)
-        except (OSError, subprocess.TimeoutExpired):
-            return ""
-        return ended.stdout.strip() if ended.returncode == 0 else ""
-
-    commit = asked("rev-parse", "--short=12", "HEAD")
-    changed = ", with changes" if asked("status", "--porcelain", "--untracked-files=no") else ""
-    return f"{told} (commit {commit}{changed})" if commit else told
+    found = commit(checkout)
+    return f"{told} (commit {found})" if found else told
 
 
 def parse(words: Sequence[str]) -> tuple[Command, dict[str, Any]]:

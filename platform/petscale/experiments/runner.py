@@ -311,4 +311,4 @@ def _values(evaluation: Evaluation, image: str, column: Column) -> dict[str, flo
 
 
 def _facts() -> dict[str, str]:
-    return {"date": datetime.now(UTC).date().isoformat(), "commit": commit(), **environment()}
+    return {"date": datetime.now(UTC).date().isoformat(), "commit": commit() or "unknown", **environment()}
