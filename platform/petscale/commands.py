@@ -294,7 +294,7 @@ def inspect(
     from petscale.data.inspection_table import screen, show
     from storage.integrity import write_json
 
-    if cohort.is_file() or cohort.suffix == ".safetensors":
+    if cohort.suffix == ".safetensors":
         from petscale.cards import table
         from petscale.cards.card import read_card
 

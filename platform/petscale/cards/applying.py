@@ -187,9 +187,9 @@ def _apply(card: Card, trained: Trained, files: Files, drf: float | None, place:
         return
     synthesize_pet(trained, files, place, dose=None if drf is None else Dose(drf, "thinned", None))
     seen = ", ".join([*card.tracers, *card.nuclides])
+    said = ""
     if not seen:
-        tell(files.pet.name, ["nothing states on which tracer the weights were trained: see that it is this scan's"])
+        said = "nothing states on which tracer the weights were trained: see that it is this scan's"
     elif is_nifti(files.pet):
-        tell(
-            files.pet.name, [f"a NIfTI file states no tracer, the weights were trained on {seen}: see that it is this"]
-        )
+        said = f"a NIfTI file states no tracer, the weights were trained on {seen}: see that it is this"
+    tell(files.pet.name, [said] if said else [])

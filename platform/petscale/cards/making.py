@@ -107,10 +107,10 @@ def make_card(run: Path, file: Path, cohorts: Sequence[Path] = (), *, licence: s
     facts = {**weights.facts, "config": json.dumps(nameless)}
     config = with_networks(weights.tensors, facts, file.name).config  # it still makes the same networks
     seen = Roles.recorded(record)
-    envelope = _envelope(cohorts, (*seen.train, *seen.unpaired), config, record) if cohorts else Envelope()
+    names = (*seen.train, *seen.unpaired)
+    envelope = _envelope(cohorts, names, config, record) if cohorts and names else Envelope()
     nuclides = envelope.nuclides or dict.fromkeys(sorted(trained.on.nuclides or ()), 0)
     scores = tuple(_scores(run, config))
-    names = (*seen.train, *seen.unpaired)
     spec = RECIPES[config.recipe]
     from_ct = trained.units == HU
     card = Card(
