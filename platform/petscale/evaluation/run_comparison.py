@@ -145,12 +145,16 @@ def _entry(folder: Path, name: str, external: str) -> _Entry:
             found=f"given for folds ({name}), each of which has scored the whole cohort",
             remedy="name runs, such as one fold's",
         )
-    if not any((folder / record).is_file() for record in (CONFIG, FOLDS)):
-        raise InputError(
-            "CFG_RUN_FOLDER", where=name, found="no run and no folds", remedy="name folders of trained and scored runs"
-        )
-    runs = runs_of([folder])
-    return _Entry(name, tuple(_member(run, name if run == folder else f"{name}/{run.name}", external) for run in runs))
+    runs = {name if run == folder else f"{name}/{run.name}": run for run in runs_of([folder])}
+    for called, run in runs.items():
+        if not (run / CONFIG).is_file():
+            raise InputError(
+                "CFG_RUN_FOLDER",
+                where=called,
+                found="no run and no folds" if run == folder else "a fold that is not trained yet",
+                remedy="name folders of trained and scored runs, or let petscale folds end",
+            )
+    return _Entry(name, tuple(_member(run, called, external) for called, run in runs.items()))
 
 
 def _member(run: Path, name: str, external: str) -> _Member:

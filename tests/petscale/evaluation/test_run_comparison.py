@@ -182,6 +182,9 @@ def test_folds_stand_beside_a_single_run(tmp_path: Path) -> None:
     assert found.compared.tests[-1].gain.mean == pytest.approx(-sum(GAINS) / 8)
     with pytest.raises(InputError, match="CFG_NO_EFFECT --external"):
         compare_runs([tmp_path / "folds", single], external="elsewhere")
+    shutil.rmtree(tmp_path / "folds" / "fold-1")
+    with pytest.raises(InputError, match="CFG_RUN_FOLDER folds/fold-1: a fold that is not trained yet"):
+        compare_runs([tmp_path / "folds", single])
 
 
 def test_a_baseline_that_was_fitted_on_other_cases_says_whose_it_is(tmp_path: Path) -> None:
