@@ -108,7 +108,8 @@ def compare_runs(folders: Sequence[Path], external: str = "") -> dict[str, RunCo
     Args:
         folders: of runs or of folds, two or more.
         external: name of a cohort on which the runs were scored as on another one, for the scores of that; empty for
-            the runs' own test cases.  A run whose own cohort has this name takes part with its test cases.
+            the runs' own test cases.  A run without such scores whose own cohort has this name takes part with its
+            test cases.
 
     Returns:
         Image that all runs start from -> comparison.
@@ -162,8 +163,9 @@ def _member(run: Path, name: str, external: str) -> _Member:
     own: Mapping[str, str] = facts["cases"]
     known = patients_of(run, facts)
     home, digests, people, sources = run, own, known, list(config.feed.source)
-    if external and external not in (facts.get("cohort"), *facts.get("cohorts", ())):
-        home = run / EXTERNAL / external
+    elsewhere = run / EXTERNAL / external
+    if external and (elsewhere.is_dir() or external not in (facts.get("cohort"), *facts.get("cohorts", ()))):
+        home = elsewhere
         sources = [path.parent.name for path in sorted((home / EVALUATION).glob("*/scores.json"))]
         if not sources or not (home / DIGESTS).is_file():
             raise _unscored(f"{name}/{EXTERNAL}/{external}")
