@@ -108,7 +108,8 @@ def compare_runs(folders: Sequence[Path], external: str = "") -> dict[str, RunCo
     Args:
         folders: of runs or of folds, two or more.
         external: name of a cohort on which the runs were scored as on another one, for the scores of that; empty for
-            the runs' own test cases.  A run whose own cohort has this name takes part with its test cases.
+            the runs' own test cases.  A run without such scores whose own cohort has this name takes part with its
+            test cases.
 
     Returns:
         Image that all runs start from -> comparison.
@@ -145,12 +146,16 @@ def _entry(folder: Path, name: str, external: str) -> _Entry:
             found=f"given for folds ({name}), each of which has scored the whole cohort",
             remedy="name runs, such as one fold's",
         )
-    if not any((folder / record).is_file() for record in (CONFIG, FOLDS)):
-        raise InputError(
-            "CFG_RUN_FOLDER", where=name, found="no run and no folds", remedy="name folders of trained and scored runs"
-        )
-    runs = runs_of([folder])
-    return _Entry(name, tuple(_member(run, name if run == folder else f"{name}/{run.name}", external) for run in runs))
+    runs = {name if run == folder else f"{name}/{run.name}": run for run in runs_of([folder])}
+    for called, run in runs.items():
+        if not (run / CONFIG).is_file():
+            raise InputError(
+                "CFG_RUN_FOLDER",
+                where=called,
+                found="no run and no folds" if run == folder else "a fold that is not trained yet",
+                remedy="name folders of trained and scored runs, or let petscale folds end",
+            )
+    return _Entry(name, tuple(_member(run, called, external) for called, run in runs.items()))
 
 
 def _member(run: Path, name: str, external: str) -> _Member:
@@ -158,8 +163,9 @@ def _member(run: Path, name: str, external: str) -> _Member:
     own: Mapping[str, str] = facts["cases"]
     known = patients_of(run, facts)
     home, digests, people, sources = run, own, known, list(config.feed.source)
-    if external and external not in (facts.get("cohort"), *facts.get("cohorts", ())):
-        home = run / EXTERNAL / external
+    elsewhere = run / EXTERNAL / external
+    if external and (elsewhere.is_dir() or external not in (facts.get("cohort"), *facts.get("cohorts", ()))):
+        home = elsewhere
         sources = [path.parent.name for path in sorted((home / EVALUATION).glob("*/scores.json"))]
         if not sources or not (home / DIGESTS).is_file():
             raise _unscored(f"{name}/{EXTERNAL}/{external}")

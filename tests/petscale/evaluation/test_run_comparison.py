@@ -182,6 +182,9 @@ def test_folds_stand_beside_a_single_run(tmp_path: Path) -> None:
     assert found.compared.tests[-1].gain.mean == pytest.approx(-sum(GAINS) / 8)
     with pytest.raises(InputError, match="CFG_NO_EFFECT --external"):
         compare_runs([tmp_path / "folds", single], external="elsewhere")
+    shutil.rmtree(tmp_path / "folds" / "fold-1")
+    with pytest.raises(InputError, match="CFG_RUN_FOLDER folds/fold-1: a fold that is not trained yet"):
+        compare_runs([tmp_path / "folds", single])
 
 
 def test_a_baseline_that_was_fitted_on_other_cases_says_whose_it_is(tmp_path: Path) -> None:
@@ -203,14 +206,21 @@ def test_scores_of_another_cohort_are_compared_where_it_is_named(tmp_path: Path,
     assert "--external" in said
     missing = "SET_EVALUATION b/external/elsewhere: no scores"
     assert refused("compare", a, b, "--external", "elsewhere").startswith(missing)
-    home = b / EXTERNAL / "elsewhere"
-    about = {"cohort": "elsewhere", "patients_compared": False}
-    scores(home / EVALUATION / "low_drf4", above(GAINS, 2.0), b, external=about)
-    (home / "cohort.json").write_text(json.dumps({"cases": {name: f"voxels of {name}" for name in PATIENTS}}))
+
+    def validated(run: Path, gain: float) -> None:
+        home = run / EXTERNAL / "elsewhere"
+        about = {"cohort": "elsewhere", "patients_compared": False}
+        scores(home / EVALUATION / "low_drf4", above(GAINS, gain), run, external=about)
+        (home / "cohort.json").write_text(json.dumps({"cases": {name: f"voxels of {name}" for name in PATIENTS}}))
+
+    validated(b, 2.0)
     found = compare_runs([a, b], external="elsewhere")["low_drf4"]
     assert found.compared.scores.cases == tuple(PATIENTS)
     assert found.compared.tests[-1].gain.mean == pytest.approx(-sum(GAINS) / 8)
     assert any("could be compared by voxels alone for b" in doubt for doubt in found.doubts)
+    validated(a, 4.0)  # of another cohort that is called as its own: these are the scores that are asked for
+    again = compare_runs([a, b], external="elsewhere")["low_drf4"]
+    assert again.compared.tests[-1].gain.mean == pytest.approx(2 * sum(GAINS) / 8)
 
 
 def test_a_copy_of_a_run_is_told(tmp_path: Path) -> None:
