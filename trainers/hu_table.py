@@ -138,6 +138,12 @@ def means(of: Sums) -> NDArray[np.float64]:
     return np.asarray(of.suv[nearest] / of.weight[nearest])
 
 
+def table_of(state: Mapping[str, Tensor]) -> Float[Tensor, " ranges"]:
+    """Return the mean SUV of every range of HU, from what ``RunningSums.state`` returned of a table of ranges alone."""
+    cells = Sums(state["weight"].cpu().numpy(), state["suv"].cpu().numpy())
+    return torch.from_numpy(means(cells)).float()
+
+
 def finer_means(of: Sums, coarser: NDArray[np.float64], fewest: float) -> NDArray[np.float64]:
     """Return the means of a finer table, and those of the coarser one where there is too little weight.
 

@@ -54,9 +54,10 @@ from torch.utils.checkpoint import checkpoint
 
 from storage.ranges import Range
 from storage.source import HU
-from trainers import assembly
+from trainers import assembly, hu_table
 from trainers.blocks import INITIAL_SD, PatchGAN, UNet, Upsample, encoder_widths
 from trainers.feed_config import FeedConfig
+from trainers.hu_table import RANGES, RunningSums, SuvCurve
 from trainers.losses import (
     SSIM_EDGE,
     least_squares_discriminator_loss,
@@ -70,7 +71,8 @@ from trainers.recipe import Batch, BatchSpec, Doses, Engine, EngineFactory, Metr
 FEED = FeedConfig(source=("ct",), suv_scale=1.0, cases_per_step=8)
 PRESET = "cascade"
 ROLES = frozenset({"validation"})
-LATER = frozenset({"suv_curve"})
+LATER = frozenset({"suv_curve", "residual", "table_samples"})
+TABLE = "table"  # the phase before the training where there is a residual, and the buffer of G that it fills
 SAMPLER = {"uptake": 0.5, "body": 0.4, "uniform": 0.1}
 SLICES = 3  # channels of a 2D stage
 TILE_SLICES, SLICES_AT_ONCE = 16, 2  # of a tile, and in the network: 0.1 GB of feature maps at 256 x 256 pixels
@@ -81,7 +83,6 @@ Dense = Literal["none", "images", "images+skips", "replace_skips"]
 LossAt = Literal["last", "all"]
 GanMode = Literal["vanilla", "lsgan"]
 OutAct = Literal["tanh", "linear"]
-SuvCurve = Literal["linear", "sqrt"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +116,9 @@ class Config:
         suv_max: SUV that becomes 1, clipped above with ``tanh``; the paper is silent.
         suv_curve: what of SUV / suv_max the networks make, itself or its square root (not the paper's), in which the
             body is not all near -1; a synthesized PET is in SUV either way.
+        residual: what the image of every stage is added to: nothing, as published, or the mean SUV of the voxel's HU in
+            the training cases (not the paper's), fitted in a phase of its own; stages then start at 0.
+        table_samples: windows that this table is fitted on, where there is a residual.
         critic_width: channels of D's first convolution; the paper is silent (pix2pix's).
         critic_strides: of D's convolutions but the last; the paper is silent (pix2pix's: 70 pixels).
         activation_checkpointing: make feature maps again in the backward pass, which keeps those of one stage at a time
@@ -143,6 +147,8 @@ class Config:
     ct_window: tuple[float, float] = (-1000.0, 400.0)
     suv_max: Annotated[float, Range(above=0)] = 20.0
     suv_curve: SuvCurve = "linear"
+    residual: Literal["none", "hu"] = "none"
+    table_samples: Annotated[int, Range(1)] = 200
     critic_width: Annotated[int, Range(1)] = 64
     critic_strides: tuple[int, ...] = (2, 2, 2, 1)
     activation_checkpointing: bool = False
@@ -232,6 +238,12 @@ def ct_to_unit(hu: Tensor, window: tuple[float, float]) -> Tensor:
     return 2 * (hu.clamp(lower, upper) - lower) / (upper - lower) - 1
 
 
+def unit_to_hu(ct: Tensor, window: tuple[float, float]) -> Tensor:
+    """Undo ``ct_to_unit``, inside the window."""
+    lower, upper = window
+    return lower + (upper - lower) * (ct + 1) / 2
+
+
 def pet_to_unit(suv: Tensor, suv_max: float, act: OutAct = "tanh", curve: SuvCurve = "linear") -> Tensor:
     """Bring SUV to [-1, 1]: 2 clip(SUV, 0, suv_max) / suv_max - 1, not clipped above where outputs are not bounded.
 
@@ -301,11 +313,20 @@ class Stage(nn.Module):
 class Cascade(nn.Module):
     """G: the stages in a chain.  Parameters of N = 3, 6, 10: 163,241,865; 326,483,730; 544,139,550 (Table 2)."""
 
+    table: Tensor | None
+
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.dense, self.stop = config.dense, config.stop_gradient_between_stages
-        self.again = config.activation_checkpointing
+        self.again, self.ct_window = config.activation_checkpointing, config.ct_window
         self.stages = nn.ModuleList(Stage(config, number) for number in range(1, config.stages + 1))
+        # On the scale of ``pet_to_unit``; filled when its phase ends.
+        self.register_buffer(TABLE, torch.zeros(RANGES) if config.residual == "hu" else None)
+        if config.residual == "hu":
+            for stage in self.stages:
+                assert isinstance(stage, Stage)
+                for parameter in stage.unet.image.parameters():
+                    nn.init.zeros_(parameter)
 
     def forward(self, ct: Float[Tensor, "b c *space"]) -> tuple[Tensor, ...]:
         """Return yhat_1 to yhat_N, each (b, c, *space) on the scale of ``pet_to_unit``."""
@@ -315,6 +336,8 @@ class Cascade(nn.Module):
         for stage in self.stages:
             x = torch.cat([ct, *seen], dim=1) if self.dense != "none" else seen[-1] if seen else ct
             image, features = self._run(stage, x, before)
+            if self.table is not None:
+                image = self.table[hu_table.ranges(unit_to_hu(ct, self.ct_window))] + image
             images.append(image)
             seen.append(image.detach() if self.stop else image)
             if features:
@@ -435,7 +458,9 @@ class CascadeGAN:
         self.validation_batch = spec(sampler={"body": 1.0})
         self._best: dict[str, Tensor] = {}  # weights of the best epoch
         self._best_psnr, self._best_step = -math.inf, 0
-        phases = assembly.Phases({"train": c.epochs * self.validate_every})
+        steps = assembly.steps_of(c.table_samples, patches_per_step) if c.residual == "hu" else 0
+        phases = assembly.Phases({TABLE: steps, "train": c.epochs * self.validate_every})
+        self.sums = RunningSums(hu_table.no_voxels((RANGES,)))
         self.num_steps, self.phase_starts, self.phase = phases.num_steps, phases.starts, phases.at
 
     def batch_spec(self, step: int) -> BatchSpec:
@@ -443,8 +468,13 @@ class CascadeGAN:
         return self._batch_spec
 
     def step(self, batch: Batch, step: int) -> Metrics:
-        """Update D on detached images, then G against the updated D (pix2pix's order)."""
+        """Update D on detached images, then G against the updated D (pix2pix's order); before, add to the table."""
         c = self.config
+        if self.phase(step) == TABLE:
+            return self._table_step(batch)
+        if c.residual == "hu" and step == self.phase_starts["train"]:
+            suv = hu_table.table_of(self.sums.state())
+            assembly.set_weights(self.G, {TABLE: pet_to_unit(suv, c.suv_max, c.out_act, c.suv_curve)})
         self.G.module.train()
         ct, pet = self._images(batch)
         images = self.G(ct)  # once: a second pass would count twice in the running statistics
@@ -468,6 +498,12 @@ class CascadeGAN:
         metrics |= {"mse": mse[-1], "generator": loss, "clipped": clipped}
         metrics |= scores(*(self._grey(t.detach()) for t in (images[-1], pet)))
         return {name: value.detach() for name, value in metrics.items()}
+
+    def _table_step(self, batch: Batch) -> Metrics:
+        c = self.config
+        hu = unit_to_hu(ct_to_unit(batch.source, c.ct_window), c.ct_window)  # as G sees it, to the last bit
+        self.sums.add(hu_table.ranges(hu), batch.target)
+        return {"suv": batch.target.mean()}
 
     def _images(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return x and y as the networks take them."""
@@ -501,6 +537,8 @@ class CascadeGAN:
 
     def observe(self, step: int, scores: Mapping[str, float]) -> int:
         """Keep this epoch's weights where its PSNR is the best so far (collective)."""
+        if self.phase(step - 1) == TABLE:
+            return step
         if scores["psnr"] > self._best_psnr:
             self._best = {name: value.cpu() for name, value in assembly.weights_of(self.G).items()}
             self._best_psnr, self._best_step = scores["psnr"], step
@@ -515,12 +553,15 @@ class CascadeGAN:
         return CascadeSynthesizer(self.G.module, self.config)
 
     def state(self) -> State:
-        """Return the states of G and D, and the best epoch's weights with its score and step."""
+        """Return the states of G and D, the best epoch's weights with its score and step, and the table's sums."""
         numbers = {"psnr": self._best_psnr, "step": self._best_step}
         best = {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
-        return assembly.states(self.engines) | {
-            "best": best | {f"weight/{name}": value for name, value in self._best.items()}
-        }
+        own = {TABLE: self.sums.state()} if self.config.residual == "hu" else {}
+        return (
+            assembly.states(self.engines)
+            | {"best": best | {f"weight/{name}": value for name, value in self._best.items()}}
+            | own
+        )
 
     def load(self, state: State) -> None:
         """Continue from ``state``."""
@@ -529,6 +570,8 @@ class CascadeGAN:
         self._best_psnr, self._best_step = float(best["psnr"]), int(best["step"])
         start = "weight/"
         self._best = {key.removeprefix(start): v.clone() for key, v in best.items() if key.startswith(start)}
+        if self.config.residual == "hu":
+            self.sums.load(state[TABLE])
 
 
 @dataclass(frozen=True)
@@ -615,6 +658,8 @@ def caveats(config: Config) -> tuple[str, ...]:
         lines.append(f"SUV above {c.suv_max:g} cannot be synthesized.")
     if c.suv_curve == "sqrt":
         lines.append("The networks make the square root of SUV, which is not the paper's.")
+    if c.residual == "hu":
+        lines.append("Every stage's image is added to the mean SUV of every HU, which is not the paper's.")
     if c.dense != "none":
         lines.append(
             "The paper tells neither the wiring of its dense network (DSGGAN) nor its number of stages: scores belong "

@@ -1,5 +1,6 @@
 """Cascades and dense cascades as systems: updates, the epoch kept, resume, learning, whole volumes, configuration."""
 
+import dataclasses
 import math
 from typing import Any, cast
 
@@ -257,6 +258,39 @@ def test_the_square_root_of_suv_is_learnt_and_undone() -> None:
             image = recipe.synthesizer()(batch.source, {}) / 20
             torch.testing.assert_close(scores["mse"], F.mse_loss(image, batch.target.clamp(0, 20) / 20))
     assert "square root" in " ".join(cascade.caveats(Config(suv_curve="sqrt")))
+
+
+@pytest.mark.parametrize(("variant", "curve"), [("A", "linear"), ("2.5d", "sqrt"), ("3d", "sqrt")])
+def test_stages_start_at_the_mean_suv_of_every_hu(variant: str, curve: str) -> None:
+    config = small(**VARIANTS[variant], suv_curve=curve, residual="hu", table_samples=4, epochs=1)
+    recipe = build(config)
+    first = recipe.phase_starts["train"]
+    assert (recipe.phase_starts, recipe.phase(0)) == ({"table": 0, "train": 2}, "table")
+    given = make_batch(config, 0)
+    half = torch.arange(config.patch[2]) < config.patch[2] // 2
+    hu = torch.where(half, -700.0, 40.0).expand_as(given.source)
+    for step, added in enumerate((0.0, 2.0)):  # lung of SUV 0 and 2, muscle of 1 and 3
+        suv = torch.where(half, 0.0, 1.0).expand_as(given.target) + added
+        before = recipe.weights()
+        recipe.step(dataclasses.replace(given, source=hu, target=suv), step)
+        assert same(before, recipe.weights())
+    resumed = build(config, seed=9)
+    resumed.load(recipe.state())
+    for one in (recipe, resumed):
+        torch.manual_seed(3)
+        one.step(make_batch(config, 5), first)
+    assert same(recipe.weights(), resumed.weights())
+
+    fresh = build(config)
+    wanted = torch.where(half, 1.0, 2.0)
+    table = recipe.weights()["table"]
+    assembly.set_weights(fresh.G, {"table": table})
+    slab = torch.where(half, -700.0, 40.0).expand(1, 1, 8, config.patch[1], config.patch[2])
+    image = fresh.synthesizer()(slab, {})
+    torch.testing.assert_close(image, wanted.expand_as(image))
+    exported = cascade.weights_to_synthesizer(config, recipe.weights())
+    assert torch.equal(exported(slab, {}), recipe.synthesizer()(slab, {}))
+    assert "mean SUV of every HU" in " ".join(cascade.caveats(config))
 
 
 def test_colour_is_the_spread_of_the_channels() -> None:

@@ -290,13 +290,6 @@ def table_image(config: Config, table: Float[Tensor, " ranges"], hu: Float[Tenso
     return cgan_target(config, table.to(hu)[hu_table.ranges(middle)])
 
 
-def fitted(state: Mapping[str, Tensor]) -> Float[Tensor, " ranges"]:
-    """Return the mean SUV of every range of HU, from what ``RunningSums.state`` returned."""
-    return torch.from_numpy(
-        hu_table.means(hu_table.Sums(state["weight"].cpu().numpy(), state["suv"].cpu().numpy()))
-    ).float()
-
-
 # Sec. 2.2 and 2.3  Networks
 
 
@@ -424,7 +417,7 @@ class VirtualPET:
         if not self.config.starts_at_table:
             return ()
         if self._table is None:
-            self._table = fitted(self.sums.state())
+            self._table = hu_table.table_of(self.sums.state())
         return (table_image(self.config, self._table, hu),)
 
     def _fcn_step(self, hu: Float[Tensor, "b c y x"], suv: Float[Tensor, "b 1 y x"]) -> Metrics:
@@ -501,14 +494,14 @@ class VirtualPET:
         if self.G is not None:
             named["G"] = _weights(self.G)
         if self.config.starts_at_table:
-            named[TABLE] = {"suv": fitted(self.sums.state())}
+            named[TABLE] = {"suv": hu_table.table_of(self.sums.state())}
         return {f"{name}.{key}": value for name, tensors in named.items() for key, value in tensors.items()}
 
     def synthesizer(self) -> "BlendSynthesizer":
         """Return F and G at inference, sharing their current weights."""
         fcn, generator = (engine.module if engine else None for engine in (self.F, self.G))
         # Pictures are made by one rank alone, which must not wait for others: while sums grow it uses its own.
-        table = fitted(self.sums.own()) if self._table is None else self._table
+        table = hu_table.table_of(self.sums.own()) if self._table is None else self._table
         return BlendSynthesizer(self.config, fcn, generator, table if self.config.starts_at_table else None)
 
     def state(self) -> State:
