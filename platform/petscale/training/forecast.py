@@ -202,10 +202,14 @@ def profile(
         trace: where to write what ``torch.profiler`` saw.
 
     Raises:
-        InputError: CFG_RANGE; what ``petscale train`` refuses before it starts; CFG_RESOURCES where memory is short.
+        InputError: CFG_RANGE; CFG_OUTPUT where the trace has no folder; what ``petscale train`` refuses before it
+            starts; CFG_RESOURCES where memory is short.
     """
     if steps < 1:
         raise InputError("CFG_RANGE", where="--steps", found=str(steps), remedy="measure 1 step at least")
+    if trace is not None and not trace.absolute().parent.is_dir():
+        found = f"no folder {trace.absolute().parent.name}"
+        raise InputError("CFG_OUTPUT", where="--trace", found=found, remedy="make it first, or name another one")
     plan, workers = _checked(cohort, config, others, None)
     measured = measure(plan, workers=workers, steps=steps, trace=trace)
     if measured is None:
@@ -371,13 +375,16 @@ def show(found: Forecast, screen: Console, *, limit_s: float | None = None) -> N
         _print(screen, _times(found.measured))
         left_s = found.left_s or 0.0
         rest = f" for the {found.num_steps - found.made:,} steps that are left" if found.made else ""
-        say(f"to the end: about {spoken(left_s)} ({left_s / 3600:.2f} h){rest}, without the start of the workers")
+        if found.made >= found.num_steps:
+            say("to the end: nothing, this run has made all of its steps")
+        else:
+            say(f"to the end: about {spoken(left_s)} ({left_s / 3600:.2f} h){rest}, without the start of the workers")
         if found.load > machine_cpus() / 2:
             say(
                 f"look at: {found.load:.1f} other processes want the {machine_cpus()} cores of this machine now; "
                 "without them steps take less time"
             )
-        if limit_s is not None:
+        if limit_s is not None and left_s:
             starts = max(1, math.ceil(left_s / limit_s))
             say(f"with --time-limit: {starts} start{'' if starts == 1 else 's'} of the same command")
     if found.patch is not None:

@@ -153,6 +153,13 @@ def test_hours_and_memory_are_sums() -> None:
     assert not replace(found, workers=3).fits
 
 
+def test_a_run_at_its_end_has_nothing_left() -> None:
+    found = made_up(forecast.Need(Held(0, 0, 0), 0, 0, 0, is_measured=True), forecast.RAY, made=100)
+    told = printed(lambda screen: show(found, screen, limit_s=60.0))
+    assert "nothing, this run has made all of its steps" in told
+    assert "--time-limit" not in told
+
+
 def test_it_is_said_that_a_machine_is_busy() -> None:
     found = made_up(forecast.Need(Held(0, 0, 0), 0, 0, 0, is_measured=True), forecast.RAY)
     assert "other processes" not in printed(lambda screen: show(found, screen))
@@ -213,9 +220,11 @@ def test_bad_settings_are_refused_as_train_refuses_them(
     assert refused(command, cohort, "--recipe", "unet", "--set", *settings, *words).startswith(code)
 
 
-def test_a_profile_of_no_steps_is_refused(cohort: Path, refused: Callable[..., str]) -> None:
+def test_a_profile_of_no_steps_or_with_a_trace_nowhere_is_refused(cohort: Path, refused: Callable[..., str]) -> None:
     line = refused("profile", cohort, "--recipe", "unet", "--set", *SMALL, "--steps", "0")
     assert line.startswith("CFG_RANGE --steps")
+    line = refused("profile", cohort, "--recipe", "unet", "--set", *SMALL, "--trace", cohort / "none" / "trace.json")
+    assert line.startswith("CFG_OUTPUT --trace")
 
 
 def test_a_limit_that_is_no_time_is_refused_first(tmp_path: Path, refused: Callable[..., str]) -> None:
