@@ -1,6 +1,7 @@
 """petscale plan and petscale profile: what a run will take in time and memory, by a few of its steps."""
 
 import math
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -32,6 +33,7 @@ from trainers.systems import RECIPES
 
 GIB, MIB, KIB = 2**30, 2**20, 2**10
 RESERVE = 0.1  # of the free memory, which an estimate leaves alone
+RAY = GIB  # what the command itself and Ray's processes held beside the workers of a training of two
 MOST_CASES = 4096
 
 Candidate = TypeVar("Candidate")
@@ -44,19 +46,21 @@ class Need:
     Args:
         held: weights, gradients and the optimizer's moments.
         activations: what a step holds beside them at its fullest.
-        rest: the process itself with its libraries, batches read ahead, and what a checkpoint or a picture holds more.
-        is_measured: whether activations and rest were measured, or only told by shapes.
+        process: the process itself with its libraries and batches read ahead.
+        between: what a checkpoint, a validation or a picture holds more than a step.
+        is_measured: whether these were measured, or only activations told by shapes.
     """
 
     held: Held
     activations: int
-    rest: int
+    process: int
+    between: int
     is_measured: bool
 
     @property
     def total(self) -> int:
         """All of it together."""
-        return self.held.total + self.activations + self.rest
+        return self.held.total + self.activations + self.process + self.between
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ class Forecast:
         held: what networks hold on one worker.
         need: memory of one worker; None where no step could be made and shapes alone do not tell it.
         free: bytes that all workers together may take, or each on its GPU.
+        load: processes that wanted a core of this machine before a step was made, a mean over a minute.
         measured: time; None where no step was made.
         patch: the largest patch that would fit, an estimate; None where it cannot be told.
         cases_per_step: the largest ``feed.cases_per_step`` that would fit, an estimate; None where it cannot be told.
@@ -83,6 +88,7 @@ class Forecast:
     held: Held
     need: Need | None
     free: int
+    load: float
     measured: Measured | None
     patch: tuple[int, ...] | None
     cases_per_step: int | None
@@ -95,7 +101,7 @@ class Forecast:
     @property
     def free_each(self) -> int:
         """Bytes that one worker may take."""
-        return self.free if self.config.cluster.device == "cuda" else self.free // self.workers
+        return _each(self.config, self.free, self.workers)
 
     @property
     def left_s(self) -> float | None:
@@ -118,7 +124,8 @@ class Forecast:
                 "gradients": self.held.gradients,
                 "optimizer": self.held.optimizer,
                 "activations": need.activations if need else None,
-                "rest": need.rest if need else None,
+                "process": need.process if need else None,
+                "between": need.between if need else None,
                 "worker": need.total if need else None,
                 "measured": need.is_measured if need else False,
                 "free": self.free,
@@ -131,6 +138,7 @@ class Forecast:
             if self.measured
             else [],
             "left_s": self.left_s,
+            "load": self.load,
             "estimate": {"patch": self.patch, "cases_per_step": self.cases_per_step},
         }
 
@@ -154,22 +162,23 @@ def forecast(
     Raises:
         InputError: what ``petscale train`` refuses before it starts, and what the measured steps meet.
     """
+    load = os.getloadavg()[0]
     plan, workers = _checked(cohort, config, others, run, init)
     config = configs.from_json(plan.job.used)
     free = torch.cuda.mem_get_info()[0] if config.cluster.device == "cuda" else free_memory
     build = _builder(config)
     held = footprint.held(build, config.engine, workers)
     shapes = footprint.step_peak(build, config.engine, config.feed.cases_per_step // workers)
-    need = None if shapes is None else Need(held, max(0, shapes - held.gradients), 0, is_measured=False)
-    each = free if config.cluster.device == "cuda" else free // workers
+    need = None if shapes is None else Need(held, max(0, shapes - held.gradients), 0, 0, is_measured=False)
+    each = _each(config, free, workers)
     measured = None
     if need is None or need.total <= each:  # else a step would only show it again
         measured = measure(plan, workers=workers)
     if measured is not None:
         memory = measured.memory
         activations = max(0, memory.steps - memory.built - held.gradients - held.optimizer)
-        rest = max(0, memory.most - activations - held.total)
-        need = Need(held, activations, rest, is_measured=True)
+        process = max(0, memory.steps - activations - held.total)
+        need = Need(held, activations, process, memory.most - memory.steps, is_measured=True)
     made = 0
     if run is not None:
         saved, _ = checkpoint.newest(plan.run / CHECKPOINTS)
@@ -183,6 +192,7 @@ def forecast(
         held=held,
         need=need,
         free=free,
+        load=load,
         measured=measured,
         patch=_largest_patch(config, spec, _bounds(plan), need, each),
         cases_per_step=_largest_cases(config, workers, need, each),
@@ -199,10 +209,14 @@ def profile(
         trace: where to write what ``torch.profiler`` saw.
 
     Raises:
-        InputError: CFG_RANGE; what ``petscale train`` refuses before it starts; CFG_RESOURCES where memory is short.
+        InputError: CFG_RANGE; CFG_OUTPUT where the trace has no folder; what ``petscale train`` refuses before it
+            starts; CFG_RESOURCES where memory is short.
     """
     if steps < 1:
         raise InputError("CFG_RANGE", where="--steps", found=str(steps), remedy="measure 1 step at least")
+    if trace is not None and not trace.absolute().parent.is_dir():
+        found = f"no folder {trace.absolute().parent.name}"
+        raise InputError("CFG_OUTPUT", where="--trace", found=found, remedy="make it first, or name another one")
     plan, workers = _checked(cohort, config, others, None)
     measured = measure(plan, workers=workers, steps=steps, trace=trace)
     if measured is None:
@@ -230,6 +244,10 @@ def _checked(
     require_resources({"CPU": machine_cpus(), "GPU": torch.cuda.device_count()}, config)
     each = config.cluster.cpus_per_worker
     return plan, next(count for count in config.worker_counts if count * each <= machine_cpus())
+
+
+def _each(config: RunConfig, free: int, workers: int) -> int:
+    return free if config.cluster.device == "cuda" else max(0, free - RAY) // workers
 
 
 def _builder(config: RunConfig) -> Callable[[EngineFactory], Recipe]:
@@ -355,9 +373,10 @@ def show(found: Forecast, screen: Console, *, limit_s: float | None = None) -> N
     if found.need is None:
         say(f"memory does not suffice: no step could be made; {free}")
     else:
-        times = "" if found.workers == 1 or config.cluster.device == "cuda" else f" x {found.workers} workers"
+        times = "" if found.workers == 1 else f" x {found.workers}"
+        more = "" if config.cluster.device == "cuda" else f"{times}, {_size(RAY)} for Ray"
         verdict = "suffices" if found.fits else "does not suffice"
-        say(f"memory {verdict}: {_size(found.need.total)}{times}, and {free}")
+        say(f"memory {verdict}: {_size(found.need.total)}{more}; {free}")
     screen.print()
     if found.measured is None:
         say("time: not measured, for no step was made")
@@ -365,8 +384,16 @@ def show(found: Forecast, screen: Console, *, limit_s: float | None = None) -> N
         _print(screen, _times(found.measured))
         left_s = found.left_s or 0.0
         rest = f" for the {found.num_steps - found.made:,} steps that are left" if found.made else ""
-        say(f"to the end: about {spoken(left_s)} ({left_s / 3600:.2f} h){rest}, without the start of the workers")
-        if limit_s is not None:
+        if found.made >= found.num_steps:
+            say("to the end: nothing, this run has made all of its steps")
+        else:
+            say(f"to the end: about {spoken(left_s)} ({left_s / 3600:.2f} h){rest}, without the start of the workers")
+        if found.load > machine_cpus() / 2:
+            say(
+                f"look at: {found.load:.1f} other processes want the {machine_cpus()} cores of this machine now; "
+                "without them steps take less time"
+            )
+        if limit_s is not None and left_s:
             starts = max(1, math.ceil(left_s / limit_s))
             say(f"with --time-limit: {starts} start{'' if starts == 1 else 's'} of the same command")
     if found.patch is not None:
@@ -402,7 +429,8 @@ def _memory(found: Forecast) -> Table:
         how = "measured" if need.is_measured else "estimate"
         table.add_row("activations", _size(need.activations), how)
         if need.is_measured:
-            table.add_row("process, libraries, other", _size(need.rest), how)
+            table.add_row("process and libraries", _size(need.process), how)
+            table.add_row("checkpoint, picture, validation", _size(need.between), how)
         table.add_row("together", _size(need.total), "")
     return table
 

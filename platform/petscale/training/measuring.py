@@ -314,7 +314,7 @@ def _beside(training: Training, job: WorkerJob, folder: Path, rank: int, watch: 
                 recipe.validate(source.batch(0, 1))
 
         found.append(Beside("validation", steps // recipe.validate_every, number * seconds(scored)))
-    if loop.picture_every:
+    if loop.picture_every and steps >= loop.picture_every:
         draw = picture(folder / "pictures", training.shown, config.feed, torch.device(config.cluster.device))
 
         def drawn() -> None:

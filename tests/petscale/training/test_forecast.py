@@ -126,7 +126,7 @@ def test_what_is_known_not_to_fit_is_not_tried(cohort: Path, monkeypatch: pytest
         raise AssertionError("a step was made")
 
     monkeypatch.setattr(forecast, "measure", never)
-    found = forecast.forecast(cohort, small(), free_memory=2**18)
+    found = forecast.forecast(cohort, small(), free_memory=forecast.RAY + 2**18)
     assert not found.fits
     assert found.left_s is None
     assert found.need is not None
@@ -139,13 +139,13 @@ def test_what_is_known_not_to_fit_is_not_tried(cohort: Path, monkeypatch: pytest
 def made_up(need: forecast.Need, free: int, *, workers: int = 1, made: int = 0) -> Forecast:
     phase = PhaseTime("train", 100, 2, 3.0, dict.fromkeys(PARTS, 0.5))
     measured = Measured((phase,), (Beside("checkpoint", 5, 12.0),), Memory(0, 0, 0), {})
-    return Forecast(small(), workers, 100, made, need.held, need, free, measured, None, None)
+    return Forecast(small(), workers, 100, made, need.held, need, free, 0.0, measured, None, None)
 
 
 def test_hours_and_memory_are_sums() -> None:
-    need = forecast.Need(Held(1000, 500, 2000), 5000, 1500, is_measured=True)
+    need = forecast.Need(Held(1000, 500, 2000), 5000, 1000, 500, is_measured=True)
     assert need.total == 10_000
-    found = made_up(need, 20_000)
+    found = made_up(need, forecast.RAY + 20_000)
     assert found.left_s == 100 * 3.0 + 5 * 12.0
     assert replace(found, made=75).left_s == pytest.approx(90.0)
     assert found.fits
@@ -153,8 +153,22 @@ def test_hours_and_memory_are_sums() -> None:
     assert not replace(found, workers=3).fits
 
 
+def test_a_run_at_its_end_has_nothing_left() -> None:
+    found = made_up(forecast.Need(Held(0, 0, 0), 0, 0, 0, is_measured=True), forecast.RAY, made=100)
+    told = printed(lambda screen: show(found, screen, limit_s=60.0))
+    assert "nothing, this run has made all of its steps" in told
+    assert "--time-limit" not in told
+
+
+def test_it_is_said_that_a_machine_is_busy() -> None:
+    found = made_up(forecast.Need(Held(0, 0, 0), 0, 0, 0, is_measured=True), forecast.RAY)
+    assert "other processes" not in printed(lambda screen: show(found, screen))
+    busy = replace(found, load=100.0)
+    assert "look at: 100.0 other processes" in printed(lambda screen: show(busy, screen))
+
+
 def test_the_largest_that_fits_is_found_by_proportion() -> None:
-    need = forecast.Need(Held(0, 0, 0), 24**3, 0, is_measured=True)  # a byte per voxel, the margin of 4 included
+    need = forecast.Need(Held(0, 0, 0), 24**3, 0, 0, is_measured=True)  # a byte per voxel, the margin of 4 included
     config = small()
     spec = forecast._largest_spec(forecast._builder(config))
     assert spec.halo == (4, 4, 4)
@@ -206,9 +220,11 @@ def test_bad_settings_are_refused_as_train_refuses_them(
     assert refused(command, cohort, "--recipe", "unet", "--set", *settings, *words).startswith(code)
 
 
-def test_a_profile_of_no_steps_is_refused(cohort: Path, refused: Callable[..., str]) -> None:
+def test_a_profile_of_no_steps_or_with_a_trace_nowhere_is_refused(cohort: Path, refused: Callable[..., str]) -> None:
     line = refused("profile", cohort, "--recipe", "unet", "--set", *SMALL, "--steps", "0")
     assert line.startswith("CFG_RANGE --steps")
+    line = refused("profile", cohort, "--recipe", "unet", "--set", *SMALL, "--trace", cohort / "none" / "trace.json")
+    assert line.startswith("CFG_OUTPUT --trace")
 
 
 def test_a_limit_that_is_no_time_is_refused_first(tmp_path: Path, refused: Callable[..., str]) -> None:
