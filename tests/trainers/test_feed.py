@@ -131,7 +131,8 @@ def test_check_cases_names_what_is_missing(cohort: Path) -> None:
         ("virtual_pet", "ct", "train on slices of the whole body"),
     ):
         spec = RECIPES[system]
-        built = spec.build(replace(spec.Config(), rois=("thyroid",)), make_engine=plain_engine, patches_per_step=4)
+        with torch.device("meta"):
+            built = spec.build(replace(spec.Config(), rois=("thyroid",)), make_engine=plain_engine, patches_per_step=4)
         last = built.batch_spec(built.num_steps - 1)
         with pytest.raises(InputError) as refused:
             check_cases(opened, {"paired": opened.cases}, replace(good, source=(source,)), [last])
