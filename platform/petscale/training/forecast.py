@@ -106,9 +106,7 @@ class Forecast:
     @property
     def left_s(self) -> float | None:
         """Time until the run ends, without its start; None where no step was made."""
-        if self.measured is None:
-            return None
-        return self.measured.total_s * (1 - self.made / self.num_steps)
+        return None if self.measured is None else self.measured.left_s(self.made)
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it as plain values; bytes and seconds."""
@@ -174,6 +172,7 @@ def forecast(
     measured = None
     if need is None or need.total <= each:  # else a step would only show it again
         measured = measure(plan, workers=workers)
+        need = None  # what shapes told was too little where no step could be made
     if measured is not None:
         memory = measured.memory
         activations = max(0, memory.steps - memory.built - held.gradients - held.optimizer)

@@ -102,8 +102,17 @@ class Measured:
     @property
     def total_s(self) -> float:
         """Time of the whole run on as many workers, without its start."""
-        between = sum(one.number * one.seconds for one in self.beside)
-        return between + sum(phase.steps * phase.step_s for phase in self.phases)
+        return self.left_s(0)
+
+    def left_s(self, made: int) -> float:
+        """Return the time of what follows the first ``made`` steps."""
+        whole = sum(phase.steps for phase in self.phases)
+        between = sum(one.number * one.seconds for one in self.beside) * (1 - made / whole)
+        spent, ahead = 0.0, made
+        for phase in self.phases:
+            spent += max(0, phase.steps - ahead) * phase.step_s
+            ahead = max(0, ahead - phase.steps)
+        return between + spent
 
 
 def measure(plan: Plan, *, workers: int, steps: int | None = None, trace: Path | None = None) -> Measured | None:

@@ -149,6 +149,12 @@ def test_hours_and_memory_are_sums() -> None:
     assert found.left_s == 100 * 3.0 + 5 * 12.0
     assert replace(found, made=75).left_s == pytest.approx(90.0)
     assert found.fits
+    assert found.measured is not None
+    first = PhaseTime("first", 50, 2, 1.0, dict.fromkeys(PARTS, 0.1))
+    both = replace(found.measured, phases=(first, *found.measured.phases))
+    assert [both.left_s(made) for made in (0, 20, 50, 90, 150)] == pytest.approx(
+        [50 + 300 + 60, 30 + 300 + 52, 300 + 40, 180 + 24, 0]
+    )
     assert replace(found, workers=2).fits
     assert not replace(found, workers=3).fits
 
@@ -246,6 +252,8 @@ def test_steps_that_do_not_fit_or_fail_end_in_one_line(
         forecast.profile(cohort, small(), steps=2)
     found = forecast.forecast(cohort, configs.override(small(), ["engine.precision=bf16"]), free_memory=2**40)
     assert found.measured is None
+    assert not found.fits
+    assert "memory does not suffice: no step could be made" in printed(lambda screen: show(found, screen))
     monkeypatch.setattr(measuring, "_run", failed)
     with pytest.raises(InputError, match=r"TRAIN_FAILED.*no such device"):
         forecast.profile(cohort, small(), steps=2)
