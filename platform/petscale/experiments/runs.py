@@ -33,12 +33,10 @@ def demo(seed: int = 0) -> RunConfig:
     """
     return RunConfig(
         recipe="restore",
-        model=restore.Config(
-            bank_samples=160, samples=800, patch=(40, 40, 40), patches_per_case=1, margin=(4, 4, 4), lr=2e-3
-        ),
+        model=restore.Config(bank_samples=160, samples=1000, patch=(40, 40, 40), margin=(4, 4, 4), lr=2e-3),
         feed=replace(restore.FEED, source=("low_drf20",), seed=seed),
-        engine=replace(restore.ENGINE, ema_decay=0.99, warm_up_steps=40),  # of 400 updates
-        loop=LoopConfig(log_every=20, save_every=200, picture_every=200, seed=seed),
+        engine=replace(restore.ENGINE, warm_up_steps=20),  # of 250 updates
+        loop=LoopConfig(log_every=10, save_every=100, picture_every=100, seed=seed),
         split=SplitConfig(test_fraction=0.34, seed=seed),
         cluster=ClusterConfig(workers=min(2, machine_cpus())),
     )
