@@ -205,7 +205,7 @@ def test_a_plan_takes_the_options_of_train_and_needs_no_run() -> None:
     assert fields == set(TrainOptions.__dataclass_fields__)
     assert fields | {"json"} == set(PlanOptions.__dataclass_fields__)
     assert parse(["plan", "cohort"])[1]["options"].run is None
-    with pytest.raises(InputError, match="CFG_ARGUMENT .*--run"):
+    with pytest.raises(InputError, match=r"CFG_ARGUMENT .*--run"):
         parse(["train", "cohort"])
 
 
