@@ -41,9 +41,9 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         assert len(told) == 1, err
         assert "Traceback" not in err
         assert out == ""
-        # Beside the one line there may be a bar's first line and the other cases of a batch, and nothing else.
+        # Beside the one line there may be a bar's first line, the other cases of a batch, notes, and nothing else.
         beside = [line.split(":")[0].split()[0] for line in err.splitlines() if line != told[0]]
-        assert {*beside} <= {"ingest", "simulate", "synthesize", "refused"}, err
+        assert {*beside} <= {"ingest", "simulate", "synthesize", "refused", "note"}, err
         line = told[0].removeprefix("petscale: ")
         code, _, rest = line.partition(" ")
         assert code.isupper(), line

@@ -59,7 +59,7 @@ def train(
     began = time.monotonic()
     plan = plan_run(cohort, run, config, others=others, roles=roles, init=init)
     for note in plan.notes:
-        console.print(note, markup=False, soft_wrap=True)
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
     if not joined():
         require_resources({"CPU": machine_cpus(), "GPU": torch.cuda.device_count()}, config)
     with integrity.exclusive(plan.run, purpose="train"):

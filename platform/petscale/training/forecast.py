@@ -239,7 +239,7 @@ def _checked(
     with tempfile.TemporaryDirectory(prefix="petscale-planned-") as folder:
         plan = plan_run(cohort, run or Path(folder) / "run", config, others=others, init=init)
     for note in plan.notes:
-        told.print(note, markup=False, soft_wrap=True)
+        told.print(f"note: {note}", markup=False, soft_wrap=True)
     require_resources({"CPU": machine_cpus(), "GPU": torch.cuda.device_count()}, config)
     each = config.cluster.cpus_per_worker
     return plan, next(count for count in config.worker_counts if count * each <= machine_cpus())

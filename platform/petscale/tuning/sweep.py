@@ -94,7 +94,7 @@ def sweep(
     roles = recorded_roles(folder / ROLES, base)
     plan = plan_run(cohorts[0], folder / TRIALS / "none", base, validation=True, roles=roles, others=cohorts[1:])
     for note in plan.notes:
-        console.print(note, markup=False, soft_wrap=True)
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
     _check_validation(plan, open_together(cohorts), objectives)
     if not nodes.joined():
         require_resources({"CPU": machine_cpus(), "GPU": torch.cuda.device_count()}, base)
