@@ -37,6 +37,7 @@ GROUPS = {
     "evaluate": "Evaluate: whole volumes, scores, reports",
     "cluster": "Cluster: more machines",
 }
+SHELLS = ("bash", "zsh", "tcsh", "fish")
 COMPLETION = ("--tyro-print-completion", "--tyro-write-completion")
 
 
@@ -170,6 +171,9 @@ def _complete(words: Sequence[str]) -> None:
     from petscale.arguments import arguments_of
     from petscale.config import RunConfig
 
+    if not words[1:] or words[1] not in SHELLS:
+        found = words[1] if words[1:] else "no shell"
+        raise InputError("CFG_CHOICE", where=words[0], found=found, remedy=f"choose one of {', '.join(SHELLS)}")
     base = RunConfig()
     targets = {
         name: arguments_of(command.options, base) if command.options else _arguments(command)

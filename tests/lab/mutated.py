@@ -661,7 +661,7 @@ def _work(pipe: "multiprocessing.connection.Connection[Any, Any]") -> None:
 
 
 def run(mutations: Sequence[Triple]) -> Iterator[Finding]:
-    """Judge mutations in a process of their own, which is replaced when one of them ends or stops it."""
+    """Try mutations in a process of their own, which is replaced when one of them ends or stops it."""
     context = multiprocessing.get_context("spawn")
     process, pipe = None, None
     try:

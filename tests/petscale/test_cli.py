@@ -265,6 +265,11 @@ def test_the_watch_ends_with_the_run(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "l1 0.5" in err
 
 
+def test_an_unknown_shell_has_no_completion(refused: Callable[..., str]) -> None:
+    assert refused("--tyro-print-completion", "foo").startswith("CFG_CHOICE --tyro-print-completion: foo; choose one")
+    assert refused("--tyro-print-completion").startswith("CFG_CHOICE --tyro-print-completion: no shell")
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_a_shell_gets_a_script_that_completes_commands_and_settings(
     shell: str, capsys: pytest.CaptureFixture[str]
