@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.ndimage import correlate, label
+from scipy.ndimage import correlate, gaussian_filter, label
 
 from storage.errors import InputError
 from storage.source import BQML, LABEL, SUV, ArraySource, Grid
@@ -55,12 +55,43 @@ def test_scores_hold_bias_against_the_full_dose(scene: tuple[ArraySource, ArrayS
     scores = c.uptake_scores("case", image, {"low": half}, [ORGAN, LESION], labels=labels)
     biases = [s for s in scores if s.definition in c.BIASES.values()]
     assert {s.image for s in biases} == {"low"}
-    assert [s.value for s in biases] == pytest.approx([-50.0] * len(biases))
+    volume = c.BIASES["MTV"]  # a share of the image's own maximum: the scale changes nothing
+    assert [s.value for s in biases if s.definition != volume] == pytest.approx([-50.0] * (len(biases) - 1))
+    assert [s.value for s in biases if s.definition == volume] == [0.0]
     assert {s.definition.metric for s in biases if s.kind == "lesion"} == {f"{q} bias" for q in c.QUANTITIES}
     assert "TLG" not in {s.definition.metric for s in scores if s.kind == "organ"}
     tlg = {s.image: s.value for s in scores if s.definition == c.QUANTITIES["TLG"]}
     inside = labels.voxels == 2
     assert tlg["full dose"] == pytest.approx(image.voxels[inside].sum(dtype=np.float64) * 0.015)
+
+
+@pytest.mark.parametrize("slab_voxels", [1, 10**6])
+def test_mtv_holds_the_voxels_above_41_percent_of_the_lesions_own_maximum(slab_voxels: int) -> None:
+    labels, voxels = np.zeros(SHAPE, np.float32), np.full(SHAPE, 9.0, np.float32)
+    labels[10:13, 5:9, 5:9] = 2
+    voxels[labels == 2] = 1.0
+    voxels[10:12, 5, 5:7] = (10.0, 4.2)
+    image, marks = ArraySource(voxels, GRID, SUV), ArraySource(labels, GRID, LABEL)
+    found = c.stream_uptake(image, marks, [LESION], slab_voxels=slab_voxels)[LESION]
+    assert found.mtv_ml == pytest.approx(4 * 0.015)
+    assert found.tlg41 == pytest.approx((10 + 10 + 4.2 + 4.2) * 0.015)
+    organ = c.stream_uptake(image, marks, [Region("liver", "organ", 2)])
+    assert np.isnan([*(one.mtv_ml for one in organ.values())]).all()
+
+
+def test_a_blurred_lesion_has_a_larger_mtv_and_a_cold_one_none() -> None:
+    labels, voxels = np.zeros(SHAPE, np.float32), np.zeros(SHAPE, np.float32)
+    labels[6:19, 4:16, 4:18] = 2
+    marks = ArraySource(labels, GRID, LABEL)
+    cold = c.stream_uptake(ArraySource(voxels, GRID, SUV), marks, [LESION])[LESION]
+    assert np.isnan([cold.mtv_ml, cold.tlg41]).all()
+    voxels[11:14, 9:12, 9:12] = 8.0
+    sharp, blurred = ArraySource(voxels, GRID, SUV), ArraySource(gaussian_filter(voxels, 2.0), GRID, SUV)
+    rows = c.uptake_scores("case", sharp, {"blurred": blurred}, [LESION], labels=marks)
+    bias = {s.definition: s.value for s in rows if s.image == "blurred"}
+    assert bias[c.BIASES["MTV"]] > 100
+    assert bias[c.BIASES["SUVmax"]] < -50
+    assert abs(bias[c.BIASES["TLG"]]) < 5
 
 
 def test_bias_of_nothing_is_not_a_number() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainers.metrics import clinical, detection, identifiers, slices, udpet
+from trainers.metrics import clinical, detection, identifiers, slices, spectra, udpet
 from trainers.metrics.definitions import ScoreDefinition, definition_from_json
 from trainers.metrics.detection import DetectionConfig
 from trainers.metrics.identifiers import SENTENCES, sentence
@@ -21,6 +21,9 @@ EVERY = [
     *clinical.BIASES.values(),
     clinical.VOLUME,
     clinical.NOISE,
+    clinical.ACTIVITY_BIAS,
+    spectra.DETAIL,
+    spectra.TEXTURE,
     udpet.ORGAN_MAPE,
     udpet.MAPE,
     udpet.SCORE,
@@ -39,8 +42,10 @@ EVERY = [
 
 
 def before_identifiers(definition: ScoreDefinition) -> dict[str, str]:
-    """What an earlier version stored: sentences, and the segmenter under another name."""
-    told = definition.sentences()
+    """What an earlier version stored: sentences of what there was, and the segmenter under another name."""
+    later = (identifiers.ABOVE_41, identifiers.RING_CORRELATION, identifiers.INSIDE_POWER)
+    own = definition.to_json()
+    told = {name: own[name] if own[name] in later else text for name, text in definition.sentences().items()}
     return {("judge" if name == "segmenter" else name): text for name, text in told.items()}
 
 

@@ -1,14 +1,17 @@
-"""Uptake in organs and lesions: SUVmean, SUVmax, SUVpeak, volume, TLG, noise, and the bias of each.
+"""Uptake in organs and lesions: SUVmean, SUVmax, SUVpeak, volume, MTV, TLG, noise, and the bias of each.
 
 Images are in SUVbw; organs and lesions are outlined by a label image.
 
 SUVpeak is the highest mean over a sphere of 1 mL (radius 6.2 mm) centred on any voxel of the region; voxels of the
 sphere outside the region count, those outside the volume do not (IBSI global intensity peak, doi
 10.1148/radiol.2020191145).  TLG = SUVmean x volume.
+
+MTV is the volume inside the region at or above 41 % of its own SUVmax, and TLG41 the SUVmean there times MTV (EANM
+guideline 2015, doi 10.1007/s00259-014-2961-x): both depend on the image, where the region's own volume does not.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,37 +21,54 @@ from scipy.sparse.csgraph import connected_components
 from storage.errors import InputError
 from storage.source import SUV, Grid, ImageSource
 from trainers.metrics.definitions import Region, Score, ScoreDefinition
-from trainers.metrics.identifiers import INSIDE
+from trainers.metrics.identifiers import ABOVE_41, INSIDE
 from trainers.metrics.slabs import SLAB_VOXELS, slabs
 
 PEAK_RADIUS_MM = 10 * (3 / (4 * np.pi)) ** (1 / 3)  # of a sphere of 1 mL
+MTV_SHARE = 0.41  # of a lesion's SUVmax, EANM 2015
 _GATHER = 100_000  # sphere centres taken at once: bounds memory to a few MB
 
 
-def _clinical(metric: str, units: str) -> ScoreDefinition:
-    return ScoreDefinition(metric, "ROI", INSIDE, units, preset="clinical")
+def _clinical(metric: str, units: str, mask: str = INSIDE) -> ScoreDefinition:
+    return ScoreDefinition(metric, "ROI", mask, units, preset="clinical")
 
 
 VOLUME, NOISE = _clinical("volume", "mL"), _clinical("CoV", "%")
-QUANTITIES = {name: _clinical(name, units) for name, units in
-              (("SUVmean", "SUVbw"), ("SUVmax", "SUVbw"), ("SUVpeak", "SUVbw"), ("TLG", "SUVbw mL"))}  # fmt: skip
-BIASES = {name: _clinical(f"{name} bias", "% of the full-dose value") for name in QUANTITIES}
+QUANTITIES = {
+    "SUVmean": _clinical("SUVmean", "SUVbw"),
+    "SUVmax": _clinical("SUVmax", "SUVbw"),
+    "SUVpeak": _clinical("SUVpeak", "SUVbw"),
+    "TLG": _clinical("TLG", "SUVbw mL"),
+    "MTV": _clinical("MTV", "mL", ABOVE_41),
+    "TLG41": _clinical("TLG41", "SUVbw mL", ABOVE_41),
+}
+BIASES = {name: _clinical(f"{name} bias", "% of the full-dose value", rule.mask) for name, rule in QUANTITIES.items()}
+ACTIVITY_BIAS = ScoreDefinition(
+    "total activity bias", "body", INSIDE, "% of the full-dose value", preset="clinical"
+)  # of the sum over the body; ``streaming.stream_scores`` computes it
 
 
 @dataclass(frozen=True)
 class Uptake:
-    """What a region holds: volume in mL; mean, standard deviation, maximum and peak in SUV."""
+    """What a region holds: volume in mL; mean, standard deviation, maximum and peak in SUV.
+
+    ``mtv_ml`` and ``tlg41``, in mL and SUV mL, are of lesions; NaN for an organ, and where nothing is above 0.
+    """
 
     volume_ml: float
     mean: float
     sd: float
     maximum: float
     peak: float
+    mtv_ml: float = float("nan")
+    tlg41: float = float("nan")
 
     def quantities(self, kind: str) -> dict[str, float]:
-        """Return the quantities reported for a ``kind`` of region; TLG is for lesions only."""
+        """Return the quantities reported for a ``kind`` of region; volumes of uptake are for lesions only."""
         values = {"SUVmean": self.mean, "SUVmax": self.maximum, "SUVpeak": self.peak}
-        return {**values, "TLG": self.mean * self.volume_ml} if kind == "lesion" else values
+        if kind != "lesion":
+            return values
+        return {**values, "TLG": self.mean * self.volume_ml, "MTV": self.mtv_ml, "TLG41": self.tlg41}
 
 
 def stream_uptake(
@@ -67,6 +87,7 @@ def stream_uptake(
     halo = int(offsets[:, 0].max())
     sums = {region: np.zeros(3) for region in regions}  # voxels, sum, sum of squares
     maxima = {region: np.array([-np.inf, -np.inf]) for region in regions}  # maximum, peak
+    kept: dict[Region, list[NDArray[np.float32]]] = {region: [] for region in regions}  # a lesion's voxels
     depth = image.grid.shape[0]
     for z0, z1 in slabs(image.grid.shape, slab_voxels):
         mark = np.rint(labels.read(z0, z1)).astype(np.int32)
@@ -83,14 +104,26 @@ def stream_uptake(
             values = slab[tuple(at.T)]
             sums[region] += values.size, values.sum(), np.square(values).sum()
             maxima[region] = np.maximum(maxima[region], (values.max(), _highest_sphere(slab, at, offsets)))
+            if region.kind == "lesion":
+                kept[region].append(values.astype(np.float32))
     found = {}
     for region, (voxels, total, squares) in sums.items():
         if voxels:
             mean = total / voxels
             sd = float(np.sqrt(max(squares / voxels - mean**2, 0.0)))
             maximum, peak = maxima[region].tolist()
-            found[region] = Uptake(float(voxels) * image.grid.voxel_ml, float(mean), sd, maximum, peak)
+            told = Uptake(float(voxels) * image.grid.voxel_ml, float(mean), sd, maximum, peak)
+            found[region] = _with_mtv(told, kept[region], image.grid.voxel_ml) if kept[region] else told
     return found
+
+
+def _with_mtv(uptake: Uptake, kept: Sequence[NDArray[np.float32]], voxel_ml: float) -> Uptake:
+    """Add MTV and TLG41, from a lesion's voxels."""
+    if uptake.maximum <= 0:
+        return uptake
+    values = np.concatenate(kept).astype(np.float64)
+    above = values[values >= MTV_SHARE * uptake.maximum]
+    return replace(uptake, mtv_ml=above.size * voxel_ml, tlg41=float(above.sum()) * voxel_ml)
 
 
 def uptake_scores(

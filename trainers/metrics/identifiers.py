@@ -13,6 +13,8 @@ MAX_REFERENCE_REGION = "max_reference_region"
 ONE, TWO = "1", "2"
 NO_MASK, INSIDE, MASK_BOTH, NONZERO = "none", "inside", "mask_both", "nonzero_reference"
 DICE_MASK = "dice_above_half"
+ABOVE_41 = "inside_above_41_percent_of_maximum"
+RING_CORRELATION, INSIDE_POWER = "axial_ring_correlation", "axial_power_inside"
 GRADIENT_ENERGY, HIGH_FREQUENCY_POWER = "gradient_energy", "high_frequency_power"
 BODY_BOX = "body_box_of_multiples_of_8"
 RMS_REFERENCE, POWER_REFERENCE = "rms_reference", "sum_of_squares_reference"
@@ -108,6 +110,15 @@ SENTENCES: Mapping[str, str] = {
     MASK_BOTH: "both images multiplied by the region, full grid",
     NONZERO: "voxels of the region whose full dose is not 0",
     DICE_MASK: "Dice of p > 0.5 against the organ's mask, whole volume",
+    ABOVE_41: "voxels inside the region at or above 41 % of the image's own maximum there (EANM 2015)",
+    RING_CORRELATION: (
+        "axial slices, at most 64 spread evenly over the body, Hann window over the body's box; 1 over the frequency "
+        "at which the Fourier ring correlation with the full dose falls below 0.5, not below twice the pixel"
+    ),
+    INSIDE_POWER: (
+        "axial slices, at most 64 spread evenly over the body; voxels inside the region, each slice's plane of best "
+        "fit removed; mean frequency of the power spectrum"
+    ),
     GRADIENT_ENERGY: "sum of squared gradients",
     HIGH_FREQUENCY_POWER: "power above half Nyquist, axial slices",
     BODY_BOX: "the body's bounding box, sides cut to multiples of 8",

@@ -136,12 +136,16 @@ class _Errors:
     absolute: float = 0.0
     squared: float = 0.0
     squared_nonzero: float = 0.0  # where the reference is not 0
+    signed: float = 0.0
+    reference: float = 0.0
 
     def add(self, difference: NDArray[np.float64], reference: NDArray[np.float64]) -> None:
         squares = np.square(difference)
         self.absolute += float(np.abs(difference).sum())
         self.squared += float(squares.sum())
         self.squared_nonzero += float(squares[reference != 0].sum())
+        self.signed += float(difference.sum())
+        self.reference += float(reference.sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,7 +252,7 @@ def _read_finite(name: str, candidate: ImageSource, z0: int, z1: int, halo: int)
 def _error_score(
     definition: ScoreDefinition, error: _Errors, known: Survey, everything: int, peak: float, divisor: float
 ) -> float:
-    """PSNR, MAE, NRMSE or NMSE of one region.
+    """PSNR, MAE, NRMSE, NMSE or the bias of the total activity of one region.
 
     Args:
         definition: which.
@@ -273,6 +277,8 @@ def _error_score(
             return float(np.sqrt(error.squared / known.sum_squares)) if known.sum_squares > 0 else float("nan")
         case "NMSE":
             return error.squared / known.sum_squares if known.sum_squares > 0 else float("nan")
+        case "total activity bias":
+            return 100 * error.signed / error.reference if error.reference > 0 else float("nan")
         case unknown:
             raise AssertionError(f"no such metric: {unknown}")
 

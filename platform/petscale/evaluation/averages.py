@@ -17,6 +17,7 @@ from petscale.evaluation.folds import gather
 from petscale.evaluation.run import baseline_of, candidates_of, external_baseline, run_facts
 from petscale.evaluation.scores import Evaluation, read_evaluation
 from petscale.evaluation.scoring import presets_of, score_stored_case
+from petscale.evaluation.spectra import measure_stored
 from petscale.folders import EVALUATION, EXTERNAL
 from petscale.plausibility import tell
 from storage.errors import InputError
@@ -139,6 +140,7 @@ def _scored(
         candidates = candidates_of(case, source, baseline, made)
         images = tuple(candidates)
         rows += score_stored_case(case, target, candidates, presets=presets)
+        rows += measure_stored(case, target, candidates)[0]
     made_by = sorted({member.weights for member in ensemble.members})
     about = {"source": source, "baseline": baseline.rule, OF_WEIGHTS: made_by}
     return Evaluation(tuple(rows), images, tuple(names), about)

@@ -22,6 +22,7 @@ from petscale.evaluation.folds import gather
 from petscale.evaluation.paired import Compared, compare_images
 from petscale.evaluation.scores import REFERENCE, Evaluation
 from petscale.evaluation.scoring import presets_of, score_case
+from petscale.evaluation.spectra import measure
 from storage import geometry, integrity, nifti
 from storage.dicom import DicomSource
 from storage.errors import InputError, printable
@@ -332,6 +333,8 @@ def _score(
             lesions=[one for one in names.values() if one.startswith("lesion")],
             presets=presets,
         )
+        marks = found.image if found else None
+        scores += measure(name, reference, images, body=body, labels=marks, label_names=names)[0]
         if show is not None:
             show(name, {REFERENCE: reference, **images})
         return scores, _person(name, reading) or patient or name

@@ -13,7 +13,7 @@ from petscale import config as configs
 from petscale import proof
 from petscale.config import RunConfig
 from petscale.console import bar, console
-from petscale.evaluation import ceiling, detection
+from petscale.evaluation import ceiling, detection, spectra
 from petscale.evaluation.baselines import SCORED_HERE, TRAINING, Baseline
 from petscale.evaluation.current import OF_WEIGHTS, is_current, pictured
 from petscale.evaluation.detection import PRESET, as_json, detect_case, search_case, table
@@ -226,6 +226,7 @@ def evaluate_run(
         rows = []
         scans = []
         ceilings: list[ceiling.Row] = []
+        curves = []
         images: tuple[str, ...] = ()
         for name in start.cases:
             case = opened.case(name)
@@ -248,6 +249,9 @@ def evaluate_run(
                 rows += held + score_stored_case(
                     case, config.feed.target, candidates, presets=used, segmenter=segmenter
                 )
+                told, measured = spectra.measure_stored(case, config.feed.target, candidates)
+                rows += told
+                curves.append(measured)
                 if guide is not None:
                     marks = case.image("labels")
                     rows += unet_scores(guide, name, {SYNTHESIZED: made}, marks, case.labels)
@@ -257,6 +261,7 @@ def evaluate_run(
             about["external"] = _external_facts(opened, chosen, start)
         if lesions is not None:
             about["detection"] = as_json(scans, lesions)
+        about["spectra"] = spectra.as_json(curves)
         if ceilings:
             about["ceiling"] = ceiling.as_json(ceilings, opened.case(start.cases[0]), source)
         results[source] = Evaluation(tuple(rows), images, start.cases, about)

@@ -8,7 +8,7 @@ from petscale.evaluation.scores import REFERENCE
 from storage.errors import InputError
 from storage.reader import Case
 from storage.source import ImageSource
-from trainers.metrics.clinical import separate, uptake_scores
+from trainers.metrics.clinical import ACTIVITY_BIAS, separate, uptake_scores
 from trainers.metrics.definitions import Region, Score
 from trainers.metrics.presets import PRESETS
 from trainers.metrics.slices import slice_scores
@@ -76,7 +76,7 @@ def score_case(
     presets: Sequence[str] = ("native",),
     segmenter: OrganFinder | None = None,
 ) -> list[Score]:
-    """Score one case: image quality by every preset, uptake in organs and lesions, and the Unet-score.
+    """Score one case: image quality by every preset, total activity, uptake in organs and lesions, the Unet-score.
 
     Args:
         case: alias of the case.
@@ -97,7 +97,7 @@ def score_case(
     found = []
     if segmenter is not None and labels is not None:
         found = unet_scores(segmenter, case, {REFERENCE: reference, **candidates}, labels, label_names or {})
-    rules = [rule for preset in presets for rule in PRESETS[preset]]
+    rules = [*(rule for preset in presets for rule in PRESETS[preset]), ACTIVITY_BIAS]
     regions = [Region("whole volume", "whole"), Region("body", "body")]
     names = dict(label_names or {})
     if labels is not None:

@@ -1,4 +1,4 @@
-"""Charts of a report as PNG: joint histograms, agreement, noise against bias, FROC, training curves."""
+"""Charts of a report as PNG: joint histograms, agreement, noise against bias, FROC, spectra, training curves."""
 
 from collections.abc import Mapping, Sequence
 
@@ -102,6 +102,33 @@ def draw_froc(
     axes.set_ylim(-0.03, 1.03)
     axes.legend(fontsize=7, frameon=False, loc="lower right")
     dress(axes, "FROC; dots: the threshold itself", "false positives per scan", "sensitivity (TPR)")
+    return figure_png(figure)
+
+
+def draw_spectra(
+    frequency_per_mm: Sequence[float],
+    correlation: Mapping[str, Sequence[float | None]],
+    noise: Mapping[str, Sequence[float | None]],
+    organ: str,
+) -> str:
+    """Draw image -> ring correlation with the full dose and, where an organ is known, image -> noise power spectrum."""
+    figure = new_figure(7.4 if noise else 4.4, 2.8)
+    panels = figure.subplots(1, 2 if noise else 1, squeeze=False)[0]
+    frequency = np.array(frequency_per_mm)
+    names = list(dict.fromkeys([*correlation, *noise]))
+    colors = dict(zip(names, COLORS, strict=False))
+    for axes, curves in zip(panels, (correlation, noise), strict=False):
+        for name, values in curves.items():
+            known = np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+            shown = np.isfinite(known) & ((known > 0) if curves is noise else True)
+            axes.plot(frequency[shown], known[shown], color=colors.get(name, INK), linewidth=1.2, label=name)
+    panels[0].axhline(0.5, color=FAINT, linewidth=0.8)
+    panels[0].set_ylim(-0.05, 1.03)
+    dress(panels[0], "Agreement with the full dose", "spatial frequency [1/mm]", "ring correlation")
+    if noise:
+        panels[1].set_yscale("log")
+        dress(panels[1], f"Noise power in the {organ}", "spatial frequency [1/mm]", "SUV² mm²")
+    panels[-1].legend(fontsize=7, frameon=False, labelcolor=INK, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure_png(figure)
 
 

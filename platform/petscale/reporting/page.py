@@ -20,11 +20,14 @@ from petscale.reporting.charts import (
     draw_froc,
     draw_histograms,
     draw_noise_bias,
+    draw_spectra,
     joint_histogram,
 )
 from petscale.reporting.pictures import BONE_HU, DIVERGING, GREY, case_rows, colour_bar
 from petscale.reporting.score_tables import (
     AGREEING,
+    appearance_organ,
+    appearance_table,
     case_table,
     headline_scores,
     image_rules,
@@ -126,10 +129,12 @@ def render(data: ReportData) -> str:
         ceiling_rule=RULE,
         organs=organ_table(evaluation),
         lesions=lesion_table(evaluation),
-        agreement=lesion_agreement(evaluation),
-        agreeing=AGREEING,
+        agreement=[(quantities, lesion_agreement(evaluation, quantities)) for quantities in AGREEING],
         cases=case_table(evaluation),
         shown=[_pictured(data, case, why) for case, why in chosen.items()],
+        appearance=appearance_table(evaluation),
+        appearance_organ=appearance_organ(evaluation),
+        spectra=_spectra(evaluation),
         noise_bias=_noise_bias(evaluation),
         bland_altman=_bland_altman(evaluation),
         histogram=_histogram([data.images[case] for case in chosen]),
@@ -233,10 +238,22 @@ def _bland_altman(evaluation: Evaluation) -> str:
     return draw_bland_altman(points, "SUVmean") if points else ""
 
 
+def _spectra(evaluation: Evaluation) -> str:
+    """Draw the spectra of the pictured images, and of the full dose's noise; empty where none were measured."""
+    found = evaluation.metadata.get("spectra")
+    if not isinstance(found, Mapping):
+        return ""
+    names = [*evaluation.pictured, REFERENCE]
+    organ = next(iter(found["noise"]), "")
+    powers = found["noise"].get(organ, {})
+    correlation = {name: found["correlation"][name] for name in names if found["correlation"].get(name)}
+    noise = {name: powers[name] for name in names if powers.get(name)}
+    return draw_spectra(found["frequency_per_mm"], correlation, noise, organ) if correlation else ""
+
+
 def _noise_bias(evaluation: Evaluation) -> str:
     """Draw the noise of the liver (or the first organ) against the bias of lesion SUVmax; empty without both."""
-    organs = list(dict.fromkeys(row.region for row in evaluation.rows if row.kind == "organ"))
-    organ = "liver" if "liver" in organs else next(iter(organs), "")
+    organ = appearance_organ(evaluation)
     points = {}
     for name in (*evaluation.images, REFERENCE):
         noise = list(evaluation.values(name, NOISE, organ).values())

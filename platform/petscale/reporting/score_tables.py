@@ -1,19 +1,21 @@
 """A report's score tables: image quality by preset, organs, lesions, cases."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from petscale.evaluation.detection import PRESET
 from petscale.evaluation.scores import REFERENCE, Evaluation, Summary, plus_minus
-from trainers.metrics.clinical import BIASES, NOISE, QUANTITIES, VOLUME
+from petscale.evaluation.spectra import noise_organ
+from trainers.metrics.clinical import ACTIVITY_BIAS, BIASES, NOISE, QUANTITIES, VOLUME
 from trainers.metrics.definitions import ScoreDefinition
 from trainers.metrics.presets import BODY_PSNR, BODY_SSIM
-from trainers.metrics.statistics import Interval, agreement
+from trainers.metrics.spectra import DETAIL, TEXTURE
+from trainers.metrics.statistics import Interval, agreement, mean_interval
 
-AGREEING = ("SUVmax", "SUVpeak", "SUVmean")  # TLG over a label has the bias of SUVmean
+AGREEING = (("SUVmax", "SUVpeak", "SUVmean"), ("MTV", "TLG41"))  # a table each, as wide as the page
 MOST_LESIONS = 40  # rows of the lesion table; the CSV holds all
 
 
@@ -135,7 +137,7 @@ def organ_table(evaluation: Evaluation) -> list[dict[str, object]]:
     return lines
 
 
-def lesion_agreement(evaluation: Evaluation) -> list[dict[str, object]]:
+def lesion_agreement(evaluation: Evaluation, quantities: Sequence[str]) -> list[dict[str, object]]:
     """Per image: bias of the lesions' uptake against the full dose, its 95 % interval and the limits of agreement."""
     found: dict[tuple[str, str], dict[str, list[float]]] = {}
     quantity_of = {rule: quantity for quantity, rule in BIASES.items()}
@@ -146,7 +148,7 @@ def lesion_agreement(evaluation: Evaluation) -> list[dict[str, object]]:
     lines: list[dict[str, object]] = []
     for name in evaluation.images:
         cells = []
-        for quantity in AGREEING:
+        for quantity in quantities:
             values = found.get((name, quantity))
             told = agreement([np.array(own) for own in values.values()]) if values else None
             cells.append(
@@ -161,10 +163,39 @@ def lesion_agreement(evaluation: Evaluation) -> list[dict[str, object]]:
     return lines
 
 
-def _span(interval: Interval | None) -> str:
+def _span(interval: Interval | None, form: str = "{:+.1f}") -> str:
     if interval is None or math.isnan(interval[0]):
         return "–"
-    return f"{interval[0]:+.1f} to {interval[1]:+.1f}".replace("-", "−")
+    return " to ".join(map(form.format, interval)).replace("-", "−")
+
+
+def appearance_organ(evaluation: Evaluation) -> str:
+    """Return the organ whose noise ``appearance_table`` tells; empty where none is labelled."""
+    return noise_organ(list(dict.fromkeys(row.region for row in evaluation.rows if row.kind == "organ")))
+
+
+def appearance_table(evaluation: Evaluation) -> list[dict[str, object]]:
+    """Per image, and of the full dose: bias of the total activity, finest common detail, level and frequency of noise.
+
+    Every cell has the mean over cases and its 95 % interval.
+    """
+    organ = appearance_organ(evaluation)
+    columns = (
+        (ACTIVITY_BIAS, "body", "{:+.2f}"),
+        (DETAIL, "body", "{:.1f}"),
+        (NOISE, organ, "{:.1f}"),
+        (TEXTURE, organ, "{:.3f}"),
+    )
+    lines: list[dict[str, object]] = []
+    for name in (*evaluation.images, REFERENCE):
+        cells = []
+        for rule, region, form in columns:
+            values = evaluation.values(name, rule, region)
+            interval = mean_interval(np.array(list(values.values()))) if len(values) > 1 else None
+            cells.append({"mean": _mean_text(values, form), "interval": _span(interval, form)})
+        lines.append({"image": name, "cells": cells, "ours": name == evaluation.synthesized})
+    measured = any(row.definition in (ACTIVITY_BIAS, DETAIL) for row in evaluation.rows)
+    return lines if measured else []
 
 
 def lesion_table(evaluation: Evaluation) -> dict[str, object]:

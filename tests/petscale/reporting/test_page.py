@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from petscale.evaluation.baselines import INPUT, GaussianSource
-from petscale.evaluation.scores import SYNTHESIZED, Evaluation
+from petscale.evaluation.scores import REFERENCE, SYNTHESIZED, Evaluation
 from petscale.evaluation.scoring import score_case
 from petscale.reporting import CaseImages, ReportData, write_report
 from petscale.reporting import page as page_of
@@ -114,14 +114,47 @@ def test_the_first_table_has_a_line_per_image_so_that_none_leaves_the_page(page:
 
 def test_uptake_tables_show_input_best_baseline_and_synthesized_alone_so_that_none_leaves_the_page(page: str) -> None:
     section = page.split('id="uptake"', 1)[1].split('id="training"', 1)[0]
-    organs, agreement, lesions = section.split("<table")[1:4]
+    organs, agreement, volumes, lesions = section.split("<table")[1:5]
     for table in (organs, lesions):
         assert re.findall(r'colspan="3">([^<,]*)', table)[-1] == SYNTHESIZED
         assert len(re.findall(r'colspan="3"', table)) <= 4  # of a lesion's full dose too
     assert re.findall(r'colspan="3">([^<,]*)', agreement) == ["SUVmax", "SUVpeak", "SUVmean"]
+    assert re.findall(r'colspan="3">([^<,]*)', volumes) == ["MTV", "TLG41"]
     names = [row.split("<td", 2)[1].split(">")[1].split("<")[0] for row in agreement.split("<tr")[3:]]
     assert names == [INPUT, "Gaussian 5 mm", SYNTHESIZED]
     assert agreement.split(SYNTHESIZED)[1].count("−2.0") == 3  # the image is 0.98 of the full dose
+    assert volumes.split(SYNTHESIZED)[1].count("−2.0") == 1  # MTV does not depend on an image's scale
+
+
+def test_activity_detail_and_noise_of_every_image_stand_beside_the_full_dose(page: str) -> None:
+    table = page.split("Activity, detail and noise", 1)[1].split("<table", 1)[1].split("</table", 1)[0]
+    lines = {line.split('class="t">')[1].split("<")[0]: line for line in table.split("<tr")[3:]}
+    assert list(lines) == [INPUT, "Gaussian 5 mm", SYNTHESIZED, REFERENCE]
+    assert "−2.00" in lines[SYNTHESIZED]  # the image is 0.98 of the full dose
+    assert HOSTILE not in table
+    assert 'alt="ring correlation' not in page  # so small a body has no spectrum
+
+
+def test_spectra_are_drawn_for_the_pictured_images(page: str) -> None:
+    curve = [1.0, 0.8, 0.3, None]
+    found = {
+        "frequency_per_mm": [0.005, 0.015, 0.025, 0.035],
+        "correlation": {INPUT: curve, SYNTHESIZED: curve},
+        "noise": {"liver": {INPUT: [4.0, 3.0, 0.0, None], REFERENCE: [2.0, 1.0, 0.5, None], SYNTHESIZED: []}},
+    }
+    rows = (
+        Score("c", INPUT, "body", "body", BODY_PSNR, 30.0),
+        Score("c", SYNTHESIZED, "body", "body", BODY_PSNR, 31.0),
+    )
+    images = (INPUT, SYNTHESIZED)
+    drawn = page_of._spectra(Evaluation(rows, images, ("c",), {"spectra": found}))
+    assert uri_pixels(drawn).std() > 0
+    alone = {**found, "noise": {}}
+    without = uri_pixels(page_of._spectra(Evaluation(rows, images, ("c",), {"spectra": alone})))
+    assert without.shape[1] < uri_pixels(drawn).shape[1]
+    assert page_of._spectra(Evaluation(rows, images, ("c",), {})) == ""
+    nothing = {**found, "correlation": {INPUT: [], SYNTHESIZED: []}}
+    assert page_of._spectra(Evaluation(rows, images, ("c",), {"spectra": nothing})) == ""
 
 
 def test_what_trained_is_told_apart_from_what_made_the_page(page: str) -> None:
