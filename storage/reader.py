@@ -242,7 +242,7 @@ class Cohort:
                 "SET_NO_CASE",
                 where=f"case {name}",
                 found=f"not in the cohort ({len(self.cases)} cases)",
-                remedy="list the cases with `petscale verify`",
+                remedy="list the cases with `petscale inspect --cases`",
             )
         content = integrity.check_presence(folder)
         if content["facts"].get("case") != name:

@@ -296,6 +296,43 @@ def train_segmenter(
             checkpoint.write_weights(folder / WEIGHTS, weights, meta)
         weights, meta = checkpoint.read_weights(folder / WEIGHTS)
     checkpoint.check_same_run(json.loads(meta.get("identity", "{}")), identity)
+    return _made(config, feed, weights, device, cases)
+
+
+def read_segmenter(
+    folder: Path, config: OrganSegmenterConfig, *, feed: FeedConfig, device: torch.device
+) -> OrganSegmenter:
+    """Read a finished segmenter, for cases of another cohort than the one it was trained on.
+
+    It names no case: that none of those it scores was trained on is to be told by their digests, not by their names.
+
+    Args:
+        folder: as for ``train_segmenter``; config and feed too.
+        device: where it is used.
+
+    Raises:
+        InputError: CKPT_NONE without one; CKPT_DRIFT where it has other settings; CKPT_DAMAGED.
+    """
+    if not (folder / WEIGHTS).is_file():
+        raise InputError(
+            "CKPT_NONE",
+            where="Unet-score",
+            found="no organ segmenter yet, and this is not the cohort that the run was trained on",
+            remedy="evaluate the run with the same --unet-score on its own cohort first: that trains it",
+        )
+    weights, meta = checkpoint.read_weights(folder / WEIGHTS)
+    found = json.loads(meta.get("identity", "{}"))
+    checkpoint.check_same_run(found, _settings(config, feed) | {"cases": found.get("cases")})
+    return _made(config, feed, weights, device, ())
+
+
+def _made(
+    config: OrganSegmenterConfig,
+    feed: FeedConfig,
+    weights: Mapping[str, Tensor],
+    device: torch.device,
+    cases: Sequence[str],
+) -> OrganSegmenter:
     with torch.device("meta"):  # no random numbers for weights that are replaced at once
         network = Segmenter(config.channels, len(config.rois))
     network.load_state_dict(weights, assign=True)
@@ -329,12 +366,14 @@ def guide_of(
 
 def _identity(cohort: Cases, cases: Sequence[str], config: OrganSegmenterConfig, feed: FeedConfig) -> dict[str, Any]:
     """What makes two segmenters the same, as JSON gives it back."""
+    digests = {name: integrity.manifest(cohort.case(name).folder)["root"] for name in sorted(cases)}
+    return _settings(config, feed) | {"cases": digests}
+
+
+def _settings(config: OrganSegmenterConfig, feed: FeedConfig) -> dict[str, Any]:
     facts = asdict(feed)
     seen = {name: facts[name] for name in ("target", "suv_scale", "seed", "cases_per_step")}
-    digests = {name: integrity.manifest(cohort.case(name).folder)["root"] for name in sorted(cases)}
-    content: dict[str, Any] = json.loads(
-        json.dumps({"recipe": NAME, "unet_score": asdict(config), "feed": seen, "cases": digests})
-    )
+    content: dict[str, Any] = json.loads(json.dumps({"recipe": NAME, "unet_score": asdict(config), "feed": seen}))
     return content
 
 

@@ -17,7 +17,13 @@ from trainers.feed import Feed
 from trainers.feed_config import FeedConfig
 from trainers.loop import LoopConfig
 from trainers.metrics.unet_score import unet_scores
-from trainers.organ_segmenter import OrganSegmenter, OrganSegmenterConfig, SegmenterTraining, train_segmenter
+from trainers.organ_segmenter import (
+    OrganSegmenter,
+    OrganSegmenterConfig,
+    SegmenterTraining,
+    read_segmenter,
+    train_segmenter,
+)
 from trainers.recipe import Recipe
 from trainers.systems.sgsgan.networks import Segmenter
 
@@ -122,6 +128,13 @@ def test_a_finished_segmenter_is_read_and_one_of_other_cases_or_settings_refused
     assert again.config == first.config
     x = torch.rand(1, 1, 16, 16, 16)
     assert torch.equal(first.network(x), again.network(x))
+    elsewhere = read_segmenter(tmp_path / "segmenter", TINY, feed=FEED, device=torch.device("cpu"))
+    assert torch.equal(first.network(x), elsewhere.network(x))
+    assert (first.cases, elsewhere.cases) == (tuple(sorted(train)), ())
+    with pytest.raises(InputError, match=r"CKPT_DRIFT.*feed\.suv_scale"):
+        read_segmenter(tmp_path / "segmenter", TINY, feed=FeedConfig(suv_scale=5.0), device=torch.device("cpu"))
+    with pytest.raises(InputError, match="CKPT_NONE Unet-score: no organ segmenter yet"):
+        read_segmenter(tmp_path / "none", TINY, feed=FEED, device=torch.device("cpu"))
     others: list[tuple[list[str], OrganSegmenterConfig, FeedConfig, str]] = [
         ([*train[:2], test], TINY, FEED, test),
         (train, OrganSegmenterConfig(**{**vars(TINY), "lr": 1e-3}), FEED, "unet_score.lr"),

@@ -33,7 +33,13 @@ from trainers.metrics.definitions import Score
 from trainers.metrics.detection import DetectionConfig
 from trainers.metrics.unet_score import GUIDE as GUIDED
 from trainers.metrics.unet_score import UNET, unet_scores
-from trainers.organ_segmenter import OrganSegmenter, OrganSegmenterConfig, guide_of, train_segmenter
+from trainers.organ_segmenter import (
+    OrganSegmenter,
+    OrganSegmenterConfig,
+    guide_of,
+    read_segmenter,
+    train_segmenter,
+)
 from trainers.systems import RECIPES, sgsgan
 
 BASELINE = "baseline.json"
@@ -121,6 +127,8 @@ def make_segmenter(
 ) -> OrganSegmenter:
     """Train the U-Net behind the Unet-score on the full-dose images of the run's training cases, or read it back.
 
+    Cases of another cohort are scored by the one that was trained for the run's own.
+
     Args:
         folder: the segmenter's, shared by runs of the same training cases; default: one in the run's evaluation.
         others: further cohorts of the run.
@@ -129,16 +137,17 @@ def make_segmenter(
     cases = [*facts["train"], *facts.get("unpaired", ())]
     trained = configs.read(run / CONFIG)
     device = torch.device("cuda" if trained.cluster.device == "cuda" and torch.cuda.is_available() else "cpu")
+    place = folder or run / EVALUATION / SEGMENTER
+    opened = open_cohorts([cohort, *others])
+    if choose_cases(run, facts, opened).cohort:
+        return read_segmenter(place, config, feed=trained.feed, device=device)
     with bar("organ segmenter", 1) as advance:
 
         def follow(record: dict[str, Any]) -> None:
             if record["event"] == "log":
                 advance(0, f"step {record['step']}, loss {record['loss/segmentation']:.3f}")
 
-        place = folder or run / EVALUATION / SEGMENTER
-        made = train_segmenter(
-            place, open_cohorts([cohort, *others]), cases, config, feed=trained.feed, device=device, report=follow
-        )
+        made = train_segmenter(place, opened, cases, config, feed=trained.feed, device=device, report=follow)
         advance(1, "")
     return made
 

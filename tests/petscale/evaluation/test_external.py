@@ -107,7 +107,7 @@ def chosen(run: Path, cohort: Path) -> tuple[str, ...]:
 def test_the_runs_own_cohort_is_scored_as_before_and_tells_who_its_patients_are(tested: Path, cohort: Path) -> None:
     found = evaluate_run(tested, cohort)
     assert found["low_drf4"].cases == ("phantom-000",)
-    assert set(found["low_drf4"].metadata) == {"source", "baseline", "ceiling", "weights"}
+    assert set(found["low_drf4"].metadata) == {"source", "baseline", "ceiling", "spectra", "weights"}
     assert not (tested / EXTERNAL).exists()
     subjects = json.loads((tested / EVALUATION / PATIENTS).read_bytes())["subjects"]
     assert subjects == {name: open_cohort(cohort).case(name).subject for name in open_cohort(cohort).cases}

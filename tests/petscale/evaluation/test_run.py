@@ -16,6 +16,7 @@ from petscale.evaluation.scores import REFERENCE
 from petscale.folders import CONFIG, EVALUATION, GUIDE, WEIGHTS
 from storage import integrity
 from storage.errors import InputError
+from storage.ingest import CasePlan, ingest
 from storage.reader import open_cohort
 from storage.source import ImageSource
 from trainers import checkpoint
@@ -83,8 +84,21 @@ def guided(tested: Path) -> Path:
     return tested
 
 
+def of_another_patient(cohort: Path, folder: Path) -> Path:
+    """A cohort of one case, phantom-001, whose images are those of phantom-000, of a patient whom nobody knows."""
+
+    def plan(scratch: Path) -> CasePlan:
+        case = open_cohort(cohort).case("phantom-000")
+        images = {name: case.image(name) for name in ("full", "low_drf4", "labels")}
+        doses = {name: case.image(name).dose for name in images}
+        return CasePlan(images, "ann", "another scan", dict(case.labels), doses)
+
+    ingest(folder, {"phantom-001": plan}, strict=True, workers=1)
+    return folder
+
+
 def test_the_segmenter_learns_from_the_training_cases_and_scores_every_image_and_the_one_that_guided_its_own(
-    guided: Path, cohort: Path
+    guided: Path, cohort: Path, tmp_path: Path
 ) -> None:
     config = OrganSegmenterConfig(
         rois=("liver",), channels=1, patch=(24, 24, 24), halo=0, samples=4, patches_per_case=1
@@ -103,6 +117,12 @@ def test_the_segmenter_learns_from_the_training_cases_and_scores_every_image_and
     assert weights.stat().st_mtime_ns == made
     with pytest.raises(InputError, match="SET_NO_LABELS"):
         evaluating.make_segmenter(guided, cohort, OrganSegmenterConfig(rois=("thyroid",)))
+    another = of_another_patient(cohort, tmp_path / "clinic")  # whose case has the name of one trained on
+    assert set(open_cohort(another).cases) < set(segmenter.cases)
+    outside = evaluating.make_segmenter(guided, another, config)
+    assert weights.stat().st_mtime_ns == made
+    scored = evaluating.evaluate_run(guided, another, segmenter=outside)["low_drf4"]
+    assert {row.case for row in scored.rows if row.definition == config.definition} == set(open_cohort(another).cases)
 
     rows = [row for row in evaluation.rows if row.definition.metric == "Unet-score-SG"]
     assert {row.image for row in rows} == {evaluation.synthesized}
