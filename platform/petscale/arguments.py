@@ -73,8 +73,8 @@ def arguments_of(extra: type[Any], base: RunConfig) -> type[Any]:
             for name in SECTIONS
         ],
     )
-    command = ("command", Annotated[extra, tyro.conf.arg(name="")])
-    rest = ("sections", Annotated[sections, tyro.conf.arg(name="")])
+    command = ("command", Annotated[extra, tyro.conf.arg(name="", help="")])
+    rest = ("sections", Annotated[sections, tyro.conf.arg(name="", help="")])
     return dataclasses.make_dataclass("Arguments", [command, rest])
 
 
