@@ -7,9 +7,10 @@ An engine's state is its whole fp32 weights and optimizer moments by parameter n
 number of ranks, so that one safetensors file replaces DeepSpeed's pickles and a run may go on at another world size.
 """
 
+import importlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -228,6 +229,7 @@ def deepspeed_engines(config: EngineConfig, *, device: torch.device) -> EngineFa
     deepspeed.utils.logger.setLevel("WARNING")
     # A C++ operator for inference only, which DeepSpeed would compile at start-up on a CPU; petscale needs no compiler.
     internal(deepspeed.ops, "__compatible_ops__", "deepspeed")["deepspeed_shm_comm"] = False
+    _load_muon()
     settings = {
         "train_micro_batch_size_per_gpu": 1,  # unused: recipes form their own batches
         "gradient_accumulation_steps": 1,
@@ -244,6 +246,21 @@ def deepspeed_engines(config: EngineConfig, *, device: torch.device) -> EngineFa
         return _DeepSpeed(runner, engine, config.zero_stage)
 
     return make
+
+
+def _load_muon() -> None:
+    """Import an optimizer that no system here has, before ZeRO does so to ask whether an engine's is it.
+
+    Its functions are marked to be compiled, for which torch's compiler would be loaded: three seconds of each process.
+    """
+    compiler = importlib.import_module("deepspeed.runtime.compiler")
+    marked, plain = (internal(compiler, name, "deepspeed") for name in ("compile", "dummy_decorator"))
+    compiler.compile = lambda: plain  # type: ignore[attr-defined]
+    try:
+        with suppress(ImportError):  # a version without it asks for none
+            importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    finally:
+        compiler.compile = marked  # type: ignore[attr-defined]
 
 
 def _set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

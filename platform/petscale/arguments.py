@@ -16,7 +16,7 @@ import tyro
 
 from petscale import config as configs
 from petscale.config import SECTIONS, RunConfig, contradiction, workers_of
-from petscale.parsing import parsed
+from petscale.parsing import parsed, value_typed
 from storage.errors import InputError
 from storage.ranges import ranges_of
 
@@ -73,8 +73,8 @@ def arguments_of(extra: type[Any], base: RunConfig) -> type[Any]:
             for name in SECTIONS
         ],
     )
-    command = ("command", Annotated[extra, tyro.conf.arg(name="")])
-    rest = ("sections", Annotated[sections, tyro.conf.arg(name="")])
+    command = ("command", Annotated[extra, tyro.conf.arg(name="", help="")])
+    rest = ("sections", Annotated[sections, tyro.conf.arg(name="", help="")])
     return dataclasses.make_dataclass("Arguments", [command, rest])
 
 
@@ -164,16 +164,6 @@ def _without_settings(words: list[str]) -> tuple[list[str], dict[str, Any]]:
         else:
             kept.append(word)
     return kept, found
-
-
-def value_typed(words: Sequence[str], name: str) -> str | None:
-    """Return the value of an option before the parser is made, which depends on it; None if it was not typed."""
-    for place, word in enumerate(words):
-        if word == f"--{name}" and place + 1 < len(words):
-            return words[place + 1]
-        if word.startswith(f"--{name}="):
-            return word.partition("=")[2]
-    return None
 
 
 def _base(words: Sequence[str], settings: Mapping[str, Any]) -> RunConfig:

@@ -25,7 +25,7 @@ from rich.table import Table
 from petscale.cluster.nodes import SILENT
 from petscale.commands import COMMANDS, Command
 from petscale.environment import CHECKOUT, commit
-from petscale.parsing import parsed
+from petscale.parsing import parsed, value_typed
 from storage.errors import InputError
 from storage.integrity import FAILING
 
@@ -102,8 +102,6 @@ def _arguments(command: Command, words: Sequence[str] = ()) -> Any:
     """The command's function, but returning its arguments instead of running; a preset in ``words`` sets defaults."""
     signature = inspect.signature(command.function)
     if command.presets is not None:
-        from petscale.arguments import value_typed
-
         option, defaults_of = command.presets
         defaults = defaults_of(value_typed(words, option) or "")
         parameters = [

@@ -14,6 +14,16 @@ _RULE = re.compile(r"[─-]{4,}")
 _DEEP = " " * 9  # before an argument's help
 
 
+def value_typed(words: Sequence[str], name: str) -> str | None:
+    """Return the value of an option before the parser is made, which depends on it; None if it was not typed."""
+    for place, word in enumerate(words):
+        if word == f"--{name}" and place + 1 < len(words):
+            return words[place + 1]
+        if word.startswith(f"--{name}="):
+            return word.partition("=")[2]
+    return None
+
+
 def parsed(arguments: Any, words: Sequence[str], *, prog: str, description: str, config: Sequence[Any] = ()) -> Any:
     """Return what ``arguments`` makes of words.
 

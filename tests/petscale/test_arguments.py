@@ -194,7 +194,13 @@ def test_help_and_verify_load_no_heavy_library(words: list[str], cohort: Path) -
     assert not LIGHT & set(ended.stderr.split())
 
 
-def test_an_ingest_loads_nothing_that_trains(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("command", "options", "code"),
+    [("ingest", [], "IMG_NO_FILE"), ("simulate", ["--scan", "quadra", "--drf", "4"], "STORE_NONE")],
+)
+def test_what_makes_a_cohort_loads_nothing_that_trains(
+    command: str, options: list[str], code: str, tmp_path: Path
+) -> None:
     script = """if True:
         import sys
         from petscale.cli import main
@@ -204,9 +210,9 @@ def test_an_ingest_loads_nothing_that_trains(tmp_path: Path) -> None:
             assert refused.code == 2
         print(*{name.partition(".")[0] for name in sys.modules}, file=sys.stderr)
     """
-    words = ["ingest", str(tmp_path / "none"), str(tmp_path / "cohort")]
+    words = [command, str(tmp_path / "none"), str(tmp_path / "cohort"), *options]
     ended = subprocess.run([sys.executable, "-c", script, *words], capture_output=True, text=True, check=True)
-    assert "IMG_NO_FILE" in ended.stderr
+    assert code in ended.stderr
     loaded = set(ended.stderr.split())
     assert "dask" in loaded
     assert not {"torch", "ray", "deepspeed"} & loaded

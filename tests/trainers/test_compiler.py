@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 PROGRAM = """
-import sys, torch
+import os, sys, torch
 from torch import nn
 from trainers import engine
 
@@ -17,7 +17,12 @@ network(torch.ones(1, 2)).sum().backward()
 optimizer.step()
 with torch.device("meta"):
     torch.cat([torch.ones(2), nn.init.normal_(torch.empty(2))])
+os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+make = engine.deepspeed_engines(engine.EngineConfig(zero_stage=2), device=torch.device("cpu"))
+partitioned = make(nn.Linear(2, 2), lambda weights: torch.optim.Adam(weights, lr=0.1))
+partitioned.backward(partitioned(torch.ones(1, 2)).sum())
+partitioned.step()
 torch.distributed.destroy_process_group()
 assert not loaded(), loaded()
 
