@@ -60,7 +60,12 @@ KEPT = (
 
 
 def write_derived_series(
-    folder: Path, template: DicomSource, read_slab: Callable[[int, int], NDArray[np.float32]], *, description: str
+    folder: Path,
+    template: DicomSource,
+    read_slab: Callable[[int, int], NDArray[np.float32]],
+    *,
+    description: str,
+    comment: str = "",
 ) -> None:
     """Write a PET volume as a derived series of the one it was made from.
 
@@ -73,6 +78,7 @@ def write_derived_series(
         template: the PET series whose grid the volume has.
         read_slab: ``read_slab(z0, z1)`` returns (z1 - z0, y, x) in SUVbw, in the template's slice order.
         description: how the volume was made, a few words; goes into the header.
+        comment: what its reader should know of it, Image Comments; empty for none.
 
     Raises:
         InputError: ``DISK_EXISTS``, ``IMG_NONFINITE``.
@@ -86,6 +92,7 @@ def write_derived_series(
         read_slab,
         lambda z: (_derived(template, z), 1.0 if _in_suv(template.conversion) else template.factors[z]),
         description,
+        comment,
     )
 
 
@@ -96,6 +103,7 @@ def write_synthetic_pet(
     read_slab: Callable[[int, int], NDArray[np.float32]],
     *,
     description: str,
+    comment: str = "",
 ) -> None:
     """Write a PET that was estimated from a CT as a PET series of the CT's study, in SUVbw (Units GML, SUVType BW).
 
@@ -108,6 +116,7 @@ def write_synthetic_pet(
         grid: where the voxels lie, for instance the CT's at a coarser spacing.
         read_slab: ``read_slab(z0, z1)`` returns (z1 - z0, y, x) in SUVbw on ``grid``.
         description: how the volume was made, a few words; goes into the header.
+        comment: what its reader should know of it, Image Comments; empty for none.
 
     Raises:
         InputError: ``DISK_EXISTS``, ``IMG_NONFINITE``.
@@ -121,6 +130,7 @@ def write_synthetic_pet(
         read_slab,
         lambda z: (_synthetic(template, grid, z), 1.0),
         f"synthetic PET from CT: {description}",
+        comment,
     )
 
 
@@ -130,6 +140,7 @@ def _write_result(
     read_slab: Callable[[int, int], NDArray[np.float32]],
     start: Callable[[int], tuple[Dataset, float]],
     description: str,
+    comment: str,
 ) -> None:
     """Write a PET series that says it was derived; ``start`` gives a slice's header and its SUV per stored unit."""
     series_uid = generate_uid()
@@ -143,6 +154,8 @@ def _write_result(
             ds.SeriesInstanceUID, ds.SOPInstanceUID = series_uid, generate_uid()
             ds.SeriesDescription = f"petscale {description}"[:39] + " (not for clinical use)"
             ds.DerivationDescription = f"petscale: {description}. Research only, not for clinical use."[:1024]
+            if comment:
+                ds.ImageComments = comment[:10240]
             ds.InstanceNumber, ds.ImageIndex, ds.NumberOfSlices = z + 1, z + 1, shape[0]
             _put_pixels(ds, suv / np.float32(factor))
             _save(ds, partial / f"{z + 1:05d}.dcm")

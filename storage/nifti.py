@@ -281,7 +281,9 @@ def _header(path: Path, most: int) -> _Layout:
     return _layout(bytes(head[:540]), path, most)
 
 
-def write_nifti(path: Path, grid: Grid, read_slab: Callable[[int, int], NDArray[np.float32]]) -> None:
+def write_nifti(
+    path: Path, grid: Grid, read_slab: Callable[[int, int], NDArray[np.float32]], *, comment: str = ""
+) -> None:
     """Write a volume as float32 NIfTI-1, slab by slab; the file appears only when it is whole.
 
     sform and qform both carry the affine with code 1 (the qform is left out if the affine is sheared), units are mm.
@@ -289,6 +291,7 @@ def write_nifti(path: Path, grid: Grid, read_slab: Callable[[int, int], NDArray[
     Args:
         path: ``.nii`` or ``.nii.gz``; a file that is there is replaced.
         read_slab: ``read_slab(z0, z1)`` returns (z1 - z0, y, x).
+        comment: what its reader should know of it, as a header extension of code 6; empty for none.
 
     Raises:
         InputError: ``IMG_NONFINITE``; ``NII_BAD_DIM`` beyond 32767 voxels along an axis; ``DISK_FULL`` or
@@ -312,11 +315,12 @@ def write_nifti(path: Path, grid: Grid, read_slab: Callable[[int, int], NDArray[
         header.set_qform(None, code=0)
     header.set_sform(grid.affine, code=1)
     header.set_xyzt_units("mm")
-    header["vox_offset"] = 352
+    extension = _extension(comment)
+    header["vox_offset"] = 348 + len(extension)
     rows = max(1, SLAB_BYTES // (4 * grid.shape[1] * grid.shape[2]))
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with replacing(path) as raw, _packed(raw) if name.endswith(".gz") else nullcontext(raw) as stream:
-        stream.write(header.binaryblock + bytes(4))
+        stream.write(header.binaryblock + extension)
         for z0 in range(0, grid.shape[0], rows):
             z1 = min(z0 + rows, grid.shape[0])
             slab = np.ascontiguousarray(read_slab(z0, z1), dtype="<f4")
@@ -418,6 +422,15 @@ def _check_rest(stream: BinaryIO, count: int, layout: _Layout, path: Path) -> No
     if count and not (padding and not stream.read(count).strip(b"\0")):
         found = f"{count} bytes after the {layout.end} that the header declares"
         raise _error("NII_TRAILING", path, found, "save it again with dim, datatype and vox_offset that fit its voxels")
+
+
+def _extension(comment: str) -> bytes:
+    """What follows the header: whether there are extensions, and a comment as one (NIfTI-1.1, ``ecode`` 6)."""
+    text = comment.encode()
+    if not text:
+        return bytes(4)
+    length = -(-(8 + len(text)) // 16) * 16
+    return b"\1\0\0\0" + struct.pack("<ii", length, 6) + text.ljust(length - 8, b"\0")
 
 
 def _is_lie(layout: _Layout, size: int) -> bool:

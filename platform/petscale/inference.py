@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from petscale import config as configs
-from petscale import proof
+from petscale import likeness, proof
 from petscale.config import RunConfig
 from petscale.console import bar, console
 from petscale.data.ingest import Files, is_nifti, open_ct, open_pet, suv_factor
@@ -170,7 +170,7 @@ def load_run(run: Path) -> Trained:
     trained = with_networks(weights.tensors, weights.facts, WEIGHTS)
     return replace(
         trained,
-        on=replace(trained.on, nuclides=frozenset(nuclides)),
+        on=replace(trained.on, nuclides=frozenset(nuclides) or trained.on.nuclides),
         weights=integrity.file_digest(run / WEIGHTS),
         notes=weights.notes,
     )
@@ -181,7 +181,7 @@ def with_networks(tensors: Mapping[str, Tensor], facts: Mapping[str, str], where
 
     Args:
         tensors: by name.
-        facts: what ``petscale train`` notes beside them: ``config``, ``starts_from``, ``drfs``.
+        facts: what ``petscale train`` notes beside them: ``config``, ``starts_from``, ``drfs``, ``likeness``.
         where: name of the file they are from.
 
     Raises:
@@ -191,7 +191,8 @@ def with_networks(tensors: Mapping[str, Tensor], facts: Mapping[str, str], where
         config = configs.from_json(json.loads(facts["config"]))
         units, spacing_mm = _starts_from(json.loads(facts.get("starts_from", FROM_PET)))
         drfs = frozenset(float(drf) for drf in json.loads(facts.get("drfs", "[]")) if drf is not None)
-    except (KeyError, TypeError, RecursionError, ValueError) as error:
+        like = likeness.from_json(json.loads(facts[likeness.FACT])) if likeness.FACT in facts else None
+    except (AttributeError, KeyError, TypeError, RecursionError, OverflowError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         raise proof.no_configuration(where) from None
@@ -201,7 +202,10 @@ def with_networks(tensors: Mapping[str, Tensor], facts: Mapping[str, str], where
     )
     in_suv = InSuv(synthesizer, config.feed.suv_scale, units, config.feed.beyond)
     beside = synthesizer.context_batch.beside if synthesizer.context_batch else ()
-    return Trained(config, in_suv, device, TrainedOn(units, spacing_mm, drfs, beside=beside))
+    on = TrainedOn(units, spacing_mm, drfs, beside=beside, like=like)
+    if like:
+        on = replace(on, nuclides=like.nuclides or None, tracers=like.tracers or None)
+    return Trained(config, in_suv, device, on)
 
 
 def _starts_from(told: Mapping[str, Any]) -> tuple[str, tuple[float, float, float] | None]:
@@ -409,9 +413,11 @@ def synthesize_pet(
         result = synthesize_image(estimator, source, scratch, where=files.pet.name, dose=dose)
         for place, image, what in _written(estimator, result, output, deviation):
             if isinstance(source, dicom.DicomSource):
-                dicom_write.write_derived_series(place, source, image.read, description=what)
+                dicom_write.write_derived_series(
+                    place, source, image.read, description=what, comment=_comment(image.provenance)
+                )
             else:
-                nifti.write_nifti(place, source.grid, _in_unit(image, factor))
+                nifti.write_nifti(place, source.grid, _in_unit(image, factor), comment=_comment(image.provenance))
 
 
 def _in_unit(image: ImageSource, suv_per_unit: float) -> Callable[[int, int], NDArray[np.float32]]:
@@ -434,9 +440,11 @@ def synthesize_ct(estimator: Estimator, ct: Path, output: Path, deviation: Path 
         result = synthesize_image(estimator, source, scratch, where=ct.name)
         for place, image, what in _written(estimator, result, output, deviation):
             if isinstance(source, dicom.DicomSource):
-                dicom_write.write_synthetic_pet(place, source, image.grid, image.read, description=what)
+                dicom_write.write_synthetic_pet(
+                    place, source, image.grid, image.read, description=what, comment=_comment(image.provenance)
+                )
             else:
-                nifti.write_nifti(place, image.grid, image.read)
+                nifti.write_nifti(place, image.grid, image.read, comment=_comment(image.provenance))
 
 
 def _written(
@@ -485,6 +493,12 @@ def synthesize_image(
 def _provenance(trained: Trained, image: str, differences: Sequence[str]) -> dict[str, object]:
     facts: dict[str, object] = {"kind": "synthesized", "recipe": trained.config.recipe, "from": image}
     return facts | ({"differs_from_training": list(differences)} if differences else {})
+
+
+def _comment(provenance: Mapping[str, object]) -> str:
+    """What a result's header says of its scan: in what it differs from those trained on, empty where in nothing."""
+    told = provenance.get("differs_from_training")
+    return f"differs from training: {'; '.join(map(str, told))}" if isinstance(told, list) else ""
 
 
 def describe(recipe: str, units: str) -> str:

@@ -6,8 +6,11 @@ A network works on voxels and numbers: it knows neither millimetres nor doses, a
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from petscale.console import console
+from petscale.data.inspection import origins
+from petscale.likeness import Likeness, Measured, differences, measure
 from storage.errors import InputError
 from storage.reader import Case, StoredImage
 from storage.source import SUV
@@ -32,12 +35,13 @@ class TrainedOn:
 
     Args:
         units: SUVbw or HU.
-        spacing_mm: voxel edge lengths (z, y, x) that most training cases have.
+        spacing_mm: voxel edge lengths (z, y, x) that most training cases have; ``like`` tells their range.
         drfs: dose reduction factors.
         nuclides: for instance F-18; known once the run was evaluated on its own cohort, and for DICOM only.
         beside: names of the images that its networks see beside the scan, as its CT.
         tracers: for instance FDG.
         scanners: maker and model.
+        like: what is measured in their voxels, and in what range.
     """
 
     units: str
@@ -47,6 +51,7 @@ class TrainedOn:
     beside: tuple[str, ...] = ()
     tracers: frozenset[str] | None = None
     scanners: frozenset[str] | None = None
+    like: Likeness | None = None
 
 
 def check_scan(run: TrainedOn, case: Case, image: str, *, where: str = "") -> tuple[str, ...]:
@@ -84,7 +89,20 @@ def check_scan(run: TrainedOn, case: Case, image: str, *, where: str = "") -> tu
     found = [_voxels(run, scan, where)]
     if scan.units == SUV:
         found += [_uptake(case, scan, where), _dose(run, scan), *_origin(run, scan)]
-    return tuple(sentence for sentence in found if sentence)
+    return (*(sentence for sentence in found if sentence), *unlike(run, case, image))
+
+
+def unlike(run: TrainedOn, case: Case, image: str) -> tuple[str, ...]:
+    """Say which numbers measured in a scan lie outside the bounds that the training scans set, a sentence each."""
+    if run.like is None:
+        return ()
+    return tuple(differences(run.like, _measured(case.image(image), case.fingerprint)))
+
+
+@lru_cache(maxsize=4)
+def _measured(image: StoredImage, fingerprint: str) -> Measured:
+    """Measure a scan once, however many runs it is compared with."""
+    return measure(image)
 
 
 def tell(where: str, differences: Sequence[str]) -> None:
@@ -104,8 +122,10 @@ def _voxels(run: TrainedOn, scan: StoredImage, where: str) -> str:
     if run.spacing_mm is None:
         return ""
     ours = scan.grid.spacing_mm
-    off = max(max(a / b, b / a) - 1 for a, b in zip(ours, run.spacing_mm, strict=True))
-    found = f"voxels of {_mm(ours)} mm (z, y, x), the run was trained at {_mm(run.spacing_mm)} mm"
+    low, high = (run.like.lowest_mm, run.like.highest_mm) if run.like else (run.spacing_mm, run.spacing_mm)
+    off = max(max(mm / b, a / mm, 1) - 1 for mm, a, b in zip(ours, low, high, strict=True))
+    at = _mm(low) if _mm(low) == _mm(high) else f"{_mm(low)} to {_mm(high)}"
+    found = f"voxels of {_mm(ours)} mm (z, y, x), the run was trained at {at} mm"
     if off > VOXEL_LIMIT:
         raise InputError(
             "IMG_VOXEL_SIZE",
@@ -145,7 +165,8 @@ def _dose(run: TrainedOn, scan: StoredImage) -> str:
 def _origin(run: TrainedOn, scan: StoredImage) -> Iterator[str]:
     """Nuclide, tracer and scanner that the run has not seen; nothing where either is not known."""
     stated = {"nuclide": nuclide_of(scan.provenance)} | {
-        fact: str(scan.provenance.get(fact) or "") for fact in ("tracer", "scanner")
+        fact: next((str(facts[fact]) for facts in origins(scan.provenance) if facts.get(fact)), "")
+        for fact in ("tracer", "scanner")
     }
     for (fact, found), seen in zip(stated.items(), (run.nuclides, run.tracers, run.scanners), strict=True):
         if seen and found and found not in seen:

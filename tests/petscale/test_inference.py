@@ -231,9 +231,15 @@ def test_a_scan_unlike_those_trained_on_is_told_or_refused(
     told = "voxels of 25 x 15 x 14 mm (z, y, x), the run was trained at 25 x 15 x 11 mm"
     assert f"warning: suv.nii.gz: {told}" in capsys.readouterr().err.splitlines()
     # It is told, not mended: the same network on the same voxels.
-    assert (tmp_path / "told.nii").read_bytes() == (tmp_path / "same.nii").read_bytes()
+    header, extended = (nibabel.Nifti1Image.from_filename(tmp_path / name) for name in ("same.nii", "told.nii"))
+    np.testing.assert_array_equal(np.asanyarray(extended.dataobj), np.asanyarray(header.dataobj))
+    assert list(header.header.extensions) == []
+    (comment,) = extended.header.extensions
+    assert (comment.get_code(), comment.text) == (6, f"differs from training: {told}")
     main(["synthesize", str(run), str(scans / "pet"), "--output", str(tmp_path / "series")])
     assert f"warning: pet: {told}" in capsys.readouterr().err.splitlines()
+    for file in (tmp_path / "series").iterdir():
+        assert pydicom.dcmread(file).ImageComments == f"differs from training: {told}"
     trained_at(12.5, 7.5, 7.0)
     for source, out in (("suv.nii.gz", "refused.nii"), ("pet", "refused")):
         with pytest.raises(SystemExit):

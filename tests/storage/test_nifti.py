@@ -91,6 +91,20 @@ def test_round_trip(tmp_path: Path, voxels: NDArray[Any], name: str) -> None:
     assert (tmp_path / name).stat().st_mode & 0o077 == 0, "a patient's image is for its owner only"
 
 
+@pytest.mark.parametrize(
+    "comment", ["", "a", "x" * 8, "x" * 9, "noise 40 %, trained on 9 to 12 %; voxels of 4.1 mm, \u00b5"]
+)
+def test_a_comment_is_an_extension_that_other_readers_know_and_moves_no_voxel(
+    comment: str, voxels: NDArray[Any], tmp_path: Path
+) -> None:
+    for name in ("a.nii", "a.nii.gz"):
+        write_nifti(tmp_path / name, Grid(SHAPE, rigid(AFFINE)), lambda a, b: voxels[a:b], comment=comment)
+        theirs = nibabel.Nifti1Image.from_filename(tmp_path / name)
+        np.testing.assert_array_equal(theirs.get_fdata(dtype=np.float32).T, voxels)
+        assert [(one.get_code(), one.text) for one in theirs.header.extensions] == ([(6, comment)] if comment else [])
+        np.testing.assert_array_equal(opened(tmp_path / name).read(0, SHAPE[0]), voxels)
+
+
 def test_a_sheared_affine_keeps_its_sform_only(tmp_path: Path, voxels: NDArray[Any]) -> None:
     sheared = AFFINE.copy()
     sheared[0, 2] += 1.0

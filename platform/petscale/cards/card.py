@@ -147,8 +147,8 @@ def open_card(file: Path) -> tuple[Card, Trained]:
     trained = with_networks(tensors, facts, file.name)
     on = replace(
         trained.on,
-        nuclides=frozenset(card.nuclides) or None,
-        tracers=frozenset(card.tracers) or None,
+        nuclides=frozenset(card.nuclides) or trained.on.nuclides,
+        tracers=frozenset(card.tracers) or trained.on.tracers,
         scanners=frozenset(card.scanners) or None,
     )
     return card, replace(trained, on=on, weights=integrity.file_digest(file))

@@ -23,7 +23,7 @@ from petscale.evaluation.scores import SYNTHESIZED, Evaluation, read_evaluation
 from petscale.evaluation.scoring import presets_of, score_stored_case
 from petscale.folders import CONFIG, EVALUATION, GUIDE, SEGMENTER, SYNTHESIS
 from petscale.inference import Trained, open_run, synthesize_case, tell_notes
-from petscale.plausibility import check_scan, tell
+from petscale.plausibility import check_scan, tell, unlike
 from storage import integrity
 from storage.errors import InputError
 from storage.joined import open_cohorts
@@ -212,7 +212,7 @@ def evaluate_run(
     chosen = choose_cases(run, facts, opened)
     started = {}
     for source in sources or config.feed.source:  # refused before anything is synthesized
-        started[source] = _startable(trained, opened, chosen, source) if chosen.cohort else _Started(chosen.cases)
+        started[source] = (_startable if chosen.cohort else _own)(trained, opened, chosen, source)
         if lesions is not None:
             for name in started[source].cases:
                 search_case(opened.case(name), lesions)
@@ -299,6 +299,14 @@ class _Started:
     cases: tuple[str, ...]
     left_out: Mapping[str, InputError] = field(default_factory=dict)
     differences: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def _own(trained: Trained, cohort: Cases, chosen: Chosen, source: str) -> _Started:
+    """The run's test cases, and in what they are unlike those trained on."""
+    found = {name: unlike(trained.on, cohort.case(name), source) for name in chosen.cases}
+    for name, told in found.items():
+        tell(f"case {name}", told)
+    return _Started(chosen.cases, differences=found)
 
 
 def _startable(trained: Trained, cohort: Cases, chosen: Chosen, source: str) -> _Started:

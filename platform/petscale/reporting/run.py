@@ -20,7 +20,7 @@ from petscale.reporting.doubts import doubts_of_run
 from petscale.training.progress import read_metrics, taken_with
 from storage import integrity
 from storage.joined import open_cohorts
-from storage.reader import Case, open_cohort
+from storage.reader import Case, StoredImage, open_cohort
 from storage.source import HU
 from trainers.systems import RECIPES
 from trainers.validation import CHOSEN
@@ -48,6 +48,7 @@ def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation], *
             baseline = baseline_of(run, opened, source, chosen.folder / EVALUATION)
             pictured = {}
             rules = {}
+            unlike = []
             for name in evaluation.cases:
                 case = opened.case(name)
                 result = open_cohort(chosen.folder / SYNTHESIS / source).case(name).image(f"synth_{source}")
@@ -59,6 +60,7 @@ def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation], *
                     case.image("body"),
                     ct=start if start.units == HU else None,
                 )
+                unlike += _unlike(name, result)
                 rules[name] = suv_rule(case.image(config.feed.target).provenance)
             records = read_metrics(run / METRICS)
             path = chosen.folder / (REPORT if number == 0 else f"report-{source}.html")
@@ -87,6 +89,7 @@ def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation], *
                         *notes_of(opened.case(evaluation.cases[0]), source),
                     ],
                     doubts=[
+                        *([] if about else unlike),  # of another cohort the notes say it
                         *doubts_of_run(opened, facts, evaluation.cases, (config.feed.target, source)),
                         *length_doubt(opened, evaluation.cases, config.feed.target),
                     ],
@@ -112,6 +115,12 @@ def _external_notes(about: Mapping[str, Any]) -> list[str]:
     notes += [f"Left out: {case}: {why}." for case, why in about["left_out"].items()]
     notes += [f"{len(cases)} case(s): {what}." for what, cases in about["differs_from_training"].items()]
     return notes
+
+
+def _unlike(case: str, result: StoredImage) -> list[str]:
+    """Say in what a test case's scan is unlike those trained on, as its result has kept it."""
+    told = result.provenance.get("differs_from_training")
+    return [f"Case {case}: {what}." for what in told] if isinstance(told, list) else []
 
 
 def chosen_step(facts: Mapping[str, str]) -> list[str]:

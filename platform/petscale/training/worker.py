@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from petscale import config as configs
+from petscale import likeness
 from petscale.folders import CHECKPOINTS, STOPPED, WEIGHTS
 from petscale.training.job import WorkerJob
 from petscale.training.metrics_export import sending
@@ -236,6 +237,8 @@ def train_worker(content: Mapping[str, Any]) -> None:
             if best.weights:
                 about |= {CHOSEN: json.dumps({"step": best.step, "gain_db": best.gain_db})}
             if rank == 0:
+                trained = (*job.roles.train, *job.roles.unpaired)
+                about |= {likeness.FACT: json.dumps(likeness.learn(cohort, trained, config.feed.source).to_json())}
                 checkpoint.write_weights(run / WEIGHTS, weights, about)
                 publish()
     except InputError as error:
