@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from petscale.reporting import pdf
 from petscale.reporting.options import ReportOptions
@@ -82,7 +83,7 @@ def test_the_size_of_a_page_has_a_range(page_mb: float) -> None:
 
 
 def test_deviations_are_those_of_the_cases(tmp_path: Path) -> None:
-    values = np.arange(60, dtype=np.float32).reshape(GRID.shape) / 100
+    values: NDArray[np.float32] = (np.arange(60) / 100).astype(np.float32).reshape(GRID.shape)
     folder, scratch = tmp_path / "sd", tmp_path / "scratch"
     folder.mkdir()
     scratch.mkdir()
