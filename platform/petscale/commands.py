@@ -955,6 +955,9 @@ def report(
     run: Positional[Annotated[Path, arg(metavar="RUN")]],
     cohort: Positional[Annotated[Path, arg(metavar="COHORT")]],
     others: Positional[Annotated[tuple[Path, ...], arg(metavar="COHORT")]] = (),
+    page_mb: float = 20.0,
+    pdf: bool = False,
+    deviations: Path | None = None,
 ) -> None:
     """Write a run's report, one HTML file that needs no network; a run without scores is evaluated first.
 
@@ -962,10 +965,16 @@ def report(
         run: an evaluated run, or a folder of petscale folds: one page about all of its patients.
         cohort: the cohort it was evaluated on, its own or another one.
         others: further cohorts that it was evaluated on together with the first.
+        page_mb: how large the page may become, in MB; its viewer takes what the rest leaves, 0 for no viewer.
+        pdf: print the page as PDF beside it too; it needs Chromium, Chrome or Edge on this machine.
+        deviations: folder of CASE.nii.gz, standard deviations by synthesize --deviation, for the viewer.
     """
     from petscale import api
 
-    print(api.report(run, cohort, others=others).path)
+    page = api.report(run, cohort, others=others, page_mb=page_mb, pdf=pdf, deviations=deviations).path
+    print(page)
+    if pdf:
+        print(page.with_suffix(".pdf"))
 
 
 def dashboard(

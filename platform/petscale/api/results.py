@@ -471,19 +471,30 @@ class Choice:
         return pandas.DataFrame(rows)
 
 
-def report(run: Run | PathLike, cohort: Cohort | PathLike, *, others: Sequence[Cohort | PathLike] = ()) -> "Page":
+def report(
+    run: Run | PathLike,
+    cohort: Cohort | PathLike,
+    *,
+    others: Sequence[Cohort | PathLike] = (),
+    page_mb: float = 20.0,
+    pdf: bool = False,
+    deviations: PathLike | None = None,
+) -> "Page":
     """Write a run's report from its scores (evaluating it first if need be): one HTML file that needs no network.
 
     Args:
         run: an evaluated run, or a folder of folds: one page about all of its patients.
         cohort: the cohort it was evaluated on, its own or another one.
         others: further cohorts, as they were given to ``evaluate``.
+        page_mb: how large a page may become in MB (10^6 bytes): its viewer takes what the rest leaves; 0 for no viewer.
+        pdf: print every page as PDF beside it too, by a Chromium, Chrome or Edge of this machine.
+        deviations: folder of CASE.nii.gz, standard deviations in SUV for the viewer, as synthesize writes them.
 
     Returns:
         The page; of a run that starts from several images, the first one's.
 
     Raises:
-        InputError: those of ``evaluate``.
+        InputError: those of ``evaluate``; CFG_RANGE, CFG_BROWSER, IMG_NO_FILE, IMG_GRID.
 
     >>> page = petscale.report(run, "cohort")
     >>> page.path.name
@@ -491,12 +502,16 @@ def report(run: Run | PathLike, cohort: Cohort | PathLike, *, others: Sequence[C
     """
     from petscale.evaluation.run import read_evaluations
     from petscale.reporting.folds import report_folds
+    from petscale.reporting.options import ReportOptions
     from petscale.reporting.run import report_run
+
+    options = ReportOptions(page_mb, pdf, None if deviations is None else Path(deviations))
 
     folder, place, rest = folder_of(run), folder_of(cohort), [folder_of(other) for other in others]
     if (folder / FOLDS).is_file():
-        return Page(report_folds(folder, place, others=rest))
-    return Page(report_run(folder, place, read_evaluations(folder, place, others=rest), others=rest))
+        return Page(report_folds(folder, place, others=rest, options=options))
+    evaluations = read_evaluations(folder, place, others=rest)
+    return Page(report_run(folder, place, evaluations, others=rest, options=options))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """``petscale report`` of a folder of folds: one page about all patients, each by the run that never saw him or her."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +15,33 @@ from petscale.proof import read_proven
 from petscale.reporting import CaseImages, ReportData, write_report
 from petscale.reporting.data_facts import data_table, length_doubt
 from petscale.reporting.doubts import doubts_of
-from petscale.reporting.run import notes_of, suv_rule, title_of
+from petscale.reporting.options import ReportOptions
+from petscale.reporting.pdf import write_pdf
+from petscale.reporting.run import anatomy, notes_of, suv_rule, title_of
 from storage import integrity
 from storage.joined import open_cohorts
-from storage.reader import Cases, open_cohort
-from storage.source import HU
+from storage.reader import Case, Cases, open_cohort
+from storage.source import HU, ImageSource
 from trainers.systems import RECIPES
 
 
-def report_folds(folder: Path, cohort: Path, *, others: Sequence[Path] = ()) -> Path:
+def report_folds(
+    folder: Path,
+    cohort: Path,
+    *,
+    others: Sequence[Path] = (),
+    options: ReportOptions = ReportOptions(),  # noqa: B008  (frozen)
+) -> Path:
     """Write the pages of all folds, one per source image; returns the first one's path.
 
     Args:
         folder: of ``petscale folds``, every fold of it trained; a fold without scores is evaluated first.
         others: further cohorts that it was called with.
+        options: what may be chosen.
 
     Raises:
-        InputError: CKPT_NONE for a fold that is not trained yet, and those of ``evaluate_run``.
+        InputError: CKPT_NONE for a fold that is not trained yet, and those of ``evaluate_run``, ``ReportOptions`` and
+            ``write_pdf``.
     """
     record = integrity.read_json(folder / FOLDS, "folds", "config", "cases", "command", "subjects")
     opened = open_cohorts([cohort, *others])
@@ -39,8 +49,9 @@ def report_folds(folder: Path, cohort: Path, *, others: Sequence[Path] = ()) -> 
     found = {name: read_evaluations(run, cohort, others=others) for name, run in runs.items()}
     unproven = [f"{name}: {note}." for name, run in runs.items() for note in read_proven(run).notes]
     config = configs.from_json(record["config"])
+    options.check_cases([case for one in found.values() for scores in one.values() for case in scores.cases])
     paths = []
-    with bar("report", len(config.feed.source)) as advance:
+    with bar("report", len(config.feed.source)) as advance, integrity.scratch() as scratch:
         for number, source in enumerate(config.feed.source):
             folds = {name: evaluations[source] for name, evaluations in found.items()}
             whole = gather(folds, record["subjects"])
@@ -53,7 +64,15 @@ def report_folds(folder: Path, cohort: Path, *, others: Sequence[Path] = ()) -> 
             data = ReportData(
                 title=f"{title_of(config.recipe, first, source)}, {len(runs)} folds",
                 evaluation=whole,
-                images=_images(runs, folds, opened, source, config.feed.target, whole),
+                images=_images(
+                    runs,
+                    folds,
+                    opened,
+                    source,
+                    config.feed.target,
+                    whole,
+                    lambda case: options.deviation(case.name, case.image("body").grid, scratch),
+                ),
                 command=str(record["command"]),
                 config=record["config"],
                 environment=environment(),
@@ -71,8 +90,11 @@ def report_folds(folder: Path, cohort: Path, *, others: Sequence[Path] = ()) -> 
                     *length_doubt(opened, list(scored), config.feed.target),
                 ],
                 data=data_table(opened, {"trained and scored on": list(scored)}, config.feed.target, source),
+                page_mb=options.page_mb,
             )
             write_report(path, data)
+            if options.pdf:
+                write_pdf(path, path.with_suffix(".pdf"))
             paths.append(path)
             advance(number + 1, path.name)
     return paths[0]
@@ -85,6 +107,7 @@ def _images(
     source: str,
     target: str,
     whole: Evaluation,
+    deviation: Callable[[Case], ImageSource | None],
 ) -> dict[str, CaseImages]:
     """What is pictured of every patient: his or her first scan, by the fold that tested it."""
     called = names_in_all(folds)
@@ -105,5 +128,9 @@ def _images(
             },
             case.image("body"),
             ct=start if start.units == HU else None,
+            anatomy=anatomy(case),
+            deviation=deviation(case),
+            labels=case.image("labels") if case.labels else None,
+            label_names=case.labels,
         )
     return found

@@ -1,10 +1,12 @@
 """The report: what a reader must see about a run, on one HTML page that loads nothing from a network."""
 
 import base64
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +38,9 @@ from petscale.reporting.score_tables import (
     organ_table,
     score_tables,
 )
-from petscale.reporting.templates import template
+from petscale.reporting.templates import packaged, template
 from petscale.reporting.verdict import verdict
+from petscale.reporting.viewer import Viewed, embed
 from petscale.spreadsheet import csv_text
 from petscale.training.pictures import CT_HU
 from storage.integrity import write_bytes
@@ -46,6 +49,8 @@ from trainers.metrics.clinical import BIASES, NOISE, QUANTITIES
 from trainers.metrics.presets import BODY_PSNR
 
 HISTOGRAM_TOP_SUV = 10.0
+PAGE_MB = 20.0  # what most mail servers let pass
+VIEWER_WITHOUT_VOXELS = 60_000  # bytes: its controls, colours, names and places
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,12 +62,20 @@ class CaseImages:
         candidates: those of ``score_case`` to be pictured, in order, the network's last.
         body: greater than 0.5 inside the patient.
         ct: what the network started from, where it was a CT; shown, never scored.
+        anatomy: a CT for the viewer, whether the network started from it or not.
+        deviation: the standard deviation of the network's image in SUV, for the viewer.
+        labels: integers naming organs and lesions, where the viewer goes to.
+        label_names: what each label is.
     """
 
     reference: ImageSource
     candidates: Mapping[str, ImageSource]
     body: ImageSource
     ct: ImageSource | None = None
+    anatomy: ImageSource | None = None
+    deviation: ImageSource | None = None
+    labels: ImageSource | None = None
+    label_names: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +96,8 @@ class ReportData:
         suv_window: SUV drawn white and black in every panel.
         difference_window: SUV drawn in the strongest colours of the difference.
         notes: limits of this run to be said beside the verdict, for instance that the data are simulated.
+        page_mb: how large the page may become in MB (10^6 bytes): the viewer takes what the rest leaves, and is left
+            out where that is too little.
         data: headings and lines of the table of what it was trained and scored on, as ``data_table`` returns them.
         doubts: what was noted of the images that were scored, when they were ingested: a sentence each.
     """
@@ -102,6 +117,7 @@ class ReportData:
     notes: Sequence[str] = ()
     doubts: Sequence[str] = ()
     data: tuple[Sequence[str], Sequence[tuple[str, Sequence[str]]]] = ((), ())
+    page_mb: float = PAGE_MB
 
 
 def write_report(path: Path, data: ReportData) -> None:
@@ -118,7 +134,9 @@ def render(data: ReportData) -> str:
     evaluation = data.evaluation
     content, table = _numbers(evaluation)
     chosen = _chosen(data)
-    return template("template.html.j2").render(
+    script = f"\n{packaged('page.js')}{packaged('viewer.js')}"
+    page = partial(
+        template("template.html.j2").render,
         data=data,
         evaluation=evaluation,
         verdict=verdict(evaluation),
@@ -149,6 +167,57 @@ def render(data: ReportData) -> str:
         config=json.dumps(data.config, indent=2, sort_keys=True, default=str),
         numbers=script_json(content),
         csv_uri="data:text/csv;base64," + base64.b64encode(table.encode()).decode(),
+        script=script,
+        policy=policy(script),
+    )
+    bare = page(viewer=None)
+    viewer = _viewer(data, chosen, len(bare.encode()))
+    return page(viewer=viewer) if viewer else bare
+
+
+def policy(script: str) -> str:
+    """Return the page's rules for browsers: one script, this one; pictures that are in the page; no address at all."""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        f"default-src 'none'; script-src 'sha256-{digest}'; img-src data:; style-src 'unsafe-inline'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _viewer(data: ReportData, chosen: Mapping[str, str], taken: int) -> dict[str, object] | None:
+    """What the viewer shows of the pictured cases, the worst first; None without cases, or without room for one.
+
+    Args:
+        chosen: case -> why it is pictured.
+        taken: bytes of the page without it.
+    """
+    psnr = data.evaluation.values(data.evaluation.synthesized, BODY_PSNR, "body")
+    cases = [_viewed(data, case, chosen[case]) for case in sorted(chosen, key=lambda case: psnr[case])]
+    room = int(data.page_mb * 1e6) - taken - VIEWER_WITHOUT_VOXELS
+    if not cases or room <= 0:
+        return None
+    found = embed(cases, room)
+    if not found.content["cases"]:
+        return None
+    pet = {"suv_window": data.suv_window, "difference_window": data.difference_window}
+    content = {**found.content, **pet, "ct_window": CT_HU, "bone_window": BONE_HU}
+    return {"text": script_json(content), "notes": found.notes}
+
+
+def _viewed(data: ReportData, case: str, why: str) -> Viewed:
+    """Lay out a case for the viewer."""
+    images = data.images[case]
+    return Viewed(
+        case,
+        why,
+        {**images.candidates, REFERENCE: images.reference},
+        synthesized=list(images.candidates)[-1],
+        reference=REFERENCE,
+        body=images.body,
+        ct=images.anatomy or images.ct,
+        deviation=images.deviation,
+        labels=images.labels,
+        label_names=images.label_names,
     )
 
 

@@ -17,6 +17,8 @@ from petscale.proof import read_proven
 from petscale.reporting import CaseImages, ReportData, write_report
 from petscale.reporting.data_facts import data_table, length_doubt, roles_of
 from petscale.reporting.doubts import doubts_of_run
+from petscale.reporting.options import ReportOptions
+from petscale.reporting.pdf import write_pdf
 from petscale.training.progress import read_metrics, taken_with
 from storage import integrity
 from storage.joined import open_cohorts
@@ -28,22 +30,31 @@ from trainers.validation import CHOSEN
 EPOCH_SCORES = ("validation/psnr", "validation/ssim", "validation/mae")
 
 
-def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation], *, others: Sequence[Path] = ()) -> Path:
+def report_run(
+    run: Path,
+    cohort: Path,
+    evaluations: Mapping[str, Evaluation],
+    *,
+    others: Sequence[Path] = (),
+    options: ReportOptions = ReportOptions(),  # noqa: B008  (frozen)
+) -> Path:
     """Write the run's reports, one page per source image; returns the first one's path.
 
     Args:
         evaluations: what ``evaluate_run`` returned.
         others: further cohorts that it was called with.
+        options: what may be chosen.
 
     Raises:
-        InputError: as ``evaluate_run``.
+        InputError: as ``evaluate_run``, ``ReportOptions`` and ``write_pdf``.
     """
     config, facts = run_facts(run)
     weights = read_proven(run)
     opened = open_cohorts([cohort, *others])
     chosen = choose_cases(run, facts, opened)
+    options.check_cases([name for evaluation in evaluations.values() for name in evaluation.cases])
     paths = []
-    with bar("report", len(evaluations)) as advance:
+    with bar("report", len(evaluations)) as advance, integrity.scratch() as scratch:
         for number, (source, evaluation) in enumerate(evaluations.items()):
             baseline = baseline_of(run, opened, source, chosen.folder / EVALUATION)
             pictured = {}
@@ -59,6 +70,10 @@ def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation], *
                     {image: candidates[image] for image in evaluation.pictured},
                     case.image("body"),
                     ct=start if start.units == HU else None,
+                    anatomy=anatomy(case),
+                    deviation=options.deviation(name, case.image("body").grid, scratch),
+                    labels=case.image("labels") if case.labels else None,
+                    label_names=case.labels,
                 )
                 unlike += _unlike(name, result)
                 rules[name] = suv_rule(case.image(config.feed.target).provenance)
@@ -94,11 +109,19 @@ def report_run(run: Path, cohort: Path, evaluations: Mapping[str, Evaluation], *
                         *length_doubt(opened, evaluation.cases, config.feed.target),
                     ],
                     data=data_table(opened, roles_of(opened, facts, evaluation.cases), config.feed.target, source),
+                    page_mb=options.page_mb,
                 ),
             )
+            if options.pdf:
+                write_pdf(path, path.with_suffix(".pdf"))
             paths.append(path)
             advance(number + 1, path.name)
     return paths[0]
+
+
+def anatomy(case: Case) -> StoredImage | None:
+    """A case's first CT, if it has any."""
+    return next((image for image in map(case.image, case.images) if image.units == HU), None)
 
 
 def title_of(recipe: str, case: Case, source: str, about: Mapping[str, Any] = MappingProxyType({})) -> str:

@@ -2,7 +2,7 @@
 
 from importlib.resources import files
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 
 from storage.errors import printable
 
@@ -10,9 +10,19 @@ from storage.errors import printable
 def template(name: str) -> Template:
     """Return a template of this package by its file's name."""
     environment = Environment(
-        autoescape=True, finalize=_shown, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FunctionLoader(packaged),
+        autoescape=True,
+        finalize=_shown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return environment.from_string(files("petscale.reporting").joinpath(name).read_text("utf-8"))
+    return environment.get_template(name)
+
+
+def packaged(name: str) -> str:
+    """Return the text of a template or script of this package."""
+    return files("petscale.reporting").joinpath(name).read_text("utf-8")
 
 
 def _shown(value: object) -> object:
