@@ -10,7 +10,7 @@ from petscale.environment import environment
 from petscale.evaluation.folds import gather, names_in_all
 from petscale.evaluation.run import baseline_of, candidates_of, read_evaluations
 from petscale.evaluation.scores import Evaluation
-from petscale.folders import FOLDS, REPORT, SYNTHESIS
+from petscale.folders import FOLDS, METRICS, REPORT, SYNTHESIS
 from petscale.proof import read_proven
 from petscale.reporting import CaseImages, ReportData, write_report
 from petscale.reporting.data_facts import data_table, length_doubt
@@ -18,6 +18,7 @@ from petscale.reporting.doubts import doubts_of
 from petscale.reporting.options import ReportOptions
 from petscale.reporting.pdf import write_pdf
 from petscale.reporting.run import anatomy, notes_of, suv_rule, title_of
+from petscale.training.progress import read_metrics, told_apart
 from storage import integrity
 from storage.joined import open_cohorts
 from storage.reader import Case, Cases, open_cohort
@@ -76,6 +77,7 @@ def report_folds(
                 command=str(record["command"]),
                 config=record["config"],
                 environment=environment(),
+                trained_with=told_apart({name: read_metrics(run / METRICS) for name, run in runs.items()}),
                 cohort_digest=integrity.root_digest(record["cases"], {}),
                 suv_rules={name: rule for name, rule in rules.items() if rule},
                 notes=[

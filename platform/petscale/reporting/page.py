@@ -90,7 +90,8 @@ class ReportData:
         config: the resolved configuration, shown as given.
         metrics: training log and validations, one mapping per line as read by ``read_metrics``.
         environment: name -> fact: versions and hardware that made the page.
-        trained_with: (step, the same facts of what trained from this step on), as ``taken_with`` returns it.
+        trained_with: (which steps, or which runs; the same facts of what trained them), as ``told_apart`` returns it;
+            None where training was not recorded as steps at all.
         cohort_digest: root digest of the cohort.
         suv_rules: case -> the rule by which its SUV reference time was found.
         suv_window: SUV drawn white and black in every panel.
@@ -109,7 +110,7 @@ class ReportData:
     config: Mapping[str, object]
     metrics: Sequence[Mapping[str, object]] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
-    trained_with: Sequence[tuple[int, Mapping[str, str]]] = ()
+    trained_with: Sequence[tuple[str, Mapping[str, str]]] | None = None
     cohort_digest: str = ""
     suv_rules: Mapping[str, str] = field(default_factory=dict)
     suv_window: tuple[float, float] = (0.0, 7.0)

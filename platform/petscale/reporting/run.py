@@ -19,7 +19,7 @@ from petscale.reporting.data_facts import data_table, length_doubt, roles_of
 from petscale.reporting.doubts import doubts_of_run
 from petscale.reporting.options import ReportOptions
 from petscale.reporting.pdf import write_pdf
-from petscale.training.progress import read_metrics, taken_with
+from petscale.training.progress import read_metrics, told_apart
 from storage import integrity
 from storage.joined import open_cohorts
 from storage.reader import Case, StoredImage, open_cohort
@@ -91,7 +91,7 @@ def report_run(
                     config=facts["config"],
                     metrics=[r for r in records if r.get("event") == "log" or "best_step" in r or EPOCH_SCORES[0] in r],
                     environment=environment(),
-                    trained_with=taken_with(records),
+                    trained_with=told_apart({"": records}),
                     cohort_digest=about.get("digest") or integrity.root_digest(facts["cases"], {}),
                     suv_rules={name: rule for name, rule in rules.items() if rule},
                     notes=[

@@ -32,6 +32,31 @@ def taken_with(records: Sequence[Mapping[str, Any]]) -> list[tuple[int, Mapping[
     return found
 
 
+def told_apart(trained: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[tuple[str, Mapping[str, str]]]:
+    """Return (what, facts) of every environment that runs were trained in, each environment once.
+
+    Args:
+        trained: name of a run -> its records; the name is empty where there is one run alone.
+
+    Returns:
+        ``what`` is empty where all was trained in one environment; else ``from step 40``, or ``fold-0, fold-2 from step
+        40``, as ``taken_with`` tells them.
+    """
+    found: list[tuple[Mapping[str, str], list[str]]] = []
+    for name, records in trained.items():
+        environments = taken_with(records)
+        for step, facts in environments:
+            words = [name] * bool(name) + [f"from step {step}"] * (len(environments) > 1)
+            known = next((told for same, told in found if same == facts), None)
+            if known is None:
+                found.append((facts, known := []))
+            known.append(" ".join(words))
+    known_runs = sum(bool(taken_with(records)) for records in trained.values())
+    if len(found) == 1 and known_runs == len(trained):
+        return [("", found[0][0])]
+    return [(", ".join(filter(None, told)), facts) for facts, told in found]
+
+
 class Events:
     """A file of TensorBoard events.  TensorBoard's own writer would name it after this machine.
 

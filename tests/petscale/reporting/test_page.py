@@ -76,7 +76,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
             config={"weight": 100, "text": HOSTILE},
             metrics=metrics,
             environment={"torch": "2.13"},
-            trained_with=[(0, {"torch": f"2.12 {HOSTILE}"}), (40, {"torch": "2.14"})],
+            trained_with=[("from step 0", {"torch": f"2.12 {HOSTILE}"}), ("from step 40", {"torch": "2.14"})],
             cohort_digest="0123abcd",
             suv_rules={"case-000001": "SeriesTime"},
             doubts=[f"another choice would change SUV {HOSTILE} (of weight, 1 of 1 test cases, up to 10.9 %)."],

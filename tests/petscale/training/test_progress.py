@@ -77,3 +77,20 @@ def test_a_start_says_with_what_steps_are_taken_and_a_change_is_told_once(
     told = progress.taken_with(progress.read_metrics(tmp_path / METRICS))
     assert told == [(0, {"torch": "1"}), (20, {"torch": "2"})]
     assert progress.taken_with([{"event": "start", "step": 0}, LOG]) == []
+
+
+def test_the_environments_of_several_runs_are_told_once_each_with_the_runs_that_had_them() -> None:
+    def start(torch: str, step: int = 0) -> dict[str, object]:
+        return {"event": "start", "step": step, "environment": {"torch": torch}}
+
+    one, other = {"torch": "2.13"}, {"torch": "2.14"}
+    assert progress.told_apart({"": [start("2.13"), LOG]}) == [("", one)]
+    assert progress.told_apart({"": [start("2.13"), start("2.14", 40)]}) == [
+        ("from step 0", one),
+        ("from step 40", other),
+    ]
+    assert progress.told_apart({"fold-0": [start("2.13")], "fold-1": [start("2.13")]}) == [("", one)]
+    mixed = {"fold-0": [start("2.13")], "fold-1": [start("2.13"), start("2.14", 40)], "fold-2": [start("2.14")]}
+    assert progress.told_apart(mixed) == [("fold-0, fold-1 from step 0", one), ("fold-1 from step 40, fold-2", other)]
+    assert progress.told_apart({"fold-0": [start("2.13")], "fold-1": [LOG]}) == [("fold-0", one)]  # one says nothing
+    assert progress.told_apart({"": [LOG]}) == []
