@@ -95,7 +95,27 @@ def parse(words: Sequence[str]) -> tuple[Command, dict[str, Any]]:
     found: Mapping[str, Any] = parsed(
         _arguments(command, rest), rest, prog=prog, description=text.split("\n\nArgs:")[0]
     )
+    if name == "submit":
+        _check_submitted(found["command"])
     return command, dict(found)
+
+
+def _check_submitted(words: Sequence[str]) -> None:
+    """Refuse wrong arguments of a submitted command here: no cluster need be asked, and no job wait, to tell them.
+
+    Files that the words name may be the cluster's alone, so that nothing else is decided here.
+
+    Raises:
+        InputError: CFG_ARGUMENT.
+        SystemExit: 0 after the submitted command's help.
+    """
+    if not words or words[0] not in COMMANDS or not COMMANDS[words[0]].in_a_job:
+        return  # ``submit`` refuses it
+    try:
+        parse(words)
+    except InputError as error:
+        if error.code == "CFG_ARGUMENT":
+            raise
 
 
 def _arguments(command: Command, words: Sequence[str] = ()) -> Any:
@@ -172,6 +192,13 @@ def _complete(words: Sequence[str]) -> None:
     if not words[1:] or words[1] not in SHELLS:
         found = words[1] if words[1:] else "no shell"
         raise InputError("CFG_CHOICE", where=words[0], found=found, remedy=f"choose one of {', '.join(SHELLS)}")
+    if words[0] == COMPLETION[1] and len(words) != 3:
+        raise InputError(
+            "CFG_ARGUMENT",
+            where=words[0],
+            found=f"{len(words) - 2} files" if words[2:] else "no file",
+            remedy=f"name the file to write: petscale {words[0]} {words[1]} FILE",
+        )
     base = RunConfig()
     targets = {
         name: arguments_of(command.options, base) if command.options else _arguments(command)

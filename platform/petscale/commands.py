@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import Positional, arg
 
 from petscale.console import console
+from petscale.shipped import located
 from storage import nifti, suv
 from storage.errors import InputError, printable
 from storage.lowdose import SCANNERS, LowDoseConfig
@@ -285,7 +286,8 @@ def inspect(
     what its weights are for, what they were trained on, how they did, and their limits.
 
     Args:
-        cohort: folder of the cohort, or a file of petscale card.
+        cohort: folder of the cohort, a file of petscale card, or the name of weights that come with petscale
+            (restore-small).
         cases: show a line per case too.
         json: write all of it into this file.
         page: write a page with pictures of every case, one HTML file that needs no network.
@@ -294,6 +296,8 @@ def inspect(
     from petscale.data.inspection_table import screen, show
     from storage.integrity import write_json
 
+    _check_new(json, page)
+    cohort = located(cohort)
     if cohort.suffix == ".safetensors":
         from petscale.cards import table
         from petscale.cards.card import read_card
@@ -345,8 +349,9 @@ def compare(
     """
     from petscale.data import comparison
     from petscale.data.inspection_table import screen
-    from storage.integrity import check_new, write_json
+    from storage.integrity import write_json
 
+    _check_new(json, page)
     folders = [first, second, *others]
     if not comparison.are_runs(folders):
         comparison.check_effect(external, page)
@@ -358,8 +363,6 @@ def compare(
     from petscale.evaluation.run_comparison import compare_runs
     from petscale.reporting.run_comparison import as_json, show, write_comparison_page
 
-    if page is not None:
-        check_new(page, "--page")
     compared = compare_runs(folders, external)
     show(compared, screen())
     if json is not None:
@@ -445,8 +448,8 @@ class TrainOptions(SystemOptions):
 
     Args:
         run: folder of the run; made, or continued.
-        init: a file of petscale card, or a run's weights.safetensors, of the same system: its networks start from these
-            weights instead of random ones; give it to continue too.
+        init: a file of petscale card, a run's weights.safetensors, or the name of weights that come with petscale, of
+            the same system: its networks start from these instead of random ones; give it to continue too.
         time_limit: stop before so much time is over, for instance 3h50m, 90m or 1d2h; the same command continues.
     """
 
@@ -468,9 +471,18 @@ def train(options: TrainOptions, config: "RunConfig") -> None:
             command=command,
             others=options.others,
             time_limit_s=limit_s,
-            init=options.init,
+            init=None if options.init is None else located(options.init),
         )
     )
+
+
+def _check_new(json: Path | None, page: Path | None = None) -> None:
+    """Refuse, before any work, to write over a file that is there: it may be one of a cohort or a run."""
+    from storage.integrity import check_new
+
+    for option, file in (("--json", json), ("--page", page)):
+        if file is not None:
+            check_new(file, f"{option}, or remove it")
 
 
 def _seconds(time_limit: str | None) -> float | None:
@@ -506,9 +518,11 @@ def plan(options: PlanOptions, config: "RunConfig") -> None:
     from petscale.training import forecast
     from storage.integrity import write_json
 
+    _check_new(options.json)
     limit_s = _seconds(options.time_limit)
+    init = None if options.init is None else located(options.init)
     found = forecast.forecast(
-        options.cohort, config, others=options.others, run=options.run, init=options.init, free_memory=free_memory()
+        options.cohort, config, others=options.others, run=options.run, init=init, free_memory=free_memory()
     )
     forecast.show(found, screen(), limit_s=limit_s)
     if options.json is not None:
@@ -757,7 +771,7 @@ def apply(
     same command again to continue.
 
     Args:
-        card: a file of petscale card.
+        card: a file of petscale card, or the name of weights that come with petscale (restore-small).
         scans: NIfTI files and folders of one DICOM series each: low-dose PET, or CT for weights that start from CT.
         output: the folder to write.
         units: unit of NIfTI PET; without it the file beside it is asked, then its values, which must leave no doubt.
@@ -776,7 +790,7 @@ def apply(
         table=read_table(table) if table is not None else None,
         drf=drf,
     )
-    for path in apply_card(card, scans, output, reading):
+    for path in apply_card(located(card), scans, output, reading):
         print(path)
 
 
@@ -792,6 +806,10 @@ def evaluate(
     within: tuple[str, ...] = (),
     threshold_suv: float = 2.5,
     tolerance_mm: float = 0.0,
+    task: bool = False,
+    lesion_mm: float = 12.0,
+    lesion_contrast: float = 1.6,
+    task_scans: int = 2,
     source: tuple[str, ...] = (),
     preset: tuple[str, ...] = (),
     runs: tuple[Path, ...] = (),
@@ -815,6 +833,11 @@ def evaluate(
         within: labels of the organs that are searched (liver); without it the whole body is searched.
         threshold_suv: a lesion is detected above this SUV, on the real and on the synthesized PET.
         tolerance_mm: the largest distance between a detection and its lesion.
+        task: on simulated scans, put lesions into the activity, scan it with and without them, and say how well an
+            observer tells them apart in every image.
+        lesion_mm: their diameter.
+        lesion_contrast: their uptake over that around them, above 1.
+        task_scans: pairs of scans of every case, with and without these lesions.
         source: images to start from, where the cohort calls them otherwise than the run's own.
         preset: conventions of scoring beside the run's own: udpet2022, s3pet, sgsgan, cascade.
         runs: further runs or folds: the mean of their images is scored, each case by the runs that never saw it.
@@ -833,6 +856,10 @@ def evaluate(
         within=within,
         threshold_suv=threshold_suv,
         tolerance_mm=tolerance_mm,
+        task=task,
+        lesion_mm=lesion_mm,
+        lesion_contrast=lesion_contrast,
+        task_scans=task_scans,
         source=source,
         preset=preset,
         others=others,
@@ -860,6 +887,7 @@ def best(
     from petscale.crossvalidation.best import rank, show
     from storage.integrity import write_json
 
+    _check_new(json)
     found = rank(runs, cohort)
     show(found)
     if json is not None:

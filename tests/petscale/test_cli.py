@@ -268,6 +268,7 @@ def test_the_watch_ends_with_the_run(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_an_unknown_shell_has_no_completion(refused: Callable[..., str]) -> None:
     assert refused("--tyro-print-completion", "foo").startswith("CFG_CHOICE --tyro-print-completion: foo; choose one")
     assert refused("--tyro-print-completion").startswith("CFG_CHOICE --tyro-print-completion: no shell")
+    assert refused("--tyro-write-completion", "bash").startswith("CFG_ARGUMENT --tyro-write-completion: no file; name")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -301,3 +302,44 @@ def test_a_command_leaves_no_dump_makes_private_files_and_gives_the_umask_back(
     finally:
         os.umask(before)
         resource.setrlimit(resource.RLIMIT_CORE, limits)
+
+
+def test_wrong_arguments_of_a_submitted_command_are_told_before_any_cluster_is_asked(
+    refused: Callable[..., str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Sequence[str]] = []
+
+    def submit(words: Sequence[str], *_: object, **__: object) -> str:
+        asked.append(words)
+        return "job"
+
+    monkeypatch.setattr("petscale.cluster.jobs.submit", submit)
+    assert refused("submit", "train", "cohort", "--run", "r", "--bogus", "1").startswith("CFG_ARGUMENT petscale train")
+    assert refused("submit", "--detach", "evaluate", "r").startswith("CFG_ARGUMENT petscale evaluate")
+    with pytest.raises(SystemExit) as ended:
+        main(["submit", "train", "cohort", "--help"])
+    assert (ended.value.code, asked) == (0, [])
+    assert "petscale train" in capsys.readouterr().out
+    words = ["train", "cohort", "--run", "r", "--config", "only-there.yaml"]
+    main(["submit", *words])  # a file of the cluster's is no mistake here
+    assert [list(one) for one in asked] == [words]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["inspect", "c", "--json"],
+        ["inspect", "c", "--page"],
+        ["compare", "c", "d", "--json"],
+        ["compare", "r", "s", "--page"],
+        ["best", "r", "--json"],
+        ["plan", "c", "--json"],
+    ],
+)
+def test_no_command_writes_its_page_or_json_over_a_file_that_is_there(
+    refused: Callable[..., str], tmp_path: Path, words: list[str]
+) -> None:
+    there = tmp_path / "CATALOG.json"
+    there.write_text("{}")
+    assert refused(*words, str(there)).startswith("DISK_EXISTS CATALOG.json: exists already; choose another --")
+    assert there.read_text() == "{}"

@@ -6,6 +6,7 @@ from pathlib import Path
 from petscale.api.cohorts import Cohort, PathLike
 from petscale.api.training import Run
 from petscale.images import Image
+from petscale.shipped import located
 from storage import integrity, nifti, suv
 from storage.errors import InputError
 from storage.source import HU, Dose
@@ -47,7 +48,7 @@ def apply(
     """Estimate the full-dose PET of one scan by a file of ``card``, without any run or cohort.
 
     Args:
-        card: the file.
+        card: the file, or the name of weights that come with petscale.
         scan: an image in SUVbw (or HU) in memory, a NIfTI file, or a DICOM series' folder.
         units: unit of a NIfTI PET; None: the file beside it is asked, then its values, which must leave no doubt.
         drf: dose reduction factor of the scan, where it is known.
@@ -72,7 +73,7 @@ def apply(
     from petscale.data.ingest import Files, open_ct, open_pet
     from petscale.inference import check_effect, synthesize_image
 
-    file = Path(card)
+    file = located(Path(card))
     known, trained = open_card(file)
     overrides = suv.Overrides(weight_kg=weight_kg, dose_mbq=dose_mbq, injection_time=injection_time)
     check_fits(file.name, known, trained, Reading(units=units, overrides=overrides, drf=drf))

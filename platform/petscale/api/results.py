@@ -212,6 +212,10 @@ def evaluate(
     within: Sequence[str] = (),
     threshold_suv: float = 2.5,
     tolerance_mm: float = 0.0,
+    task: bool = False,
+    lesion_mm: float = 12.0,
+    lesion_contrast: float = 1.6,
+    task_scans: int = 2,
     source: Sequence[str] = (),
     preset: Sequence[str] = (),
     others: Sequence[Cohort | PathLike] = (),
@@ -235,6 +239,10 @@ def evaluate(
         within: labels of the organs that are searched (liver); without it the whole body is.
         threshold_suv: a lesion is seen above it, on the real and on the synthesized PET.
         tolerance_mm: how far from a lesion a hit may lie.
+        task: whether lesions are put into the truth of simulated scans, and looked for by an observer.
+        lesion_mm: their diameter.
+        lesion_contrast: their uptake over that around them, above 1.
+        task_scans: pairs of scans of every case, with and without these lesions.
         source: images to start from, where the cohort calls them otherwise than the run's own.
         preset: conventions of scoring beside the run's own: udpet2022, s3pet, sgsgan, cascade.
         others: further cohorts, as they were given to ``train``.
@@ -246,7 +254,8 @@ def evaluate(
 
     Raises:
         InputError: SET_NO_TEST, SET_NO_LABELS, SET_CASE_CHANGED, CKPT_NONE, STORE_DAMAGED, CFG_SET, CFG_CHOICE;
-            SET_RUNS_DIFFER, and CFG_NO_EFFECT for ``unet_score``, ``unet_score_sg`` or ``detect`` of a mean;
+            SET_RUNS_DIFFER, and CFG_NO_EFFECT for ``unet_score``, ``unet_score_sg``, ``detect`` or
+            ``task`` of a mean;
             for another cohort SET_NO_IMAGE, IMG_VOXEL_SIZE, SET_COHORT_NAME.
 
     >>> scores = petscale.evaluate(run, "cohort")
@@ -255,6 +264,7 @@ def evaluate(
     """
     from petscale.evaluation.averages import evaluate_average
     from petscale.evaluation.run import evaluate_run, guide_of_run, make_segmenter
+    from petscale.evaluation.task import TaskConfig
     from trainers.metrics.detection import DetectionConfig
     from trainers.organ_segmenter import OrganSegmenterConfig
 
@@ -265,6 +275,7 @@ def evaluate(
             ("--unet-score-sg", unet_score_sg),
             ("--detect", detect),
             ("--within", within),
+            ("--task", task),
         ):
             if given:
                 raise InputError(
@@ -286,6 +297,10 @@ def evaluate(
         )
     elif within:
         raise InputError("CFG_SET", where="--within", found="given alone", remedy="say what to find: --detect lesion")
+    put_in = TaskConfig(diameter_mm=lesion_mm, contrast=lesion_contrast, scans=task_scans)
+    if not task and put_in != TaskConfig():
+        where = "--lesion-mm, --lesion-contrast, --task-scans"
+        raise InputError("CFG_SET", where=where, found="given without --task", remedy="add --task: it puts lesions in")
     found = evaluate_run(
         folder,
         place,
@@ -293,6 +308,7 @@ def evaluate(
         segmenter=segmenter,
         guide=guide,
         lesions=lesions,
+        put_in=put_in if task else None,
         sources=source,
         presets=preset,
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from petscale.api.cohorts import PathLike
 from petscale.folders import METRICS, WEIGHTS
+from petscale.shipped import located
 from storage.errors import InputError
 
 if TYPE_CHECKING:
@@ -96,7 +97,8 @@ def train(
         others: folders of further cohorts that are trained on too.
         time_limit: stop before so much time is over (``3h50m``, ``90m``, ``1d2h``), with a checkpoint and without
             weights; the same call continues.
-        init: a file of ``card``, or a run's weights, of the same system that the networks start from.
+        init: a file of ``card``, a run's weights or the name of weights that come with petscale, of the same system:
+            the networks start from them.
 
     Raises:
         InputError: those of ``configure``; CFG_DURATION; any mistake before a process starts; TRAIN_FAILED,
@@ -122,7 +124,7 @@ def train(
         command=called("train", cohort, run),
         others=[Path(other) for other in others],
         time_limit_s=limit_s,
-        init=None if init is None else Path(init),
+        init=None if init is None else located(Path(init)),
     )
     return Run(Path(run))
 

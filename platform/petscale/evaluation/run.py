@@ -13,7 +13,7 @@ from petscale import config as configs
 from petscale import proof
 from petscale.config import RunConfig
 from petscale.console import bar, console
-from petscale.evaluation import ceiling, detection, spectra
+from petscale.evaluation import ceiling, detection, spectra, task
 from petscale.evaluation.baselines import SCORED_HERE, TRAINING, Baseline
 from petscale.evaluation.current import OF_WEIGHTS, is_current, pictured
 from petscale.evaluation.detection import PRESET, as_json, detect_case, search_case, table
@@ -180,6 +180,7 @@ def evaluate_run(
     segmenter: OrganSegmenter | None = None,
     guide: OrganSegmenter | None = None,
     lesions: DetectionConfig | None = None,
+    put_in: task.TaskConfig | None = None,
     sources: Sequence[str] = (),
     presets: Sequence[str] = (),
     baselines: Path | None = None,
@@ -195,6 +196,7 @@ def evaluate_run(
         segmenter: a U-Net trained on the run's training cases, for the Unet-score.
         guide: the network that guided the run (``guide_of_run``), for the Unet-score-SG of what it synthesizes.
         lesions: what is to be detected where, None for nothing.
+        put_in: lesions that are put into the truth and looked for by an observer, on simulated cases; None for none.
         sources: the images to start from; () for those that the run was trained on.
         presets: conventions of scoring beside the project's own and the system's.
         baselines: where what needs no network is kept for runs of the same training cases; default: in the run.
@@ -211,8 +213,11 @@ def evaluate_run(
     opened = open_cohorts([cohort, *others])
     chosen = choose_cases(run, facts, opened)
     started = {}
+    planned: dict[str, list[task.Planned]] = {}
     for source in sources or config.feed.source:  # refused before anything is synthesized
         started[source] = (_startable if chosen.cohort else _own)(trained, opened, chosen, source)
+        if put_in is not None:
+            planned[source] = task.plan_all([opened.case(name) for name in started[source].cases], source, put_in)
         if lesions is not None:
             for name in started[source].cases:
                 search_case(opened.case(name), lesions)
@@ -273,7 +278,11 @@ def evaluate_run(
         about["spectra"] = spectra.as_json(curves)
         if ceilings:
             about["ceiling"] = ceiling.as_json(ceilings, opened.case(start.cases[0]), source)
-        results[source] = Evaluation(tuple(rows), images, start.cases, about)
+        scored = Evaluation(tuple(rows), images, start.cases, about)
+        if put_in is not None:
+            seen = [task.look(one, source, trained, baseline, put_in) for one in planned[source]]
+            about["task"] = task.judge(seen, planned[source], put_in, scored.best_baseline)
+        results[source] = scored
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         results[source].write(folder)
         console.print(results[source].table())
@@ -283,6 +292,8 @@ def evaluate_run(
                 console.print(found)
         if lesions is not None:
             console.print(table(about["detection"]))
+        if put_in is not None:
+            console.print(task.table(about["task"]))
     return results
 
 

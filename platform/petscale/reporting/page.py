@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from petscale.evaluation import detection
+from petscale.evaluation import detection, task
 from petscale.evaluation.ceiling import HEADINGS, RULE, ceiling_lines, cells
 from petscale.evaluation.scores import REFERENCE, Evaluation
 from petscale.reporting.charts import (
@@ -160,6 +160,7 @@ def render(data: ReportData) -> str:
         grey_bar=colour_bar(GREY),
         difference_bar=colour_bar(DIVERGING),
         detection=_detection(evaluation),
+        task=_task(evaluation),
         from_ct=any(images.ct for images in data.images.values()),
         ct_window=_window(CT_HU),
         bone_window=_window(BONE_HU),
@@ -286,6 +287,14 @@ def _detection(evaluation: Evaluation) -> dict[str, object] | None:
         "against": found["lesions_only_it_finds"],
         "froc": draw_froc(curves, marks),
     }
+
+
+def _task(evaluation: Evaluation) -> dict[str, object] | None:
+    """Lay out how well lesions that were put in are told from none; None where none were."""
+    told = evaluation.metadata.get("task")
+    if not isinstance(told, Mapping):
+        return None
+    return {"rule": told["rule"], "lines": task.lines(told), "gain": task.gain_sentence(told)}
 
 
 def _bland_altman(evaluation: Evaluation) -> str:

@@ -12,6 +12,7 @@ from untrained_runs import prove
 
 from petscale import proof
 from petscale.evaluation import run as evaluating
+from petscale.evaluation import task
 from petscale.evaluation.scores import REFERENCE
 from petscale.folders import CONFIG, EVALUATION, GUIDE, WEIGHTS
 from storage import integrity
@@ -135,6 +136,23 @@ def test_the_segmenter_learns_from_the_training_cases_and_scores_every_image_and
     assert shown is not None
     assert str(shown.title).startswith("Unet-score-SG of 1 test case")
     assert evaluating.read_evaluations(guided, cohort)["low_drf4"].rows == evaluation.rows
+
+
+def test_lesions_that_are_put_in_are_looked_for_in_every_image(tested: Path, cohort: Path) -> None:
+    config = task.TaskConfig(diameter_mm=30.0, contrast=4.0, places=6, scans=1)
+    evaluation = evaluating.evaluate_run(tested, cohort, put_in=config)["low_drf4"]
+    found = evaluating.read_evaluations(tested, cohort)["low_drf4"].metadata["task"]
+    assert isinstance(found, dict)
+    images = {one["image"]: one for one in found["images"]}
+    assert list(images) == [REFERENCE, *evaluation.images]
+    assert images[REFERENCE]["auc"] > 0.8
+    assert all(0 <= one["auc"] <= 1 and 0 <= one["false_at_80"] <= 1 for one in images.values())
+    assert found["best_baseline"] == evaluation.best_baseline
+    assert "6 with and as many without a lesion, at 6 places of 1 case(s)" in found["rule"]
+    assert task.gain_sentence(found).startswith(f"synthesized against {evaluation.best_baseline}: ")
+    few = task.TaskConfig(diameter_mm=30.0, places=3, scans=1)
+    with pytest.raises(InputError, match="SET_TOO_SMALL --task: 3 places"):
+        evaluating.evaluate_run(tested, cohort, put_in=few)
 
 
 def test_a_network_that_guided_is_proven_as_weights_are(guided: Path) -> None:

@@ -157,6 +157,19 @@ def test_spectra_are_drawn_for_the_pictured_images(page: str) -> None:
     assert page_of._spectra(Evaluation(rows, images, ("c",), {"spectra": nothing})) == ""
 
 
+def test_lesions_put_in_have_a_line_per_image() -> None:
+    one = {"auc": 0.75, "interval": [None, None], "d_prime": 0.95, "false_at_80": 0.44}
+    images = [{"image": INPUT, **one}, {"image": SYNTHESIZED, **one}]
+    told: dict[str, object] = {"rule": "spheres", "best_baseline": INPUT, "images": images}
+    told |= {"gain": {"auc": -0.014, "interval": [-0.043, 0.016]}}
+    rows = (Score("c", INPUT, "body", "body", BODY_PSNR, 30.0),)
+    found = page_of._task(Evaluation(rows, (INPUT, SYNTHESIZED), ("c",), {"task": told}))
+    assert found is not None
+    assert found["lines"] == [(name, "0.750", "–", "0.95", "44 %") for name in (INPUT, SYNTHESIZED)]
+    assert found["gain"] == f"{SYNTHESIZED} against {INPUT}: −0.014 (−0.043 to +0.016)"
+    assert page_of._task(Evaluation(rows, (INPUT,), ("c",), {})) is None
+
+
 def test_what_trained_is_told_apart_from_what_made_the_page(page: str) -> None:
     run = page.split('id="run"', 1)[1].split('id="claims"', 1)[0]
     first, second, made = (run.index(text) for text in ("2.12", "2.14", "2.13"))
