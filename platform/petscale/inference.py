@@ -409,7 +409,7 @@ def synthesize_pet(
         result = synthesize_image(estimator, source, scratch, where=files.pet.name, dose=dose)
         for place, image, what in _written(estimator, result, output, deviation):
             if isinstance(source, dicom.DicomSource):
-                dicom_write.write_derived_series(place, source, image.read, description=what)
+                dicom_write.write_derived_series(place, source, image.read, description=what, weights=estimator.weights)
             else:
                 nifti.write_nifti(place, source.grid, _in_unit(image, factor))
 
@@ -434,7 +434,9 @@ def synthesize_ct(estimator: Estimator, ct: Path, output: Path, deviation: Path 
         result = synthesize_image(estimator, source, scratch, where=ct.name)
         for place, image, what in _written(estimator, result, output, deviation):
             if isinstance(source, dicom.DicomSource):
-                dicom_write.write_synthetic_pet(place, source, image.grid, image.read, description=what)
+                dicom_write.write_synthetic_pet(
+                    place, source, image.grid, image.read, description=what, weights=estimator.weights
+                )
             else:
                 nifti.write_nifti(place, image.grid, image.read)
 
