@@ -87,7 +87,7 @@ def open_series(
 
     Of several, those are passed by that cannot be meant while others can: a single slice; fused images, projections and
     reformats; of another patient or frame of reference than ``of``; a PET that is not attenuation-corrected; what was
-    derived (``SECONDARY``) beside what was acquired.  Where more than one is left, none is chosen.
+    derived (``SECONDARY``, or by petscale) beside what was acquired.  Where more than one is left, none is chosen.
 
     Args:
         path: a folder, or one file.

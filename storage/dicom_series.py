@@ -349,7 +349,7 @@ def _meant(series: Sequence[Series], of: Belonging | None) -> Sequence[Series]:
         lambda s: not is_picture(s.slices[0].header),
         belongs,
         lambda s: s.modality == "CT" or "ATTN" in words(s, "CorrectedImage"),
-        lambda s: "SECONDARY" not in words(s, "ImageType"),
+        lambda s: not {"SECONDARY", "PETSCALE"} & words(s, "ImageType"),
     )
     for rule in rules:
         series = [s for s in series if rule(s)] or series

@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ from storage.suv import (
     suv_factor_decay_corrected,
 )
 
+OURS = "PETSCALE"  # third value of ImageType; the second is PRIMARY in every PET (PS3.3 C.8.9.4.1.1)
 SLAB = 16  # slices held in memory
 INT16_MAX = 32767
 
@@ -53,9 +55,15 @@ KEPT = (
     *KEPT_OF_STUDY, "AcquisitionDate", "AcquisitionTime", "Modality", "Manufacturer", "ManufacturerModelName",
     "SliceThickness", "ActualFrameDuration", "ImagePositionPatient", "ImageOrientationPatient", "SliceLocation",
     "PixelSpacing", "CorrectedImage", "RadiopharmaceuticalInformationSequence", "SeriesType", "Units", "SUVType",
-    "CountsSource", "RandomsCorrectionMethod", "AttenuationCorrectionMethod", "DecayCorrection",
+    "CountsSource", "CollimatorType", "RandomsCorrectionMethod", "AttenuationCorrectionMethod", "DecayCorrection",
     "ReconstructionMethod", "ScatterCorrectionMethod", "FrameReferenceTime", "DecayFactor", "DoseCalibrationFactor",
 )
+# Words of PatientPosition -> the same as codes (SNOMED CT), which a PET has in its place (PS3.3 C.7.3.1.1.2, C.8.4.6).
+CODED_POSITION = {
+    "HF": ("102540008", "headfirst"), "FF": ("102541007", "feet-first"),
+    "S": ("40199007", "supine"), "P": ("1240000", "prone"),
+    "DR": ("102535000", "right lateral decubitus"), "DL": ("102536004", "left lateral decubitus"),
+}
 # fmt: on
 
 
@@ -66,6 +74,7 @@ def write_derived_series(
     *,
     description: str,
     comment: str = "",
+    weights: str = "",
 ) -> None:
     """Write a PET volume as a derived series of the one it was made from.
 
@@ -79,6 +88,7 @@ def write_derived_series(
         read_slab: ``read_slab(z0, z1)`` returns (z1 - z0, y, x) in SUVbw, in the template's slice order.
         description: how the volume was made, a few words; goes into the header.
         comment: what its reader should know of it, Image Comments; empty for none.
+        weights: SHA-256 of the file of weights that made it, where one did; goes there too.
 
     Raises:
         InputError: ``DISK_EXISTS``, ``IMG_NONFINITE``.
@@ -93,6 +103,7 @@ def write_derived_series(
         lambda z: (_derived(template, z), 1.0 if _in_suv(template.conversion) else template.factors[z]),
         description,
         comment,
+        weights,
     )
 
 
@@ -104,6 +115,7 @@ def write_synthetic_pet(
     *,
     description: str,
     comment: str = "",
+    weights: str = "",
 ) -> None:
     """Write a PET that was estimated from a CT as a PET series of the CT's study, in SUVbw (Units GML, SUVType BW).
 
@@ -117,6 +129,7 @@ def write_synthetic_pet(
         read_slab: ``read_slab(z0, z1)`` returns (z1 - z0, y, x) in SUVbw on ``grid``.
         description: how the volume was made, a few words; goes into the header.
         comment: what its reader should know of it, Image Comments; empty for none.
+        weights: SHA-256 of the file of weights that made it, where one did; goes there too.
 
     Raises:
         InputError: ``DISK_EXISTS``, ``IMG_NONFINITE``.
@@ -131,6 +144,7 @@ def write_synthetic_pet(
         lambda z: (_synthetic(template, grid, z), 1.0),
         f"synthetic PET from CT: {description}",
         comment,
+        weights,
     )
 
 
@@ -141,6 +155,7 @@ def _write_result(
     start: Callable[[int], tuple[Dataset, float]],
     description: str,
     comment: str,
+    weights: str,
 ) -> None:
     """Write a PET series that says it was derived; ``start`` gives a slice's header and its SUV per stored unit."""
     series_uid = generate_uid()
@@ -148,7 +163,8 @@ def _write_result(
         for z, suv in _slices(read_slab, shape, folder.name):
             ds, factor = start(z)
             ds.SOPClassUID = STORAGE["PT"]
-            ds.ImageType = ["DERIVED", "SECONDARY"]
+            ds.ImageType = ["DERIVED", "PRIMARY", OURS]
+            ds.ContributingEquipmentSequence = [_petscale(description, weights)]
             ds.BurnedInAnnotation = "NO"
             ds.SeriesNumber = 9000
             ds.SeriesInstanceUID, ds.SOPInstanceUID = series_uid, generate_uid()
@@ -159,6 +175,17 @@ def _write_result(
             ds.InstanceNumber, ds.ImageIndex, ds.NumberOfSlices = z + 1, z + 1, shape[0]
             _put_pixels(ds, suv / np.float32(factor))
             _save(ds, partial / f"{z + 1:05d}.dcm")
+
+
+def _petscale(description: str, weights: str) -> Dataset:
+    """Who changed a scanner's image, with which version and weights (PS3.3 C.12.1)."""
+    purpose, ours = Dataset(), Dataset()
+    purpose.CodeValue, purpose.CodingSchemeDesignator, purpose.CodeMeaning = "109103", "DCM", "Modifying Equipment"
+    ours.PurposeOfReferenceCodeSequence = [purpose]
+    ours.Manufacturer, ours.ManufacturerModelName, ours.SoftwareVersions = "petscale", "petscale", version("petscale")
+    told = f"{description}; weights SHA-256 {weights}" if weights else description
+    ours.ContributionDescription = told[:1024]
+    return ours
 
 
 def write_series(
@@ -195,10 +222,11 @@ def write_series(
             ds = _phantom_slice(source, z, modality, patient_id, series_number)
             if modality == "PT":
                 _add_pet(ds, weight_kg, dose_mbq, uptake_s, half_life_s)
+                ds.NumberOfSlices = source.grid.shape[0]
                 _put_pixels(ds, values / np.float32(factor))
             else:
                 ds.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
-                ds.KVP, ds.RescaleType = "120", "HU"
+                ds.KVP, ds.RescaleType, ds.AcquisitionNumber = "120", "HU", ""
                 _put_pixels(ds, values, slope=1.0)
             if edit is not None:
                 edit(z, ds)
@@ -238,7 +266,7 @@ def write_stored_series(
             for part in ("Study", "Series", "Acquisition", "Content"):  # a series must have them, and they are unknown
                 setattr(ds, f"{part}Date", "19000101")
                 setattr(ds, f"{part}Time", "000000")
-            ds.ImageType, ds.BurnedInAnnotation = ["DERIVED", "SECONDARY"], "NO"
+            ds.ImageType, ds.BurnedInAnnotation = ["DERIVED", "PRIMARY", OURS], "NO"
             ds.StudyInstanceUID = generate_uid(entropy_srcs=[scan, "study"])
             ds.FrameOfReferenceUID = generate_uid(entropy_srcs=[scan, "frame of reference"])
             ds.SeriesInstanceUID, ds.SOPInstanceUID = series_uid, generate_uid()
@@ -249,7 +277,8 @@ def write_stored_series(
                 ds.NumberOfSlices, ds.ImageIndex = source.grid.shape[0], z + 1
                 _put_pixels(ds, values)
             else:
-                ds.KVP, ds.RescaleType = "", "HU"
+                ds.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]
+                ds.KVP, ds.RescaleType, ds.AcquisitionNumber = "", "HU", ""
                 _put_pixels(ds, values, slope=1.0)
             _save(ds, partial / f"{z + 1:05d}.dcm")
 
@@ -395,6 +424,7 @@ def _add_pet(ds: Dataset, weight_kg: float, dose_mbq: float, uptake_s: float, ha
     ds.ActualFrameDuration, ds.FrameReferenceTime = int(frame_s * 1000), _ds(mean_s * 1000)
     ds.DecayFactor = _ds(1.0 / decay(mean_s, half_life_s))
     ds.ImageIndex = ds.InstanceNumber
+    ds.CollimatorType = "RING"
 
 
 def _put_pixels(ds: Dataset, values: NDArray[np.float32], slope: float | None = None) -> None:
@@ -415,7 +445,40 @@ def _ds(value: float) -> str:
     return format_number_as_ds(float(value)) if math.isfinite(value) else ""
 
 
+def _complete(ds: Dataset) -> None:
+    """Add what every series of its kind must state and a template may not, empty where nobody knows it.
+
+    How the patient lay a PET says by codes, and never by PatientPosition beside them (PS3.3 C.8.4.6).
+    """
+    if "Laterality" not in ds:
+        ds.Laterality = ""  # of no paired body part
+    if ds.Modality != "PT":
+        return
+    if "CollimatorType" not in ds:
+        ds.CollimatorType = ""
+    words = str(ds.get("PatientPosition", "")).strip()
+    lay, gantry = CODED_POSITION.get(words[2:]), CODED_POSITION.get(words[:2])
+    if not ds.get("PatientOrientationCodeSequence") and lay and gantry:
+        recumbent = _snomed("102538003", "recumbent")
+        recumbent.PatientOrientationModifierCodeSequence = [_snomed(*lay)]
+        ds.PatientOrientationCodeSequence = [recumbent]
+        ds.PatientGantryRelationshipCodeSequence = [_snomed(*gantry)]
+    for keyword in ("PatientOrientationCodeSequence", "PatientGantryRelationshipCodeSequence"):
+        if keyword not in ds:
+            setattr(ds, keyword, [])
+    if "PatientPosition" in ds:
+        del ds.PatientPosition
+
+
+def _snomed(value: str, meaning: str) -> Dataset:
+    code = Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = value, "SCT", meaning
+    return code
+
+
 def _save(ds: Dataset, path: Path) -> None:
+    with disable_value_validation():
+        _complete(ds)
     ds.file_meta = FileMetaDataset()
     ds.file_meta.MediaStorageSOPClassUID = UID(ds.SOPClassUID)
     ds.file_meta.MediaStorageSOPInstanceUID = UID(ds.SOPInstanceUID)

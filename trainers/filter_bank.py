@@ -9,7 +9,7 @@ over cases: folds, leave-one-out and further patients cost an addition of small 
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -55,27 +55,59 @@ def members(
     """
     smoothed = []
     for one, steps in zip(image, spacing_mm.tolist(), strict=True):
-        z, y, x = (
-            _weights(fwhms_mm, round(step, 4), length, edge).to(image)
-            for step, length, edge in zip(steps, one.shape[1:], margin, strict=True)
-        )
-        # One matrix per Gaussian and axis; the first axis makes one image into as many as there are Gaussians.
-        rows = torch.einsum("gij,jyx->giyx", z, one[0])
-        columns = torch.einsum("gij,gzjx->gzix", y, rows)
-        smoothed.append(columns @ x.mT[:, None])
+        axes = zip(steps, one.shape[1:], margin, strict=True)
+        along = [_weights(fwhms_mm, round(step, 4), length, edge).to(image) for step, length, edge in axes]
+        smoothed.append(_smoothed(one[0], along))
+    return _with_members(image, torch.stack(smoothed), margin)
+
+
+def members_in_graph(
+    image: Float[Tensor, "1 1 zm ym xm"],
+    spacing_mm: Float[Tensor, "3"],
+    margin: tuple[int, int, int],
+    fwhms_mm: tuple[float, ...] = FWHMS_MM,
+) -> Float[Tensor, "1 m z y x"]:
+    """Return ``members`` of one image; no value of ``spacing_mm`` is read, so that ``torch.export`` can follow."""
+    steps = (spacing_mm.double() * 1e4).round() / 1e4
+    axes = zip(steps.unbind(), image.shape[2:], margin, strict=True)
+    along = [gaussians(fwhms_mm, step, length, edge).to(image) for step, length, edge in axes]
+    return _with_members(image, _smoothed(image[0, 0], along)[None], margin)
+
+
+def _smoothed(image: Float[Tensor, "zm ym xm"], along: Sequence[Tensor]) -> Float[Tensor, "g z y x"]:
+    """One matrix per Gaussian and axis; the first axis makes one image into as many as there are Gaussians."""
+    z, y, x = along
+    rows = torch.einsum("gij,jyx->giyx", z, image)
+    columns = torch.einsum("gij,gzjx->gzix", y, rows)
+    return columns @ x.mT[:, None]
+
+
+def _with_members(image: Tensor, smoothed: Tensor, margin: tuple[int, int, int]) -> Tensor:
+    """Put the image itself before what the Gaussians make of it."""
     centre = tuple(slice(edge, length - edge) for edge, length in zip(margin, image.shape[2:], strict=True))
-    return torch.cat([image[:, :, *centre], torch.stack(smoothed)], dim=1)
+    return torch.cat([image[:, :, *centre], smoothed], dim=1)
 
 
 @lru_cache(maxsize=64)
 def _weights(fwhms_mm: tuple[float, ...], spacing_mm: float, length: int, margin: int) -> Tensor:
-    """(Gaussians, length - 2 margin, length): the matrix of every Gaussian along one axis."""
+    return gaussians(fwhms_mm, torch.tensor(spacing_mm, dtype=torch.float64), length, margin)
+
+
+def gaussians(
+    fwhms_mm: tuple[float, ...], spacing_mm: Float[Tensor, ""], length: int, margin: int
+) -> Float[Tensor, "g n length"]:
+    """Return the matrix of every Gaussian along one axis, for n = length - 2 margin voxels.
+
+    Args:
+        spacing_mm: edge of a voxel, in double precision.
+    """
     offset = torch.arange(length, dtype=torch.float64) - torch.arange(margin, length - margin)[:, None]
+    offset = offset.to(spacing_mm.device)
     found = []
     for width in fwhms_mm:
         sigma = width * _SIGMA_PER_FWHM / spacing_mm
-        taps = torch.exp(-0.5 * (offset / sigma).square())
-        taps[offset.abs() > min(margin, math.ceil(TRUNCATE * sigma))] = 0
+        reach = (TRUNCATE * sigma).ceil().clamp(max=margin)
+        taps = torch.exp(-0.5 * (offset / sigma).square()).where(offset.abs() <= reach, 0.0)
         found.append(taps / taps.sum(1, keepdim=True))
     return torch.stack(found).float()
 

@@ -220,6 +220,27 @@ class ScanAware(Protocol):
 
 
 @runtime_checkable
+class Graphed(Protocol):
+    """What a synthesizer offers besides whose tiles follow from facts of the scan as tensors.
+
+    One exported graph then serves every scan (``trainers.graph``).
+    """
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """Names of the fields of ``Scan`` that a tile depends on, in the order of their arguments."""
+        ...
+
+    def graphed(self) -> Callable[..., Tensor]:
+        """Return what makes a tile (1, 1, z, y, x) of a window (1, 1 + k, zh, yh, xh) and the facts.
+
+        It does what a call does and reads no value of a tensor on the way.  Facts are (3,) for ``spacing_mm`` and ()
+        for the others; the dose reduction factor is known.
+        """
+        ...
+
+
+@runtime_checkable
 class Illustrated(Protocol):
     """What a synthesizer offers besides while a recipe trains something else than what restores."""
 

@@ -57,15 +57,16 @@ class InSuv:
         self, overview: Float[Tensor, "1 1 o o o"], source: Float[Tensor, "n k1 zh yh xh"]
     ) -> Mapping[str, Tensor]:
         """Compute once per case whatever every tile of it must share."""
-        return self.inner.context(self._scaled(overview), self._scaled(source))
+        return self.inner.context(self.scaled(overview), self.scaled(source))
 
     def __call__(
         self, source: Float[Tensor, "b k1 zh yh xh"], context: Mapping[str, Tensor]
     ) -> Float[Tensor, "b 1 z y x"]:
         """Synthesize tiles in SUVbw; the halo is cropped from the result."""
-        return self.inner(self._scaled(source), context) * self.suv_scale
+        return self.inner(self.scaled(source), context) * self.suv_scale
 
-    def _scaled(self, image: Tensor) -> Tensor:
+    def scaled(self, image: Float[Tensor, "b k1 zh yh xh"]) -> Float[Tensor, "b k1 zh yh xh"]:
+        """Return images in the units of the system's batches."""
         if self.units != SUV:
             return image
         scaled = image[:, :1] / self.suv_scale  # images beside the source keep their units

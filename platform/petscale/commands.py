@@ -372,25 +372,50 @@ def compare(
 
 
 def export(
-    folder: Positional[Annotated[Path, arg(metavar="COHORT|RUN")]],
-    case: Positional[Annotated[str, arg(metavar="CASE")]],
-    file: Positional[Annotated[Path, arg(metavar="FILE")]],
+    folder: Positional[Annotated[Path, arg(metavar="COHORT|RUN|CARD")]],
+    case: Positional[Annotated[str, arg(metavar="CASE|MODEL.onnx")]],
+    file: Positional[Annotated[Path | None, arg(metavar="FILE")]] = None,
     image: str = "",
+    tile: tuple[int, int, int] | None = None,
 ) -> None:
-    """Write one image of a case as a NIfTI file or a DICOM series, in its own unit and on its own grid.
+    """Write one image of a case as a file of another kind, or a card's network as an ONNX graph.
 
-    Of a run, it is what the run has synthesized of the case.
+    An image keeps its own unit and grid; of a run, it is what the run has synthesized of the case.  A graph makes one
+    tile, and runs with onnxruntime alone: docs/how-to-onnx.md.
 
     Args:
-        folder: a cohort or a run.
-        case: name of the case.
+        folder: a cohort or a run, or a file of petscale card.
+        case: name of the case; after a card, a new .onnx file.
         file: a new .nii or .nii.gz, beside which a JSON file states the unit, or a new folder for DICOM.
         image: name of the image; without it full, or the only one there is.
+        tile: edges (z y x) of a graph's tiles in voxels, along axes where the system leaves them free.
     """
     from petscale.data.export import export_image
 
+    if file is None:
+        from petscale.cards.graph import export_graph
+
+        export_graph(folder, _graph_file(case, image), tile)
+        print(case)
+        return
+    if tile is not None:
+        raise InputError("CFG_NO_EFFECT", where="--tile", found="an image has no tiles", remedy="leave it out")
     for path in export_image(folder, case, file, image):
         print(path)
+
+
+def _graph_file(name: str, image: str) -> Path:
+    """The file of a graph, from words that name no image's file."""
+    if Path(name).suffix != ".onnx":
+        raise InputError(
+            "CFG_ARGUMENT",
+            where="FILE",
+            found="missing",
+            remedy="petscale export COHORT CASE FILE for an image, petscale export CARD MODEL.onnx for a graph",
+        )
+    if image:
+        raise InputError("CFG_NO_EFFECT", where="--image", found="a graph is of no image", remedy="leave it out")
+    return Path(name)
 
 
 def remove(

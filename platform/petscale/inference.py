@@ -413,9 +413,8 @@ def synthesize_pet(
         result = synthesize_image(estimator, source, scratch, where=files.pet.name, dose=dose)
         for place, image, what in _written(estimator, result, output, deviation):
             if isinstance(source, dicom.DicomSource):
-                dicom_write.write_derived_series(
-                    place, source, image.read, description=what, comment=_comment(image.provenance)
-                )
+                told = {"comment": _comment(image.provenance), "weights": estimator.weights}
+                dicom_write.write_derived_series(place, source, image.read, description=what, **told)
             else:
                 nifti.write_nifti(place, source.grid, _in_unit(image, factor), comment=_comment(image.provenance))
 
@@ -440,9 +439,8 @@ def synthesize_ct(estimator: Estimator, ct: Path, output: Path, deviation: Path 
         result = synthesize_image(estimator, source, scratch, where=ct.name)
         for place, image, what in _written(estimator, result, output, deviation):
             if isinstance(source, dicom.DicomSource):
-                dicom_write.write_synthetic_pet(
-                    place, source, image.grid, image.read, description=what, comment=_comment(image.provenance)
-                )
+                told = {"comment": _comment(image.provenance), "weights": estimator.weights}
+                dicom_write.write_synthetic_pet(place, source, image.grid, image.read, description=what, **told)
             else:
                 nifti.write_nifti(place, image.grid, image.read, comment=_comment(image.provenance))
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from storage.source import HU, SUV
 from trainers import checkpoint
 from trainers.engine import plain_engine
 from trainers.feed_config import FeedConfig
+from trainers.filter_bank import CLASSES, MEMBERS
 from trainers.systems import RECIPES
 
 CASCADE = {
@@ -53,6 +55,41 @@ def cascade(folder: Path, seed: int, spacing_mm: tuple[float, float, float]) -> 
     spec = RECIPES["cascade"]
     config = configs.RunConfig(recipe="cascade", model=spec.Config(**CASCADE))
     return _written(folder, config, seed, None, (), None, {"units": HU, "spacing_mm": spacing_mm})
+
+
+def restore(folder: Path, seed: int) -> Path:
+    """Write a run of restore of two doses, whose network and bank change an image."""
+    spec = RECIPES["restore"]
+    model, weights = restore_weights(seed)
+    config = configs.RunConfig(recipe="restore", model=model, feed=spec.FEED)
+    facts: dict[str, object] = {"units": SUV, "spacing_mm": (25.0, 15.0, 14.0)}
+    return _written(folder, config, seed, None, (), weights, facts)
+
+
+def restore_weights(seed: int) -> tuple[Any, dict[str, Tensor]]:
+    """A small configuration of restore with random weights, doses 1/4 and 1/20."""
+    spec = RECIPES["restore"]
+    model = spec.Config(channels=(2, 2), patch=(8, 8, 8), margin=(4, 4, 4))
+    rng = torch.Generator().manual_seed(seed)
+    network = spec.build(model, make_engine=plain_engine, patches_per_step=1).weights()
+    weights = {name: 0.2 * torch.randn(value.shape, generator=rng) for name, value in network.items()}
+    coefficients = torch.rand(2, CLASSES, MEMBERS, generator=rng)
+    weights |= {
+        "bank.drf": torch.tensor([4.0, 20.0]),
+        "bank.coefficients": coefficients / coefficients.sum(2, keepdim=True),
+        "bank.noise": torch.tensor([-2.0, -1.0]),
+    }
+    return model, weights
+
+
+def cgan_3d(folder: Path, seed: int) -> Path:
+    """Write a run of 3D-cGAN, whose windows overlap along all axes; its weights are those of a fresh one, times 3."""
+    spec = RECIPES["cgan_3d"]
+    model = spec.Config(width=2, downs=2, critic_width=2, patch=(16, 16, 16), patches_per_case=2)
+    config = configs.RunConfig(recipe="cgan_3d", model=model, feed=spec.FEED)
+    torch.manual_seed(seed)
+    fresh = spec.build(model, make_engine=plain_engine, patches_per_step=1).weights()
+    return _written(folder, config, seed, None, (), {name: 3 * value for name, value in fresh.items()})
 
 
 def _written(

@@ -2,6 +2,9 @@
 
 import math
 import os
+import shutil
+import subprocess
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from numpy.typing import NDArray
 
 from storage.dicom import DicomSource, open_series
 from storage.dicom_pairs import check_pair
-from storage.dicom_write import write_derived_series, write_series, write_synthetic_pet
+from storage.dicom_write import write_derived_series, write_series, write_stored_series, write_synthetic_pet
 from storage.errors import InputError
 from storage.source import HU, LABEL, SUV, ArraySource, Grid
 from storage.suv import Overrides
@@ -78,7 +81,7 @@ def test_derived_series_says_what_it_is(tmp_path: Path, template: DicomSource) -
     assert len({ds.SOPInstanceUID for ds in written}) == SHAPE[0]
     assert {ds.SeriesInstanceUID for ds in written}.isdisjoint({source.SeriesInstanceUID})
     for ds in written:
-        assert list(ds.ImageType) == ["DERIVED", "SECONDARY"]
+        assert list(ds.ImageType) == ["DERIVED", "PRIMARY", "PETSCALE"]
         assert "petscale" in ds.SeriesDescription
         assert "not for clinical use" in ds.SeriesDescription
         assert len(ds.SeriesDescription) <= 64
@@ -127,7 +130,7 @@ def test_a_synthetic_pet_says_what_it_is_and_whose(tmp_path: Path, ct: DicomSour
     assert len({ds.SOPInstanceUID for ds in written}) == SHAPE[0]
     for z, ds in enumerate(written):
         assert (ds.Modality, ds.Units, ds.SUVType, ds.PatientWeight) == ("PT", "GML", "BW", 71)
-        assert list(ds.ImageType) == ["DERIVED", "SECONDARY"]
+        assert list(ds.ImageType) == ["DERIVED", "PRIMARY", "PETSCALE"]
         assert "synthetic PET from CT" in ds.SeriesDescription
         assert "not for clinical use" in ds.SeriesDescription
         assert len(ds.SeriesDescription) <= 64
@@ -142,6 +145,80 @@ def test_a_synthetic_pet_says_what_it_is_and_whose(tmp_path: Path, ct: DicomSour
         assert not {"KVP", "RescaleType", "InstitutionName", "ImageComments"} & set(ds.dir())
         assert ds.Manufacturer == "petscale"
     assert {(ds.ActualFrameDuration, ds.FrameReferenceTime, ds.AcquisitionTime) for ds in written} == {(0, 0, "")}
+
+
+def every_kind(folder: Path) -> dict[str, Path]:
+    """One series of everything that is written, two slices each."""
+    rng = np.random.default_rng(0)
+    grid = Grid((2, 6, 5), AFFINE)
+    pet = ArraySource(10 * rng.random((2, 6, 5), dtype=np.float32), grid, SUV)
+    ct = ArraySource(np.rint(rng.uniform(-1000, 900, (2, 6, 5))).astype(np.float32), grid, HU)
+
+    def bare(z: int, ds: pydicom.Dataset) -> None:
+        del ds.CollimatorType, ds.PatientPosition
+
+    made = {
+        name: folder / name for name in ("pet", "bare", "ct", "stored_pet", "stored_ct", "restored", "again", "from_ct")
+    }
+    write_series(made["pet"], pet)
+    write_series(made["bare"], pet, patient_id="BARE", edit=bare)
+    write_series(made["ct"], ct)
+    for source, name in ((pet, "stored_pet"), (ct, "stored_ct")):
+        write_stored_series(made[name], source, patient_id="ab12", name="p01", scan="s", description="image")
+    for name, of in (("restored", "pet"), ("again", "bare")):
+        template = open_series(made[of], modality="PT")
+        write_derived_series(made[name], template, template.read, description="restore", weights="0" * 64)
+    template = open_series(made["ct"], modality="CT")
+    write_synthetic_pet(made["from_ct"], template, grid, pet.read, description="vpet", weights="0" * 64)
+    return made
+
+
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy is not installed (apt-get install dicom3tools)")
+def test_dciodvfy_finds_no_error(tmp_path: Path) -> None:
+    for name, series in every_kind(tmp_path).items():
+        for file in series.iterdir():
+            said = subprocess.run(["dciodvfy", "-new", str(file)], capture_output=True, text=True, check=False).stderr
+            assert {"PETImage", "CTImage"} & {*said.splitlines()}, said  # the kind that it was checked as
+            assert not [line for line in said.splitlines() if line.startswith("Error")], name
+
+
+def test_every_series_states_what_its_kind_must(tmp_path: Path) -> None:
+    """PS3.3: C.7.3.1 and C.8.9 of a PET, C.8.2.1 of a CT; values by hand."""
+    for name, series in every_kind(tmp_path).items():
+        ds = pydicom.dcmread(min(series.iterdir()))
+        assert ds.Laterality == "", name
+        if ds.Modality == "CT":
+            assert ds.AcquisitionNumber is None
+            assert ds.ImageType[2] == "AXIAL"
+            continue
+        assert ds.ImageType[1] == "PRIMARY", name
+        assert (ds.ImageType[0] == "DERIVED") == (name not in ("pet", "bare")), name
+        assert ds.CollimatorType == ("RING" if name in ("pet", "restored") else ""), name
+        assert ds.NumberOfSlices == 2
+        assert "PatientPosition" not in ds
+        lay, gantry = ds.PatientOrientationCodeSequence, ds.PatientGantryRelationshipCodeSequence
+        assert len(lay) == len(gantry) == (0 if name in ("bare", "again", "stored_pet") else 1), name
+        for item in lay:  # HFS
+            assert item.CodeValue == "102538003"
+            assert item.PatientOrientationModifierCodeSequence[0].CodeMeaning == "supine"
+            assert gantry[0].CodeValue == "102540008"
+        made = ds.get("ContributingEquipmentSequence", [])
+        assert len(made) == (name in ("restored", "again", "from_ct"))
+        for item in made:
+            assert item.SoftwareVersions == version("petscale")
+            assert item.PurposeOfReferenceCodeSequence[0].CodeValue == "109103"
+            assert item.ContributionDescription.endswith("; weights SHA-256 " + "0" * 64)
+            assert (
+                ds.Manufacturer == "petscale"
+            )  # of the template, a phantom; of a PET from CT, for nothing measured it
+
+
+def test_a_result_in_its_source_s_folder_is_passed_by(tmp_path: Path, template: DicomSource) -> None:
+    write_derived_series(
+        tmp_path / "template/out", template, lambda a, b: template.read(a, b) / np.float32(2), description="x"
+    )
+    both = open_series(tmp_path / "template", modality="PT")
+    assert np.array_equal(both.read(0, 4), template.read(0, 4))
 
 
 def test_each_result_needs_its_own_kind_of_template(tmp_path: Path, ct: DicomSource, template: DicomSource) -> None:

@@ -19,7 +19,7 @@ No paper; docs/results/restore.md has the measurements behind every default.  It
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -183,6 +183,21 @@ class Bank:
         if len(known) == 0 or math.isnan(drf):
             return float(self.noise.nanmean())
         return float(np.interp(math.log(drf), self.drf[known].log().cpu().numpy(), self.noise[known].cpu().numpy()))
+
+    def graphed(self) -> Callable[[Tensor], tuple[Float[Tensor, "k m"], Float[Tensor, ""]]]:
+        """Return ``at`` and ``noise_at`` together, of a dose () that is known and whose value is not read."""
+        known = torch.nonzero(self.drf.isfinite())[:, 0]
+        if len(known) == 0:
+            same = self.coefficients[-1], self.noise.nanmean()
+            return lambda drf: same
+        doses, coefficients, noise = self.drf[known].log(), self.coefficients[known], self.noise[known]
+
+        def at(drf: Tensor) -> tuple[Tensor, Tensor]:
+            shares = ((drf.log() - doses[:-1]) / doses.diff()).clamp(0, 1)  # of every step between doses, its part
+            steps = (shares[:, None, None] * coefficients.diff(dim=0)).sum(0)
+            return coefficients[0] + steps, noise[0] + (shares * noise.diff()).sum()
+
+        return at
 
     def estimated_drf(self, noise: float) -> float:
         """Return the DRF at which scans trained on had this (logarithm of) relative noise, within their range."""
@@ -493,6 +508,26 @@ class Synthesizer:
         beside = beside_of(self.config, source, noise)
         image, _ = restored(self.network, bank, coefficients, torch.full((b,), shared), beside)
         return assembly.cropped(image, (RADIUS,) * 3)
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """What bank and gate depend on."""
+        return ("spacing_mm", "drf", "shared")
+
+    def graphed(self) -> Callable[..., Tensor]:
+        """Return what restores one tile of a scan whose dose is known."""
+        at = self.bank.graphed()
+        self.network.eval()
+
+        def tile(source: Tensor, spacing_mm: Tensor, drf: Tensor, shared: Tensor) -> Tensor:
+            bank = filter_bank.members_in_graph(source[:, :1], spacing_mm, self.config.margin)
+            coefficients, noise = at(drf)
+            beside = beside_of(self.config, source, noise.exp()[None])
+            gate = shared if self.config.count_gate == "shared" else torch.zeros_like(shared)
+            image, _ = restored(self.network, bank, coefficients[None], gate[None], beside)
+            return assembly.cropped(image, (RADIUS,) * 3)
+
+        return tile
 
     def _members(self, source: Tensor) -> Tensor:
         spacing_mm = torch.tensor([self.scan.spacing_mm] * len(source))

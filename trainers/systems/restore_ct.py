@@ -95,6 +95,14 @@ def surroundings(
     return assembly.cropped(ct, margin), mean
 
 
+def surroundings_in_graph(
+    ct: Float[Tensor, "1 1 zm ym xm"], spacing_mm: Float[Tensor, "3"], margin: tuple[int, int, int]
+) -> tuple[Float[Tensor, "1 1 z y x"], Float[Tensor, "1 1 z y x"]]:
+    """Return ``surroundings`` of one image, as ``filter_bank.members_in_graph`` makes them."""
+    mean = filter_bank.members_in_graph(ct.clamp(*MEAN_OF_HU), spacing_mm, margin, (SURROUNDINGS_MM,))[:, 1:]
+    return assembly.cropped(ct, margin), mean
+
+
 def inputs(
     ct: Float[Tensor, "b 1 z y x"], mean: Float[Tensor, "b 1 z y x"], x0: Float[Tensor, "b 1 z y x"]
 ) -> Float[Tensor, "b c z y x"]:
@@ -272,7 +280,19 @@ class Synthesizer:
         """Synthesize tiles in SUV, from HU."""
         self.network.eval()
         spacing_mm = torch.tensor([self.spacing_mm] * len(source))
-        ct, mean = surroundings(source, spacing_mm, self.config.margin)
+        return self._tile(*surroundings(source, spacing_mm, self.config.margin))
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """What the mean over the surroundings depends on."""
+        return ("spacing_mm",)
+
+    def graphed(self) -> Callable[..., Tensor]:
+        """Return what synthesizes one tile."""
+        self.network.eval()
+        return lambda source, spacing_mm: self._tile(*surroundings_in_graph(source, spacing_mm, self.config.margin))
+
+    def _tile(self, ct: Float[Tensor, "b 1 z y x"], mean: Float[Tensor, "b 1 z y x"]) -> Float[Tensor, "b 1 z y x"]:
         image = synthesized(self.network, ct, mean, self.table, self.config.suv_curve)
         return assembly.cropped(off_curve(image, self.config.suv_curve), (RADIUS,) * 3)
 
