@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Hundreds of processes of the tests import the same files: they are compiled once.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test lint format docs chaos bench bench-gate lock sbom audit clean
 

@@ -4,6 +4,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ def committed() -> Iterator[Path]:
                 yield path
 
 
+@cache
 def imported(path: Path) -> set[str]:
     """Top-level names of everything a file imports, also inside functions."""
     names: set[str] = set()

@@ -86,7 +86,8 @@ def test_true_is_not_a_zero_stage() -> None:
 def advised() -> Iterator[tuple[str, str]]:
     """Every setting that a text of the sources shows after --set, with its file; what is to be filled in as "..."."""
     for path in sorted([*(ROOT / "trainers").rglob("*.py"), *(ROOT / "platform").rglob("*.py")]):
-        for node in ast.walk(ast.parse(path.read_text())):
+        source = path.read_text()
+        for node in ast.walk(ast.parse(source)) if "--set " in source else ():
             parts = node.values if isinstance(node, ast.JoinedStr) else [node]
             text = "".join(str(part.value) if isinstance(part, ast.Constant) else "..." for part in parts)
             for run in re.findall(r"--set ((?:\w+\.\w+=(?:\"[^\"]*\"|\(\)|[^\s()]+)\s?)+)", text):

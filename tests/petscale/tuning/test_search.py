@@ -147,7 +147,7 @@ def work(job, rung):
 
 if __name__ == "__main__":
     base = configs.override(configs.from_json({"recipe": "s3pet"}), sys.argv[4:])
-    config = SweepConfig(spaces=("masking",), trials=6, at_once=1)
+    config = SweepConfig(spaces=("masking",), trials=9, at_once=1)
     sweep(Path(sys.argv[1]), Path(sys.argv[2]), base, config, command="petscale tune", work=work)
 """
 
@@ -163,37 +163,47 @@ def asked(address: str, token: str) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_an_ended_driver_loses_and_repeats_no_finished_trial(how: signal.Signals, cohort: Path, tmp_path: Path) -> None:
+def test_ended_drivers_lose_and_repeat_no_finished_trial(cohort: Path, tmp_path: Path) -> None:
+    """The first is killed, the second interrupted by Ctrl-C, the third left alone."""
     script, log, folder = tmp_path / "driver.py", tmp_path / "log", tmp_path / "sweep"
     script.write_text(DRIVER)
     words = [sys.executable, str(script), str(cohort), str(folder), str(log), *S3PET]
 
-    def begun() -> int:
-        return log.read_text().count("begin") if log.exists() else 0
+    def worked() -> Counter[str]:
+        """How often each trial began."""
+        told = log.read_text().splitlines() if log.exists() else []
+        return Counter(line.split()[1] for line in told if line.startswith("begin"))
 
-    killed = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until = time.monotonic() + 240  # other tests may run beside this one
-    while begun() < 3 and time.monotonic() < until:
-        time.sleep(0.05)
-    shown = ray_dashboard(folder)
-    assert shown
-    assert shown[1].stat().st_mode & 0o077 == 0
-    assert [
-        asked(f"http://127.0.0.1:{shown[0]}/api/jobs/", token) for token in (shown[1].read_text(), "1" * 64, "")
-    ] == [200, 403, 401]
-    killed.send_signal(how)
-    assert killed.wait(60) == -how
-    assert ray_dashboard(folder) is None
-    assert not (folder / "report.html").exists()
-    finished = [trial["folder"] for trial in trials(folder) if trial["state"] == "COMPLETE"]
-    assert begun() >= 3
+    def begun() -> int:
+        return worked().total()
+
+    finished: dict[str, int] = {}
+    for how in (signal.SIGKILL, signal.SIGINT):
+        before = begun()
+        ended = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until = time.monotonic() + 240  # other tests may run beside this one
+        while begun() < before + 3 and time.monotonic() < until:
+            time.sleep(0.05)
+        shown = ray_dashboard(folder)
+        assert shown
+        assert shown[1].stat().st_mode & 0o077 == 0
+        assert [
+            asked(f"http://127.0.0.1:{shown[0]}/api/jobs/", token) for token in (shown[1].read_text(), "1" * 64, "")
+        ] == [200, 403, 401]
+        ended.send_signal(how)
+        assert ended.wait(60) == -how
+        assert ray_dashboard(folder) is None
+        assert not (folder / "report.html").exists()
+        done = {str(trial["folder"]) for trial in trials(folder) if trial["state"] == "COMPLETE"}
+        finished |= {number: worked()[number] for number in done - {*finished}}
+        assert before or {*finished.values()} <= {1}
+        assert begun() >= before + 3
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=240)
     found = trials(folder)
-    assert sum(trial["state"] == "COMPLETE" for trial in found) == 6
-    worked = Counter(line.split()[1] for line in log.read_text().splitlines() if line.startswith("begin"))
-    assert all(worked[str(number)] == 1 for number in finished)
-    assert all(count <= 2 for count in worked.values())
+    assert sum(trial["state"] == "COMPLETE" for trial in found) == 9
+    assert finished
+    assert all(worked()[number] == count for number, count in finished.items()), "none after its end"
+    assert all(count <= 2 for count in worked().values())
     assert {trial["state"] for trial in found} <= {"COMPLETE", "FAIL"}
 
 
@@ -362,25 +372,6 @@ def test_a_real_trial_reads_validation_patients_only_and_goes_on_from_its_checkp
     assert 'id="front"' in (folder / "report.html").read_text()
 
 
-@pytest.mark.slow
-def test_a_trial_of_two_workers_is_a_ray_train_job_per_budget_and_scores_alike(
-    cohort: Path, tmp_path: Path, started: None
-) -> None:
-    found = {}
-    for workers in ("1", "2"):
-        folder = tmp_path / workers
-        asked = ["--trials", "1", "--rungs", "2", "--spaces", "losses", "--workers", workers, "--at-once", "2"]
-        main(["tune", str(cohort), "--study", str(folder), "--recipe", "s3pet", *asked, "--set", *S3PET])
-        (trial,) = trials(folder)
-        assert trial["state"] == "COMPLETE"
-        found[workers] = trial["values"]
-    assert found["2"] == pytest.approx(found["1"], rel=1e-3)
-    run = tmp_path / "2" / TRIALS / "0"
-    assert json.loads((run / CONFIG).read_bytes())["config"]["cluster"]["workers"] == 2
-    assert not (run / "ray").exists()
-    assert [r["step"] for r in read_metrics(run / "metrics.jsonl") if r["event"] == "start"] == [0, 4]
-
-
 class Machine:
     """Stands in for Ray Tune: trials one after the other in this process, as its search and its actors ask for them."""
 
@@ -403,6 +394,30 @@ class Machine:
             searcher.on_trial_complete(str(number), result)
             number += 1
         assert searcher.halted is None
+
+
+@pytest.mark.slow
+def test_a_trial_of_two_workers_is_a_ray_train_job_per_budget_and_scores_alike(
+    cohort: Path, tmp_path: Path, started: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of one worker, which trains in this process."""
+    found = {}
+    for workers in ("1", "2"):
+        folder = tmp_path / workers
+        asked = ["--trials", "1", "--rungs", "2", "--spaces", "losses", "--workers", workers, "--at-once", "2"]
+        with monkeypatch.context() as patch:
+            if workers == "1":
+                Machine(patch)
+            main(["tune", str(cohort), "--study", str(folder), "--recipe", "s3pet", *asked, "--set", *S3PET])
+        leave_group()
+        (trial,) = trials(folder)
+        assert trial["state"] == "COMPLETE"
+        found[workers] = trial["values"]
+    assert found["2"] == pytest.approx(found["1"], rel=1e-3)
+    run = tmp_path / "2" / TRIALS / "0"
+    assert json.loads((run / CONFIG).read_bytes())["config"]["cluster"]["workers"] == 2
+    assert not (run / "ray").exists()
+    assert [r["step"] for r in read_metrics(run / "metrics.jsonl") if r["event"] == "start"] == [0, 4]
 
 
 def test_near_its_time_limit_a_sweep_begins_no_trial(
