@@ -167,6 +167,18 @@ def _no_histogram(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_module, "draw_histograms", lambda *_: "")
 
 
+def test_nothing_but_voxels_names_and_places_is_embedded() -> None:
+    case = case_of()
+    named = {**vars(case), "images": {**case.images, REFERENCE: replace(source(np.ones(SHAPE)), provenance={"n": "X"})}}
+    found = embed([Viewed(**named)], PLENTY)
+    assert found.content.keys() == {"cases", "colours"}
+    (told,) = cases_of(found)
+    grid = {"shape", "axes", "positive", "spacing_mm"}
+    assert told.keys() == {"name", "why", *grid, "images", "synthesized", "reference", "places"}
+    assert all(image.keys() == {"name", "kind", "step", "voxels", "clipped"} for image in told["images"])
+    assert all(place.keys() == {"name", "kind", "at"} for place in told["places"])
+
+
 def page_of(folder: Path, page_mb: float = 20.0) -> Path:
     case = case_of()
     candidates = {name: image for name, image in case.images.items() if name != REFERENCE}
