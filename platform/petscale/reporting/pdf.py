@@ -55,9 +55,9 @@ def write_pdf(page: Path, pdf: Path) -> None:
         InputError: CFG_BROWSER without a browser, or when it fails; DISK_FULL and its kin.
     """
     browser = find_browser()
-    with integrity.disk_errors(pdf), integrity.scratch(pdf.parent, ".pdf-") as scratch:
+    with integrity.disk_errors(pdf), integrity.scratch(pdf.parent.absolute(), ".pdf-") as scratch:
         printed = scratch / "page.pdf"
-        words = [browser, *OPTIONS, f"--user-data-dir={scratch / 'profile'}", f"--print-to-pdf={printed.absolute()}"]
+        words = [browser, *OPTIONS, f"--user-data-dir={scratch / 'profile'}", f"--print-to-pdf={printed}"]
         if os.geteuid() == 0:  # the browser's sandbox refuses to start for root
             words.append("--no-sandbox")
         try:

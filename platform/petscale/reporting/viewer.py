@@ -15,7 +15,7 @@ from petscale.evaluation.scoring import lesions_of
 from petscale.reporting.pictures import DIVERGING, GREY, Frame
 from storage.source import ImageSource
 from trainers.metrics.definitions import Region
-from trainers.metrics.slabs import Box, slabs
+from trainers.metrics.slabs import SLAB_VOXELS, Box, slabs
 
 Kind = Literal["SUV", "HU", "sd"]
 Blocks = tuple[int, int, int]
@@ -197,7 +197,8 @@ def _encoded(case: Viewed, box: Box, blocks: Blocks, limit: int) -> list[dict[st
 def _planes(source: ImageSource, box: Box, blocks: Blocks) -> Iterator[tuple[NDArray[np.float64], float]]:
     """The means over blocks inside a box, some planes at a time, and the share of the box that they end at."""
     z, y, x = box
-    depth = blocks[0] * max(1, 16 // blocks[0])
+    _, height, width = source.grid.shape
+    depth = blocks[0] * max(1, SLAB_VOXELS // (height * width) // blocks[0])
     for z0 in range(z.start, z.stop, depth):
         z1 = min(z0 + depth, z.stop)
         slab = source.read(z0, z1)[:, y, x].astype(np.float64)

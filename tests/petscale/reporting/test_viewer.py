@@ -6,7 +6,6 @@ import itertools
 import json
 import math
 import re
-import shutil
 import subprocess
 import zlib
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from petscale.evaluation.scores import REFERENCE, SYNTHESIZED, Evaluation
 from petscale.evaluation.scoring import score_case
 from petscale.reporting import CaseImages, ReportData, write_report
 from petscale.reporting import page as page_module
+from petscale.reporting.pdf import find_browser
 from petscale.reporting.viewer import (
     HIGHEST,
     STEP,
@@ -35,6 +35,7 @@ from petscale.reporting.viewer import (
     embed,
     unpacked,
 )
+from storage.errors import InputError
 from storage.source import HU, LABEL, SUV, ArraySource, Grid
 
 SHAPE = (20, 14, 16)
@@ -167,6 +168,18 @@ def _no_histogram(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page_module, "draw_histograms", lambda *_: "")
 
 
+def test_nothing_but_voxels_names_and_places_is_embedded() -> None:
+    case = case_of()
+    named = {**vars(case), "images": {**case.images, REFERENCE: replace(source(np.ones(SHAPE)), provenance={"n": "X"})}}
+    found = embed([Viewed(**named)], PLENTY)
+    assert found.content.keys() == {"cases", "colours"}
+    (told,) = cases_of(found)
+    grid = {"shape", "axes", "positive", "spacing_mm"}
+    assert told.keys() == {"name", "why", *grid, "images", "synthesized", "reference", "places"}
+    assert all(image.keys() == {"name", "kind", "step", "voxels", "clipped"} for image in told["images"])
+    assert all(place.keys() == {"name", "kind", "at"} for place in told["places"])
+
+
 def page_of(folder: Path, page_mb: float = 20.0) -> Path:
     case = case_of()
     candidates = {name: image for name, image in case.images.items() if name != REFERENCE}
@@ -211,16 +224,12 @@ def test_the_page_allows_its_own_script_and_no_address(tmp_path: Path) -> None:
 DRIVER = Path(__file__).with_name("viewer_driver.js").read_text("utf-8")
 
 
-def chromium() -> str:
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        pytest.skip("no Chromium on this machine")
-    return found
-
-
 def test_a_browser_opens_scrolls_and_windows_and_no_request_leaves_the_page(tmp_path: Path) -> None:
     """The page's copy allows one more script, which does what a reader does; everything else is the page's own."""
-    browser = chromium()
+    try:
+        browser = find_browser()
+    except InputError as absent:
+        pytest.skip(absent.found)
     page = page_of(tmp_path).read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(DRIVER.encode()).digest()).decode()
     page = page.replace("script-src ", f"script-src &#39;sha256-{digest}&#39; ", 1)
