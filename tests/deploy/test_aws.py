@@ -135,9 +135,16 @@ class Aws:
 def aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Aws]:
     boto3 = pytest.importorskip("boto3", reason="needs boto3")
     server = pytest.importorskip("moto.server", reason="needs moto, flask and flask-cors")
+    from moto.ec2.models import amis, instance_types
     from ray.autoscaler._private.aws import config as ray_aws
     from ray.autoscaler._private.aws import utils
 
+    # Ray asks for all kinds of machines that there are, of which the mock would describe a thousand.
+    wanted = {kind["node_config"]["InstanceType"] for kind in cluster()["available_node_types"].values()}
+    kinds = {name: kind for name, kind in instance_types.INSTANCE_TYPES.items() if name in wanted}
+    monkeypatch.setattr(instance_types, "INSTANCE_TYPES", kinds)
+    monkeypatch.setattr(amis, "AMIS", amis.AMIS[:1])
+    monkeypatch.setenv("MOTO_AMIS_PATH", "read already")  # else images of the region too, a thousand more
     mock = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     mock.start()
     host, port = mock.get_host_and_port()
@@ -164,7 +171,7 @@ def aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Aws]:
         # None of our code may probe the address that the mock invents for a machine.
         content["auth"] |= {"ssh_private_key": str(key), "ssh_proxy_command": "/bin/false"}
         content["file_mounts"] = {}
-        image = ec2.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]  # of a list of a thousand
+        image = ec2.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
         for kind in content["available_node_types"].values():
             kind["node_config"] |= {"SubnetIds": [subnet["SubnetId"]], "SecurityGroupIds": [group]}
             kind["node_config"]["ImageId"] = image

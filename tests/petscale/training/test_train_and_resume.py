@@ -141,7 +141,8 @@ def test_a_run_goes_on_with_another_number_of_workers_in_the_same_order(cohort: 
     _, told = process.communicate(timeout=HANGS_S)
     assert process.returncode == 143
     assert told.splitlines()[-1] == "petscale: stopped; run the same command again to continue"
-    finish(start(command(cohort, run, 1, "recipe.use_noise=False")))
+    alone(cohort, run, "sgsgan", [*SETTINGS, "recipe.use_noise=False"])
+    assert len(starts(run)) == 2
     whole = alone(cohort, tmp_path / "whole", "sgsgan", [*SETTINGS, "recipe.use_noise=False"])
     for moved, straight in zip(losses(run), losses(whole), strict=True):
         assert moved["step"] == straight["step"]
