@@ -87,7 +87,7 @@ def embed(cases: Sequence[Viewed], limit_bytes: int) -> Embedded:
         blocks: Blocks = (1, 1, 1)
         found = _encoded(case, box, blocks, left)
         while isinstance(found, float) and not shown and math.prod(blocks) < MOST_VOXELS_IN_ONE:
-            blocks = coarser(blocks, spacing, wanted=found)
+            blocks = coarser(blocks, spacing, wanted=1.2 * found)  # means have less noise: they take less room each
             found = _encoded(case, box, blocks, left)
         if isinstance(found, float):
             notes.append(f"{case.name} is left out of the viewer: the page has no room for its voxels.")
@@ -184,12 +184,12 @@ def _encoded(case: Viewed, box: Box, blocks: Blocks, limit: int) -> list[dict[st
             parts.append(packer.compress(packed(np.clip(values, -HIGHEST, HIGHEST).astype("<i2"))))
             size += len(parts[-1])
             if size * 4 > left * 3:  # four characters of text for three bytes
-                return (number + share) / len(sources) * 0.9
+                return (number + share) / len(sources)
         parts.append(packer.flush())
         text = base64.b64encode(b"".join(parts)).decode()
         left -= len(text)
         if left < 0:
-            return (number + 1) / len(sources) * 0.9
+            return (number + 1) / len(sources)
         found.append({"name": name, "kind": kind, "step": STEP[kind], "voxels": text, "clipped": clipped})
     return found
 
