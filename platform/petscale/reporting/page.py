@@ -50,7 +50,7 @@ from trainers.metrics.presets import BODY_PSNR
 
 HISTOGRAM_TOP_SUV = 10.0
 PAGE_MB = 20.0  # what most mail servers let pass
-VIEWER_WITHOUT_VOXELS = 60_000  # bytes: its controls, colours, names and places
+VIEWER_WITHOUT_VOXELS = 30_000  # bytes: its controls, colours, notes and names
 
 
 @dataclass(frozen=True, eq=False)

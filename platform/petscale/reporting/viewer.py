@@ -1,6 +1,7 @@
 """The voxels that a report's viewer shows: cut to the body, as integers of a stated step, within a number of bytes."""
 
 import base64
+import json
 import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -76,7 +77,7 @@ def embed(cases: Sequence[Viewed], limit_bytes: int) -> Embedded:
 
     Args:
         cases: the first one is embedded before any other.
-        limit_bytes: how much text all voxels together may take.
+        limit_bytes: how much text all voxels and places together may take.
     """
     left = limit_bytes
     shown: list[dict[str, object]] = []
@@ -85,14 +86,16 @@ def embed(cases: Sequence[Viewed], limit_bytes: int) -> Embedded:
         box = body_box(case.body)
         spacing = case.body.grid.spacing_mm
         blocks: Blocks = (1, 1, 1)
-        found = _encoded(case, box, blocks, left)
+        places = _places(case, box)
+        room = left - len(json.dumps(_told(places, blocks)))
+        found = _encoded(case, box, blocks, room)
         while isinstance(found, float) and not shown and math.prod(blocks) < MOST_VOXELS_IN_ONE:
-            blocks = coarser(blocks, spacing, wanted=found)
-            found = _encoded(case, box, blocks, left)
+            blocks = coarser(blocks, spacing, wanted=1.2 * found)  # means have less noise: they take less room each
+            found = _encoded(case, box, blocks, room)
         if isinstance(found, float):
             notes.append(f"{case.name} is left out of the viewer: the page has no room for its voxels.")
             continue
-        left -= sum(len(image["voxels"]) for image in found)
+        left = room - sum(len(image["voxels"]) for image in found)
         notes += _case_notes(case, blocks, found)
         frame = Frame.of(case.body.grid)
         shown.append(
@@ -106,7 +109,7 @@ def embed(cases: Sequence[Viewed], limit_bytes: int) -> Embedded:
                 "images": found,
                 "synthesized": case.synthesized,
                 "reference": case.reference,
-                "places": _places(case, box, blocks),
+                "places": _told(places, blocks),
             }
         )
     colours = {name: base64.b64encode(_palette(colours)).decode() for name, colours in COLOURS.items()}
@@ -184,12 +187,12 @@ def _encoded(case: Viewed, box: Box, blocks: Blocks, limit: int) -> list[dict[st
             parts.append(packer.compress(packed(np.clip(values, -HIGHEST, HIGHEST).astype("<i2"))))
             size += len(parts[-1])
             if size * 4 > left * 3:  # four characters of text for three bytes
-                return (number + share) / len(sources) * 0.9
+                return (number + share) / len(sources)
         parts.append(packer.flush())
         text = base64.b64encode(b"".join(parts)).decode()
         left -= len(text)
         if left < 0:
-            return (number + 1) / len(sources) * 0.9
+            return (number + 1) / len(sources)
         found.append({"name": name, "kind": kind, "step": STEP[kind], "voxels": text, "clipped": clipped})
     return found
 
@@ -231,23 +234,27 @@ def unpacked(content: bytes, shape: tuple[int, int, int]) -> NDArray[np.int16]:
     return np.ascontiguousarray(pairs.transpose(0, 2, 1)).view("<i2").reshape(shape)
 
 
-def _places(case: Viewed, box: Box, blocks: Blocks) -> list[dict[str, object]]:
-    """Lesions and organs, named as in the tables: the voxel of each that is nearest to its centre."""
+def _places(case: Viewed, box: Box) -> list[tuple[Region, list[int]]]:
+    """Lesions and organs, named as in the tables, and the voxel in the box of each that is nearest to its centre."""
     if case.labels is None:
         return []
     lesions = [name for name in case.label_names.values() if name.startswith("lesion")]
     labels, regions = lesions_of(case.labels, dict(case.label_names), lesions)
     organs = [(n, name) for n, name in case.label_names.items() if name not in lesions and name != "body"]
     regions += [Region(name, "organ", n) for n, name in organs]
-    found: list[dict[str, object]] = []
     centres = centres_of(labels, [region.label for region in regions])
-    for region in regions:
-        if region.label in centres:
-            at = [(c - s.start) // b for c, s, b in zip(centres[region.label], box, blocks, strict=True)]
-            longest = [math.ceil((s.stop - s.start) / b) - 1 for s, b in zip(box, blocks, strict=True)]
-            at = [min(max(a, 0), most) for a, most in zip(at, longest, strict=True)]
-            found.append({"name": region.name, "kind": region.kind, "at": at})
-    return found
+    return [
+        (region, [min(max(c, s.start), s.stop - 1) - s.start for c, s in zip(centres[region.label], box, strict=True)])
+        for region in regions
+        if region.label in centres
+    ]
+
+
+def _told(places: Sequence[tuple[Region, list[int]]], blocks: Blocks) -> list[dict[str, object]]:
+    return [
+        {"name": region.name, "kind": region.kind, "at": [a // b for a, b in zip(at, blocks, strict=True)]}
+        for region, at in places
+    ]
 
 
 def centres_of(labels: ImageSource, wanted: Sequence[int]) -> dict[int, tuple[int, int, int]]:

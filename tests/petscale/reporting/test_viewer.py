@@ -83,6 +83,10 @@ def cases_of(found: Embedded) -> list[Any]:
     return cases
 
 
+def size_of(told: Any) -> int:
+    return sum(len(image["voxels"]) for image in told["images"]) + len(json.dumps(told["places"]))
+
+
 def test_voxels_come_back_within_half_a_step() -> None:
     case = case_of()
     box = body_box(case.body)
@@ -112,12 +116,12 @@ def test_values_beyond_the_integers_are_clipped_and_the_page_says_so() -> None:
 
 def test_the_limit_holds_at_any_size_and_blocks_grow_until_it_does() -> None:
     case = case_of()
-    needed = sum(len(image["voxels"]) for image in cases_of(embed([case], PLENTY))[0]["images"])
+    needed = size_of(cases_of(embed([case], PLENTY))[0])
     edges = []
     for limit in (needed, needed - 1, needed // 3, needed // 20, 500):
         found = embed([case], limit)
         (told,) = cases_of(found)
-        assert sum(len(image["voxels"]) for image in told["images"]) <= limit
+        assert size_of(told) <= limit
         edges.append(math.prod(told["spacing_mm"]))
         blocks = [round(mm / own) for mm, own in zip(told["spacing_mm"], GRID.spacing_mm, strict=True)]
         assert bool(found.notes) == (blocks != [1, 1, 1])
@@ -130,7 +134,7 @@ def test_the_limit_holds_at_any_size_and_blocks_grow_until_it_does() -> None:
 
 def test_a_further_case_is_shown_whole_or_not_at_all() -> None:
     first, second = case_of("case-a"), case_of("case-b", seed=2)
-    needed = sum(len(image["voxels"]) for image in cases_of(embed([first], PLENTY))[0]["images"])
+    needed = size_of(cases_of(embed([first], PLENTY))[0])
     assert [told["name"] for told in cases_of(embed([first, second], PLENTY))] == ["case-a", "case-b"]
     found = embed([first, second], needed + 1000)
     assert [told["name"] for told in cases_of(found)] == ["case-a"]
