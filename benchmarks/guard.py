@@ -206,12 +206,14 @@ class Row:
     Args:
         area: AUROC.
         noted: share of the scans of another kind that get a note; like: of those of the same kind.
+        measured: of those of the same kind, by another number than their voxel edges.
         by: which number is farthest off most often.
     """
 
     area: float
     noted: float
     like: float
+    measured: float
     by: str
 
 
@@ -222,26 +224,28 @@ def compared(reference: Sequence[Measured], unlike: Sequence[Measured], patients
         paired: whether both are scans of the same patients, of whom those trained on are left out.
     """
     rng = np.random.default_rng(patients)
-    areas, noted, like, by = [], [], [], []
+    areas, noted, like, seen, by = [], [], [], [], []
     for _ in range(DRAWS):
         order = rng.permutation(len(reference))
         held = order[patients:]
-        same = [score for score, _ in scores([reference[i] for i in order[:patients]], [reference[i] for i in held])]
+        told = scores([reference[i] for i in order[:patients]], [reference[i] for i in held])
+        same = [score for score, _ in told]
         others = [unlike[i] for i in held] if paired else unlike
         other = scores([reference[i] for i in order[:patients]], others)
         areas.append(auroc(same, [score for score, _ in other]))
         noted.append(np.mean([score > 1 for score, _ in other]))
         like.append(np.mean([score > 1 for score in same]))
+        seen.append(np.mean([score > 1 and name != "voxels" for score, name in told]))
         by += [name for _, name in other]
     most = max(set(by), key=by.count)
-    return Row(*(float(np.mean(one)) for one in (areas, noted, like)), most)
+    return Row(*(float(np.mean(one)) for one in (areas, noted, like, seen)), most)
 
 
 def table(found: Mapping[str, list[Measured]], kind: str, patients: Sequence[int]) -> str:
     reference = found[f"{kind} {FDG}"]
     lines = [f"| | {' | '.join(f'AUROC, {n} patients' for n in patients)} | noted at {patients[-1]} | by |"]
     lines.append("|---|" + "---|" * (len(patients) + 2))
-    alike = ""
+    rows: list[Row] = []
     for name, scans in found.items():
         if not name.startswith(f"{kind} ") or name == f"{kind} {FDG}":
             continue
@@ -249,9 +253,8 @@ def table(found: Mapping[str, list[Measured]], kind: str, patients: Sequence[int
         rows = [compared(reference, scans, n, paired) for n in patients]
         areas = " | ".join(f"**{row.area:.3f}**" if row.area < 0.95 else f"{row.area:.3f}" for row in rows)
         lines.append(f"| {name.removeprefix(kind + ' ')} | {areas} | {rows[-1].noted:.0%} | {rows[-1].by} |")
-        alike = f"of the same kind, not trained on | | {' | '.join('' for _ in patients[1:])} | "
-        alike = f"| {alike}{', '.join(f'{row.like:.1%}' for row in rows)} | |"
-    return "\n".join([*lines, alike])
+    like = " | ".join(f"noted {row.like:.1%}, {row.measured:.1%} not by voxels" for row in rows)
+    return "\n".join([*lines, f"| of the same kind, not trained on | {like} | | |"])
 
 
 def main() -> None:

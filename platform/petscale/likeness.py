@@ -25,13 +25,13 @@ FACT = "likeness"  # among the facts that weights carry: a ``Likeness`` as JSON
 BLOCK_MM = 5.0  # edge of the blocks in which a volume is measured
 APART_MM = 4.0  # between a voxel and the neighbours that its noise is measured against
 LEAST_SUV = 0.3  # noise is told in parts of the uptake: not where there is next to none
-MOST_CASES = 100  # that are measured in one cohort: more of them would change no bound by much
+MOST_SCANS = 60  # that are measured for one run: more would change no bound by much, and large ones take seconds each
 WRONG = 0.01  # share of scans of the same kind that may lie outside the bounds of any number
 TOLERANCE = 1e-3  # in parts of half the bounds' distance: another machine rounds otherwise
 
 # How many patients what is known beforehand of the spread counts for.  Few patients alone tell no spread: of three the
-# bounds of a number would lie 20 of their standard deviations from their mean.
-BEFOREHAND = 4
+# bounds of a number would lie 38 of their standard deviations from their mean.
+BEFOREHAND = 2
 
 Bins = NDArray[np.float64]
 Edges = tuple[float, float, float]
@@ -47,7 +47,6 @@ class Measure:
         spread: standard deviation between patients of one protocol, as expected before any is seen; of the logarithm
             where ``log``.
         log: whether it is compared as a ratio.
-        shown: decimals.
     """
 
     words: str
@@ -73,7 +72,7 @@ MEASURES: Mapping[str, Measure] = {
     "bone": Measure("part of the body that is as dense as bone", "%", 2.0, log=False),
     "length": Measure("length of the body in the scan", "mm", 0.15),
     "section": Measure("mean cross-section of the body", "cm2", 0.2),
-    "classes": Measure("distance of its classes of level and contrast from the training scans'", "", 0.03, log=False),
+    "classes": Measure("distance (0 to 1) of its levels and contrasts from the training scans'", "", 0.03, log=False),
 }
 
 
@@ -306,13 +305,12 @@ def learn(cohort: Cases, cases: Iterable[str], images: Sequence[str]) -> Likenes
 
     Args:
         cohort: holds them.
-        cases: their names, in any order; of more than ``MOST_CASES`` so many are measured, evenly among the names.
+        cases: their names, in any order; where they have more than ``MOST_SCANS`` scans, some evenly among the names.
         images: that the run starts from; a case may lack some.
     """
     names = sorted(cases)
-    names = (
-        [names[index * len(names) // MOST_CASES] for index in range(MOST_CASES)] if len(names) > MOST_CASES else names
-    )
+    most = max(1, MOST_SCANS // max(1, len(images)))
+    names = [names[index * len(names) // most] for index in range(most)] if len(names) > most else names
     found: dict[str, list[Measured]] = {}
     stated: dict[str, set[str]] = {"tracer": set(), "nuclide": set()}
     count = 0
@@ -423,4 +421,9 @@ def _nearest(known: Likeness, found: Measured) -> float:
 def _sentence(name: str, value: float, known: Likeness) -> str:
     of, bounds = MEASURES[name], known.bounds[name]
     unit = f" {of.unit}" if of.unit else ""
-    return f"{of.words} {value:.3g}{unit}, trained on {bounds.low:.3g} to {bounds.high:.3g}{unit}"
+    low, high = _shown(bounds.low), _shown(bounds.high)
+    return f"{of.words} {_shown(value)}{unit}, trained on {low if low == high else f'{low} to {high}'}{unit}"
+
+
+def _shown(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 999.5 else f"{value:.0f}"

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from petscale import likeness
 from petscale.likeness import (
     BEFOREHAND,
     MEASURES,
+    Bounds,
     Likeness,
     Measured,
     differences,
@@ -89,9 +91,9 @@ def test_each_wrong_kind_gives_its_note_with_value_and_range(kind: str) -> None:
     told = [sentence for sentence in differences(KNOWN, found) if word in sentence]
     assert len(told) == 1
     name = next(name for name, of in MEASURES.items() if word in of.words)
-    low, high = KNOWN.bounds[name].low, KNOWN.bounds[name].high
+    low, high = (f"{value:.3g}" for value in (KNOWN.bounds[name].low, KNOWN.bounds[name].high))
     assert f"{found.numbers[name]:.3g}" in told[0]
-    assert f"trained on {low:.3g} to {high:.3g}" in told[0]
+    assert f"trained on {low if low == high else f'{low} to {high}'}" in told[0]
 
 
 def test_the_farthest_number_is_told_first() -> None:
@@ -124,6 +126,13 @@ def test_the_order_of_cases_changes_nothing(tmp_path: Path) -> None:
         assert vars(turned.bounds[name]) == pytest.approx(vars(bounds)), name
 
 
+def test_of_many_scans_some_are_measured_whatever_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cohort = stored(tmp_path, {f"p{seed}": patient(seed) for seed in range(5)})
+    monkeypatch.setattr(likeness, "MOST_SCANS", 5)
+    known = learn(cohort, [f"p{seed}" for seed in (4, 0, 3, 1, 2)], ["pet", "another"])
+    assert known == learn(cohort, ["p0", "p2"], ["pet"])
+
+
 def test_bounds_hold_the_range_and_are_wider_the_fewer_cases_there_are() -> None:
     widths = []
     for count in (1, 2, 4, 8):
@@ -136,13 +145,19 @@ def test_bounds_hold_the_range_and_are_wider_the_fewer_cases_there_are() -> None
 
 
 def test_the_bounds_of_one_patient_are_those_known_beforehand() -> None:
-    # Nine measures share 0.01, half on either side: t of 4 degrees of freedom at 0.99944, between those of tables at
+    # Nine measures share 0.01, half on either side: t of 2 degrees of freedom at 0.99944, between those of tables at
     # 0.999 and 0.9995.
     one = summarised([TRAINED[:1]], 1).bounds["noise"]
     assert one.low == one.high == TRAINED[0].numbers["noise"]
     reach = np.log(one.most / one.low) / (MEASURES["noise"].spread * np.sqrt(2))
-    assert BEFOREHAND == 4
-    assert 7.173 < reach < 8.610
+    assert BEFOREHAND == 2
+    assert 22.327 < reach < 31.599
+
+
+def test_numbers_are_shown_as_people_write_them() -> None:
+    known = Likeness(2, {"length": Bounds(1000.0, 1000.0, 900.0, 1100.0)}, (), SPACING_MM, SPACING_MM)
+    found = Measured({"length": 2043.7}, None, SPACING_MM)
+    assert differences(known, found) == ["length of the body in the scan 2044 mm, trained on 1000 mm"]
 
 
 def test_doses_between_two_trained_ones_are_like_them() -> None:
@@ -154,7 +169,7 @@ def test_doses_between_two_trained_ones_are_like_them() -> None:
 
 
 def test_a_ct_has_tissues_and_no_uptake() -> None:
-    known = summarised([[measure(ct(seed)) for seed in range(3)]], 3)
+    known = summarised([[measure(ct(seed)) for seed in range(6)]], 6)
     assert set(known.bounds) == {"noise_hu", "lung", "fat", "bone", "length", "section"}
     assert known.classes == ()
     assert differences(known, measure(ct(9))) == []

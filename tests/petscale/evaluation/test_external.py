@@ -18,6 +18,7 @@ from petscale.evaluation.run import evaluate_run, read_evaluations, run_facts
 from petscale.evaluation.scores import SYNTHESIZED, Evaluation
 from petscale.folders import CONFIG, EVALUATION, EXTERNAL, PATIENTS, REPORT, SYNTHESIS, WEIGHTS
 from petscale.inference import open_run, run_case
+from petscale.likeness import FACT, Bounds, Likeness
 from storage import integrity
 from storage.errors import InputError
 from storage.ingest import CasePlan, ingest
@@ -125,6 +126,9 @@ def test_a_run_of_several_cohorts_is_scored_and_reported_on_all_of_them(
     facts["cases"] = {name: integrity.manifest(joined.case(name).folder)["root"] for name in joined.cases}
     facts["subjects"] = {name: joined.case(name).subject for name in joined.cases}
     (tested / CONFIG).write_text(json.dumps(facts))
+    tensors, about = checkpoint.read_weights(tested / WEIGHTS)
+    like = Likeness(2, {"length": Bounds(1.0, 2.0, 1.0, 2.0)}, (), (20.0, 11.0, 11.0), (20.0, 11.0, 11.0))
+    checkpoint.write_weights(tested / WEIGHTS, tensors, {**about, FACT: json.dumps(like.to_json())})
     prove(tested)
     assert refused("evaluate", tested, one).startswith("SET_NO_TEST one: ")  # p1 is not the name that the run knows
     main(["evaluate", str(tested), str(one), str(two)])
@@ -135,6 +139,11 @@ def test_a_run_of_several_cohorts_is_scored_and_reported_on_all_of_them(
     page = (tested / REPORT).read_text("utf-8")
     assert "one.p1" in page
     assert "p3" in page
+    made = open_cohort(tested / SYNTHESIS / "low_drf4").case("p3").image("synth_low_drf4")
+    told = made.provenance["differs_from_training"]
+    assert isinstance(told, list)
+    assert [sentence.endswith(" mm, trained on 1 to 2 mm") for sentence in told] == [True]
+    assert f"Case p3: {told[0]}." in page
     alone = evaluate_run(tested, two)["low_drf4"]  # its test case p3 is found under the same name
     assert alone.cases == ("p3",)
 

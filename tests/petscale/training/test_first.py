@@ -16,6 +16,7 @@ from named_runs import PATIENTS, TESTED, fill, write_run
 from small_runs import leave_group
 
 from petscale import config as configs
+from petscale import likeness
 from petscale.cards.making import make_card
 from petscale.cli import main
 from petscale.cluster import session as sessions
@@ -122,6 +123,11 @@ def test_what_it_started_from_is_told(
     assert set(before) < set(seen)
     assert {record["cases"][name] for name in record["train"]} < set(seen)
     assert load_run(run).notes == ()  # its weights are its own
+    like = load_run(run).on.like
+    assert like is not None
+    assert like == likeness.from_json(
+        likeness.learn(open_cohort(ours), record["train"], load_run(run).config.feed.source).to_json()
+    )
     chosen = choose_cases(run, run_facts(run)[1], open_cohort(clinic))
     assert chosen.cases == (TESTED,)  # the others are not new to these weights
     assert set(chosen.left_out) == {*PATIENTS} - {TESTED}
