@@ -53,7 +53,7 @@ def bar(title: str, total: int) -> Iterator[Advance]:
         now = time.monotonic()
         if state["done"] == -1:  # not before: a refusal at the door is then the only line
             console.print(f"{title}: {done}/{total}", soft_wrap=True)
-        elif first is None and done != state["done"]:
+        elif done != state["done"] and (first is None or done < first[0]):  # a run goes on from before where it was
             first = done, now
         state.update(done=done, note=note)
         if now - said > SILENT_S:

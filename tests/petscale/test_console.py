@@ -51,6 +51,20 @@ def test_a_stage_says_how_long_it_still_takes(
     ]
 
 
+def test_a_stage_that_goes_on_from_before_where_it_was_never_says_a_negative_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The records of a run that was stopped reach further than its last checkpoint."""
+    now = [1000.0]
+    monkeypatch.setattr("petscale.console.time.monotonic", lambda: now[0])
+    with bar("train", 1000) as advance:
+        for at_s, done in ((0, 0), (15, 900), (30, 800), (50, 850)):
+            now[0] = 1000.0 + at_s
+            advance(done, "gan")
+    said = capsys.readouterr().err.splitlines()
+    assert said[2:4] == ["train: 800/1000 gan", "train: 850/1000 gan, about 1 min left"]  # 150 of them at 50 in 20 s
+
+
 @pytest.mark.parametrize(
     ("seconds", "said"),
     [

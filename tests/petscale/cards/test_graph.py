@@ -16,6 +16,7 @@ from petscale.cards import graph
 from petscale.cards.making import make_card
 from petscale.cli import main
 from storage import integrity
+from storage.errors import InputError
 from storage.ingest import CasePlan, ingest
 from storage.patches import PatchLocation
 from storage.reader import Beyond, open_cohort
@@ -138,3 +139,26 @@ def test_the_page_of_results_has_every_system() -> None:
     page = (ROOT / "docs/results/onnx.md").read_text()
     rows = [line.split("|")[1].strip(" `") for line in page.splitlines() if line.startswith("| `")]
     assert sorted(rows) == sorted(RECIPES)
+
+
+@pytest.mark.parametrize(("wrong", "accepted"), [(1, True), (5, False), (20_000, False)])
+def test_single_voxels_may_fall_between_classes_and_no_more(
+    wrong: int, accepted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = np.random.default_rng(1).random((1, 1, 20, 25, 40), dtype=np.float32)
+    given = wanted.copy()
+    given.ravel()[:wrong] += 0.2
+
+    class Session:
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        def run(self, *_: object) -> tuple[np.ndarray]:
+            return (given,)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    if accepted:
+        assert graph._compared(b"", {}, wanted, "card") == 0
+    else:
+        with pytest.raises(InputError, match=r"CKPT_GRAPH card: .* differs from torch's by 0\.2 SUV"):
+            graph._compared(b"", {}, wanted, "card")
