@@ -6,9 +6,7 @@ A series is written slice by slice into a hidden folder beside the final one, wh
 import datetime
 import math
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
@@ -24,7 +22,7 @@ from storage.dicom import DicomSource
 from storage.dicom_header import PRIVATE_CREATORS, private_text
 from storage.dicom_slice import GE_SCAN_TIME, PHILIPS_BQML, PHILIPS_SUV, STORAGE, whole_header
 from storage.errors import InputError
-from storage.integrity import claimed_folder, forget_unfinished, fsync_folder
+from storage.integrity import whole_folder
 from storage.source import HU, SUV, Grid, ImageSource
 from storage.suv import (
     DAY_S,
@@ -159,7 +157,7 @@ def _write_result(
 ) -> None:
     """Write a PET series that says it was derived; ``start`` gives a slice's header and its SUV per stored unit."""
     series_uid = generate_uid()
-    with _whole_folder(folder) as partial:
+    with whole_folder(folder) as partial:
         for z, suv in _slices(read_slab, shape, folder.name):
             ds, factor = start(z)
             ds.SOPClassUID = STORAGE["PT"]
@@ -217,7 +215,7 @@ def write_series(
         raise ValueError(f"no DICOM series is written in {source.units}")
     half_life_s = NUCLIDES["F-18"][0]
     factor = suv_factor_decay_corrected(weight_kg, dose_mbq * 1e6 * decay(uptake_s, half_life_s))
-    with _whole_folder(folder) as partial:
+    with whole_folder(folder) as partial:
         for z, values in _slices(source.read, source.grid.shape, folder.name):
             ds = _phantom_slice(source, z, modality, patient_id, series_number)
             if modality == "PT":
@@ -258,7 +256,7 @@ def write_stored_series(
     if modality is None:
         raise ValueError(f"no DICOM series is written in {source.units}")
     series_uid = generate_uid()
-    with _whole_folder(folder) as partial:
+    with whole_folder(folder) as partial:
         for z, values in _slices(source.read, source.grid.shape, folder.name):
             ds = _phantom_slice(source, z, modality, patient_id, 1)
             ds.PatientName, ds.PatientSex, ds.PatientPosition = name, "", ""
@@ -487,22 +485,3 @@ def _save(ds: Dataset, path: Path) -> None:
         pydicom.dcmwrite(stream, ds, enforce_file_format=True)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-@contextmanager
-def _whole_folder(folder: Path) -> Iterator[Path]:
-    """Give a hidden folder beside ``folder`` that takes its name when the block ends well, and is gone when not."""
-    if folder.exists():
-        raise InputError("DISK_EXISTS", where=folder.name, found="it exists already", remedy="give a new folder")
-    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    forget_unfinished(folder)
-    partial, handle = claimed_folder(folder.parent, f".{folder.name}.")
-    try:
-        yield partial
-        os.rename(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    finally:
-        os.close(handle)
-    fsync_folder(folder.parent)

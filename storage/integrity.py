@@ -142,6 +142,29 @@ def _claimed(partial: Path) -> int:
         os.close(handle)
 
 
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Give a hidden folder beside ``folder`` that takes its name when the block ends well, and is gone when not.
+
+    Raises:
+        InputError: DISK_EXISTS.
+    """
+    if folder.exists():
+        raise InputError("DISK_EXISTS", where=folder.name, found="it exists already", remedy="give a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    forget_unfinished(folder)
+    partial, handle = claimed_folder(folder.parent, f".{folder.name}.")
+    try:
+        yield partial
+        os.rename(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    finally:
+        os.close(handle)
+    fsync_folder(folder.parent)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace ``path`` by ``content`` so that a crash leaves the old file or the new one, durable when this returns."""
     with replacing(path) as file:

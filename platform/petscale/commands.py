@@ -386,36 +386,15 @@ def export(
     Args:
         folder: a cohort or a run, or a file of petscale card.
         case: name of the case; after a card, a new .onnx file.
-        file: a new .nii or .nii.gz, beside which a JSON file states the unit, or a new folder for DICOM.
+        file: a new .nii or .nii.gz, beside which a JSON file states the unit, a new .mha or .zarr, or a new folder for
+            DICOM.
         image: name of the image; without it full, or the only one there is.
         tile: edges (z y x) of a graph's tiles in voxels, along axes where the system leaves them free.
     """
-    from petscale.data.export import export_image
+    from petscale.api import export
 
-    if file is None:
-        from petscale.cards.graph import export_graph
-
-        export_graph(folder, _graph_file(case, image), tile)
-        print(case)
-        return
-    if tile is not None:
-        raise InputError("CFG_NO_EFFECT", where="--tile", found="an image has no tiles", remedy="leave it out")
-    for path in export_image(folder, case, file, image):
+    for path in export(folder, case, file, image, tile):
         print(path)
-
-
-def _graph_file(name: str, image: str) -> Path:
-    """The file of a graph, from words that name no image's file."""
-    if Path(name).suffix != ".onnx":
-        raise InputError(
-            "CFG_ARGUMENT",
-            where="FILE",
-            found="missing",
-            remedy="petscale export COHORT CASE FILE for an image, petscale export CARD MODEL.onnx for a graph",
-        )
-    if image:
-        raise InputError("CFG_NO_EFFECT", where="--image", found="a graph is of no image", remedy="leave it out")
-    return Path(name)
 
 
 def remove(

@@ -380,20 +380,29 @@ class Scores:
         return pandas.DataFrame(rows)
 
 
-def export(folder: Run | Cohort | PathLike, case: str, file: PathLike, image: str = "") -> tuple[Path, ...]:
-    """Write one image of a case as a NIfTI file or a DICOM series, in its own unit and on its own grid.
+def export(
+    folder: Run | Cohort | PathLike,
+    case: PathLike,
+    file: PathLike | None = None,
+    image: str = "",
+    tile: tuple[int, int, int] | None = None,
+) -> tuple[Path, ...]:
+    """Write one image of a case as NIfTI, MHA, OME-Zarr or DICOM, in its own unit and on its own grid; or a graph.
 
     Args:
-        folder: of a cohort, or of a run for what it has synthesized.
-        case: name of the case.
-        file: a new ``.nii`` or ``.nii.gz``, beside which a JSON file states the unit, or a new folder for DICOM.
+        folder: of a cohort, or of a run for what it has synthesized; or a file of ``card``.
+        case: name of the case; after a card, a new ``.onnx`` file, and nothing else but ``tile``.
+        file: a new ``.nii`` or ``.nii.gz``, beside which a JSON file states the unit, a new ``.mha`` or ``.zarr``, or a
+            new folder for DICOM.
         image: name of the image; empty for ``full``, or the only one there is.
+        tile: edges (z, y, x) of a graph's tiles in voxels, along axes where the system leaves them free.
 
     Returns:
         What was written.
 
     Raises:
-        InputError: SET_NO_CASE, SET_NO_IMAGE, IMG_FORMAT, DISK_EXISTS, STORE_NONE; DISK_FULL and its kin.
+        InputError: SET_NO_CASE, SET_NO_IMAGE, IMG_FORMAT, DISK_EXISTS, STORE_NONE; DISK_FULL and its kin; CFG_ARGUMENT,
+            CFG_NO_EFFECT; those of ``cards.graph.export_graph``.
 
     >>> petscale.export("cohort", "phantom-001", "ct.nii.gz", "ct")
     (PosixPath('ct.nii.gz'), PosixPath('ct.json'))
@@ -402,7 +411,29 @@ def export(folder: Run | Cohort | PathLike, case: str, file: PathLike, image: st
     """
     from petscale.data.export import export_image
 
-    return export_image(folder_of(folder), case, Path(file), image)
+    if file is None:
+        from petscale.cards.graph import export_graph
+
+        model = _graph_file(Path(case), image)
+        export_graph(folder_of(folder), model, tile)
+        return (model,)
+    if tile is not None:
+        raise InputError("CFG_NO_EFFECT", where="--tile", found="an image has no tiles", remedy="leave it out")
+    return export_image(folder_of(folder), str(case), Path(file), image)
+
+
+def _graph_file(file: Path, image: str) -> Path:
+    """The file of a graph, from words that name no image's file."""
+    if file.suffix != ".onnx":
+        raise InputError(
+            "CFG_ARGUMENT",
+            where="FILE",
+            found="missing",
+            remedy="petscale export COHORT CASE FILE for an image, petscale export CARD MODEL.onnx for a graph",
+        )
+    if image:
+        raise InputError("CFG_NO_EFFECT", where="--image", found="a graph is of no image", remedy="leave it out")
+    return file
 
 
 def best(runs: Sequence[Run | PathLike], *, cohort: Cohort | PathLike | None = None) -> "Choice":

@@ -1,4 +1,4 @@
-"""``petscale export``: one image of a case, of a cohort or of a run's results, as a NIfTI file or a DICOM series."""
+"""``petscale export``: one image of a case, of a cohort or of a run's results, as NIfTI, MHA, OME-Zarr or DICOM."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,25 +6,28 @@ from pathlib import Path
 from petscale.data.ingest import is_nifti
 from petscale.data.sidecars import sidecar_of
 from petscale.folders import CONFIG, SYNTHESIS
-from storage import dicom_write, nifti
+from storage import dicom_write, layout, mha, nifti, ome_zarr
 from storage.errors import InputError
-from storage.integrity import check_new, write_json
+from storage.integrity import check_new, disk_errors, write_json
 from storage.reader import Case, open_cohort
 from storage.source import LABEL
 
 DEFAULT = "full"
+LABELS = "labels"
+MHA, ZARR = ".mha", ".zarr"
 BODY = "body"  # every case has one; it is exported when it is named
 
 
 def export_image(folder: Path, case: str, file: Path, image: str = "") -> tuple[Path, ...]:
     """Write one image of a case in its own unit and on its own grid; nothing is resampled.
 
-    A NIfTI file holds no unit: a JSON file beside it states it, and the names of labels.
+    A NIfTI file holds no unit: a JSON file beside it states it, and the names of labels.  An OME-Zarr holds the
+    labels of the case as well.
 
     Args:
         folder: of a cohort, or of a run, for what it has synthesized.
         case: name of the case.
-        file: a new ``.nii`` or ``.nii.gz``, or a new folder for DICOM.
+        file: a new ``.nii``, ``.nii.gz``, ``.mha`` or ``.zarr``, or a new folder for DICOM.
         image: name of the image; empty for ``full``, or the only one.
 
     Returns:
@@ -35,23 +38,33 @@ def export_image(folder: Path, case: str, file: Path, image: str = "") -> tuple[
             STORE_NONE, STORE_DAMAGED; DISK_FULL and its kin.
     """
     beside = sidecar_of(file) if is_nifti(file) else None
-    if beside is None and file.suffix:
+    if beside is None and file.suffix.lower() not in ("", MHA, ZARR):
         raise InputError(
             "IMG_FORMAT",
             where=file.name,
             found=f"no format that is written ends in {file.suffix}",
-            remedy="name a .nii or .nii.gz file, or for DICOM a folder, whose name has no dot",
+            remedy="name a .nii, .nii.gz, .mha or .zarr, or for DICOM a folder, whose name has no dot",
         )
     for path in (file, beside):
         if path is not None:
             check_new(path, "FILE")
     held, name = _chosen(list(_cases(folder, case)), case, image)
     stored = held.image(name)
+    labels = held.labels if name == LABELS else {}
     if beside is not None:
         nifti.write_nifti(file, stored.grid, stored.read)
-        labels = {str(value): label for value, label in held.labels.items()} if name == "labels" else {}
-        write_json(beside, {"Units": stored.units, **({"Labels": labels} if labels else {})})
+        words = {str(value): label for value, label in labels.items()}
+        write_json(beside, {"Units": stored.units, **({"Labels": words} if words else {})})
         return file, beside
+    if file.suffix.lower() == MHA:
+        facts = {"Units": stored.units, **{f"Label_{value}": label for value, label in labels.items()}}
+        mha.write_mha(file, stored.grid, stored.read, layout.storage_dtype(stored.units), facts)
+        return (file,)
+    if file.suffix.lower() == ZARR:
+        marked = held.image(LABELS) if name != LABELS and LABELS in held.images else None
+        with disk_errors(file):
+            ome_zarr.write_ome_zarr(file, name, stored, marked, held.labels if marked else labels)
+        return (file,)
     if stored.units == LABEL:
         raise InputError(
             "IMG_FORMAT", where=name, found="a label map, which no DICOM series holds", remedy="name a .nii.gz file"

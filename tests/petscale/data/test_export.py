@@ -4,12 +4,14 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import nibabel
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK
+import zarr
 
 import petscale
 from petscale.cli import main
@@ -113,6 +115,67 @@ def a_run(tmp_path: Path) -> Path:
     return run
 
 
+@pytest.mark.parametrize("image", ["full", "ct", "labels"])
+def test_itk_reads_a_metaimage_as_it_was_stored(small: Path, tmp_path: Path, image: str) -> None:
+    file = tmp_path / "p01.mha"
+    main(["export", str(small), "p01", str(file), "--image", image])
+    read = SimpleITK.ReadImage(str(file))
+    voxels = SimpleITK.GetArrayFromImage(read)
+    np.testing.assert_array_equal(voxels, VOXELS[image])
+    assert voxels.dtype == (np.uint16 if image == "labels" else np.float32)
+    for index in ((0, 0, 0), (4, 6, 8)):
+        expected = np.diag([-1, -1, 1]) @ (AFFINE @ (*index, 1))[:3]
+        np.testing.assert_allclose(read.TransformIndexToPhysicalPoint(index), expected, atol=1e-9)
+    assert read.GetMetaData("Units") == UNITS[image]
+    assert not read.HasMetaDataKey("Label_1") or read.GetMetaData("Label_1") == "liver"
+    assert read.HasMetaDataKey("Label_1") == (image == "labels")
+
+
+def test_an_ome_zarr_has_place_orientation_and_labels(small: Path, tmp_path: Path) -> None:
+    """Values by hand: voxels of 5 x 4 x 3 mm; x leads to the right (turned by 20 degrees), y to the front, z up."""
+    main(["export", str(small), "p01", str(tmp_path / "p01.ome.zarr")])
+    root = zarr.open_group(tmp_path / "p01.ome.zarr", mode="r")
+    assert root.metadata.zarr_format == 3
+    ome: Any = root.attrs["ome"]
+    (scales,) = ome["multiscales"]
+    assert ome["version"] == "0.5"
+    sides = ["inferior-to-superior", "posterior-to-anterior", "left-to-right"]
+    assert [axis["orientation"] for axis in scales["axes"]] == [{"type": "anatomical", "value": side} for side in sides]
+    assert [(axis["name"], axis["type"], axis["unit"]) for axis in scales["axes"]] == [
+        (name, "space", "millimeter") for name in "zyx"
+    ]
+    (level,) = scales["datasets"]
+    scale, shift = level["coordinateTransformations"]
+    np.testing.assert_allclose(scale["scale"], [5, 4, 3])
+    x, y = np.array([np.cos(TURN), np.sin(TURN)]), np.array([-np.sin(TURN), np.cos(TURN)])
+    along = np.array([y, x]) @ np.array([-31.0, 12.0])
+    np.testing.assert_allclose(shift["translation"], [-700.0, *along.tolist()], atol=1e-6)
+    array = root[level["path"]]
+    np.testing.assert_array_equal(array[:], VOXELS["full"])
+    assert array.metadata.dimension_names == ("z", "y", "x")
+    facts: Any = root.attrs["petscale"]
+    assert facts["units"] == SUV
+    np.testing.assert_array_equal(facts["affine_ras_mm"], AFFINE)
+    listed: Any = root["labels"].attrs["ome"]
+    assert listed["labels"] == ["labels"]
+    marked: Any = root["labels/labels"].attrs["ome"]
+    assert marked["multiscales"][0]["datasets"] == scales["datasets"]
+    assert marked["image-label"] == {
+        "properties": [{"label-value": 1, "name": "liver"}, {"label-value": 2, "name": "spleen"}],
+        "source": {"image": "../../"},
+    }
+    np.testing.assert_array_equal(root["labels/labels/0"][:], VOXELS["labels"])
+    assert root["labels/labels/0"].dtype == np.uint16
+
+
+def test_labels_alone_are_an_ome_zarr_with_their_names(small: Path, tmp_path: Path) -> None:
+    written = petscale.export(small, "p01", tmp_path / "labels.zarr", "labels")
+    root = zarr.open_group(written[0], mode="r")
+    ome: Any = root.attrs["ome"]
+    assert [one["name"] for one in ome["image-label"]["properties"]] == ["liver", "spleen"]
+    assert "labels" not in root
+
+
 def test_of_a_run_its_result_is_written(a_run: Path, tmp_path: Path, refused: Refused) -> None:
     petscale.export(a_run, "p01", tmp_path / "made.nii.gz")
     read = nifti.open_nifti(tmp_path / "made.nii.gz", units="SUVbw", workdir=tmp_path)
@@ -137,6 +200,8 @@ def test_what_cannot_be_exported_is_refused_by_name(small: Path, tmp_path: Path,
     there = tmp_path / "there.nii.gz"
     there.write_bytes(b"mine")
     (tmp_path / "beside.json").write_text("{}")
+    (tmp_path / "there.mha").touch()
+    (tmp_path / "there.zarr").mkdir()
     for words, said in (
         (("p02", tmp_path / "a.nii.gz"), "SET_NO_CASE case p02"),
         (
@@ -145,10 +210,17 @@ def test_what_cannot_be_exported_is_refused_by_name(small: Path, tmp_path: Path,
         ),
         (("p01", there), "DISK_EXISTS there.nii.gz"),
         (("p01", tmp_path / "beside.nii.gz"), "DISK_EXISTS beside.json"),
+        (("p01", tmp_path / "there.zarr"), "DISK_EXISTS there.zarr"),
+        (("p01", tmp_path / "there.mha"), "DISK_EXISTS there.mha"),
         (("p01", tmp_path / "a.nrrd"), "IMG_FORMAT a.nrrd: no format that is written ends in .nrrd"),
         (("p01", tmp_path / "series", "--image", "labels"), "IMG_FORMAT labels: a label map"),
     ):
         assert refused("export", small, *words).startswith(said)
     assert refused("export", tmp_path, "p01", tmp_path / "a.nii.gz").startswith("STORE_NONE")
     assert there.read_bytes() == b"mine"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["beside.json", "there.nii.gz"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "beside.json",
+        "there.mha",
+        "there.nii.gz",
+        "there.zarr",
+    ]
