@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from petscale.inference import Lazy
+from petscale.reporting.page import PAGE_MB
 from petscale.reporting.pdf import find_browser
 from storage import nifti
 from storage.errors import InputError, no_file
@@ -31,7 +32,7 @@ class ReportOptions:
         InputError: CFG_RANGE; IMG_NO_FILE for a folder that is not there; CFG_BROWSER without a browser to print.
     """
 
-    page_mb: Annotated[float, Range(0, 1000)] = 20.0
+    page_mb: Annotated[float, Range(0, 1000)] = PAGE_MB
     pdf: bool = False
     deviations: Path | None = None
 

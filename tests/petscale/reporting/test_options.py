@@ -1,11 +1,13 @@
 """What may be chosen of a report: pages as PDF by a browser that is there or not, standard deviations, sizes."""
 
+import inspect
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from petscale import api, commands
 from petscale.reporting import pdf
 from petscale.reporting.options import ReportOptions
 from petscale.reporting.pdf import find_browser, write_pdf
@@ -80,6 +82,11 @@ def test_the_size_of_a_page_has_a_range(page_mb: float) -> None:
     with pytest.raises(InputError, match=r"report\.page_mb") as caught:
         ReportOptions(page_mb=page_mb)
     assert caught.value.code == "CFG_RANGE"
+
+
+def test_command_and_function_have_the_same_size() -> None:
+    for function in (commands.report, api.report):
+        assert inspect.signature(function).parameters["page_mb"].default == ReportOptions().page_mb
 
 
 def test_deviations_are_those_of_the_cases(tmp_path: Path) -> None:
