@@ -1,11 +1,11 @@
 """How well ``petscale.likeness`` tells scans that a run was not trained for from those that it was: AUROC.
 
-    python benchmarks/guard.py DATA FOLDER [--jobs 2] > docs/results/guard.md
+    python benchmarks/guard.py DATA FOLDER [--jobs 2]
 
 DATA holds the 39 crops of TCIA's Soft-tissue-Sarcoma and their CTs as IBSI released them (`ibsi_validation/nifti`) and
 the whole-body series of STS_001 (`sts_001_wholebody_pet/image`).  What was measured in a scan stays in FOLDER, so that
-the same command continues.  A scan's score is the largest of its distances, 1 at a bound; its voxel edges count too, as
-``petscale.plausibility`` compares them.
+the same command continues; docs/results/guard.md has its tables.  A scan's score is the largest of its distances, 1 at
+a bound; its voxel edges count too, as ``petscale.plausibility`` compares them.
 """
 
 import argparse

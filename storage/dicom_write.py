@@ -169,7 +169,7 @@ def _write_result(
             ds.SeriesDescription = f"petscale {description}"[:39] + " (not for clinical use)"
             ds.DerivationDescription = f"petscale: {description}. Research only, not for clinical use."[:1024]
             if comment:
-                ds.ImageComments = comment[:10240]
+                ds.ImageComments = comment.encode("ascii", "replace").decode()[:10240]
             ds.InstanceNumber, ds.ImageIndex, ds.NumberOfSlices = z + 1, z + 1, shape[0]
             _put_pixels(ds, suv / np.float32(factor))
             _save(ds, partial / f"{z + 1:05d}.dcm")

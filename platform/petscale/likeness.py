@@ -151,7 +151,7 @@ def from_json(content: Mapping[str, Any]) -> Likeness:
         KeyError, TypeError, ValueError, AttributeError: not what ``to_json`` gives.
     """
     bounds = {
-        name: Bounds(**{key: _finite(one[key]) for key in ("low", "high", "least", "most")})
+        name: _checked(name, Bounds(**{key: _finite(one[key]) for key in ("low", "high", "least", "most")}))
         for name, one in content["bounds"].items()
         if name in MEASURES
     }
@@ -167,6 +167,13 @@ def from_json(content: Mapping[str, Any]) -> Likeness:
         frozenset(map(str, content["tracers"])),
         frozenset(map(str, content["nuclides"])),
     )
+
+
+def _checked(name: str, bounds: Bounds) -> Bounds:
+    lowest = 0 if MEASURES[name].log else -math.inf
+    if not lowest < bounds.least < bounds.most or bounds.most <= 0:
+        raise ValueError("no bounds")
+    return bounds
 
 
 def _edges(value: Any) -> Edges:

@@ -66,6 +66,7 @@ def ct(seed: int, *, lung: float = 5.0) -> ArraySource:
     return ArraySource(hu.astype(np.float32), Grid(SHAPE, np.diag([*SPACING_MM[::-1], 1.0])), HU)
 
 
+NOTHING = {"low": 0.0, "high": 0.0, "least": 0.0, "most": 0.0}
 TRAINED = [measure(patient(seed)) for seed in range(8)]
 KNOWN = summarised([TRAINED], len(TRAINED))
 WRONG: Mapping[str, tuple[Mapping[str, object], str]] = {
@@ -189,7 +190,14 @@ def test_json_keeps_what_is_told() -> None:
 
 @pytest.mark.parametrize(
     "damage",
-    [{"bounds": []}, {"bounds": {"noise": {"low": 1}}}, {"classes": [[0.5]]}, {"lowest_mm": [1, 2]}, {"cases": None}],
+    [
+        {"bounds": []},
+        {"bounds": {"noise": {"low": 1}}},
+        {"bounds": {"noise": NOTHING}},
+        {"classes": [[0.5]]},
+        {"lowest_mm": [1, 2]},
+        {"cases": None},
+    ],
 )
 def test_what_is_no_likeness_is_not_taken_for_one(damage: Mapping[str, object]) -> None:
     with pytest.raises((AttributeError, KeyError, TypeError, ValueError)):
