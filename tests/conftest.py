@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,6 +37,14 @@ PHANTOM_SHAPE = (48, 40, 40)
 def site_key(tmp_path_factory: pytest.TempPathFactory) -> None:
     """A throw-away site key: tests must not read or make the user's."""
     os.environ["PETSCALE_SITE_KEY"] = str(tmp_path_factory.mktemp("site") / "site.key")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_loss_of_power() -> Iterator[None]:
+    """What is killed in a test has written to the kernel, which loses nothing: no test waits for the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture(scope="session")
