@@ -120,7 +120,18 @@ def test_no_path_of_a_machine() -> None:
             },
         ),
         ("highdicom", {"storage/dicom_seg.py"}),
-        ("nibabel", {"storage/nifti.py", "platform/petscale/images.py", "platform/petscale/reporting/pictures.py"}),
+        (
+            "nibabel",
+            {
+                f"{place}.py"
+                for place in (
+                    "storage/nifti",
+                    "storage/ome_zarr",
+                    "platform/petscale/images",
+                    "platform/petscale/reporting/pictures",
+                )
+            },
+        ),
         ("tensorstore", {"storage/reader.py"}),
     ],
 )
