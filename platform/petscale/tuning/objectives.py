@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from storage.errors import InputError
-from trainers.metrics.clinical import BIASES, NOISE, QUANTITIES, VOLUME
+from trainers.metrics.clinical import ACTIVITY_BIAS, BIASES, NOISE, QUANTITIES, VOLUME
 from trainers.metrics.definitions import Score, ScoreDefinition
 from trainers.metrics.presets import PRESETS
 from trainers.metrics.slices import CHECKERBOARDS, SCALE_WEIGHTS, ms_ssim_definition
@@ -49,6 +49,7 @@ _UNET_SCORE = ScoreDefinition("Unet-score", "ROI", "", "1", preset="sgsgan")
 _STORED = (
     *(rule for rules in PRESETS.values() for rule in rules),
     *BIASES.values(),
+    ACTIVITY_BIAS,
     NOISE,
     ORGAN_MAPE,
     MAPE,
@@ -65,7 +66,7 @@ _REGIONS = ("whole", "body", "lesions", "organs")
 
 def _objective(name: str, rule: ScoreDefinition, region: str) -> Objective:
     direction: Literal["maximize", "minimize"] = "maximize" if rule.higher_is_better else "minimize"
-    return Objective(name, rule.metric, region, rule.preset, direction, rule in BIASES.values())
+    return Objective(name, rule.metric, region, rule.preset, direction, rule in (*BIASES.values(), ACTIVITY_BIAS))
 
 
 _PSNR, _SSIM, _MAE, _NRMSE = PRESETS["native"][:4]
