@@ -29,8 +29,15 @@ from petscale.tuning.trial import train_until
 from petscale.tuning.trials import history
 from storage.reader import open_cohort
 from storage.source import Dose
+from trainers.metrics.clinical import ACTIVITY_BIAS, BIASES, QUANTITIES
+from trainers.metrics.spectra import DETAIL, TEXTURE
 
 COMMIT = "d3f2ffb"
+# Scores that were not made then, by their metrics.
+LATER = {
+    *(rule.metric for quantity in ("MTV", "TLG41") for rule in (QUANTITIES[quantity], BIASES[quantity])),
+    *(rule.metric for rule in (ACTIVITY_BIAS, DETAIL, TEXTURE)),
+}
 SYSTEMS = {
     name: settings.split()
     for name, settings in {
@@ -188,6 +195,7 @@ def test_a_runs_volumes_and_scores_are_those_of_then(name: str, before: Before, 
     now = evaluate_run(run, before.cohort)
     for image, evaluation in then.items():
         ours, theirs = values(now[image]), values(evaluation)
+        ours = {key: value for key, value in ours.items() if LATER.isdisjoint(key)}
         assert ours.keys() == theirs.keys()
         ssim = {key for key in ours if "SSIM" in key}  # its window means are summed up in another order since
         assert ssim
