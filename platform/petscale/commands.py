@@ -384,7 +384,7 @@ def export(
     tile, and runs with onnxruntime alone: docs/how-to-onnx.md.
 
     Args:
-        folder: a cohort or a run, or a file of petscale card.
+        folder: a cohort or a run, or a file of petscale card, or the name of weights that come with petscale.
         case: name of the case; after a card, a new .onnx file.
         file: a new .nii or .nii.gz, beside which a JSON file states the unit, a new .mha or .zarr, or a new folder for
             DICOM.

@@ -1,6 +1,7 @@
 """The weights that come with petscale: small, found by their name, and better than what they are given."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,18 @@ def test_they_are_small_and_say_what_they_are(capsys: pytest.CaptureFixture[str]
     assert not re.search(rb"/tmp|/home|/work|sts_\d|phantom-\d", file.read_bytes())
     main(["inspect", NAME])
     assert "Not a medical device" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_name_that_is_almost_theirs_is_told_and_export_knows_them(
+    refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = refused("apply", "restore-smal", tmp_path / "scan.nii.gz", "--output", tmp_path / "out")
+    assert told.startswith("IMG_NO_FILE restore-smal: no such file; check the path, or name weights that come with")
+    assert NAME in told
+    seen: list[Path] = []
+    monkeypatch.setattr("petscale.cards.graph.export_graph", lambda card, *_: seen.append(card))
+    main(["export", NAME, str(tmp_path / "model.onnx")])
+    assert seen == [shipped.located(Path(NAME))]
 
 
 def test_they_restore_a_phantom_that_they_have_never_seen(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from petscale.api.cohorts import Case, Cohort, PathLike, open_cohort
 from petscale.api.training import Run
 from petscale.folders import FOLDS
 from petscale.images import Image
+from petscale.shipped import located
 from storage import integrity, nifti, suv
 from storage.errors import InputError
 from storage.source import HU
@@ -390,7 +391,8 @@ def export(
     """Write one image of a case as NIfTI, MHA, OME-Zarr or DICOM, in its own unit and on its own grid; or a graph.
 
     Args:
-        folder: of a cohort, or of a run for what it has synthesized; or a file of ``card``.
+        folder: of a cohort, or of a run for what it has synthesized; or a file of ``card``, or the name of weights that
+            come with petscale.
         case: name of the case; after a card, a new ``.onnx`` file, and nothing else but ``tile``.
         file: a new ``.nii`` or ``.nii.gz``, beside which a JSON file states the unit, a new ``.mha`` or ``.zarr``, or a
             new folder for DICOM.
@@ -415,7 +417,7 @@ def export(
         from petscale.cards.graph import export_graph
 
         model = _graph_file(Path(case), image)
-        export_graph(folder_of(folder), model, tile)
+        export_graph(located(folder_of(folder)), model, tile)
         return (model,)
     if tile is not None:
         raise InputError("CFG_NO_EFFECT", where="--tile", found="an image has no tiles", remedy="leave it out")

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from petscale import shipped
 from petscale.inference import Trained, with_networks
 from petscale.proof import COHORT, TRAINED_ON
 from storage import integrity
@@ -158,7 +159,10 @@ def _read(file: Path) -> tuple[Card, dict[str, Tensor], dict[str, str]]:
     if file.is_dir():
         raise _no_card(file, "a folder")
     if not file.exists():
-        raise no_file(file)
+        if file.suffix or file.is_symlink():
+            raise no_file(file)
+        remedy = f"check the path, or name weights that come with petscale: {', '.join(shipped.names())}"
+        raise InputError("IMG_NO_FILE", where=file.name, found="no such file", remedy=remedy)
     tensors, facts = checkpoint.read_weights(file)
     if CARD not in facts:
         raise _no_card(file, "weights without a card")
