@@ -298,7 +298,7 @@ def evaluate(
         )
     elif within:
         raise InputError("CFG_SET", where="--within", found="given alone", remedy="say what to find: --detect lesion")
-    put_in = TaskConfig(diameter_mm=lesion_mm, contrast=lesion_contrast, scans=task_scans)
+    put_in = TaskConfig(lesion_mm=lesion_mm, lesion_contrast=lesion_contrast, scans=task_scans)
     if not task and put_in != TaskConfig():
         where = "--lesion-mm, --lesion-contrast, --task-scans"
         raise InputError("CFG_SET", where=where, found="given without --task", remedy="add --task: it puts lesions in")

@@ -281,7 +281,7 @@ def evaluate_run(
         scored = Evaluation(tuple(rows), images, start.cases, about)
         if put_in is not None:
             seen = [task.look(one, source, trained, baseline, put_in) for one in planned[source]]
-            about["task"] = task.judge(seen, planned[source], put_in, scored.best_baseline)
+            about["task"] = task.summarise(seen, planned[source], put_in, scored.best_baseline)
         results[source] = scored
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         results[source].write(folder)

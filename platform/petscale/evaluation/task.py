@@ -41,15 +41,15 @@ class TaskConfig:
     """Which lesions are looked for.
 
     Args:
-        diameter_mm: of the spheres.
-        contrast: their uptake over that of what they lie in.
+        lesion_mm: diameter of the spheres.
+        lesion_contrast: their uptake over that of what they lie in.
         places: in a scan, at most; as many as the liver has room for (without a label of it: the body).
         scans: pairs of scans of each case, with and without lesions.
         seed: of the places.
     """
 
-    diameter_mm: Annotated[float, Range(above=0)] = 12.0
-    contrast: Annotated[float, Range(above=1)] = 1.6
+    lesion_mm: Annotated[float, Range(above=0)] = 12.0
+    lesion_contrast: Annotated[float, Range(above=1)] = 1.6
     places: Annotated[int, Range(1)] = 12
     scans: Annotated[int, Range(1)] = 2
     seed: int = 0
@@ -173,7 +173,7 @@ def plan(case: Case, source: str, config: TaskConfig) -> Planned:
         raise InputError(
             "SET_NO_LABELS",
             where=f"case {case.name}",
-            found=f"no room for a lesion of {config.diameter_mm:g} mm in the {LIVER if organ else 'body'}",
+            found=f"no room for a lesion of {config.lesion_mm:g} mm in the {LIVER if organ else 'body'}",
             remedy="choose a smaller --lesion-mm",
         )
     truth = case.image(TRUTH)
@@ -194,11 +194,21 @@ def places(marks: ImageSource, organ: int | None, config: TaskConfig) -> Offsets
     for z0, z1 in slabs(shape):
         slab = marks.read(z0, z1)
         inside[z0:z1] = slab > 0.5 if organ is None else np.rint(slab) == organ
+    radius_mm = config.lesion_mm / 2 + max(GUARD_MM, *spacing)
+    reach = np.minimum(radius_mm / spacing, max(shape)).astype(int)
+    if (2 * reach + 1 > shape).any():
+        return np.empty((0, 3), dtype=np.intp)
     at = np.argwhere(inside)
-    offsets = _ball(config.diameter_mm / 2 + max(GUARD_MM, *spacing), spacing)
     order = np.random.Generator(np.random.Philox(config.seed)).permutation(len(at))
+    at = at[order]
+    for end in (*np.diag(reach), *-np.diag(reach)):  # most places fail already at the ball's six ends
+        far = at + end
+        there = ((far >= 0) & (far < shape)).all(axis=1)
+        at = at[there]
+        at = at[inside[tuple(far[there].T)]]
+    offsets = _ball(radius_mm, spacing)
     chosen: list[Offsets] = []
-    for centre in at[order]:
+    for centre in at:
         if len(chosen) == config.places:
             break
         away = [np.linalg.norm((centre - other) * spacing) for other in chosen]
@@ -231,7 +241,7 @@ class Seen:
 
     Args:
         present, absent: image -> outputs.
-        cases: of every place; kinds: its number in the case.
+        cases: of every place; numbers: its number in the case.
     """
 
     present: Mapping[str, NDArray[np.float64]]
@@ -245,8 +255,8 @@ def look(planned: Planned, source: str, trained: Trained, baseline: Baseline, co
     case = planned.case
     ct = case.image("ct") if case.image(source).provenance.get("ct") is not None else None
     truth = case.image(TRUTH)
-    added = planned.levels * (config.contrast - 1)
-    with_lesions = _WithLesions(truth, planned.centres, added, config.diameter_mm)
+    added = planned.levels * (config.lesion_contrast - 1)
+    with_lesions = _WithLesions(truth, planned.centres, added, config.lesion_mm)
     outputs: tuple[dict[str, list[NDArray[np.float64]]], ...] = ({}, {})
     for number in range(config.scans):
         told = f"lesions put in: {case.name}, scan {number + 1} of {config.scans} with and without them"
@@ -291,7 +301,9 @@ def _outputs(image: ImageSource, centres: Offsets) -> NDArray[np.float64]:
     return np.asarray(cubes @ templates.T)
 
 
-def judge(seen: Sequence[Seen], planned: Sequence[Planned], config: TaskConfig, best_baseline: str) -> dict[str, Any]:
+def summarise(
+    seen: Sequence[Seen], planned: Sequence[Planned], config: TaskConfig, best_baseline: str
+) -> dict[str, Any]:
     """Return the detectability of every image as JSON-able values; None stands for what is not known."""
     cases = [case for one in seen for case in one.cases]
     by_case = len(dict.fromkeys(cases)) >= 3
@@ -311,10 +323,10 @@ def judge(seen: Sequence[Seen], planned: Sequence[Planned], config: TaskConfig, 
     others = "cases" if by_case else "places"
     return {
         "rule": (
-            f"spheres of {config.diameter_mm:g} mm with {config.contrast:g} times the uptake of the {organs} around "
-            f"them, in the activity before the scan; {len(cases)} with and as many without a lesion, at {num_places} "
-            f"places of {num_cases} case(s), {config.scans} scans of each; channelized Hotelling observer, trained on "
-            f"the other {others}; intervals: bootstrap over {others}"
+            f"spheres of {config.lesion_mm:g} mm with {config.lesion_contrast:g} times the uptake of the {organs} "
+            f"around them, in the activity before the scan; {len(cases)} with and as many without a lesion, at "
+            f"{num_places} places of {num_cases} case(s), {config.scans} scans of each; channelized Hotelling "
+            f"observer, trained on the other {others}; intervals: bootstrap over {others}"
         ),
         "best_baseline": best_baseline,
         "gain": {"auc": gain, "interval": list(interval)},

@@ -139,7 +139,7 @@ def test_the_segmenter_learns_from_the_training_cases_and_scores_every_image_and
 
 
 def test_lesions_that_are_put_in_are_looked_for_in_every_image(tested: Path, cohort: Path) -> None:
-    config = task.TaskConfig(diameter_mm=30.0, contrast=4.0, places=6, scans=1)
+    config = task.TaskConfig(lesion_mm=30.0, lesion_contrast=4.0, places=6, scans=1)
     evaluation = evaluating.evaluate_run(tested, cohort, put_in=config)["low_drf4"]
     found = evaluating.read_evaluations(tested, cohort)["low_drf4"].metadata["task"]
     assert isinstance(found, dict)
@@ -150,7 +150,7 @@ def test_lesions_that_are_put_in_are_looked_for_in_every_image(tested: Path, coh
     assert found["best_baseline"] == evaluation.best_baseline
     assert "6 with and as many without a lesion, at 6 places of 1 case(s)" in found["rule"]
     assert task.gain_sentence(found).startswith(f"synthesized against {evaluation.best_baseline}: ")
-    few = task.TaskConfig(diameter_mm=30.0, places=3, scans=1)
+    few = task.TaskConfig(lesion_mm=30.0, places=3, scans=1)
     with pytest.raises(InputError, match="SET_TOO_SMALL --task: 3 places"):
         evaluating.evaluate_run(tested, cohort, put_in=few)
 

@@ -13,7 +13,7 @@ from storage.reader import Case, open_cohort
 from storage.source import LABEL, SUV, ArraySource, Grid
 
 GRID = Grid((30, 32, 34), np.diag([-4.0, -4.0, 5.0, 1.0]))
-CONFIG = task.TaskConfig(diameter_mm=12.0, contrast=3.0, places=4, seed=2)
+CONFIG = task.TaskConfig(lesion_mm=12.0, lesion_contrast=3.0, places=4, seed=2)
 
 
 def marks(label: int = 7) -> ArraySource:
@@ -45,6 +45,9 @@ def test_places_lie_inside_apart_and_are_drawn_from_the_seed(organ: int | None) 
             assert (centre[axis] - low + 1) * spacing[axis] > 12 / 2 + task.GUARD_MM
             assert (high - centre[axis]) * spacing[axis] > 12 / 2 + task.GUARD_MM
     assert task.places(where, 8, CONFIG).shape == (0, 3)
+    for too_large in (110.0, 900.0, 1e12):  # told at once, whatever its size
+        assert task.places(where, organ, replace(CONFIG, lesion_mm=too_large)).shape == (0, 3)
+    assert len(task.places(where, organ, replace(CONFIG, lesion_mm=60.0, places=1))) == 1
 
 
 @pytest.mark.parametrize("slices", [1, 7, 30])
@@ -89,9 +92,9 @@ def test_cases_without_truth_or_room_and_scans_that_are_ct_are_refused(cohort: P
     with pytest.raises(InputError, match="SET_NO_IMAGE case a: no simulated scan"):
         task.plan(real(cohort, tmp_path / "real"), "low_drf20", CONFIG)
     with pytest.raises(InputError, match=r"SET_NO_LABELS case phantom-000: no room.*choose a smaller --lesion-mm"):
-        task.plan(case, "low_drf20", task.TaskConfig(diameter_mm=400))
+        task.plan(case, "low_drf20", task.TaskConfig(lesion_mm=400))
     with pytest.raises(InputError, match="CFG_NO_EFFECT --task"):
         task.plan(case, "ct", CONFIG)
-    for wrong in ({"contrast": 1.0}, {"diameter_mm": 0.0}, {"scans": 0}):
+    for wrong in ({"lesion_contrast": 1.0}, {"lesion_mm": 0.0}, {"scans": 0}):
         with pytest.raises(InputError, match="CFG_RANGE"):
             task.TaskConfig(**wrong)
