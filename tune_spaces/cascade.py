@@ -48,6 +48,9 @@ def training(trial: BaseTrial) -> dict[str, Any]:
         "recipe.upsample": trial.suggest_categorical("recipe.upsample", ("deconv", "resize3", "resize4")),
         # the paper is silent; least squares keep a gradient where cross-entropy is saturated
         "recipe.gan_mode": trial.suggest_categorical("recipe.gan_mode", ("vanilla", "lsgan")),
+        # what the stages make, and what that is added to: nothing as published; few patients tell little beyond a table
+        "recipe.suv_curve": trial.suggest_categorical("recipe.suv_curve", ("linear", "sqrt")),
+        "recipe.residual": trial.suggest_categorical("recipe.residual", ("none", "hu")),
         # halvings: 8 leave one pixel of a window of 256, 6 leave 4; any window that 8 halve, fewer halve as well
         "recipe.downs": trial.suggest_int("recipe.downs", 6, 8),
         # windows of one case: more read cheaper, and tell batch norm of fewer patients
