@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -99,7 +100,7 @@ def _sgsgan(samples: int, least: tuple[int, ...]) -> Any:
     return sgsgan.Config(patch=patch, patches_per_case=2, critic_channels=8, rois=(), phase_samples=phases)
 
 
-def _cg(samples: int, least: tuple[int, ...]) -> Any:
+def _cg(samples: int, least: tuple[int, ...], **switches: Any) -> Any:
     lengths = {"epoch_samples": max(samples // 10, 8), "max_epochs": 8, "backbone_samples": samples // 8}
     return cg_3dsrgan.Config(
         doses=tuple(map(float, DRFS)),
@@ -113,14 +114,15 @@ def _cg(samples: int, least: tuple[int, ...]) -> Any:
         calibration_samples=max(samples // 20, 8),
         validate_batches=4,
         **lengths,
+        **switches,
     )
 
 
-def _s3pet(samples: int, least: tuple[int, ...]) -> Any:
+def _s3pet(samples: int, least: tuple[int, ...], **switches: Any) -> Any:
     window = min(48, min(least[1:]) // 8 * 8)
     parts = {"low_samples": samples // 8, "full_samples": samples // 4, "swap_samples": samples * 5 // 8}
     small = {"dim": 64, "blocks": 2, "heads": 4, "decoder_channels": (32, 16, 16, 8)}
-    return s3pet.Config(window=window, slices=1, lr=1e-3, **small, **parts)
+    return s3pet.Config(**{"window": window, "slices": 1, "lr": 1e-3, **small, **parts, **switches})
 
 
 def _red_cnn(samples: int, least: tuple[int, ...]) -> Any:
@@ -138,7 +140,16 @@ SYSTEMS: dict[str, Entry] = {
         "sgsgan", _sgsgan, FeedConfig(beyond="mirror"), EngineConfig(ema_decay=0.995)
     ),
     "CG-3DSRGAN": Entry("cg_3dsrgan", _cg, FeedConfig(suv_scale=10.0, cases_per_step=2)),
+    "CG-3DSRGAN, residual": Entry(
+        "cg_3dsrgan", partial(_cg, residual="gaussian"), FeedConfig(suv_scale=10.0, cases_per_step=2)
+    ),
     "S3PET": Entry("s3pet", _s3pet, FeedConfig(suv_scale=5.0, cases_per_step=8)),
+    "S3PET, residual": Entry("s3pet", partial(_s3pet, residual="low"), FeedConfig(suv_scale=5.0, cases_per_step=8)),
+    "S3PET, residual, tokens of 4 voxels": Entry(
+        "s3pet",
+        partial(_s3pet, residual="low", patch_size=4, decoder_channels=(32, 16, 16)),
+        FeedConfig(suv_scale=5.0, cases_per_step=8),
+    ),
     OURS: Entry("restore", _restore, restore.FEED, restore.ENGINE),
 }
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import find_objects
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -84,26 +85,31 @@ def stream_uptake(
             "IMG_UNITS", where="image", found=f"units {image.units}", remedy="convert it to SUVbw at ingest"
         )
     offsets = _sphere(image.grid.spacing_mm)
-    halo = int(offsets[:, 0].max())
+    reach = offsets.max(axis=0)
+    halo = int(reach[0])
     sums = {region: np.zeros(3) for region in regions}  # voxels, sum, sum of squares
     maxima = {region: np.array([-np.inf, -np.inf]) for region in regions}  # maximum, peak
     kept: dict[Region, list[NDArray[np.float32]]] = {region: [] for region in regions}  # a lesion's voxels
     depth = image.grid.shape[0]
     for z0, z1 in slabs(image.grid.shape, slab_voxels):
         mark = np.rint(labels.read(z0, z1)).astype(np.int32)
-        present = set(np.flatnonzero(np.bincount(mark.ravel())).tolist())
-        if not present & {region.label for region in regions}:
+        boxes = dict(enumerate(find_objects(mark), 1))
+        here = [(region, box) for region in regions if (box := boxes.get(region.label)) is not None]
+        if not here:
             continue
         low = max(z0 - halo, 0)
         slab = image.read(low, min(z1 + halo, depth)).astype(np.float64)
-        for region in regions:
-            if region.label not in present:
-                continue
-            at = np.argwhere(mark == region.label)
-            at[:, 0] += z0 - low
-            values = slab[tuple(at.T)]
+        for region, box in here:
+            # What a region's spheres see: its box and their reach, as far as the slab goes.
+            start = np.array([part.start for part in box])
+            start[0] += z0 - low
+            first = np.maximum(start - reach, 0)
+            last = start + [part.stop - part.start for part in box] + reach
+            near = slab[tuple(slice(int(i), int(j)) for i, j in zip(first, last, strict=True))]
+            at = np.argwhere(mark[box] == region.label) + (start - first)
+            values = near[tuple(at.T)]
             sums[region] += values.size, values.sum(), np.square(values).sum()
-            maxima[region] = np.maximum(maxima[region], (values.max(), _highest_sphere(slab, at, offsets)))
+            maxima[region] = np.maximum(maxima[region], (values.max(), _highest_sphere(near, at, offsets)))
             if region.kind == "lesion":
                 kept[region].append(values.astype(np.float32))
     found = {}

@@ -10,12 +10,11 @@ A slice without uptake has no PSNR: there it would be infinite for any image tha
 which slices these are, so that every image is scored on the same ones.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import correlate1d
 
 from storage.errors import InputError
 from storage.source import SUV, ImageSource
@@ -24,7 +23,7 @@ from trainers.metrics.identifiers import BODY_BOX, checkerboard_aggregation, ms_
 from trainers.metrics.image import Mask, Real
 from trainers.metrics.presets import PRESETS, SUV_CEILING
 from trainers.metrics.slabs import SLAB_VOXELS, slabs, survey
-from trainers.metrics.ssim import K1, K2, WINDOW
+from trainers.metrics.ssim import K1, K2, WINDOW, blur_slices
 
 PSNR, SSIM, MAE, BODY_PSNR, BODY_MAE = PRESETS["cascade"]
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang et al. 2003, finest first
@@ -60,7 +59,7 @@ def scales_that_fit(shape: tuple[int, int]) -> int:
 
 def ssim_2d(reference: Real, image: Real) -> float:
     """Mean SSIM of (y, x) or (slices, y, x) images in [0, 1]; NaN where no window of 11 x 11 fits."""
-    return float(_structure(_stack(reference), _stack(image))[0].mean())
+    return float(_structure(_pyramid(_stack(reference))[0], _stack(image))[0].mean())
 
 
 def ms_ssim(reference: Real, image: Real) -> float:
@@ -68,7 +67,7 @@ def ms_ssim(reference: Real, image: Real) -> float:
 
     The weights of the scales that fit are divided by their sum; NaN where none fits.
     """
-    return float(_similarities(_stack(reference), _stack(image))[1].mean())
+    return float(_similarities(_pyramid(_stack(reference)), _stack(image))[1].mean())
 
 
 def checkerboard_db(residual: Real, period: int) -> float:
@@ -125,19 +124,21 @@ def slice_scores(
         inside = body.read(z0, z1) > 0.5
         uptake, uptake_inside = full.any(axis=(1, 2)), (full * inside).any(axis=(1, 2))
         rows = slice(max(z.start - z0, 0), max(z.stop - z0, 0))
+        known = _pyramid(full)
         for name, candidate in candidates.items():
             image = _scaled(candidate, z0, z1)
             error = image - full
             spectra[name] += len(error[rows]) * _power(error[rows, *crop])
-            similar, similar_at_scales = _similarities(full, image)
-            mean_square, mean_square_inside = _means(error**2), _means(error**2, inside)
+            similar, similar_at_scales = _similarities(known, image)
+            squares, distances = error * error, np.abs(error)
+            mean_square, mean_square_inside = _means(squares), _means(squares, inside)
             for definition, found in {
                 PSNR: np.where(uptake, _decibels(mean_square), np.nan),
                 SSIM: similar,
                 multiscale: similar_at_scales,
-                MAE: _means(np.abs(error)),
+                MAE: _means(distances),
                 BODY_PSNR: np.where(uptake_inside, _decibels(mean_square_inside), np.nan),
-                BODY_MAE: _means(np.abs(error), inside),
+                BODY_MAE: _means(distances, inside),
             }.items():
                 values.setdefault((name, definition), []).append(found)
     scores = []
@@ -186,35 +187,58 @@ def _stack(image: Real) -> NDArray[np.float64]:
     return image.astype(np.float64).reshape(-1, *image.shape[-2:])
 
 
-def _similarities(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+Seen = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]  # an image, its windowed moments
+
+
+def _pyramid(x: NDArray[np.float64]) -> list[Seen]:
+    """Slices (slices, y, x) at every scale that fits, one at least, with windowed mean and mean square."""
+    found = []
+    for scale in range(max(scales_that_fit(x.shape[1:]), 1)):
+        x = _halved(x) if scale else x
+        found.append((x, _windowed(x), _windowed(x * x)))
+    return found
+
+
+def _similarities(reference: Sequence[Seen], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """SSIM and MS-SSIM of every slice of (slices, y, x) images (Wang et al. 2003, eq. 7)."""
-    scales = scales_that_fit(x.shape[1:])
+    scales = scales_that_fit(y.shape[1:])
     weights = np.array(SCALE_WEIGHTS[:scales]) / sum(SCALE_WEIGHTS[: max(scales, 1)])
-    finest, contrast = _structure(x, y)
-    similar, product = finest, np.full(len(x), 1.0 if scales else np.nan)
+    finest, contrast = _structure(reference[0], y)
+    similar, product = finest, np.full(len(y), 1.0 if scales else np.nan)
     for scale, weight in enumerate(weights):
         if scale:
-            x, y = _halved(x), _halved(y)
-            similar, contrast = _structure(x, y)
+            y = _halved(y)
+            similar, contrast = _structure(reference[scale], y)
         product *= np.maximum(similar if scale == scales - 1 else contrast, 0.0) ** weight
     return finest, product
 
 
-def _structure(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _structure(reference: Seen, y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean over the windows inside every slice of SSIM, and of its contrast-structure factor alone."""
-    if min(x.shape[1:]) < len(WINDOW.taps):
-        return np.full(len(x), np.nan), np.full(len(x), np.nan)
-    mean_x, mean_y = _windowed(x), _windowed(y)
-    variances = _windowed(x * x) + _windowed(y * y) - mean_x**2 - mean_y**2
-    contrast = (2 * (_windowed(x * y) - mean_x * mean_y) + K2**2) / (variances + K2**2)
-    luminance = (2 * mean_x * mean_y + K1**2) / (mean_x**2 + mean_y**2 + K1**2)
-    return (luminance * contrast).mean(axis=(1, 2)), contrast.mean(axis=(1, 2))
+    if min(y.shape[1:]) < len(WINDOW.taps):
+        return np.full(len(y), np.nan), np.full(len(y), np.nan)
+    found = [_structure_of_slice(*(held[n : n + 1] for held in (*reference, y))) for n in range(len(y))]
+    similar, contrast = np.array(found).reshape(-1, 2).T
+    return similar, contrast
+
+
+def _structure_of_slice(
+    x: NDArray[np.float64], mean_x: NDArray[np.float64], square_x: NDArray[np.float64], y: NDArray[np.float64]
+) -> tuple[float, float]:
+    """The same of one slice, whose arrays a core's cache holds."""
+    mean_y, covariance, variances = _windowed(y), _windowed(x * y), _windowed(y * y)
+    means, powers = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y
+    covariance -= means
+    variances += square_x
+    variances -= powers
+    contrast = (2 * covariance + K2**2) / (variances + K2**2)
+    luminance = (2 * means + K1**2) / (powers + K1**2)
+    return float((luminance * contrast).mean()), float(contrast.mean())
 
 
 def _windowed(v: NDArray[np.float64]) -> NDArray[np.float64]:
     r = WINDOW.radius
-    v = correlate1d(v, WINDOW.taps, axis=1)[:, r:-r]
-    return np.asarray(correlate1d(v, WINDOW.taps, axis=2)[:, :, r:-r])
+    return blur_slices(v, WINDOW)[:, r:-r, r:-r]
 
 
 def _halved(v: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -6,7 +6,7 @@ scikit-image, and a score is the mean of the SSIM map over every voxel of its re
 scikit-image's default instead.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,6 +20,7 @@ K1, K2 = 0.01, 0.03
 WINDOW_RADIUS = 5
 _PLANES = 8  # that are blurred at a time: what lies between two axes stays in a core's cache
 _BLOCK = 16  # voxels along an axis that one matrix makes of their neighbours: a larger one multiplies more zeros
+_PART = 16_384  # voxels of which similarities are made at a time, for the same reason
 _SLICES = 8  # whose moments ``ssim_map`` holds at a time
 _TAPS = np.exp(-0.5 * (np.arange(-WINDOW_RADIUS, WINDOW_RADIUS + 1) / 1.5) ** 2)
 
@@ -76,33 +77,48 @@ def _reflected(index: NDArray[np.intp], length: int) -> NDArray[np.intp]:
 
 
 Scale = tuple[float, float]  # (a, s): a value v is scored as (v - a) / s
+UNSCALED: Scale = (0.0, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """A reference under an SSIM window: scaled, trimmed to the window's halo, with its windowed first two moments."""
+    """A reference under an SSIM window: trimmed to the window's halo, with its windowed mean and variance."""
 
     window: Window
     x: NDArray[np.float64]
     mean: NDArray[np.float64]
-    mean_square: NDArray[np.float64]
+    variance: NDArray[np.float64]
 
     @classmethod
-    def of(cls, x: NDArray[np.float64], view: tuple[str, str], halo: int, scale: Scale) -> "Seen":
-        """Scale a slab that has ``halo`` slices beyond either face and take its moments; ``view``: window and scale."""
-        window = WINDOWS[view[0]]
-        x = _viewed(x, window, halo, scale)
-        return cls(window, x, blur(x, window), blur(x * x, window))
+    def of(cls, x: NDArray[np.float64], window: Window, halo: int) -> "Seen":
+        """Take the moments of a slab that has ``halo`` slices beyond either face."""
+        x = _trimmed(x, window, halo)
+        mean, variance = blur(x, window), blur(x * x, window)
+        _centre(variance, mean, mean, window)
+        return cls(window, x, mean, variance)
 
-    def beside(self, y: NDArray[np.float64], halo: int, scale: Scale) -> "Moments":
+    def beside(self, y: NDArray[np.float64], halo: int) -> "Moments":
         """Return the moments of the reference and of a candidate's slab with the same ``halo``."""
-        return Moments.of(self.mean, self.mean_square, self.x, _viewed(y, self.window, halo, scale), self.window)
+        y = _trimmed(y, self.window, halo)
+        mean, variance, covariance = (blur(v, self.window) for v in (y, y * y, self.x * y))
+        _centre(variance, mean, mean, self.window)
+        _centre(covariance, self.mean, mean, self.window)
+        return Moments(self.mean, mean, self.variance, variance, covariance)
 
 
-def _viewed(v: NDArray[np.float64], window: Window, halo: int, scale: Scale) -> NDArray[np.float64]:
+def _trimmed(v: NDArray[np.float64], window: Window, halo: int) -> NDArray[np.float64]:
     spare = halo - window.radius
-    v = v[spare : v.shape[0] - spare]
-    return v if scale == (0.0, 1.0) else (v - scale[0]) / scale[1]
+    return v[spare : v.shape[0] - spare]
+
+
+def _centre(
+    product: NDArray[np.float64], mean_x: NDArray[np.float64], mean_y: NDArray[np.float64], window: Window
+) -> None:
+    """Make a windowed mean of a product of two images their covariance, in its place."""
+    for plane, x, y in zip(product, mean_x, mean_y, strict=True):
+        plane -= x * y
+    if window.bias != 1.0:
+        product *= window.bias
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,66 +127,69 @@ class Moments:
 
     mean_x: NDArray[np.float64]
     mean_y: NDArray[np.float64]
-    variance_sum: NDArray[np.float64]
+    variance_x: NDArray[np.float64]
+    variance_y: NDArray[np.float64]
     covariance: NDArray[np.float64]
-
-    @classmethod
-    def of(
-        cls,
-        mean_x: NDArray[np.float64],
-        mean_xx: NDArray[np.float64],
-        x: NDArray[np.float64],
-        y: NDArray[np.float64],
-        window: Window,
-    ) -> "Moments":
-        """Return the moments of ``x``, whose means and mean squares are known, and ``y``."""
-        return cls._central(mean_x, blur(y, window), mean_xx + blur(y * y, window), blur(x * y, window), window)
 
     @classmethod
     def of_both(cls, x: NDArray[np.float64], y: NDArray[np.float64], window: Window) -> "Moments":
         """Return the moments of two slabs that have the window's halo along z."""
-        squares = x * x
-        squares += y * y
-        return cls._central(blur(x, window), blur(y, window), blur(squares, window), blur(x * y, window), window)
+        return Seen.of(x, window, window.radius).beside(y, window.radius)
 
-    @classmethod
-    def _central(
-        cls,
-        mean_x: NDArray[np.float64],
-        mean_y: NDArray[np.float64],
-        squares: NDArray[np.float64],
-        product: NDArray[np.float64],
-        window: Window,
-    ) -> "Moments":
-        """Central moments of raw ones; ``squares`` (of both images, summed) and ``product`` are used up."""
-        squares -= mean_x * mean_x
-        squares -= mean_y * mean_y
-        product -= mean_x * mean_y
-        if window.bias != 1.0:
-            squares *= window.bias
-            product *= window.bias
-        return cls(mean_x, mean_y, squares, product)
+    def scaled(self, x: Scale, y: Scale) -> "Moments":
+        """Return the moments that images have once they are scaled, each by its own offset and divisor."""
+        if x == y == UNSCALED:
+            return self
+        return Moments(
+            (self.mean_x - x[0]) / x[1],
+            (self.mean_y - y[0]) / y[1],
+            self.variance_x / x[1] ** 2,
+            self.variance_y / y[1] ** 2,
+            self.covariance / (x[1] * y[1]),
+        )
 
     def at(self, box: tuple[slice, slice, slice], where: Mask) -> "Moments":
         """Return the moments of the voxels ``where`` of a box."""
-        return Moments(
-            self.mean_x[box][where], self.mean_y[box][where], self.variance_sum[box][where], self.covariance[box][where]
-        )
+        return Moments(*(moment[box][where] for moment in self._held))
+
+    def parts(self) -> Iterator[tuple[slice, "Moments"]]:
+        """Cut the voxels, in their order, into parts so small that what is made of them stays in a core's cache."""
+        flat = [moment.reshape(-1) for moment in self._held]
+        for start in range(0, flat[0].size, _PART):
+            part = slice(start, start + _PART)
+            yield part, Moments(*(moment[part] for moment in flat))
+
+    @property
+    def _held(self) -> tuple[NDArray[np.float64], ...]:
+        return self.mean_x, self.mean_y, self.variance_x, self.variance_y, self.covariance
 
 
-def similarity(m: Moments, data_range: float) -> NDArray[np.float64]:
-    """SSIM of windowed moments (Wang et al. 2004, eq. 13)."""
+def similarity(
+    moments: Moments, data_range: float, of_x: Scale = UNSCALED, of_y: Scale = UNSCALED
+) -> NDArray[np.float64]:
+    """SSIM of windowed moments (Wang et al. 2004, eq. 13).
+
+    Args:
+        moments: of the images as they are.
+        data_range: of the images once they are scaled.
+        of_x: how the first is scaled.
+        of_y: how the second is.
+    """
     c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
-    means = m.mean_x * m.mean_x
-    means += m.mean_y * m.mean_y
-    means += c1
-    means *= m.variance_sum + c2
-    top = m.mean_x * m.mean_y
-    top *= 2
-    top += c1
-    top *= 2 * m.covariance + c2
-    top /= means
-    return top
+    found = np.empty(moments.mean_x.shape)
+    flat = found.reshape(-1)
+    for part, m in moments.parts():
+        m = m.scaled(of_x, of_y)
+        below = m.mean_x * m.mean_x
+        below += m.mean_y * m.mean_y
+        below += c1
+        below *= m.variance_x + m.variance_y + c2
+        above = m.mean_x * m.mean_y
+        above *= 2
+        above += c1
+        above *= 2 * m.covariance + c2
+        np.divide(above, below, out=flat[part])
+    return found
 
 
 def blur(padded: NDArray[np.float64], window: Window) -> NDArray[np.float64]:
@@ -184,12 +203,24 @@ def blur(padded: NDArray[np.float64], window: Window) -> NDArray[np.float64]:
         planes = padded[z : z + _PLANES + 2 * window.radius]
         made = means[z : z + _PLANES]
         along_z = (_unpadded(window, len(made)) @ planes.reshape(len(planes), -1)).reshape(made.shape)
-        along_y = np.empty(made.shape)
-        for to, of, weights in _bands(window, height):
-            np.matmul(weights, along_z[:, of], out=along_y[:, to])
-        for to, of, weights in _bands(window, width):
-            np.matmul(along_y[:, :, of], weights.T, out=made[:, :, to])
+        _blur_planes(along_z, window, made)
     return means
+
+
+def blur_slices(slices: NDArray[np.float64], window: Window) -> NDArray[np.float64]:
+    """Window means of (slices, y, x) by slices that know nothing of each other; y and x are reflected."""
+    means = np.empty(slices.shape)
+    for z in range(0, len(slices), _PLANES):
+        _blur_planes(slices[z : z + _PLANES], window, means[z : z + _PLANES])
+    return means
+
+
+def _blur_planes(planes: NDArray[np.float64], window: Window, out: NDArray[np.float64]) -> None:
+    along_y = np.empty(planes.shape)
+    for to, of, weights in _bands(window, planes.shape[1]):
+        np.matmul(weights, planes[:, of], out=along_y[:, to])
+    for to, of, weights in _bands(window, planes.shape[2]):
+        np.matmul(along_y[:, :, of], weights.T, out=out[:, :, to])
 
 
 @lru_cache(maxsize=8)
@@ -201,7 +232,7 @@ def _unpadded(window: Window, length: int) -> NDArray[np.float64]:
     return weights
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)
 def _bands(window: Window, length: int) -> tuple[tuple[slice, slice, NDArray[np.float64]], ...]:
     """Matrices that make window means along a reflected axis: which voxels each makes, of which, and its weights."""
     whole = np.zeros((length, length))
@@ -216,13 +247,13 @@ def _bands(window: Window, length: int) -> tuple[tuple[slice, slice, NDArray[np.
     return tuple(bands)
 
 
-def whole_windows(window: Window, shape: tuple[int, int, int], box: tuple[slice, slice, slice], z0: int) -> Mask:
-    """Which voxels of a slab's ``box`` enter the mean of the SSIM map; broadcasts over the box."""
-    if not window.inside:
-        return np.ones((1, 1, 1), dtype=bool)
-    first = (z0, 0, 0)
+def whole_windows(
+    window: Window, shape: tuple[int, int, int], box: tuple[slice, slice, slice], z0: int
+) -> tuple[slice, slice, slice]:
+    """Which part of a slab's ``box``, in the box's own indices, enters the mean of the SSIM map."""
+    margin = window.radius if window.inside else 0
     z, y, x = (
-        (np.arange(s.start, s.stop) + a >= window.radius) & (np.arange(s.start, s.stop) + a < n - window.radius)
-        for s, a, n in zip(box, first, shape, strict=True)
+        slice(max(margin - s.start - a, 0), max(min(s.stop - s.start, n - margin - s.start - a), 0))
+        for s, a, n in zip(box, (z0, 0, 0), shape, strict=True)
     )
-    return z[:, None, None] & y[:, None] & x
+    return z, y, x

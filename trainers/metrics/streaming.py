@@ -4,7 +4,8 @@ How an error is averaged, over which voxels, on which scale and against which da
 ``ScoreDefinition``.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -139,11 +140,13 @@ class _Errors:
     signed: float = 0.0
     reference: float = 0.0
 
-    def add(self, difference: NDArray[np.float64], reference: NDArray[np.float64]) -> None:
+    def add(self, difference: NDArray[np.float64], reference: NDArray[np.float64], *, nonzero: bool) -> None:
+        """Add voxels; ``nonzero``: also sum up those where the reference is not 0, which some scores ask for."""
         squares = np.square(difference)
         self.absolute += float(np.abs(difference).sum())
         self.squared += float(squares.sum())
-        self.squared_nonzero += float(squares[reference != 0].sum())
+        if nonzero:
+            self.squared_nonzero += float(squares[reference != 0].sum())
         self.signed += float(difference.sum())
         self.reference += float(reference.sum())
 
@@ -165,7 +168,7 @@ class _Slab:
         x: the reference, (z1 - z0 + 2 halo, y, x).
         halo: slices.
         boxes: regions that have voxels in the slab and their bounding boxes there.
-        masks: their voxels, each of its box's shape.
+        masks: their voxels, each of its box's shape; None for all of the box.
     """
 
     z0: int
@@ -173,7 +176,7 @@ class _Slab:
     x: NDArray[np.float64]
     halo: int
     boxes: Mapping[Region, Box]
-    masks: Mapping[Region, Mask]
+    masks: Mapping[Region, Mask | None]
 
     @property
     def middle(self) -> slice:
@@ -191,37 +194,72 @@ def _summed(
     """Read the reference and every candidate once and sum up errors and SSIM maps over the regions."""
     sums = _Sums({(name, region): _Errors() for name in candidates for region in regions})
     local = [job for job in ranges if job[1].metric == "SSIM" and job[1].mask != MASK_BOTH]
-    # Definitions of one view (window and scale) share moments.
-    views = list(dict.fromkeys((definition.window, definition.scale) for _, definition in local))
-    halo = max((WINDOWS[window].radius for window, _ in views), default=0)
+    # Definitions of one window share its moments, whatever they scale; those of one view and range also the map.
+    views: dict[tuple[str, str], list[Job]] = {}
+    for job in local:
+        views.setdefault((job[1].window, job[1].scale), []).append(job)
+    windows = list(dict.fromkeys(window for window, _ in views))
+    halo = max((WINDOWS[window].radius for window in windows), default=0)
     own = any(scale == OWN_MAXIMA for _, scale in views)
+    nonzero = {region for region, definition in ranges if definition.mask == NONZERO}
     maxima = {name: _maximum(image, volumes.slab_voxels) if own else np.nan for name, image in candidates.items()}
     for z0, z1 in slabs(volumes.reference.grid.shape, volumes.slab_voxels):
         slab = _read_slab(volumes, regions, surveys, z0, z1, halo)
-        seen = {view: Seen.of(slab.x, view, halo, _scale_of(view[1], surveys)) for view in views}
+        seen = {window: Seen.of(slab.x, WINDOWS[window], halo) for window in windows}
         for name, candidate in candidates.items():
             y = _read_finite(name, candidate, z0, z1, halo)
             difference = (y - slab.x)[slab.middle]
             for region, box in slab.boxes.items():
                 mask = slab.masks[region]
-                sums.errors[name, region].add(difference[box][mask], slab.x[slab.middle][box][mask])
-            for view in views:
-                moments = seen[view].beside(y, halo, _scale_of(view[1], surveys, maxima[name]))
-                for region, definition in local:
-                    if region in slab.boxes and view == (definition.window, definition.scale):
-                        got = _ssim_of(moments, slab, region, definition, volumes, ranges[region, definition])
-                        total, voxels = sums.similar.get((name, region, definition), (0.0, 0))
-                        sums.similar[name, region, definition] = total + float(got.sum()), voxels + got.size
+                full = _picked(slab.x[slab.middle], box, mask)
+                sums.errors[name, region].add(_picked(difference, box, mask), full, nonzero=region in nonzero)
+            moments = {window: seen[window].beside(y, halo) for window in windows}
+            for (window, scale), jobs in views.items():
+                scales = _scale_of(scale, surveys), _scale_of(scale, surveys, maxima[name])
+                for (region, definition), got in _similar(moments[window], scales, slab, jobs, ranges, volumes):
+                    total, voxels = sums.similar.get((name, region, definition), (0.0, 0))
+                    sums.similar[name, region, definition] = total + float(got.sum()), voxels + got.size
     return sums
 
 
-def _ssim_of(
-    moments: Moments, slab: _Slab, region: Region, definition: ScoreDefinition, volumes: _Volumes, peak: float
-) -> NDArray[np.float64]:
-    """SSIM at a region's voxels of one slab."""
-    box = slab.boxes[region]
-    whole = whole_windows(WINDOWS[definition.window], volumes.reference.grid.shape, box, slab.z0)
-    return similarity(moments.at(box, slab.masks[region] & whole), peak)
+def _similar(
+    moments: Moments,
+    scales: tuple[Scale, Scale],
+    slab: _Slab,
+    jobs: Sequence[Job],
+    ranges: Mapping[Job, float],
+    volumes: _Volumes,
+) -> Iterator[tuple[Job, NDArray[np.float64]]]:
+    """SSIM at the voxels of every job's region in one slab, for jobs of one view.
+
+    Of a data range that several jobs have the map is made once; a range of one region's own is asked there alone.
+    """
+    maps: dict[float, NDArray[np.float64]] = {}
+    here = [job for job in jobs if job[0] in slab.boxes]
+    often = Counter(ranges[job] for job in here)
+    for job in here:
+        region, peak = job[0], ranges[job]
+        box, mask = slab.boxes[region], slab.masks[region]
+        inside = whole_windows(WINDOWS[job[1].window], volumes.reference.grid.shape, box, slab.z0)
+        box = _within(box, inside)
+        mask = None if mask is None else mask[inside]
+        if often[peak] == 1 and mask is not None:
+            yield job, similarity(moments.at(box, mask), peak, *scales)
+            continue
+        if peak not in maps:
+            maps[peak] = similarity(moments, peak, *scales)
+        yield job, _picked(maps[peak], box, mask)
+
+
+def _within(box: Box, part: Box) -> Box:
+    """A part of a box, in the indices of what the box lies in."""
+    z, y, x = (slice(b.start + p.start, b.start + p.stop) for b, p in zip(box, part, strict=True))
+    return z, y, x
+
+
+def _picked(values: NDArray[np.float64], box: Box, mask: Mask | None) -> NDArray[np.float64]:
+    """Values of a region in its box; without a mask, of the whole box."""
+    return values[box] if mask is None else values[box][mask]
 
 
 def _read_slab(
@@ -231,7 +269,9 @@ def _read_slab(
     inside, mark = region_slabs(volumes.body, volumes.labels, z0, z1)
     boxes = {region: box for region in regions if (box := cut_box(surveys[region].box, z0, z1)) is not None}
     masks = {
-        region: region_mask(region, inside[box], mark[box] if mark is not None else None)
+        region: None
+        if region.kind == "whole"
+        else region_mask(region, inside[box], mark[box] if mark is not None else None)
         for region, box in boxes.items()
     }
     return _Slab(z0, z1, x, halo, boxes, masks)
