@@ -393,6 +393,20 @@ def test_a_run_says_which_of_its_systems_departures_it_makes() -> None:
     assert configs.defaults_said(RunConfig(recipe="restore")) == []
 
 
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if configs.practice_of(name)])
+def test_the_page_on_training_has_a_row_of_every_departure(recipe: str) -> None:
+    page = (Path(__file__).parents[2] / "docs/how-to-train.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")]
+    paper = RunConfig(recipe=recipe).sections
+    for departure in configs.practice_of(recipe):
+        section, _, name = departure.name.partition(".")
+        (row,) = [row for row in rows if f"`{recipe}`" in row[0] and row[1] == f"`{departure.name}`"]
+        before = getattr(paper[section], name)
+        assert row[2] == (f"`{before}`" if isinstance(before, str) else f"{before:g}")
+        value = f"`{departure.value}`" if isinstance(departure.value, str) else f"{departure.value:g}"
+        assert row[3].startswith(f"{value}: ")
+
+
 @pytest.mark.parametrize(
     ("setting", "section", "stated"),
     [

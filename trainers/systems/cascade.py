@@ -66,12 +66,18 @@ from trainers.losses import (
     logistic_generator_loss,
     ssim,
 )
-from trainers.recipe import Batch, BatchSpec, Doses, Engine, EngineFactory, Metrics, State, Tiling
+from trainers.recipe import Batch, BatchSpec, Departure, Doses, Engine, EngineFactory, Metrics, State, Tiling
 
 FEED = FeedConfig(source=("ct",), suv_scale=1.0, cases_per_step=8)
 PRESET = "cascade"
 ROLES = frozenset({"validation"})
 LATER = frozenset({"suv_curve", "residual", "table_samples"})
+PRACTICE = (
+    Departure("feed.tilt_deg", 15.0, "tilts"),
+    Departure("feed.scaling", 0.15, "changes of scale"),
+    Departure("recipe.suv_curve", "sqrt", "the square root of SUV"),
+    Departure("recipe.residual", "hu", "a residual on the mean SUV of every HU"),
+)
 TABLE = "table"  # the phase before the training where there is a residual, and the buffer of G that it fills
 SAMPLER = {"uptake": 0.5, "body": 0.4, "uniform": 0.1}
 SLICES = 3  # channels of a 2D stage

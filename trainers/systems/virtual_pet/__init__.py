@@ -70,13 +70,19 @@ from trainers.blocks import PatchGAN, UNet, encoder_widths
 from trainers.feed_config import FeedConfig
 from trainers.hu_table import RANGES, RunningSums, SuvCurve, off_curve, on_curve
 from trainers.losses import logistic_discriminator_loss, logistic_generator_loss
-from trainers.recipe import Batch, BatchSpec, Doses, Engine, EngineFactory, Metrics, State, Tiling
+from trainers.recipe import Batch, BatchSpec, Departure, Doses, Engine, EngineFactory, Metrics, State, Tiling
 from trainers.systems.virtual_pet import pyramid
 from trainers.systems.virtual_pet.fcn import FCN, SKIPS, check_weights, read_weights
 
 FEED = FeedConfig(source=("ct",), suv_scale=1.0, cases_per_step=4)
 PRESET = "native"  # the paper scores no image
 ROLES = frozenset({"validation"})
+PRACTICE = (
+    Departure("feed.tilt_deg", 15.0, "tilts"),
+    Departure("feed.scaling", 0.15, "changes of scale"),
+    Departure("recipe.suv_curve", "sqrt", "the square root of SUV"),
+    Departure("recipe.residual", "hu", "a residual on the mean SUV of every HU"),
+)
 LATER = frozenset({"rois", "fcn_skips", "lambda_adversarial", "suv_curve", "residual", "table_samples"})
 PHASES = ("fcn", "cgan")
 TABLE = "table"  # the phase before them where there is a residual, and what its weight's name begins with
