@@ -1,8 +1,8 @@
-"""Boxes of voxels out of shards, the files that ``layout`` writes: mapped, each chunk checked once, decoded in place.
+"""Boxes of voxels out of shards, the files that ``layout`` writes: mapped, each chunk checked once, air not decoded.
 
 A box of 64^3 voxels touches some 27 chunks, so what is done per chunk decides.  Chunks of nothing but zeros, the air
-beside a patient, are recognised by their bytes and not decoded.  The others are decoded into one buffer that stays in
-the processor's cache, and only the voxels that are wanted leave it.
+beside a patient, are recognised by their bytes and not decoded.  The others are decoded one by one into memory that
+stays in the processor's cache, and only the voxels that are wanted leave it.
 """
 
 import mmap
@@ -58,7 +58,6 @@ class Shards:
         """
         decompress, nothing = _decoder(), _nothing(self.chunk, self.dtype)
         found = np.empty(shape, self.dtype)
-        decoded = np.empty(self.chunk, self.dtype)
         axes = [self._spans(axis, a, a + n) for axis, (a, n) in enumerate(zip(start, shape, strict=True))]
         for place in product(*axes):
             shard = self._open(place)
@@ -68,10 +67,10 @@ class Shards:
                     found[to] = 0
                     continue
                 try:
-                    decompress(coded, decoded)
+                    decoded = decompress(coded)  # into memory of its own: to be given some takes numcodecs longer
                 except RuntimeError:
                     raise shard.error(number) from None
-                found[to] = decoded[of]
+                found[to] = np.frombuffer(decoded, self.dtype).reshape(self.chunk)[of]
         return found
 
     def whole(self) -> NDArray[np.generic]:
@@ -198,7 +197,7 @@ class _Shard:
         if len(coded) < size or _checksum()(coded) != RESIDUE:
             raise self.error(number)
         decoded, _, encoded = np.frombuffer(coded, "<u4", 3, 4).tolist()
-        if (decoded, encoded) != (self._decoded, size - CHECKSUM):  # else the buffer would keep another chunk's voxels
+        if (decoded, encoded) != (self._decoded, size - CHECKSUM):
             raise self.error(number)
         self._checked[number] = 1
 

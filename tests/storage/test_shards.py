@@ -67,7 +67,7 @@ def test_every_kind_of_array_is_read_whole_as_zarr_reads_it(tmp_path: Path, voxe
 
 def test_air_is_not_decoded(stored: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its bytes are those that zarr writes for zeros."""
-    monkeypatch.setattr(shards, "_decoder", lambda: lambda coded, decoded: pytest.fail("it decodes"))
+    monkeypatch.setattr(shards, "_decoder", lambda: lambda coded: pytest.fail("it decodes"))
     found = open_shards(stored).box((32, 0, 0), (32, 32, 32))
     assert not found.any()
     with pytest.raises(pytest.fail.Exception):
@@ -136,7 +136,7 @@ def test_an_index_that_points_elsewhere_is_never_followed(own: Path, entry: tupl
     ("at", "value"), [(4, 64), (12, 99), (8, 0), (1, 77)], ids=["length", "size", "block", "codec"]
 )
 def test_a_header_that_lies_with_a_good_checksum_gives_no_values(own: Path, at: int, value: int) -> None:
-    """Nothing of the chunk that was decoded before is left in the buffer."""
+    """Else voxels would be missing, or be those of another place."""
 
     def change(raw: bytearray) -> bytearray:
         offset, size = np.frombuffer(bytes(raw[-(4 * 16 + 4) : -4]), "<u8", 2).tolist()
