@@ -31,8 +31,7 @@ def page(results: Mapping[str, Any]) -> str:
     lines = [
         "# Speed beside other libraries",
         "",
-        f"`make bench`, commit {about['commit']}, {about['date']}, {about['hardware']}. {about['threads']}",
-        f"The machine was shared: {about['load']:.1f} processes on average wanted its {about['cores']} cores.",
+        f"`make bench`, {about['hardware']}. {about['threads']}",
         f"{versions}.",
         "",
         "A ratio says how many times petscale's processor time another way takes: above 1, petscale is faster.",
@@ -46,6 +45,8 @@ def page(results: Mapping[str, Any]) -> str:
             f"## {name}",
             "",
             f"{one['does'][0].upper()}{one['does'][1:]}. petscale: {one['seconds']:.3f} s of processor time.",
+            f"Commit {one['commit']}, {one['date']}, on a shared machine: {one['load']:.1f} processes wanted its "
+            f"{about['cores']} cores on average.",
             "",
         ]
         lines += ["| way | processor time [s], least | ratio (95 %) | on the clock |", "|---|---|---|---|"]
