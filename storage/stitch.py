@@ -47,6 +47,8 @@ def stitch(
     """
     depth, height, width = tile
     wz, wy, wx = (window(n, shared) for n, shared in zip(tile, overlap, strict=True))
+    of_tile = wz[:, None, None] * wy[:, None] * wx
+    weighted = np.empty(tile, dtype=np.float32)
     weight = [_axis_weight(*axis) for axis in zip(shape, tile, overlap, strict=True)]
     plane = weight[1][:, None] * weight[2]
     open_slab = np.zeros((depth, *shape[1:]), dtype=np.float32)
@@ -59,7 +61,7 @@ def stitch(
             group = rows[row][first : first + batch]
             for location, values in zip(group, synthesize(group), strict=True):
                 _, y, x = location.start
-                weighted = values * (wz[:, None, None] * wy[:, None] * wx)
+                np.multiply(values, of_tile, out=weighted)
                 target = open_slab[:, y : y + height, x : x + width]
                 target += weighted[:, : target.shape[1], : target.shape[2]]
         done = min(following, shape[0]) - row

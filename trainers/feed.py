@@ -283,10 +283,16 @@ class Feed:
 
     def _read(self, step: int) -> Batch:
         need = self._needs(step)
-        source, target, masks, overview, places = [], [], [], [], []
+        # Patches go straight into the batch: to hold them until all are read costs as much time as to read them.
+        count = len(self._mine) * need.patches_per_case
+        edges = tuple(n + 2 * h for n, h in zip(need.patch, need.halo, strict=True))
+        nothing = (count, 1, 0, 0, 0)
+        source = np.empty(nothing if need.images == "target" else (count, 1 + len(need.beside), *edges), np.float32)
+        target = np.empty(nothing if need.images == "source" else (count, 1, *need.patch), np.float32)
+        masks, overview = [], []
+        places: list[str] = []
         scans: list[Scan] = []
         peak = []
-        nothing = np.zeros((1, 0, 0, 0), dtype=np.float32)
         plan, apart = self.plan(step), need.images == "unpaired"
         ends = self.others(step) if apart else [(name, boxes) for name, _, boxes in plan]
         for group, (name, image, boxes), (other, there) in zip(self._groups(step), plan, ends, strict=True):
@@ -298,12 +304,11 @@ class Feed:
             turns = [self._turned(need, scan.spacing_mm, group, place) for place in range(len(boxes))]
             for place, (box, end_box) in enumerate(zip(boxes, there, strict=True)):
                 turned, tilt = turns[place], self._tilted(scan.spacing_mm, group, place)
-                start = nothing
+                at = len(places)
                 if need.images != "target":
-                    seen = (case.image(name) for name in (image, *need.beside))
-                    grown = box.grown(need.halo)
-                    start = np.stack([_patch(one, grown, tilt, self._config.beyond) for one in seen])
-                source.append(turned(start))
+                    for channel, one in enumerate((image, *need.beside)):
+                        start = _patch(case.image(one), box.grown(need.halo), tilt, self._config.beyond)
+                        source[at, channel] = turned(start[None])[0]
                 if any(wanted):
                     labels = _patch(case.image("labels"), box, tilt, order=0)
                     masks.append(turned(np.stack([np.isin(labels, values) for values in wanted]).astype(np.float32)))
@@ -317,19 +322,18 @@ class Feed:
                     spacing_mm = giver.image(self._config.target).grid.spacing_mm
                     turned = self._turned(need, spacing_mm, group, len(boxes) + place)
                     tilt = self._tilted(spacing_mm, group, len(boxes) + place)
-                end = nothing
                 if need.images != "source":
-                    end = _patch(giver.image(self._config.target), end_box, tilt, self._beyond_target(tilt))[None]
-                target.append(turned(end))
+                    end = _patch(giver.image(self._config.target), end_box, tilt, self._beyond_target(tilt))
+                    target[at] = turned(end[None])
             if need.overview:
                 overview.append(turns[0](case.overview(image)[None]))
         scale = 1.0 / self._config.suv_scale
         empty = torch.zeros(len(self._mine), 1, 0, 0, 0)
         return Batch(
-            source=_scaled(_tensor(source), scale if need.units == SUV else 1.0),
-            target=_tensor(target) * scale,
+            source=_scaled(torch.from_numpy(source), scale if need.units == SUV else 1.0),
+            target=torch.from_numpy(target).mul_(scale),
             masks=_tensor(masks),
-            overview=_tensor(overview) * scale if overview else empty,
+            overview=_tensor(overview).mul_(scale) if overview else empty,
             drf=torch.tensor([scan.drf for scan in scans]),
             cases=len(self._mine),
             places=tuple(places),
@@ -356,9 +360,9 @@ def _square(need: BatchSpec, spacing_mm: Sequence[float]) -> bool:
 
 
 def _scaled(source: Tensor, factor: float) -> Tensor:
-    """Return (b, 1 + k, z, y, x) with the first channel times ``factor``; images beside it keep their units."""
-    first = source[:, :1] * factor
-    return torch.cat([first, source[:, 1:]], dim=1) if source.shape[1] > 1 else first
+    """Multiply the first channel of (b, 1 + k, z, y, x) by ``factor`` in place; images beside it keep their units."""
+    source[:, :1].mul_(factor)
+    return source
 
 
 def _tensor(arrays: list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]) -> Tensor:
