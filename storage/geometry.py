@@ -299,13 +299,34 @@ def _along(axis: int, weights: NDArray[np.float32], voxels: NDArray[np.float32])
 
 def block_means(slab: NDArray[np.float32], edges: tuple[int, int, int]) -> NDArray[np.float32]:
     """Mean of each block of ``edges`` voxels (z, y, x); blocks cut off by the border average what they have."""
-    sums: NDArray[np.float32] = slab
+    means: NDArray[np.float32] = slab
     for axis, edge in enumerate(edges):
-        starts = np.arange(0, sums.shape[axis], edge)
-        counts = np.diff([*starts, sums.shape[axis]]).astype(np.float32)
-        sums = np.add.reduceat(sums, starts, axis=axis)
-        sums /= counts.reshape([-1 if a == axis else 1 for a in range(3)])
-    return sums
+        if edge == 1:
+            continue
+        whole = means.shape[axis] // edge * edge
+        parts = [_sums_along(axis, edge, _part(means, axis, slice(whole))) / np.float32(edge)]
+        if whole < means.shape[axis]:
+            parts.append(_part(means, axis, slice(whole, None)))
+            parts[1] = np.add.reduceat(parts[1], [0], axis=axis) / np.float32(parts[1].shape[axis])
+        means = parts[0] if len(parts) == 1 else np.concatenate(parts, axis)
+    return means
+
+
+def _sums_along(axis: int, edge: int, voxels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The sums of ``edge`` voxels each along an axis, in the order in which ``reduceat`` adds them."""
+    if edge > 8:  # numpy adds so many in another order
+        return np.add.reduceat(voxels, np.arange(0, voxels.shape[axis], edge), axis=axis)
+    # Whole planes at a time: reduceat goes from block to block, which takes ten times as long.
+    first, second, *others = (_part(voxels, axis, slice(k, None, edge)) for k in range(edge))
+    rest = second.copy()
+    for more in others:
+        rest += more
+    rest += first
+    return rest
+
+
+def _part(voxels: NDArray[np.float32], axis: int, where: slice) -> NDArray[np.float32]:
+    return voxels[(slice(None),) * axis + (where,)]
 
 
 def body_scale(grid: Grid) -> float:
@@ -334,23 +355,63 @@ def body_mask(
     """
     if units == "HU":
         # A CT is sharp, so the table is taken off by an opening of about 8 mm; lungs come back with the holes.
-        inside = _within_borders(ndimage.binary_opening, image > BODY_HU, 8.0 * scale, spacing_mm)
+        inside = _within_borders(_opening, image > BODY_HU, 8.0 * scale, spacing_mm)
     else:
         inside = ndimage.gaussian_filter(image, [min(4.0 * scale / mm, MAX_REACH) for mm in spacing_mm]) > BODY_SUV
     pieces, count = ndimage.label(inside)
     if count == 0:
         return np.ones(image.shape, dtype=bool)
-    largest = pieces == 1 + int(np.argmax(np.bincount(pieces.ravel())[1:]))
+    largest = pieces == 1 + int(np.argmax(np.bincount(pieces[inside])[1:]))
     # Neither adds a voxel outside the box around the piece; a rim of air keeps what is a hole in it as it is.
     ball = _ball(10.0 * scale, spacing_mm)
     box = tuple(
         slice(max(0, found.start - n // 2), found.stop + n // 2)
         for found, n in zip(ndimage.find_objects(largest.view(np.uint8))[0], ball.shape, strict=True)
     )
-    closed = _within_borders(ndimage.binary_closing, largest[box], 10.0 * scale, spacing_mm)
+    closed = _within_borders(_closing, largest[box], 10.0 * scale, spacing_mm)
     mask = np.zeros(image.shape, dtype=bool)
-    mask[box] = [ndimage.binary_fill_holes(plane) for plane in closed]
+    mask[box] = _without_holes(closed)
     return mask
+
+
+def _without_holes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Fill, slice by slice, what is not connected with the slice's border."""
+    rim = np.pad(mask, [(0, 0), (1, 1), (1, 1)])
+    within_slices = ndimage.generate_binary_structure(3, 1)
+    within_slices[[0, 2]] = False
+    pieces, _ = ndimage.label(~rim, within_slices)
+    filled: NDArray[np.bool_] = pieces != pieces[:, :1, :1]  # a slice's corner is outside
+    return filled[:, 1:-1, 1:-1]
+
+
+def _opening(mask: NDArray[np.bool_], ball: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """As ``ndimage.binary_opening``, faster."""
+    return _dilation(~_dilation(~mask, ball, beyond=True), ball, beyond=False)
+
+
+def _closing(mask: NDArray[np.bool_], ball: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """As ``ndimage.binary_closing``, faster."""
+    return ~_dilation(~_dilation(mask, ball, beyond=False), ball, beyond=True)
+
+
+def _dilation(mask: NDArray[np.bool_], ball: NDArray[np.bool_], beyond: bool) -> NDArray[np.bool_]:
+    """Dilate by a ball: whole volumes are shifted, the voxels of a line of the ball at once.
+
+    Args:
+        beyond: what lies beyond the borders.
+    """
+    (rz, ry, rx), (nz, ny, nx) = (n // 2 for n in ball.shape), mask.shape
+    padded = np.pad(mask, [(rz, rz), (ry, ry), (rx, rx)], constant_values=beyond)
+    widths = ball.sum(2)  # of the ball's lines along x, 0 or odd
+    made = np.zeros_like(mask)
+    lines = padded[:, :, rx : rx + nx].copy()
+    for reach in range(rx + 1):
+        if reach:
+            lines |= padded[:, :, rx - reach : rx - reach + nx]
+            lines |= padded[:, :, rx + reach : rx + reach + nx]
+        for z, y in np.argwhere(widths == 2 * reach + 1):
+            made |= lines[z : z + nz, y : y + ny]
+    return made
 
 
 def _within_borders(

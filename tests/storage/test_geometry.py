@@ -452,3 +452,25 @@ assert peak_kb < 1e6, peak_kb  # not by getrusage, which counts the process that
     began = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True)
     assert time.perf_counter() - began < 60
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_opening_closing_and_holes_are_those_of_scipy(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    mask = ndimage.gaussian_filter(rng.normal(size=(11, 17, 23)), 1.0) > 0.05
+    ball = geometry._ball(10.0, (4.0, 3.0, 2.5))
+    assert (geometry._opening(mask, ball) == ndimage.binary_opening(mask, ball)).all()
+    assert (geometry._closing(mask, ball) == ndimage.binary_closing(mask, ball)).all()
+    assert (geometry._without_holes(mask) == [ndimage.binary_fill_holes(plane) for plane in mask]).all()
+
+
+@pytest.mark.parametrize("edge", [2, 4, 8, 16])
+def test_block_means_have_the_bits_that_cohorts_were_made_with(edge: int) -> None:
+    slab = np.random.default_rng(edge).normal(size=(21, 34, 43)).astype(np.float32)
+    expected: Any = slab
+    for axis in range(3):
+        starts = np.arange(0, expected.shape[axis], edge)
+        counts = np.diff([*starts, expected.shape[axis]]).astype(np.float32)
+        sums = np.add.reduceat(expected, starts, axis=axis)
+        expected = sums / counts.reshape([-1 if a == axis else 1 for a in range(3)])
+    assert (geometry.block_means(slab, (edge, edge, edge)) == expected).all()
