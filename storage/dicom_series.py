@@ -9,11 +9,20 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
-from pydicom.dataset import Dataset
 
 from storage import dicom_words
 from storage.dicom_frames import distinct, frames_of, lacking_frames, places_of, told_frames
-from storage.dicom_header import as_stored, file_error, integer_of, integer_text, items_of, number_of, tag_name, text_of
+from storage.dicom_header import (
+    Header,
+    as_stored,
+    file_error,
+    integer_of,
+    integer_text,
+    items_of,
+    number_of,
+    tag_name,
+    text_of,
+)
 from storage.dicom_slice import (
     DICOM_SUFFIXES,
     DRUG_FIELDS,
@@ -317,7 +326,7 @@ def series_line(series: Series) -> str:
     return f"{kind}, {first.pixel_mm[0]:.2f} x {first.pixel_mm[1]:.2f} mm{told}"
 
 
-def _words(header: Dataset, keyword: str) -> list[str]:
+def _words(header: Header, keyword: str) -> list[str]:
     return dicom_words.words(text_of(header, keyword))
 
 
@@ -524,7 +533,7 @@ def _stack(slices: Sequence[Slice], where: str) -> tuple[Grid, tuple[str, ...]]:
     return grid, ("slice_spacing_irregular",) * bool(off.max() > 1e-3 * usual)
 
 
-def drugs_of(ds: Dataset) -> Sequence[Dataset]:
+def drugs_of(ds: Header) -> Sequence[Header]:
     """Return the radiopharmaceuticals of a header."""
     return items_of(ds, "RadiopharmaceuticalInformationSequence")
 
