@@ -447,8 +447,8 @@ class _Slab:
 def case_graph(folder: Path, name: str, plan: CasePlan) -> Delayed:
     """Build the graph of one case; computing it leaves ``folder`` complete but uncommitted."""
     grid = next(iter(plan.images.values())).grid
-    layout.create_group(folder, {})
-    layout.create_group(folder / "aids", {})
+    layout.stage_group(folder, {})
+    layout.stage_group(folder / "aids", {})
     spans: dict[str, list[Delayed]] = {}
     halves: dict[str, list[Delayed]] = {}
     for image, source in plan.images.items():
@@ -486,7 +486,7 @@ def case_graph(folder: Path, name: str, plan: CasePlan) -> Delayed:
 
 
 def _prepare_image(path: Path, name: str, grid: Grid, units: str) -> None:
-    layout.create_group(path, layout.ome_attributes(name, grid))
+    layout.stage_group(path, layout.ome_attributes(name, grid))
     dtype = layout.storage_dtype(units)
     layout.create_array(path / "0", grid.shape, dtype, depth=layout.shard_depth(grid.shape, dtype.itemsize))
 
@@ -684,7 +684,7 @@ def _finish(
         cells = np.concatenate([p.cells for p in spans["labels"]], axis=1)[order]
         layout.write_array(folder / "aids" / "rois", np.ceil(cells * 255).astype(np.uint8))
     digest = hashlib.sha256(b"".join(p.digest for p in spans[pets[0] if pets else "ct"])).hexdigest()
-    layout.create_group(folder, {"petscale": {**facts, "voxels": digest}})
+    layout.stage_group(folder, {"petscale": {**facts, "voxels": digest}})
 
 
 def _describe(
@@ -695,7 +695,7 @@ def _describe(
     statistics: Mapping[str, float],
     more: Mapping[str, object],
 ) -> None:
-    layout.create_group(
+    layout.stage_group(
         path,
         {
             "petscale": {

@@ -117,11 +117,20 @@ def storage_dtype(units: str) -> np.dtype[np.generic]:
 
 def create_group(path: Path, attributes: Mapping[str, Any]) -> None:
     """Make a Zarr v3 group with ``attributes``, or add them to one; in a crash the old metadata stays or the new."""
+    integrity.write_bytes(path / "zarr.json", _group(path, attributes))
+
+
+def stage_group(path: Path, attributes: Mapping[str, Any]) -> None:
+    """As ``create_group``, in a folder that nobody reads before ``integrity.commit`` has made it durable as a whole."""
+    (path / "zarr.json").write_bytes(_group(path, attributes))
+
+
+def _group(path: Path, attributes: Mapping[str, Any]) -> bytes:
+    """Make the folder of a group; return its metadata with ``attributes`` in place of held ones of their names."""
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     metadata = path / "zarr.json"
     held = integrity.read_json(metadata, "attributes")["attributes"] if metadata.exists() else {}
-    group = {"zarr_format": 3, "node_type": "group", "attributes": {**held, **attributes}}
-    integrity.write_json(metadata, group)
+    return integrity.json_bytes({"zarr_format": 3, "node_type": "group", "attributes": {**held, **attributes}})
 
 
 def create_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[np.generic], *, depth: int | None = None) -> None:
