@@ -37,7 +37,7 @@ TAGS = {
     "ImageIndex": 0x00541330,
 }
 # fmt: on
-PIXELS = (0x7FE00010, 0x7FE00009, 0x7FE00008)
+PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 # the radiopharmaceuticals, and their codes of nuclide and drug
 SEQUENCES = {tag for name, tag in TAGS.items() if name.endswith("Sequence")}
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
@@ -46,6 +46,7 @@ _UNDEFINED = _LAST = 0xFFFFFFFF
 _DEEPEST = 16
 START_BYTES = 1 << 16  # of a file, which hold the header of most slices
 _CHARACTER_SET = 0x00080005  # SpecificCharacterSet
+_NEEDED = frozenset({_CHARACTER_SET})
 _SET = rb"(ISO_IR (6|100|192)|ISO 2022 IR (6|13|58|87|100|101|109|110|126|127|138|144|148|149|159|166)|GB18030|GBK)?"
 _KNOWN_SETS = re.compile(_SET + rb"(\\" + _SET + rb")*[ \0]*")
 _SHORT = {*b"AE AS AT CS DA DS DT FL FD IS LO LT PN SH SL SS ST TM UI UL US".split()}
@@ -106,7 +107,7 @@ class _IrregularError(Exception):
     """Something that pydicom must look at."""
 
 
-def read_header(start: bytes, wanted: Collection[int], classes: Collection[str] | None = None) -> Read | None:
+def read_header(start: bytes, wanted: frozenset[int], classes: Collection[str] | None = None) -> Read | None:
     """Read the header of a file that begins with ``start``.
 
     Args:
@@ -131,7 +132,7 @@ def read_header(start: bytes, wanted: Collection[int], classes: Collection[str] 
             return None  # explicit, whatever the file meta says
         held: dict[int, Field] = {}
         last = TAGS["SOPClassUID"] if classes is not None and declared not in ("", *classes) else _LAST
-        end = _walk(start, at, len(start), way, {*wanted, _CHARACTER_SET}, held, 0, last)
+        end = _walk(start, at, len(start), way, wanted | _NEEDED, held, 0, last)
         if end == len(start) or not _KNOWN_SETS.fullmatch(held.get(_CHARACTER_SET, Field(b"")).value):
             return None
         return Read(syntax, declared, Fields(held), end)
@@ -175,11 +176,12 @@ def _walk(
     Returns:
         ``end``, or where elements of this kind end before: at the pixels or behind the delimiter of an item.
     """
-    short = way.short
+    short, implicit, kind = way.short, way.implicit, b"SQ"  # of implicit VR only sequences are of undefined length
+    stop = min(last + 1, PIXELS[0]) if depth == 0 else _UNDEFINED
     while at < end:
-        if way.implicit:
+        if implicit:
             group, element, length = short(data, at)
-            begin, kind = at + 8, b"SQ"  # only sequences have no length or items
+            begin = at + 8
         else:
             group, element, kind, length = short(data, at)
             if depth < 0 and group != 2:
@@ -190,18 +192,21 @@ def _walk(
             elif kind not in _SHORT and group != 0xFFFE:
                 raise _IrregularError
         tag = group << 16 | element
-        if tag > last or (depth == 0 and tag in PIXELS):
+        if tag >= stop and (tag > last or tag in PIXELS):
             return at
         if group == 0xFFFE:
             if tag != _ITEM_END or depth <= 0 or data[at + 4 : at + 8] != b"\0\0\0\0":
                 raise _IrregularError
             return at + 8
         keep = wanted is None or tag in wanted
-        sequence = length == _UNDEFINED or (keep and tag in SEQUENCES)
+        after = begin + length
+        if not keep and length != _UNDEFINED:
+            at = after
+            continue
+        items: tuple[Fields, ...] = ()
+        sequence = length == _UNDEFINED or tag in SEQUENCES
         if sequence and kind != b"SQ":
             raise _IrregularError
-        items: tuple[Fields, ...] = ()
-        after = begin + length
         if length == _UNDEFINED:
             items, after = _items(data, begin, None, end, way, depth, keep)
             length = after - 8 - begin
@@ -212,6 +217,8 @@ def _walk(
         if keep:
             held[tag] = Field(data[begin : begin + length], way.little, items)
         at = after
+    if at > end:
+        raise _IrregularError
     return at
 
 

@@ -26,6 +26,8 @@ Header: TypeAlias = "Dataset | Fields"
 HeaderT = TypeVar("HeaderT", bound=Header)
 
 PRIVATE_CREATORS = {0x0009: "GEMS_PETD_01", 0x7053: "Philips PET Private Group"}
+_DECIMAL = re.compile(r" *[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)? *")
+_CLOCK = re.compile(r"(\d\d):?(\d\d)?:?(\d\d)?(\.\d{1,12})?")  # .NET writes 7 digits
 MAKERS = {0x7053: "PHILIPS"}  # whose exports are known to lack the creator; in capitals, within Manufacturer
 
 
@@ -98,8 +100,7 @@ def parse_number(text: str, file: Path, name: str) -> float | None:
     if not text:
         return None
     # float() would also take "nan", "inf", "1_0": not DICOM decimal strings
-    decimal = re.fullmatch(r" *[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)? *", text)
-    if not decimal or not math.isfinite(float(text)):
+    if not _DECIMAL.fullmatch(text) or not math.isfinite(float(text)):
         raise file_error("DCM_BAD_NUMBER", file, f"{name} is no finite number")
     return float(text)
 
@@ -134,6 +135,7 @@ def integer_text(header: Header, keyword: str) -> str:
     return text if re.fullmatch(r"[0-9]{1,9}", text) else ""
 
 
+@functools.cache
 def tag_name(keyword: str) -> str:
     """Return a field's name as errors give it: ``(0028,1053) RescaleSlope``."""
     tag = tag_of(keyword)
@@ -178,7 +180,7 @@ def stated_study(file: Path) -> tuple[str, str, str] | None:
             if start[128:132] != b"DICM":
                 return None
             header: Header
-            if (read := read_header(start, tags)) is not None:
+            if (read := read_header(start, frozenset(tags))) is not None:
                 header = read.fields
             else:
                 import pydicom
@@ -231,8 +233,7 @@ def clock_s(text: str, file: Path) -> float | None:
     """Return a TM value in s after midnight; parts on the right may be absent."""
     if not text:
         return None
-    match = re.fullmatch(r"(\d\d):?(\d\d)?:?(\d\d)?(\.\d{1,12})?", text)  # .NET writes 7 digits
-    if match:
+    if match := _CLOCK.fullmatch(text):
         h, m, s, fraction = (float(part or 0) for part in match.groups())
         if h < 24 and m < 60 and s <= 60:
             return h * 3600 + m * 60 + s + fraction

@@ -2,6 +2,7 @@
 
 import math
 import os
+import stat
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -406,22 +407,24 @@ def _files(path: Path, beside: Counter[str]) -> Iterator[Path]:
 
     seen: set[tuple[int, int]] = set()
 
-    def new(place: Path) -> bool:
-        status = place.stat()
+    def new(status: os.stat_result) -> bool:
         before = len(seen)
         seen.add((status.st_dev, status.st_ino))
         return len(seen) > before
 
-    new(path)
+    new(path.stat())
     for folder, subfolders, names in os.walk(path, followlinks=True, onerror=unreadable):
-        subfolders[:] = [name for name in sorted(subfolders) if new(Path(folder, name))]  # no loop of links either
+        subfolders[:] = [name for name in sorted(subfolders) if new(os.stat(Path(folder, name)))]  # no loop either
         for name in sorted(names):
             file = Path(folder, name)
-            if file.is_symlink() and not file.exists():
-                beside["broken_links"] += 1
-            elif not file.is_file() or not new(file):
+            try:
+                status = file.stat()
+            except OSError:
+                beside["broken_links"] += file.is_symlink()
                 continue
-            elif name.startswith("."):
+            if not stat.S_ISREG(status.st_mode) or not new(status):
+                continue
+            if name.startswith("."):
                 beside["hidden_slices"] += _starts(file)[128:132] == b"DICM"
             elif file.suffix.lower() in DICOM_SUFFIXES or name.lower() in SYSTEM_FILES or any(start := _starts(file)):
                 yield file
@@ -444,13 +447,11 @@ def _starts(file: Path) -> bytes:
 def _check_alike(slices: Sequence[Slice], where: str) -> None:
     """Refuse slices that cannot be one volume: of other shape, direction, patient, unit, correction or dose."""
     first = slices[0]
-    if any(
-        (s.shape, s.dtype[1:]) != (first.shape, first.dtype[1:])
-        or not np.allclose(s.pixel_mm, first.pixel_mm, rtol=1e-4)
-        for s in slices
-    ):
+    shapes = {(s.shape, s.dtype[1:]) for s in slices}
+    if len(shapes) > 1 or not np.allclose([s.pixel_mm for s in slices], first.pixel_mm, rtol=1e-4):
         raise series_error("SER_MIXED_SHAPE", where, "slices of different matrix, bit depth or pixel spacing")
-    if any(max(np.abs(s.row - first.row).max(), np.abs(s.column - first.column).max()) > 1e-3 for s in slices):
+    directions = np.array([(s.row, s.column) for s in slices])
+    if np.abs(directions - directions[0]).max() > 1e-3:
         raise series_error("SER_MIXED_ORIENTATION", where, "slices of different orientation")
     for name in SERIES_FIELDS:
         if len({text_of(s.header, name) for s in slices}) > 1:

@@ -4,6 +4,7 @@ Nothing is repaired or guessed: a file that is not whole ends in an ``InputError
 """
 
 import functools
+import os
 import re
 import struct
 from collections.abc import Sequence
@@ -87,6 +88,7 @@ _TAGS: list[int] = [
     *(group << 16 | 0x0010 for group in PRIVATE_CREATORS),
     *(GE_SCAN_TIME, PHILIPS_SUV, PHILIPS_BQML),
 ]
+_WANTED = frozenset(_TAGS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +125,8 @@ class Slice:
 
     @functools.cached_property
     def normal(self) -> NDArray[np.float64]:
-        return np.cross(self.row, self.column)
+        (a, b, c), (d, e, f) = self.row, self.column
+        return np.array([b * f - c * e, c * d - a * f, a * e - b * d])  # np.cross takes ten times as long
 
     @functools.cached_property
     def along(self) -> float:
@@ -159,9 +162,9 @@ def scan(file: Path, modality: Modality) -> tuple[Slice, ...] | Unusable:
         if head[:2] in (b"MZ", b"#!") or head[:4] == b"\x7fELF":
             raise file_error("DCM_PREAMBLE_EXEC", file, "a preamble that is a program")
         classes = (STORAGE[modality],)
-        read = read_header(head, _TAGS, classes)
+        read = read_header(head, _WANTED, classes)
         if read is None and len(head) == START_BYTES:
-            read = read_header(head + stream.read(_HEADER_BYTES), _TAGS, classes)
+            read = read_header(head + stream.read(_HEADER_BYTES), _WANTED, classes)
         if read is None or read.declared in ("", *ENHANCED[modality]):
             found = _by_pydicom(stream, file, modality)
             if found is None:
@@ -200,15 +203,15 @@ def _slices(
     file: Path, ds: Header, stream: BinaryIO, syntax: str, modality: Modality, frames: Sequence[Header] | None
 ) -> tuple[Slice, ...]:
     """The slice of a classic file, or those of an object's ``frames``, the reader standing before the pixels."""
-    rows, columns, allocated, bits = _matrix(file, ds)
+    matrix = rows, columns, allocated, bits = _matrix(file, ds)
     if frames is None and (number_of(ds, "NumberOfFrames", file) or 1) > 1:
         raise file_error("DCM_MULTIFRAME", file, "several frames in one file", "export one slice per file")
     expected = Expected(rows, columns, allocated, bits, signed=integer_of(ds, "PixelRepresentation", 0) == 1)
     places = _find_pixels(stream, file, syntax, expected, 1 if frames is None else len(frames))
     if frames is None:
-        return (_checked(file, ds, syntax, modality, places[0]),)
+        return (_checked(file, ds, syntax, modality, places[0], matrix),)
     return tuple(
-        _checked(file, header, syntax, modality, place, k)
+        _checked(file, header, syntax, modality, place, _matrix(file, header), k)
         for k, (header, place) in enumerate(zip(frames, places, strict=True))
     )
 
@@ -300,9 +303,15 @@ def _matrix(file: Path, ds: Header) -> tuple[int, int, int, int]:
 
 
 def _checked(
-    file: Path, ds: Header, syntax: str, modality: Modality, place: tuple[int | None, Spans], frame: int | None = None
+    file: Path,
+    ds: Header,
+    syntax: str,
+    modality: Modality,
+    place: tuple[int | None, Spans],
+    matrix: tuple[int, int, int, int],
+    frame: int | None = None,
 ) -> Slice:
-    rows, columns, allocated, bits = _matrix(file, ds)
+    rows, columns, allocated, bits = matrix
     kind = "i" if integer_of(ds, "PixelRepresentation", 0) else "u"
     slope = number_of(ds, "RescaleSlope", file) or 0.0
     intercept = number_of(ds, "RescaleIntercept", file) or 0.0
@@ -370,7 +379,8 @@ def _find_pixels(
         return tuple((None, spans) for spans in found)
     length = int(struct.unpack(order + "L", element[8:12] if explicit else element[4:8])[0])
     offset = stream.tell() if explicit else stream.tell() - 4
-    present, expected = min(length, file.stat().st_size - offset), size * count
+    whole = os.fstat(stream.fileno()).st_size
+    present, expected = min(length, whole - offset), size * count
     if present < expected:
         raise file_error("DCM_PIXELS_SHORT", file, f"{max(present, 0)} of {expected} bytes of pixels")
     if length > expected + 1:
@@ -381,7 +391,7 @@ def _find_pixels(
     further = tag > (0x7FE0, 0x0010) and (not explicit or (after[4:6].isalpha() and after[4:6].isupper()))
     rest = after + stream.read(512)
     # Zeros that fill the last block are padding; a few may be pixels of air.
-    padding = not rest or (len(rest) < 512 and file.stat().st_size % 512 == 0 and not rest.strip(b"\0"))
+    padding = not rest or (len(rest) < 512 and whole % 512 == 0 and not rest.strip(b"\0"))
     if not (further or padding):  # what was put in between has pushed pixels out behind their element
         raise file_error("DCM_PIXELS_LONG", file, "bytes after the pixels that are no DICOM element")
     return tuple((offset + k * size, ()) for k in range(count))

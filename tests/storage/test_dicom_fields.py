@@ -13,7 +13,7 @@ from storage.dicom_fields import SEQUENCES, TAGS, Fields, read_header
 from storage.dicom_header import integer_of, items_of, text_of
 
 PET = "1.2.840.10008.5.1.4.1.1.128"
-WANTED = [*TAGS.values(), 0x00091010]
+WANTED = frozenset({*TAGS.values(), 0x00091010})
 
 
 def written(syntax: UID = ExplicitVRLittleEndian, undefined: bool = True) -> bytes:
@@ -22,7 +22,7 @@ def written(syntax: UID = ExplicitVRLittleEndian, undefined: bool = True) -> byt
     nuclide.CodeValue, nuclide.CodeMeaning = "C-111A1", "^18^Fluorine"
     drug.RadionuclideTotalDose, drug.RadionuclideCodeSequence = "3.7e8", [nuclide]
     ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID, ds.file_meta.MediaStorageSOPClassUID = syntax, PET
+    ds.file_meta.TransferSyntaxUID, ds.file_meta.MediaStorageSOPClassUID = syntax, UID(PET)
     ds.SpecificCharacterSet, ds.SOPClassUID, ds.SOPInstanceUID, ds.Modality = "ISO_IR 100", PET, "1.2.3", "PT"
     ds.ImageType, ds.PatientID, ds.SeriesNumber = ["ORIGINAL", "PRIMARY"], "p", "7"
     ds.add_new(0x00090010, "LO", "SOMEBODY")
