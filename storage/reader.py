@@ -1,10 +1,9 @@
-"""Committed cases and their voxels, read through tensorstore; a case that is not committed is not listed."""
+"""Committed cases and their voxels, read box by box; a case that is not committed is not listed."""
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from storage import integrity, layout
 from storage.errors import InputError
 from storage.patches import PatchLocation, SamplingMaps
+from storage.shards import ChunkError, Shards, open_shards
 from storage.source import AIR_HU, HU, LABEL, SUV, Dose, Grid
 
 Beyond = Literal["air", "mirror", "mirror_any"]
@@ -66,12 +66,13 @@ class StoredImage:
         return facts
 
     @cached_property
-    def _array(self) -> Any:
+    def _array(self) -> Shards:
         return _open(self.folder / "0")
 
     def read(self, z0: int, z1: int) -> NDArray[np.float32]:
         """Return the slab ``z0 <= z < z1``."""
-        return np.ascontiguousarray(self._read((slice(z0, z1), slice(None), slice(None))), dtype=np.float32)
+        _, height, width = self.grid.shape
+        return np.ascontiguousarray(self._read((slice(z0, z1), slice(0, height), slice(0, width))), dtype=np.float32)
 
     def patch(self, location: PatchLocation, beyond: Beyond = "air") -> NDArray[np.float32]:
         """Read one box, which may pass the volume.
@@ -117,7 +118,8 @@ class StoredImage:
         return np.ascontiguousarray(values[np.ix_(*(at - a for at, a in zip(index, low, strict=True)))], np.float32)
 
     def _read(self, where: tuple[slice, ...]) -> NDArray[np.generic]:
-        return _values(self._array, f"case {self.case}, image {self.name}", where)
+        start, shape = tuple(s.start for s in where), tuple(s.stop - s.start for s in where)
+        return _values(self._array, f"case {self.case}, image {self.name}", start, shape)
 
 
 @dataclass(frozen=True)
@@ -401,42 +403,23 @@ def _no_metadata(folder: Path) -> InputError:
     )
 
 
-@cache
-def _context() -> Any:
-    """One pool for all readers of a process: decoded chunks are kept, so that neighbouring patches share halos."""
-    import tensorstore  # a third of a second, and only those who read voxels need it
-
-    return tensorstore.Context(
-        {"cache_pool": {"total_bytes_limit": 256 * 2**20}, "data_copy_concurrency": {"limit": 2}}
-    )
-
-
-def _open(folder: Path) -> Any:
-    import tensorstore
-
-    spec = {
-        "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": str(folder.absolute())},
-        "fill_missing_data_reads": False,  # a shard that vanishes while we read is an error, never background
-    }
+def _open(folder: Path) -> Shards:
     try:
-        # What this process has kept of the same path from before is asked for again: a run's result may be replaced.
-        return tensorstore.open(spec, read=True, context=_context(), recheck_cached="open").result()
+        return open_shards(folder)
     except (ValueError, OSError):
         raise _no_array(folder) from None
 
 
-def _values(array: Any, what: str, where: Any = ...) -> NDArray[Any]:
-    """Read a part of an array opened by ``_open``; ``what`` names it in an error."""
+def _values(
+    array: Shards, what: str, start: tuple[int, ...] | None = None, shape: tuple[int, ...] = ()
+) -> NDArray[Any]:
+    """Read a box, or all without a ``start``, of an array opened by ``_open``; ``what`` names it in an error."""
     try:
-        values: NDArray[Any] = array[where].read().result()
-    except (ValueError, OSError) as error:
-        found = re.search(r"shard entry \{([0-9, ]+)\}.*/c/([0-9/]+)", str(error))
-        place = f"shard {found.group(2)}, chunk {found.group(1)}" if found else "chunk ?"
+        return array.whole() if start is None else array.box(start, shape)
+    except ChunkError as error:
         raise InputError(
             "STORE_DAMAGED",
-            where=f"{what}, {place}",
+            where=f"{what}, {error}",
             found="stored voxels are missing or fail their checksum",
             remedy="run `petscale verify`, then restore the case from a copy, or remove and ingest it again",
         ) from None
-    return values

@@ -8,20 +8,49 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.performance.__main__ import KEPT, PAGE, run
+from benchmarks.performance.loading import _pairs_of_one_kind
 from benchmarks.performance.measure import Benchmark, measure, ratio_of
 from benchmarks.performance.results import below, page
 from benchmarks.performance.suite import quick_suite, suite
+from benchmarks.performance.volumes import missing
 
 
 def test_the_suite_runs_and_its_results_agree_at_small_sizes() -> None:
     found = run(quick_suite(), rounds=2)
-    assert list(found["benchmarks"]) == [one.name for one in suite()]
+    assert list(found["benchmarks"]) == list(suite())
     for one in found["benchmarks"].values():
         assert one["seconds"] > 0
         assert all(r["low"] <= r["median"] <= r["high"] for kind in ("peers", "bounds") for r in one[kind].values())
     assert all(f"## {name}" in page(found) for name in found["benchmarks"])
+
+
+def test_a_peer_without_its_library_is_left_out_and_said_to_be() -> None:
+    kept: dict[str, Any] = json.loads(KEPT.read_text())
+    name = next(iter(kept["benchmarks"]))
+    found = copy.deepcopy(kept)
+    peer, _ = found["benchmarks"][name]["peers"].popitem()
+    assert below(kept, found) == [f"{name}: {peer}"]
+    found["benchmarks"][name]["absent"] = [peer]
+    assert below(kept, found) == []
+    assert f"Left out, because the library was not installed: {peer}." in page(found)
+    assert missing(numpy="ours", no_such_library="theirs") == ("theirs",)
+
+
+@pytest.mark.parametrize("change", ["another place", "not a pair", "half of the pairs"])
+def test_pairs_that_are_none_are_not_timed(change: str) -> None:
+    good = [(torch.arange(8.0).reshape(2, 1, 2, 2, 1), 2 * torch.arange(8.0).reshape(2, 1, 2, 2, 1))]
+    _pairs_of_one_kind(good, good)
+    (source, target) = good[0]
+    other = {
+        "another place": [(source.roll(1), target)],
+        "not a pair": [(torch.zeros_like(source), torch.zeros_like(target))],
+        "half of the pairs": [(source[:1], target[:1])],
+    }[change]
+    with pytest.raises(AssertionError):
+        _pairs_of_one_kind(good, other)
 
 
 def test_the_page_is_made_of_the_kept_results() -> None:

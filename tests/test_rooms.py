@@ -132,7 +132,7 @@ def test_no_path_of_a_machine() -> None:
                 )
             },
         ),
-        ("tensorstore", {"storage/reader.py"}),
+        ("numcodecs", {"storage/shards.py"}),
     ],
 )
 def test_a_library_is_imported_in_its_places_only(library: str, places: set[str]) -> None:

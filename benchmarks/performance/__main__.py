@@ -11,32 +11,35 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
 from dataclasses import asdict
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.performance.measure import Benchmark, measure
+from benchmarks.performance.measure import measure
 from benchmarks.performance.results import below, page
-from benchmarks.performance.suite import suite
+from benchmarks.performance.suite import Suite, suite
 
 KEPT = Path(__file__).with_name("results.json")
 PAGE = Path(__file__).parents[2] / "docs/results/performance.md"
-LIBRARIES = ("numpy", "scipy", "torch", "scikit-image")
+LIBRARIES = ("numpy", "scipy", "torch", "scikit-image", "zarr", "numcodecs")
+PEERS = ("tensorstore", "blosc2", "monai", "torchio")
 
 
-def run(benchmarks: Sequence[Benchmark], rounds: int) -> dict[str, Any]:
+def run(benchmarks: Suite, rounds: int) -> dict[str, Any]:
     """Measure and return what is kept."""
     found = {}
-    for one in benchmarks:
-        print(one.name, file=sys.stderr)
-        seconds, ratios = measure(one, rounds)
+    for name, make in benchmarks.items():
+        print(name, file=sys.stderr)
+        with tempfile.TemporaryDirectory(prefix="petscale-bench-") as folder:
+            one = make(Path(folder))
+            seconds, ratios = measure(one, rounds)
         kinds = {"peers": one.peers, "others": one.others, "bounds": one.bounds}
         told = {kind: {way: asdict(ratios[way]) for way in ways} for kind, ways in kinds.items()}
-        found[one.name] = {"does": one.does, "seconds": seconds, **told}
+        found[name] = {"does": one.does, "seconds": seconds, "absent": list(one.absent), **told}
     return {"about": _about(rounds), "benchmarks": found}
 
 
@@ -53,8 +56,15 @@ def _about(rounds: int) -> dict[str, Any]:
         "load": os.getloadavg()[0],
         "threads": "One thread for every way.",
         "rounds": rounds,
-        "versions": {name: version(name) for name in LIBRARIES},
+        "versions": {name: _version(name) for name in LIBRARIES + PEERS},
     }
+
+
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def main() -> int:

@@ -29,6 +29,7 @@ class Benchmark:
         bounds: what cannot be beaten, by name; their results are not compared.
         agree: raises AssertionError unless the results of ours (first) and of a peer are the same.
         others: ways whose results differ by intent, timed beside the rest, by name.
+        absent: ways that are left out because their library is not installed, by name.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Benchmark:
     bounds: Mapping[str, Callable[[], Any]]
     agree: Callable[[Any, Any], None]
     others: Mapping[str, Callable[[], Any]]
+    absent: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,93 +1,38 @@
-"""What is measured: B4, an image put on another grid; B6, SSIM of whole volumes.  Phantom-like noise, fixed seeds."""
+"""What is measured, by name: every benchmark at its full size, and at one that takes no time.
 
-from functools import partial
+A benchmark is made when its turn comes, in a folder of its own that is removed after it.
+"""
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from scipy import ndimage
-from skimage.metrics import structural_similarity
-from torch.nn.functional import conv1d, interpolate
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
+from benchmarks.performance.loading import loading
 from benchmarks.performance.measure import Benchmark
-from storage.geometry import Resampled, coarser_grid
-from storage.source import SUV, ArraySource, Grid
-from trainers.metrics.ssim import ssim_map
+from benchmarks.performance.patches import patches
+from benchmarks.performance.resampling import resampling
+from benchmarks.performance.similarity import similarity
+from benchmarks.performance.windows import windows
 
-Shape = tuple[int, int, int]
-
-
-def resampling(shape: Shape, to: Shape) -> Benchmark:
-    """B4: linear, with axes that shrink smoothed first, as ``Resampled``; torch's plain interpolation beside it."""
-    voxels = np.random.default_rng(0).random(shape, dtype=np.float32)
-    grid = Grid(shape, np.diag([1.0, 1.0, 1.0, 1.0]))
-    factors = [n / m for n, m in zip(shape, to, strict=True)]
-    image = Resampled(ArraySource(voxels, grid, SUV), coarser_grid(grid, (factors[0], factors[1], factors[2])))
-    sigma = [np.sqrt(max(f**2 - 1.0, 0.0)) / 2.355 for f in factors]
-    tensor = torch.from_numpy(voxels)[None, None]
-
-    def by_scipy() -> NDArray[np.float32]:
-        smoothed = ndimage.gaussian_filter(voxels, sigma, mode="nearest")
-        offset = [(f - 1) / 2 + 1 for f in factors]
-        padded = np.pad(smoothed, 1, mode="edge")
-        found: NDArray[np.float32] = ndimage.affine_transform(padded, factors, offset, to, np.float32, order=1)
-        return found
-
-    def by_torch() -> NDArray[np.float32]:
-        found = tensor
-        for axis, s in enumerate(sigma):
-            reach = int(4.0 * s + 0.5)
-            if reach:
-                weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / s) ** 2)
-                lines = found.movedim(2 + axis, -1)
-                flat = torch.nn.functional.pad(lines.reshape(-1, 1, lines.shape[-1]), (reach, reach), mode="replicate")
-                found = conv1d(flat, (weights / weights.sum())[None, None]).reshape(lines.shape).movedim(-1, 2 + axis)
-        return interpolate(found, size=to, mode="trilinear", align_corners=False)[0, 0].numpy()
-
-    return Benchmark(
-        name="B4 order 1",
-        does=f"{' x '.join(map(str, shape))} float32 to {' x '.join(map(str, to))}, smoothed where it shrinks, linear",
-        ours=lambda: image.read(0, to[0]),
-        peers={"scipy: gaussian_filter, affine_transform": by_scipy, "torch: conv1d, interpolate": by_torch},
-        bounds={"copy of the source": voxels.copy},
-        # torch computes places in float32: 256 voxels from the first, one is exact to 2e-5 of a voxel.
-        agree=partial(np.testing.assert_allclose, atol=3e-5),
-        others={
-            "torch: interpolate alone, which aliases": partial(
-                interpolate, tensor, size=to, mode="trilinear", align_corners=False
-            )
-        },
-    )
+Suite = Mapping[str, Callable[[Path], Benchmark]]
 
 
-def similarity(shape: Shape) -> Benchmark:
-    """B6: the map of SSIM, Gaussian window of 11 voxels, of two float32 volumes; peers compute in float64 too."""
-    rng = np.random.default_rng(0)
-    x = rng.gamma(2.0, 1.0, shape).astype(np.float32)
-    y = (x + rng.normal(0, 0.5, shape)).astype(np.float32)
-
-    def by_scikit_image() -> NDArray[np.float64]:
-        a, b = x.astype(np.float64), y.astype(np.float64)
-        known = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
-        found: NDArray[np.float64] = structural_similarity(a, b, data_range=9.0, full=True, **known)[1]
-        return found
-
-    return Benchmark(
-        name="B6 SSIM",
-        does=f"the SSIM map of two volumes of {' x '.join(map(str, shape))} float32, Gaussian window, float64 inside",
-        ours=lambda: ssim_map(x, y, data_range=9.0),
-        peers={"scikit-image": by_scikit_image},
-        bounds={"copy of both volumes": lambda: (x.copy(), y.copy())},
-        agree=partial(np.testing.assert_allclose, atol=1e-6),
-        others={},
-    )
-
-
-def suite() -> tuple[Benchmark, ...]:
+def suite() -> Suite:
     """Return every benchmark at its full size."""
-    return resampling((100, 256, 256), (150, 192, 192)), similarity((128, 192, 192))
+    return {
+        "B1 patches": lambda folder: patches(folder, (405, 192, 192), edge=64, count=50),
+        "B2 loading": lambda folder: loading(folder, (160, 128, 128), cases=10, edge=64),
+        "B4 order 1": lambda folder: resampling((100, 256, 256), (150, 192, 192)),
+        "B5 windows": lambda folder: windows(folder, (405, 192, 192), tile=96),
+        "B6 SSIM": lambda folder: similarity((128, 192, 192)),
+    }
 
 
-def quick_suite() -> tuple[Benchmark, ...]:
+def quick_suite() -> Suite:
     """Return the same at sizes that take no time: parity and the way of measuring are tried, no figure is made."""
-    return resampling((10, 24, 26), (15, 18, 19)), similarity((12, 20, 18))
+    return {
+        "B1 patches": lambda folder: patches(folder, (40, 36, 34), edge=12, count=3),
+        "B2 loading": lambda folder: loading(folder, (20, 18, 18), cases=2, edge=12),
+        "B4 order 1": lambda folder: resampling((10, 24, 26), (15, 18, 19)),
+        "B5 windows": lambda folder: windows(folder, (20, 18, 18), tile=8),
+        "B6 SSIM": lambda folder: similarity((12, 20, 18)),
+    }

@@ -15,7 +15,7 @@ def environment() -> dict[str, str]:
     """Return versions, the checkout's commit where there is one, and hardware."""
     import torch  # not needed by those who only read what a run was trained with
 
-    packages = ("petscale", "torch", "deepspeed", "ray", "zarr", "tensorstore")
+    packages = ("petscale", "torch", "deepspeed", "ray", "zarr", "numcodecs")
     found = commit()
     return {
         "python": platform.python_version(),

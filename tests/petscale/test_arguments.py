@@ -19,7 +19,7 @@ from storage.lowdose import SCANNERS, LowDoseConfig
 from storage.phantom import ADULT, PhantomConfig
 from trainers.systems import BUILT_IN, RECIPES
 
-LIGHT = {"torch", "ray", "deepspeed", "zarr", "dask", "scipy", "tensorstore", "nibabel", "pydicom", "optuna", "pandas"}
+LIGHT = {"torch", "ray", "deepspeed", "zarr", "dask", "scipy", "numcodecs", "nibabel", "pydicom", "optuna", "pandas"}
 
 
 def composed(*words: str) -> RunConfig:

@@ -9,7 +9,7 @@ import numpy as np
 from storage.ingest import CasePlan, ingest
 from storage.source import SUV, ArraySource, Grid
 
-HEAVY = {"torch", "zarr", "dask", "scipy", "tensorstore", "nibabel", "pydicom", "ray", "fsspec"}
+HEAVY = {"torch", "zarr", "dask", "scipy", "numcodecs", "nibabel", "pydicom", "ray", "fsspec"}
 CHEAP = (
     "storage.errors, storage.ranges, storage.source, storage.randomness, storage.layout, storage.integrity, "
     "storage.patches, storage.reader, storage.verification, storage.phantom, storage.lowdose, storage.suv, "

@@ -12,7 +12,7 @@ from storage.errors import InputError
 from storage.internals import internal
 
 ROOT = Path(__file__).parents[2]
-LIBRARIES = ("ray", "deepspeed", "optuna", "zarr", "dask", "tensorstore")
+LIBRARIES = ("ray", "deepspeed", "optuna", "zarr", "dask", "numcodecs")
 
 
 def test_an_attribute_is_found_by_its_path() -> None:

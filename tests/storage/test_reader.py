@@ -5,18 +5,16 @@ import pickle
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import tensorstore
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from storage import layout, reader
+from storage import layout
 from storage.errors import InputError
 from storage.ingest import CasePlan, create_cohort, ingest
 from storage.patches import PatchLocation
@@ -197,12 +195,11 @@ def test_a_flipped_shard_index_is_an_error(cohort: Path) -> None:
         open_cohort(cohort).case("c").image("full").patch(PatchLocation((40, 0, 0), (4, 4, 4)))
 
 
-def test_a_flipped_aid_is_an_error(cohort: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flipped_aid_is_an_error(cohort: Path) -> None:
     for name in ("body", "uptake", "rois", "overview_full"):
         path = next(p for p in (cohort / "cases" / "c" / "aids" / name / "c").rglob("*") if p.is_file())
         whole = path.read_bytes()
         path.write_bytes(whole[:20] + bytes([whole[20] ^ 1]) + whole[21:])
-        monkeypatch.setattr(reader, "_context", cache(tensorstore.Context))  # nothing from the cache
         case = open_cohort(cohort).case("c")
         with pytest.raises(InputError, match=f"STORE_DAMAGED case c, sampling map {name}"):
             case.overview("full") if name == "overview_full" else case.sampling_maps
@@ -222,9 +219,8 @@ def test_a_missing_shard_is_an_error_at_opening(cohort: Path, spoil: Callable[[P
 
 @pytest.mark.parametrize("spoil", [lambda p: p.unlink(), lambda p: p.write_bytes(b"")])
 def test_a_shard_that_vanishes_while_we_read_is_an_error_and_never_zeros(
-    cohort: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], Any]
+    cohort: Path, spoil: Callable[[Path], Any]
 ) -> None:
-    monkeypatch.setattr(reader, "_context", cache(tensorstore.Context))
     image = open_cohort(cohort).case("c").image("full")
     assert (image.read(0, 4) == FULL[:4]).all()
     spoil(shard(cohort))

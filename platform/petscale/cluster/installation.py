@@ -15,7 +15,7 @@ from petscale.cluster.nodes import on_every_node
 from storage.errors import InputError
 from storage.integrity import scratch
 
-ALIKE = ("ray", "torch", "deepspeed", "numpy", "zarr", "tensorstore", "dask", "optuna")
+ALIKE = ("ray", "torch", "deepspeed", "numpy", "zarr", "numcodecs", "dask", "optuna")
 
 PACKAGES = ("petscale", "storage", "trainers", "tune_spaces")
 
