@@ -19,14 +19,15 @@ from typing import Any
 
 import torch
 
+from benchmarks.performance import accuracy
 from benchmarks.performance.measure import measure
 from benchmarks.performance.results import below, page
 from benchmarks.performance.suite import Suite, suite
 
 KEPT = Path(__file__).with_name("results.json")
 PAGE = Path(__file__).parents[2] / "docs/results/performance.md"
-LIBRARIES = ("numpy", "scipy", "torch", "scikit-image", "zarr", "numcodecs")
-PEERS = ("tensorstore", "blosc2", "monai", "torchio")
+LIBRARIES = ("numpy", "scipy", "torch", "scikit-image", "zarr", "numcodecs", "pydicom", "nibabel")
+PEERS = ("tensorstore", "blosc2", "monai", "torchio", "SimpleITK")
 
 
 def run(benchmarks: Suite, rounds: int) -> dict[str, Any]:
@@ -76,6 +77,8 @@ def main() -> int:
         parser.error("set OMP_NUM_THREADS=1, as make bench does")
     torch.set_num_threads(1)
     found = run(suite(), options.rounds)
+    print("demo", file=sys.stderr)
+    found["accuracy"] = accuracy.of_demo()
     if not options.gate:
         KEPT.write_text(json.dumps(found, indent=1) + "\n")
         PAGE.write_text(page(found))
@@ -90,7 +93,11 @@ def main() -> int:
             before = kept["benchmarks"].get(name, {"peers": {}})["peers"].get(peer, {"median": float("nan")})["median"]
             print(f"{name}, {peer}: {r['median']:.2f} ({r['low']:.2f} to {r['high']:.2f}), kept {before:.2f}")
     print("\n".join(f"slower than kept: {one}" for one in lost) or "no ratio fell below 0.95 of the kept one")
-    return bool(lost)
+    for name, value in found["accuracy"]["psnr_db"].items():
+        print(f"demo, {name}: {value:.3f} dB")
+    fell = accuracy.worse(kept["accuracy"], found["accuracy"])
+    print("\n".join(f"worse than kept: {one}" for one in fell) or "no figure of the demo fell below the kept one")
+    return bool(lost or fell)
 
 
 if __name__ == "__main__":
