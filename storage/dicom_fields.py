@@ -187,10 +187,11 @@ def _walk(
             if depth < 0 and group != 2:
                 return at
             begin = at + 8
-            if kind in _LONG:
-                length, begin = way.long(data, begin)[0], at + 12
-            elif kind not in _SHORT and group != 0xFFFE:
-                raise _IrregularError
+            if kind not in _SHORT:
+                if kind in _LONG:
+                    length, begin = way.long(data, begin)[0], at + 12
+                elif group != 0xFFFE:
+                    raise _IrregularError
         tag = group << 16 | element
         if tag >= stop and (tag > last or tag in PIXELS):
             return at

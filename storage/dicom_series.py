@@ -1,5 +1,6 @@
 """The DICOM series below a path: which files belong together, which series is meant, and how its slices are stacked."""
 
+import errno
 import math
 import os
 import stat
@@ -41,6 +42,7 @@ from storage.source import Grid
 GAP_TOLERANCE = 0.025  # of the spacing, per gap: GE writes 3.19 and 3.29 mm at bed seams of 3.27 mm
 GAP_RATIO = 1.5  # of a PET's slice thickness: its slices touch
 SAME_PLACE_MM = 1e-2
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # of a link, or of what went since its folder was listed
 SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
 _BY_SITK = "convert it to NIfTI, for instance by SimpleITK.WriteImage(SimpleITK.ReadImage(old), 'new.nii.gz')"
 _BY_NIBABEL = "save it as one file, for instance by nibabel.save(nibabel.load(old), 'new.nii.gz')"
@@ -419,7 +421,9 @@ def _files(path: Path, beside: Counter[str]) -> Iterator[Path]:
             file = Path(folder, name)
             try:
                 status = file.stat()
-            except OSError:
+            except OSError as error:
+                if error.errno not in _NO_FILE:
+                    raise
                 beside["broken_links"] += file.is_symlink()
                 continue
             if not stat.S_ISREG(status.st_mode) or not new(status):
@@ -454,7 +458,8 @@ def _check_alike(slices: Sequence[Slice], where: str) -> None:
     if np.abs(directions - directions[0]).max() > 1e-3:
         raise series_error("SER_MIXED_ORIENTATION", where, "slices of different orientation")
     for name in SERIES_FIELDS:
-        if len({text_of(s.header, name) for s in slices}) > 1:
+        values = {as_stored(s.header, name) or text_of(s.header, name) for s in slices}
+        if len(values) > 1 and len({text_of(s.header, name) for s in slices}) > 1:
             raise series_error("SER_INCONSISTENT_HEADER", where, f"{tag_name(name)} differs between slices")
     # Most series repeat these bytes in every slice, and to parse them takes longer than to compare them.
     keys = [as_stored(s.header, "RadiopharmaceuticalInformationSequence") or id(s) for s in slices]

@@ -76,6 +76,7 @@ def _accuracy(found: Mapping[str, Any]) -> list[str]:
         "## Accuracy of the demo",
         "",
         f"PSNR of the two test patients of `make demo`, mean; the best baseline is the {found['best_baseline']}.",
+        f"Commit {found['commit']}, {found['hardware']}.",
         "",
         "| image, region | PSNR [dB] |",
         "|---|---|",
