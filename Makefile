@@ -41,7 +41,7 @@ KILLS := 300
 chaos: $(STAMP)
 	$(BIN)/python benchmarks/chaos.py $(KILLS)
 
-# petscale beside other libraries: writes docs/results/performance.md; the gate compares with what is kept there.
+# petscale beside other libraries, and the accuracy of the demo: docs/results/performance.md; the gate compares with it.
 bench: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.performance
 

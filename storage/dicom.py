@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset
 
 from storage import dicom_words
+from storage.dicom_fields import Fields
 from storage.dicom_header import (
     clock_s,
     date_and_clock,
@@ -165,7 +165,7 @@ def pet_header(slices: Sequence[Slice]) -> tuple[PetHeader, list[Frame]]:
     drugs = drugs_of(ds)
     if len(drugs) > 1:
         raise series_error("PET_DOSE", file.name, f"{len(drugs)} radiopharmaceuticals", "export a one-tracer series")
-    drug = drugs[0] if drugs else Dataset()
+    drug = drugs[0] if drugs else Fields()
     injected = text_of(drug, "RadiopharmaceuticalStartDateTime")
     philips = parse_number(private_text(ds, PHILIPS_SUV), file, "(7053,1000)")
     philips_bqml = parse_number(private_text(ds, PHILIPS_BQML), file, "(7053,1009)")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset
 
 from storage.dicom import DicomSource, pet_header, source_of
+from storage.dicom_fields import Fields
 from storage.dicom_frames import Frames, acquired_s, frames_of, lacking_frames, told_frames
 from storage.dicom_series import Volume, find_slices, series_error, stacked
 from storage.dicom_slice import Slice
@@ -108,7 +108,7 @@ def open_frames(
 
 def _bare(slices: Sequence[Slice]) -> tuple[Slice, ...]:
     """Slices without their headers, which are 25 KB each and are read no more: there may be 30 000."""
-    return tuple(replace(s, header=Dataset()) for s in slices)
+    return tuple(replace(s, header=Fields()) for s in slices)
 
 
 def _grid_error(where: str, number: int, first: int) -> InputError:

@@ -10,51 +10,59 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
-from pydicom.datadict import tag_for_keyword
-from pydicom.dataelem import RawDataElement
-from pydicom.dataset import Dataset
-from pydicom.filereader import read_file_meta_info
-from pydicom.tag import BaseTag, Tag
 
+from storage.dicom_fields import START_BYTES, TAGS, Fields, read_header
 from storage.errors import InputError
 from storage.suv import DAY_S
 
+if TYPE_CHECKING:  # a third of a second, and regular slices are read without it
+    from pydicom.dataset import Dataset
+
+Header: TypeAlias = "Dataset | Fields"
+HeaderT = TypeVar("HeaderT", bound=Header)
+
 PRIVATE_CREATORS = {0x0009: "GEMS_PETD_01", 0x7053: "Philips PET Private Group"}
+_DECIMAL = re.compile(r" *[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)? *")
+_CLOCK = re.compile(r"(\d\d):?(\d\d)?:?(\d\d)?(\.\d{1,12})?")  # .NET writes 7 digits
 MAKERS = {0x7053: "PHILIPS"}  # whose exports are known to lack the creator; in capitals, within Manufacturer
 
 
 @functools.cache
-def tag_of(keyword: str) -> BaseTag:
-    """Return the tag of a keyword: pydicom's own look-up is most of the time that thousands of frames take."""
+def tag_of(keyword: str) -> int:
+    """Return the tag of a keyword."""
+    if keyword in TAGS:
+        return TAGS[keyword]
+    from pydicom.tag import Tag
+
     return Tag(keyword)
 
 
-def _raw(ds: Dataset, tag: int) -> object:
-    element = ds.get_item(tag)
+def _raw(ds: Header, tag: int) -> object:
+    element: Any = ds.get_item(tag)
     return None if element is None else element.value
 
 
-def as_stored(ds: Dataset, keyword: str) -> bytes | None:
+def as_stored(ds: Header, keyword: str) -> bytes | None:
     """Return a field's bytes; ``None`` where it is absent, empty, or parsed already."""
     value = _raw(ds, tag_of(keyword))
     return value if isinstance(value, bytes) and value else None
 
 
-def has_value(ds: Dataset, keyword: str) -> bool:
+def has_value(ds: Header, keyword: str) -> bool:
     """Return whether a field is there and not empty."""
     return bool(_raw(ds, tag_of(keyword)))
 
 
-def text_of(ds: Dataset, keyword: str) -> str:
+def text_of(ds: Header, keyword: str) -> str:
     """Return a field as text without padding, empty if absent; several values stay joined by a backslash."""
     return _decode(_raw(ds, tag_of(keyword)))
 
 
-def private_text(ds: Dataset, tag: int) -> str:
+def private_text(ds: Header, tag: int) -> str:
     """Return a private field of block 10, if its creator is the one whose field we know, else nothing.
 
     A creator that is missing is the manufacturer's own where the header names it: exporters drop creators, and keep
@@ -65,7 +73,7 @@ def private_text(ds: Dataset, tag: int) -> str:
     return _decode(_raw(ds, tag)) if creator == PRIVATE_CREATORS[group] or without_creator(ds, group) else ""
 
 
-def without_creator(ds: Dataset, group: int) -> bool:
+def without_creator(ds: Header, group: int) -> bool:
     """Return whether a group of private fields lacks its creator, in a header of the manufacturer whose group it is."""
     maker = MAKERS.get(group)
     lacking = not _decode(_raw(ds, group << 16 | 0x0010))
@@ -78,7 +86,7 @@ def _decode(value: object) -> str:
     return (value.decode("latin-1") if isinstance(value, bytes) else str(value)).strip(" \0")
 
 
-def number_of(ds: Dataset, keyword: str, file: Path) -> float | None:
+def number_of(ds: Header, keyword: str, file: Path) -> float | None:
     """Return a decimal field, ``None`` if absent or empty."""
     return parse_number(text_of(ds, keyword), file, tag_name(keyword))
 
@@ -92,13 +100,12 @@ def parse_number(text: str, file: Path, name: str) -> float | None:
     if not text:
         return None
     # float() would also take "nan", "inf", "1_0": not DICOM decimal strings
-    decimal = re.fullmatch(r" *[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)? *", text)
-    if not decimal or not math.isfinite(float(text)):
+    if not _DECIMAL.fullmatch(text) or not math.isfinite(float(text)):
         raise file_error("DCM_BAD_NUMBER", file, f"{name} is no finite number")
     return float(text)
 
 
-def vector_of(ds: Dataset, keyword: str, n: int, file: Path) -> NDArray[np.float64]:
+def vector_of(ds: Header, keyword: str, n: int, file: Path) -> NDArray[np.float64]:
     """Return ``n`` decimal values of a field that a slice cannot be placed without.
 
     Raises:
@@ -112,26 +119,26 @@ def vector_of(ds: Dataset, keyword: str, n: int, file: Path) -> NDArray[np.float
     return np.array(values, dtype=np.float64)
 
 
-def integer_of(ds: Dataset, keyword: str, default: int = -1) -> int:
+def integer_of(ds: Header, keyword: str, default: int = -1) -> int:
     """Return an unsigned short field."""
-    element = ds.get_item(tag_of(keyword))
+    element: Any = ds.get_item(tag_of(keyword))
     if element is None or not element.value:
         return default
-    if isinstance(element, RawDataElement) and isinstance(element.value, bytes):
+    if isinstance(element.value, bytes):
         return int.from_bytes(element.value[:2], "little" if element.is_little_endian else "big")
     return int(element.value)
 
 
-def integer_text(header: Dataset, keyword: str) -> str:
+def integer_text(header: Header, keyword: str) -> str:
     """Return an integer string, empty where it is none."""
     text = text_of(header, keyword)
     return text if re.fullmatch(r"[0-9]{1,9}", text) else ""
 
 
+@functools.cache
 def tag_name(keyword: str) -> str:
     """Return a field's name as errors give it: ``(0028,1053) RescaleSlope``."""
-    tag = tag_for_keyword(keyword)
-    assert tag is not None
+    tag = tag_of(keyword)
     return f"({tag >> 16:04X},{tag & 0xFFFF:04X}) {keyword}"
 
 
@@ -150,6 +157,8 @@ def stated_class(file: Path) -> tuple[str, str]:
         with file.open("rb") as stream:
             if stream.read(132)[128:] != b"DICM":
                 return "", ""
+        from pydicom.filereader import read_file_meta_info
+
         meta = read_file_meta_info(file)
         return text_of(meta, "MediaStorageSOPClassUID"), text_of(meta, "TransferSyntaxUID")
     except PermissionError:
@@ -163,25 +172,40 @@ def stated_study(file: Path) -> tuple[str, str, str] | None:
 
     A damaged file is told when its series is opened, with a code of its own.
     """
-    tags = [Tag(name) for name in ("PatientID", "StudyInstanceUID", "Modality")]
+    names = ("PatientID", "StudyInstanceUID", "Modality")
+    tags = [tag_of(name) for name in names]
     try:
         with file.open("rb") as stream:
-            if stream.read(132)[128:] != b"DICM":
+            start = stream.read(START_BYTES)
+            if start[128:132] != b"DICM":
                 return None
-            stream.seek(0)
-            header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=tags)
-            return text_of(header, "PatientID"), text_of(header, "StudyInstanceUID"), text_of(header, "Modality")
+            header: Header
+            if (read := read_header(start, frozenset(tags))) is not None:
+                header = read.fields
+            else:
+                import pydicom
+
+                stream.seek(0)
+                header = pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=tags)
+            patient, study, modality = (text_of(header, name) for name in names)
+            return patient, study, modality
     except Exception:  # a damaged header can end in any error of the parser
         return None
 
 
-def items_of(ds: Dataset, keyword: str) -> Sequence[Dataset]:
+def items_of(ds: HeaderT, keyword: str) -> Sequence[HeaderT]:
     """Return the items of a sequence, none if it is absent."""
     tag = tag_of(keyword)
     if not _raw(ds, tag):
         return ()
-    value = ds[tag].value
-    return value if isinstance(value, pydicom.Sequence) else ()
+    held: Any = ds
+    if isinstance(ds, Fields):
+        items: Sequence[HeaderT] = held.items(tag)
+        return items
+    import pydicom
+
+    found = held[tag].value
+    return found if isinstance(found, pydicom.Sequence) else ()  # type: ignore[return-value]
 
 
 def date_and_clock(date: str, clock: str, file: Path) -> float | None:
@@ -209,8 +233,7 @@ def clock_s(text: str, file: Path) -> float | None:
     """Return a TM value in s after midnight; parts on the right may be absent."""
     if not text:
         return None
-    match = re.fullmatch(r"(\d\d):?(\d\d)?:?(\d\d)?(\.\d{1,12})?", text)  # .NET writes 7 digits
-    if match:
+    if match := _CLOCK.fullmatch(text):
         h, m, s, fraction = (float(part or 0) for part in match.groups())
         if h < 24 and m < 60 and s <= 60:
             return h * 3600 + m * 60 + s + fraction

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom.dataset import Dataset
 
-from storage.dicom_header import items_of, text_of
+from storage.dicom_header import Header, items_of, text_of
 from storage.errors import InputError
 from storage.label_names import known_name, listed
 from storage.source import LABEL, Grid
@@ -135,7 +134,7 @@ def _names(seg: "Segmentation") -> dict[int, str]:
     return found
 
 
-def _coded_name(segment: Dataset) -> str:
+def _coded_name(segment: Header) -> str:
     """``kidney_right`` of the type Kidney, modified by Right."""
     for kind in items_of(segment, "SegmentedPropertyTypeCodeSequence"):
         sides = items_of(kind, "SegmentedPropertyTypeModifierCodeSequence")

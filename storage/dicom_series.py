@@ -1,7 +1,9 @@
 """The DICOM series below a path: which files belong together, which series is meant, and how its slices are stacked."""
 
+import errno
 import math
 import os
+import stat
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,11 +11,20 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
-from pydicom.dataset import Dataset
 
 from storage import dicom_words
 from storage.dicom_frames import distinct, frames_of, lacking_frames, places_of, told_frames
-from storage.dicom_header import as_stored, file_error, integer_of, integer_text, items_of, number_of, tag_name, text_of
+from storage.dicom_header import (
+    Header,
+    as_stored,
+    file_error,
+    integer_of,
+    integer_text,
+    items_of,
+    number_of,
+    tag_name,
+    text_of,
+)
 from storage.dicom_slice import (
     DICOM_SUFFIXES,
     DRUG_FIELDS,
@@ -31,6 +42,7 @@ from storage.source import Grid
 GAP_TOLERANCE = 0.025  # of the spacing, per gap: GE writes 3.19 and 3.29 mm at bed seams of 3.27 mm
 GAP_RATIO = 1.5  # of a PET's slice thickness: its slices touch
 SAME_PLACE_MM = 1e-2
+_NO_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # of a link, or of what went since its folder was listed
 SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
 _BY_SITK = "convert it to NIfTI, for instance by SimpleITK.WriteImage(SimpleITK.ReadImage(old), 'new.nii.gz')"
 _BY_NIBABEL = "save it as one file, for instance by nibabel.save(nibabel.load(old), 'new.nii.gz')"
@@ -317,7 +329,7 @@ def series_line(series: Series) -> str:
     return f"{kind}, {first.pixel_mm[0]:.2f} x {first.pixel_mm[1]:.2f} mm{told}"
 
 
-def _words(header: Dataset, keyword: str) -> list[str]:
+def _words(header: Header, keyword: str) -> list[str]:
     return dicom_words.words(text_of(header, keyword))
 
 
@@ -397,22 +409,26 @@ def _files(path: Path, beside: Counter[str]) -> Iterator[Path]:
 
     seen: set[tuple[int, int]] = set()
 
-    def new(place: Path) -> bool:
-        status = place.stat()
+    def new(status: os.stat_result) -> bool:
         before = len(seen)
         seen.add((status.st_dev, status.st_ino))
         return len(seen) > before
 
-    new(path)
+    new(path.stat())
     for folder, subfolders, names in os.walk(path, followlinks=True, onerror=unreadable):
-        subfolders[:] = [name for name in sorted(subfolders) if new(Path(folder, name))]  # no loop of links either
+        subfolders[:] = [name for name in sorted(subfolders) if new(os.stat(Path(folder, name)))]  # no loop either
         for name in sorted(names):
             file = Path(folder, name)
-            if file.is_symlink() and not file.exists():
-                beside["broken_links"] += 1
-            elif not file.is_file() or not new(file):
+            try:
+                status = file.stat()
+            except OSError as error:
+                if error.errno not in _NO_FILE:
+                    raise
+                beside["broken_links"] += file.is_symlink()
                 continue
-            elif name.startswith("."):
+            if not stat.S_ISREG(status.st_mode) or not new(status):
+                continue
+            if name.startswith("."):
                 beside["hidden_slices"] += _starts(file)[128:132] == b"DICM"
             elif file.suffix.lower() in DICOM_SUFFIXES or name.lower() in SYSTEM_FILES or any(start := _starts(file)):
                 yield file
@@ -435,16 +451,15 @@ def _starts(file: Path) -> bytes:
 def _check_alike(slices: Sequence[Slice], where: str) -> None:
     """Refuse slices that cannot be one volume: of other shape, direction, patient, unit, correction or dose."""
     first = slices[0]
-    if any(
-        (s.shape, s.dtype[1:]) != (first.shape, first.dtype[1:])
-        or not np.allclose(s.pixel_mm, first.pixel_mm, rtol=1e-4)
-        for s in slices
-    ):
+    shapes = {(s.shape, s.dtype[1:]) for s in slices}
+    if len(shapes) > 1 or not np.allclose([s.pixel_mm for s in slices], first.pixel_mm, rtol=1e-4):
         raise series_error("SER_MIXED_SHAPE", where, "slices of different matrix, bit depth or pixel spacing")
-    if any(max(np.abs(s.row - first.row).max(), np.abs(s.column - first.column).max()) > 1e-3 for s in slices):
+    directions = np.array([(s.row, s.column) for s in slices])
+    if np.abs(directions - directions[0]).max() > 1e-3:
         raise series_error("SER_MIXED_ORIENTATION", where, "slices of different orientation")
     for name in SERIES_FIELDS:
-        if len({text_of(s.header, name) for s in slices}) > 1:
+        values = {as_stored(s.header, name) or text_of(s.header, name) for s in slices}
+        if len(values) > 1 and len({text_of(s.header, name) for s in slices}) > 1:
             raise series_error("SER_INCONSISTENT_HEADER", where, f"{tag_name(name)} differs between slices")
     # Most series repeat these bytes in every slice, and to parse them takes longer than to compare them.
     keys = [as_stored(s.header, "RadiopharmaceuticalInformationSequence") or id(s) for s in slices]
@@ -524,7 +539,7 @@ def _stack(slices: Sequence[Slice], where: str) -> tuple[Grid, tuple[str, ...]]:
     return grid, ("slice_spacing_irregular",) * bool(off.max() > 1e-3 * usual)
 
 
-def drugs_of(ds: Dataset) -> Sequence[Dataset]:
+def drugs_of(ds: Header) -> Sequence[Header]:
     """Return the radiopharmaceuticals of a header."""
     return items_of(ds, "RadiopharmaceuticalInformationSequence")
 

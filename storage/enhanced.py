@@ -165,7 +165,7 @@ def _elements(ds: Dataset, wanted: Collection[int]) -> dict[BaseTag, DataElement
 def _put(flat: Dataset, keyword: str, text: str) -> None:
     """Set a field as it would stand in a file."""
     value = text.encode("latin-1", "replace")
-    tag = tag_of(keyword)
+    tag = Tag(tag_of(keyword))
     flat[tag] = RawDataElement(tag, dictionary_VR(tag), len(value), value, 0, False, True)
 
 

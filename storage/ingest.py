@@ -22,7 +22,6 @@ from typing import Any, Literal
 
 import dask
 import numpy as np
-import zarr
 from dask.callbacks import Callback
 from dask.delayed import Delayed, delayed
 from numpy.typing import NDArray
@@ -448,32 +447,30 @@ class _Slab:
 def case_graph(folder: Path, name: str, plan: CasePlan) -> Delayed:
     """Build the graph of one case; computing it leaves ``folder`` complete but uncommitted."""
     grid = next(iter(plan.images.values())).grid
-    layout.create_group(folder, {})
-    layout.create_group(folder / "aids", {})
+    layout.stage_group(folder, {})
+    layout.stage_group(folder / "aids", {})
     spans: dict[str, list[Delayed]] = {}
+    halves: dict[str, list[Delayed]] = {}
     for image, source in plan.images.items():
         _prepare_image(folder / image, image, grid, source.units)
         dtype = layout.storage_dtype(source.units)
         # Not as an argument: Dask would look for tasks in every field of every file of the source.
-        store = delayed(partial(_store_slab, folder / image, image, source, values=tuple(plan.labels)))
-        spans[image] = [store(z0, z1) for z0, z1 in layout.slabs(grid.shape, dtype.itemsize)]
+        store = delayed(partial(_store_slab, folder / image, image, source, values=tuple(plan.labels)), nout=2)
+        stored = [store(z0, z1) for z0, z1 in layout.slabs(grid.shape, dtype.itemsize)]
+        spans[image], halves[image] = [slab for slab, _ in stored], [half for _, half in stored]
     pets = _best_pets(plan)
     cts = [image for image, source in plan.images.items() if source.units == HU]
     covered = _covered(plan, grid)
     shaping = [(image, plan.images[image].units) for image in (*cts[:1], *pets[:1])]
     outline = delayed(_outline)(shaping, covered, grid, spans, dict(plan.labels))
     _prepare_image(folder / "body", "body", grid, LABEL)
-    body = [
-        delayed(_store_body)(folder / "body", outline, grid, z0, z1)
+    stored = [
+        delayed(_store_body, nout=2)(folder / "body", outline, grid, z0, z1)
         for z0, z1 in layout.slabs(grid.shape, layout.storage_dtype(LABEL).itemsize)
     ]
-    viewing = [
-        delayed(_store_levels)(folder / image, grid, units == LABEL, after)
-        for image, units, after in [
-            *((image, source.units, spans[image]) for image, source in plan.images.items()),
-            ("body", LABEL, body),
-        ]
-    ]
+    body, halves["body"] = [cells for cells, _ in stored], [half for _, half in stored]
+    # Not in the slabs' own results, which are kept to the end: halves are given up as soon as their levels are written.
+    viewing = [delayed(_store_levels)(folder / image, parts, grid) for image, parts in halves.items()]
     facts = {
         "subject": plan.subject,
         "fingerprint": plan.fingerprint,
@@ -489,7 +486,7 @@ def case_graph(folder: Path, name: str, plan: CasePlan) -> Delayed:
 
 
 def _prepare_image(path: Path, name: str, grid: Grid, units: str) -> None:
-    layout.create_group(path, layout.ome_attributes(name, grid))
+    layout.stage_group(path, layout.ome_attributes(name, grid))
     dtype = layout.storage_dtype(units)
     layout.create_array(path / "0", grid.shape, dtype, depth=layout.shard_depth(grid.shape, dtype.itemsize))
 
@@ -508,7 +505,10 @@ def coarse_edges(grid: Grid) -> tuple[int, int, int]:
     return z, y, x
 
 
-def _store_slab(path: Path, image: str, source: ImageSource, z0: int, z1: int, *, values: tuple[int, ...]) -> _Slab:
+def _store_slab(
+    path: Path, image: str, source: ImageSource, z0: int, z1: int, *, values: tuple[int, ...]
+) -> tuple[_Slab, NDArray[np.generic]]:
+    """Write one shard; returns what is kept of it, and its part of the next coarser level."""
     slab = source.read(z0, z1)
     bad = int(slab.size - np.count_nonzero(np.isfinite(slab)))
     if bad:
@@ -518,11 +518,12 @@ def _store_slab(path: Path, image: str, source: ImageSource, z0: int, z1: int, *
             found=f"{bad} voxels are NaN or infinite",
             remedy="repair the image where it was made",
         )
-    layout.write_shard(path / "0", z0, slab.astype(layout.storage_dtype(source.units), copy=False))
+    stored = slab.astype(layout.storage_dtype(source.units), copy=False)
+    layout.write_shard(path / "0", z0, stored)
     cells = geometry.block_means(slab, (CELL, CELL, CELL))[None]
     if image == "labels" and values:
         cells = np.stack([geometry.block_means((slab == v).astype(np.float32), (CELL,) * 3) for v in values])
-    return _Slab(
+    kept = _Slab(
         low=float(slab.min()),
         high=float(slab.max()),
         total=float(slab.sum(dtype=np.float64)),
@@ -535,6 +536,7 @@ def _store_slab(path: Path, image: str, source: ImageSource, z0: int, z1: int, *
             image_values.at_limit(slab, *ends) for ends in getattr(source, "limits", ())
         ),  # of a file's source only
     )
+    return kept, _half(stored)
 
 
 def _covered(plan: CasePlan, grid: Grid) -> dict[str, NDArray[np.bool_]]:
@@ -587,32 +589,40 @@ def _best_pets(plan: CasePlan) -> list[str]:
     return sorted((image for image, source in plan.images.items() if source.units == SUV), key=rank)
 
 
-def _store_body(path: Path, outline: NDArray[np.bool_], grid: Grid, z0: int, z1: int) -> NDArray[np.float32]:
+def _store_body(
+    path: Path, outline: NDArray[np.bool_], grid: Grid, z0: int, z1: int
+) -> tuple[NDArray[np.float32], NDArray[np.generic]]:
+    """Write one shard of the body; returns its share of every cell, and its part of the next coarser level."""
     edges = coarse_edges(grid)
     slab = outline[z0 // edges[0] : -(-z1 // edges[0])]
     for axis, edge in enumerate(edges):
         slab = slab.repeat(edge, axis)
     slab = slab[: z1 - z0, : grid.shape[1], : grid.shape[2]]
-    layout.write_shard(path / "0", z0, slab.astype(layout.storage_dtype(LABEL)))
-    return geometry.block_means(slab.astype(np.float32), (CELL, CELL, CELL))
+    stored = slab.astype(layout.storage_dtype(LABEL))
+    layout.write_shard(path / "0", z0, stored)
+    return geometry.block_means(slab.astype(np.float32), (CELL, CELL, CELL)), _half(stored)
 
 
-def _store_levels(path: Path, grid: Grid, labels: bool, after: list[object]) -> None:
-    """Write the coarser levels, each from the one before, slab by slab: means, and for labels the corner voxel."""
-    del after  # ordering only
-    for level in range(1, layout.num_levels(grid.shape)):
-        finer = zarr.open_array(path / str(level - 1), mode="r")
-        shape = layout.level_shape(grid.shape, level)
-        depth = layout.shard_depth(shape, finer.dtype.itemsize)
-        layout.create_array(path / str(level), shape, finer.dtype, depth=depth)
-        for z0 in range(0, shape[0], depth):
-            z1 = min(z0 + depth, shape[0])
-            slab = np.empty((z1 - z0, *shape[1:]), dtype=finer.dtype)
-            for z in range(z0, z1, layout.CHUNK):  # a whole shard's parents would be eight times its memory
-                fine = np.asarray(finer[2 * z : 2 * min(z + layout.CHUNK, z1)])
-                part = fine[::2, ::2, ::2] if labels else geometry.block_means(fine, (2, 2, 2))
-                slab[z - z0 : z - z0 + len(part)] = part
-            layout.write_shard(path / str(level), z0, slab)
+def _half(finer: NDArray[np.generic]) -> NDArray[np.generic]:
+    """The next coarser level of a slab that begins at an even slice: means, and for labels the corner voxel."""
+    if finer.dtype == layout.storage_dtype(LABEL):
+        return finer[::2, ::2, ::2].copy()
+    return geometry.block_means(np.asarray(finer, dtype=np.float32), (2, 2, 2))
+
+
+def _store_levels(path: Path, halves: Sequence[NDArray[np.generic]], grid: Grid) -> None:
+    """Write the coarser levels, each from the one before.
+
+    Args:
+        halves: level 1 in parts along z, an eighth of the image's voxels.
+    """
+    level = np.concatenate(halves)
+    for number in range(1, layout.num_levels(grid.shape)):
+        depth = layout.shard_depth(layout.level_shape(grid.shape, number), level.dtype.itemsize)
+        layout.create_array(path / str(number), level.shape, level.dtype, depth=depth)
+        for z0 in range(0, len(level), depth):
+            layout.write_shard(path / str(number), z0, level[z0 : z0 + depth])
+        level = _half(level)
 
 
 def _finish(
@@ -674,7 +684,7 @@ def _finish(
         cells = np.concatenate([p.cells for p in spans["labels"]], axis=1)[order]
         layout.write_array(folder / "aids" / "rois", np.ceil(cells * 255).astype(np.uint8))
     digest = hashlib.sha256(b"".join(p.digest for p in spans[pets[0] if pets else "ct"])).hexdigest()
-    layout.create_group(folder, {"petscale": {**facts, "voxels": digest}})
+    layout.stage_group(folder, {"petscale": {**facts, "voxels": digest}})
 
 
 def _describe(
@@ -685,7 +695,7 @@ def _describe(
     statistics: Mapping[str, float],
     more: Mapping[str, object],
 ) -> None:
-    layout.create_group(
+    layout.stage_group(
         path,
         {
             "petscale": {

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from storage import dicom_seg, rtstruct
+from storage.dicom_fields import DEFLATED
 from storage.dicom_header import file_error, stated_class
-from storage.dicom_slice import DEFLATED
 from storage.errors import InputError
 from storage.geometry import SAME_VOXEL_MM, Placement, difference, place
 from storage.label_names import HIGHEST, LESION, is_lesion, listed

@@ -13,11 +13,12 @@ user's own.  Names are for users; no name is parsed.  Shards are whole z slabs o
 that one task writes one shard.  They hold 32^3 chunks, blosc-lz4 with byte shuffle, and a crc32c to find flipped bits.
 """
 
+import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,9 +26,6 @@ from numpy.typing import NDArray
 from storage import integrity
 from storage.errors import InputError
 from storage.source import LABEL, Dose, Grid, simulated_dose
-
-if TYPE_CHECKING:  # zarr takes a second to import, and only writers need it
-    import zarr
 
 SCHEMA = 1
 CHUNK = 32
@@ -119,52 +117,102 @@ def storage_dtype(units: str) -> np.dtype[np.generic]:
 
 def create_group(path: Path, attributes: Mapping[str, Any]) -> None:
     """Make a Zarr v3 group with ``attributes``, or add them to one; in a crash the old metadata stays or the new."""
+    integrity.write_bytes(path / "zarr.json", _group(path, attributes))
+
+
+def stage_group(path: Path, attributes: Mapping[str, Any]) -> None:
+    """As ``create_group``, in a folder that nobody reads before ``integrity.commit`` has made it durable as a whole."""
+    (path / "zarr.json").write_bytes(_group(path, attributes))
+
+
+def _group(path: Path, attributes: Mapping[str, Any]) -> bytes:
+    """Make the folder of a group; return its metadata with ``attributes`` in place of held ones of their names."""
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
     metadata = path / "zarr.json"
     held = integrity.read_json(metadata, "attributes")["attributes"] if metadata.exists() else {}
-    group = {"zarr_format": 3, "node_type": "group", "attributes": {**held, **attributes}}
-    integrity.write_json(metadata, group)
+    return integrity.json_bytes({"zarr_format": 3, "node_type": "group", "attributes": {**held, **attributes}})
 
 
 def create_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[np.generic], *, depth: int | None = None) -> None:
     """Make one array in the cohort's codecs; ``depth`` slices per shard, None for a single shard."""
-    import zarr
-    from zarr.codecs import BloscCodec, Crc32cCodec
-
     padded = tuple(_padded(n) for n in shape)
-    zarr.create_array(
-        path,
-        shape=shape,
-        dtype=dtype,
-        chunks=tuple(CHUNK for _ in shape),
-        shards=(depth or padded[0], *padded[1:]),
-        compressors=[BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"), Crc32cCodec()],
-        fill_value=0,
-        dimension_names=("roi", "z", "y", "x")[-len(shape) :],
-    )
+    little, checksum = {"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}
+    voxels = little if dtype.itemsize > 1 else {"name": "bytes"}
+    blosc = {"typesize": dtype.itemsize, "cname": "lz4", "clevel": 5, "shuffle": "shuffle", "blocksize": 0}
+    shards = {
+        "chunk_shape": [CHUNK] * len(shape),
+        "codecs": [voxels, {"name": "blosc", "configuration": blosc}, checksum],
+        "index_codecs": [little, checksum],
+        "index_location": "end",
+    }
+    metadata = {  # as zarr.create_array writes it, without the second that zarr takes to be loaded
+        "shape": shape,
+        "data_type": dtype.name,
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [depth or padded[0], *padded[1:]]}},
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "fill_value": dtype.type(0).item(),
+        "codecs": [{"name": "sharding_indexed", "configuration": shards}],
+        "attributes": {},
+        "dimension_names": ("roi", "z", "y", "x")[-len(shape) :],
+        "zarr_format": 3,
+        "node_type": "array",
+        "storage_transformers": [],
+    }
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    (path / "zarr.json").write_text(json.dumps(metadata, indent=2))
 
 
 def write_array(path: Path, values: NDArray[np.generic]) -> None:
     """Write a small array whole, as one shard."""
     create_array(path, values.shape, values.dtype)
-    _writable(path)[...] = values
-
-
-def _writable(path: Path) -> "zarr.Array[Any]":
-    import zarr
-
-    # Empty chunks are written, so that an absent one is always a loss, never background.
-    return zarr.open_array(path, mode="r+").with_config({"write_empty_chunks": True})
+    write_shard(path, 0, values)
 
 
 def write_shard(path: Path, z0: int, slab: NDArray[np.generic]) -> None:
-    """Write one whole shard; anything else would be a read-modify-write in which two writers lose data."""
-    array = _writable(path)
-    depth = (array.shards or array.shape)[0]
-    last = min(z0 + depth, array.shape[0])
+    """Write one whole shard; anything else would be a read-modify-write in which two writers lose data.
+
+    Empty chunks are written, so that an absent one is always a loss, never background.
+    """
+    told = integrity.read_json(path / "zarr.json", "shape", "chunk_grid")
+    length, (depth, *_) = told["shape"][0], told["chunk_grid"]["configuration"]["chunk_shape"]
     assert z0 % depth == 0, "one task writes one whole shard"
-    assert len(slab) == last - z0, "one task writes one whole shard"
-    array[z0:last] = slab
+    assert len(slab) == min(z0 + depth, length) - z0, "one task writes one whole shard"
+    shard = path.joinpath("c", str(z0 // depth), *"0" * (slab.ndim - 1))
+    shard.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with shard.open("wb") as file:
+        file.writelines(_encoded(slab, depth))
+
+
+def _encoded(slab: NDArray[np.generic], depth: int) -> Iterator[bytes]:
+    """The bytes of a shard: its chunks in Morton order, as zarr puts them, then where each of them lies.
+
+    Args:
+        slab: what the shard holds; its last slices may be absent, and are absent chunks then.
+        depth: slices of the shard.
+    """
+    from google_crc32c import value as crc32c
+    from numcodecs import blosc
+
+    counts = [_padded(n) // CHUNK for n in (depth, *slab.shape[1:])]
+    index = np.full((*counts, 2), 2**64 - 1, dtype="<u8")
+    held = [_padded(n) // CHUNK for n in slab.shape]
+    offset = 0
+    for place in sorted(np.ndindex(*held), key=_morton):
+        part = slab[tuple(slice(CHUNK * k, CHUNK * (k + 1)) for k in place)]
+        chunk = np.zeros([CHUNK] * slab.ndim, slab.dtype.newbyteorder("<"))
+        chunk[tuple(map(slice, part.shape))] = part
+        packed = blosc.compress(chunk, b"lz4", 5, blosc.SHUFFLE, 0)
+        yield packed
+        yield crc32c(packed).to_bytes(4, "little")
+        index[place] = offset, len(packed) + 4
+        offset += len(packed) + 4
+    yield index.tobytes()
+    yield crc32c(index.tobytes()).to_bytes(4, "little")
+
+
+def _morton(place: tuple[int, ...]) -> int:
+    """The indices' bits taken in turns, those of the first axis lowest."""
+    return sum((k >> bit & 1) << (bit * len(place) + axis) for axis, k in enumerate(place) for bit in range(16))
 
 
 def num_levels(shape: tuple[int, int, int]) -> int:

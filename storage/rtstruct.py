@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pydicom
 from numpy.typing import NDArray
 
-from storage.dicom_header import items_of, text_of
+from storage.dicom_header import Header, items_of, text_of
 from storage.errors import InputError
 from storage.geometry import index_map
 from storage.label_names import HIGHEST, known_name, listed
@@ -73,6 +72,8 @@ def read_structures(path: Path) -> dict[int, Structure]:
         InputError: ``LBL_STRUCTURES`` for a damaged file, or one without a structure.
     """
     try:
+        import pydicom
+
         ds = pydicom.dcmread(path)
         kinds = {
             _integer(item, "ReferencedROINumber"): text_of(item, "RTROIInterpretedType")
@@ -246,7 +247,7 @@ def _flat(number: int, contours: Sequence[NDArray[np.float64]], grid: Grid, path
     return _Flat(axis, planes)
 
 
-def _integer(ds: pydicom.Dataset, keyword: str) -> int:
+def _integer(ds: Header, keyword: str) -> int:
     """Return an integer string (IS)."""
     return int(text_of(ds, keyword))
 

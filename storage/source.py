@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+Interpolation = Literal["linear", "cubic"]  # of an image that is put on another grid
 SUV, BQML, HU, LABEL = "SUVbw", "Bq/mL", "HU", "label"  # the units an image may be in
 AIR_HU = -1000.0
 BODY_SUV = 0.1  # uptake above this is body: air and table lie below it at every dose, once an image is smoothed

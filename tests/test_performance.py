@@ -4,6 +4,7 @@ import copy
 import json
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,15 @@ import pytest
 import torch
 
 from benchmarks.performance.__main__ import KEPT, PAGE, run
+from benchmarks.performance.accuracy import TOLERANCE_DB, of_run, worse
 from benchmarks.performance.loading import _pairs_of_one_kind
 from benchmarks.performance.measure import Benchmark, measure, ratio_of
 from benchmarks.performance.results import below, page
 from benchmarks.performance.suite import quick_suite, suite
 from benchmarks.performance.volumes import missing
+from petscale.evaluation.scores import Evaluation
+from trainers.metrics.definitions import Score
+from trainers.metrics.presets import BODY_PSNR, LESION_PSNR
 
 
 def test_the_suite_runs_and_its_results_agree_at_small_sizes() -> None:
@@ -105,3 +110,40 @@ def test_the_gate_closes_below_a_twentieth_less() -> None:
         found["benchmarks"][name]["peers"][peer]["high"] = factor * kept["benchmarks"][name]["peers"][peer]["median"]
         assert below(kept, found) == lost
     assert f"{name}: {peer}" in below(kept, {"benchmarks": {}})
+
+
+def test_a_worse_demo_closes_the_gate() -> None:
+    kept: dict[str, Any] = json.loads(KEPT.read_text())["accuracy"]
+    assert worse(kept, kept) == []
+    assert set(kept["psnr_db"]) == {f"{image}, {at}" for image in ("restore", "best baseline") for at in TOLERANCE_DB}
+    for name, before in kept["psnr_db"].items():
+        tolerance = TOLERANCE_DB[name.rpartition(", ")[2]]
+        for fall, closed in ((0.9, False), (1.1, True), (-5.0, False), (float("nan"), True)):
+            found = {"psnr_db": {**kept["psnr_db"], name: before - fall * tolerance}}
+            assert [line.startswith(f"demo, {name}: ") for line in worse(kept, found)] == [True] * closed
+    assert worse(kept, {"psnr_db": {}})
+    assert "| restore, body |" in page(json.loads(KEPT.read_text()))
+
+
+def test_the_figures_of_a_demo_are_means_over_its_patients(tmp_path: Path) -> None:
+    values = {("in", 0): (30.0, 20.0), ("filter", 0): (35.0, 24.0), ("net", 0): (36.0, 22.0)}
+    values |= {(name, 1): (body + 1, lesion + 3) for (name, _), (body, lesion) in values.items()}
+    rows = [
+        Score(case=f"p{case}", image=name, region=region, kind=kind, definition=rule, value=value)
+        for (name, case), (body, lesion) in values.items()
+        for region, kind, rule, value in (
+            ("body", "body", BODY_PSNR, body),
+            ("lesion 1", "lesion", LESION_PSNR, lesion - 1),
+            ("lesion 2", "lesion", LESION_PSNR, lesion + 1),
+        )
+    ]
+    Evaluation(tuple(rows), ("in", "filter", "net"), ("p0", "p1")).write(tmp_path)
+    assert of_run(tmp_path) == {
+        "best_baseline": "filter",
+        "psnr_db": {
+            "restore, body": 36.5,
+            "restore, lesions": 23.5,
+            "best baseline, body": 35.5,
+            "best baseline, lesions": 25.5,
+        },
+    }

@@ -19,14 +19,15 @@ from typing import Any
 
 import torch
 
+from benchmarks.performance import accuracy
 from benchmarks.performance.measure import measure
 from benchmarks.performance.results import below, page
 from benchmarks.performance.suite import Suite, suite
 
 KEPT = Path(__file__).with_name("results.json")
 PAGE = Path(__file__).parents[2] / "docs/results/performance.md"
-LIBRARIES = ("numpy", "scipy", "torch", "scikit-image", "zarr", "numcodecs")
-PEERS = ("tensorstore", "blosc2", "monai", "torchio")
+LIBRARIES = ("numpy", "scipy", "torch", "scikit-image", "zarr", "numcodecs", "pydicom", "nibabel")
+PEERS = ("tensorstore", "blosc2", "monai", "torchio", "SimpleITK")
 
 
 def run(benchmarks: Suite, rounds: int) -> dict[str, Any]:
@@ -81,6 +82,10 @@ def main() -> int:
     kept = json.loads(KEPT.read_text())
     kept["benchmarks"] = {name: one for name, one in kept["benchmarks"].items() if name in suite()}
     found = run(wanted, options.rounds)
+    found["accuracy"] = kept["accuracy"]
+    if not options.only:
+        print("demo", file=sys.stderr)
+        found["accuracy"] = {"commit": _when()["commit"], "hardware": found["about"]["hardware"], **accuracy.of_demo()}
     if not options.gate:
         measured = {**kept["benchmarks"], **found["benchmarks"]}
         found["benchmarks"] = {name: measured[name] for name in suite() if name in measured}
@@ -97,7 +102,11 @@ def main() -> int:
             before = kept["benchmarks"].get(name, {"peers": {}})["peers"].get(peer, {"median": float("nan")})["median"]
             print(f"{name}, {peer}: {r['median']:.2f} ({r['low']:.2f} to {r['high']:.2f}), kept {before:.2f}")
     print("\n".join(f"slower than kept: {one}" for one in lost) or "no ratio fell below 0.95 of the kept one")
-    return bool(lost)
+    for name, value in found["accuracy"]["psnr_db"].items():
+        print(f"demo, {name}: {value:.3f} dB")
+    fell = accuracy.worse(kept["accuracy"], found["accuracy"])
+    print("\n".join(f"worse than kept: {one}" for one in fell) or "no figure of the demo fell below the kept one")
+    return bool(lost or fell)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from storage import nifti, suv
 from storage.errors import InputError, printable
 from storage.lowdose import SCANNERS, LowDoseConfig
 from storage.phantom import ADULT, PhantomConfig
-from storage.source import HU
+from storage.source import HU, Interpolation
 
 if TYPE_CHECKING:
     from petscale.config import RunConfig
@@ -149,6 +149,7 @@ def ingest(
     low: tuple[str, ...] = (),
     relation: Literal["thinned", "separate"] = "thinned",
     other_grids: Literal["refuse", "resample"] = "refuse",
+    interpolation: Interpolation = "linear",
     patient: str = "",
     series: tuple[str, ...] = (),
     frames: str = "",
@@ -185,6 +186,7 @@ def ingest(
         low: low doses as DRF=name or DRF=path; a word in place of the DRF where it is not known.
         relation: thinned: low doses hold counts of the full dose's own scan; separate: other scans of the patient.
         other_grids: what becomes of a low dose on another grid than the full dose's.
+        interpolation: how an image is put on another grid: linear, or cubic splines, which keep more of a PET's peaks.
         patient: who the patient of one NIfTI examination is; with --layout patterns, the wildcard that tells it.
         series: which of several DICOM series, by number or words of its description, as pet=3 ct=soft.
         frames: of a dynamic or gated PET, in order of time: 3 for the third frame, 3-6, 1,3-5 or all for a sum.
@@ -217,6 +219,7 @@ def ingest(
         frame_pairs=frame_pairs,
         grid=grid,
         other_grids=other_grids,
+        interpolation=interpolation,
         units=units or "",
         exclude=exclude,
         keep=keep,

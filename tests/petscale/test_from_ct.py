@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -15,7 +16,10 @@ from untrained_runs import prove
 
 from petscale import config as configs
 from petscale.cli import main
+from petscale.data.ingest import open_case
+from petscale.data.layouts.options import Options
 from petscale.data.phantom import phantom_plans
+from petscale.data.sources import find_examinations
 from petscale.evaluation.baselines import BY_HEIGHT, BY_HU, BY_ORGAN
 from petscale.evaluation.scores import SYNTHESIZED, read_evaluation
 from petscale.folders import CONFIG, EVALUATION, REPORT, WEIGHTS
@@ -128,6 +132,21 @@ def test_the_pet_goes_onto_the_grid_of_the_ct_where_that_is_chosen(
         float(image.read(0, image.grid.shape[0]).sum()) * image.grid.voxel_ml for image in (case.image("full"), pet)
     ]
     assert activity[0] == pytest.approx(activity[1], rel=0.02)
+
+
+def test_images_go_onto_another_grid_by_splines_where_that_is_chosen(scans: Path, tmp_path: Path) -> None:
+    options = Options(ct=str(scans / "ct"), grid="ct", interpolation="cubic")
+    (named,), _ = find_examinations(scans / "pet", "", options, None, "one", "hash")
+    files = named.examination.files
+    plan, before = open_case(files, tmp_path), open_case(replace(files, interpolation="linear"), tmp_path)
+    assert plan.images["full"].provenance["resampled"] == "cubic"
+    assert before.images["full"].provenance["resampled"] == "linear"
+    assert plan.fingerprint != before.fingerprint
+    fine, linear = (one.images["full"].read(10, 14) for one in (plan, before))
+    assert fine.min() >= 0.0
+    assert not np.allclose(fine, linear, atol=0.01)
+    onto_pet = open_case(replace(files, grid="pet"), tmp_path)
+    assert onto_pet.images["ct"].provenance["resampled"] == "cubic"
 
 
 def test_a_ct_that_is_not_in_hu_is_refused(scans: Path, tmp_path: Path, refused: Callable[..., str]) -> None:

@@ -17,7 +17,7 @@ from storage import geometry
 from storage.errors import InputError
 from storage.ingest import coarse_edges
 from storage.phantom import PhantomConfig, phantom
-from storage.source import AIR_HU, BODY_SUV, HU, SUV, ArraySource, Grid
+from storage.source import AIR_HU, BODY_SUV, HU, LABEL, SUV, ArraySource, Grid
 
 SLOPE, LEVEL = np.array([0.7, -1.3, 2.1]), 40.0  # a linear field over RAS millimetres
 
@@ -452,3 +452,70 @@ assert peak_kb < 1e6, peak_kb  # not by getrusage, which counts the process that
     began = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True)
     assert time.perf_counter() - began < 60
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_opening_closing_and_holes_are_those_of_scipy(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    mask = ndimage.gaussian_filter(rng.normal(size=(11, 17, 23)), 1.0) > 0.05
+    ball = geometry._ball(10.0, (4.0, 3.0, 2.5))
+    assert (geometry._opening(mask, ball) == ndimage.binary_opening(mask, ball)).all()
+    assert (geometry._closing(mask, ball) == ndimage.binary_closing(mask, ball)).all()
+    assert (geometry._without_holes(mask) == [ndimage.binary_fill_holes(plane) for plane in mask]).all()
+
+
+@pytest.mark.parametrize("edge", [2, 4, 8, 16])
+def test_block_means_have_the_bits_that_cohorts_were_made_with(edge: int) -> None:
+    slab = np.random.default_rng(edge).normal(size=(21, 34, 43)).astype(np.float32)
+    expected: Any = slab
+    for axis in range(3):
+        starts = np.arange(0, expected.shape[axis], edge)
+        counts = np.diff([*starts, expected.shape[axis]]).astype(np.float32)
+        sums = np.add.reduceat(expected, starts, axis=axis)
+        expected = sums / counts.reshape([-1 if a == axis else 1 for a in range(3)])
+    assert (geometry.block_means(slab, (edge, edge, edge)) == expected).all()
+
+
+# --- splines of order 3 ---
+
+
+def on_grid(voxels: NDArray[np.float32], grid: Grid, units: str = HU) -> geometry.Resampled:
+    return geometry.Resampled(ArraySource(voxels, Grid(voxels.shape, np.eye(4)), units), grid, 0.0, "cubic")
+
+
+@pytest.mark.parametrize("degrees", [0.0, 7.0])
+def test_cubic_is_order_3_of_scipy(degrees: float) -> None:
+    voxels = np.random.default_rng(0).normal(size=(14, 17, 15)).astype(np.float32)
+    grid = grid_of((21, 13, 16), (0.9, 1.25, 0.7), degrees=(degrees, 0.0, degrees), centre=(7.0, 8.0, 9.0))
+    image = on_grid(voxels, grid)
+    matrix = geometry.index_map(image.source.grid, grid)
+    sigma = np.sqrt(np.maximum(np.abs(matrix[:3, :3]).sum(1) ** 2 - 1.0, 0.0)) / 2.355
+    smoothed = ndimage.gaussian_filter(voxels.astype(np.float64), sigma, mode="nearest")
+    z, y, x = (np.arange(n) for n in grid.shape)
+    at = np.stack([*np.meshgrid(z, y, x, indexing="ij"), np.ones(grid.shape)])
+    places = np.einsum("ij,jzyx->izyx", matrix, at)[:3]
+    expected = ndimage.map_coordinates(smoothed, places, order=3, mode="nearest")
+    ends = np.array(voxels.shape)[:, None, None, None]
+    expected[((places < -1) | (places > ends)).any(0)] = 0.0
+    found = np.concatenate([image.read(0, 8), image.read(8, 9), image.read(9, 21)])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert (found == 0.0).any(), "some of the grid lies beyond the source"
+
+
+def test_a_cubic_pet_is_cut_off_at_0_and_a_ct_is_not() -> None:
+    voxels = np.zeros((12, 12, 12), np.float32)
+    voxels[5:7, 5:7, 5:7] = 10.0
+    finer = grid_of((22, 22, 22), (0.5, 0.5, 0.5), centre=(5.5, 5.5, 5.5))
+    pet, ct = (on_grid(voxels, finer, units).read(0, 22) for units in (SUV, HU))
+    assert ct.min() < -0.3
+    assert (pet == np.maximum(ct, 0.0)).all()
+
+
+def test_how_an_image_was_interpolated_is_said() -> None:
+    voxels = np.zeros((4, 4, 4), np.float32)
+    assert on_grid(voxels, grid_of((4, 4, 4), (1, 1, 1), centre=(2, 2, 2))).provenance["resampled"] == "cubic"
+
+
+def test_labels_are_not_interpolated() -> None:
+    with pytest.raises(InputError, match="PAIR_GRID_MISMATCH labels"):
+        on_grid(np.zeros((4, 4, 4), np.float32), grid_of((4, 4, 4), (1, 1, 1), centre=(2, 2, 2)), LABEL)

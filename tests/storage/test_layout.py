@@ -10,6 +10,7 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from zarr.codecs import BloscCodec, Crc32cCodec
 
 from storage import layout
 from storage.errors import InputError
@@ -72,6 +73,36 @@ def test_shards_come_back_bitwise_and_their_count_is_the_slabs(
         layout.write_shard(tmp_path / "0", z0, voxels[z0:z1])
     assert (zarr.open_array(tmp_path / "0", mode="r")[...] == voxels).all()
     assert sum(p.is_file() for p in (tmp_path / "0" / "c").rglob("*")) == len(spans)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16, np.uint8])
+@pytest.mark.parametrize(("shape", "depth"), [((70, 33, 40), 64), ((3, 5, 40, 33), None)])
+def test_files_are_byte_for_byte_those_of_zarr(
+    tmp_path: Path, shape: tuple[int, ...], depth: int | None, dtype: Any
+) -> None:
+    voxels = np.random.default_rng(2).integers(0, 200, shape).astype(dtype)
+    voxels[:2] = 0
+    layout.create_array(tmp_path / "ours", shape, voxels.dtype, depth=depth)
+    edge = depth or 32
+    for z0 in range(0, shape[0], edge):
+        layout.write_shard(tmp_path / "ours", z0, voxels[z0 : z0 + edge])
+    array = zarr.create_array(
+        tmp_path / "theirs",
+        shape=shape,
+        dtype=dtype,
+        chunks=(32,) * len(shape),
+        shards=(edge, *(-(-n // 32) * 32 for n in shape[1:])),
+        compressors=[BloscCodec(cname="lz4", clevel=5, shuffle="shuffle"), Crc32cCodec()],
+        fill_value=0,
+        dimension_names=("roi", "z", "y", "x")[-len(shape) :],
+        config={"write_empty_chunks": True},
+    )
+    array[...] = voxels
+    ours, theirs = (
+        {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+        for folder in (tmp_path / "ours", tmp_path / "theirs")
+    )
+    assert ours == theirs
 
 
 def test_a_write_that_is_not_one_shard_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

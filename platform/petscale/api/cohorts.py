@@ -12,6 +12,7 @@ from storage.errors import InputError
 from storage.ingest import Outcome
 from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig
+from storage.source import Interpolation
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -79,6 +80,7 @@ def ingest(
     low: Sequence[str] = (),
     relation: Literal["thinned", "separate"] = "thinned",
     other_grids: Literal["refuse", "resample"] = "refuse",
+    interpolation: Interpolation = "linear",
     patient: str = "",
     series: Sequence[str] = (),
     frames: str = "",
@@ -113,6 +115,8 @@ def ingest(
         low: low doses as ``DRF=name`` or ``DRF=path``; a word in place of the DRF where it is not known.
         relation: ``thinned``: low doses hold counts of the full dose's own scan; ``separate``: other scans.
         other_grids: what becomes of a low dose on another grid than the full dose's.
+        interpolation: how an image is put on another grid: ``linear``, or ``cubic`` splines, which keep more of a
+            PET's peaks.
         patient: who the patient of one NIfTI examination is; with ``patterns``, the wildcard that tells it.
         series: which of several DICOM series, by number or words of its description, as ``pet=3``, ``ct=soft``.
         frames: of a dynamic or gated PET, in order of time: ``3`` for the third frame, ``3-6``, ``1,3-5`` or ``all``
@@ -157,6 +161,7 @@ def ingest(
         frame_pairs=tuple(frame_pairs),
         grid=grid,
         other_grids=other_grids,
+        interpolation=interpolation,
         units=units or "",
         exclude=tuple(exclude),
         keep=tuple(keep),

@@ -8,7 +8,7 @@ from typing import Literal
 from storage import nifti, suv
 from storage.frames import Wanted
 from storage.label_maps import LabelFile
-from storage.source import Dose
+from storage.source import Dose, Interpolation
 
 FULL = Dose(1.0, "full", None)
 
@@ -84,9 +84,10 @@ class Files:
         mask: lesion mask on the grid chosen; every value above 0 is lesion.
         labels: label maps, segmentations and structure sets on the grid chosen.
         boxes: folder of boxes around tumours in the CT's slices.
-        grid: whose grid the case has.  ``pet``: the CT is resampled.  ``ct``: the PET is, linearly, and its maxima are
-            no longer those of the reconstruction.
-        other_grids: a PET on another grid than the first is refused, or resampled onto it linearly.
+        grid: whose grid the case has.  ``pet``: the CT is resampled.  ``ct``: the PET is, and its maxima are no longer
+            those of the reconstruction.
+        other_grids: a PET on another grid than the first is refused, or resampled onto it.
+        interpolation: how an image is resampled.
         units: unit of a NIfTI PET, empty where nobody has stated it; a DICOM series says its own.
         units_from: who states it: the user or a layout, the file beside the image, or the image's own values.
         overrides: weight, dose and injection time that stand instead of a DICOM header's.
@@ -107,6 +108,7 @@ class Files:
     boxes: Path | None = None
     grid: Literal["pet", "ct"] = "pet"
     other_grids: Literal["refuse", "resample"] = "refuse"
+    interpolation: Interpolation = "linear"
     units: nifti.Units | Literal[""] = ""
     units_from: Literal["user", "layout", "sidecar", "values"] = "user"
     overrides: suv.Overrides = field(default_factory=suv.Overrides)

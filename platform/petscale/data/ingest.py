@@ -53,9 +53,9 @@ def open_case(files: Files, scratch: Path, *, subject: str | None = None) -> Cas
     if files.ct is not None:
         ct = open_ct(files.ct, scratch, pet, choice=files.choices.get("ct", ""))
         if files.grid == "pet":
-            images["ct"] = geometry.Resampled(ct, pet.grid)
+            images["ct"] = geometry.Resampled(ct, pet.grid, interpolation=files.interpolation)
         else:
-            images = {name: geometry.Resampled(image, ct.grid, outside=0.0) for name, image in images.items()}
+            images = {name: _resampled(files, image, ct.grid) for name, image in images.items()}
             images["ct"] = ct
     elif files.grid == "ct":
         raise InputError(
@@ -97,7 +97,7 @@ def _more(files: Files) -> list[object]:
     plain = Files(pet=files.pet)
     more: list[object] = [
         [name, value if isinstance(value, str | None) else dict(value)]
-        for name in ("name", "other_grids", "choices", "tags")
+        for name in ("name", "other_grids", "interpolation", "choices", "tags")
         if (value := getattr(files, name)) != getattr(plain, name)
     ]
     if files.stated != Stated():
@@ -214,7 +214,11 @@ def open_other(files: Files, other: OtherPet, pet: ImageSource, scratch: Path) -
     check_grid(files, other, source.grid, pet.grid)
     if source.grid.matches(pet.grid):
         return source
-    return geometry.Resampled(source, pet.grid, outside=0.0)
+    return _resampled(files, source, pet.grid)
+
+
+def _resampled(files: Files, pet: ImageSource, grid: Grid) -> geometry.Resampled:
+    return geometry.Resampled(pet, grid, outside=0.0, interpolation=files.interpolation)
 
 
 def _open_other(files: Files, other: OtherPet, pet: ImageSource, scratch: Path) -> ImageSource:

@@ -65,7 +65,11 @@ def find_examinations(
     if table is not None:
         tree = apply_table(tree, read_table(table))
     tree = _without(tree, options)
-    wanted = [one for one in tree.examinations if not one.excluded]
+    wanted = [
+        replace(one, files=replace(one.files, interpolation=options.interpolation))
+        for one in tree.examinations
+        if not one.excluded
+    ]
     if not wanted:
         raise InputError(
             "SET_NO_EXAMINATION",

@@ -387,6 +387,7 @@ def test_a_preview_writes_nothing(trees: Path, tmp_path: Path, capsys: pytest.Ca
         (["--pet", "full.nii.gz", "--relation", "separate"], "CFG_NO_EFFECT"),
         (["--pet", "full.nii.gz", "--names", "1=liver"], "CFG_NO_EFFECT"),
         (["--pet", "full.nii.gz", "--keep", "p0"], "CFG_NO_EFFECT"),
+        (["--pet", "full.nii.gz", "--interpolation", "cubic"], "CFG_NO_EFFECT"),
         (["--layout", "udpet", "--low", "20=D20.nii.gz"], "CFG_NO_EFFECT"),
         (["--layout", "udpet", "--units", "Bq/mL"], "CFG_NO_EFFECT"),
         (["--layout", "bids", "--ct", "ct"], "CFG_NO_EFFECT"),

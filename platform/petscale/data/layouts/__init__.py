@@ -16,7 +16,7 @@ from petscale.data.layouts.udpet import udpet
 from storage.errors import InputError
 from storage.frames import check_wanted
 
-ALWAYS = {"exclude", "overrides"}  # looked at after the layout
+ALWAYS = {"exclude", "interpolation", "overrides"}  # looked at after the layout
 FRAMES = {"frames", "frame_pairs"}
 FILES = {"low", "ct", "mask", "labels", "label_names", "relation", "series", "grid", "other_grids", "units", *FRAMES}
 NEEDS = {"relation": "low", "other_grids": "low", "label_names": "labels"}  # says nothing without the other
@@ -65,6 +65,14 @@ def check_options(name: str, options: Options) -> None:
                 found=f"without --{lacking}" if lacking else f"the layout {name} does not look at it",
                 remedy=f"leave it out, or give --{lacking}" if lacking else "leave it out, or choose another --layout",
             )
+    by_itself = "grid" in reads and "ct" not in reads  # finds a CT without being told of one
+    if "interpolation" in given and not by_itself and not {"ct", "other_grids"} & {*given}:
+        raise InputError(
+            "CFG_NO_EFFECT",
+            where="--interpolation",
+            found="neither a CT nor --other-grids resample: no image is put on another grid",
+            remedy="leave it out, or give --ct",
+        )
     if "low" in reads:
         known = {"pet", *options.lows(), *(["ct"] if options.ct else [])}
         if unknown := sorted(set(options.choices()) - known):

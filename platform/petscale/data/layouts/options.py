@@ -11,7 +11,7 @@ from storage.frames import Wanted
 from storage.label_maps import LabelMap
 from storage.label_names import names_from
 from storage.layout import low_name
-from storage.source import Dose
+from storage.source import Dose, Interpolation
 
 Relation = Literal["thinned", "separate"]
 OTHERS = ("full", "truth", "ct", "labels", "body")  # images of a case that are no low dose
@@ -33,6 +33,7 @@ class Options:
         series: ``pet=3``, ``ct=soft``, ``low_drf20=5``: which of several DICOM series.
         grid: whose grid a case has.
         other_grids: what becomes of a low dose on another grid than the full dose's.
+        interpolation: how an image is put on another grid.
         units: unit of NIfTI PETs; empty: not stated.
         exclude: examinations to leave out, by their name in the source.
         keep: examinations that a layout's own list leaves out and that are wanted.
@@ -52,6 +53,7 @@ class Options:
     series: tuple[str, ...] = ()
     grid: Literal["pet", "ct"] = "pet"
     other_grids: Literal["refuse", "resample"] = "refuse"
+    interpolation: Interpolation = "linear"
     units: nifti.Units | Literal[""] = ""
     exclude: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()

@@ -1,0 +1,59 @@
+"""How good the images of `make demo` are, kept and compared beside the speeds: a faster way that is worse is no gain.
+
+One machine gives the same bits again.  Another processor sums in another order: its last digits differ, and a training
+carries them on.  How far has not been measured; ``TOLERANCE_DB`` leaves room for it, and is below what ``restore``
+gains over the best baseline in the body (0.09 dB) and what a change of the network moves in lesions (0.5 dB).
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from petscale.evaluation.scores import read_evaluation
+from petscale.folders import EVALUATION
+from trainers.metrics.presets import BODY_PSNR, LESION_PSNR
+
+RULES = {"body": BODY_PSNR, "lesions": LESION_PSNR}
+TOLERANCE_DB = {"body": 0.05, "lesions": 0.2}
+
+
+def of_demo() -> dict[str, Any]:
+    """Make the demo anew, by the command that a user types, and return its figures."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    with tempfile.TemporaryDirectory(prefix="petscale-demo-") as folder:
+        words = [sys.executable, "-m", "petscale", "demo", "--folder", folder]
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL, env=environment)
+        return of_run(Path(folder) / "run" / EVALUATION / "low_drf20")
+
+
+def of_run(evaluated: Path) -> dict[str, Any]:
+    """Return the mean PSNR [dB] over the test patients of the network and of the best image without one.
+
+    Args:
+        evaluated: the folder of a run's scores for one dose.
+    """
+    evaluation = read_evaluation(evaluated)
+    images = {"restore": evaluation.synthesized, "best baseline": evaluation.best_baseline}
+    psnr_db = {
+        f"{image}, {region}": float(np.mean(list(evaluation.values(name, rule, region).values())))
+        for image, name in images.items()
+        for region, rule in RULES.items()
+    }
+    return {"best_baseline": evaluation.best_baseline, "psnr_db": psnr_db}
+
+
+def worse(kept: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Return the figures that are kept and fell by more than ``TOLERANCE_DB``, or are no longer found."""
+    lost = []
+    for name, before in kept["psnr_db"].items():
+        now = found["psnr_db"].get(name)
+        tolerance = TOLERANCE_DB[name.rpartition(", ")[2]]
+        if now is None or not now >= before - tolerance:
+            lost.append(f"demo, {name}: {now} dB, kept {before:.3f} dB (tolerance {tolerance:g} dB)")
+    return lost
