@@ -53,6 +53,8 @@ MAX_VOLUMES = 32767  # what a NIfTI-1 axis can hold
 CODES = range(1, 6)  # of sform and qform: scanner, aligned, Talairach, MNI, another template
 WIDE = frozenset(["i4", "u4", "i8", "u8", "f8"])  # hold numbers that float32 does not
 EXACT_IN_FLOAT32 = 1 << 24
+MAX_COMMENT_BYTES = 20_000  # of a comment that is read back
+_COMMENT_FROM = 360  # header, flags of the extension, its length and code
 READABLE = frozenset(["u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"])
 
 
@@ -260,7 +262,25 @@ def volumes_of(path: Path) -> Volumes:
     return Volumes(layout.grid, layout.volumes, layout.step_s)
 
 
+def comment_of(path: Path) -> str:
+    """Return the comment that ``write_nifti`` put into a file's header, empty where it has put none.
+
+    Raises:
+        InputError: IMG_NO_FILE, NII_EMPTY, IMG_UNREADABLE, and those of damaged compression.
+    """
+    head = _beginning(path, _COMMENT_FROM + MAX_COMMENT_BYTES)
+    if head[344:352] != b"n+1\0\1\0\0\0" or len(head) < _COMMENT_FROM:
+        return ""
+    length, code = struct.unpack("<ii", head[352:_COMMENT_FROM])
+    return head[_COMMENT_FROM : 352 + length].rstrip(b"\0").decode("utf-8", "replace") if code == 6 else ""
+
+
 def _header(path: Path, most: int) -> _Layout:
+    return _layout(_beginning(path, 540), path, most)
+
+
+def _beginning(path: Path, count: int) -> bytes:
+    """The first bytes of a file, decompressed; fewer where it is shorter."""
     if not path.is_file():
         raise no_file(path)
     if path.stat().st_size == 0:
@@ -273,12 +293,12 @@ def _header(path: Path, most: int) -> _Layout:
             stream.seek(0)
             for piece in _inflated(stream, path):
                 head += piece
-                if len(head) >= 540:
+                if len(head) >= count:
                     break
         else:
             stream.seek(0)
-            head += stream.read(540)
-    return _layout(bytes(head[:540]), path, most)
+            head += stream.read(count)
+    return bytes(head[:count])
 
 
 def write_nifti(

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from petscale.api import (
         Average,
+        Calibration,
         Candidates,
         Case,
         Choice,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         apply,
         average,
         best,
+        calibrate,
         card,
         compare,
         configure,
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Average",
+    "Calibration",
     "Candidates",
     "Case",
     "Choice",
@@ -79,6 +82,7 @@ __all__ = [
     "apply",
     "average",
     "best",
+    "calibrate",
     "card",
     "compare",
     "configure",

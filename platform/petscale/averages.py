@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -15,14 +15,19 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from petscale.calibrations import NOT_CALIBRATED, Kept
+from petscale.calibrations import read as read_calibration
 from petscale.config import RunConfig
+from petscale.console import console
 from petscale.folders import FOLDS, SYNTHESIS
 from petscale.inference import (
+    CALIBRATED,
     Estimate,
     Estimator,
     Lazy,
     Spool,
     Trained,
+    comment_of,
     describe,
     load_run,
     open_run,
@@ -69,10 +74,12 @@ class Ensemble:
     Args:
         members: one run or more, that start from one kind of scan and were trained to give one image.
         flips: axes of (z, y, x), by number, along which the scan is mirrored; all of their mirror images are averaged.
+        calibration: of the standard deviation of these images; None for one that is not calibrated.
     """
 
     members: tuple[Member, ...]
     flips: tuple[int, ...] = ()
+    calibration: Kept | None = None
 
     @property
     def config(self) -> RunConfig:
@@ -138,7 +145,7 @@ class Ensemble:
                 seen = f"mirrored along {' '.join(AXES[axis] for axis in mirrored)}" if mirrored else ""
                 run_case(trained, case, image, average.put, mirrored=mirrored, told=f"{member.name} {seen}".strip())
             del trained
-        return average.estimate()
+        return average.estimate(self.calibration)
 
     def store(
         self, home: Path, case: Case, image: str, differences: Sequence[str], deviation: Path | None = None
@@ -159,7 +166,7 @@ class Ensemble:
                 spread = made().deviation
                 assert spread is not None, "check_deviation refuses one image"
                 with scratch_beside(deviation):  # its folder's errors are told as such
-                    nifti.write_nifti(deviation, grid, spread.read)
+                    nifti.write_nifti(deviation, grid, spread.read, comment=comment_of(spread.provenance))
         return stored
 
     def _provenance(self, image: str, differences: Sequence[str]) -> dict[str, object]:
@@ -211,11 +218,16 @@ class Average:
         self._squares.put(z0, self._squares.read(z0, z1) + step * (values - moved))
         self._mean.put(z0, moved)
 
-    def estimate(self) -> Estimate:
-        """Return the mean, and the deviation (ddof 1) where there were several volumes."""
+    def estimate(self, calibration: Kept | None = None) -> Estimate:
+        """Return the mean, and the deviation where there were several volumes: calibrated, or as it is (ddof 1)."""
         if self._count < 2:
             return Estimate(self._mean)
-        return Estimate(self._mean, Deviation(self._squares, self._count, {**self._facts, "kind": "deviation"}))
+        said = calibration.statement if calibration else NOT_CALIBRATED
+        facts = {**self._facts, "kind": "deviation", CALIBRATED: said}
+        deviation = Deviation(self._squares, self._count, facts)
+        if calibration is None:
+            return Estimate(self._mean, deviation)
+        return Estimate(self._mean, CalibratedDeviation(self._mean, deviation, calibration))
 
 
 @dataclass(frozen=True)
@@ -248,6 +260,40 @@ class Deviation:
         return np.sqrt(variance)
 
 
+@dataclass(frozen=True)
+class CalibratedDeviation:
+    """A standard deviation in SUV that was calibrated by the mean that it belongs to.
+
+    Args:
+        mean: in SUVbw.
+        deviation: as it is.
+        calibration: what it becomes.
+    """
+
+    mean: Spool
+    deviation: Deviation
+    calibration: Kept
+
+    @property
+    def grid(self) -> Grid:
+        """That of the mean."""
+        return self.mean.grid
+
+    @property
+    def units(self) -> str:
+        """SUVbw, as the mean."""
+        return self.mean.units
+
+    @property
+    def provenance(self) -> dict[str, object]:
+        """Facts about the image."""
+        return self.deviation.provenance
+
+    def read(self, z0: int, z1: int) -> NDArray[np.float32]:
+        """Return the slab ``z0 <= z < z1``."""
+        return self.calibration.calibration.spread(self.mean.read(z0, z1), self.deviation.read(z0, z1))
+
+
 def open_estimator(run: Path, more: Sequence[Path] = (), flips: Sequence[Axis] = ()) -> Estimator:
     """Open a run, or all the runs whose images are to be averaged.
 
@@ -257,13 +303,15 @@ def open_estimator(run: Path, more: Sequence[Path] = (), flips: Sequence[Axis] =
         flips: axes along which the scan is mirrored too.
 
     Raises:
-        InputError: those of ``open_run`` for each run; SET_RUNS_DIFFER for runs that cannot be averaged.
+        InputError: those of ``open_run`` for each run; SET_RUNS_DIFFER for runs that cannot be averaged; STORE_DAMAGED
+            of the first folder's calibration.
     """
     folders = runs_of([run, *more])
     axes = tuple(index for index, axis in enumerate(AXES) if axis in flips)
     if len(folders) == 1 and not axes:
         return open_run(folders[0])
-    return Ensemble(open_members(folders), axes)
+    whole = Ensemble(open_members(folders), axes)
+    return replace(whole, calibration=read_calibration(run, whole.folder, whole.weights))
 
 
 def open_members(runs: Sequence[Path]) -> tuple[Member, ...]:
@@ -358,7 +406,7 @@ def _mm(spacing_mm: Sequence[float]) -> str:
     return " x ".join(f"{mm:.3g}" for mm in spacing_mm)
 
 
-def check_deviation(estimator: Estimator, deviation: Path | None) -> None:
+def check_deviation(estimator: Estimator, deviation: Path | None, *, where: str = "--deviation") -> None:
     """Refuse to write the deviation of one image.
 
     Raises:
@@ -367,7 +415,14 @@ def check_deviation(estimator: Estimator, deviation: Path | None) -> None:
     if deviation is not None and not isinstance(estimator, Ensemble):
         raise InputError(
             "CFG_NO_EFFECT",
-            where="--deviation",
+            where=where,
             found="one run and no mirror images: one image has no deviation",
             remedy="name several runs (--runs), or axes (--flips z y x)",
         )
+
+
+def tell_calibration(estimator: Estimator) -> None:
+    """Print how the deviation that is to be written is calibrated, or how it would be."""
+    kept = estimator.calibration if isinstance(estimator, Ensemble) else None
+    said = kept.statement if kept else f"{NOT_CALIBRATED}; petscale calibrate learns it from validation patients"
+    console.print(f"note: standard deviation {said}", markup=False, soft_wrap=True)

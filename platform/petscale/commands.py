@@ -686,7 +686,7 @@ def synthesize(
         dose_mbq: replaces the header's value.
         injection_time: replaces the header's value.
     """
-    from petscale.averages import check_deviation, open_estimator
+    from petscale.averages import check_deviation, open_estimator, tell_calibration
     from petscale.data.ingest import Files
     from petscale.inference import check_effect, synthesize_ct, synthesize_pet, synthesize_told
     from storage.reader import open_cohort
@@ -695,6 +695,8 @@ def synthesize(
     overrides = suv.Overrides(weight_kg=weight_kg, dose_mbq=dose_mbq, injection_time=injection_time)
     check_effect(estimator, overrides, image=image, stored=case is not None)
     check_deviation(estimator, deviation)
+    if deviation is not None:
+        tell_calibration(estimator)
     if case is not None:
         if output is not None:
             raise InputError(
@@ -873,6 +875,33 @@ def evaluate(
         runs=runs,
         flips=flips,
     )
+
+
+def calibrate(
+    run: Positional[Annotated[Path, arg(metavar="RUN")]],
+    cohort: Positional[Annotated[Path, arg(metavar="COHORT")]],
+    others: Positional[Annotated[tuple[Path, ...], arg(metavar="COHORT")]] = (),
+    runs: tuple[Path, ...] = (),
+    flips: tuple[Literal["z", "y", "x"], ...] = (),
+) -> None:
+    """Learn on validation patients how wide a standard deviation must be, and check it on test patients.
+
+    From then on petscale synthesize --deviation of the same runs and mirror images writes the calibrated one: the image
+    -+ 1.645 of it is to hold 90 % of the full-dose scan's voxels, that scan's own noise included.
+
+    Args:
+        run: a finished run that kept two patients or more for validation; it keeps the calibration.
+        cohort: the cohort it was trained on.
+        others: further cohorts that it was trained on.
+        runs: further runs of the same split to average over.
+        flips: axes along which every scan is mirrored too: x makes 2 images to average, y x make 4, z y x make 8.
+    """
+    from petscale import api
+    from petscale.evaluation.calibrating import show
+
+    made = api.calibrate(run, cohort, others=others, runs=runs, flips=flips)
+    show(made.kept)
+    print(made.path)
 
 
 def best(
@@ -1230,6 +1259,7 @@ COMMANDS = {
     "card": Command("evaluate", card),
     "apply": Command("evaluate", apply, writes="output"),
     "evaluate": Command("evaluate", evaluate, writes="run"),
+    "calibrate": Command("evaluate", calibrate, writes="run"),
     "best": Command("evaluate", best),
     "baseline": Command("evaluate", baseline, writes="output"),
     "score": Command("evaluate", score, writes="output"),

@@ -12,6 +12,7 @@ PICTURES = "pictures"  # of a held-out patch, during training
 SYNTHESIS = "synthesis"  # per source image: a cohort of synthesized volumes
 EVALUATION = "evaluation"  # per source image: scores and baselines
 PATIENTS = "patients.json"  # in it: who the run's patients are, as keyed hashes, and their nuclides
+CALIBRATION = "calibration"  # per mean of images: of its standard deviation, and how well it holds
 EXTERNAL = "external"  # per other cohort: what synthesis, evaluation and the report are for the run's own
 SEGMENTER = "judge"  # in it: the organ segmenter of the Unet-score
 REPORT = "report.html"  # of a run or a study

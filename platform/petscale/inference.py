@@ -36,6 +36,7 @@ from trainers.recipe import Synthesizer
 from trainers.synthesize import InSuv, fitted, synthesize
 from trainers.systems import RECIPES
 
+CALIBRATED = "calibration"  # in a deviation's provenance: how it was calibrated, or that it was not
 FROM_PET = json.dumps({"units": SUV, "spacing_mm": None})  # of weights from before they told
 
 
@@ -413,10 +414,10 @@ def synthesize_pet(
         result = synthesize_image(estimator, source, scratch, where=files.pet.name, dose=dose)
         for place, image, what in _written(estimator, result, output, deviation):
             if isinstance(source, dicom.DicomSource):
-                told = {"comment": _comment(image.provenance), "weights": estimator.weights}
+                told = {"comment": comment_of(image.provenance), "weights": estimator.weights}
                 dicom_write.write_derived_series(place, source, image.read, description=what, **told)
             else:
-                nifti.write_nifti(place, source.grid, _in_unit(image, factor), comment=_comment(image.provenance))
+                nifti.write_nifti(place, source.grid, _in_unit(image, factor), comment=comment_of(image.provenance))
 
 
 def _in_unit(image: ImageSource, suv_per_unit: float) -> Callable[[int, int], NDArray[np.float32]]:
@@ -439,10 +440,10 @@ def synthesize_ct(estimator: Estimator, ct: Path, output: Path, deviation: Path 
         result = synthesize_image(estimator, source, scratch, where=ct.name)
         for place, image, what in _written(estimator, result, output, deviation):
             if isinstance(source, dicom.DicomSource):
-                told = {"comment": _comment(image.provenance), "weights": estimator.weights}
+                told = {"comment": comment_of(image.provenance), "weights": estimator.weights}
                 dicom_write.write_synthetic_pet(place, source, image.grid, image.read, description=what, **told)
             else:
-                nifti.write_nifti(place, image.grid, image.read, comment=_comment(image.provenance))
+                nifti.write_nifti(place, image.grid, image.read, comment=comment_of(image.provenance))
 
 
 def _written(
@@ -493,10 +494,15 @@ def _provenance(trained: Trained, image: str, differences: Sequence[str]) -> dic
     return facts | ({"differs_from_training": list(differences)} if differences else {})
 
 
-def _comment(provenance: Mapping[str, object]) -> str:
-    """What a result's header says of its scan: in what it differs from those trained on, empty where in nothing."""
+def comment_of(provenance: Mapping[str, object]) -> str:
+    """What a result's header says of it: a deviation's calibration, and in what the scan differs from those trained on.
+
+    Empty where neither is to be said.
+    """
     told = provenance.get("differs_from_training")
-    return f"differs from training: {'; '.join(map(str, told))}" if isinstance(told, list) else ""
+    parts = [f"standard deviation {provenance[CALIBRATED]}"] if CALIBRATED in provenance else []
+    parts += [f"differs from training: {'; '.join(map(str, told))}"] if isinstance(told, list) else []
+    return ". ".join(parts)
 
 
 def describe(recipe: str, units: str) -> str:

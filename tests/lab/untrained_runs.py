@@ -11,7 +11,7 @@ from torch import Tensor
 
 from petscale import config as configs
 from petscale.folders import CONFIG, WEIGHTS
-from petscale.proof import FORM, PROOF, carried
+from petscale.proof import FORM, PROOF, carried, trained_before
 from petscale.splits import Roles
 from storage import integrity
 from storage.reader import Cases
@@ -33,6 +33,7 @@ def red_cnn(
     *,
     cohort: Cases | None = None,
     test: Sequence[str] = (),
+    validation: Sequence[str] = (),
     source: str = "low_drf4",
     weights: dict[str, Tensor] | None = None,
 ) -> Path:
@@ -41,12 +42,19 @@ def red_cnn(
     Args:
         seed: of its weights, unless they are given.
         cohort: holds its cases; None for none.
-        test: cases that it tests on; all the others train.
+        test: cases that it tests on.
+        validation: cases kept for validation; all the others train.
         source: image that it starts from.
     """
     config = configs.RunConfig(recipe="red_cnn", model=RECIPES["red_cnn"].Config(channels=2))
     return _written(
-        folder, replace(config, feed=FeedConfig(source=(source,), suv_scale=5.0)), seed, cohort, test, weights
+        folder,
+        replace(config, feed=FeedConfig(source=(source,), suv_scale=5.0)),
+        seed,
+        cohort,
+        test,
+        weights,
+        validation=validation,
     )
 
 
@@ -100,6 +108,7 @@ def _written(
     test: Sequence[str],
     weights: dict[str, Tensor] | None,
     start: dict[str, object] | None = None,
+    validation: Sequence[str] = (),
 ) -> Path:
     torch.manual_seed(seed)
     recipe = RECIPES[config.recipe].build(
@@ -107,8 +116,9 @@ def _written(
     )
     cases = cohort.cases if cohort else ()
     whole = configs.to_json(config)
-    facts = {"config": whole, "command": "petscale train", "cohort": "cohort", "unpaired": [], "validation": []}
-    facts |= {"test": list(test), "train": [name for name in cases if name not in test]}
+    facts = {"config": whole, "command": "petscale train", "cohort": "cohort", "unpaired": []}
+    facts |= {"test": list(test), "validation": list(validation)}
+    facts["train"] = [name for name in cases if name not in (*test, *validation)]
     opened = {name: cohort.case(name) for name in cases} if cohort else {}
     facts["cases"] = {name: integrity.manifest(case.folder)["root"] for name, case in opened.items()}
     facts["subjects"] = {name: case.subject for name, case in opened.items()}
@@ -126,7 +136,7 @@ def prove(run: Path) -> None:
     record = json.loads((run / CONFIG).read_bytes())
     tensors, facts = checkpoint.read_weights(run / WEIGHTS)
     facts |= {"config": json.dumps(record["config"])} | carried(
-        Roles.recorded(record), record["cases"], record.get("subjects", {})
+        Roles.recorded(record), record["cases"], record.get("subjects", {}), trained_before(record)
     )
     checkpoint.write_weights(run / WEIGHTS, tensors, facts)
     (run / CONFIG).write_text(json.dumps({**record, PROOF: FORM}))

@@ -156,6 +156,7 @@ FOR_A_TERMINAL = {  # what files and a screen need
         "synthesize",
         "card",
         "evaluate",
+        "calibrate",
         "best",
         "report",
         "score",

@@ -17,12 +17,26 @@ from petscale.api.cohorts import (
     simulate,
 )
 from petscale.api.comparing import Candidates, compare, score
-from petscale.api.results import Average, Choice, Page, Scores, average, best, evaluate, export, report, synthesize
+from petscale.api.results import (
+    Average,
+    Calibration,
+    Choice,
+    Page,
+    Scores,
+    average,
+    best,
+    calibrate,
+    evaluate,
+    export,
+    report,
+    synthesize,
+)
 from petscale.api.training import Run, configure, folds, open_run, train
 from petscale.api.tuning import Study, open_study, tune
 
 __all__ = [
     "Average",
+    "Calibration",
     "Candidates",
     "Case",
     "Choice",
@@ -35,6 +49,7 @@ __all__ = [
     "apply",
     "average",
     "best",
+    "calibrate",
     "card",
     "compare",
     "configure",

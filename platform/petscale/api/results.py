@@ -20,6 +20,7 @@ from storage.source import HU
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from petscale.calibrations import Kept
     from petscale.crossvalidation.best import Ranking
     from petscale.evaluation.scores import Evaluation
     from petscale.inference import Estimate, Estimator
@@ -436,6 +437,85 @@ def _graph_file(file: Path, image: str) -> Path:
     if image:
         raise InputError("CFG_NO_EFFECT", where="--image", found="a graph is of no image", remedy="leave it out")
     return file
+
+
+def calibrate(
+    run: Run | PathLike,
+    cohort: Cohort | PathLike,
+    *,
+    others: Sequence[Cohort | PathLike] = (),
+    runs: Sequence[Run | PathLike] = (),
+    flips: Sequence[Literal["z", "y", "x"]] = (),
+) -> "Calibration":
+    """Learn on validation patients how wide a standard deviation must be, and check it on test patients.
+
+    From then on ``average`` and ``petscale synthesize --deviation`` of the same runs and mirror images give the
+    calibrated one.
+
+    Args:
+        run: a finished run that kept two patients or more for validation; it keeps the calibration.
+        cohort: the cohort it was trained on.
+        others: further cohorts that it was trained on.
+        runs: further runs of the same split.
+        flips: axes along which every scan is mirrored too.
+
+    Raises:
+        InputError: SET_NO_VALIDATION, CFG_NO_EFFECT for one run without flips, SET_RUNS_DIFFER, SET_CASE_CHANGED.
+
+    >>> petscale.calibrate(run, "cohort", flips=["x"])
+    Traceback (most recent call last):
+    ...
+    storage.errors.InputError: SET_NO_VALIDATION calibrate: the run kept no patients for validation; train with ...
+    """
+    from petscale import calibrations
+    from petscale.evaluation import calibrating
+
+    home = folder_of(run)
+    folders = [home, *(folder_of(one) for one in runs)]
+    name, kept = calibrating.calibrate(
+        folders, folder_of(cohort), flips=flips, others=[folder_of(one) for one in others]
+    )
+    return Calibration(calibrations.write(home, name, kept), kept)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A calibration of standard deviations.
+
+    Args:
+        path: of its file, in the run's folder.
+        kept: what it holds.
+    """
+
+    path: Path
+    kept: "Kept"
+
+    @property
+    def verdict(self) -> str:
+        """Whether the intervals hold as much of the test patients' scans as they should."""
+        from petscale.evaluation.calibrating import verdict
+
+        return verdict(self.kept)
+
+    def table(self) -> "DataFrame":
+        """Return a row per band of SUV: ``low_suv``, ``noise_suv``, ``factor``, ``validation`` and ``test`` coverage.
+
+        Coverage is the share of voxels that intervals of 90 % hold, mean over patients; NaN where none was looked at.
+        """
+        import pandas
+
+        held = [{one.low_suv: one.at_level for one in some} for some in (self.kept.learned, self.kept.checked)]
+        rows = [
+            {
+                "low_suv": band.low_suv,
+                "noise_suv": band.noise_suv,
+                "factor": band.factor,
+                "validation": held[0].get(band.low_suv, float("nan")),
+                "test": held[1].get(band.low_suv, float("nan")),
+            }
+            for band in self.kept.calibration.bands
+        ]
+        return pandas.DataFrame(rows)
 
 
 def best(runs: Sequence[Run | PathLike], *, cohort: Cohort | PathLike | None = None) -> "Choice":

@@ -163,7 +163,12 @@ def _read(file: Path) -> tuple[Card, dict[str, Tensor], dict[str, str]]:
             raise no_file(file)
         remedy = f"check the path, or name weights that come with petscale: {', '.join(shipped.names())}"
         raise InputError("IMG_NO_FILE", where=file.name, found="no such file", remedy=remedy)
-    tensors, facts = checkpoint.read_weights(file)
+    try:
+        tensors, facts = checkpoint.read_weights(file)
+    except InputError as error:
+        if error.code == "CKPT_DAMAGED" and file.suffix != SUFFIX:  # most likely another file than was meant
+            raise _no_card(file, "no file of weights") from None
+        raise
     if CARD not in facts:
         raise _no_card(file, "weights without a card")
     if checkpoint.DIGEST not in facts:

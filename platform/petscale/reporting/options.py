@@ -1,11 +1,13 @@
 """What may be chosen of a report: the size of its pages, pages as PDF, standard deviations to be shown."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Annotated
 
+from petscale.calibrations import NOT_CALIBRATED
 from petscale.inference import Lazy
 from petscale.reporting.page import PAGE_MB
 from petscale.reporting.pdf import find_browser
@@ -83,6 +85,15 @@ class ReportOptions:
         place.mkdir(exist_ok=True)
         opened: Callable[[], ImageSource] = cache(partial(nifti.open_nifti, path, units="SUVbw", workdir=place))
         return Lazy(grid, {}, opened)
+
+    def said(self, cases: Sequence[str]) -> list[str]:
+        """Return what the files of these cases say of their calibration, each sentence once with the cases' number."""
+        counted = Counter(
+            nifti.comment_of(path).removeprefix("standard deviation ") or NOT_CALIBRATED
+            for case in cases
+            if (path := self._file(case))
+        )
+        return [f"Standard deviation of {number} case(s): {told}." for told, number in counted.items()]
 
     def _file(self, case: str) -> Path | None:
         if self.deviations is None:

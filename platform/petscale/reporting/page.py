@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from petscale.evaluation import detection, task
+from petscale.calibrations import Kept
+from petscale.evaluation import calibrating, detection, task
 from petscale.evaluation.ceiling import HEADINGS, RULE, ceiling_lines, cells
 from petscale.evaluation.scores import REFERENCE, Evaluation
+from petscale.reporting.calibration import calibration_facts
 from petscale.reporting.charts import (
     draw_bland_altman,
     draw_curves,
@@ -101,6 +103,8 @@ class ReportData:
             out where that is too little.
         data: headings and lines of the table of what it was trained and scored on, as ``data_table`` returns them.
         doubts: what was noted of the images that were scored, when they were ingested: a sentence each.
+        calibrations: of the standard deviation of means in which the run takes part.
+        deviations_said: what the standard deviations that the viewer shows say of themselves: a sentence each.
     """
 
     title: str
@@ -119,6 +123,8 @@ class ReportData:
     doubts: Sequence[str] = ()
     data: tuple[Sequence[str], Sequence[tuple[str, Sequence[str]]]] = ((), ())
     page_mb: float = PAGE_MB
+    calibrations: Sequence[Kept] = ()
+    deviations_said: Sequence[str] = ()
 
 
 def write_report(path: Path, data: ReportData) -> None:
@@ -161,6 +167,8 @@ def render(data: ReportData) -> str:
         difference_bar=colour_bar(DIVERGING),
         detection=_detection(evaluation),
         task=_task(evaluation),
+        calibrations=[calibration_facts(kept) for kept in data.calibrations],
+        calibration_headings=calibrating.HEADINGS,
         from_ct=any(images.ct for images in data.images.values()),
         ct_window=_window(CT_HU),
         bone_window=_window(BONE_HU),

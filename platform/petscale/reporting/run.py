@@ -6,13 +6,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from petscale import calibrations
 from petscale import config as configs
 from petscale.console import bar
 from petscale.environment import environment
 from petscale.evaluation.external import choose_cases
 from petscale.evaluation.run import baseline_of, candidates_of, run_facts
 from petscale.evaluation.scores import Evaluation
-from petscale.folders import EVALUATION, METRICS, REPORT, SYNTHESIS
+from petscale.folders import EVALUATION, METRICS, REPORT, SYNTHESIS, WEIGHTS
 from petscale.proof import read_proven
 from petscale.reporting import CaseImages, ReportData, write_report
 from petscale.reporting.data_facts import data_table, length_doubt, roles_of
@@ -110,6 +111,8 @@ def report_run(
                     ],
                     data=data_table(opened, roles_of(opened, facts, evaluation.cases), config.feed.target, source),
                     page_mb=options.page_mb,
+                    calibrations=calibrations.read_all(run, integrity.file_digest(run / WEIGHTS)),
+                    deviations_said=options.said(evaluation.cases),
                 ),
             )
             if options.pdf:

@@ -34,7 +34,7 @@
   const state = {
     at: [0, 0, 0], suv: [...told.suv_window], difference: told.difference_window, sd: told.difference_window / 2,
     ct: "soft tissue", zoom: 1, angle: 0, share: 0.5, fused: 0, hidden: new Set(), plane: 0,
-    smooth: true, along: "0", line: null, drawing: false,
+    smooth: true, outlines: false, along: "0", line: null, drawing: false,
   };
   let current = null, panels = [], outputs = [], timer = null, waiting = false;
 
@@ -68,7 +68,8 @@
     const ct = images.find(image => image.kind === "HU");
     if (ct) columns.push({ ...ct, name: "CT and PET", kind: "fusion" });
     const places = about.places.map(place => ({ ...place, at: about.axes.map((axis, a) => flipped[a] ? about.shape[axis] - 1 - place.at[axis] : place.at[axis]) }));
-    return { about, n, mm, columns, pets, ct, places };
+    const lesions = about.lesions ? { ...grid, values: await decoded({ voxels: about.lesions }, about.shape) } : null;
+    return { about, n, mm, columns, pets, ct, places, lesions };
   }
 
   const index = (image, at) => image.base + at[0] * image.stride[0] + at[1] * image.stride[1] + at[2] * image.stride[2];
@@ -214,7 +215,24 @@
       });
       context.stroke();
     }
+    if (plane && state.outlines && current.lesions) outline(context, panel, shown);
     letters(context, panel);
+  }
+
+  function outline(context, { image, plane, size: [width, height] }, shown) {  // edges between voxels in a lesion and outside
+    const { width: columns, height: rows, values } = slice(current.lesions, plane, state.at[plane.across]);
+    const inside = (column, row) => column >= 0 && row >= 0 && column < columns && row < rows && values[row * columns + column] > 0;
+    const x = column => (column - shown[0]) / shown[2] * width, y = row => (row - shown[1]) / shown[3] * height;
+    context.strokeStyle = image.kind === "fusion" || image.kind === "sd" ? "#f0e442" : image.kind === "difference" ? "#009e73" : "#0072b2";
+    context.lineWidth = 1.5; context.beginPath();
+    for (let row = 0; row < rows; row++) for (let column = 0; column < columns; column++) {
+      if (!inside(column, row)) continue;
+      for (const [across, down, ...edge] of [[-1, 0, 0, 0, 0, 1], [1, 0, 1, 0, 1, 1], [0, -1, 0, 0, 1, 0], [0, 1, 0, 1, 1, 1]]) {
+        if (inside(column + across, row + down)) continue;
+        context.moveTo(x(column + edge[0]), y(row + edge[1])); context.lineTo(x(column + edge[2]), y(row + edge[3]));
+      }
+    }
+    context.stroke();
   }
 
   function seen(image) {  // where the cross-hair stands in a projection
@@ -420,6 +438,7 @@
   find("zoom-in").addEventListener("click", () => zoom(2));
   find("zoom-out").addEventListener("click", () => zoom(0.5));
   find("reset").addEventListener("click", reset);
+  find("outlines").addEventListener("change", event => { state.outlines = event.target.checked; later(); });
   find("smooth").addEventListener("change", event => { state.smooth = event.target.checked; later(); });
   find("share").addEventListener("input", event => { state.share = event.target.value / 100; later(); });
   find("fused").addEventListener("change", event => { state.fused = Number(event.target.value); later(); });
@@ -457,6 +476,7 @@
       return make("label", {}, box, " " + image.name);
     }));
     find("fused").replaceChildren(...current.pets.map((image, i) => make("option", { value: i, textContent: image.name, selected: i === state.fused })));
+    find("outlined").hidden = !current.lesions;
     find("fusion").hidden = !current.ct;
     find("deviation").hidden = !current.columns.some(image => image.kind === "sd");
     const [x, y, z] = current.mm;

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from petscale.evaluation.scoring import lesions_of
 from petscale.reporting.pictures import DIVERGING, GREY, Frame
-from storage.source import ImageSource
+from storage.source import Grid, ImageSource
 from trainers.metrics.definitions import Region
 from trainers.metrics.slabs import SLAB_VOXELS, Box, slabs
 
@@ -87,15 +87,17 @@ def embed(cases: Sequence[Viewed], limit_bytes: int) -> Embedded:
         spacing = case.body.grid.spacing_mm
         blocks: Blocks = (1, 1, 1)
         places = _places(case, box)
-        room = left - len(json.dumps(_told(places, blocks)))
-        found = _encoded(case, box, blocks, room)
+        lesions = _lesions(case, box, blocks)
+        beside = left - len(json.dumps(_told(places, blocks)))
+        found = _encoded(case, box, blocks, beside - len(lesions))
         while isinstance(found, float) and not shown and math.prod(blocks) < MOST_VOXELS_IN_ONE:
             blocks = coarser(blocks, spacing, wanted=1.2 * found)  # means have less noise: they take less room each
-            found = _encoded(case, box, blocks, room)
+            lesions = _lesions(case, box, blocks)
+            found = _encoded(case, box, blocks, beside - len(lesions))
         if isinstance(found, float):
             notes.append(f"{case.name} is left out of the viewer: the page has no room for its voxels.")
             continue
-        left = room - sum(len(image["voxels"]) for image in found)
+        left = beside - len(lesions) - sum(len(image["voxels"]) for image in found)
         notes += _case_notes(case, blocks, found)
         frame = Frame.of(case.body.grid)
         shown.append(
@@ -110,6 +112,7 @@ def embed(cases: Sequence[Viewed], limit_bytes: int) -> Embedded:
                 "synthesized": case.synthesized,
                 "reference": case.reference,
                 "places": _told(places, blocks),
+                "lesions": lesions,
             }
         )
     colours = {name: base64.b64encode(_palette(colours)).decode() for name, colours in COLOURS.items()}
@@ -232,6 +235,51 @@ def unpacked(content: bytes, shape: tuple[int, int, int]) -> NDArray[np.int16]:
     """What ``packed`` was given; the viewer does the same."""
     pairs = np.frombuffer(content, np.uint8).reshape(shape[0], 2, -1)
     return np.ascontiguousarray(pairs.transpose(0, 2, 1)).view("<i2").reshape(shape)
+
+
+def _lesions(case: Viewed, box: Box, blocks: Blocks) -> str:
+    """Where any lesion is, 1 in every block that holds a voxel of one, as the images' text; empty without lesions."""
+    wanted = [number for number, name in case.label_names.items() if name.startswith("lesion")]
+    if case.labels is None or not wanted:
+        return ""
+    packer = zlib.compressobj(6)
+    parts = [
+        packer.compress(packed((planes > 0).astype("<i2")))
+        for planes, _ in _planes(Marked(case.labels, tuple(wanted)), box, blocks)
+    ]
+    return base64.b64encode(b"".join([*parts, packer.flush()])).decode()
+
+
+@dataclass(frozen=True)
+class Marked:
+    """An image that is 1 where a label image holds one of some values, and 0 elsewhere.
+
+    Args:
+        labels: the label image.
+        wanted: the values.
+    """
+
+    labels: ImageSource
+    wanted: tuple[int, ...]
+
+    @property
+    def grid(self) -> Grid:
+        """That of the labels."""
+        return self.labels.grid
+
+    @property
+    def units(self) -> str:
+        """That of the labels."""
+        return self.labels.units
+
+    @property
+    def provenance(self) -> Mapping[str, object]:
+        """That of the labels."""
+        return self.labels.provenance
+
+    def read(self, z0: int, z1: int) -> NDArray[np.float32]:
+        """Return the slab ``z0 <= z < z1``."""
+        return np.isin(np.rint(self.labels.read(z0, z1)), self.wanted).astype(np.float32)
 
 
 def _places(case: Viewed, box: Box) -> list[tuple[Region, list[int]]]:

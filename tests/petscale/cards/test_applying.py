@@ -159,7 +159,10 @@ WRONG: dict[str, tuple[str, str]] = {  # what was done -> how the line begins
     "absent card": ("card.absent", "IMG_NO_FILE card.absent"),
     "folder": ("folder", "CKPT_CARD folder: a folder"),
     "weights of a run": ("weights.safetensors", "CKPT_CARD weights.safetensors: weights without a card"),
-    "an image": ("suv.nii.gz", "CKPT_DAMAGED suv.nii.gz"),
+    "an image": (
+        "suv.nii.gz",
+        "CKPT_CARD suv.nii.gz: no file of weights; name a file that `petscale card RUN FILE` wrote",
+    ),
     "half a card": ("half.safetensors", "CKPT_DAMAGED half.safetensors"),
     "empty": ("empty.safetensors", "CKPT_DAMAGED empty.safetensors"),
     "unknown system": ("unknown.safetensors", "CFG_RECIPE recipe"),

@@ -5,6 +5,7 @@ import io
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,19 @@ import pytest
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from petscale.calibrations import Kept
 from petscale.evaluation.baselines import INPUT, GaussianSource
 from petscale.evaluation.scores import REFERENCE, SYNTHESIZED, Evaluation
 from petscale.evaluation.scoring import score_case
 from petscale.reporting import CaseImages, ReportData, write_report
 from petscale.reporting import page as page_of
+from petscale.reporting.calibration import calibration_facts
 from petscale.reporting.pictures import GREY, Frame, case_rows, middle, mip, plane, png, signed_extreme
 from petscale.reporting.run import best_epochs, chosen_step
 from petscale.reporting.verdict import verdict
 from petscale.training.progress import read_metrics
 from storage.source import LABEL, SUV, ArraySource, Grid, ImageSource
+from trainers.metrics.calibration import LEVELS, Band, Calibration, Coverage
 from trainers.metrics.clinical import BIASES
 from trainers.metrics.definitions import Score
 from trainers.metrics.presets import BODY_PSNR, LESION_PSNR
@@ -30,6 +34,18 @@ from trainers.metrics.presets import BODY_PSNR, LESION_PSNR
 SHAPE = (20, 16, 18)
 GRID = Grid(SHAPE, np.diag([-4.0, -4.0, 6.0, 1.0]))  # x to the left, y to posterior, z to superior
 HOSTILE = "</script><script>alert(1)</script> & <img src=x>"
+HELD = [Coverage(low, tuple(0.97 * level for level in LEVELS), 0.8, 0.95, 3) for low in (0.0, 1.0)]
+CALIBRATED = Kept(
+    Calibration((Band(0.0, 0.1, 2.0, 4), Band(1.0, 0.25, 3.5, 4))),
+    weights="digest",
+    members=("member",),
+    description=f"mean of 2 mirror images {HOSTILE}",
+    images=("low_drf20",),
+    patients=4,
+    learned=tuple(HELD),
+    checked=(HELD[0], replace(HELD[1], observed=(0.5, 0.6, 0.7, 0.8, 0.84, 0.9, 0.95))),
+    checked_patients=3,
+)
 
 
 def source(voxels: ArrayLike, units: str = SUV, grid: Grid = GRID) -> ArraySource:
@@ -80,6 +96,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
             cohort_digest="0123abcd",
             suv_rules={"case-000001": "SeriesTime"},
             doubts=[f"another choice would change SUV {HOSTILE} (of weight, 1 of 1 test cases, up to 10.9 %)."],
+            calibrations=[CALIBRATED],
+            deviations_said=["Standard deviation of 1 case(s): not calibrated."],
         ),
     )
     assert [p.name for p in path.parent.iterdir()] == ["report.html"]
@@ -364,6 +382,7 @@ def test_a_run_without_images_labels_or_log_still_has_a_page(tmp_path: Path) -> 
     page = (tmp_path / "r.html").read_text("utf-8")
     assert "No training log was given" in page
     assert "No images were given" in page
+    assert "<p>Not calibrated: how often an interval" in page
 
 
 def test_validation_is_drawn_beside_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -406,3 +425,23 @@ def test_the_best_epoch_of_each_score_stands_beside_the_one_kept() -> None:
     assert "3 epochs" in told
     assert "PSNR 27.50 dB at step 20, SSIM 0.9100 at step 10, MAE 0.0100 at step 30;" in told
     assert "step 20, PSNR 27.50 dB, SSIM 0.9000, MAE 0.0300." in told
+
+
+def test_a_standard_deviation_s_calibration_stands_on_the_page_with_its_curve(page: str) -> None:
+    section = page.split('id="deviation"', 1)[1].split('id="training"', 1)[0]
+    heads, *rows = section.split("<table", 1)[1].split("</table", 1)[0].split("<tr")[1:]
+    assert [row.count("<td") for row in rows] == [heads.count("<th")] * 2
+    wanted = ("above 1", "0.25", "3.50", "87.3", "84.0", "80.0 to 95.0", "4 + 3")
+    assert re.findall(r"<td[^>]*>([^<]*)", rows[1]) == list(wanted)
+    assert "Intervals of 90% did not hold 87% to 93% of the voxels of 3 test patients: SUV above 1 (84.0%)." in section
+    assert 'src="data:image/png;base64,' in section
+    assert "Not calibrated" not in section
+    assert "The full-dose scan is noisy itself" in section
+    assert HOSTILE not in section
+    assert "Standard deviation of 1 case(s): not calibrated" in section
+
+
+def test_a_calibration_that_was_not_checked_is_called_so() -> None:
+    unchecked = calibration_facts(replace(CALIBRATED, checked=(), checked_patients=0))
+    assert unchecked["verdict"].startswith("Not checked: no test patient.")
+    assert unchecked["lines"][0][4:] == ("–", "–", "4 + 0")

@@ -84,7 +84,9 @@ def cases_of(found: Embedded) -> list[Any]:
 
 
 def size_of(told: Any) -> int:
-    return sum(len(image["voxels"]) for image in told["images"]) + len(json.dumps(told["places"]))
+    return (
+        sum(len(image["voxels"]) for image in told["images"]) + len(json.dumps(told["places"])) + len(told["lesions"])
+    )
 
 
 def test_voxels_come_back_within_half_a_step() -> None:
@@ -166,6 +168,21 @@ def test_lesions_and_organs_are_gone_to_by_a_voxel_of_theirs() -> None:
     assert ring[at] == 7
 
 
+@pytest.mark.parametrize("limit", [PLENTY, 3000])
+def test_lesions_are_outlined_by_their_own_voxels_or_by_the_blocks_that_hold_one(limit: int) -> None:
+    case = case_of()
+    (told,) = cases_of(embed([case], limit))
+    shape = tuple(told["shape"])
+    found = unpacked(zlib.decompress(base64.b64decode(told["lesions"])), shape)
+    wanted = case.labels.read(0, SHAPE[0])[body_box(case.body)] == 3
+    blocks = [round(mm / own) for mm, own in zip(told["spacing_mm"], GRID.spacing_mm, strict=True)]
+    assert (blocks == [1, 1, 1]) == (limit == PLENTY)
+    places = {tuple(int(a) // b for a, b in zip(at, blocks, strict=True)) for at in np.argwhere(wanted)}
+    assert {tuple(map(int, at)) for at in np.argwhere(found == 1)} == places
+    assert not np.any((found != 0) & (found != 1))
+    assert cases_of(embed([replace(case, label_names={1: "body", 2: "liver"})], PLENTY))[0]["lesions"] == ""
+
+
 @pytest.fixture(autouse=True)
 def _no_histogram(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes most of a page's time, and is none of the viewer's."""
@@ -179,7 +196,7 @@ def test_nothing_but_voxels_names_and_places_is_embedded() -> None:
     assert found.content.keys() == {"cases", "colours"}
     (told,) = cases_of(found)
     grid = {"shape", "axes", "positive", "spacing_mm"}
-    assert told.keys() == {"name", "why", *grid, "images", "synthesized", "reference", "places"}
+    assert told.keys() == {"name", "why", *grid, "images", "synthesized", "reference", "places", "lesions"}
     assert all(image.keys() == {"name", "kind", "step", "voxels", "clipped"} for image in told["images"])
     assert all(place.keys() == {"name", "kind", "at"} for place in told["places"])
 
@@ -275,6 +292,7 @@ def test_a_browser_opens_scrolls_and_windows_and_no_request_leaves_the_page(tmp_
     assert [value.split()[-1] for value in values] == ["SUV"] * 6
     assert "Projection: 8°." in where
     assert said["columns"] == ("5", "20")
+    assert said["outlined"] == ("0", "true")
     assert said["fetch"] == ("refused", "")
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert len(console) >= 3

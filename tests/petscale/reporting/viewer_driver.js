@@ -22,6 +22,13 @@
     for (let i = 0; i < data.length; i += 4) sum += 255 - data[i];
     return sum;
   };
+  const blue = canvas => {  // pixels of a lesion's outline on a PET
+    copy.canvas.width = canvas.width; copy.canvas.height = canvas.height; copy.drawImage(canvas, 0, 0);
+    const { data } = copy.getImageData(0, 0, canvas.width, canvas.height);
+    let count = 0;
+    for (let i = 0; i < data.length; i += 4) if (data[i + 2] - data[i] > 80) count++;
+    return count;
+  };
   let before = 0;
   const FULL = 2, CORONAL = 1, PROJECTION = 3;
   const steps = [
@@ -48,6 +55,15 @@
       said.push(["values", [...root.querySelectorAll("output")].map(one => one.textContent).join(";"), ""]);
       said.push(["where", root.querySelector("[data-part=where]").textContent, ""]);
       root.querySelector("[data-part=columns] input").click();
+      root.querySelectorAll("[data-part=lesions] button")[1].click();
+    },
+    () => {
+      before = blue(panel(0, 0));
+      root.querySelector("[data-part=outlines]").click();
+    },
+    () => {
+      said.push(["outlined", String(before), String(blue(panel(0, 0)) > 10)]);
+      root.querySelector("[data-part=outlines]").click();
     },
     () => {
       said.push(["columns", String(columns()), String(root.querySelectorAll("canvas.panel").length)]);
