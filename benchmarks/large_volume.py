@@ -4,7 +4,8 @@
 
 Four stages, each in a process of its own, so that one stage's memory does not hide in another's: a phantom with a
 simulated full dose, a twentieth of it, CT and labels; that twentieth scored by every preset; a NIfTI file written; that
-file ingested with a CT of finer voxels that is resampled onto its grid.  Peak memory is the kernel's high-water mark of resident pages, and beside it
+file ingested with a CT of finer voxels that is resampled onto its grid.
+Peak memory is the kernel's high-water mark of resident pages, and beside it
 the largest sample of all threads of the process.
 """
 

@@ -66,7 +66,7 @@ def ssim_map(reference: Real, image: Real, *, data_range: float) -> NDArray[np.f
     for z in range(0, depth, _SLICES):
         slices = beyond[z : z + _SLICES + 2 * WINDOW_RADIUS]
         x, y = reference[slices].astype(np.float64), image[slices].astype(np.float64)
-        found[z : z + _SLICES] = similarity(Moments.of_both(x, y, WINDOW), data_range)
+        found[z : z + _SLICES] = similarity_of(x, y, WINDOW, data_range)
     return found
 
 
@@ -131,11 +131,6 @@ class Moments:
     variance_y: NDArray[np.float64]
     covariance: NDArray[np.float64]
 
-    @classmethod
-    def of_both(cls, x: NDArray[np.float64], y: NDArray[np.float64], window: Window) -> "Moments":
-        """Return the moments of two slabs that have the window's halo along z."""
-        return Seen.of(x, window, window.radius).beside(y, window.radius)
-
     def scaled(self, x: Scale, y: Scale) -> "Moments":
         """Return the moments that images have once they are scaled, each by its own offset and divisor."""
         if x == y == UNSCALED:
@@ -175,21 +170,51 @@ def similarity(
         of_x: how the first is scaled.
         of_y: how the second is.
     """
-    c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
     found = np.empty(moments.mean_x.shape)
     flat = found.reshape(-1)
     for part, m in moments.parts():
         m = m.scaled(of_x, of_y)
-        below = m.mean_x * m.mean_x
-        below += m.mean_y * m.mean_y
-        below += c1
-        below *= m.variance_x + m.variance_y + c2
-        above = m.mean_x * m.mean_y
-        above *= 2
-        above += c1
-        above *= 2 * m.covariance + c2
-        np.divide(above, below, out=flat[part])
+        _similarity(m.mean_x, m.mean_y, m.variance_x + m.variance_y, m.covariance, data_range, flat[part])
     return found
+
+
+def similarity_of(
+    x: NDArray[np.float64], y: NDArray[np.float64], window: Window, data_range: float
+) -> NDArray[np.float64]:
+    """SSIM of two slabs that have the window's halo along z: of both variances no more is made than their sum."""
+    squares = x * x
+    squares += y * y
+    mean_x, mean_y, variances, covariance = (blur(v, window) for v in (x, y, squares, x * y))
+    _centre(variances, mean_x, mean_x, window)
+    for plane, mean in zip(variances, mean_y, strict=True):
+        plane -= window.bias * mean * mean
+    _centre(covariance, mean_x, mean_y, window)
+    found = np.empty(mean_x.shape)
+    for planes in zip(mean_x, mean_y, variances, covariance, found, strict=True):
+        _similarity(*planes[:4], data_range, planes[4])
+    return found
+
+
+def _similarity(
+    mean_x: NDArray[np.float64],
+    mean_y: NDArray[np.float64],
+    variances: NDArray[np.float64],
+    covariance: NDArray[np.float64],
+    data_range: float,
+    out: NDArray[np.float64],
+) -> None:
+    """Write SSIM of a few voxels; ``variances``, the sum of both, is used up."""
+    c1, c2 = (K1 * data_range) ** 2, (K2 * data_range) ** 2
+    below = mean_x * mean_x
+    below += mean_y * mean_y
+    below += c1
+    variances += c2
+    below *= variances
+    above = mean_x * mean_y
+    above *= 2
+    above += c1
+    above *= 2 * covariance + c2
+    np.divide(above, below, out=out)
 
 
 def blur(padded: NDArray[np.float64], window: Window) -> NDArray[np.float64]:

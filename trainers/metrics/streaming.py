@@ -40,7 +40,17 @@ from trainers.metrics.slabs import (
     slabs,
     survey,
 )
-from trainers.metrics.ssim import WINDOW, WINDOW_RADIUS, WINDOWS, Moments, Scale, Seen, similarity, whole_windows
+from trainers.metrics.ssim import (
+    WINDOW,
+    WINDOW_RADIUS,
+    WINDOWS,
+    Moments,
+    Scale,
+    Seen,
+    similarity,
+    similarity_of,
+    whole_windows,
+)
 
 FIXED_RANGES = {ONE: 1.0, TWO: 2.0}
 Job = tuple[Region, ScoreDefinition]
@@ -342,7 +352,7 @@ def _ssim_masked(volumes: _Volumes, candidate: ImageSource, region: Region, know
         mark = read_reflected(volumes.labels, z0, z1, WINDOW_RADIUS)[:, y_box, x_box] == region.label
         x = read_reflected(volumes.reference, z0, z1, WINDOW_RADIUS)[:, y_box, x_box] * mark
         y = read_reflected(candidate, z0, z1, WINDOW_RADIUS)[:, y_box, x_box] * mark
-        found = similarity(Moments.of_both(x, y, WINDOW), peak)
+        found = similarity_of(x, y, WINDOW, peak)
         total, voxels = total + float(found.sum()), voxels + found.size
     return (total + (volumes.size - voxels)) / volumes.size
 
