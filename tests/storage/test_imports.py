@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from storage.dicom_write import write_series
 from storage.ingest import CasePlan, ingest
 from storage.source import SUV, ArraySource, Grid
 
@@ -41,5 +42,18 @@ assert open_cohort(cohort).cases == ("p",)
 assert open_cohort(cohort).case("p").images == ("body", "full")
 assert open_cohort(cohort).case("p").image("full").units == "SUVbw"
 assert verify(cohort) == {{}}
+"""
+    assert heavy_after(code) == []
+
+
+def test_reading_a_regular_series_imports_no_heavy_library(tmp_path: Path) -> None:
+    grid = Grid((3, 8, 9), np.diag([-4.0, -4.0, 3.0, 1.0]))
+    source = ArraySource(np.random.default_rng(1).random(grid.shape, dtype=np.float32), grid, SUV)
+    write_series(tmp_path / "series", source)
+    code = f"""
+from pathlib import Path
+from storage.dicom import open_series
+source = open_series(Path({str(tmp_path / "series")!r}), modality="PT")
+assert source.read(0, 3).shape == (3, 8, 9)
 """
     assert heavy_after(code) == []
