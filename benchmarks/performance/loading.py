@@ -1,6 +1,6 @@
 """B2, from the files of a cohort to batches of pairs: an epoch of four random patches per case, mirrored at random.
 
-No way holds the cohort in memory: MONAI keeps a tenth of it decoded, TorchIO a queue of patches.
+petscale holds nothing decoded; MONAI a tenth of the cohort, or all of it; TorchIO a queue of patches.
 """
 
 from collections.abc import Callable
@@ -19,8 +19,7 @@ from trainers.feed_config import FeedConfig
 from trainers.recipe import BatchSpec
 
 PER_CASE, PER_BATCH = 4, 2  # patches of a case; cases of a batch
-MONAI, TORCHIO = "MONAI CacheDataset, a tenth of the cases cached", "TorchIO Queue"
-WHOLE = "MONAI CacheDataset, all cases in memory"
+MONAI, TORCHIO = "MONAI CacheDataset", "TorchIO Queue"
 
 Pairs = list[tuple[torch.Tensor, torch.Tensor]]  # of every batch: sources and targets (b, 1, z, y, x)
 
@@ -45,11 +44,10 @@ def loading(folder: Path, shape: Shape, *, cases: int, edge: int) -> Benchmark:
         return [_kept(batch.source, batch.target) for batch in batches]
 
     absent = missing(monai=MONAI, torchio=TORCHIO)
-    others: dict[str, Callable[[], Pairs]] = {}
     peers: dict[str, Callable[[], Pairs]] = {}
     if MONAI not in absent:
-        peers[MONAI] = _monai(files, edge, cached=cases // 10)
-        others[WHOLE] = _monai(files, edge, cached=cases)
+        peers[f"{MONAI}, a tenth of the cases cached"] = _monai(files, edge, cached=cases // 10)
+        peers[f"{MONAI}, all cases in memory"] = _monai(files, edge, cached=cases)
     if TORCHIO not in absent:
         peers[TORCHIO] = _torchio(files, edge)
     return Benchmark(
@@ -60,7 +58,7 @@ def loading(folder: Path, shape: Shape, *, cases: int, edge: int) -> Benchmark:
         peers=peers,
         bounds={"copy of the pairs": _copying(held["c00"]["full"], edge, 2 * cases * PER_CASE)},
         agree=_pairs_of_one_kind,
-        others=others,
+        others={},
         absent=absent,
     )
 
