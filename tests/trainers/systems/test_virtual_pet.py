@@ -91,6 +91,10 @@ def moved(before: dict[str, dict[str, Tensor]], after: dict[str, dict[str, Tenso
     return {name for name, equal in same.items() if not equal}
 
 
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(value, b[name]) for name, value in a.items())
+
+
 def wake(recipe: VirtualPET) -> None:
     """Give F's score layers weights, so that its image is not 0."""
     assert recipe.F is not None
@@ -766,6 +770,31 @@ def test_a_start_at_the_table_resumes_to_the_same_bits_and_leaves_the_papers_pha
     lines = " ".join(virtual_pet.caveats(config))
     assert "square root" in lines
     assert "mean SUV of every HU" in lines
+
+
+def test_where_g_starts_at_the_table_the_best_g_is_kept() -> None:
+    config = small(**OWN, networks="cgan")
+    recipe = build(config)
+
+    def of_g(recipe: VirtualPET) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in recipe.weights().items() if name.startswith("G.")}
+
+    def after(step: int, l2: float) -> dict[str, Tensor]:
+        run(recipe, step)
+        assert recipe.observe(step + 1, {"l2": l2}) == step + 1
+        return of_g(recipe)
+
+    after(0, 0.0)  # of half a table
+    assert after(1, 0.1).keys() == (first := after(2, 0.5)).keys()
+    assert same(after(3, 0.6), first)
+    resumed = build(config, seed=9)
+    resumed.load(recipe.state())
+    assert same(of_g(resumed), first)
+    assert resumed.observe(4, {"l2": 0.55}) == 4
+    assert same(of_g(resumed), first)
+    best = after(4, 0.4)
+    assert not same(best, first)
+    assert same(best, {f"G.{name}": value for name, value in recipe.G.module.state_dict().items()})
 
 
 def test_tiles_of_windows_take_their_part_of_the_table() -> None:

@@ -85,6 +85,7 @@ PRACTICE = (
 )
 LATER = frozenset({"rois", "fcn_skips", "lambda_adversarial", "suv_curve", "residual", "table_samples"})
 PHASES = ("fcn", "cgan")
+BEST_G = "best G"  # of a state
 TABLE = "table"  # the phase before them where there is a residual, and what its weight's name begins with
 WHOLE = 4096  # pixels: longer than the edge of any slice
 SLICES = {"2d": 16, "3d": 128}  # of a tile; blending in 3D computes up to 32 beside it
@@ -382,6 +383,7 @@ class VirtualPET:
         self.num_steps, self.phase_starts, self.phase = phases.num_steps, phases.starts, phases.at
         self._cgan_steps = phases.steps["cgan"]
         self._best: tuple[float, dict[str, Tensor]] = (math.inf, {})  # F's, by its loss on validation patients
+        self._best_G: tuple[float, dict[str, Tensor]] = (math.inf, {})  # by its L2, kept where it starts at a table
         self.sums = RunningSums(hu_table.no_voxels((RANGES,)))
         self._table: Tensor | None = None  # fitted when G is first asked
         self.validate_every = assembly.steps_of(config.epoch_samples, slices)
@@ -486,19 +488,30 @@ class VirtualPET:
         return scores
 
     def observe(self, step: int, scores: Mapping[str, float]) -> int:
-        """Keep F where it is better than ever (collective); no phase ends early."""
-        if self.phase(step - 1) == "fcn" and scores["fcn"] < self._best[0]:
+        """Keep F where it is better than ever (collective); no phase ends early.
+
+        With a residual G is kept likewise, from before its own phase on: there it is the table yet, which few patients
+        may not better.
+        """
+        phase = self.phase(step - 1)
+        if phase == "fcn" and scores["fcn"] < self._best[0]:
             assert self.F is not None
             self._best = scores["fcn"], _weights(self.F)
+        if self.config.starts_at_table and phase != TABLE and scores["l2"] < self._best_G[0]:
+            assert self.G is not None
+            self._best_G = scores["l2"], _weights(self.G)
         return step
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the best F, the last one where there was no validation, and the last G; with a residual, the table."""
+        """Return the best F, the last one where there was no validation, and the last G.
+
+        With a residual, the best G and the table.
+        """
         named = {}
         if self.F is not None:
             named["F"] = self._best[1] or _weights(self.F)
         if self.G is not None:
-            named["G"] = _weights(self.G)
+            named["G"] = self._best_G[1] or _weights(self.G)
         if self.config.starts_at_table:
             named[TABLE] = {"suv": hu_table.table_of(self.sums.state())}
         return {f"{name}.{key}": value for name, tensors in named.items() for key, value in tensors.items()}
@@ -511,20 +524,32 @@ class VirtualPET:
         return BlendSynthesizer(self.config, fcn, generator, table if self.config.starts_at_table else None)
 
     def state(self) -> State:
-        """Return the states of F, G and D, as far as there are any, the best F so far, and the table's sums."""
-        score, tensors = self._best
-        best = {"score": torch.tensor(score, dtype=torch.float64)} | tensors
-        own = {TABLE: self.sums.state()} if self.config.starts_at_table else {}
-        return assembly.states(self.engines) | {"best": best} | own
+        """Return the states of F, G and D, as far as there are any, the best F so far, and the table's sums.
+
+        With a residual, the best G too.
+        """
+        own = {TABLE: self.sums.state(), BEST_G: _kept(self._best_G)} if self.config.starts_at_table else {}
+        return assembly.states(self.engines) | {"best": _kept(self._best)} | own
 
     def load(self, state: State) -> None:
         """Continue from ``state``."""
         assembly.load_states(self.engines, state)
-        best = dict(state["best"])
-        self._best = float(best.pop("score")), best
+        self._best = _best_of(state["best"])
         if self.config.starts_at_table:
             self.sums.load(state[TABLE])
             self._table = None
+            if BEST_G in state:  # a run that began before there was one goes on with its last G
+                self._best_G = _best_of(state[BEST_G])
+
+
+def _kept(best: tuple[float, dict[str, Tensor]]) -> dict[str, Tensor]:
+    score, tensors = best
+    return {"score": torch.tensor(score, dtype=torch.float64)} | tensors
+
+
+def _best_of(kept: Mapping[str, Tensor]) -> tuple[float, dict[str, Tensor]]:
+    tensors = dict(kept)
+    return float(tensors.pop("score")), tensors
 
 
 def _weights(engine: Engine) -> dict[str, Tensor]:
