@@ -243,9 +243,10 @@ def _runs(results: Mapping[str, Any]) -> list[str]:
         )
     lines += [
         "",
-        "A training is slower than predicted where threads take cores from one another: two that read, one that",
-        "steps, and here whatever else the machine did. Steps, checkpoints and reading at need are held to trainings",
-        "by this; a feed that is the slowest part, and several ranks, are held to cases worked out by hand alone.",
+        "On the clock, trainings are slower than predicted: threads take cores from one another, two that read and",
+        "one that steps, and other processes take them from all. Processor time, which can be compared where nothing",
+        "is read ahead, knows neither. Steps, checkpoints and reading at need are held to trainings by this; a feed",
+        "that is the slowest part, and several ranks, are held to cases worked out by hand alone.",
     ]
     return [*lines, ""]
 

@@ -63,7 +63,12 @@ def parts(cohort: Cohort, scratch: Path) -> dict[str, Any]:
 
 
 def _keep(size: int) -> None:
-    """Let the reader keep so many bytes of decoded chunks, from none on."""
+    """Let the reader keep so many bytes of decoded chunks, from none on.
+
+    Raises:
+        AttributeError: the reader has another cache now; what is measured as decoded anew would not be.
+    """
+    assert callable(reader._context)
     pools = {"cache_pool": {"total_bytes_limit": size}, "data_copy_concurrency": {"limit": 2}}
     context = tensorstore.Context(pools)
     reader._case.cache_clear()
