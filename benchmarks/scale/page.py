@@ -169,8 +169,9 @@ def _head(results: Mapping[str, Any]) -> list[str]:
     return [
         "# A training on 64 GPUs, on paper and by simulation",
         "",
-        f"`python -m benchmarks.scale`, commit {about['commit']}, {about['date']}, {about['hardware']};",
-        f"the machine was shared, {about['load']:.1f} processes on average wanted its {about['cores']} cores.",
+        f"`python -m benchmarks.scale`, rows measured one after the other, the last on commit {about['commit']},",
+        f"{about['date']}, {about['hardware']}; the machine was shared: {about['load']:.0f} processes wanted its",
+        f"{about['cores']} cores at the last.",
         "**No GPU and no cluster was at hand: what is said of them is an assumption, and is called so.** What was",
         "measured is one worker's parts on a CPU, in processor time of all of its threads where it says `per core`.",
         "",
