@@ -15,9 +15,10 @@ def page(results: Mapping[str, Any]) -> str:
     lines = [
         "# A training step beside its convolutions alone",
         "",
-        f"`python -m benchmarks.roofline`, commit {about['commit']}, {about['date']}, {about['hardware']}, torch",
-        f"{about['torch']}, one thread, fp32, DeepSpeed's engine; the machine was shared, {about['load']:.1f}",
-        f"processes on average wanted its {about['cores']} cores, so that all times are processor time.",
+        f"`python -m benchmarks.roofline`, rows measured one after the other, the last on commit {about['commit']},",
+        f"{about['date']}, {about['hardware']}, torch {about['torch']}, one thread, fp32, DeepSpeed's engine; the",
+        f"machine was shared, {about['load']:.0f} processes wanted its {about['cores']} cores, so that all times are",
+        "processor time.",
         "",
         "The convolutions and matrix products of one step, forward and backward, are kept with their tensors and made",
         f"again with nothing between them, in turns with whole steps, {about['rounds']} rounds. The ratio is the",
