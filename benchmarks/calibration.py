@@ -84,7 +84,8 @@ def counts_of(mean: Ensemble, cohort: Path, name: str, folder: Path) -> Counts:
 
 def tell(counted: Mapping[str, Sequence[Counts]]) -> None:
     learned = learn(counted["validation"])
-    assert learned is not None
+    if learned is None:
+        raise SystemExit("fewer than two validation patients: nothing is learned")
     print(f"validation: {len(counted['validation'])} patients, test: {len(counted['test'])}\n")
     print("| SUV | noise, SUV | factor | validation | test | of a patient |\n|---|---|---|---|---|---|")
     test = check(learned, counted["test"])

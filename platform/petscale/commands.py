@@ -1041,6 +1041,31 @@ def report(
         print(page.with_suffix(".pdf"))
 
 
+def track(
+    run: Positional[Annotated[Path, arg(metavar="RUN")]],
+    store: Positional[Annotated[Path, arg(metavar="STORE")]],
+    tool: Literal["mlflow", "wandb"] = "mlflow",
+    pictures: bool = False,
+) -> None:
+    """Copy a run's settings, records and scores into a folder of MLflow or, offline, of Weights & Biases.
+
+    Nothing is sent anywhere, and no name of a case is copied.  Run the same command again to copy what has come since:
+    the new copy takes the place of the old one.
+
+    Args:
+        run: a run, finished or still training.
+        store: the tool's folder; several runs may share it.
+        tool: mlflow or wandb; each is an extra of petscale.
+        pictures: copy the pictures of training too: they show a patch of a patient.
+    """
+    from petscale.tracking.copying import track as copy_run
+    from petscale.tracking.into_mlflow import open_mlflow
+    from petscale.tracking.into_wandb import open_wandb
+
+    copy_run(run, store, {"mlflow": open_mlflow, "wandb": open_wandb}[tool], pictures=pictures)
+    print(store)
+
+
 def dashboard(
     folder: Positional[Path | None] = None, storage: str = "", cluster: str = "", seconds: float | None = None
 ) -> None:
@@ -1264,6 +1289,7 @@ COMMANDS = {
     "baseline": Command("evaluate", baseline, writes="output"),
     "score": Command("evaluate", score, writes="output"),
     "report": Command("evaluate", report, writes="run"),
+    "track": Command("evaluate", track, in_a_job=False),
     "dashboard": Command("evaluate", dashboard, in_a_job=False),
     "submit": Command("cluster", submit, in_a_job=False),
     "status": Command("cluster", status, in_a_job=False),

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from storage.errors import InputError
-from storage.nifti import open_nifti, write_nifti
+from storage.nifti import comment_of, open_nifti, write_nifti
 from storage.source import BQML, HU, LABEL, SUV, Grid
 
 SHAPE = (7, 6, 5)
@@ -501,3 +501,14 @@ def test_real_files_read_as_nibabel_reads_them(tmp_path: Path) -> None:
         image = nibabel.load(file)
         assert source.grid.affine == pytest.approx(image.affine)
         assert np.array_equal(source.read(0, source.grid.shape[0]), image.get_fdata(dtype=np.float32).T)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_a_comment_is_read_back(tmp_path: Path, ending: str) -> None:
+    grid = Grid((2, 3, 4), np.diag([-4.0, -4.0, 5.0, 1.0]))
+    for comment in ("", "standard deviation not calibrated", "μ" * 400):
+        path = tmp_path / f"x{ending}"
+        write_nifti(path, grid, lambda a, b: np.zeros((b - a, 3, 4), np.float32), comment=comment)
+        assert comment_of(path) == comment
+    (tmp_path / "short.nii").write_bytes(b"n+1")
+    assert comment_of(tmp_path / "short.nii") == ""

@@ -86,12 +86,18 @@ def calibrate(
 
 
 def _people(role: str, cohort: Cases, facts: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
-    """Patient -> the cases that have a role in every run, and that no run has started from."""
+    """Patient -> the cases that have a role in every run, of patients whom none was trained on or has started from."""
+    seen = {digest for one in facts for digest in trained_before(one)}
+    people = set()
+    for one in facts:
+        for name in (*one["train"], *one.get("unpaired", ())):
+            seen.add(one["cases"][name])
+            people.add(one.get("subjects", {}).get(name))
     found: dict[str, list[str]] = {}
-    before = {digest for one in facts for digest in trained_before(one)}
     for name in facts[0].get(role, ()):
-        everywhere = all(name in one.get(role, ()) for one in facts)
-        if name in cohort.cases and everywhere and facts[0]["cases"][name] not in before:
+        digest = facts[0]["cases"][name]
+        everywhere = all(name in one.get(role, ()) and one["cases"][name] == digest for one in facts)
+        if name in cohort.cases and everywhere and digest not in seen and cohort.case(name).subject not in people:
             check_unchanged(cohort, name, facts[0])
             found.setdefault(cohort.case(name).subject, []).append(name)
     return found

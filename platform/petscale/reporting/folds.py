@@ -93,6 +93,7 @@ def report_folds(
                 ],
                 data=data_table(opened, {"trained and scored on": list(scored)}, config.feed.target, source),
                 page_mb=options.page_mb,
+                deviations_said=options.said(list(scored)),
             )
             write_report(path, data)
             if options.pdf:

@@ -114,6 +114,12 @@ def test_what_a_run_has_trained_on_calibrates_nothing(
     )
     line = refused("calibrate", run, cohort, "--runs", other)
     assert line.startswith("SET_NO_VALIDATION calibrate: 1 patient in this cohort that every run kept")
+    record = json.loads((other / CONFIG).read_bytes())
+    record |= {"train": ["phantom-003"], "validation": list(VALIDATION)}  # one of these names has other voxels
+    record["cases"] |= {VALIDATION[0]: record["cases"][TEST[0]]}
+    (other / CONFIG).write_text(json.dumps(record))
+    untrained_runs.prove(other)
+    assert "1 patient in this cohort" in refused("calibrate", run, cohort, "--runs", other)
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     record = json.loads((copy / CONFIG).read_bytes())
