@@ -132,7 +132,7 @@ def test_no_path_of_a_machine() -> None:
                 )
             },
         ),
-        ("numcodecs", {"storage/shards.py"}),
+        ("numcodecs", {"storage/layout.py", "storage/shards.py"}),
     ],
 )
 def test_a_library_is_imported_in_its_places_only(library: str, places: set[str]) -> None:

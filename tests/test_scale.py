@@ -152,8 +152,8 @@ def test_the_page_is_made_of_the_kept_results() -> None:
 
 def _parts(**changed: dict[str, float]) -> dict[str, dict[str, float]]:
     ample = {
-        "patches anew": {"per_core_s": 1e6, "bytes": 1e6},
-        "pairs anew": {"per_core_s": 1e6},
+        "patches": {"per_core_s": 1e6, "bytes": 1e6},
+        "pairs": {"per_core_s": 1e6},
         "checkpoint": {"weights": 1e6, "save_s": 1e-3, "copy_s": 1e-4},
         "engine": {"added_s": 1e-4},
     }
@@ -165,7 +165,7 @@ def test_what_breaks_first_is_what_is_shortest() -> None:
     order = needs(large, _parts())
     # 64 GPUs x 200 patches a second x 1 MB is twice what the storage gives.
     assert (order[0].part, order[0].short) == ("shared storage", pytest.approx(2.0))
-    slow = needs(large, _parts(**{"pairs anew": {"per_core_s": 12.5}}))
+    slow = needs(large, _parts(**{"pairs": {"per_core_s": 12.5}}))
     assert (slow[0].part, slow[0].short) == ("loader of a worker, two threads at best", pytest.approx(4.0))
 
 
@@ -184,7 +184,7 @@ def test_the_large_training_is_as_fast_as_its_shortest_part() -> None:
 
 def test_no_change_makes_the_large_training_slower() -> None:
     large = Large()
-    told = _parts(**{"pairs anew": {"per_core_s": 60.0}, "checkpoint": {"save_s": 1.0}})
+    told = _parts(**{"pairs": {"per_core_s": 60.0}, "checkpoint": {"save_s": 1.0}})
     totals = [
         outcome(setup, read_s, large.step_s, [0.9, 1.0, 1.1]).total_s
         for setup, read_s in variants(large, told).values()

@@ -32,7 +32,7 @@ def measured(wanted: Collection[str]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         cohort = make_cohort(folder / "cohort", 4, (128, 160, 160))
-        for run in RUNS:  # before the parts, which change what the reader keeps
+        for run in RUNS:
             if run in wanted:
                 print(run, file=sys.stderr, flush=True)
                 found["runs"][run] = compare(folder / "cohort", run)
