@@ -485,6 +485,19 @@ class Calibration:
     Args:
         path: of its file, in the run's folder.
         kept: what it holds.
+
+    Example, of five validation patients and no test patient:
+
+    >>> from pathlib import Path
+    >>> from petscale.calibrations import Kept
+    >>> from trainers.metrics import calibration
+    >>> numbers = calibration.Calibration((calibration.Band(0.0, 0.1, 2.0, 5),))
+    >>> kept = Kept(numbers, "", (), "2 mirror images", ("low_drf20",), 5, (), (), 0)
+    >>> found = petscale.Calibration(Path("calibration/mean.json"), kept)
+    >>> found.verdict.partition(".")[0]
+    'Not checked: no test patient'
+    >>> found.table()[["low_suv", "noise_suv", "factor"]].values.tolist()
+    [[0.0, 0.1, 2.0]]
     """
 
     path: Path
