@@ -10,7 +10,6 @@ import os
 import shutil
 import struct
 import tempfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
+from isal import isal_zlib
 from numpy.typing import NDArray
 
 from storage.errors import InputError, no_file
@@ -35,6 +35,7 @@ MAX_BYTES = 64 << 30  # of voxels in one file
 SLACK_BYTES = 1 << 20  # that are inflated beyond the voxels before it is called a bomb
 BLOCK_BYTES = 512  # of a tape or disk, which writers fill with zeros
 CHUNK_BYTES = 1 << 20
+RESERVED_FLAGS = 0xE0  # of a gzip header (RFC 1952, 2.3.1.2): who sees one set must give an error
 SLAB_BYTES = 32 << 20
 AFFINE_TOLERANCE_MM = 0.1  # between sform and qform at the corners: their rounding is below it, an L/R flip is not
 # Between an axis of the affine and its pixdim, the smaller of both: writers cut pixdim to two decimals (4.07 for
@@ -393,14 +394,16 @@ def _inflate(stream: BinaryIO, path: Path, size: int, workdir: Path, most: int) 
 def _inflated(stream: BinaryIO, path: Path) -> Iterator[bytes]:
     """The inflated bytes, never more than a chunk at a time, checksums tested; several gzip members are one stream."""
     while True:
-        engine = zlib.decompressobj(wbits=31)
+        engine = isal_zlib.decompressobj(wbits=31)
         pending = stream.read(CHUNK_BYTES)
         if not pending.lstrip(b"\0"):  # the end, or the zero padding of a tape
             return
+        if len(pending) > 3 and pending[3] & RESERVED_FLAGS:  # isal passes them over
+            raise _error("NII_GZIP_CRC", path, "a gzip header with flags that no gzip has")
         while not engine.eof:
             try:
                 piece = engine.decompress(pending, CHUNK_BYTES)
-            except zlib.error:
+            except isal_zlib.error:
                 raise _error("NII_GZIP_CRC", path, "damaged gzip data, or a checksum that does not fit") from None
             if piece:
                 yield piece

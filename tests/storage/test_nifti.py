@@ -292,6 +292,14 @@ def test_every_flipped_byte_of_a_gzip_body_is_found(tmp_path: Path, voxels: NDAr
     assert refused(tmp_path / "a.nii.gz") == "NII_GZIP_CRC"
 
 
+@pytest.mark.parametrize("bit", [0x20, 0x40, 0x80])
+def test_a_flag_that_no_gzip_header_has_is_found(bit: int, tmp_path: Path, voxels: NDArray[Any]) -> None:
+    data = bytearray(save(tmp_path / "a.nii.gz", voxels).read_bytes())
+    data[3] |= bit
+    (tmp_path / "a.nii.gz").write_bytes(data)
+    assert refused(tmp_path / "a.nii.gz") == "NII_GZIP_CRC"
+
+
 def test_gzip_in_several_members_and_padding(tmp_path: Path, voxels: NDArray[Any]) -> None:
     raw = save(tmp_path / "a.nii", voxels).read_bytes()
     (tmp_path / "a.nii.gz").write_bytes(gzip.compress(raw[:500]) + gzip.compress(raw[500:]) + bytes(512))
