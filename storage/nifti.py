@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 import numpy as np
 from isal import isal_zlib
@@ -35,6 +35,7 @@ MAX_BYTES = 64 << 30  # of voxels in one file
 SLACK_BYTES = 1 << 20  # that are inflated beyond the voxels before it is called a bomb
 BLOCK_BYTES = 512  # of a tape or disk, which writers fill with zeros
 CHUNK_BYTES = 1 << 20
+DAMAGED = cast("type[Exception]", isal_zlib.error)  # its stub tells of an instance
 RESERVED_FLAGS = 0xE0  # of a gzip header (RFC 1952, 2.3.1.2): who sees one set must give an error
 SLAB_BYTES = 32 << 20
 AFFINE_TOLERANCE_MM = 0.1  # between sform and qform at the corners: their rounding is below it, an L/R flip is not
@@ -403,7 +404,7 @@ def _inflated(stream: BinaryIO, path: Path) -> Iterator[bytes]:
         while not engine.eof:
             try:
                 piece = engine.decompress(pending, CHUNK_BYTES)
-            except isal_zlib.error:
+            except DAMAGED:
                 raise _error("NII_GZIP_CRC", path, "damaged gzip data, or a checksum that does not fit") from None
             if piece:
                 yield piece
