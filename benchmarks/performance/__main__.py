@@ -9,7 +9,6 @@ import argparse
 import datetime
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.conditions import commit, hardware
 from benchmarks.performance import accuracy
 from benchmarks.performance.measure import measure
 from benchmarks.performance.results import below, page
@@ -45,16 +45,13 @@ def run(benchmarks: Suite, rounds: int) -> dict[str, Any]:
 
 
 def _when() -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {"commit": commit.stdout.strip(), "date": datetime.date.today().isoformat(), "load": os.getloadavg()[0]}
+    return {"commit": commit(), "date": datetime.date.today().isoformat(), "load": os.getloadavg()[0]}
 
 
 def _about(rounds: int) -> dict[str, Any]:
-    cpu = Path("/proc/cpuinfo")
-    models = [line.partition(": ")[2] for line in cpu.read_text().splitlines() if line.startswith("model name")]
     return {
         "command": "make bench",
-        "hardware": f"{os.cpu_count()} cores of {models[0] if models else 'a processor'}",
+        "hardware": hardware(),
         "cores": os.cpu_count(),
         "threads": "One thread for every way.",
         "rounds": rounds,

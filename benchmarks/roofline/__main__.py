@@ -8,7 +8,6 @@ import datetime
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.conditions import commit, hardware
 from benchmarks.roofline.page import KEPT, PAGE, page
 from benchmarks.roofline.products import Recorded, adam_updates, again, in_turns
 from petscale import config as configs
@@ -148,13 +148,10 @@ def _rest(step: Any) -> dict[str, float]:
 
 
 def _about(rounds: int) -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    cpu = Path("/proc/cpuinfo")
-    models = [line.partition(": ")[2] for line in cpu.read_text().splitlines() if line.startswith("model name")]
     return {
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "date": datetime.date.today().isoformat(),
-        "hardware": f"{os.cpu_count()} cores of {models[0] if models else 'a processor'}",
+        "hardware": hardware(),
         "cores": os.cpu_count(),
         "load": os.getloadavg()[2],
         "rounds": rounds,

@@ -7,7 +7,6 @@ import argparse
 import datetime
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Collection
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.conditions import commit, hardware
 from benchmarks.scale.page import KEPT, PAGE, page
 from benchmarks.scale.parts import cold_read, make_cohort, parts
 from benchmarks.scale.runs import RUNS, compare, configured
@@ -43,13 +43,10 @@ def measured(wanted: Collection[str]) -> dict[str, Any]:
 
 
 def _about() -> dict[str, Any]:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    cpu = Path("/proc/cpuinfo")
-    models = [line.partition(": ")[2] for line in cpu.read_text().splitlines() if line.startswith("model name")]
     return {
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "date": datetime.date.today().isoformat(),
-        "hardware": f"{os.cpu_count()} cores of {models[0] if models else 'a processor'}",
+        "hardware": hardware(),
         "cores": os.cpu_count(),
         "load": os.getloadavg()[2],
     }

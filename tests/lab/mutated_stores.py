@@ -394,7 +394,7 @@ class Finding:
 
 
 def run(mutations: list[Triple], folder: Path) -> Iterator[Finding]:
-    """Write, read and judge mutations one after another, each in the place of its base."""
+    """Write and read mutations one after another, each in the place of its base, and say what came of each."""
     made = bases(folder)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     wholes = {name: base.read() for name, base in made.items()}
