@@ -258,7 +258,7 @@ class Cohort:
         return _case(name, folder.absolute(), content["root"], (status.st_ino, status.st_ctime_ns))
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=4096)  # more than the largest public data set has (1447), each a few kB and its sampling maps
 def _case(name: str, folder: Path, root: str, file: tuple[int, int]) -> Case:
     """The case of one commit: a result may be replaced, and later again by one that equals the first."""
     return Case(name, folder)
@@ -275,7 +275,11 @@ def open_cohort(folder: Path) -> Cohort:
         raise InputError(
             "STORE_NONE",
             where=folder.name or str(folder),
-            found="no petscale cohort in this folder" if folder.exists() else "no such folder",
+            found="a file, and no folder of a cohort"
+            if folder.is_file()
+            else "no petscale cohort in this folder"
+            if folder.exists()
+            else "no such folder",
             remedy="make one with `petscale ingest`, `petscale phantom` or `petscale simulate`",
         )
     if not isinstance(about["schema"], int):

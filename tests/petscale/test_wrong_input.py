@@ -535,6 +535,9 @@ def test_a_configuration_file(content: str, code: str, cohort: Path, tmp_path: P
 
 def test_train_without_a_cohort(tmp_path: Path, refused: Refused) -> None:
     assert refused("train", tmp_path / "absent", "--run", tmp_path / "run").startswith("STORE_NONE absent")
+    page = tmp_path / "config.json"
+    page.write_text("{}")
+    assert refused("inspect", page).startswith("STORE_NONE config.json: a file, and no folder of a cohort")
     assert not (tmp_path / "run").exists()
 
 

@@ -14,7 +14,7 @@ from petscale import config as configs
 from petscale.config import RunConfig
 from petscale.folders import CONFIG, STOPPED
 from petscale.proof import FORM, PROOF, TRAINED_BEFORE, TRAINED_ON, carried
-from petscale.splits import Roles, one_patient_by_name, same_scans, split_cases, stated_split
+from petscale.splits import Roles, SplitConfig, one_patient_by_name, same_scans, split_cases, stated_split
 from petscale.training.cohorts import cohort_notes, open_together
 from petscale.training.first import INIT, check_init, check_scale
 from petscale.training.job import WorkerJob
@@ -202,6 +202,12 @@ def _notes(cohort: Cases, roles: Roles, config: RunConfig) -> Iterator[str]:
         yield f"left out: {', '.join(config.split.leave_out)}"
     if unused:
         yield f"{len(unused)} case(s) of the cohort are not part of this run, which goes on with those it recorded"
+    share = config.split.validation_fraction
+    if share != SplitConfig().validation_fraction and not roles.validation:
+        yield (
+            f"split.validation_fraction={share:g} keeps nobody apart, since {config.recipe} follows no scores of its "
+            "own: those patients are trained on; ask for scores with --set loop.validate_every=100"
+        )
     role_of = {name: role for role in ("train", "unpaired", "validation", "test") for name in getattr(roles, role)}
     for names in same_scans({name: getattr(cohort.case(name), "voxels", "") for name in roles.everyone}):
         if len({role_of[name] for name in names}) > 1:

@@ -142,6 +142,18 @@ def test_a_case_that_is_too_thin_can_be_left_out(copied: Path, tmp_path: Path) -
     assert plan.notes == ("left out: phantom-060",)
 
 
+def test_a_share_of_validation_patients_that_nothing_asks_for_is_told(cohort: Path, tmp_path: Path) -> None:
+    plan = planned(cohort, tmp_path / "run", "split.validation_fraction=0.3")
+    assert plan.facts["validation"] == ()
+    (note,) = plan.notes
+    assert note.startswith("split.validation_fraction=0.3 keeps nobody apart")
+    # Followed scores, no share at all, and the default: nothing to tell.
+    asked = planned(cohort, tmp_path / "asked", "split.validation_fraction=0.3", "loop.validate_every=100")
+    assert asked.facts["validation"] != ()
+    assert asked.notes == ()
+    assert planned(cohort, tmp_path / "default").notes == ()
+
+
 def test_names_that_look_like_one_patient_are_pointed_out(cohort: Path, newcomer: Path, tmp_path: Path) -> None:
     class Renamed:
         name = "renamed"
