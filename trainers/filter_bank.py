@@ -22,14 +22,55 @@ from torch import Tensor
 FWHMS_MM = (3.0, 5.0, 7.0, 10.0, 14.0, 20.0, 30.0)
 MEMBERS = 1 + len(FWHMS_MM)  # the low dose itself comes first
 LEVEL_EDGES_SUV = (0.15, 0.3, 0.6, 1.2, 2.4, 4.8, 9.6)  # of the 10 mm mean
-CONTRAST_EDGES = (-0.3, -0.12, -0.04, 0.04, 0.12, 0.3)  # of (7 mm - 20 mm mean) / 20 mm mean
-CLASSES = (len(LEVEL_EDGES_SUV) + 1) * (len(CONTRAST_EDGES) + 1)
 TRUNCATE = 3.0  # standard deviations at which a Gaussian ends
-RIDGE = 1e-3  # how strongly a class is drawn to the linear filter, in parts of the mean trace
 
 _SIGMA_PER_FWHM = 1 / math.sqrt(8 * math.log(2))
 _LEAST_SUV = 1e-3  # keeps the contrast finite in air
-_AT_10, _AT_7, _AT_20 = (1 + FWHMS_MM.index(width) for width in (10.0, 7.0, 20.0))
+_AT_10 = 1 + FWHMS_MM.index(10.0)
+
+
+@dataclass(frozen=True)
+class Classing:
+    """How voxels are put into classes: their level, and how far they stand out of their surroundings.
+
+    Args:
+        contrast_edges: of (7 mm mean - wide mean) / wide mean.
+        wide_mm: width of the mean that stands for the surroundings, one of ``FWHMS_MM``.
+        ridge: how strongly a class is drawn to the linear filter, in parts of the mean trace.
+    """
+
+    contrast_edges: tuple[float, ...]
+    wide_mm: float
+    ridge: float
+
+    @property
+    def count(self) -> int:
+        """How many classes there are; the number tells one way from the other in what is stored."""
+        return (len(LEVEL_EDGES_SUV) + 1) * (len(self.contrast_edges) + 1)
+
+    def of(self, bank: Float[Tensor, "b m z y x"]) -> Int[Tensor, "b z y x"]:
+        """Return the class of every voxel, 0 to ``count`` - 1, from ``members`` in SUV: level by signed contrast."""
+        near, wide = (bank[:, 1 + FWHMS_MM.index(width)] for width in (7.0, self.wide_mm))
+        contrast = (near - wide) / wide.clamp(min=_LEAST_SUV)
+        level = torch.bucketize(bank[:, _AT_10].contiguous(), torch.tensor(LEVEL_EDGES_SUV, device=bank.device))
+        side = torch.bucketize(contrast.contiguous(), torch.tensor(self.contrast_edges, device=bank.device))
+        return level * (len(self.contrast_edges) + 1) + side
+
+
+# Small hot lesions are not averaged with the faint edges of organs: up to 2 dB better there at equal PSNR of the body
+# (docs/results/restore.md).
+FINE = Classing((-0.6, -0.3, -0.12, -0.04, 0.04, 0.12, 0.3, 0.6, 1.2), 30.0, 3e-5)
+COARSE = Classing((-0.3, -0.12, -0.04, 0.04, 0.12, 0.3), 20.0, 1e-3)  # of what was fitted before there was another
+CLASSES = FINE.count
+
+
+def classing_of(count: int) -> Classing:
+    """Return the way of classing that has this many classes: how stored coefficients are to be used.
+
+    Raises:
+        KeyError: for another number.
+    """
+    return {way.count: way for way in (FINE, COARSE)}[count]
 
 
 def reach(spacing_mm: Iterable[float]) -> tuple[int, int, int]:
@@ -112,15 +153,6 @@ def gaussians(
     return torch.stack(found).float()
 
 
-def classes(bank: Float[Tensor, "b m z y x"]) -> Int[Tensor, "b z y x"]:
-    """Return the class of every voxel, 0 to ``CLASSES`` - 1, from ``members`` in SUV: level by signed contrast."""
-    wide = bank[:, _AT_20]
-    contrast = (bank[:, _AT_7] - wide) / wide.clamp(min=_LEAST_SUV)
-    level = torch.bucketize(bank[:, _AT_10].contiguous(), torch.tensor(LEVEL_EDGES_SUV, device=bank.device))
-    side = torch.bucketize(contrast.contiguous(), torch.tensor(CONTRAST_EDGES, device=bank.device))
-    return level * (len(CONTRAST_EDGES) + 1) + side
-
-
 @dataclass(frozen=True, eq=False)
 class NormalEquations:
     """Sums over voxels from which the best combination of every class follows; those of two cases can be added.
@@ -133,13 +165,18 @@ class NormalEquations:
     products: NDArray[np.float64]
     targets: NDArray[np.float64]
 
+    @property
+    def classing(self) -> Classing:
+        """How the voxels were put into classes."""
+        return classing_of(len(self.products))
+
     def __add__(self, other: "NormalEquations") -> "NormalEquations":
         return NormalEquations(self.products + other.products, self.targets + other.targets)
 
 
-def no_voxels() -> NormalEquations:
+def no_voxels(classing: Classing = FINE) -> NormalEquations:
     """Return the sums over no voxel."""
-    return NormalEquations(np.zeros((CLASSES, MEMBERS, MEMBERS)), np.zeros((CLASSES, MEMBERS)))
+    return NormalEquations(np.zeros((classing.count, MEMBERS, MEMBERS)), np.zeros((classing.count, MEMBERS)))
 
 
 def normal_equations(
@@ -147,17 +184,19 @@ def normal_equations(
     classed: Int[Tensor, " n"],
     target: Float[Tensor, " n"],
     weight: float | Float[Tensor, " n"],
+    classing: Classing = FINE,
 ) -> NormalEquations:
     """Sum over ``n`` voxels of one case, in double precision and in a fixed order.
 
     Args:
         bank: ``members`` of these voxels.
-        classed: their ``classes``.
+        classed: their classes by ``classing``.
         target: what they should be.
         weight: of all voxels or of each; 1 / peak^2 makes the sum of squares that of the PSNR.
+        classing: how they were put into classes.
     """
     order = torch.argsort(classed, stable=True)
-    sizes = torch.bincount(classed, minlength=CLASSES).tolist()
+    sizes = torch.bincount(classed, minlength=classing.count).tolist()
     rows = torch.cat([bank, target[None]])[:, order].double()
     weighted = (
         bank[:, order].double()
@@ -172,11 +211,17 @@ def linear_filter(equations: NormalEquations) -> NDArray[np.float64]:
     """Return the best combination for all voxels alike, as (classes, members) with equal rows."""
     products, targets = equations.products.sum(0), equations.targets.sum(0)
     one = np.linalg.lstsq(products, targets, rcond=1e-12)[0]
-    return np.tile(one, (CLASSES, 1))
+    return np.tile(one, (len(equations.products), 1))
 
 
-def adaptive_filter(equations: NormalEquations, ridge: float = RIDGE) -> NDArray[np.float64]:
-    """Return the best combination of every class, (classes, members), drawn to the linear filter where it is rare."""
+def adaptive_filter(equations: NormalEquations, ridge: float | None = None) -> NDArray[np.float64]:
+    """Return the best combination of every class, (classes, members), drawn to the linear filter where it is rare.
+
+    Args:
+        equations: of a case, or of several added.
+        ridge: how strongly; None for what the way of classing has.
+    """
+    ridge = equations.classing.ridge if ridge is None else ridge
     linear = linear_filter(equations)
     trace = np.trace(equations.products, axis1=1, axis2=2)
     known = np.maximum(np.count_nonzero(trace), 1)
@@ -188,5 +233,5 @@ def adaptive_filter(equations: NormalEquations, ridge: float = RIDGE) -> NDArray
 def combined(
     bank: Float[Tensor, "b m z y x"], coefficients: Float[Tensor, "k m"], classed: Int[Tensor, "b z y x"]
 ) -> Float[Tensor, "b 1 z y x"]:
-    """Return the filtered image: every voxel's combination of ``members`` by its class."""
+    """Return the filtered image: every voxel's combination of ``members`` by its class, (classes, members)."""
     return torch.einsum("bmzyx,bzyxm->bzyx", bank, coefficients[classed])[:, None]

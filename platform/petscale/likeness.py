@@ -156,7 +156,7 @@ def from_json(content: Mapping[str, Any]) -> Likeness:
         if name in MEASURES
     }
     classes = tuple(tuple(_finite(share) for share in one) for one in content["classes"])
-    if any(len(one) != filter_bank.CLASSES for one in classes):
+    if any(len(one) != filter_bank.COARSE.count for one in classes):
         raise ValueError("other classes")
     return Likeness(
         int(content["cases"]),
@@ -299,8 +299,8 @@ def _classes(coarse: NDArray[np.float32], inside: NDArray[np.bool_], spacing_mm:
     z, y, x = filter_bank.reach(spacing_mm)
     around = torch.nn.functional.pad(cut[None, None], (x, x, y, y, z, z), mode="replicate")
     bank = filter_bank.members(around, torch.tensor([spacing_mm]), (z, y, x))
-    found = filter_bank.classes(bank)[0].numpy()[body]
-    counts: Bins = np.bincount(found, minlength=filter_bank.CLASSES) / len(found)
+    found = filter_bank.COARSE.of(bank)[0].numpy()[body]
+    counts: Bins = np.bincount(found, minlength=filter_bank.COARSE.count) / len(found)
     return counts
 
 

@@ -107,20 +107,19 @@ class BlockedSource:
 # ---- banks of Gaussians ---------------------------------------------------------------------------------------------
 
 
-def bank(slab: Voxels, spacing_mm: tuple[float, float, float]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the Gaussians of a block and the class of its voxels.
+def bank(slab: Voxels, spacing_mm: tuple[float, float, float]) -> torch.Tensor:
+    """Return the Gaussians of a block.
 
     Args:
         slab: (slices + 2 ``bank_halo``, y, x) in SUV.
         spacing_mm: voxel edge lengths (z, y, x).
 
     Returns:
-        (1, members, slices, y, x) as ``filter_bank.members`` has it, faces along y and x reflected; (1, slices, y, x).
+        (1, members, slices, y, x) as ``filter_bank.members`` has it, faces along y and x reflected.
     """
     margin = filter_bank.reach(spacing_mm)
     grown = np.pad(slab, [(0, 0), (margin[1],) * 2, (margin[2],) * 2], mode="symmetric")
-    found = filter_bank.members(torch.from_numpy(grown)[None, None], torch.tensor([spacing_mm]), margin)
-    return found, filter_bank.classes(found)
+    return filter_bank.members(torch.from_numpy(grown)[None, None], torch.tensor([spacing_mm]), margin)
 
 
 def bank_halo(spacing_mm: tuple[float, float, float]) -> int:
@@ -131,10 +130,11 @@ def bank_halo(spacing_mm: tuple[float, float, float]) -> int:
 def banked(source: ImageSource, coefficients: NDArray[np.float64], rule: str) -> BlockedSource:
     """Return a low dose filtered by a bank; ``coefficients`` (classes, members) as ``filter_bank`` fits them."""
     spacing, chosen = source.grid.spacing_mm, torch.from_numpy(coefficients).float()
+    classing = filter_bank.classing_of(len(coefficients))
 
     def make(slab: Voxels) -> Voxels:
-        found, classed = bank(slab, spacing)
-        made: Voxels = filter_bank.combined(found, chosen, classed)[0, 0].numpy()
+        found = bank(slab, spacing)
+        made: Voxels = filter_bank.combined(found, chosen, classing.of(found))[0, 0].numpy()
         return made
 
     return BlockedSource(source, make, bank_halo(spacing), rule)

@@ -45,11 +45,12 @@ from storage.reader import Case
 from storage.source import HU, ImageSource
 from trainers.filter_bank import (
     CLASSES,
+    FINE,
     FWHMS_MM,
-    MEMBERS,
     NormalEquations,
     adaptive_filter,
     linear_filter,
+    no_voxels,
     normal_equations,
 )
 from trainers.metrics.image import psnr_of
@@ -119,7 +120,7 @@ class Filters:
         of = f"combination of the image and Gaussians of {widths} mm FWHM"
         return {
             LINEAR: f"best {of}, {fitted}",
-            ADAPTIVE: f"best {of} for each of {CLASSES} classes of local level and contrast, {fitted}",
+            ADAPTIVE: f"best {of} for each of {len(self.adaptive)} classes of local level and contrast, {fitted}",
         }
 
     def beside(self, source: ImageSource, anatomy: Anatomy | None = None) -> dict[str, ImageSource]:
@@ -199,11 +200,12 @@ def measure(low: ImageSource, full: ImageSource, body: ImageSource) -> Measured:
     gaussian = gaussian_scores(low, full, body)
     peak = _peak(full, body)
     spacing = low.grid.spacing_mm
-    equations = NormalEquations(np.zeros((CLASSES, MEMBERS, MEMBERS)), np.zeros((CLASSES, MEMBERS)))
+    equations = no_voxels()
     for z0, z1 in slabs(low.grid.shape, BLOCK_VOXELS):
         inside = torch.from_numpy(body.read(z0, z1) > 0.5)
         slab = read_reflected(low, z0, z1, bank_halo(spacing)).astype(np.float32)
-        members, classed = bank(slab, spacing)
+        members = bank(slab, spacing)
+        classed = FINE.of(members)
         target = torch.from_numpy(full.read(z0, z1))[inside]
         equations += normal_equations(members[0][:, inside], classed[0][inside], target, peak**-2)
     return Measured(gaussian, equations)

@@ -6,12 +6,14 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from volumes import GRID, ellipse, noisy, source
 
 from petscale.evaluation import filters
 from petscale.evaluation.baselines import BM4D, NON_LOCAL_MEANS, TOTAL_VARIATION
 from petscale.evaluation.filters import BlockedSource, banked, denoised, installed, levelled, relative_noise
+from trainers import filter_bank
 from trainers.filter_bank import CLASSES, MEMBERS
 
 DEPTH = GRID.shape[0]
@@ -69,6 +71,19 @@ def test_a_bank_of_the_image_alone_is_the_image() -> None:
     alone[:, 0] = 1
     low = noisy(activity(), 0.4, 1)
     np.testing.assert_array_equal(banked(low, alone, "").read(0, DEPTH), low.voxels)
+
+
+def test_a_filter_of_before_is_used_by_its_own_classes() -> None:
+    """Each class gives its number: a fitted filter that was stored with 56 classes means those."""
+    low = source(activity())
+    margin = filter_bank.reach(GRID.spacing_mm)
+    grown = np.pad(low.voxels, [(edge, edge) for edge in margin], mode="symmetric")
+    bank = filter_bank.members(torch.from_numpy(grown)[None, None], torch.tensor([GRID.spacing_mm]), margin)
+    for way in (filter_bank.COARSE, filter_bank.FINE):
+        numbers = np.zeros((way.count, MEMBERS))
+        numbers[:, -1] = np.arange(way.count)  # times the widest mean
+        expected = way.of(bank)[0] * bank[0, -1]
+        np.testing.assert_allclose(banked(low, numbers, "").read(0, DEPTH), expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("method", [NON_LOCAL_MEANS, TOTAL_VARIATION])

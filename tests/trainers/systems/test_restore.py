@@ -87,7 +87,7 @@ def test_training_starts_at_the_bank() -> None:
     bank = members(9)
     known = recipe.synthesizer().bank
     image, _ = restore.restored(recipe.engine, bank, known.coefficients.expand(2, -1, -1), torch.zeros(2))
-    assert torch.equal(image, filter_bank.combined(bank, known.coefficients[0], filter_bank.classes(bank)))
+    assert torch.equal(image, filter_bank.combined(bank, known.coefficients[0], filter_bank.FINE.of(bank)))
 
 
 @settings(max_examples=10, deadline=None)
@@ -121,7 +121,7 @@ def test_the_gate_learns_from_what_the_low_dose_did_not_count() -> None:
         recipe.step(replace(given, target=0.25 * bank[:, :1] + 0.75 * bank[:, 3:4]), step)
     found = recipe.synthesizer().bank.at(4.0)
     bank = members(5)
-    truth = filter_bank.combined(bank, found, filter_bank.classes(bank))
+    truth = filter_bank.combined(bank, found, filter_bank.FINE.of(bank))
     torch.testing.assert_close(truth, bank[:, 3:4], rtol=2e-2, atol=2e-2)
 
 
@@ -256,6 +256,36 @@ def test_a_resumed_run_is_bit_equal(middle: int) -> None:
         second.step(batch(step), step)
     assert whole.phase_starts == {"bank": 0, "network": 4}
     assert all(torch.equal(value, second.weights()[name]) for name, value in whole.weights().items())
+
+
+@pytest.mark.parametrize("middle", [2, 6])
+def test_a_run_of_before_goes_on_with_the_classes_that_it_began_with(middle: int) -> None:
+    whole, first, second = build(), build(), build()
+    for recipe in (whole, first):
+        recipe.sums.classing = filter_bank.COARSE
+    for step in range(8):
+        whole.step(batch(step), step)
+    for step in range(middle):
+        first.step(batch(step), step)
+    second.load(first.state())
+    for step in range(middle, 8):
+        second.step(batch(step), step)
+    assert all(torch.equal(value, second.weights()[name]) for name, value in whole.weights().items())
+    known = second.synthesizer().bank
+    assert known.coefficients.shape == (1, 56, MEMBERS)
+    with torch.no_grad():
+        for parameter in second.engine.module.parameters():
+            parameter.zero_()
+    bank = members(9)
+    image, _ = restore.restored(second.engine, bank, known.coefficients.expand(2, -1, -1), torch.zeros(2))
+    assert torch.equal(image, filter_bank.combined(bank, known.coefficients[0], filter_bank.COARSE.of(bank)))
+
+
+def test_classes_of_before_are_kept_where_nothing_was_added_up_yet() -> None:
+    before, again = build(), build()
+    before.sums.classing = filter_bank.COARSE
+    again.load(before.state())
+    assert again.sums.classing is filter_bank.COARSE
 
 
 def test_doses_that_are_not_known_stand_last() -> None:
@@ -397,6 +427,14 @@ def test_weights_of_another_configuration_are_refused() -> None:
         restore.weights_to_synthesizer(Config(**{**SMALL, "channels": (5, 6)}), weights)
 
 
+@pytest.mark.parametrize("shape", [(1, 57, MEMBERS), (1, 56, MEMBERS + 1), (56, MEMBERS)])
+def test_a_bank_of_other_classes_is_refused(shape: tuple[int, ...]) -> None:
+    weights = build().weights()
+    assert weights["bank.coefficients"].shape == (1, CLASSES, MEMBERS)
+    with pytest.raises(InputError, match="CKPT_CONFIG weights of restore"):
+        restore.weights_to_synthesizer(Config(**SMALL), weights | {"bank.coefficients": torch.zeros(shape)})
+
+
 def test_a_second_low_dose_serves_as_the_target() -> None:
     """Noise that is independent of the source's adds to the error and not to the answer (Lehtinen et al. 2018)."""
     answers = []
@@ -409,7 +447,7 @@ def test_a_second_low_dose_serves_as_the_target() -> None:
             recipe.step(replace(given, target=other), step)
         bank = members(99)
         found = recipe.synthesizer().bank.at(20.0)
-        answers.append(filter_bank.combined(bank, found, filter_bank.classes(bank)))
+        answers.append(filter_bank.combined(bank, found, filter_bank.FINE.of(bank)))
     truth = batch(99).target
     clean, noisy = ((answer - truth).square().mean().sqrt() for answer in answers)
     assert noisy < 1.1 * clean
