@@ -1,5 +1,6 @@
 """A Ray cluster for as long as work lasts: the one this process was submitted to, or a private one on this machine."""
 
+import fcntl
 import importlib
 import json
 import logging
@@ -9,6 +10,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -31,6 +33,10 @@ IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for the driver of a submitt
 SOCKET_BYTES = 107  # that Linux takes as the path of a socket
 
 SESSION, DASHBOARD, TOKEN = "petscale-ray-", "dashboard.json", "token"  # a private cluster's folder, and files in it
+HELD = ".held"  # a file there that the driver holds locked: a number of its process means nothing in another container
+UNHELD_S = 60.0  # in which a folder gets that file
+
+_holds: dict[str, int] = {}  # folder -> the open file that holds it
 
 
 def worker_environment(config: RunConfig) -> dict[str, str]:
@@ -142,7 +148,7 @@ def session(config: RunConfig, cpus: int, folder: Path, *read: Path, dashboard: 
     finally:
         ray.shutdown()
         if not keep:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _remove(temporary)
         _forget_killed(Path(temporary).parent)
 
 
@@ -178,7 +184,7 @@ def _start_private(environment: Mapping[str, Any], cpus: int, dashboard: bool) -
             for left in set(psutil.Process().children(recursive=True)) - ours:
                 with suppress(psutil.NoSuchProcess):
                     left.kill()
-            shutil.rmtree(temporary, ignore_errors=True)
+            _remove(temporary)
         else:
             return started, temporary
     raise InputError(
@@ -256,7 +262,7 @@ def own_folder() -> str:
         if len(os.fsencode(place)) + longest <= SOCKET_BYTES:
             _forget_killed(place)
             with suppress(OSError):
-                return tempfile.mkdtemp(prefix=f"{SESSION}{pid}-", dir=place)
+                return _held(tempfile.mkdtemp(prefix=f"{SESSION}{pid}-", dir=place))
     raise InputError(
         "CLU_SOCKET_PATH",
         where="TMPDIR",
@@ -265,11 +271,44 @@ def own_folder() -> str:
     )
 
 
+def _held(folder: str) -> str:
+    """Lock a file in the folder for as long as this process lives; the kernel lets go of it, whatever ends it."""
+    _holds[folder] = os.open(f"{folder}/{HELD}", os.O_CREAT | os.O_RDWR, 0o600)
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(_holds[folder], fcntl.LOCK_EX)
+    return folder
+
+
+def _remove(folder: str) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    if folder in _holds:
+        os.close(_holds.pop(folder))
+
+
 def _forget_killed(place: Path) -> None:
     """Remove the folders of killed processes; Ray's own may still have written there when it was done last."""
     for folder in place.glob(f"{SESSION}*"):
-        if not psutil.pid_exists(_owner(folder)):
+        if not psutil.pid_exists(_owner(folder)) and not _is_held(folder):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_held(folder: Path) -> bool:
+    """Whether a process that this one may not see, as one of another container, lives and works in the folder."""
+    try:
+        handle = os.open(folder / HELD, os.O_RDWR)
+    except FileNotFoundError:  # about to be held, or of before
+        with suppress(OSError):
+            return time.time() - folder.stat().st_mtime < UNHELD_S
+        return False
+    except OSError:  # another user's
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # locked, or a file system without locks: whose it is cannot be known
+        return True
+    finally:
+        os.close(handle)
+    return False
 
 
 def _places() -> list[Path]:

@@ -3,9 +3,13 @@
 import os
 import shutil
 import socket
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from petscale.cluster import session
@@ -35,6 +39,49 @@ def test_a_short_folder_for_temporary_files_is_used(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(tempfile, "tempdir", short)
         monkeypatch.setattr(os, "getpid", lambda: 1)
         assert Path(session.own_folder()).parent == Path(short)
+
+
+HOLDER = """
+import sys, tempfile
+from petscale.cluster import session
+
+tempfile.tempdir = sys.argv[1]
+print(session.own_folder(), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_cluster_of_another_container_is_left_alone_and_a_killed_ones_folder_is_removed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Containers share /tmp, and each counts its own processes: there the number in a folder's name is of nobody here.
+
+    Seen: a training whose folder a process of another PID namespace had removed waited for ever.
+    """
+    with tempfile.TemporaryDirectory(prefix="p", dir="/tmp") as place:
+        monkeypatch.setattr(tempfile, "tempdir", place)
+        words = [sys.executable, "-c", HOLDER, place]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+            assert holder.stdout is not None
+            theirs = Path(holder.stdout.readline().strip())
+            assert theirs.parent == Path(place)
+            monkeypatch.setattr(psutil, "pid_exists", lambda number: False)
+            session._forget_killed(Path(place))
+            assert theirs.exists()
+            holder.kill()
+            holder.wait()
+            session._forget_killed(Path(place))
+            assert not theirs.exists()
+
+
+def test_a_folder_that_is_just_made_is_nobodys_leftover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "pid_exists", lambda number: False)
+    young, old = tmp_path / f"{session.SESSION}1-young", tmp_path / f"{session.SESSION}2-old"
+    for folder in (young, old):
+        folder.mkdir()
+    os.utime(old, (time.time() - 2 * session.UNHELD_S,) * 2)
+    session._forget_killed(tmp_path)
+    assert (young.exists(), old.exists()) == (True, False)
 
 
 def test_no_room_anywhere_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
