@@ -1,8 +1,8 @@
-"""A wheel of petscale alone: hatchling's build hook, which moves the other three packages of the checkout into petscale.
+"""A wheel of petscale alone: hatchling's build hook, which moves a checkout's other three packages into petscale.
 
-In a checkout ``storage``, ``trainers`` and ``tune_spaces`` stand beside petscale.  In an environment that is shared with
-other software these names are anybody's.  So hatchling makes its wheel of the four packages, and then this hook writes
-it anew: the three are put into ``petscale/_rooms``, and every name of a module of theirs is completed in all files.
+In a checkout ``storage``, ``trainers`` and ``tune_spaces`` stand beside petscale.  In an environment that is shared
+with other software these names are anybody's.  So hatchling makes its wheel of the four packages, and then this hook
+writes it anew: the three are put into ``petscale/_rooms``, and the names of their modules are completed in all files.
 
 Names are completed where Python's grammar has them: in import statements, in strings that are the whole name of a
 module, in docstrings and their examples.  A string that holds such a name among other text is refused, for nobody could
@@ -189,7 +189,7 @@ def of_docstring(node: ast.Constant, source: str, modules: set[str], name: str) 
     assert node.end_lineno
     found: Insertions = []
     lines = source.encode().splitlines()[node.lineno - 1 : node.end_lineno]
-    for number, line in enumerate((line.decode() for line in lines), node.lineno):
+    for number, line in enumerate(map(bytes.decode, lines), node.lineno):
         starts = {match.start() for match in NAMED.finditer(line) if known(match, modules)}
         starts |= {match.start(2) for match in IMPORTED.finditer(line)}
         found += [(number, len(line[:start].encode()), f"{INSIDE}.") for start in starts]
@@ -216,7 +216,7 @@ def imported(node: ast.AST) -> list[str]:
 def examples_of(source: str) -> Iterator[tuple[str, int]]:
     """Source and line of every example in a docstring."""
     for node in docstrings_of(ast.parse(source)):
-        for example in doctest.DocTestParser().get_examples(node.value):
+        for example in doctest.DocTestParser().get_examples(str(node.value)):
             yield example.source, node.lineno + example.lineno
 
 
