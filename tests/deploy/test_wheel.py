@@ -33,6 +33,8 @@ from storage.verification import verify
 pytest.importorskip("hatchling", reason="needs hatchling, which builds the wheel")
 
 ROOT = Path(__file__).parents[2]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+VERSION = PYPROJECT["project"]["version"]
 PAGE = ROOT / "docs/how-to-add-a-system.md"
 ROOMS = {"storage", "trainers", "tune_spaces"}
 INSIDE = "petscale._rooms"
@@ -62,20 +64,19 @@ def hook() -> ModuleType:
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     """The wheel that hatchling makes of a copy of this checkout in which more lies than code."""
     copy = tmp_path_factory.mktemp("checkout")
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    target = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    target = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
     for name in target["packages"]:
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    facts = [project["project"]["readme"], *project["project"]["license-files"]]
+    facts = [PYPROJECT["project"]["readme"], *PYPROJECT["project"]["license-files"]]
     for name in ("pyproject.toml", target["hooks"]["custom"]["path"], *facts):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, copy / name)
     for name in BESIDE:
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).touch()
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel"], cwd=copy, check=True, capture_output=True
-    )
+    words = [sys.executable, "-m", "hatchling", "build", "-t", "wheel"]
+    done = subprocess.run(words, cwd=copy, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
     (path,) = (copy / "dist").iterdir()
     return zipfile.ZipFile(path)
 
@@ -183,9 +184,29 @@ def test_what_cannot_be_completed_is_refused_by_its_line(hook: ModuleType, sourc
         hook.completed(source, MODULES, "room/file.py")
 
 
+def test_a_wheel_that_cannot_be_written_anew_does_not_stay(hook: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "a.whl"
+    with zipfile.ZipFile(path, "w") as made:
+        made.writestr("petscale/__init__.py", "")
+        made.writestr("storage/suv.py", "command = 'python -m storage.suv'")
+        made.writestr("a.dist-info/RECORD", "")
+    before = path.read_bytes()
+    wheel = hook.Wheel(str(tmp_path), {}, None, None, str(tmp_path), "wheel")
+    wheel.finalize("editable", {}, str(path))
+    assert path.read_bytes() == before
+    with pytest.raises(ValueError, match=r"^storage/suv\.py:1: "):
+        wheel.finalize("standard", {}, str(path))
+    assert not path.exists()
+
+
+def test_the_page_names_the_wheel(wheel: zipfile.ZipFile) -> None:
+    assert wheel.filename
+    assert f"wheelhouse/{Path(wheel.filename).name}" in (ROOT / "docs/how-to-python.md").read_text()
+
+
 def test_the_wheel_holds_petscale_alone_and_every_file_of_the_checkout(wheel: zipfile.ZipFile) -> None:
     names = {PurePosixPath(name) for name in wheel.namelist()}
-    assert {name.parts[0] for name in names} == {"petscale", "petscale-0.1.0.dist-info"}
+    assert {name.parts[0] for name in names} == {"petscale", f"petscale-{VERSION}.dist-info"}
     code = {name for name in names if name.parts[0] == "petscale"}
     tops = {"petscale": ROOT / "platform/petscale"} | {f"petscale/_rooms/{room}": ROOT / room for room in ROOMS}
     expected = {
@@ -199,14 +220,14 @@ def test_the_wheel_holds_petscale_alone_and_every_file_of_the_checkout(wheel: zi
 
 
 def test_the_record_has_every_file_with_its_digest(wheel: zipfile.ZipFile) -> None:
-    rows = [*csv.reader(io.StringIO(wheel.read("petscale-0.1.0.dist-info/RECORD").decode()))]
+    rows = [*csv.reader(io.StringIO(wheel.read(f"petscale-{VERSION}.dist-info/RECORD").decode()))]
     assert [name for name, _, _ in rows] == wheel.namelist()
     assert len({*wheel.namelist()}) == len(rows)
     for name, digest, size in rows[:-1]:
         data = wheel.read(name)
         plain = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).decode().rstrip("=")
         assert (digest, size) == (f"sha256={plain}", str(len(data))), name
-    assert rows[-1] == ["petscale-0.1.0.dist-info/RECORD", "", ""]
+    assert rows[-1] == [f"petscale-{VERSION}.dist-info/RECORD", "", ""]
 
 
 def imported(source: str) -> Iterator[str]:
@@ -250,7 +271,7 @@ def test_it_is_what_a_cluster_is_sent(installed: Installed) -> None:
 def test_cohorts_and_weights_of_a_checkout_work_in_it_and_its_own_in_a_checkout(
     installed: Installed, cohort: Path
 ) -> None:
-    assert installed.petscale("--version") == "petscale 0.1.0\n", "no commit: it knows no checkout"
+    assert installed.petscale("--version") == f"petscale {VERSION}\n", "no commit: it knows no checkout"
     assert f"{cohort}: 4 cases, whole" in installed.petscale("verify", cohort)
     shape = ["--body.shape", "16", "40", "48", "--body.spacing-mm", "4", "4", "4"]
     slab = ["--body.axial-coverage", "0.5", "0.55"]
