@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -93,6 +94,8 @@ def test_ray_up_carries_code_by_name_and_two_secrets(checkout: Path, file: str) 
     packages = ("platform/", "storage/", "trainers/", "tune_spaces/")
     assert {name for name in tracked() if name.startswith(packages)} <= names
     assert {"Makefile", "pyproject.toml", "constraints.txt", "README.md", "LICENSE"} <= names
+    hook = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]
+    assert hook["custom"]["path"] in names  # the installation fails without it
     assert not [name for name in names if any(name.startswith(one.split("/")[0]) for one in BESIDE)]
 
 

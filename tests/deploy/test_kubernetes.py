@@ -372,8 +372,9 @@ class TestDockerfile:
         copied = [word for line in self.LINES if line.startswith("COPY") for word in line.split()[1:-1]]
         assert all((ROOT / name).exists() for name in copied)
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-        packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
-        assert {package.split("/")[0] for package in packages} <= {*copied}
+        wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+        assert {package.split("/")[0] for package in wheel["packages"]} <= {*copied}
+        assert wheel["hooks"]["custom"]["path"] in copied  # read by an editable installation too
         assert {"pyproject.toml", project["project"]["readme"], *project["project"]["license-files"]} <= {*copied}
         installed = [line for line in self.LINES if "pip install" in line]
         assert all("-c constraints.txt" in line for line in installed)

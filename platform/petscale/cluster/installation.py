@@ -11,13 +11,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import storage
 from petscale.cluster.nodes import on_every_node
 from storage.errors import InputError
 from storage.integrity import scratch
 
 ALIKE = ("ray", "torch", "deepspeed", "numpy", "zarr", "numcodecs", "dask", "optuna")
 
-PACKAGES = ("petscale", "storage", "trainers", "tune_spaces")
+# The four of a checkout; in a wheel petscale holds the others (deploy/supply/wheel.py).
+PACKAGES = ("petscale", "storage", "trainers", "tune_spaces") if storage.__name__ == "storage" else ("petscale",)
 
 CODE = (".py", ".j2")
 
