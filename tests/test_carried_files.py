@@ -141,6 +141,18 @@ jobs.submit(["verify", "cohort"], "cluster.yaml", follow=False)
 """
 
 
+@needs_git
+def test_a_job_brings_all_that_a_package_reads() -> None:
+    """A report's scripts and the weights that come with petscale too: whatever git holds of the four packages."""
+    places = {"petscale": "platform/petscale", **{name: name for name in PACKAGES if name != "petscale"}}
+    held = subprocess.run(["git", "ls-files", "-z", *places.values()], cwd=ROOT, capture_output=True, check=True)
+    for package, place in places.items():
+        ours = {ROOT / name for name in held.stdout.decode().split("\0") if name.startswith(f"{place}/")}
+        assert {*installation._files(package)} == {path for path in ours if path.exists()}
+    sent = {path.name for path in installation._files("petscale")}
+    assert {"page.js", "viewer.js", "restore-small.safetensors"} <= sent
+
+
 def test_what_a_killed_submission_leaves_goes_with_the_next_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

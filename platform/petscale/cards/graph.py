@@ -107,11 +107,22 @@ def graph_of(trained: Trained, where: str, told: Mapping[str, str], tile: Edges 
             ) from None
         assert program is not None
         model = program.model_proto
-    del model.metadata_props[:]
+    _forget_where_it_was_made(model)
     for name, value in {**_cut(in_suv, trained.on.spacing_mm, windows, graph.facts), **told}.items():
         model.metadata_props.add(key=name, value=value)
     content = model.SerializeToString()
     return content, _compared(content, dict(zip(names, inputs, strict=True)), wanted, where)
+
+
+def _forget_where_it_was_made(message: Any) -> None:
+    """Take out of an ONNX model, part by part, what torch notes of its making: it names files and folders."""
+    for part in ("metadata_props", "doc_string"):
+        if part in message.DESCRIPTOR.fields_by_name:
+            message.ClearField(part)
+    for described, value in message.ListFields():
+        if described.message_type is not None:
+            for one in value if described.is_repeated else [value]:
+                _forget_where_it_was_made(one)
 
 
 def _cut(

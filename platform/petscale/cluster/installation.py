@@ -21,7 +21,8 @@ ALIKE = ("ray", "torch", "deepspeed", "numpy", "zarr", "numcodecs", "dask", "opt
 # The four of a checkout; in a wheel petscale holds the others (deploy/supply/wheel.py).
 PACKAGES = ("petscale", "storage", "trainers", "tune_spaces") if storage.__name__ == "storage" else ("petscale",)
 
-CODE = (".py", ".j2")
+CODE = (".py", ".j2", ".js")
+WEIGHTS = "weights"  # petscale's folder of those that come with it
 
 
 def code() -> dict[str, Any]:
@@ -47,8 +48,9 @@ def _copies() -> Path:
 
 
 def _files(package: str) -> list[Path]:
-    """Return the package's files of code, in order."""
-    return [path for path in sorted(_folder(package).rglob("*")) if path.suffix in CODE and path.is_file()]
+    """Return the package's files of code and the weights that come with it, in order."""
+    found = [path for path in sorted(_folder(package).rglob("*")) if path.suffix in CODE and path.is_file()]
+    return found + sorted((_folder(package) / WEIGHTS).glob("*.safetensors"))
 
 
 def _folder(package: str) -> Path:

@@ -10,6 +10,7 @@ from types import ModuleType
 import nibabel
 import numpy as np
 import pytest
+import torch
 from untrained_runs import cgan_3d, restore
 
 from petscale.cards import graph
@@ -79,6 +80,16 @@ def test_a_dose_restored_by_the_graph_is_what_apply_restores(
     assert told["card_sha256"] == integrity.file_digest(of_doses)
     assert "research" in told["use"].lower()
     assert json.loads(told["limits"])
+
+
+def test_a_graph_says_nothing_of_the_machine_that_made_it(of_doses: Path, tmp_path: Path) -> None:
+    """torch notes the line of every operation, with its folder: in a file that is passed on."""
+    main(["export", str(of_doses), str(tmp_path / "model.onnx"), "--tile", "8", "12", "12"])
+    content = (tmp_path / "model.onnx").read_bytes()
+    for trace in (Path(torch.__file__).parents[1], ROOT, tmp_path):
+        assert str(trace).encode() not in content
+    assert b"stack_trace" not in content
+    assert b".py" not in content
 
 
 def test_blended_tiles_are_those_of_apply(script: ModuleType, tmp_path: Path) -> None:
