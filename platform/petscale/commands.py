@@ -1091,6 +1091,7 @@ def experiment(
             "sgsgan_table4",
             "sgsgan_table7",
             "sgsgan_table8",
+            "sgsgan_table9",
             "cg_3dsrgan_table1",
             "cg_3dsrgan_table2",
             "s3pet_table1",

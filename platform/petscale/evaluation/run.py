@@ -136,18 +136,36 @@ def make_segmenter(
     _, facts = run_facts(run)
     cases = [*facts["train"], *facts.get("unpaired", ())]
     trained = configs.read(run / CONFIG)
-    device = torch.device("cuda" if trained.cluster.device == "cuda" and torch.cuda.is_available() else "cpu")
     place = folder or run / EVALUATION / SEGMENTER
     opened = open_cohorts([cohort, *others])
     if choose_cases(run, facts, opened).cohort:
-        return read_segmenter(place, config, feed=trained.feed, device=device)
+        return read_segmenter(place, config, feed=trained.feed, device=_device_of(trained))
+    return fit_segmenter(place, opened, cases, config, trained)
+
+
+def _device_of(config: RunConfig) -> torch.device:
+    return torch.device("cuda" if config.cluster.device == "cuda" and torch.cuda.is_available() else "cpu")
+
+
+def fit_segmenter(
+    place: Path, cohort: Cases, cases: Sequence[str], config: OrganSegmenterConfig, scored: RunConfig
+) -> OrganSegmenter:
+    """Train an organ segmenter under a bar, or read it back.
+
+    Args:
+        place: its folder.
+        cases: those of the cohort that it is trained on.
+        config: the segmenter.
+        scored: the run that it scores; feed and device are its.
+    """
     with bar("organ segmenter", 1) as advance:
 
         def follow(record: dict[str, Any]) -> None:
             if record["event"] == "log":
                 advance(0, f"step {record['step']}, loss {record['loss/segmentation']:.3f}")
 
-        made = train_segmenter(place, opened, cases, config, feed=trained.feed, device=device, report=follow)
+        device = _device_of(scored)
+        made = train_segmenter(place, cohort, cases, config, feed=scored.feed, device=device, report=follow)
         advance(1, "")
     return made
 

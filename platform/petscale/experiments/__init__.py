@@ -21,6 +21,7 @@ EXPERIMENTS: Mapping[str, Callable[[Size], Experiment]] = {
     "sgsgan_table4": low_dose.sgsgan_table4,
     "sgsgan_table7": low_dose.sgsgan_table7,
     "sgsgan_table8": low_dose.sgsgan_table8,
+    "sgsgan_table9": low_dose.sgsgan_table9,
     "cg_3dsrgan_table1": low_dose.cg_3dsrgan_table1,
     "cg_3dsrgan_table2": low_dose.cg_3dsrgan_table2,
     "s3pet_table1": low_dose.s3pet_table1,

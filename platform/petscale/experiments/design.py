@@ -9,6 +9,7 @@ from petscale.evaluation.detection import FALSE, HITS, LESIONS, PRESET, SHARPNES
 from storage.layout import low_name
 from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig
+from trainers.feed_config import FeedConfig
 from trainers.metrics.detection import DetectionConfig, Matching
 from trainers.organ_segmenter import OrganSegmenterConfig
 
@@ -147,6 +148,25 @@ class Row:
     resized: int | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class SegmenterRow:
+    """One organ segmenter of a table that trains no system: its Dice on the full dose is what is scored.
+
+    Args:
+        name: the paper's name of it.
+        config: the network and its training.
+        like: a run that such a network scores; training patients, feed and device are its, and it is not trained.
+        paper: column label -> published value.
+        against: the row that it is tested against; empty for none.
+    """
+
+    name: str
+    config: OrganSegmenterConfig
+    like: RunConfig
+    paper: Mapping[str, Published]
+    against: str = ""
+
+
 @dataclass(frozen=True)
 class Order:
     """The paper (or its open question) has ``better`` ahead of ``worse`` in ``column``."""
@@ -169,6 +189,7 @@ class Experiment:
             patient's scores are averaged over them first.
         columns: scores.
         rows: trained systems, in the paper's order.
+        segmenters: organ segmenters in the place of ``rows``, which are then none; ``sources`` is the full dose.
         untrained: images that nobody trained, the low-dose input among them: column label -> published value.
         orders: the paper's orderings, each tested over patients.
         folds: parts of the cross-validation; every patient is tested once.
@@ -189,10 +210,21 @@ class Experiment:
     untrained: Mapping[str, Mapping[str, Published]]
     orders: tuple[Order, ...]
     folds: int
+    segmenters: tuple[SegmenterRow, ...] = ()
     unet_score: OrganSegmenterConfig | None = None
     lesions: DetectionConfig | None = None
     caveats: tuple[str, ...] = ()
     of_phantoms: tuple[str, ...] = ()
+
+    @property
+    def feed(self) -> FeedConfig:
+        """The images and their scale of the first row, whose full dose is every row's."""
+        return self.rows[0].config.feed if self.rows else self.segmenters[0].like.feed
+
+    @property
+    def trained(self) -> tuple[Row | SegmenterRow, ...]:
+        """All rows that are trained."""
+        return (*self.rows, *self.segmenters)
 
     @property
     def collected(self) -> tuple[Column, ...]:

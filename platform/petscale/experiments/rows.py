@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from petscale.config import ClusterConfig, RunConfig
-from petscale.experiments.design import Column, Order, Published, Row
+from petscale.experiments.design import Column, Order, Published, Row, SegmenterRow
 from storage.phantom import PhantomConfig
 from trainers.feed_config import FeedConfig
 from trainers.loop import LoopConfig
@@ -29,7 +29,7 @@ def published(columns: Sequence[Column], text: str) -> dict[str, Published]:
 
 def orders_of(
     columns: Sequence[Column],
-    rows: Sequence[Row],
+    rows: Sequence[Row | SegmenterRow],
     untrained: Mapping[str, Mapping[str, Published]],
     pairs: Sequence[tuple[str, str]],
 ) -> tuple[Order, ...]:

@@ -6,7 +6,6 @@ that of its configuration and of its cohort's voxels: tables share the runs they
 is another run, never an outdated number.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -34,7 +33,18 @@ from petscale.evaluation.scores import (
 )
 from petscale.evaluation.scoring import presets_of, score_stored_case
 from petscale.experiments.cohorts import make_cohort, make_resized
-from petscale.experiments.design import GAUSSIAN, Column, Experiment, PhantomCohort, Row, Scores, UserCohort
+from petscale.experiments.design import (
+    GAUSSIAN,
+    Column,
+    Experiment,
+    PhantomCohort,
+    Row,
+    Scores,
+    SegmenterRow,
+    UserCohort,
+)
+from petscale.experiments.digests import digest_of
+from petscale.experiments.segmenters import score_segmenter, segmenter_folder
 from petscale.experiments.table import as_json, headline, markdown
 from petscale.experiments.user_cohort import on_cohort, patients_of
 from petscale.folders import CONFIG, EVALUATION, GUIDE, SYNTHESIS, WEIGHTS
@@ -67,7 +77,7 @@ def run_experiment(experiment: Experiment, folder: Path, *, command: str, settin
     require_path(folder)
     assert isinstance(experiment.cohort, PhantomCohort), "a user's cohort is there already"
     recorded = asdict(experiment.cohort) | {"body": facts_of(experiment.cohort.body)}
-    home = folder / f"{experiment.cohort.name}-{_digest(recorded)}"
+    home = folder / f"{experiment.cohort.name}-{digest_of(recorded)}"
     cohort = make_cohort(experiment.cohort, home / "cohort")
     return _run_rows(experiment, cohort, home, folder / experiment.name, command, settings)
 
@@ -119,10 +129,15 @@ def _run_rows(
     scores: Scores = {}
     runs: dict[str, list[str]] = {}
     known: dict[int, dict[str, Evaluation]] = {}  # a fold's input and Gaussian are scored once
-    for number, row in enumerate(experiment.rows, 1):
-        console.print(f"{experiment.name}: row {number} of {len(experiment.rows)}, {row.name}", markup=False)
-        config = configs.override(row.config, settings)
+    for number, row in enumerate(experiment.trained, 1):
+        console.print(f"{experiment.name}: row {number} of {len(experiment.trained)}, {row.name}", markup=False)
+        config = configs.override(row.config if isinstance(row, Row) else row.like, settings)
         for fold in range(experiment.folds):
+            if isinstance(row, SegmenterRow):
+                found = score_segmenter(row, config, experiment.folds, fold, cohort, home)
+                runs.setdefault(row.name, []).append(f"{home.name}/judges/{found.metadata['segmenter']}")
+                _collect(scores, experiment, row, {experiment.sources[0]: found}, patients)
+                continue
             run, evaluations = _run_fold(experiment, row, config, fold, cohort, home, command, known.get(fold, {}))
             if not row.resized:
                 known[fold] = evaluations
@@ -161,7 +176,7 @@ def run_folder(runs: Path, row: str, config: RunConfig, folds: int, cohort: Path
     opened = open_cohort(cohort)
     voxels = {name: integrity.manifest(opened.case(name).folder)["root"] for name in opened.cases}
     split = replace(config.split, folds=folds, fold=0)
-    digest = _digest({"run": replace(config, split=split).identity(), "voxels": voxels})
+    digest = digest_of({"run": replace(config, split=split).identity(), "voxels": voxels})
     there = sorted(runs.glob(f"{digest}-*"))
     return there[0] if there else runs / f"{digest}-{re.sub('[^a-z0-9]+', '-', row.lower()).strip('-')}"
 
@@ -183,11 +198,9 @@ def _evaluate(
     seen = {name: facts["cases"][name] for name in (*facts["train"], *facts["unpaired"])}
     segmenter = None
     if unet_score is not None:
-        feed = [config.feed.target, config.feed.seed, config.feed.suv_scale, config.feed.cases_per_step]
-        segmenter = evaluating.make_segmenter(
-            run, cohort, unet_score, home / "judges" / _digest([asdict(unet_score), feed, seen])
-        )
-    baselines = home / "baselines" / _digest({name: seen[name] for name in facts["train"]})
+        place = segmenter_folder(home, unet_score, config.feed, seen)
+        segmenter = evaluating.make_segmenter(run, cohort, unet_score, place)
+    baselines = home / "baselines" / digest_of({name: seen[name] for name in facts["train"]})
     return evaluating.evaluate_run(
         run,
         cohort,
@@ -264,14 +277,10 @@ def _evaluate_resized(run: Path, resized: Cohort, native: Cohort) -> dict[str, E
     return results
 
 
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-
-
 def _collect(
     scores: Scores,
     experiment: Experiment,
-    row: Row,
+    row: Row | SegmenterRow,
     evaluations: Mapping[str, Evaluation],
     patients: Mapping[str, str],
 ) -> None:

@@ -24,6 +24,7 @@ from petscale.experiments.design import (
 )
 from storage import integrity
 from trainers.metrics.statistics import Gain, clopper_pearson, paired_gain, poisson_interval
+from trainers.metrics.unet_score import UNION
 
 SIGNIFICANT = 0.05
 
@@ -60,7 +61,7 @@ class _Line:
 
 
 def _lines(experiment: Experiment, scores: Scores) -> list[_Line]:
-    trained = [_Line(row.name, row.paper, row.against) for row in experiment.rows]
+    trained = [_Line(row.name, row.paper, row.against) for row in experiment.trained]
     published = [
         _Line(image, paper, "") for image, paper in experiment.untrained.items() if image == INPUT or image in scores
     ]
@@ -72,7 +73,7 @@ def _lines(experiment: Experiment, scores: Scores) -> list[_Line]:
 
 def best_baseline(experiment: Experiment, scores: Scores) -> str:
     """Return the baseline of the best mean PSNR inside the body over patients; empty where none was scored by it."""
-    trained = {row.name for row in experiment.rows}
+    trained = {row.name for row in experiment.trained}
     means = {
         name: float(np.mean(list(columns[BEST_BY.label].values())))
         for name, columns in scores.items()
@@ -109,11 +110,11 @@ def _gained(gain: Gain | None, column: Column) -> str:
 
 def markdown(experiment: Experiment, scores: Scores, facts: Mapping[str, Any]) -> str:
     """Return the table as a page: per column ours beside the paper's, the gain over a row's reference and its p."""
-    done = [row.name for row in experiment.rows if row.name in scores]
+    done = [row.name for row in experiment.trained if row.name in scores]
     patients = len({patient for columns in scores.values() for found in columns.values() for patient in found})
     text = [f"# {experiment.title}", ""]
-    if len(done) < len(experiment.rows):
-        text += [f"**Partial: {len(done)} of {len(experiment.rows)} rows are finished.**", ""]
+    if len(done) < len(experiment.trained):
+        text += [f"**Partial: {len(done)} of {len(experiment.trained)} rows are finished.**", ""]
     text += [
         f"Paper: {experiment.published_in}.  Ours: {_patients(experiment.cohort, patients)}, "
         f"{experiment.folds} folds by patient, each patient tested once; scored on {', '.join(experiment.sources)}.",
@@ -208,6 +209,7 @@ def as_json(experiment: Experiment, scores: Scores, facts: Mapping[str, Any]) ->
     """Return everything behind the table as JSON values: every patient's score, settings, tests and verdicts."""
     lines = []
     settings = {row.name: configs.to_json(row.config) for row in experiment.rows}
+    settings |= {row.name: row.config.stored for row in experiment.segmenters}
     best = best_baseline(experiment, scores)
     for line in _lines(experiment, scores):
         cells = {}
@@ -225,7 +227,7 @@ def as_json(experiment: Experiment, scores: Scores, facts: Mapping[str, Any]) ->
     return {
         "experiment": experiment.name,
         "source": experiment.published_in,
-        "complete": all(row.name in scores for row in experiment.rows),
+        "complete": all(row.name in scores for row in experiment.trained),
         "folds": experiment.folds,
         "best_baseline": best,
         "sources": list(experiment.sources),
@@ -247,12 +249,13 @@ def _as_json(gain: Gain | None) -> dict[str, object] | None:
 def headline(experiment: Experiment, scores: Scores) -> Table:
     """Return the scores of the whole volume for the terminal: ours, the paper's in brackets, p beside it.
 
-    Of a table with columns of one dose each, those of the last dose.
+    Of a table with columns of one dose each, those of the last dose; of organ segmenters, the Dice of all organs.
     """
     table = Table(title=f"{experiment.title}: mean ± sd over patients (paper), p", title_justify="left")
     table.add_column("row")
     last = ("", experiment.sources[-1])
-    columns = [column for column in experiment.columns if column.region == "whole volume" and column.source in last]
+    regions = ("whole volume",) if experiment.rows else (UNION,)  # a segmenter's Dice is of organs
+    columns = [column for column in experiment.columns if column.region in regions and column.source in last]
     for column in columns:
         table.add_column(f"{column.label} \\[{column.units}]" if column.units else column.label, justify="right")
     for line in _lines(experiment, scores):

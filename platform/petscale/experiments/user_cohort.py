@@ -32,7 +32,7 @@ def on_cohort(experiment: Experiment, folder: Path, sources: Sequence[str] = ())
     cases = [cohort.case(name) for name in cohort.cases]
     patients = len({case.subject for case in cases})
     chosen, lacking = _images(experiment, phantoms, cases, sources)
-    target = experiment.rows[0].config.feed.target
+    target = experiment.feed.target
     lacking += [f"an image '{target}' in every case"] if any(target not in case.images for case in cases) else []
     held = set.intersection(*(set(case.labels.values()) for case in cases)) if cases else set()
     if missing := [label for label in _labels(experiment) if label not in held]:
@@ -47,7 +47,8 @@ def on_cohort(experiment: Experiment, folder: Path, sources: Sequence[str] = ())
             remedy="add what is missing, choose other images by --source, or repeat another table",
         )
     digests = {case.name: {"root": integrity.manifest(case.folder)["root"]} for case in cases}
-    relations = {dose.relation for name in chosen.values() if (dose := cases[0].image(name).dose)}
+    low = () if experiment.segmenters else chosen.values()
+    relations = {dose.relation for name in low if (dose := cases[0].image(name).dose)}
     return replace(
         experiment,
         cohort=UserCohort(
@@ -76,6 +77,9 @@ def _images(
     experiment: Experiment, phantoms: PhantomCohort, cases: Sequence[Case], sources: Sequence[str]
 ) -> tuple[dict[str, str], list[str]]:
     """The table's image -> the cohort's, and what there is not; realisations of a dose become one image."""
+    if experiment.segmenters:
+        refused = ["no image by --source: its networks see the full dose alone"] if sources else []
+        return dict.fromkeys(experiment.sources, experiment.feed.target), refused
     if sources and len(sources) != len(phantoms.drfs):
         return {}, [f"{len(phantoms.drfs)} images by --source, one per dose ({len(sources)} are given)"]
     if not phantoms.drfs:
@@ -117,6 +121,7 @@ def _doses(cases: Sequence[Case]) -> str:
 def _labels(experiment: Experiment) -> list[str]:
     """Labels that rows are guided by, and that organs are scored or searched by."""
     wanted = [label for row in experiment.rows for label in getattr(row.config.model, "rois", ())]
+    wanted += [label for row in experiment.segmenters for label in row.config.rois]
     if experiment.unet_score is not None and _shows_unet(experiment):
         wanted += experiment.unet_score.rois
     if experiment.lesions is not None:
