@@ -1089,6 +1089,8 @@ def experiment(
             "sgsgan_table2",
             "sgsgan_table3",
             "sgsgan_table4",
+            "sgsgan_table5",
+            "sgsgan_table6",
             "sgsgan_table7",
             "sgsgan_table8",
             "sgsgan_table9",
@@ -1107,6 +1109,7 @@ def experiment(
     device: Literal["cpu", "cuda"] | None = None,
     cohort: Path | None = None,
     source: tuple[str, ...] = (),
+    external: Path | None = None,
 ) -> None:
     """Repeat a paper's ablation table on simulated patients: all rows and folds, scores and tests beside the paper's.
 
@@ -1121,6 +1124,7 @@ def experiment(
         cohort: a cohort of yours that takes the place of the simulated patients.
         source: with --cohort, its images that take the place of the table's low doses, one per dose; default: images
             of the same doses.
+        external: with --cohort, the cohort that a table of external validation is tested on.
     """
     from petscale.experiments import EXPERIMENTS, runner
 
@@ -1129,12 +1133,13 @@ def experiment(
     chosen = EXPERIMENTS[name](size)
     if cohort is not None:
         made = runner.run_on_cohort(
-            chosen, cohort, folder / size, command=recorded(), settings=settings, sources=source
+            chosen, cohort, folder / size, command=recorded(), settings=settings, sources=source, external=external
         )
         print(made)
         return
-    if source:
-        raise InputError("CFG_SET", where="--source", found="given alone", remedy="say of which cohort: --cohort PATH")
+    for option, given in (("--source", source), ("--external", external)):
+        if given:
+            raise InputError("CFG_SET", where=option, found="given alone", remedy="say of which cohort: --cohort PATH")
     print(runner.run_experiment(chosen, folder / size, command=recorded(), settings=settings))
 
 

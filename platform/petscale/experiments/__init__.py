@@ -19,6 +19,8 @@ EXPERIMENTS: Mapping[str, Callable[[Size], Experiment]] = {
     "sgsgan_table2": low_dose.sgsgan_table2,
     "sgsgan_table3": low_dose.sgsgan_table3,
     "sgsgan_table4": low_dose.sgsgan_table4,
+    "sgsgan_table5": low_dose.sgsgan_table5,
+    "sgsgan_table6": low_dose.sgsgan_table6,
     "sgsgan_table7": low_dose.sgsgan_table7,
     "sgsgan_table8": low_dose.sgsgan_table8,
     "sgsgan_table9": low_dose.sgsgan_table9,

@@ -15,6 +15,8 @@ from trainers.organ_segmenter import OrganSegmenterConfig
 
 GAUSSIAN = "best Gaussian"
 
+CONTENT = "CD"  # by a VGG-16 trained on ImageNet, which is not here: such a column holds the paper's values alone
+
 Scores = dict[str, dict[str, dict[str, float]]]  # image or row -> column label -> patient -> score, in our units
 
 Published = tuple[float, float | None]  # mean, and standard deviation where the paper prints one
@@ -26,6 +28,10 @@ METRICS = {  # direction of the better, digits, units
     "MAE, cascade": (-1, 4, ""),  # of images in [0, 1]
     "NRMSE": (-1, 3, "%"),  # of the range, as udpet2022 has it
     "NMSE": (-1, 4, ""),
+    "NRMSE, native": (-1, 4, ""),  # of the root mean square
+    "bias": (-1, 4, "SUVbw"),
+    "variance": (-1, 4, "SUVbw^2"),
+    CONTENT: (-1, 4, ""),
     "Unet-score": (1, 4, ""),
     "Unet-score-SG": (1, 4, ""),
     "MS-SSIM": (1, 4, ""),
@@ -189,6 +195,8 @@ class Experiment:
             patient's scores are averaged over them first.
         columns: scores.
         rows: trained systems, in the paper's order.
+        external: whom the rows are tested on, each by the networks of all folds, none of which has seen any of them;
+            None for the test patients of ``cohort``.
         segmenters: organ segmenters in the place of ``rows``, which are then none; ``sources`` is the full dose.
         untrained: images that nobody trained, the low-dose input among them: column label -> published value.
         orders: the paper's orderings, each tested over patients.
@@ -210,6 +218,7 @@ class Experiment:
     untrained: Mapping[str, Mapping[str, Published]]
     orders: tuple[Order, ...]
     folds: int
+    external: PhantomCohort | UserCohort | None = None
     segmenters: tuple[SegmenterRow, ...] = ()
     unet_score: OrganSegmenterConfig | None = None
     lesions: DetectionConfig | None = None

@@ -116,13 +116,13 @@ def markdown(experiment: Experiment, scores: Scores, facts: Mapping[str, Any]) -
     if len(done) < len(experiment.trained):
         text += [f"**Partial: {len(done)} of {len(experiment.trained)} rows are finished.**", ""]
     text += [
-        f"Paper: {experiment.published_in}.  Ours: {_patients(experiment.cohort, patients)}, "
-        f"{experiment.folds} folds by patient, each patient tested once; scored on {', '.join(experiment.sources)}.",
+        f"Paper: {experiment.published_in}.  Ours: {_tested(experiment, patients)}; "
+        f"scored on {', '.join(experiment.sources)}.",
         "",
         "Mean ± sd (ddof 1) over patients.  The gain is the mean difference, patient by patient, to the row named,"
         " positive where the row is better, with the number of patients in which it is; p: two-sided Wilcoxon"
-        " signed-rank test over patients, not corrected for the number of tests.  The patients of a fold share one"
-        " network, so p speaks of these networks and not of other trainings.",
+        f" signed-rank test over patients, not corrected for the number of tests.  {_shared(experiment)}, so p speaks"
+        " of these networks and not of other trainings.",
         "",
         *(f"- {caveat}" for caveat in experiment.caveats),
         "",
@@ -162,6 +162,24 @@ def _best_table(experiment: Experiment, scores: Scores) -> list[str]:
             if (gain := compare(scores, row.name, best, column)) is not None:
                 text.append(f"| {row.name} | {column.label} | {_gained(gain, column)} | {_p(gain)} |")
     return [*text, ""]
+
+
+def _tested(experiment: Experiment, patients: int) -> str:
+    """Who is tested, and by which networks."""
+    own, folds = experiment.cohort, experiment.folds
+    if experiment.external is None:
+        return f"{_patients(own, patients)}, {folds} folds by patient, each patient tested once"
+    return (
+        f"{_patients(experiment.external, patients)}, none of whom was trained on; the networks are those of {folds} "
+        f"folds of {_patients(own, own.patients)}; every patient is tested by the networks of all folds, and the "
+        "scores are averaged over these first"
+    )
+
+
+def _shared(experiment: Experiment) -> str:
+    if experiment.external is None:
+        return "The patients of a fold share one network"
+    return f"All patients share the networks of {experiment.folds} folds"
 
 
 def _patients(cohort: PhantomCohort | UserCohort, scored: int) -> str:
@@ -232,6 +250,7 @@ def as_json(experiment: Experiment, scores: Scores, facts: Mapping[str, Any]) ->
         "best_baseline": best,
         "sources": list(experiment.sources),
         "cohort": asdict(experiment.cohort),
+        "external": None if experiment.external is None else asdict(experiment.external),
         "columns": [{**asdict(c), "units": c.units, "higher_is_better": c.sign > 0} for c in experiment.columns],
         "rows": lines,
         "orders": [

@@ -12,7 +12,7 @@ from petscale.commands import experiment as command
 from petscale.evaluation.baselines import BY_HU, INPUT
 from petscale.evaluation.detection import PRESET
 from petscale.experiments import EXPERIMENTS
-from petscale.experiments.design import Experiment, Published, Row
+from petscale.experiments.design import CONTENT, Experiment, PhantomCohort, Published, Row
 from petscale.experiments.digests import digest_of
 from petscale.experiments.runner import presets_in
 from storage.phantom import LABEL_NAMES
@@ -30,6 +30,8 @@ NAMES = {
         for network in ("3D-UNet", "DCITN")
         for part in ("", " + noise", " + AdaIN", " + noise + AdaIN")
     ],
+    "sgsgan_table5": ["3D-UNet", "3D-UNet + style", "SGSGAN-3D-UNet", "DCITN", "DCITN + style", "SGSGAN-DCITN"],
+    "sgsgan_table6": ["3D-UNet", "3D-UNet + style", "SGSGAN-3D-UNet", "DCITN", "DCITN + style", "SGSGAN-DCITN"],
     "sgsgan_table7": ["3D-UNet", "3D-UNet + style", "SGSGAN-3D-UNet", "DCITN", "DCITN + style", "SGSGAN-DCITN"],
     "sgsgan_table8": ["L1", "L2", "GDE", "L1 + GDE"],
     "sgsgan_table9": ["BCE", "Dice", "BCE + Dice"],
@@ -137,6 +139,8 @@ def test_columns_are_scores_that_are_computed(made: Experiment) -> None:
             assert made.lesions is not None
             assert column.region == " and ".join(made.lesions.organs)
             assert column.mask in ("", made.lesions.text())
+        elif column.metric == CONTENT:
+            assert any("CD" in caveat and "VGG-16" in caveat for caveat in made.caveats)
         elif not column.metric.startswith("Unet-score"):
             (rule,) = (
                 rule
@@ -178,6 +182,25 @@ def test_the_segmenters_of_table_9_are_of_the_runs_that_they_score_and_the_last_
     told = [dataclasses.asdict(row.config) for row in table9.segmenters]
     assert [row.pop("loss") for row in told] == ["bce", "dice", "bce+dice"]
     assert told[0] == told[1] == told[2]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_external_validation_is_of_table_2s_runs_on_people_and_scans_of_another_kind(size: Size) -> None:
+    trained = EXPERIMENTS["sgsgan_table2"](size)
+    tables = [EXPERIMENTS[f"sgsgan_table{number}"](size) for number in (5, 6)]
+    for table in tables:
+        assert [row.config for row in table.rows] == [row.config for row in trained.rows]
+        assert (table.cohort, table.folds) == (trained.cohort, trained.folds)
+        assert table.external == tables[0].external
+        external = table.external
+        assert isinstance(external, PhantomCohort)
+        assert isinstance(table.cohort, PhantomCohort)
+        own = range(table.cohort.body.seed, table.cohort.body.seed + table.cohort.patients)
+        assert external.body.seed not in own
+        assert external.body.seed + external.patients - 1 not in own
+        assert external.scan.subsets == 1
+        assert external.body.spacing_mm == table.cohort.body.spacing_mm
+        assert set(table.sources) <= set(external.sources_at(6.0))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -292,6 +315,20 @@ def test_published_numbers() -> None:
     assert paper(table8, "L1 + GDE")["SSIM all"] == (0.8275, None)
     table9 = {row.name: row.paper["Unet-score all"] for row in EXPERIMENTS["sgsgan_table9"]("small").segmenters}
     assert table9 == {"BCE": (0.9165, None), "Dice": (0.9389, None), "BCE + Dice": (0.9450, None)}
+    simulated, errors = EXPERIMENTS["sgsgan_table5"]("small"), EXPERIMENTS["sgsgan_table6"]("paper")
+    assert paper(simulated, "DCITN + style") == {
+        "PSNR all": (26.26, None),
+        "SSIM all": (0.7373, None),
+        "MAE all": (37.64, None),
+    }
+    assert paper(errors, "SGSGAN-DCITN") == {
+        "NRMSE all": (0.3271, None),
+        "bias all": (0.4938, None),
+        "variance all": (2.1690, None),
+        "CD all": (0.0037, None),
+    }
+    assert (errors.external.patients if errors.external else 0) == 200
+    assert not any(order.column == "CD all" for order in errors.orders)
     assert paper(table4, "K")["MAE kidneys"] == (13.86, 1.12)
     assert paper(table4, "none")["SSIM all"] == (0.8187, 0.0091)
     assert paper(table4, "Br")["Unet-score liver"] == (0.8801, 0.0166)
