@@ -1103,7 +1103,7 @@ def experiment(
             "virtual_pet",
         ]
     ],
-    size: Literal["small", "paper"] = "small",
+    size: Literal["small", "laptop", "paper"] = "small",
     folder: Path = Path("experiments"),
     workers: int | None = None,
     device: Literal["cpu", "cuda"] | None = None,
@@ -1117,7 +1117,8 @@ def experiment(
 
     Args:
         name: which table.
-        size: small, for two cores, or the paper's networks and lengths, for GPUs.
+        size: small, minutes per run on one core; laptop, an evening per table on two cores; or the paper's networks
+            and lengths, for GPUs.
         folder: where cohorts, runs and tables are written, in a sub-folder per size.
         workers: training processes.
         device: cpu or cuda.

@@ -3,9 +3,11 @@
 An experiment is one table: one run per row and fold on one simulated cohort, the paper's own numbers, and the orderings
 that they show.  ``design`` says what an experiment is, ``runner`` trains and scores, ``table`` writes.
 
-Two sizes.  ``small``: two to five minutes per run on one core, networks and volumes shrunk; orderings may be asked of
-it, the paper's values may not.  ``paper``: the published networks, lengths and weights, for GPUs, on phantoms at 4 mm
-and on fewer patients than the papers had.  Cohorts are phantoms at both sizes, so absolute values are no target.
+Three sizes.  ``small``: two to five minutes per run on one core, networks and volumes shrunk; orderings may be asked of
+it, the paper's values may not.  ``laptop``: an evening per table on two cores, with finer volumes, more patients, wider
+networks and longer trainings than ``small``.  ``paper``: the published networks, lengths and weights, for GPUs, on
+phantoms at 4 mm and on fewer patients than the papers had.  Cohorts are phantoms at every size, so absolute values are
+no target.
 """
 
 from collections.abc import Callable, Mapping
