@@ -276,5 +276,7 @@ def test_what_trains_is_planned(
             monkeypatch.setattr(planning, "check_init", lambda *_: ())
     else:
         found["cohort"] = cohorts[""]
+        if found.get("external"):
+            found["external"] = cohorts["ge"]
     with pytest.raises(PlannedError):
         cli.run(command, found)

@@ -6,7 +6,7 @@ a test case scores its images too high: the caller gives the training cases only
 
 Readings where the text is silent:
     Network  the paper says "the most commonly used Unet": the layout of its guidance network S, of the same size.
-    Training  S's: BCE + Dice, RMSprop at 1e-4, 100 epochs of 200 images.
+    Training  S's: BCE + Dice, which Table IX finds best, RMSprop at 1e-4, 100 epochs of 200 images.
     Patches  the paper shrinks bodies to 64^3.  Here the U-Net sees patches at native resolution; half of them are
         centred in an organ, a quarter in the body and a quarter lie anywhere, since it is later shown every part of the
         volume.  Windows in use are as large as these patches, because the statistics of instance norm are theirs.
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -63,6 +63,7 @@ class OrganSegmenterConfig:
         samples: patches seen in training (100 epochs of 200 images, as S in Sec. IV-C.1).
         patches_per_case: patches read from a case at a time.
         lr: RMSprop's learning rate, fixed (Sec. IV-C.3).
+        loss: what it is trained with, the terms of Eq. 7 (Table IX).
 
     Raises:
         InputError: CFG_ROI, CFG_PATCH_SIZE, CFG_RANGE.
@@ -75,6 +76,7 @@ class OrganSegmenterConfig:
     samples: Annotated[int, Range(1)] = 20_000
     patches_per_case: Annotated[int, Range(1)] = 4
     lr: Annotated[float, Range(above=0)] = 1e-4
+    loss: Literal["bce", "dice", "bce+dice"] = "bce+dice"
 
     def __post_init__(self) -> None:
         for field, good, code, remedy in (
@@ -105,6 +107,14 @@ class OrganSegmenterConfig:
         )
 
     @property
+    def stored(self) -> dict[str, Any]:
+        """The fields as a segmenter's folder and digest hold them: those of before ``loss`` hold none, by default."""
+        fields = asdict(self)
+        if fields["loss"] == OrganSegmenterConfig.loss:
+            del fields["loss"]
+        return fields
+
+    @property
     def key(self) -> str:
         """What makes two Unet-scores comparable, as a short stable text (``identifiers.segmenter_key``)."""
         return segmenter_key(
@@ -114,6 +124,7 @@ class OrganSegmenterConfig:
             samples=self.samples,
             patch=self.patch,
             halo=self.halo,
+            loss=self.loss,
         )
 
     @property
@@ -142,7 +153,7 @@ class SegmenterTraining:
 
     def step(self, batch: Batch, step: int) -> Metrics:
         """Update the U-Net on full-dose patches and their masks (Eq. 7)."""
-        terms = segmentation_losses(self.engine(batch.target), batch.masks, "bce+dice")
+        terms = segmentation_losses(self.engine(batch.target), batch.masks, self.config.loss)
         loss = torch.stack(list(terms.values())).sum()
         self.engine.backward(loss)
         self.engine.step()
@@ -359,6 +370,7 @@ def guide_of(
         patch=config.patch,
         samples=max(1, phases["segmenter"] + phases["final segmenter"]),
         lr=config.lr,
+        loss=config.seg_loss,
     )
     network = with_weights(partial(Segmenter, own.channels, len(own.rois)), weights, "weights of S")
     return OrganSegmenter(own, suv_scale, network.to(device).eval(), device, metric=GUIDE)
@@ -373,7 +385,7 @@ def _identity(cohort: Cases, cases: Sequence[str], config: OrganSegmenterConfig,
 def _settings(config: OrganSegmenterConfig, feed: FeedConfig) -> dict[str, Any]:
     facts = asdict(feed)
     seen = {name: facts[name] for name in ("target", "suv_scale", "seed", "cases_per_step")}
-    content: dict[str, Any] = json.loads(json.dumps({"recipe": NAME, "unet_score": asdict(config), "feed": seen}))
+    content: dict[str, Any] = json.loads(json.dumps({"recipe": NAME, "unet_score": config.stored, "feed": seen}))
     return content
 
 

@@ -1089,8 +1089,11 @@ def experiment(
             "sgsgan_table2",
             "sgsgan_table3",
             "sgsgan_table4",
+            "sgsgan_table5",
+            "sgsgan_table6",
             "sgsgan_table7",
             "sgsgan_table8",
+            "sgsgan_table9",
             "cg_3dsrgan_table1",
             "cg_3dsrgan_table2",
             "s3pet_table1",
@@ -1100,12 +1103,13 @@ def experiment(
             "virtual_pet",
         ]
     ],
-    size: Literal["small", "paper"] = "small",
+    size: Literal["small", "laptop", "paper"] = "small",
     folder: Path = Path("experiments"),
     workers: int | None = None,
     device: Literal["cpu", "cuda"] | None = None,
     cohort: Path | None = None,
     source: tuple[str, ...] = (),
+    external: Path | None = None,
 ) -> None:
     """Repeat a paper's ablation table on simulated patients: all rows and folds, scores and tests beside the paper's.
 
@@ -1113,13 +1117,15 @@ def experiment(
 
     Args:
         name: which table.
-        size: small, for two cores, or the paper's networks and lengths, for GPUs.
+        size: small, minutes per run on one core; laptop, an evening per table on two cores; or the paper's networks
+            and lengths, for GPUs.
         folder: where cohorts, runs and tables are written, in a sub-folder per size.
         workers: training processes.
         device: cpu or cuda.
         cohort: a cohort of yours that takes the place of the simulated patients.
         source: with --cohort, its images that take the place of the table's low doses, one per dose; default: images
             of the same doses.
+        external: with --cohort, the cohort that a table of external validation is tested on.
     """
     from petscale.experiments import EXPERIMENTS, runner
 
@@ -1128,12 +1134,13 @@ def experiment(
     chosen = EXPERIMENTS[name](size)
     if cohort is not None:
         made = runner.run_on_cohort(
-            chosen, cohort, folder / size, command=recorded(), settings=settings, sources=source
+            chosen, cohort, folder / size, command=recorded(), settings=settings, sources=source, external=external
         )
         print(made)
         return
-    if source:
-        raise InputError("CFG_SET", where="--source", found="given alone", remedy="say of which cohort: --cohort PATH")
+    for option, given in (("--source", source), ("--external", external)):
+        if given:
+            raise InputError("CFG_SET", where=option, found="given alone", remedy="say of which cohort: --cohort PATH")
     print(runner.run_experiment(chosen, folder / size, command=recorded(), settings=settings))
 
 

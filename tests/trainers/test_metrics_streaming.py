@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from storage.errors import InputError
-from storage.source import LABEL, SUV, ArraySource, Grid
+from storage.source import LABEL, SUV, ArraySource, Grid, ImageSource
 from trainers.metrics import image as m
 from trainers.metrics.definitions import Region
 from trainers.metrics.identifiers import MASK_BOTH, sentence
@@ -96,6 +96,43 @@ def test_masking_both_images_equals_the_full_grid_computation(
         assert got["PSNR"].value == pytest.approx(m.psnr(x, y, data_range=peak))
         assert got["MAE"].value == pytest.approx(m.mae(x, y))
         assert got["SSIM"].value == pytest.approx(ssim(x, y, data_range=peak), rel=1e-9)
+
+
+@pytest.mark.parametrize("slab_voxels", [17 * 19, 10**6])
+def test_bias_and_variance_are_of_the_whole_volume_and_make_up_the_squared_error(
+    case: tuple[ArraySource, ArraySource, ArraySource, ArraySource], slab_voxels: int
+) -> None:
+    reference, image, body, labels = case
+    scores = stream_scores(
+        "c", reference, {"y": image}, PRESETS["sgsgan"], REGIONS, body=body, labels=labels, slab_voxels=slab_voxels
+    )
+    (bias,), (variance,) = ([s for s in scores if s.definition.metric == name] for name in ("bias", "variance"))
+    x, y = reference.voxels, image.voxels
+    assert (bias.region, bias.range_value, bias.definition.units) == ("whole volume", None, "SUVbw")
+    assert (variance.region, variance.range_value, variance.definition.units) == ("whole volume", None, "SUVbw^2")
+    assert bias.value == pytest.approx(m.bias(x, y), rel=1e-9)
+    assert variance.value == pytest.approx(m.variance(x, y), rel=1e-9)
+    assert bias.value**2 + variance.value == pytest.approx(m.mse(x, y), rel=1e-9)
+
+
+def test_a_shift_is_all_bias_and_an_error_that_cancels_is_all_variance() -> None:
+    grid = Grid((2, 2, 2), GRID.affine)
+    x = np.arange(1, 9, dtype=np.float32).reshape(2, 2, 2)
+    turns = np.array([3, -3] * 4, np.float32).reshape(2, 2, 2)
+    images = {"lower by 2": x - 2, "3 up and down": x + turns, "both": x - 2 + turns}
+    sources: dict[str, ImageSource] = {name: ArraySource(voxels, grid, SUV) for name, voxels in images.items()}
+    reference, body = ArraySource(x, grid, SUV), ArraySource(np.ones_like(x), grid, LABEL)
+    scores = stream_scores("c", reference, sources, PRESETS["sgsgan"], REGIONS[:2], body=body)
+    found = {(s.image, s.definition.metric): s.value for s in scores if s.definition.metric in ("bias", "variance")}
+    assert found == {
+        ("lower by 2", "bias"): 2.0,
+        ("lower by 2", "variance"): 0.0,
+        ("3 up and down", "bias"): 0.0,
+        ("3 up and down", "variance"): 9.0,
+        ("both", "bias"): 2.0,
+        ("both", "variance"): 9.0,
+    }
+    assert not any(s.definition.higher_is_better for s in scores if s.definition.metric in ("bias", "variance"))
 
 
 class Counting(ArraySource):

@@ -1,8 +1,9 @@
 """The organ segmenter: it learns from full dose alone, resumes bit-equally, and sees volumes without seams."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -73,10 +74,15 @@ def test_the_segmenter_finds_an_organ_of_a_patient_it_has_not_seen_and_noise_hid
         unet_scores(learned, seen.name, {}, seen.image("labels"), seen.labels)
 
 
-def test_training_is_a_recipe_that_reads_full_dose_and_nothing_else(cohort: Path) -> None:
+@pytest.mark.parametrize(("loss", "terms"), [("bce", {"bce"}), ("dice", {"dice"}), ("bce+dice", {"bce", "dice"})])
+def test_training_is_a_recipe_that_reads_full_dose_and_nothing_else(
+    loss: Literal["bce", "dice", "bce+dice"], terms: set[str], cohort: Path
+) -> None:
     cases, train, _ = opened(cohort)
     recipe: Recipe = SegmenterTraining(
-        TINY, plain_engine(Segmenter(1, 2), lambda p: torch.optim.RMSprop(p, lr=1e-4)), patches_per_step=3
+        replace(TINY, loss=loss),
+        plain_engine(Segmenter(1, 2), lambda p: torch.optim.RMSprop(p, lr=1e-4)),
+        patches_per_step=3,
     )
     assert recipe.num_steps == 6
     assert {recipe.phase(step) for step in range(6)} == set(recipe.phase_starts)
@@ -86,8 +92,9 @@ def test_training_is_a_recipe_that_reads_full_dose_and_nothing_else(cohort: Path
     assert batch.source.numel() == 0
     assert {place.split()[1] for place in batch.places} == {"full"}
     before = recipe.weights()
-    terms = recipe.step(batch, 0)
-    assert terms["segmentation"] == pytest.approx(float(terms["bce"] + terms["dice"]))
+    told = recipe.step(batch, 0)
+    assert set(told) == {"segmentation", *terms}
+    assert told["segmentation"] == pytest.approx(sum(float(told[term]) for term in terms))
     assert any(not torch.equal(before[name], value) for name, value in recipe.weights().items())
 
 
@@ -138,6 +145,7 @@ def test_a_finished_segmenter_is_read_and_one_of_other_cases_or_settings_refused
     others: list[tuple[list[str], OrganSegmenterConfig, FeedConfig, str]] = [
         ([*train[:2], test], TINY, FEED, test),
         (train, OrganSegmenterConfig(**{**vars(TINY), "lr": 1e-3}), FEED, "unet_score.lr"),
+        (train, replace(TINY, loss="dice"), FEED, "unet_score.loss"),
         (train, TINY, FeedConfig(suv_scale=5.0), "feed.suv_scale"),
     ]
     for names, config, feed, told in others:
@@ -264,3 +272,20 @@ def test_the_rule_tells_the_segmenter_and_its_training() -> None:
     assert (
         rule != OrganSegmenterConfig(samples=10).definition
     )  # scores of segmenters trained otherwise are not compared
+    assert "trained with Dice and RMSprop" in OrganSegmenterConfig(loss="dice").definition.text()
+
+
+def test_a_segmenter_of_before_the_loss_could_be_chosen_is_the_same_one() -> None:
+    before = "unet_32_256;liver+brain+kidneys+bladder;lr=0.0001;samples=20000;patch=64x64x64;halo=8"
+    assert OrganSegmenterConfig().key == before
+    assert OrganSegmenterConfig(loss="bce").key == f"{before};loss=bce"
+    assert OrganSegmenterConfig().stored == {
+        "rois": ("liver", "brain", "kidneys", "bladder"),
+        "channels": 16,
+        "patch": (64, 64, 64),
+        "halo": 8,
+        "samples": 20_000,
+        "patches_per_case": 4,
+        "lr": 1e-4,
+    }
+    assert OrganSegmenterConfig(loss="bce").stored["loss"] == "bce"

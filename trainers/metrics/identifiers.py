@@ -29,6 +29,8 @@ MEAN_OVER_BODY_SLICES, MEAN_OVER_NONZERO_BODY_SLICES = "mean_over_body_slices", 
 FEATURE_MEAN, FEATURE_MEAN_OVER_ORGANS = "udpet_feature_mean", "udpet_feature_mean_over_organs"
 CHALLENGE_SCORE = "udpet_score"
 EVERYWHERE = "*"  # in place of organs: the whole body mask
+BOTH_LOSSES = "bce+dice"
+LOSSES: Mapping[str, str] = {"bce": "BCE", "dice": "Dice", BOTH_LOSSES: "BCE + Dice"}  # of a U-Net that finds organs
 
 
 def checkerboard_aggregation(period: int) -> str:
@@ -59,7 +61,14 @@ def detection_key(
 
 
 def segmenter_key(
-    channels: tuple[int, int], *, rois: Sequence[str], lr: float, samples: int, patch: Sequence[int], halo: int
+    channels: tuple[int, int],
+    *,
+    rois: Sequence[str],
+    lr: float,
+    samples: int,
+    patch: Sequence[int],
+    halo: int,
+    loss: str = BOTH_LOSSES,
 ) -> str:
     """Return the identifier of a U-Net that finds organs and of its training.
 
@@ -70,10 +79,12 @@ def segmenter_key(
         samples: patches seen in training.
         patch: edge lengths (z, y, x) in voxels.
         halo: voxels at a window's inner faces that are decided by the neighbouring window.
+        loss: what it was trained with, a key of ``LOSSES``; named only where it is not both.
     """
     edges = "x".join(map(str, patch))
     organs = _joined(rois, ", ")
-    return f"unet_{channels[0]}_{channels[1]};{organs};lr={lr:g};samples={samples};patch={edges};halo={halo}"
+    trained = "" if loss == BOTH_LOSSES else f";loss={loss}"
+    return f"unet_{channels[0]}_{channels[1]};{organs};lr={lr:g};samples={samples};patch={edges};halo={halo}{trained}"
 
 
 def _joined(names: Sequence[str], separator: str) -> str:
@@ -164,11 +175,11 @@ def _detection_sentence(key: re.Match[str]) -> str:
 
 
 def _segmenter_sentence(key: re.Match[str]) -> str:
-    finest, coarsest, organs, lr, samples, patch, halo = key.groups()
-    patch = patch.replace("x", " x ")
+    finest, coarsest, organs, lr, samples, patch, halo, loss = key.groups()
+    patch, trained = patch.replace("x", " x "), LOSSES[loss or BOTH_LOSSES]
     return (
         f"3D U-Net of {finest} to {coarsest} channels for {organs.replace('+', ', ')}, "
-        f"trained with BCE + Dice and RMSprop at {lr} on {samples} full-dose patches of {patch} voxels "
+        f"trained with {trained} and RMSprop at {lr} on {samples} full-dose patches of {patch} voxels "
         f"of the training cases, then fixed; windows of {patch} voxels, halo {halo}"
     )
 
@@ -177,7 +188,7 @@ def _segmenter_sentence(key: re.Match[str]) -> str:
 SENTENCES_WITH_SETTINGS: Sequence[tuple[re.Pattern[str], Callable[[re.Match[str]], str]]] = (
     (re.compile(r"(overlap|peak)>([^;]*);(.*);(.*);([^;]*)mm;([^;]*)ml"), _detection_sentence),
     (
-        re.compile(r"unet_(\d+)_(\d+);(.*);lr=([^;]*);samples=(\d+);patch=([\dx]+);halo=(\d+)"),
+        re.compile(r"unet_(\d+)_(\d+);(.*);lr=([^;]*);samples=(\d+);patch=([\dx]+);halo=(\d+)(?:;loss=(bce|dice))?"),
         _segmenter_sentence,
     ),
 )

@@ -1,4 +1,4 @@
-"""PSNR, MAE, MSE and NRMSE of two arrays of any shape; ``ssim`` has SSIM, ``streaming`` volumes read slab by slab."""
+"""PSNR, MAE, MSE, NRMSE, bias and variance of two arrays of any shape; ``ssim`` has SSIM, ``streaming`` volumes."""
 
 from typing import Any
 
@@ -28,6 +28,28 @@ def nrmse(reference: Real, image: Real, mask: Mask | None = None) -> float:
     """Root mean square error divided by the root mean square of the reference over the same voxels (a fraction)."""
     power = float(np.square(reference if mask is None else reference[mask], dtype=np.float64).mean())
     return float(np.sqrt(mse(reference, image, mask) / power)) if power > 0 else float("nan")
+
+
+def bias(reference: Real, image: Real, mask: Mask | None = None) -> float:
+    """Magnitude of the mean error over ``mask`` (all voxels if None), in the units of the images.
+
+    Example:
+        >>> bias(np.array([0.0, 0, 0, 0]), np.array([1.0, -1, 4, 0]))
+        1.0
+    """
+    return abs(float(_error(reference, image, mask).mean()))
+
+
+def variance(reference: Real, image: Real, mask: Mask | None = None) -> float:
+    """Population variance of the error over ``mask`` (all voxels if None), in squared units of the images.
+
+    With the bias it makes up the mean squared error: ``bias^2 + variance = mse``.
+
+    Example:
+        >>> variance(np.array([0.0, 0, 0, 0]), np.array([1.0, -1, 4, 0]))
+        3.5
+    """
+    return float(_error(reference, image, mask).var())
 
 
 def psnr_of(mean_square: float, data_range: float) -> float:

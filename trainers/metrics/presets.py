@@ -2,7 +2,9 @@
 
 ``native`` is the project's own.  ``sgsgan`` is Zhou et al. 2022 (IEEE TMI, arXiv 2205.08887) as far as its tables allow
 it to be read: the paper multiplies images by an organ's mask and states neither data range nor denominator, so both
-readings of the organ scores are given and absolute MAEs (in unknown intensity units) are no target.
+readings of the organ scores are given and absolute MAEs (in unknown intensity units) are no target.  Nor does it define
+bias and variance "based on SUV" (Table VI): here they are the magnitude of the mean error and the variance of the error
+over the voxels of a volume, so that bias^2 + variance is the mean squared error.
 
 ``udpet2022`` is the global part of the Ultra-Low-Dose PET challenge's evaluator of 2022, which CG-3DSRGAN's tables
 follow with NRMSE in per cent: the whole volume, no mask.  Its SSIM call names no data range; scikit-image of that time
@@ -114,6 +116,8 @@ PRESETS: Mapping[str, tuple[ScoreDefinition, ...]] = {
         *_quality("whole", NO_MASK, MAX_REFERENCE, "sgsgan"),
         *_quality("ROI", MASK_BOTH, MAX_REFERENCE_REGION, "sgsgan"),
         *_quality("ROI", INSIDE, MAX_REFERENCE_REGION, "sgsgan"),
+        ScoreDefinition("bias", "whole", NO_MASK, "SUVbw", preset="sgsgan"),
+        ScoreDefinition("variance", "whole", NO_MASK, "SUVbw^2", preset="sgsgan"),
     ),
     "udpet2022": (
         _whole("PSNR", "dB", "udpet2022", data_range=MAX_REFERENCE),

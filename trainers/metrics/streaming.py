@@ -1,4 +1,4 @@
-"""PSNR, SSIM, MAE, NRMSE and NMSE of volumes that are read slab by slab.
+"""PSNR, SSIM, MAE, NRMSE, NMSE, bias and variance of volumes that are read slab by slab.
 
 How an error is averaged, over which voxels, on which scale and against which data range stands in every score's
 ``ScoreDefinition``.
@@ -333,7 +333,7 @@ def _read_finite(name: str, candidate: ImageSource, z0: int, z1: int, halo: int)
 def _error_score(
     definition: ScoreDefinition, error: _Errors, known: Survey, everything: int, peak: float, divisor: float
 ) -> float:
-    """PSNR, MAE, NRMSE, NMSE or the bias of the total activity of one region.
+    """PSNR, MAE, NRMSE, NMSE, bias, variance or the bias of the total activity of one region.
 
     Args:
         definition: which.
@@ -358,6 +358,10 @@ def _error_score(
             return float(np.sqrt(error.squared / known.sum_squares)) if known.sum_squares > 0 else float("nan")
         case "NMSE":
             return error.squared / known.sum_squares if known.sum_squares > 0 else float("nan")
+        case "bias":
+            return abs(error.signed) / known.voxels
+        case "variance":
+            return max(error.squared / known.voxels - (error.signed / known.voxels) ** 2, 0.0)
         case "total activity bias":
             return 100 * error.signed / error.reference if error.reference > 0 else float("nan")
         case unknown:

@@ -103,12 +103,14 @@ def _kept(path: Path) -> Baseline:
         raise integrity.not_ours(path) from None
 
 
-def external_baseline(run: Path, folder: Path, cases: Sequence[Case], source: str, target: str) -> Baseline:
-    """What the run has kept of its training cases or, without that, fitted on the very cases that are scored.
+def external_baseline(
+    run: Path, folder: Path, cases: Sequence[Case], source: str, target: str, baselines: Path | None = None
+) -> Baseline:
+    """What the run, or ``baselines``, has kept of its training cases or, without that, fitted on the scored cases.
 
     The second favours the baseline, never the network; its rule says so.
     """
-    path, kept = folder / source / BASELINE, run / EVALUATION / source / BASELINE
+    path, kept = folder / source / BASELINE, (baselines or run / EVALUATION) / source / BASELINE
     if kept.is_file():
         found = suited(_kept(kept), cases)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -136,18 +138,36 @@ def make_segmenter(
     _, facts = run_facts(run)
     cases = [*facts["train"], *facts.get("unpaired", ())]
     trained = configs.read(run / CONFIG)
-    device = torch.device("cuda" if trained.cluster.device == "cuda" and torch.cuda.is_available() else "cpu")
     place = folder or run / EVALUATION / SEGMENTER
     opened = open_cohorts([cohort, *others])
     if choose_cases(run, facts, opened).cohort:
-        return read_segmenter(place, config, feed=trained.feed, device=device)
+        return read_segmenter(place, config, feed=trained.feed, device=_device_of(trained))
+    return fit_segmenter(place, opened, cases, config, trained)
+
+
+def _device_of(config: RunConfig) -> torch.device:
+    return torch.device("cuda" if config.cluster.device == "cuda" and torch.cuda.is_available() else "cpu")
+
+
+def fit_segmenter(
+    place: Path, cohort: Cases, cases: Sequence[str], config: OrganSegmenterConfig, scored: RunConfig
+) -> OrganSegmenter:
+    """Train an organ segmenter under a bar, or read it back.
+
+    Args:
+        place: its folder.
+        cases: those of the cohort that it is trained on.
+        config: the segmenter.
+        scored: the run that it scores; feed and device are its.
+    """
     with bar("organ segmenter", 1) as advance:
 
         def follow(record: dict[str, Any]) -> None:
             if record["event"] == "log":
                 advance(0, f"step {record['step']}, loss {record['loss/segmentation']:.3f}")
 
-        made = train_segmenter(place, opened, cases, config, feed=trained.feed, device=device, report=follow)
+        device = _device_of(scored)
+        made = train_segmenter(place, cohort, cases, config, feed=scored.feed, device=device, report=follow)
         advance(1, "")
     return made
 
@@ -232,7 +252,7 @@ def evaluate_run(
         folder = chosen.folder / EVALUATION / source
         if chosen.cohort:
             cases = [opened.case(name) for name in start.cases]
-            baseline = external_baseline(run, folder.parent, cases, source, config.feed.target)
+            baseline = external_baseline(run, folder.parent, cases, source, config.feed.target, baselines)
             _announce(opened, chosen, start)
         else:
             baseline = baseline_of(run, opened, source, baselines)
@@ -422,7 +442,7 @@ def read_evaluations(run: Path, cohort: Path, *, others: Sequence[Path] = ()) ->
     opened = open_cohorts([cohort, *others])
     chosen = choose_cases(run, facts, opened)
     if chosen.cohort:
-        return _read_external(run, chosen, opened) or evaluate_run(run, cohort, others=others)
+        return read_external(run, cohort, others=others) or evaluate_run(run, cohort, others=others)
     found = {source: _fresh(run, run, source, opened) for source in config.feed.source}
     whole = {source: evaluation for source, evaluation in found.items() if evaluation is not None}
     if len(whole) < len(found):
@@ -431,11 +451,17 @@ def read_evaluations(run: Path, cohort: Path, *, others: Sequence[Path] = ()) ->
     return whole
 
 
-def _read_external(run: Path, chosen: Chosen, cohort: Cases) -> dict[str, Evaluation]:
-    """The scores of another cohort as it is now, from whatever images it was scored; empty where there are none."""
+def read_external(run: Path, cohort: Path, *, others: Sequence[Path] = ()) -> dict[str, Evaluation]:
+    """Read the scores of another cohort as it is now, from whatever images it was scored; empty where there are none.
+
+    Raises:
+        InputError: those of ``external.choose_cases`` and of ``proof.read_proven``.
+    """
+    opened = open_cohorts([cohort, *others])
+    chosen = choose_cases(run, run_facts(run)[1], opened)
     found = {}
     for path in sorted((chosen.folder / EVALUATION).glob("*/scores.json")):
-        evaluation = _fresh(run, chosen.folder, path.parent.name, cohort)
+        evaluation = _fresh(run, chosen.folder, path.parent.name, opened)
         about: Any = evaluation.metadata["external"] if evaluation else {}
         if (
             evaluation is not None

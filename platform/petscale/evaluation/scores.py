@@ -268,6 +268,7 @@ def region_group(row: Score) -> str:
 
 
 DECIMALS = {"PSNR": 2, "SSIM": 4, "MS-SSIM": 4, "MAE": 4, "NRMSE": 3, "NMSE": 4, "MAPE": 2, "SCORE": 2}
+DECIMALS |= {"bias": 4, "variance": 4}
 DECIMALS |= {UNET: 4, GUIDE: 4}
 
 

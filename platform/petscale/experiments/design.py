@@ -9,10 +9,13 @@ from petscale.evaluation.detection import FALSE, HITS, LESIONS, PRESET, SHARPNES
 from storage.layout import low_name
 from storage.lowdose import LowDoseConfig
 from storage.phantom import PhantomConfig
+from trainers.feed_config import FeedConfig
 from trainers.metrics.detection import DetectionConfig, Matching
 from trainers.organ_segmenter import OrganSegmenterConfig
 
 GAUSSIAN = "best Gaussian"
+
+CONTENT = "CD"  # by a VGG-16 trained on ImageNet, which is not here: such a column holds the paper's values alone
 
 Scores = dict[str, dict[str, dict[str, float]]]  # image or row -> column label -> patient -> score, in our units
 
@@ -25,6 +28,10 @@ METRICS = {  # direction of the better, digits, units
     "MAE, cascade": (-1, 4, ""),  # of images in [0, 1]
     "NRMSE": (-1, 3, "%"),  # of the range, as udpet2022 has it
     "NMSE": (-1, 4, ""),
+    "NRMSE, native": (-1, 4, ""),  # of the root mean square
+    "bias": (-1, 4, "SUVbw"),
+    "variance": (-1, 4, "SUVbw^2"),
+    CONTENT: (-1, 4, ""),
     "Unet-score": (1, 4, ""),
     "Unet-score-SG": (1, 4, ""),
     "MS-SSIM": (1, 4, ""),
@@ -147,6 +154,25 @@ class Row:
     resized: int | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class SegmenterRow:
+    """One organ segmenter of a table that trains no system: its Dice on the full dose is what is scored.
+
+    Args:
+        name: the paper's name of it.
+        config: the network and its training.
+        like: a run that such a network scores; training patients, feed and device are its, and it is not trained.
+        paper: column label -> published value.
+        against: the row that it is tested against; empty for none.
+    """
+
+    name: str
+    config: OrganSegmenterConfig
+    like: RunConfig
+    paper: Mapping[str, Published]
+    against: str = ""
+
+
 @dataclass(frozen=True)
 class Order:
     """The paper (or its open question) has ``better`` ahead of ``worse`` in ``column``."""
@@ -169,6 +195,9 @@ class Experiment:
             patient's scores are averaged over them first.
         columns: scores.
         rows: trained systems, in the paper's order.
+        external: whom the rows are tested on, each by the networks of all folds, none of which has seen any of them;
+            None for the test patients of ``cohort``.
+        segmenters: organ segmenters in the place of ``rows``, which are then none; ``sources`` is the full dose.
         untrained: images that nobody trained, the low-dose input among them: column label -> published value.
         orders: the paper's orderings, each tested over patients.
         folds: parts of the cross-validation; every patient is tested once.
@@ -189,10 +218,22 @@ class Experiment:
     untrained: Mapping[str, Mapping[str, Published]]
     orders: tuple[Order, ...]
     folds: int
+    external: PhantomCohort | UserCohort | None = None
+    segmenters: tuple[SegmenterRow, ...] = ()
     unet_score: OrganSegmenterConfig | None = None
     lesions: DetectionConfig | None = None
     caveats: tuple[str, ...] = ()
     of_phantoms: tuple[str, ...] = ()
+
+    @property
+    def feed(self) -> FeedConfig:
+        """The images and their scale of the first row, whose full dose is every row's."""
+        return self.rows[0].config.feed if self.rows else self.segmenters[0].like.feed
+
+    @property
+    def trained(self) -> tuple[Row | SegmenterRow, ...]:
+        """All rows that are trained."""
+        return (*self.rows, *self.segmenters)
 
     @property
     def collected(self) -> tuple[Column, ...]:

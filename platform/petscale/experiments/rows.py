@@ -1,20 +1,48 @@
 """What the tables of several papers are made with: printed values, orderings that they show, rows and runs."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from petscale.config import ClusterConfig, RunConfig
-from petscale.experiments.design import Column, Order, Published, Row
+from petscale.experiments.design import Column, Order, Published, Row, SegmenterRow
 from storage.phantom import PhantomConfig
 from trainers.feed_config import FeedConfig
 from trainers.loop import LoopConfig
 
-Size = Literal["small", "paper"]
+Size = Literal["small", "laptop", "paper"]
+
+_T = TypeVar("_T")
 
 WHOLE_BODY: Mapping[Size, PhantomConfig] = {
     "small": PhantomConfig(shape=(112, 56, 72), spacing_mm=(9.0, 7.0, 7.0)),
+    "laptop": PhantomConfig(shape=(160, 80, 104), spacing_mm=(6.25, 5.0, 5.0)),
     "paper": PhantomConfig(shape=(256, 128, 128), spacing_mm=(4.0, 4.0, 4.0)),
 }
+
+
+def by_size(size: Size, *, small: _T, laptop: _T, paper: _T) -> _T:
+    """Return what holds at a size.
+
+    Example:
+        >>> by_size("laptop", small=12, laptop=24, paper=42)
+        24
+    """
+    values: dict[Size, _T] = {"small": small, "laptop": laptop, "paper": paper}
+    return values[size]
+
+
+def shrunk(size: Size, **fields: tuple[Any, Any]) -> dict[str, Any]:
+    """Return the fields that shrink a method, each given as (small, laptop); at paper size it is as published.
+
+    Example:
+        >>> shrunk("small", channels=(8, 16))
+        {'channels': 8}
+        >>> shrunk("paper", channels=(8, 16))
+        {}
+    """
+    if size == "paper":
+        return {}
+    return {name: by_size(size, small=small, laptop=laptop, paper=None) for name, (small, laptop) in fields.items()}
 
 
 def published(columns: Sequence[Column], text: str) -> dict[str, Published]:
@@ -29,7 +57,7 @@ def published(columns: Sequence[Column], text: str) -> dict[str, Published]:
 
 def orders_of(
     columns: Sequence[Column],
-    rows: Sequence[Row],
+    rows: Sequence[Row | SegmenterRow],
     untrained: Mapping[str, Mapping[str, Published]],
     pairs: Sequence[tuple[str, str]],
 ) -> tuple[Order, ...]:
@@ -63,10 +91,17 @@ def rows_of(
 
 
 def run_of(size: Size, recipe: str, model: Any, feed: FeedConfig) -> RunConfig:
-    """A run on one core, or on one GPU; folds are filled in by the experiment's runner."""
-    if size == "small":
-        loop, cluster = LoopConfig(log_every=10, save_every=100, picture_every=0), ClusterConfig()
-    else:
-        loop = LoopConfig(log_every=100, save_every=2000, picture_every=20_000)
-        cluster = ClusterConfig(device="cuda", cpus_per_worker=4)
+    """A run on one core, on two, or on one GPU; folds are filled in by the experiment's runner."""
+    loop = by_size(
+        size,
+        small=LoopConfig(log_every=10, save_every=100, picture_every=0),
+        laptop=LoopConfig(log_every=10, save_every=200, picture_every=0),
+        paper=LoopConfig(log_every=100, save_every=2000, picture_every=20_000),
+    )
+    cluster = by_size(
+        size,
+        small=ClusterConfig(),
+        laptop=ClusterConfig(cpus_per_worker=2),
+        paper=ClusterConfig(device="cuda", cpus_per_worker=4),
+    )
     return RunConfig(recipe=recipe, model=model, feed=feed, loop=loop, cluster=cluster)

@@ -1,12 +1,11 @@
 """Run an experiment: train and score every row on every fold, then write one table beside the paper's.
 
 Below one folder: ``<cohort>-<digest>/cohort``, ``<cohort>-<digest>/runs/<digest>-<row>/fold-<k>``, and
-``<experiment>/table.md`` and ``table.json``; of a user's cohort, these in its ``<cohort>-<digest>``.  A run's digest is
-that of its configuration and of its cohort's voxels: tables share the runs they have in common, and a changed setting
-is another run, never an outdated number.
+``<experiment>/table.md`` and ``table.json``; of a user's cohort, these in its ``<cohort>-<digest>``.  A cohort that is
+only tested on is ``<cohort>-<digest>`` itself.  A run's digest is that of its configuration and of its cohort's voxels:
+tables share the runs they have in common, and a changed setting is another run, never an outdated number.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -34,7 +33,19 @@ from petscale.evaluation.scores import (
 )
 from petscale.evaluation.scoring import presets_of, score_stored_case
 from petscale.experiments.cohorts import make_cohort, make_resized
-from petscale.experiments.design import GAUSSIAN, Column, Experiment, PhantomCohort, Row, Scores, UserCohort
+from petscale.experiments.design import (
+    CONTENT,
+    GAUSSIAN,
+    Column,
+    Experiment,
+    PhantomCohort,
+    Row,
+    Scores,
+    SegmenterRow,
+    UserCohort,
+)
+from petscale.experiments.digests import digest_of
+from petscale.experiments.segmenters import score_segmenter, segmenter_folder
 from petscale.experiments.table import as_json, headline, markdown
 from petscale.experiments.user_cohort import on_cohort, patients_of
 from petscale.folders import CONFIG, EVALUATION, GUIDE, SYNTHESIS, WEIGHTS
@@ -66,10 +77,17 @@ def run_experiment(experiment: Experiment, folder: Path, *, command: str, settin
     """
     require_path(folder)
     assert isinstance(experiment.cohort, PhantomCohort), "a user's cohort is there already"
-    recorded = asdict(experiment.cohort) | {"body": facts_of(experiment.cohort.body)}
-    home = folder / f"{experiment.cohort.name}-{_digest(recorded)}"
+    home = folder / _named(experiment.cohort)
     cohort = make_cohort(experiment.cohort, home / "cohort")
-    return _run_rows(experiment, cohort, home, folder / experiment.name, command, settings)
+    external = None
+    if isinstance(experiment.external, PhantomCohort):  # runs keep its scores under the name of its folder
+        external = make_cohort(experiment.external, folder / _named(experiment.external))
+    return _run_rows(experiment, cohort, home, folder / experiment.name, command, settings, external)
+
+
+def _named(cohort: PhantomCohort) -> str:
+    recorded = asdict(cohort) | {"body": facts_of(cohort.body)}
+    return f"{cohort.name}-{digest_of(recorded)}"
 
 
 def run_on_cohort(
@@ -80,6 +98,7 @@ def run_on_cohort(
     command: str,
     settings: Sequence[str] = (),
     sources: Sequence[str] = (),
+    external: Path | None = None,
 ) -> Path:
     """Repeat a table on a cohort of the user's, with the table's rows, folds by patient and paired tests.
 
@@ -89,15 +108,17 @@ def run_on_cohort(
         command: what the user typed, for the record.
         settings: ``section.field=value`` for every run.
         sources: images that take the place of the table's low doses, one per dose; () for images of the same doses.
+        external: a second cohort, of other patients, that takes the place of a table's external phantoms.
 
     Returns:
         The path of ``table.md``.
 
     Raises:
-        InputError: SET_TABLE_NEEDS, and what ``planning.plan_run`` refuses of any row, before anything is trained.
+        InputError: SET_TABLE_NEEDS, CFG_NO_EFFECT for an external cohort that the table does not ask for, and what
+            ``planning.plan_run`` refuses of any row, before anything is trained.
     """
     require_path(folder)
-    asked = on_cohort(experiment, cohort, sources)
+    asked = on_cohort(experiment, cohort, sources, external)
     assert isinstance(asked.cohort, UserCohort), "on_cohort has just put it there"
     home = folder / f"{asked.cohort.name}-{asked.cohort.digest[:12]}"
     for row in asked.rows:
@@ -106,28 +127,48 @@ def run_on_cohort(
             split = replace(config.split, folds=asked.folds, fold=0)  # no fold leaves fewer patients to train on
             run = run_folder(home / "runs", row.name, config, asked.folds, cohort) / "fold-0"
             plan_run(cohort, run, replace(config, split=split))
-    return _run_rows(asked, cohort, home, home / asked.name, command, settings)
+    place = home / asked.name
+    if isinstance(asked.external, UserCohort):
+        place = home / f"{asked.name}-on-{asked.external.name}-{asked.external.digest[:12]}"
+    return _run_rows(asked, cohort, home, place, command, settings, external)
 
 
 def _run_rows(
-    experiment: Experiment, cohort: Path, home: Path, place: Path, command: str, settings: Sequence[str]
+    experiment: Experiment,
+    cohort: Path,
+    home: Path,
+    place: Path,
+    command: str,
+    settings: Sequence[str],
+    external: Path | None,
 ) -> Path:
     """Train and score every row on a cohort that is there, and write the table into ``place``."""
     folder = home.parent
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
-    patients = patients_of(open_cohort(cohort))
+    patients = patients_of(open_cohort(external or cohort))
     scores: Scores = {}
     runs: dict[str, list[str]] = {}
     known: dict[int, dict[str, Evaluation]] = {}  # a fold's input and Gaussian are scored once
-    for number, row in enumerate(experiment.rows, 1):
-        console.print(f"{experiment.name}: row {number} of {len(experiment.rows)}, {row.name}", markup=False)
-        config = configs.override(row.config, settings)
+    for number, row in enumerate(experiment.trained, 1):
+        console.print(f"{experiment.name}: row {number} of {len(experiment.trained)}, {row.name}", markup=False)
+        config = configs.override(row.config if isinstance(row, Row) else row.like, settings)
+        of_networks: list[Scores] = []  # of an external cohort: every fold's network scores every patient
         for fold in range(experiment.folds):
-            run, evaluations = _run_fold(experiment, row, config, fold, cohort, home, command, known.get(fold, {}))
+            if isinstance(row, SegmenterRow):
+                found = score_segmenter(row, config, experiment.folds, fold, cohort, home)
+                runs.setdefault(row.name, []).append(f"{home.name}/judges/{found.metadata['segmenter']}")
+                _collect(scores, experiment, row, {experiment.sources[0]: found}, patients)
+                continue
+            before = known.get(fold, {})
+            run, evaluations = _run_fold(experiment, row, config, fold, cohort, home, command, before, external)
             if not row.resized:
                 known[fold] = evaluations
             runs.setdefault(row.name, []).append(str(run.relative_to(folder)))
-            _collect(scores, experiment, row, evaluations, patients)
+            if external is not None:
+                of_networks.append({})
+            _collect(of_networks[-1] if of_networks else scores, experiment, row, evaluations, patients)
+        if of_networks:
+            scores |= averaged(of_networks)
         facts = {"command": command, "runs": runs, **_facts()}
         integrity.write_bytes(place / "table.md", markdown(experiment, scores, facts).encode())
         integrity.write_json(place / "table.json", as_json(experiment, scores, facts))
@@ -144,6 +185,7 @@ def _run_fold(
     home: Path,
     command: str,
     known: Mapping[str, Evaluation],
+    external: Path | None,
 ) -> tuple[Path, dict[str, Evaluation]]:
     """Train one row on one fold unless its weights are there, and score it unless its scores are."""
     cohort = make_resized(native, home / f"resized-{row.resized}") if row.resized else native
@@ -153,6 +195,8 @@ def _run_fold(
         driver.train(cohort, run, replace(config, split=split), command=command)
     if row.resized:
         return run, _evaluate_resized(run, open_cohort(cohort), open_cohort(native))
+    if external is not None:
+        return run, _evaluate_external(run, native, external, experiment, home, known)
     return run, _evaluate(run, native, experiment, home, known)
 
 
@@ -161,7 +205,7 @@ def run_folder(runs: Path, row: str, config: RunConfig, folds: int, cohort: Path
     opened = open_cohort(cohort)
     voxels = {name: integrity.manifest(opened.case(name).folder)["root"] for name in opened.cases}
     split = replace(config.split, folds=folds, fold=0)
-    digest = _digest({"run": replace(config, split=split).identity(), "voxels": voxels})
+    digest = digest_of({"run": replace(config, split=split).identity(), "voxels": voxels})
     there = sorted(runs.glob(f"{digest}-*"))
     return there[0] if there else runs / f"{digest}-{re.sub('[^a-z0-9]+', '-', row.lower()).strip('-')}"
 
@@ -183,11 +227,8 @@ def _evaluate(
     seen = {name: facts["cases"][name] for name in (*facts["train"], *facts["unpaired"])}
     segmenter = None
     if unet_score is not None:
-        feed = [config.feed.target, config.feed.seed, config.feed.suv_scale, config.feed.cases_per_step]
-        segmenter = evaluating.make_segmenter(
-            run, cohort, unet_score, home / "judges" / _digest([asdict(unet_score), feed, seen])
-        )
-    baselines = home / "baselines" / _digest({name: seen[name] for name in facts["train"]})
+        place = segmenter_folder(home, unet_score, config.feed, seen)
+        segmenter = evaluating.make_segmenter(run, cohort, unet_score, place)
     return evaluating.evaluate_run(
         run,
         cohort,
@@ -195,10 +236,41 @@ def _evaluate(
         guide=evaluating.guide_of_run(run) if _is_guided(run, experiment) else None,
         lesions=experiment.lesions,
         sources=experiment.sources,
+        baselines=_baselines_of(run, home),
+        known=known,
+        presets=presets_in(experiment),
+    )
+
+
+def _evaluate_external(
+    run: Path, cohort: Path, external: Path, experiment: Experiment, home: Path, known: Mapping[str, Evaluation]
+) -> dict[str, Evaluation]:
+    """Read a run's scores on the external cohort, or make them, beside baselines of the run's training patients."""
+    there = evaluating.read_external(run, external)
+    if all(source in there and _shows_columns(there[source], experiment) for source in experiment.sources):
+        return there
+    baselines = _baselines_of(run, home)
+    for source in experiment.sources:
+        evaluating.baseline_of(run, open_cohort(cohort), source, baselines)
+    return evaluating.evaluate_run(
+        run,
+        external,
+        sources=experiment.sources,
         baselines=baselines,
         known=known,
         presets=presets_in(experiment),
     )
+
+
+def _shows_columns(evaluation: Evaluation, experiment: Experiment) -> bool:
+    columns = [column for column in experiment.collected if column.metric != CONTENT]
+    return all(_values(evaluation, evaluation.synthesized, column) for column in columns)
+
+
+def _baselines_of(run: Path, home: Path) -> Path:
+    """Where what needs no network is kept for the runs of one fold's training patients."""
+    facts = configs.read_record(run / CONFIG)
+    return home / "baselines" / digest_of({name: facts["cases"][name] for name in facts["train"]})
 
 
 def presets_in(experiment: Experiment) -> list[str]:
@@ -264,14 +336,10 @@ def _evaluate_resized(run: Path, resized: Cohort, native: Cohort) -> dict[str, E
     return results
 
 
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-
-
 def _collect(
     scores: Scores,
     experiment: Experiment,
-    row: Row,
+    row: Row | SegmenterRow,
     evaluations: Mapping[str, Evaluation],
     patients: Mapping[str, str],
 ) -> None:
@@ -293,6 +361,31 @@ def _collect(
                 found.setdefault(patients[case], []).append(value)
             for patient, values in found.items():
                 scores.setdefault(name, {}).setdefault(column.label, {})[patient] = float(np.mean(values))
+
+
+def averaged(of_networks: Sequence[Scores]) -> Scores:
+    """Average every patient's scores over several networks, before patients are compared.
+
+    Args:
+        of_networks: the scores by each.
+
+    Example:
+        >>> averaged([{"row": {"PSNR": {"p": 30.0}}}, {"row": {"PSNR": {"p": 32.0}}}])
+        {'row': {'PSNR': {'p': 31.0}}}
+    """
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for scores in of_networks:
+        for name, columns in scores.items():
+            for label, patients in columns.items():
+                for patient, value in patients.items():
+                    found.setdefault(name, {}).setdefault(label, {}).setdefault(patient, []).append(value)
+    return {
+        name: {
+            label: {patient: float(np.mean(values)) for patient, values in patients.items()}
+            for label, patients in columns.items()
+        }
+        for name, columns in found.items()
+    }
 
 
 def _values(evaluation: Evaluation, image: str, column: Column) -> dict[str, float]:

@@ -24,6 +24,7 @@ from petscale.experiments.design import (
 )
 from storage import integrity
 from trainers.metrics.statistics import Gain, clopper_pearson, paired_gain, poisson_interval
+from trainers.metrics.unet_score import UNION
 
 SIGNIFICANT = 0.05
 
@@ -60,7 +61,7 @@ class _Line:
 
 
 def _lines(experiment: Experiment, scores: Scores) -> list[_Line]:
-    trained = [_Line(row.name, row.paper, row.against) for row in experiment.rows]
+    trained = [_Line(row.name, row.paper, row.against) for row in experiment.trained]
     published = [
         _Line(image, paper, "") for image, paper in experiment.untrained.items() if image == INPUT or image in scores
     ]
@@ -72,7 +73,7 @@ def _lines(experiment: Experiment, scores: Scores) -> list[_Line]:
 
 def best_baseline(experiment: Experiment, scores: Scores) -> str:
     """Return the baseline of the best mean PSNR inside the body over patients; empty where none was scored by it."""
-    trained = {row.name for row in experiment.rows}
+    trained = {row.name for row in experiment.trained}
     means = {
         name: float(np.mean(list(columns[BEST_BY.label].values())))
         for name, columns in scores.items()
@@ -109,19 +110,19 @@ def _gained(gain: Gain | None, column: Column) -> str:
 
 def markdown(experiment: Experiment, scores: Scores, facts: Mapping[str, Any]) -> str:
     """Return the table as a page: per column ours beside the paper's, the gain over a row's reference and its p."""
-    done = [row.name for row in experiment.rows if row.name in scores]
+    done = [row.name for row in experiment.trained if row.name in scores]
     patients = len({patient for columns in scores.values() for found in columns.values() for patient in found})
     text = [f"# {experiment.title}", ""]
-    if len(done) < len(experiment.rows):
-        text += [f"**Partial: {len(done)} of {len(experiment.rows)} rows are finished.**", ""]
+    if len(done) < len(experiment.trained):
+        text += [f"**Partial: {len(done)} of {len(experiment.trained)} rows are finished.**", ""]
     text += [
-        f"Paper: {experiment.published_in}.  Ours: {_patients(experiment.cohort, patients)}, "
-        f"{experiment.folds} folds by patient, each patient tested once; scored on {', '.join(experiment.sources)}.",
+        f"Paper: {experiment.published_in}.  Ours: {_tested(experiment, patients)}; "
+        f"scored on {', '.join(experiment.sources)}.",
         "",
         "Mean ± sd (ddof 1) over patients.  The gain is the mean difference, patient by patient, to the row named,"
         " positive where the row is better, with the number of patients in which it is; p: two-sided Wilcoxon"
-        " signed-rank test over patients, not corrected for the number of tests.  The patients of a fold share one"
-        " network, so p speaks of these networks and not of other trainings.",
+        f" signed-rank test over patients, not corrected for the number of tests.  {_shared(experiment)}, so p speaks"
+        " of these networks and not of other trainings.",
         "",
         *(f"- {caveat}" for caveat in experiment.caveats),
         "",
@@ -161,6 +162,24 @@ def _best_table(experiment: Experiment, scores: Scores) -> list[str]:
             if (gain := compare(scores, row.name, best, column)) is not None:
                 text.append(f"| {row.name} | {column.label} | {_gained(gain, column)} | {_p(gain)} |")
     return [*text, ""]
+
+
+def _tested(experiment: Experiment, patients: int) -> str:
+    """Who is tested, and by which networks."""
+    own, folds = experiment.cohort, experiment.folds
+    if experiment.external is None:
+        return f"{_patients(own, patients)}, {folds} folds by patient, each patient tested once"
+    return (
+        f"{_patients(experiment.external, patients)}, none of whom was trained on; the networks are those of {folds} "
+        f"folds of {_patients(own, own.patients)}; every patient is tested by the networks of all folds, and the "
+        "scores are averaged over these first"
+    )
+
+
+def _shared(experiment: Experiment) -> str:
+    if experiment.external is None:
+        return "The patients of a fold share one network"
+    return f"All patients share the networks of {experiment.folds} folds"
 
 
 def _patients(cohort: PhantomCohort | UserCohort, scored: int) -> str:
@@ -208,6 +227,7 @@ def as_json(experiment: Experiment, scores: Scores, facts: Mapping[str, Any]) ->
     """Return everything behind the table as JSON values: every patient's score, settings, tests and verdicts."""
     lines = []
     settings = {row.name: configs.to_json(row.config) for row in experiment.rows}
+    settings |= {row.name: row.config.stored for row in experiment.segmenters}
     best = best_baseline(experiment, scores)
     for line in _lines(experiment, scores):
         cells = {}
@@ -225,11 +245,12 @@ def as_json(experiment: Experiment, scores: Scores, facts: Mapping[str, Any]) ->
     return {
         "experiment": experiment.name,
         "source": experiment.published_in,
-        "complete": all(row.name in scores for row in experiment.rows),
+        "complete": all(row.name in scores for row in experiment.trained),
         "folds": experiment.folds,
         "best_baseline": best,
         "sources": list(experiment.sources),
         "cohort": asdict(experiment.cohort),
+        "external": None if experiment.external is None else asdict(experiment.external),
         "columns": [{**asdict(c), "units": c.units, "higher_is_better": c.sign > 0} for c in experiment.columns],
         "rows": lines,
         "orders": [
@@ -247,12 +268,13 @@ def _as_json(gain: Gain | None) -> dict[str, object] | None:
 def headline(experiment: Experiment, scores: Scores) -> Table:
     """Return the scores of the whole volume for the terminal: ours, the paper's in brackets, p beside it.
 
-    Of a table with columns of one dose each, those of the last dose.
+    Of a table with columns of one dose each, those of the last dose; of organ segmenters, the Dice of all organs.
     """
     table = Table(title=f"{experiment.title}: mean ± sd over patients (paper), p", title_justify="left")
     table.add_column("row")
     last = ("", experiment.sources[-1])
-    columns = [column for column in experiment.columns if column.region == "whole volume" and column.source in last]
+    regions = ("whole volume",) if experiment.rows else (UNION,)  # a segmenter's Dice is of organs
+    columns = [column for column in experiment.columns if column.region in regions and column.source in last]
     for column in columns:
         table.add_column(f"{column.label} \\[{column.units}]" if column.units else column.label, justify="right")
     for line in _lines(experiment, scores):

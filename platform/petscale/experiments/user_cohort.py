@@ -1,7 +1,7 @@
 """A paper's table on a cohort of the user's: what the table needs of it, and the same table with its images."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,30 +15,45 @@ from storage.source import HU
 DOSE_TOLERANCE = 0.01  # of a dose reduction factor: a table's dose is nominal
 
 
-def on_cohort(experiment: Experiment, folder: Path, sources: Sequence[str] = ()) -> Experiment:
+def on_cohort(
+    experiment: Experiment, folder: Path, sources: Sequence[str] = (), external: Path | None = None
+) -> Experiment:
     """Return a table that is asked of a user's cohort, its rows starting from that cohort's images.
 
     Args:
         folder: the cohort.
         sources: images that take the place of the table's low doses, one per dose in the table's order; () for images
             whose dose is the same.
+        external: the cohort that a table of external validation is tested on; its images have the cohort's names.
 
     Raises:
-        InputError: SET_TABLE_NEEDS, naming all that the cohort lacks.
+        InputError: SET_TABLE_NEEDS, naming all that the cohorts lack; CFG_NO_EFFECT for an external cohort of a table
+            that tests on the cohort's own patients.
     """
+    if external is not None and experiment.external is None:
+        raise InputError(
+            "CFG_NO_EFFECT",
+            where="--external",
+            found=f"{experiment.name} is tested on the cohort's own patients",
+            remedy="leave it out, or repeat sgsgan_table5 or sgsgan_table6",
+        )
     phantoms = experiment.cohort
     assert isinstance(phantoms, PhantomCohort), "tables are written for phantoms"
     cohort = open_cohort(folder)
     cases = [cohort.case(name) for name in cohort.cases]
     patients = len({case.subject for case in cases})
     chosen, lacking = _images(experiment, phantoms, cases, sources)
-    target = experiment.rows[0].config.feed.target
+    target = experiment.feed.target
     lacking += [f"an image '{target}' in every case"] if any(target not in case.images for case in cases) else []
     held = set.intersection(*(set(case.labels.values()) for case in cases)) if cases else set()
     if missing := [label for label in _labels(experiment) if label not in held]:
         lacking.append(f"labels of {', '.join(missing)} in every case")
     if patients < experiment.folds:
         lacking.append(f"{experiment.folds} patients, one per fold (it has {patients})")
+    tested = None
+    if experiment.external is not None:
+        tested, absent = _tested_on(external, {*chosen.values(), target}, {case.subject for case in cases})
+        lacking += absent
     if lacking:
         raise InputError(
             "SET_TABLE_NEEDS",
@@ -46,17 +61,12 @@ def on_cohort(experiment: Experiment, folder: Path, sources: Sequence[str] = ())
             found=f"the table needs {'; '.join(lacking)}",
             remedy="add what is missing, choose other images by --source, or repeat another table",
         )
-    digests = {case.name: {"root": integrity.manifest(case.folder)["root"]} for case in cases}
-    relations = {dose.relation for name in chosen.values() if (dose := cases[0].image(name).dose)}
+    low = () if experiment.segmenters else chosen.values()
+    relations = {dose.relation for name in low if (dose := cases[0].image(name).dose)}
     return replace(
         experiment,
-        cohort=UserCohort(
-            name=folder.absolute().name,
-            patients=patients,
-            cases=len(cases),
-            low_doses=tuple(sorted(relations)),
-            digest=integrity.root_digest(digests, {}),
-        ),
+        cohort=_described(folder, cases, relations),
+        external=tested,
         sources=_renamed(experiment.sources, chosen),
         columns=tuple(replace(one, source=chosen.get(one.source, "")) for one in experiment.columns),
         rows=tuple(_row(row, chosen) for row in experiment.rows),
@@ -64,6 +74,38 @@ def on_cohort(experiment: Experiment, folder: Path, sources: Sequence[str] = ())
         unet_score=experiment.unet_score if _shows_unet(experiment) else None,
         caveats=tuple(caveat for caveat in experiment.caveats if caveat not in experiment.of_phantoms),
     )
+
+
+def _described(folder: Path, cases: Sequence[Case], relations: Collection[str]) -> UserCohort:
+    digests = {case.name: {"root": integrity.manifest(case.folder)["root"]} for case in cases}
+    return UserCohort(
+        name=folder.absolute().name,
+        patients=len({case.subject for case in cases}),
+        cases=len(cases),
+        low_doses=tuple(sorted(relations)),
+        digest=integrity.root_digest(digests, {}),
+    )
+
+
+def _tested_on(
+    folder: Path | None, images: Collection[str], patients: Collection[str]
+) -> tuple[UserCohort | None, list[str]]:
+    """The external cohort, and what there is not: its images have the names of the cohort's, and nobody is in both."""
+    if folder is None:
+        return None, ["a second cohort to be tested on, by --external"]
+    cohort = open_cohort(folder)
+    cases = [cohort.case(name) for name in cohort.cases]
+    lacking = [
+        f"an image '{image}' in every case of {cohort.name}"
+        for image in sorted(images)
+        if not cases or any(image not in case.images for case in cases)
+    ]
+    if seen := sorted(case.name for case in cases if case.subject in patients):
+        lacking.append(f"other patients in {cohort.name} ({', '.join(seen)} are of patients of the cohort)")
+    if lacking:
+        return None, lacking
+    relations = {dose.relation for image in images for case in cases[:1] if (dose := case.image(image).dose)}
+    return _described(folder, cases, relations - {"full"}), []
 
 
 def patients_of(cohort: Cohort) -> dict[str, str]:
@@ -76,6 +118,9 @@ def _images(
     experiment: Experiment, phantoms: PhantomCohort, cases: Sequence[Case], sources: Sequence[str]
 ) -> tuple[dict[str, str], list[str]]:
     """The table's image -> the cohort's, and what there is not; realisations of a dose become one image."""
+    if experiment.segmenters:
+        refused = ["no image by --source: its networks see the full dose alone"] if sources else []
+        return dict.fromkeys(experiment.sources, experiment.feed.target), refused
     if sources and len(sources) != len(phantoms.drfs):
         return {}, [f"{len(phantoms.drfs)} images by --source, one per dose ({len(sources)} are given)"]
     if not phantoms.drfs:
@@ -117,6 +162,7 @@ def _doses(cases: Sequence[Case]) -> str:
 def _labels(experiment: Experiment) -> list[str]:
     """Labels that rows are guided by, and that organs are scored or searched by."""
     wanted = [label for row in experiment.rows for label in getattr(row.config.model, "rois", ())]
+    wanted += [label for row in experiment.segmenters for label in row.config.rois]
     if experiment.unet_score is not None and _shows_unet(experiment):
         wanted += experiment.unet_score.rois
     if experiment.lesions is not None:

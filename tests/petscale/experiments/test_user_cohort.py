@@ -116,6 +116,8 @@ def test_another_dose_is_taken_where_the_user_says_so_and_realisations_become_on
         ("sgsgan_table3", ["dose_5"], "an image 'dose_5' in every case"),
         ("sgsgan_table3", ["dose_4", "dose_10"], "1 images by --source, one per dose (2 are given)"),
         ("sgsgan_table2", ["dose_4"], "labels of liver, brain, kidneys, bladder in every case"),
+        ("sgsgan_table9", [], "labels of liver, brain, kidneys, bladder in every case"),
+        ("sgsgan_table9", ["dose_4"], "no image by --source: its networks see the full dose alone"),
         ("s3pet_table2", [], ""),
         ("cascade_table4", [], "a CT in every case"),
         ("virtual_pet", [], "a CT in every case; labels of lesion, liver, cyst in every case"),
