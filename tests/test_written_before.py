@@ -37,6 +37,8 @@ COMMIT = "d3f2ffb"
 LATER = {
     *(rule.metric for quantity in ("MTV", "TLG41") for rule in (QUANTITIES[quantity], BIASES[quantity])),
     *(rule.metric for rule in (ACTIVITY_BIAS, DETAIL, TEXTURE)),
+    "bias",
+    "variance",
 }
 SYSTEMS = {
     name: settings.split()
