@@ -1110,6 +1110,7 @@ def experiment(
     cohort: Path | None = None,
     source: tuple[str, ...] = (),
     external: Path | None = None,
+    seeds: int = 1,
 ) -> None:
     """Repeat a paper's ablation table on simulated patients: all rows and folds, scores and tests beside the paper's.
 
@@ -1126,12 +1127,19 @@ def experiment(
         source: with --cohort, its images that take the place of the table's low doses, one per dose; default: images
             of the same doses.
         external: with --cohort, the cohort that a table of external validation is tested on.
+        seeds: trainings of every row on every fold, from other initial weights; the rows are then also compared network
+            by network.
     """
     from petscale.experiments import EXPERIMENTS, runner
 
     settings = [f"cluster.workers={workers}"] if workers is not None else []
     settings += [f"cluster.device={device}"] if device is not None else []
-    chosen = EXPERIMENTS[name](size)
+    chosen = dataclasses.replace(EXPERIMENTS[name](size), seeds=seeds)
+    if seeds < 1:
+        raise InputError("CFG_RANGE", where="--seeds", found=str(seeds), remedy="give 1 or more")
+    if seeds > 1 and chosen.segmenters:
+        found = f"{name} trains no system, and its segmenters have one seed"
+        raise InputError("CFG_NO_EFFECT", where="--seeds", found=found, remedy="leave it out")
     if cohort is not None:
         made = runner.run_on_cohort(
             chosen, cohort, folder / size, command=recorded(), settings=settings, sources=source, external=external

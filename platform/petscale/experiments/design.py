@@ -18,6 +18,7 @@ GAUSSIAN = "best Gaussian"
 CONTENT = "CD"  # by a VGG-16 trained on ImageNet, which is not here: such a column holds the paper's values alone
 
 Scores = dict[str, dict[str, dict[str, float]]]  # image or row -> column label -> patient -> score, in our units
+Networks = Mapping[str, Mapping[str, Scores]]  # row -> fold and seed -> the scores by that network and beside it
 
 Published = tuple[float, float | None]  # mean, and standard deviation where the paper prints one
 
@@ -201,6 +202,8 @@ class Experiment:
         untrained: images that nobody trained, the low-dose input among them: column label -> published value.
         orders: the paper's orderings, each tested over patients.
         folds: parts of the cross-validation; every patient is tested once.
+        seeds: trainings of every row on every fold, from other initial weights and with other noise; a patient's scores
+            are averaged over them before patients are compared.  The order of the patches is one.
         unet_score: the organ segmenter of the Unet-score, None for none.  The tables of one cohort name the same,
             whether they show it or not, since they share runs and scores.
         lesions: what is to be detected where, None for nothing.
@@ -218,6 +221,7 @@ class Experiment:
     untrained: Mapping[str, Mapping[str, Published]]
     orders: tuple[Order, ...]
     folds: int
+    seeds: int = 1
     external: PhantomCohort | UserCohort | None = None
     segmenters: tuple[SegmenterRow, ...] = ()
     unet_score: OrganSegmenterConfig | None = None

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -143,35 +144,37 @@ def _run_rows(
     external: Path | None,
 ) -> Path:
     """Train and score every row on a cohort that is there, and write the table into ``place``."""
+    if experiment.seeds > 1:
+        place = place.with_name(f"{place.name}-{experiment.seeds}-seeds")
     folder = home.parent
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
     patients = patients_of(open_cohort(external or cohort))
     scores: Scores = {}
+    networks: dict[str, dict[str, Scores]] = {}
     runs: dict[str, list[str]] = {}
     known: dict[int, dict[str, Evaluation]] = {}  # a fold's input and Gaussian are scored once
     for number, row in enumerate(experiment.trained, 1):
         console.print(f"{experiment.name}: row {number} of {len(experiment.trained)}, {row.name}", markup=False)
-        config = configs.override(row.config if isinstance(row, Row) else row.like, settings)
-        of_networks: list[Scores] = []  # of an external cohort: every fold's network scores every patient
-        for fold in range(experiment.folds):
+        first = configs.override(row.config if isinstance(row, Row) else row.like, settings)
+        made = networks.setdefault(row.name, {})
+        for seed, fold in product(range(experiment.seeds), range(experiment.folds)):
+            config = replace(first, loop=replace(first.loop, seed=first.loop.seed + seed))
+            own = made.setdefault(f"fold {fold}, seed {config.loop.seed}", {})
             if isinstance(row, SegmenterRow):
                 found = score_segmenter(row, config, experiment.folds, fold, cohort, home)
                 runs.setdefault(row.name, []).append(f"{home.name}/judges/{found.metadata['segmenter']}")
-                _collect(scores, experiment, row, {experiment.sources[0]: found}, patients)
+                _collect(own, experiment, row, {experiment.sources[0]: found}, patients)
                 continue
             before = known.get(fold, {})
             run, evaluations = _run_fold(experiment, row, config, fold, cohort, home, command, before, external)
             if not row.resized:
                 known[fold] = evaluations
             runs.setdefault(row.name, []).append(str(run.relative_to(folder)))
-            if external is not None:
-                of_networks.append({})
-            _collect(of_networks[-1] if of_networks else scores, experiment, row, evaluations, patients)
-        if of_networks:
-            scores |= averaged(of_networks)
+            _collect(own, experiment, row, evaluations, patients)
+        scores |= averaged([*made.values()])
         facts = {"command": command, "runs": runs, **_facts()}
-        integrity.write_bytes(place / "table.md", markdown(experiment, scores, facts).encode())
-        integrity.write_json(place / "table.json", as_json(experiment, scores, facts))
+        integrity.write_bytes(place / "table.md", markdown(experiment, scores, facts, networks).encode())
+        integrity.write_json(place / "table.json", as_json(experiment, scores, facts, networks))
     console.print(headline(experiment, scores))
     return place / "table.md"
 

@@ -15,6 +15,7 @@ from petscale.experiments.design import (
     MATCHINGS,
     Column,
     Experiment,
+    Networks,
     Order,
     PhantomCohort,
     Published,
@@ -37,6 +38,35 @@ def compare(scores: Scores, better: str, worse: str, column: Column) -> Gain | N
         test as in ``statistics.Gain``; None without scores.
     """
     ours, theirs = (scores.get(name, {}).get(column.label, {}) for name in (better, worse))
+    return paired_gain(ours, theirs, over=worse, sign=column.sign)
+
+
+def compare_networks(networks: Networks, better: str, worse: str, column: Column) -> Gain | None:
+    """How much better one row is than another, network by network: of one fold and one seed each, means over patients.
+
+    Args:
+        networks: of every row.
+        better: a row.
+        worse: a row, or an image that nobody trained.
+        column: the score.
+
+    Returns:
+        As ``compare``, with networks in the place of patients; None where a row is no trained one.
+
+    Example:
+        >>> column = Column(label="PSNR", metric="PSNR")
+        >>> by = {"a": {"fold 0, seed 0": {"a": {"PSNR": {"p": 31.0}}, "input": {"PSNR": {"p": 30.0}}}}}
+        >>> compare_networks(by, "a", "input", column).mean
+        1.0
+    """
+    if better not in networks:
+        return None
+    ours, theirs = {}, {}
+    for network, scores in networks[better].items():
+        beside = networks[worse].get(network, {}) if worse in networks else scores
+        one, other = (found.get(column.label, {}) for found in (scores.get(better, {}), beside.get(worse, {})))
+        if one and other:
+            ours[network], theirs[network] = (float(np.mean([*values.values()])) for values in (one, other))
     return paired_gain(ours, theirs, over=worse, sign=column.sign)
 
 
@@ -108,8 +138,12 @@ def _gained(gain: Gain | None, column: Column) -> str:
     return "-" if gain is None else f"{gain.mean:+.{column.places}f} ({gain.num_better} of {gain.num_cases})"
 
 
-def markdown(experiment: Experiment, scores: Scores, facts: Mapping[str, Any]) -> str:
-    """Return the table as a page: per column ours beside the paper's, the gain over a row's reference and its p."""
+def markdown(experiment: Experiment, scores: Scores, facts: Mapping[str, Any], networks: Networks) -> str:
+    """Return the table as a page: per column ours beside the paper's, the gain over a row's reference and its p.
+
+    Of several seeds, a column more holds the same gain network by network.
+    """
+    seeded = experiment.seeds > 1
     done = [row.name for row in experiment.trained if row.name in scores]
     patients = len({patient for columns in scores.values() for found in columns.values() for patient in found})
     text = [f"# {experiment.title}", ""]
@@ -123,6 +157,7 @@ def markdown(experiment: Experiment, scores: Scores, facts: Mapping[str, Any]) -
         " positive where the row is better, with the number of patients in which it is; p: two-sided Wilcoxon"
         f" signed-rank test over patients, not corrected for the number of tests.  {_shared(experiment)}, so p speaks"
         " of these networks and not of other trainings.",
+        *(["", _seeds(experiment)] if seeded else []),
         "",
         *(f"- {caveat}" for caveat in experiment.caveats),
         "",
@@ -130,11 +165,16 @@ def markdown(experiment: Experiment, scores: Scores, facts: Mapping[str, Any]) -
     for column in experiment.columns:
         units = f" [{column.units}]" if column.units else ""
         text += [f"## {column.label}{units}, {'higher' if column.sign > 0 else 'lower'} is better", ""]
-        text += ["| row | ours | paper | gain | over | p |", "|---|---|---|---|---|---|"]
+        header = ("row", "ours", "paper", "gain", "over", "p", *(["gain by network", "p"] if seeded else []))
+        text += [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
         for line in _lines(experiment, scores):
             gain = compare(scores, line.name, line.against, column)
-            cells = (_ours(scores, line.name, column), _theirs(line.paper, column), _gained(gain, column))
-            text.append(f"| {' | '.join((line.name, *cells, line.against or '-', _p(gain)))} |")
+            cells = [line.name, _ours(scores, line.name, column), _theirs(line.paper, column), _gained(gain, column)]
+            cells += [line.against or "-", _p(gain)]
+            if seeded:
+                by = compare_networks(networks, line.name, line.against, column)
+                cells += [_gained(by, column), _p(by)]
+            text.append(f"| {' | '.join(cells)} |")
         text.append("")
     text += _best_table(experiment, scores)
     if experiment.lesions:
@@ -142,6 +182,8 @@ def markdown(experiment: Experiment, scores: Scores, facts: Mapping[str, Any]) -
     text += ["## The paper's orderings", ""] if experiment.orders else []
     for order, column, gain in _compared(experiment, scores):
         told = f": {_gained(gain, column)}, p {_p(gain)}" if gain else ""
+        if seeded and (by := compare_networks(networks, order.better, order.worse, column)) is not None:
+            told += f"; by network {_gained(by, column)}, p {_p(by)}"
         text.append(f"- {order.column}: {order.better} ahead of {order.worse}: **{verdict(gain)}**{told}")
     text += ["", "## How it was made", "", f"`{facts['command']}`", "", "| | |", "|---|---|"]
     text += [f"| {name} | {value} |" for name, value in facts.items() if isinstance(value, str) and name != "command"]
@@ -180,6 +222,16 @@ def _shared(experiment: Experiment) -> str:
     if experiment.external is None:
         return "The patients of a fold share one network"
     return f"All patients share the networks of {experiment.folds} folds"
+
+
+def _seeds(experiment: Experiment) -> str:
+    """What several seeds are, and what is tested over them."""
+    return (
+        f"Every row was trained {experiment.seeds} times on every fold, from other initial weights and with other "
+        "noise, on the same patches in the same order; a patient's scores are averaged over these first.  The gain by "
+        f"network is that of the {experiment.seeds * experiment.folds} pairs of one fold and one seed each, means over "
+        "the patients that a pair tests; its p: the same test over these pairs, which differ in their patients too."
+    )
 
 
 def _patients(cohort: PhantomCohort | UserCohort, scored: int) -> str:
@@ -223,7 +275,7 @@ def _compared(experiment: Experiment, scores: Scores) -> list[tuple[Order, Colum
     ]
 
 
-def as_json(experiment: Experiment, scores: Scores, facts: Mapping[str, Any]) -> dict[str, Any]:
+def as_json(experiment: Experiment, scores: Scores, facts: Mapping[str, Any], networks: Networks) -> dict[str, Any]:
     """Return everything behind the table as JSON values: every patient's score, settings, tests and verdicts."""
     lines = []
     settings = {row.name: configs.to_json(row.config) for row in experiment.rows}
@@ -240,6 +292,12 @@ def as_json(experiment: Experiment, scores: Scores, facts: Mapping[str, Any]) ->
                 "paper": line.paper.get(column.label),
                 "gain": _as_json(gain),
                 "gain_over_best_baseline": _as_json(over_best),
+                "networks": {
+                    network: float(np.mean([*found[line.name][column.label].values()]))
+                    for network, found in networks.get(line.name, {}).items()
+                    if found.get(line.name, {}).get(column.label)
+                },
+                "gain_by_network": _as_json(compare_networks(networks, line.name, line.against, column)),
             }
         lines.append({"name": line.name, "columns": cells, "config": settings.get(line.name)})
     return {
@@ -247,6 +305,7 @@ def as_json(experiment: Experiment, scores: Scores, facts: Mapping[str, Any]) ->
         "source": experiment.published_in,
         "complete": all(row.name in scores for row in experiment.trained),
         "folds": experiment.folds,
+        "seeds": experiment.seeds,
         "best_baseline": best,
         "sources": list(experiment.sources),
         "cohort": asdict(experiment.cohort),

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,7 @@ from trainers.metrics.statistics import Gain
 from trainers.organ_segmenter import OrganSegmenterConfig
 from trainers.systems import sgsgan
 
+Refused = Callable[..., str]
 PATIENTS = 8
 GRID = Grid((40, 24, 28), np.array([[-4.0, 0, 0, 50], [0, -4.0, 0, 60], [0, 0, 3.0, -70], [0, 0, 0, 1]]))
 PSNR = Column(label="PSNR", metric="PSNR", region="body", preset="native")
@@ -162,7 +163,7 @@ def made_up(patient: str, gain: float, draw: int) -> float:
 
 def evaluations(run: Path, segmenter: OrganSegmenterConfig | None) -> dict[str, Evaluation]:
     facts = json.loads((run / CONFIG).read_bytes())
-    noise = facts["config"]["recipe"]["noise_std"]
+    noise = facts["config"]["recipe"]["noise_std"] * (1 + 0.1 * facts["config"]["loop"]["seed"])
     found = {}
     for draw, low in enumerate(facts["config"]["feed"]["source"]):
         images = (INPUT, f"Gaussian {4 + draw} mm", SYNTHESIZED)
@@ -283,6 +284,58 @@ def test_gains_are_paired_over_patients_whose_draws_are_averaged_first(
     assert "| low-dose input | 30.50 ± 7.35 | 25 | - | - | - |" in text
     assert "- PSNR: b ahead of a: **reproduced**" in text
     assert "`x`" in text
+
+
+def test_seeds_are_averaged_per_patient_and_rows_compared_network_by_network_too(
+    trained: SimpleNamespace, tmp_path: Path
+) -> None:
+    one = run_experiment(experiment("a", "b"), tmp_path, command="x")
+    before = one.read_text()
+    assert "by network" not in before
+    path = run_experiment(experiment("a", "b", seeds=3), tmp_path, command="x")
+    assert path.parent.name == "tiny-3-seeds"
+    assert one.read_text() == before
+    assert len(trained.runs) == 2 * 2 * 3, "the first seed's runs are those that were there"
+    rows = {row["name"]: row["columns"]["PSNR"] for row in table(path)["rows"]}
+    numbers, factors = np.arange(PATIENTS), np.array([1.0, 1.1, 1.2])
+    gains = 1 + 0.1 * numbers  # of b over a, of the first seed
+    assert [rows["b"]["gain"]["mean"], rows["b"]["gain"]["sd"]] == pytest.approx(
+        [1.1 * gains.mean(), 1.1 * gains.std(ddof=1)]
+    )
+    tested = {
+        fold: [int(name[1:]) for name in json.loads((tmp_path / runs / CONFIG).read_bytes())["test"]]
+        for fold, runs in enumerate(table(path)["facts"]["runs"]["b"][:2])
+    }
+    expected = {
+        f"fold {fold}, seed {seed}": factors[seed] * float(gains[places].mean())
+        for seed in range(3)
+        for fold, places in tested.items()
+    }
+    ours, theirs = rows["b"]["networks"], rows["a"]["networks"]
+    assert {name: ours[name] - theirs[name] for name in ours} == pytest.approx(expected)
+    by_network = rows["b"]["gain_by_network"]
+    assert by_network["mean"] == pytest.approx(np.mean([*expected.values()]))
+    assert (by_network["num_better"], by_network["num_cases"]) == (6, 6)
+    assert by_network["p_value"] == pytest.approx(2 / 2**6)  # all of one sign
+    over_input = rows["a"]["gain_by_network"]
+    assert (over_input["over"], over_input["num_better"]) == (INPUT, 6)
+    assert rows[INPUT]["gain_by_network"] is None
+    mean = 1.1 * gains.mean()
+    text = path.read_text()
+    assert f"| +{mean:.2f} (8 of 8) | a | 0.008 | +{by_network['mean']:.2f} (6 of 6) | 0.031 |" in text
+    assert f"b ahead of a: **reproduced**: +{mean:.2f} (8 of 8), p 0.008; by network +" in text
+    assert "trained 3 times on every fold" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["sgsgan_table3", "--seeds", "0"], "CFG_RANGE --seeds"),
+        (["sgsgan_table9", "--seeds", "3"], "CFG_NO_EFFECT --seeds"),
+    ],
+)
+def test_seeds_that_cannot_be_are_refused(words: list[str], told: str, refused: Refused) -> None:
+    assert refused("experiment", *words).startswith(told)
 
 
 def test_a_column_of_one_image_is_read_from_that_image_alone(trained: SimpleNamespace, tmp_path: Path) -> None:
