@@ -9,9 +9,10 @@ over cases: folds, leave-one-out and further patients cost an addition of small 
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
+from operator import add
 
 import numpy as np
 import torch
@@ -62,6 +63,7 @@ class Classing:
 FINE = Classing((-0.6, -0.3, -0.12, -0.04, 0.04, 0.12, 0.3, 0.6, 1.2), 30.0, 3e-5)
 COARSE = Classing((-0.3, -0.12, -0.04, 0.04, 0.12, 0.3), 20.0, 1e-3)  # of what was fitted before there was another
 CLASSES = FINE.count
+RIDGES = (1e-3, 1e-4, 3e-5)  # that ``chosen_filter`` tries
 
 
 def classing_of(count: int) -> Classing:
@@ -173,6 +175,14 @@ class NormalEquations:
     def __add__(self, other: "NormalEquations") -> "NormalEquations":
         return NormalEquations(self.products + other.products, self.targets + other.targets)
 
+    def __sub__(self, other: "NormalEquations") -> "NormalEquations":
+        return NormalEquations(self.products - other.products, self.targets - other.targets)
+
+    def error(self, coefficients: NDArray[np.float64]) -> float:
+        """Return the weighted sum of squared errors of ``coefficients``, less the sum of squares of the target."""
+        fitted = np.einsum("km,kmn,kn->", coefficients, self.products, coefficients)
+        return float(fitted - 2 * (coefficients * self.targets).sum())
+
 
 def no_voxels(classing: Classing = FINE) -> NormalEquations:
     """Return the sums over no voxel."""
@@ -228,6 +238,30 @@ def adaptive_filter(equations: NormalEquations, ridge: float | None = None) -> N
     strength = ridge * trace.sum() / known / MEMBERS
     products = equations.products + strength * np.eye(MEMBERS)
     return np.linalg.solve(products, (equations.targets + strength * linear)[..., None])[..., 0]
+
+
+def chosen_filter(cases: Mapping[Classing, Sequence[NormalEquations]]) -> NDArray[np.float64]:
+    """Return the adaptive filter of the classes and the ridge that serve cases best which it was not fitted on.
+
+    Each case in turn is left out; what is compared is its error by the filter of the others, summed over cases.  More
+    classes keep more of small lesions, and in much noise, from few cases, they learn the noise.
+
+    Args:
+        cases: way of classing -> the sums of every case, in one order.
+
+    Returns:
+        (classes, members) of the best way, fitted on all cases; of one case alone, that of ``COARSE``.
+    """
+    wholes = {way: reduce(add, of_cases) for way, of_cases in cases.items()}
+    if len(next(iter(cases.values()))) == 1:
+        return adaptive_filter(wholes[COARSE])
+    errors = {
+        (way, ridge): sum(one.error(adaptive_filter(wholes[way] - one, ridge)) for one in of_cases)
+        for way, of_cases in cases.items()
+        for ridge in RIDGES
+    }
+    way, ridge = min(errors, key=lambda choice: errors[choice])
+    return adaptive_filter(wholes[way], ridge)
 
 
 def combined(

@@ -110,6 +110,59 @@ def spots(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return truth * (1 + 0.3 * noise), truth, marked
 
 
+def test_the_error_of_a_filter_is_that_of_its_voxels() -> None:
+    bank, classed, target = case(4)
+    equations = filter_bank.normal_equations(bank, classed, target, 0.5)
+    rng = np.random.Generator(np.random.Philox(2))
+    coefficients = rng.random((CLASSES, MEMBERS))
+    image = np.einsum("mn,nm->n", bank.double().numpy(), coefficients[classed.numpy()])
+    truth = target.double().numpy()
+    expected = 0.5 * (np.square(image - truth).sum() - np.square(truth).sum())
+    assert equations.error(coefficients) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("seeds", [(0, 1, 2, 3), (4, 5, 6)])
+def test_the_filter_is_of_the_classes_that_serve_a_case_left_out_best(seeds: tuple[int, ...]) -> None:
+    """By voxels, for every way of classing and every ridge: the same is chosen, and fitted on all cases."""
+    margin = (5, 5, 5)
+    voxels = []
+    for seed in seeds:
+        low, full, _ = spots(seed)
+        bank = filter_bank.members(low, SPACING_MM, margin)
+        voxels.append((bank, full[0, 0, 5:-5, 5:-5, 5:-5].flatten()))
+    cases = {
+        way: [
+            filter_bank.normal_equations(bank[0].flatten(1), way.of(bank).flatten(), target, 1.0, way)
+            for bank, target in voxels
+        ]
+        for way in (filter_bank.COARSE, filter_bank.FINE)
+    }
+    errors: dict[tuple[filter_bank.Classing, float], float] = {}
+    for way, equations in cases.items():
+        for ridge in filter_bank.RIDGES:
+            for out, (bank, target) in enumerate(voxels):
+                rest = sum((one for n, one in enumerate(equations) if n != out), filter_bank.no_voxels(way))
+                coefficients = torch.from_numpy(filter_bank.adaptive_filter(rest, ridge)).float()
+                image = filter_bank.combined(bank, coefficients, way.of(bank)).flatten()
+                error = float((image - target).double().square().sum())
+                errors[way, ridge] = errors.get((way, ridge), 0.0) + error
+    way, ridge = min(errors, key=lambda choice: errors[choice])
+    expected = filter_bank.adaptive_filter(sum(cases[way], filter_bank.no_voxels(way)), ridge)
+    np.testing.assert_allclose(filter_bank.chosen_filter(cases), expected, atol=1e-9)
+
+
+def test_of_one_case_there_is_nothing_to_choose_by() -> None:
+    (low, full, _), margin = spots(0), (5, 5, 5)
+    bank = filter_bank.members(low, SPACING_MM, margin)
+    target = full[0, 0, 5:-5, 5:-5, 5:-5].flatten()
+    cases = {
+        way: [filter_bank.normal_equations(bank[0].flatten(1), way.of(bank).flatten(), target, 1.0, way)]
+        for way in (filter_bank.COARSE, filter_bank.FINE)
+    }
+    (one,) = cases[filter_bank.COARSE]
+    np.testing.assert_array_equal(filter_bank.chosen_filter(cases), filter_bank.adaptive_filter(one))
+
+
 def test_small_hot_spots_are_not_averaged_with_faint_edges() -> None:
     """Fitted on other volumes, the finer classes keep more of the spots, and are no worse elsewhere."""
     margin = (5, 5, 5)

@@ -45,10 +45,12 @@ from storage.reader import Case
 from storage.source import HU, ImageSource
 from trainers.filter_bank import (
     CLASSES,
+    COARSE,
     FINE,
     FWHMS_MM,
+    Classing,
     NormalEquations,
-    adaptive_filter,
+    chosen_filter,
     linear_filter,
     no_voxels,
     normal_equations,
@@ -120,7 +122,9 @@ class Filters:
         of = f"combination of the image and Gaussians of {widths} mm FWHM"
         return {
             LINEAR: f"best {of}, {fitted}",
-            ADAPTIVE: f"best {of} for each of {len(self.adaptive)} classes of local level and contrast, {fitted}",
+            ADAPTIVE: f"best {of} for each of {len(self.adaptive)} classes of local level and contrast, {fitted}; "
+            "56 or 80 classes, and how much rare ones are drawn to the linear filter, as serves cases left out of the "
+            "fit best",
         }
 
     def beside(self, source: ImageSource, anatomy: Anatomy | None = None) -> dict[str, ImageSource]:
@@ -184,11 +188,11 @@ class Measured:
 
     Args:
         gaussian: FWHM in mm -> PSNR inside the body.
-        equations: of the banks, over the voxels of the body, each 1 / peak^2.
+        equations: of the banks, over the voxels of the body, each 1 / peak^2, for both ways of classing.
     """
 
     gaussian: Mapping[float, float]
-    equations: NormalEquations
+    equations: Mapping[Classing, NormalEquations]
 
 
 def measure(low: ImageSource, full: ImageSource, body: ImageSource) -> Measured:
@@ -200,14 +204,15 @@ def measure(low: ImageSource, full: ImageSource, body: ImageSource) -> Measured:
     gaussian = gaussian_scores(low, full, body)
     peak = _peak(full, body)
     spacing = low.grid.spacing_mm
-    equations = no_voxels()
+    equations = {way: no_voxels(way) for way in (COARSE, FINE)}
     for z0, z1 in slabs(low.grid.shape, BLOCK_VOXELS):
         inside = torch.from_numpy(body.read(z0, z1) > 0.5)
         slab = read_reflected(low, z0, z1, bank_halo(spacing)).astype(np.float32)
         members = bank(slab, spacing)
-        classed = FINE.of(members)
         target = torch.from_numpy(full.read(z0, z1))[inside]
-        equations += normal_equations(members[0][:, inside], classed[0][inside], target, peak**-2)
+        voxels = members[0][:, inside]
+        for way in equations:
+            equations[way] += normal_equations(voxels, way.of(members)[0][inside], target, peak**-2, way)
     return Measured(gaussian, equations)
 
 
@@ -267,13 +272,13 @@ def fit_filters(
     if not cases:
         raise no_training_case()
     found = at_once(measured, cases)
-    equations = reduce(add, (one.equations for one in found))
+    equations = {way: [one.equations[way] for one in found] for way in (COARSE, FINE)}
     chosen = [cases[i * len(cases) // min(TUNED_ON, len(cases))] for i in range(min(TUNED_ON, len(cases)))]
     slow = at_once(tuned, chosen)
     return Filters(
         choose_width([one.gaussian for one in found], of=of),
-        tuple(linear_filter(equations)[0].tolist()),
-        tuple(tuple(row) for row in adaptive_filter(equations).tolist()),
+        tuple(linear_filter(reduce(add, equations[COARSE]))[0].tolist()),
+        tuple(tuple(row) for row in chosen_filter(equations).tolist()),
         tuple(_strongest(method, slow) for method in METHODS if any(method in one for one in slow)),
     )
 

@@ -23,6 +23,7 @@ from petscale.evaluation.fitting import (
 from petscale.evaluation.from_ct import HuTable
 from storage.errors import InputError
 from storage.source import LABEL, ImageSource
+from trainers.filter_bank import COARSE
 from trainers.metrics.image import psnr_of
 
 DEPTH = GRID.shape[0]
@@ -83,7 +84,7 @@ def test_a_fit_is_the_same_bits_again_and_sums_cases() -> None:
 def test_a_case_counts_by_one_over_its_peak_squared_whatever_its_scale() -> None:
     low, full, body = images("1")
     brighter, full_too = (source(4 * image.read(0, DEPTH)) for image in (low, full))
-    ours, theirs = measured("1").equations, measure(brighter, full_too, body).equations
+    ours, theirs = (one.equations[COARSE] for one in (measured("1"), measure(brighter, full_too, body)))
     # Of the linear filter; classes are of SUV.
     np.testing.assert_allclose(theirs.products.sum(0), ours.products.sum(0), rtol=1e-5)
     np.testing.assert_allclose(theirs.targets.sum(0), ours.targets.sum(0), rtol=1e-5)
