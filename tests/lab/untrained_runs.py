@@ -19,7 +19,7 @@ from storage.source import HU, SUV
 from trainers import checkpoint
 from trainers.engine import plain_engine
 from trainers.feed_config import FeedConfig
-from trainers.filter_bank import CLASSES, MEMBERS
+from trainers.filter_bank import COARSE, MEMBERS
 from trainers.systems import RECIPES
 
 CASCADE = {
@@ -81,7 +81,7 @@ def restore_weights(seed: int) -> tuple[Any, dict[str, Tensor]]:
     rng = torch.Generator().manual_seed(seed)
     network = spec.build(model, make_engine=plain_engine, patches_per_step=1).weights()
     weights = {name: 0.2 * torch.randn(value.shape, generator=rng) for name, value in network.items()}
-    coefficients = torch.rand(2, CLASSES, MEMBERS, generator=rng)
+    coefficients = torch.rand(2, COARSE.count, MEMBERS, generator=rng)
     weights |= {
         "bank.drf": torch.tensor([4.0, 20.0]),
         "bank.coefficients": coefficients / coefficients.sum(2, keepdim=True),

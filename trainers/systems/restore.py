@@ -35,7 +35,7 @@ from storage.ranges import Range
 from trainers import assembly, filter_bank
 from trainers.engine import EngineConfig
 from trainers.feed_config import FeedConfig
-from trainers.filter_bank import FINE, MEMBERS, Classing, NormalEquations
+from trainers.filter_bank import COARSE, MEMBERS, NormalEquations
 from trainers.recipe import Batch, BatchSpec, Doses, Engine, EngineFactory, Metrics, Scan, State, Tiling
 from trainers.residual_unet import MULTIPLE, RADIUS, ResidualUNet
 
@@ -224,22 +224,20 @@ class Sums:
 
     Args:
         doses: dose reduction factor, as it is written, -> its sums.
-        classing: how voxels are put into classes; a run goes on by that of its checkpoint.
     """
 
     doses: dict[float, tuple[NormalEquations, float, float]] = field(default_factory=dict)
-    classing: Classing = FINE
 
     def add(self, drf: float, equations: NormalEquations, noise: float) -> None:
         """Add one patch."""
         key = 0.0 if math.isnan(drf) else drf  # NaN is no key
-        known, total, count = self.doses.get(key, (filter_bank.no_voxels(self.classing), 0.0, 0.0))
+        known, total, count = self.doses.get(key, (filter_bank.no_voxels(COARSE), 0.0, 0.0))
         told = 0.0 if math.isnan(noise) else 1.0
         self.doses[key] = (known + equations, total + (noise if told else 0.0), count + told)
 
     def own(self) -> dict[str, Tensor]:
         """Return what this rank has added up."""
-        return _as_tensors(self.doses, self.classing)
+        return _as_tensors(self.doses)
 
     def state(self) -> dict[str, Tensor]:
         """Return what ``load`` takes, of all ranks together (collective)."""
@@ -247,26 +245,24 @@ class Sums:
         for part in assembly.of_all_ranks({key: _flat(value) for key, value in self.doses.items()}):
             for key, flat in part.items():
                 whole[key] = _unflat(flat + _flat(whole[key])) if key in whole else _unflat(flat)
-        return _as_tensors(whole, self.classing)
+        return _as_tensors(whole)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Continue from ``state``: rank 0 takes all of it, the others start at nothing."""
-        self.doses, self.classing = {}, _classing_of(state["sums"].shape[1])
+        self.doses = {}
         if assembly.first_rank():
             rows = zip(state["drf"].tolist(), state["sums"].cpu().numpy(), strict=True)
             self.doses = {0.0 if math.isnan(drf) else drf: _unflat(flat.copy()) for drf, flat in rows}
 
 
-def _as_tensors(doses: Mapping[float, tuple[NormalEquations, float, float]], classing: Classing) -> dict[str, Tensor]:
+_FLAT = COARSE.count * MEMBERS * (MEMBERS + 1) + 2
+
+
+def _as_tensors(doses: Mapping[float, tuple[NormalEquations, float, float]]) -> dict[str, Tensor]:
     keys = sorted(doses, key=lambda key: key or math.inf)  # the dose that is not known is the last
     drf = torch.tensor([key or math.nan for key in keys], dtype=torch.float64)
-    none = np.zeros((0, len(_flat((filter_bank.no_voxels(classing), 0.0, 0.0)))))
-    sums = np.stack([_flat(doses[key]) for key in keys]) if keys else none
+    sums = np.stack([_flat(doses[key]) for key in keys]) if keys else np.zeros((0, _FLAT))
     return {"drf": drf, "sums": torch.from_numpy(sums)}
-
-
-def _classing_of(flat_length: int) -> Classing:
-    return filter_bank.classing_of((flat_length - 2) // (MEMBERS * (MEMBERS + 1)))
 
 
 def _flat(sums: tuple[NormalEquations, float, float]) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -275,9 +271,8 @@ def _flat(sums: tuple[NormalEquations, float, float]) -> np.ndarray[Any, np.dtyp
 
 
 def _unflat(flat: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[NormalEquations, float, float]:
-    classes = _classing_of(len(flat)).count
-    cut = classes * MEMBERS * MEMBERS
-    products, targets = flat[:cut].reshape(classes, MEMBERS, MEMBERS), flat[cut:-2].reshape(classes, MEMBERS)
+    cut = COARSE.count * MEMBERS * MEMBERS
+    products, targets = flat[:cut].reshape(-1, MEMBERS, MEMBERS), flat[cut:-2].reshape(-1, MEMBERS)
     return NormalEquations(products, targets), float(flat[-2]), float(flat[-1])
 
 
@@ -290,13 +285,12 @@ def fitted(start: str, state: Mapping[str, Tensor]) -> Bank:
         coefficients.append(torch.from_numpy(solve(equations)))
         noise.append(total / count if count else math.nan)
     if not coefficients:
-        low = torch.from_numpy(_low_dose(filter_bank.no_voxels()))
-        return Bank(torch.tensor([math.nan]), low[None].float(), torch.tensor([math.nan]))
+        return Bank(torch.tensor([math.nan]), torch.from_numpy(_low_dose())[None].float(), torch.tensor([math.nan]))
     return Bank(state["drf"].float(), torch.stack(coefficients).float(), torch.tensor(noise))
 
 
-def _low_dose(equations: NormalEquations) -> Any:
-    return np.eye(MEMBERS)[np.zeros(equations.classing.count, dtype=int)]
+def _low_dose(equations: NormalEquations | None = None) -> Any:
+    return np.eye(MEMBERS)[np.zeros(COARSE.count, dtype=int)]
 
 
 # The whole answer
@@ -318,7 +312,7 @@ def restored(
         shared: part of the full dose's counts that the low dose holds, 0 for an answer nearest to the truth.
         beside: ``ct_inputs``, where the network has been given a CT.
     """
-    classed = filter_bank.classing_of(coefficients.shape[1]).of(bank)
+    classed = COARSE.of(bank)
     parts = [
         filter_bank.combined(one[None], used, at[None])
         for one, used, at in zip(bank, coefficients, classed, strict=True)
@@ -403,7 +397,7 @@ class Restore:
         bank = filter_bank.members(batch.source[:, :1], batch.spacing_mm, self.config.margin)
         noise = relative_noise(bank)
         shared = self._shared(batch)
-        classed = self.sums.classing.of(bank)
+        classed = COARSE.of(bank)
         for i, drf in enumerate(batch.drf.tolist()):
             own = float(shared[i])
             inside = (bank[i, MEAN_10] > LEAST_SUV).flatten()
@@ -414,7 +408,7 @@ class Restore:
                 classed[i].flatten()[inside],
                 wanted.flatten()[inside],
                 weight.flatten()[inside],
-                self.sums.classing,
+                COARSE,
             )
             self.sums.add(drf, equations, float(noise[i]))
         return {"noise": noise.nanmean()}
@@ -572,9 +566,6 @@ def build(config: Config, *, make_engine: EngineFactory, patches_per_step: int) 
     return Restore(config, engine, assembly.Phases(steps))
 
 
-_COEFFICIENTS = {(way.count, MEMBERS) for way in (filter_bank.FINE, filter_bank.COARSE)}
-
-
 def weights_to_synthesizer(config: Config, weights: Mapping[str, Tensor]) -> Synthesizer:
     """Build the inference side from what a run exported; raises InputError CKPT_CONFIG."""
     parts: dict[str, dict[str, Tensor]] = {"network": {}, "bank": {}}
@@ -584,6 +575,6 @@ def weights_to_synthesizer(config: Config, weights: Mapping[str, Tensor]) -> Syn
     build_network = partial(ResidualUNet, config.inputs, config.channels, config.constants)
     network = assembly.with_weights(build_network, parts["network"], "weights of restore")
     bank = Bank(**parts["bank"])
-    if tuple(bank.coefficients.shape[1:]) not in _COEFFICIENTS:
+    if bank.coefficients.shape[1:] != (COARSE.count, MEMBERS):
         raise assembly.another_configuration("weights of restore")
     return Synthesizer(config, network, bank)

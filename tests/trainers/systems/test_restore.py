@@ -15,7 +15,7 @@ from torch import Tensor
 from storage.errors import InputError
 from trainers import filter_bank
 from trainers.engine import plain_engine
-from trainers.filter_bank import CLASSES, MEMBERS
+from trainers.filter_bank import COARSE, MEMBERS
 from trainers.recipe import Batch, Scan
 from trainers.residual_unet import MULTIPLE, ResidualUNet
 from trainers.systems import restore
@@ -87,7 +87,7 @@ def test_training_starts_at_the_bank() -> None:
     bank = members(9)
     known = recipe.synthesizer().bank
     image, _ = restore.restored(recipe.engine, bank, known.coefficients.expand(2, -1, -1), torch.zeros(2))
-    assert torch.equal(image, filter_bank.combined(bank, known.coefficients[0], filter_bank.FINE.of(bank)))
+    assert torch.equal(image, filter_bank.combined(bank, known.coefficients[0], COARSE.of(bank)))
 
 
 @settings(max_examples=10, deadline=None)
@@ -106,7 +106,7 @@ def test_without_constants_the_network_follows_any_scale(factor: float) -> None:
 
 @pytest.mark.parametrize("shared", [0.0, 0.05, 0.25, 1.0])
 def test_the_answer_holds_the_share_of_the_counts_that_both_images_have(shared: float) -> None:
-    bank, coefficients = members(3), torch.rand(2, CLASSES, MEMBERS)
+    bank, coefficients = members(3), torch.rand(2, COARSE.count, MEMBERS)
     truth, _ = restore.restored(lambda u: u[:, :1], bank, coefficients, torch.zeros(2))
     image, _ = restore.restored(lambda u: u[:, :1], bank, coefficients, torch.full((2,), shared))
     torch.testing.assert_close(image, shared * bank[:, :1] + (1 - shared) * truth)
@@ -121,7 +121,7 @@ def test_the_gate_learns_from_what_the_low_dose_did_not_count() -> None:
         recipe.step(replace(given, target=0.25 * bank[:, :1] + 0.75 * bank[:, 3:4]), step)
     found = recipe.synthesizer().bank.at(4.0)
     bank = members(5)
-    truth = filter_bank.combined(bank, found, filter_bank.FINE.of(bank))
+    truth = filter_bank.combined(bank, found, COARSE.of(bank))
     torch.testing.assert_close(truth, bank[:, 3:4], rtol=2e-2, atol=2e-2)
 
 
@@ -136,7 +136,7 @@ def bank_of(*drf: float) -> Bank:
     """Coefficients are the logarithm of the dose everywhere; noise rises with its root."""
     doses = torch.tensor(drf)
     level = torch.where(doses.isfinite(), doses, 1.0).log()
-    return Bank(doses, level[:, None, None].expand(-1, CLASSES, MEMBERS).clone(), level / 2 - 3)
+    return Bank(doses, level[:, None, None].expand(-1, COARSE.count, MEMBERS).clone(), level / 2 - 3)
 
 
 @settings(max_examples=30, deadline=None)
@@ -144,13 +144,13 @@ def bank_of(*drf: float) -> Bank:
 def test_between_doses_coefficients_are_interpolated_over_the_logarithm(drf: float) -> None:
     expected = math.log(min(max(drf, 4), 100))
     torch.testing.assert_close(
-        bank_of(4, 20, 100).at(drf), torch.full((CLASSES, MEMBERS), expected), rtol=1e-5, atol=1e-5
+        bank_of(4, 20, 100).at(drf), torch.full((COARSE.count, MEMBERS), expected), rtol=1e-5, atol=1e-5
     )
 
 
 def test_a_single_dose_serves_all() -> None:
     for drf in (1.0, 20.0, 400.0):
-        torch.testing.assert_close(bank_of(20).at(drf), torch.full((CLASSES, MEMBERS), math.log(20)))
+        torch.testing.assert_close(bank_of(20).at(drf), torch.full((COARSE.count, MEMBERS), math.log(20)))
     unknown = bank_of(math.nan)
     assert torch.equal(unknown.at(20), unknown.coefficients[0])
     assert math.isnan(unknown.estimated_drf(-2.0))
@@ -256,36 +256,6 @@ def test_a_resumed_run_is_bit_equal(middle: int) -> None:
         second.step(batch(step), step)
     assert whole.phase_starts == {"bank": 0, "network": 4}
     assert all(torch.equal(value, second.weights()[name]) for name, value in whole.weights().items())
-
-
-@pytest.mark.parametrize("middle", [2, 6])
-def test_a_run_of_before_goes_on_with_the_classes_that_it_began_with(middle: int) -> None:
-    whole, first, second = build(), build(), build()
-    for recipe in (whole, first):
-        recipe.sums.classing = filter_bank.COARSE
-    for step in range(8):
-        whole.step(batch(step), step)
-    for step in range(middle):
-        first.step(batch(step), step)
-    second.load(first.state())
-    for step in range(middle, 8):
-        second.step(batch(step), step)
-    assert all(torch.equal(value, second.weights()[name]) for name, value in whole.weights().items())
-    known = second.synthesizer().bank
-    assert known.coefficients.shape == (1, 56, MEMBERS)
-    with torch.no_grad():
-        for parameter in second.engine.module.parameters():
-            parameter.zero_()
-    bank = members(9)
-    image, _ = restore.restored(second.engine, bank, known.coefficients.expand(2, -1, -1), torch.zeros(2))
-    assert torch.equal(image, filter_bank.combined(bank, known.coefficients[0], filter_bank.COARSE.of(bank)))
-
-
-def test_classes_of_before_are_kept_where_nothing_was_added_up_yet() -> None:
-    before, again = build(), build()
-    before.sums.classing = filter_bank.COARSE
-    again.load(before.state())
-    assert again.sums.classing is filter_bank.COARSE
 
 
 def test_doses_that_are_not_known_stand_last() -> None:
@@ -430,7 +400,7 @@ def test_weights_of_another_configuration_are_refused() -> None:
 @pytest.mark.parametrize("shape", [(1, 57, MEMBERS), (1, 56, MEMBERS + 1), (56, MEMBERS)])
 def test_a_bank_of_other_classes_is_refused(shape: tuple[int, ...]) -> None:
     weights = build().weights()
-    assert weights["bank.coefficients"].shape == (1, CLASSES, MEMBERS)
+    assert weights["bank.coefficients"].shape == (1, 56, MEMBERS)
     with pytest.raises(InputError, match="CKPT_CONFIG weights of restore"):
         restore.weights_to_synthesizer(Config(**SMALL), weights | {"bank.coefficients": torch.zeros(shape)})
 
@@ -447,7 +417,7 @@ def test_a_second_low_dose_serves_as_the_target() -> None:
             recipe.step(replace(given, target=other), step)
         bank = members(99)
         found = recipe.synthesizer().bank.at(20.0)
-        answers.append(filter_bank.combined(bank, found, filter_bank.FINE.of(bank)))
+        answers.append(filter_bank.combined(bank, found, COARSE.of(bank)))
     truth = batch(99).target
     clean, noisy = ((answer - truth).square().mean().sqrt() for answer in answers)
     assert noisy < 1.1 * clean
