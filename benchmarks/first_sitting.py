@@ -17,8 +17,9 @@ from petscale.experiments.runs import demo_phantom, demo_scan
 
 SITTING = (
     "petscale ingest download pairs --layout udpet",
-    "petscale train pairs --run run --feed.source low_drf20 --recipe.bank-samples 160 --recipe.samples 1350 "
-    "--recipe.margin 4 4 4 --recipe.lr 0.002 --engine.warm-up-steps 40 --split.test-fraction 0.34",
+    "petscale train pairs --run run --recipe restore --feed.source low_drf20 --workers 2 "
+    "--recipe.bank-samples 160 --recipe.samples 1350 --recipe.margin 4 4 4 --recipe.lr 0.002 --engine.warm-up-steps 40 "
+    "--split.test-fraction 0.34",
     "petscale report run pairs --pdf",
 )
 

@@ -58,10 +58,9 @@ class Classing:
         return level * (len(self.contrast_edges) + 1) + side
 
 
-# Small hot lesions are not averaged with the faint edges of organs: up to 2 dB better there at equal PSNR of the body
-# (docs/results/restore.md).
+# With the finer ones small hot lesions are not averaged with the faint edges of organs (docs/results/restore.md).
 FINE = Classing((-0.6, -0.3, -0.12, -0.04, 0.04, 0.12, 0.3, 0.6, 1.2), 30.0, 3e-5)
-COARSE = Classing((-0.3, -0.12, -0.04, 0.04, 0.12, 0.3), 20.0, 1e-3)  # of what was fitted before there was another
+COARSE = Classing((-0.3, -0.12, -0.04, 0.04, 0.12, 0.3), 20.0, 1e-3)
 CLASSES = FINE.count
 RIDGES = (1e-3, 1e-4, 3e-5)  # that ``chosen_filter`` tries
 

@@ -2,7 +2,7 @@
 
 One machine gives the same bits again.  Another processor sums in another order: its last digits differ, and a training
 carries them on.  How far has not been measured; ``TOLERANCE_DB`` leaves room for it, and is below what ``restore``
-gains over the best baseline in the body (0.31 dB) and what a change of the network moves in lesions (0.5 dB).
+gains over the best baseline in the body (0.21 dB) and what a change of the network moves in lesions (0.5 dB).
 """
 
 import os
