@@ -1,6 +1,5 @@
 """Scores of volumes read slab by slab, against whole arrays."""
 
-import time
 from typing import Any
 
 import numpy as np
@@ -173,30 +172,3 @@ def test_refusals(case: tuple[ArraySource, ArraySource, ArraySource, ArraySource
     for candidate, mask, code in ((moved, body, "IMG_GRID"), (broken, body, "IMG_NAN"), (image, empty, "IMG_EMPTY")):
         with pytest.raises(InputError, match=code):
             stream_scores("c", reference, {"y": candidate}, PRESETS["native"], REGIONS[:2], body=mask)
-
-
-class Late(ArraySource):
-    """A volume whose first slabs take longest to read."""
-
-    def read(self, z0: int, z1: int) -> NDArray[np.float32]:
-        time.sleep(0.002 * max(10 - z0, 0))
-        return super().read(z0, z1)
-
-
-def test_bits_do_not_depend_on_which_slab_is_done_first(
-    case: tuple[ArraySource, ArraySource, ArraySource, ArraySource],
-) -> None:
-    reference, image, body, labels = case
-    late = Late(image.voxels, image.grid, image.units)
-    rules = [*PRESETS["native"], *PRESETS["sgsgan"]]
-    found = [
-        [
-            score.value
-            for score in stream_scores(
-                "c", reference, {"y": one}, rules, REGIONS, body=body, labels=labels, slab_voxels=2 * 17 * 19
-            )
-        ]
-        for one in (image, late)
-    ]
-    assert found[0] == found[1]
-    assert len(found[0]) > 16

@@ -4,10 +4,9 @@ How an error is averaged, over which voxels, on which scale and against which da
 ``ScoreDefinition``.
 """
 
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -161,11 +160,6 @@ class _Errors:
         self.signed += float(difference.sum())
         self.reference += float(reference.sum())
 
-    def add_up(self, other: "_Errors") -> None:
-        """Add the sums over other voxels."""
-        for one in fields(self):
-            setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
-
 
 @dataclass(frozen=True, eq=False)
 class _Sums:
@@ -173,14 +167,6 @@ class _Sums:
 
     errors: dict[tuple[str, Region], _Errors]
     similar: dict[tuple[str, Region, ScoreDefinition], tuple[float, int]] = field(default_factory=dict)
-
-    def add(self, part: "_Sums") -> None:
-        """Add those of a slab; in the slabs' order, whichever is done first, for a sum in another order differs."""
-        for key, error in part.errors.items():
-            self.errors[key].add_up(error)
-        for job, (total, voxels) in part.similar.items():
-            before = self.similar.get(job, (0.0, 0))
-            self.similar[job] = before[0] + total, before[1] + voxels
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,40 +213,23 @@ def _summed(
     own = any(scale == OWN_MAXIMA for _, scale in views)
     nonzero = {region for region, definition in ranges if definition.mask == NONZERO}
     maxima = {name: _maximum(image, volumes.slab_voxels) if own else np.nan for name, image in candidates.items()}
-
-    def add_up(z0: int, z1: int) -> _Sums:
+    for z0, z1 in slabs(volumes.reference.grid.shape, volumes.slab_voxels):
         slab = _read_slab(volumes, regions, surveys, z0, z1, halo)
         seen = {window: Seen.of(slab.x, WINDOWS[window], halo) for window in windows}
-        here = _Sums({(name, region): _Errors() for name in candidates for region in slab.boxes})
         for name, candidate in candidates.items():
             y = _read_finite(name, candidate, z0, z1, halo)
             difference = (y - slab.x)[slab.middle]
             for region, box in slab.boxes.items():
                 mask = slab.masks[region]
                 full = _picked(slab.x[slab.middle], box, mask)
-                here.errors[name, region].add(_picked(difference, box, mask), full, nonzero=region in nonzero)
+                sums.errors[name, region].add(_picked(difference, box, mask), full, nonzero=region in nonzero)
             moments = {window: seen[window].beside(y, halo) for window in windows}
             for (window, scale), jobs in views.items():
                 scales = _scale_of(scale, surveys), _scale_of(scale, surveys, maxima[name])
                 for (region, definition), got in _similar(moments[window], scales, slab, jobs, ranges, volumes):
-                    here.similar[name, region, definition] = float(got.sum()), got.size
-        return here
-
-    for part in _two_at_once(add_up, slabs(volumes.reference.grid.shape, volumes.slab_voxels)):
-        sums.add(part)
+                    total, voxels = sums.similar.get((name, region, definition), (0.0, 0))
+                    sums.similar[name, region, definition] = total + float(got.sum()), voxels + got.size
     return sums
-
-
-def _two_at_once(work: Callable[[int, int], _Sums], cut: Iterable[tuple[int, int]]) -> Iterator[_Sums]:
-    """Yield the sums of every slab in their order; two are worked on, so that no more is held than they need."""
-    waiting: deque[Future[_Sums]] = deque()
-    with ThreadPoolExecutor(2, thread_name_prefix="score") as pool:
-        for z0, z1 in cut:
-            waiting.append(pool.submit(work, z0, z1))
-            if len(waiting) == 2:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def _similar(
