@@ -111,10 +111,10 @@ def scratch(place: Path | None = None, prefix: str = "petscale-") -> Iterator[Pa
         os.close(handle)
 
 
-def claimed_folder(home: Path, prefix: str) -> tuple[Path, int]:
+def claimed_folder(home: Path, prefix: str, suffix: str = UNFINISHED) -> tuple[Path, int]:
     """Make a folder that is claimed as long as the handle, which is returned with it, is open."""
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=UNFINISHED, dir=home))
+        folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix, dir=home))
         with suppress(FileNotFoundError):
             handle = os.open(folder, os.O_RDONLY)
             if claim(handle) and folder.exists():  # nobody took it for a dead one's before it was claimed

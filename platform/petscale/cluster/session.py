@@ -10,7 +10,6 @@ import shutil
 import signal
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -33,10 +32,8 @@ IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for the driver of a submitt
 SOCKET_BYTES = 107  # that Linux takes as the path of a socket
 
 SESSION, DASHBOARD, TOKEN = "petscale-ray-", "dashboard.json", "token"  # a private cluster's folder, and files in it
-HELD = ".held"  # a file there that the driver holds locked: a number of its process means nothing in another container
-UNHELD_S = 60.0  # in which a folder gets that file
-
-_holds: dict[str, int] = {}  # folder -> the open file that holds it
+# Folder -> the handle that claims it: the number of a process means nothing in another container that shares /tmp.
+_claims: dict[str, int] = {}
 
 
 def worker_environment(config: RunConfig) -> dict[str, str]:
@@ -262,7 +259,9 @@ def own_folder() -> str:
         if len(os.fsencode(place)) + longest <= SOCKET_BYTES:
             _forget_killed(place)
             with suppress(OSError):
-                return _held(tempfile.mkdtemp(prefix=f"{SESSION}{pid}-", dir=place))
+                folder, handle = integrity.claimed_folder(place, f"{SESSION}{pid}-", suffix="")
+                _claims[str(folder)] = handle
+                return str(folder)
     raise InputError(
         "CLU_SOCKET_PATH",
         where="TMPDIR",
@@ -271,44 +270,23 @@ def own_folder() -> str:
     )
 
 
-def _held(folder: str) -> str:
-    """Lock a file in the folder for as long as this process lives; the kernel lets go of it, whatever ends it."""
-    _holds[folder] = os.open(f"{folder}/{HELD}", os.O_CREAT | os.O_RDWR, 0o600)
-    with suppress(OSError):  # a file system without locks
-        fcntl.flock(_holds[folder], fcntl.LOCK_EX)
-    return folder
-
-
 def _remove(folder: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
-    if folder in _holds:
-        os.close(_holds.pop(folder))
+    if folder in _claims:
+        os.close(_claims.pop(folder))
 
 
 def _forget_killed(place: Path) -> None:
     """Remove the folders of killed processes; Ray's own may still have written there when it was done last."""
     for folder in place.glob(f"{SESSION}*"):
-        if not psutil.pid_exists(_owner(folder)) and not _is_held(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_held(folder: Path) -> bool:
-    """Whether a process that this one may not see, as one of another container, lives and works in the folder."""
-    try:
-        handle = os.open(folder / HELD, os.O_RDWR)
-    except FileNotFoundError:  # about to be held, or of before
-        with suppress(OSError):
-            return time.time() - folder.stat().st_mtime < UNHELD_S
-        return False
-    except OSError:  # another user's
-        return True
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # locked, or a file system without locks: whose it is cannot be known
-        return True
-    finally:
-        os.close(handle)
-    return False
+        with suppress(OSError):  # claimed, another user's, or a file system without locks
+            if not psutil.pid_exists(_owner(folder)):
+                handle = os.open(folder, os.O_RDONLY)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder, ignore_errors=True)
+                finally:
+                    os.close(handle)
 
 
 def _places() -> list[Path]:

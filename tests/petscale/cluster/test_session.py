@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import psutil
@@ -72,16 +71,6 @@ def test_a_cluster_of_another_container_is_left_alone_and_a_killed_ones_folder_i
             holder.wait()
             session._forget_killed(Path(place))
             assert not theirs.exists()
-
-
-def test_a_folder_that_is_just_made_is_nobodys_leftover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(psutil, "pid_exists", lambda number: False)
-    young, old = tmp_path / f"{session.SESSION}1-young", tmp_path / f"{session.SESSION}2-old"
-    for folder in (young, old):
-        folder.mkdir()
-    os.utime(old, (time.time() - 2 * session.UNHELD_S,) * 2)
-    session._forget_killed(tmp_path)
-    assert (young.exists(), old.exists()) == (True, False)
 
 
 def test_no_room_anywhere_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
