@@ -7,7 +7,7 @@ on the CPU, so that every device draws the same.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -113,40 +113,46 @@ def slice_loss(
     return torch.stack(terms).mean()
 
 
-def read_vgg16(file: Path, sha256: str) -> VGG16:
+def read_vgg16(file: Path, sha256: str, remedy: str = REMEDY) -> VGG16:
     """Build VGG16, frozen, from ``features.N.weight`` and ``.bias`` of a safetensors file; other tensors are ignored.
 
     Raises:
-        InputError: CFG_BACKBONE, as ``check_vgg16``, or where tensors are missing or have other shapes.
+        InputError: CFG_BACKBONE, as ``check_vgg16``.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    check_vgg16(file, sha256)
+    check_vgg16(file, sha256, remedy)
     with torch.device("meta"):
         net = VGG16()
-    wanted = {name: value.shape for name, value in net.state_dict().items()}
-    try:
-        with safe_open(file, framework="pt", device="cpu") as tensors:
-            found = {name: tensors.get_tensor(name).float() for name in tensors.keys() if name in wanted}  # noqa: SIM118
-    except SafetensorError as error:
-        raise InputError("CFG_BACKBONE", where=file.name, found="not a safetensors file", remedy=REMEDY) from error
-    if {name: value.shape for name, value in found.items()} != wanted:
-        wrong = next(name for name, shape in wanted.items() if name not in found or found[name].shape != shape)
-        raise InputError("CFG_BACKBONE", where=file.name, found=f"no '{wrong}' of VGG16's shape", remedy=REMEDY)
-    net.load_state_dict(found, assign=True)
+    with safe_open(file, framework="pt", device="cpu") as tensors:
+        net.load_state_dict({name: tensors.get_tensor(name).float() for name in net.state_dict()}, assign=True)
     return net.eval().requires_grad_(False)
 
 
-def check_vgg16(file: Path, sha256: str) -> None:
-    """Refuse a file that is not there, is a pickle, or is not the one that the digest names.
+def check_vgg16(file: Path, sha256: str, remedy: str = REMEDY) -> None:
+    """Refuse a file that does not hold VGG16, as ``check_tensors``; ``remedy`` names the system's own fields.
 
     Raises:
         InputError: CFG_BACKBONE.
     """
+    with torch.device("meta"):
+        check_tensors(file, sha256, {name: value.shape for name, value in VGG16().state_dict().items()}, remedy)
+
+
+def check_tensors(file: Path, sha256: str, wanted: Mapping[str, Sequence[int]], remedy: str) -> None:
+    """Refuse a file that is not there, is a pickle, is not the one that the digest names, or lacks wanted tensors.
+
+    Only the header is read for the names and shapes of ``wanted``.
+
+    Raises:
+        InputError: CFG_BACKBONE, with ``remedy`` unless the file is a pickle, which can be converted.
+    """
+    from safetensors import SafetensorError, safe_open
+
     name = file.name or "recipe.vgg16_file"
     if not file.is_file():
         missing = "no such file" if file.name else "no file named; petscale contains no VGG16 and fetches none"
-        raise InputError("CFG_BACKBONE", where=name, found=missing, remedy=REMEDY)
+        raise InputError("CFG_BACKBONE", where=name, found=missing, remedy=remedy)
     with file.open("rb") as stream:
         begin = stream.read(2)
         stream.seek(0)
@@ -154,9 +160,18 @@ def check_vgg16(file: Path, sha256: str) -> None:
     if file.suffix != ".safetensors" or begin in (b"PK", b"\x80\x02"):
         raise InputError("CFG_BACKBONE", where=name, found="a pickle, which can run code when read", remedy=CONVERT)
     if not sha256:
-        raise InputError("CFG_BACKBONE", where=name, found="no digest to hold it against", remedy=REMEDY)
+        raise InputError("CFG_BACKBONE", where=name, found="no digest to hold it against", remedy=remedy)
     if digest != sha256.lower():
-        raise InputError("CFG_BACKBONE", where=name, found=f"its SHA-256 is {digest}, not the one given", remedy=REMEDY)
+        raise InputError("CFG_BACKBONE", where=name, found=f"its SHA-256 is {digest}, not the one given", remedy=remedy)
+    try:
+        with safe_open(file, framework="pt", device="cpu") as tensors:
+            held = {key: tensors.get_slice(key).get_shape() for key in tensors.keys() if key in wanted}  # noqa: SIM118
+    except SafetensorError as error:
+        raise InputError("CFG_BACKBONE", where=name, found="not a safetensors file", remedy=remedy) from error
+    for key, shape in wanted.items():
+        if held.get(key) != list(shape):
+            found = f"no '{key}' of shape {tuple(shape)}"
+            raise InputError("CFG_BACKBONE", where=name, found=found, remedy=remedy)
 
 
 # The substitute, trained on the run's own images

@@ -27,7 +27,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from storage.errors import InputError
 from storage.ranges import Range
 from trainers import assembly, blocks, losses, perceptual
 from trainers.feed_config import FeedConfig
@@ -197,11 +196,7 @@ def files(config: Config) -> dict[str, Path]:
     if not config.perceives:
         return {}
     file = Path(config.vgg16_file)
-    try:
-        perceptual.check_vgg16(file, config.vgg16_sha256)
-    except InputError as error:
-        remedy = error.remedy if error.remedy == perceptual.CONVERT else REMEDY  # which names fields of another system
-        raise InputError(error.code, where=error.where, found=error.found, remedy=remedy) from None
+    perceptual.check_vgg16(file, config.vgg16_sha256, REMEDY)
     return {"vgg16_file": file}
 
 
@@ -222,7 +217,7 @@ def build(config: Config, *, make_engine: EngineFactory, patches_per_step: int) 
     vgg16 = None
     # A dry run on the meta device computes nothing; ``files`` has checked the file by then.
     if config.perceives and torch.get_default_device().type != "meta":
-        vgg16 = perceptual.read_vgg16(Path(config.vgg16_file), config.vgg16_sha256)
+        vgg16 = perceptual.read_vgg16(Path(config.vgg16_file), config.vgg16_sha256, REMEDY)
     spec = BatchSpec(config.patch, (0, 0, 0), config.patches_per_case, {"body": 1.0}, beyond=True)
     phases = assembly.Phases({"train": assembly.steps_of(config.samples, patches_per_step)})
     step = partial(update, config, engines["G"], engines["D"], vgg16)

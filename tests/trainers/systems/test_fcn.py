@@ -168,12 +168,13 @@ def test_a_wrong_file_is_refused_in_one_line(tmp_path: Path) -> None:
         (text, hashlib.sha256(text.read_bytes()).hexdigest(), slim()),
     ]
     for file, sha256, network in cases:
-        with pytest.raises(InputError, match="CFG_BACKBONE") as error:
-            read_weights(file, sha256, network)
-        assert "recipe.fcn_weights" in error.value.remedy
-        assert "\n" not in str(error.value)
+        for refuse in (check_weights, read_weights):
+            with pytest.raises(InputError, match="CFG_BACKBONE") as error:
+                refuse(file, sha256, network)
+            assert "recipe.fcn_weights" in error.value.remedy
+            assert "\n" not in str(error.value)
     pickled = tmp_path / "vgg16.pth"
     pickled.write_bytes(b"PK")
     with pytest.raises(InputError, match="a pickle") as error:
-        check_weights(pickled, digest)
+        check_weights(pickled, digest, slim())
     assert "convert it once" in error.value.remedy

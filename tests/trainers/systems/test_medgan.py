@@ -1,6 +1,8 @@
 """MedGAN: its counts, each loss by hand, who moves when, VGG16's losses and its file, and blended windows."""
 
+import hashlib
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 from network_facts import count, moved
 from pairs import check_resumes, noisy, pair, train
+from safetensors.torch import save_file
 from torch import nn
 
 from storage.errors import InputError
@@ -39,7 +42,7 @@ def build(**changes: Any) -> Assembled:
 def small_vgg16(monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     """VGG16 with two channels, in place of the file's."""
     net = perceptual.VGG16(2).eval().requires_grad_(False)
-    monkeypatch.setattr(perceptual, "read_vgg16", lambda file, sha256: net)
+    monkeypatch.setattr(perceptual, "read_vgg16", lambda file, sha256, remedy: net)
     return net
 
 
@@ -130,6 +133,13 @@ def test_a_file_of_vgg16_is_asked_for_with_this_systems_fields(tmp_path: Path) -
     with pytest.raises(InputError, match="a pickle") as refusal:
         medgan.files(Config(vgg16_file=str(other)))
     assert refusal.value.remedy == perceptual.CONVERT
+    other = tmp_path / "another_network.safetensors"
+    save_file({"features.0.weight": torch.zeros(2, 3, 3, 3)}, other)
+    config = Config(vgg16_file=str(other), vgg16_sha256=hashlib.sha256(other.read_bytes()).hexdigest())
+    for refuse in (medgan.files, partial(medgan.build, make_engine=plain_engine, patches_per_step=2)):
+        with pytest.raises(InputError, match=r"no 'features\.0\.weight' of shape \(64, 3, 3, 3\)") as refusal:
+            refuse(config)
+        assert "recipe.lambda_style=0 recipe.lambda_content=0" in refusal.value.remedy
 
 
 def test_it_overfits_two_slices() -> None:

@@ -671,7 +671,8 @@ def files(config: Config) -> dict[str, Path]:
     if not config.fcn_weights or not config.trains("fcn"):
         return {}
     file = Path(config.fcn_weights)
-    check_weights(file, config.fcn_weights_sha256)
+    with torch.device("meta"):
+        check_weights(file, config.fcn_weights_sha256, fcn_of(config))
     return {"fcn_weights": file}
 
 

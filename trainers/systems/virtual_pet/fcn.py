@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from storage.errors import InputError
 from trainers import perceptual
 
 CONVOLUTIONS = (2, 2, 3, 3, 3)  # of VGG16's blocks
@@ -92,34 +91,28 @@ def read_weights(file: Path, sha256: str, network: FCN) -> None:
     """Give ``network`` VGG16's weights from a safetensors file: convolutions, and fc6 and fc7 where they fit.
 
     Raises:
-        InputError: CFG_BACKBONE, as ``check_weights``, or where convolutions are missing or have other shapes.
+        InputError: CFG_BACKBONE, as ``check_weights``.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    check_weights(file, sha256)
-    try:
-        given = load_file(file)
-    except SafetensorError as error:
-        raise InputError("CFG_BACKBONE", where=file.name, found="not a safetensors file", remedy=REMEDY) from error
+    check_weights(file, sha256, network)
+    given = load_file(file)
     for name, value in network.state_dict().items():
-        if not name.startswith(("features.", "classifier.")) or name.endswith("num_batches_tracked"):
-            continue
-        found = given.get(name, torch.empty(0))
+        found = given.get(name, torch.empty(0)) if _is_vgg16s(name) else torch.empty(0)
         if (found.shape[:1], found.numel()) == (value.shape[:1], value.numel()):
             value.copy_(found.reshape(value.shape))  # a fully connected layer reads its map channel by channel
-        elif name.startswith("features."):
-            raise InputError("CFG_BACKBONE", where=file.name, found=f"no '{name}' of F's shape", remedy=REMEDY)
 
 
-def check_weights(file: Path, sha256: str) -> None:
-    """Refuse a file that is not there, is a pickle, or is not the one that the digest names.
+def _is_vgg16s(name: str) -> bool:
+    return name.startswith(("features.", "classifier.")) and not name.endswith("num_batches_tracked")
+
+
+def check_weights(file: Path, sha256: str, network: FCN) -> None:
+    """Refuse a file that is not there, is a pickle, is not the one that the digest names, or lacks convolutions.
 
     Raises:
         InputError: CFG_BACKBONE.
     """
-    try:
-        perceptual.check_vgg16(file, sha256)
-    except InputError as error:
-        remedy = error.remedy if error.remedy == perceptual.CONVERT else REMEDY  # which names fields of another system
-        raise InputError(error.code, where=error.where, found=error.found, remedy=remedy) from error
+    own = {name: value.shape for name, value in network.state_dict().items()}
+    wanted = {name: shape for name, shape in own.items() if name.startswith("features.") and _is_vgg16s(name)}
+    perceptual.check_tensors(file, sha256, wanted, REMEDY)
