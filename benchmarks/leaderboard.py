@@ -51,7 +51,25 @@ from trainers.metrics.statistics import paired_gain
 from trainers.metrics.streaming import stream_scores
 from trainers.recipe import BatchSpec, Synthesizer, Validated
 from trainers.synthesize import InSuv, synthesize
-from trainers.systems import RECIPES, cg_3dsrgan, red_cnn, restore, s3pet, sgsgan
+from trainers.systems import (
+    RECIPES,
+    ar_gan,
+    auto_context,
+    cg_3dsrgan,
+    cgan_3d,
+    cvt_gan,
+    cycle_gan,
+    cycle_gan_3d,
+    cycle_wgan,
+    medgan,
+    red_cnn,
+    restore,
+    s3pet,
+    semipet,
+    sgsgan,
+    unet,
+    unet_3d,
+)
 
 ROOT = Path(__file__).parents[1]
 DRFS = (4, 20, 100)
@@ -129,12 +147,83 @@ def _red_cnn(samples: int, least: tuple[int, ...]) -> Any:
     return red_cnn.Config(channels=32, patch=(1, *_edges(least, (64, 64, 64), 8)[1:]), samples=samples)
 
 
+# Comparison methods: widths between 8 and 16, so that four minutes of one core are some hundred steps; patches of 32^3
+# voxels or slices of 48 x 48, smaller where a volume is.  All else as published, but for the two rates named.
+
+
+def _slice(least: tuple[int, ...], multiple: int = 4) -> tuple[int, int, int]:
+    return 1, *_edges(least, (1, 48, 48), multiple)[1:]
+
+
+def _unet(samples: int, least: tuple[int, ...]) -> Any:
+    return unet.Config(patch=_edges(least, (32, 32, 32), 4), samples=samples)
+
+
+def _unet_3d(samples: int, _: tuple[int, ...]) -> Any:
+    patch = (32, 32, 32)
+    return unet_3d.Config(channels=8, critic_channels=8, patch=patch, patches_per_case=2, samples=samples)
+
+
+def _cgan_3d(samples: int, least: tuple[int, ...]) -> Any:
+    return cgan_3d.Config(width=8, downs=4, critic_width=8, patch=_edges(least, (32, 32, 32), 16), samples=samples)
+
+
+def _cycle_wgan(samples: int, least: tuple[int, ...]) -> Any:
+    return cycle_wgan.Config(width=8, downs=3, critic_width=8, patch=_edges(least, (32, 32, 32), 8), samples=samples)
+
+
+def _cycle_gan(samples: int, least: tuple[int, ...]) -> Any:
+    halves = {"samples": samples // 2, "decay_samples": samples // 2}
+    return cycle_gan.Config(width=16, blocks=3, critic_width=16, patch=_slice(least), **halves)
+
+
+def _cycle_gan_3d(samples: int, least: tuple[int, ...]) -> Any:
+    halves = {"samples": samples // 2, "decay_samples": samples // 2}
+    return cycle_gan_3d.Config(width=8, blocks=3, critic_width=8, patch=_edges(least, (32, 32, 32), 4), **halves)
+
+
+def _auto_context(samples: int, least: tuple[int, ...]) -> Any:
+    quarters = {"stage_samples": max(samples // 4, 1), "joint_samples": samples // 4}
+    return auto_context.Config(channels=16, lr=1e-3, patch=_slice(least, 1), **quarters)
+
+
+def _ar_gan(samples: int, _: tuple[int, ...]) -> Any:
+    patch = (1, 48, 48)  # may pass a volume
+    return ar_gan.Config(width=16, downs=4, rectifier_width=16, critic_width=16, patch=patch, samples=samples)
+
+
+def _cvt_gan(samples: int, least: tuple[int, ...]) -> Any:
+    patch = _edges(least, (48, 48, 48), 16)
+    return cvt_gan.Config(width=16, critic_width=4, lr=1e-3, patch=patch, patches_per_case=2, samples=samples)
+
+
+def _semipet(samples: int, least: tuple[int, ...]) -> Any:
+    return semipet.Config(width=16, blocks=3, critic_width=16, patch=(4, *_slice(least)[1:]), samples=samples)
+
+
+def _medgan(samples: int, _: tuple[int, ...]) -> Any:
+    no_vgg16 = {"lambda_style": 0.0, "lambda_content": 0.0}
+    patch = (1, 48, 48)  # may pass a volume
+    return medgan.Config(width=8, downs=4, critic_width=8, patch=patch, samples=samples, **no_vgg16)
+
+
 def _restore(samples: int, least: tuple[int, ...], **switches: Any) -> Any:
     return restore.Config(**{"samples": samples, "bank_samples": 800, "patch": (24, 24, 24), **switches})
 
 
 SYSTEMS: dict[str, Entry] = {
+    "residual U-Net": Entry("unet", _unet, unet.FEED),
     "RED-CNN, 32 channels": Entry("red_cnn", _red_cnn, red_cnn.FEED),
+    "3D-UNet": Entry("unet_3d", _unet_3d, unet_3d.FEED),
+    "3D-cGAN": Entry("cgan_3d", _cgan_3d, cgan_3d.FEED),
+    "Auto-Context CNN": Entry("auto_context", _auto_context, auto_context.FEED),
+    "AR-GAN": Entry("ar_gan", _ar_gan, ar_gan.FEED),
+    "CVT-GAN": Entry("cvt_gan", _cvt_gan, cvt_gan.FEED),
+    "SemiPET-like": Entry("semipet", _semipet, semipet.FEED),
+    "MedGAN, without VGG16": Entry("medgan", _medgan, medgan.FEED),
+    "CycleWGAN": Entry("cycle_wgan", _cycle_wgan, cycle_wgan.FEED),
+    "3D-CycleGAN, no pairs": Entry("cycle_gan_3d", _cycle_gan_3d, cycle_gan_3d.FEED),
+    "Cycle-GAN, no pairs": Entry("cycle_gan", _cycle_gan, cycle_gan.FEED),
     "SGSGAN": Entry("sgsgan", _sgsgan, FeedConfig()),
     "SGSGAN, averaged weights, mirrored faces": Entry(
         "sgsgan", _sgsgan, FeedConfig(beyond="mirror"), EngineConfig(ema_decay=0.995)
@@ -247,7 +336,7 @@ def trained(entry: Entry, cases: Cases, train: Sequence[str], samples: int) -> t
     recipe = system.build(config, make_engine=engines.make, patches_per_step=patches)
     kept = list(train[-1:]) if isinstance(recipe, Validated) else []
     learnt = [name for name in train if name not in kept]
-    streams = dict.fromkeys(("paired", "source", "target"), learnt)
+    streams = dict.fromkeys(("paired", "source", "target", "unpaired"), learnt)
     needs: list[BatchSpec] = [recipe.batch_spec(start) for start in recipe.phase_starts.values()]
     feed.check_cases(cases, streams, fed, needs)
     reads = {"rank": 0, "world": 1, "device": CPU}
