@@ -367,6 +367,7 @@ class RecipeSpec(Protocol):
     and whose defaults leave these runs as they were.  ``PRACTICE`` holds the ``Departure``s from the paper that
     ``--defaults practice`` makes; without it there are none.  ``remarks(config, spacing_mm)`` returns what a user
     should know of settings that do not suit the voxel size (z, y, x) trained on, a sentence each.
+    ``at_voxels(config, spacing_mm)`` returns ``Config`` with the settings that were left to that voxel size.
     """
 
     Config: type[Any]

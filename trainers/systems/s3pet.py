@@ -49,7 +49,7 @@ Deviations, because this trains on whole volumes at native resolution:
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
@@ -65,12 +65,24 @@ from storage.ranges import Range
 from trainers import assembly, checkpoint
 from trainers.assembly import WindowSynthesizer, as_slices, slicewise
 from trainers.feed_config import FeedConfig
-from trainers.recipe import Batch, BatchSpec, Doses, Engine, EngineFactory, Metrics, State, Synthesizer, Tiling
+from trainers.recipe import (
+    Batch,
+    BatchSpec,
+    Departure,
+    Doses,
+    Engine,
+    EngineFactory,
+    Metrics,
+    State,
+    Synthesizer,
+    Tiling,
+)
 
 FEED = FeedConfig(source=("low_drf10",), suv_scale=5.0, cases_per_step=32)  # the paper's batch of 32 slices
 PRESET = "s3pet"
 ROLES = frozenset({"unpaired"})
 LATER = frozenset({"residual", "also_decode_swapped"})
+PRACTICE = (Departure("recipe.patch_size", 0, "a size of tokens that follows the voxels"),)
 IMAGES: Mapping[str, Literal["paired", "source", "target"]] = {
     "low encoder": "source",  # Sec. III-A
     "full encoder": "target",
@@ -79,6 +91,8 @@ IMAGES: Mapping[str, Literal["paired", "source", "target"]] = {
 SAMPLER = {"body": 0.95, "uniform": 0.05}
 Dose = Literal["low", "full"]
 COARSE_MM = 20.0  # 8 voxels of 2.5 mm; a token of the paper's is 13 mm long
+PAPER_MM = (1.65, 1.65, 1.65)  # voxels of the paper's scanner
+FINER = 3  # decoder blocks for tokens of 4 x 4 voxels
 TILE_SLICES = 16  # of one window at a time: under a quarter of a GB of feature maps
 
 
@@ -90,8 +104,8 @@ class Config:
         window: edge length in voxels of the square window of an axial slice (Sec. IV-A).
         slices: neighbouring slices read as one slab.
         patch_size: edge length of the patch behind a token, a power of 2 that the decoders undo; 8 voxels are 13 mm at
-            the 1.65 mm of the paper's scanner.  Where voxels are above 2.5 mm, 4 with ``decoder_channels`` (256, 128,
-            64) keep more detail; ``petscale train`` says so.
+            the 1.65 mm of the paper's scanner.  0 leaves it to the voxels trained on: 4 where these are above 2.5 mm
+            within slices, and the decoders then end after three blocks; else what all blocks undo.
         dim: d, channels of a token.
         blocks: T, transformer blocks of an encoder (Sec. IV-A).
         heads: attention heads of a block.
@@ -146,7 +160,7 @@ class Config:
         widths, undone = self.decoder_channels, 2 ** (len(self.decoder_channels) - 1)
         require(len(widths) > 0, "CFG_RANGE", "decoder_channels", "give the channels of one block or more")
         remedy = f"use {undone}: {len(widths)} decoder blocks double the token grid between them"
-        require(self.patch_size == undone, "CFG_PATCH_SIZE", "patch_size", remedy)
+        require(self.patch_size in (0, undone), "CFG_PATCH_SIZE", "patch_size", remedy)
         remedy = f"use a multiple of patch_size ({undone})"
         require(self.window % undone == 0, "CFG_PATCH_SIZE", "window", remedy)
         remedy = f"use a multiple of 4 (positions) and of heads ({self.heads})"
@@ -642,12 +656,26 @@ def files(config: Config) -> dict[str, Path]:
     return {"encoders": path}
 
 
+def at_voxels(config: Config, spacing_mm: tuple[float, float, float]) -> Config:
+    """Return the configuration with the size of tokens that suits voxels of ``spacing_mm``, where it is left to them.
+
+    >>> [at_voxels(Config(patch_size=0), (3.0, mm, mm)).patch_size for mm in (2.5, 4.0)]
+    [8, 4]
+    """
+    if config.patch_size:
+        return config
+    widths = config.decoder_channels
+    if 8 * max(spacing_mm[1:]) > COARSE_MM:
+        widths = widths[:FINER]
+    return replace(config, patch_size=2 ** (len(widths) - 1), decoder_channels=widths)
+
+
 def remarks(config: Config, spacing_mm: tuple[float, float, float]) -> tuple[str, ...]:
     """Say how large tokens are in mm where that is much more than the paper's 13 mm, and how to make them smaller."""
     _, y_mm, x_mm = (config.patch_size * edge for edge in spacing_mm)
     if max(y_mm, x_mm) <= COARSE_MM or config.patch_size <= 4:
         return ()
-    blocks = " ".join(map(str, config.decoder_channels[:3]))
+    blocks = " ".join(map(str, config.decoder_channels[:FINER]))
     return (
         f"a token of {config.patch_size} x {config.patch_size} voxels is {y_mm:.0f} x {x_mm:.0f} mm here, 13 mm on the "
         "scanner of S3PET's paper: smaller ones keep more detail and take longer "
@@ -680,6 +708,7 @@ def build(config: Config, *, make_engine: EngineFactory, patches_per_step: int) 
     Raises:
         InputError: CKPT_NONE, CKPT_DAMAGED, CKPT_CONFIG of the file ``config.encoders``.
     """
+    config = at_voxels(config, PAPER_MM)  # a run's is fitted to its own voxels by then
     optimizer = partial(torch.optim.Adam, lr=config.lr)  # Sec. IV-A; betas and eps are PyTorch's
     doses = [name.split()[0] for name in config.phase_samples if IMAGES[name] != "paired"]
     autoencoders = {dose: make_engine(DsMAE(config), optimizer) for dose in doses}

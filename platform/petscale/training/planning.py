@@ -82,6 +82,7 @@ def plan_run(
         InputError: any mistake.
     """
     opened = open_together([cohort, *others])
+    config = fitted(opened, config)
     cohort, run, others = cohort.absolute(), run.absolute(), [other.absolute() for other in others]
     if not others:
         config = replace(config, split=stated_split(cohort, config.split))
@@ -160,6 +161,19 @@ def plan_run(
         job,
         (*_notes(opened, roles, config), *cohort_notes(opened, roles, config), *remarks),
     )
+
+
+def fitted(cohort: Cases, config: RunConfig) -> RunConfig:
+    """Return the configuration with what it leaves to the voxel size, which is the median of the source images'."""
+    fit = getattr(RECIPES[config.recipe], "at_voxels", None)
+    cases = [cohort.case(name) for name in cohort.cases] if fit else []
+    found = [
+        case.image(image).grid.spacing_mm for case in cases for image in config.feed.source if image in case.images
+    ]
+    if not found:  # what is missing is told when cases are asked for
+        return config
+    z, y, x = np.median(found, axis=0).tolist()
+    return replace(config, model=fit(config.model, (z, y, x)))
 
 
 def recorded_roles(record: Path, config: RunConfig) -> Roles | None:

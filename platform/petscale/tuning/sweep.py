@@ -28,7 +28,7 @@ from petscale.reporting.sweep import SweepData, write_sweep
 from petscale.reporting.sweep_trials import Objective as Shown
 from petscale.reporting.sweep_trials import importances
 from petscale.training.cohorts import open_together
-from petscale.training.planning import Plan, plan_run, recorded_roles
+from petscale.training.planning import Plan, fitted, plan_run, recorded_roles
 from petscale.tuning.objectives import Objective, objective
 from petscale.tuning.search import SCRATCH, SweepConfig, run_trials
 from petscale.tuning.study import hold, open_study
@@ -88,6 +88,7 @@ def sweep(
         )
     require_path(*cohorts, folder)
     base = replace(base, loop=replace(base.loop, picture_every=0))  # pictures are of test patients
+    base = fitted(open_together(cohorts), base)  # spaces and records have it, not the trials alone
     space, first = _joined(base, config.spaces)
     objectives = [objective(name) for name in config.objectives]
     # A study that exists goes on with the roles that it recorded, also when its cohort has grown since.

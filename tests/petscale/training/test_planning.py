@@ -292,3 +292,20 @@ def test_settings_that_do_not_suit_the_voxel_size_are_told_when_a_run_is_planned
     assert any(note.startswith("a token of 8 x 8 voxels is ") for note in coarse)
     finer = configs.override(config, ["recipe.patch_size=4", "recipe.decoder_channels=256,128,64"])
     assert plan_run(copied, tmp_path / "finer", finer).notes == ()
+
+
+def test_settings_left_to_the_voxel_size_are_recorded_as_it_has_them(copied: Path, tmp_path: Path) -> None:
+    practice = configs.from_json({"recipe": {"name": "s3pet", "defaults": "practice"}})
+    assert practice.model.patch_size == 0
+    coarse = configs.override(practice, ["feed.source=low_drf4", "recipe.window=24"])
+    plan = plan_run(copied, tmp_path / "coarse", coarse)
+    assert plan.notes == ()
+    stated = configs.override(coarse, ["recipe.patch_size=4", "recipe.decoder_channels=256,128,64"])
+    assert plan.config == plan_run(copied, tmp_path / "coarse", stated).config
+    for kept in (plan.facts["config"], plan.job.used):
+        assert (kept["recipe"]["patch_size"], kept["recipe"]["decoder_channels"]) == (4, [256, 128, 64])
+    assert configs.defaults_said(plan.config) == [
+        "s3pet with a size of tokens that follows the voxels, which its paper does not have."
+    ]
+    paper = configs.override(coarse, ["recipe.patch_size=8"])
+    assert plan_run(copied, tmp_path / "paper", paper).config.model.patch_size == 8

@@ -474,6 +474,24 @@ def test_large_tokens_are_told_with_settings_that_make_them_smaller() -> None:
     assert s3pet.remarks(finer, (3.0, 4.0, 4.0)) == s3pet.remarks(Config(), (5.0, 2.5, 2.5)) == ()
 
 
+def test_the_size_of_tokens_may_be_left_to_the_voxels() -> None:
+    left = Config(patch_size=0, lr=1e-3)
+    assert s3pet.at_voxels(left, (5.0, 2.5, 2.5)) == Config(lr=1e-3)
+    finer = Config(patch_size=4, decoder_channels=(256, 128, 64), lr=1e-3)
+    assert s3pet.at_voxels(left, (1.0, 2.0, 2.6)) == s3pet.at_voxels(left, (1.0, 2.6, 2.0)) == finer
+    shorter = Config(patch_size=0, decoder_channels=(64, 32))
+    assert (
+        s3pet.at_voxels(shorter, (4.0, 4.0, 4.0)).patch_size
+        == s3pet.at_voxels(shorter, (1.0, 1.0, 1.0)).patch_size
+        == 2
+    )
+    stated = Config(patch_size=8)
+    assert s3pet.at_voxels(stated, (4.0, 4.0, 4.0)) is stated
+    with torch.device("meta"):
+        unfitted = s3pet.build(left, make_engine=plain_engine, patches_per_step=4)
+    assert unfitted.config == Config(lr=1e-3), "without a cohort as in the paper"
+
+
 def test_stage_1_shows_masked_slices_and_what_is_made_of_them() -> None:
     config = small()
     recipe = build(config)
