@@ -166,7 +166,9 @@ def plan_run(
 def fitted(cohort: Cases, config: RunConfig) -> RunConfig:
     """Return the configuration with what it leaves to the voxel size, which is the median of the source images'."""
     fit = getattr(RECIPES[config.recipe], "at_voxels", None)
-    cases = [cohort.case(name) for name in cohort.cases] if fit else []
+    if fit is None:
+        return config
+    cases = [cohort.case(name) for name in cohort.cases]
     found = [
         case.image(image).grid.spacing_mm for case in cases for image in config.feed.source if image in case.images
     ]
