@@ -28,6 +28,7 @@ from petscale.cluster.session import ray_dashboard
 from petscale.folders import BEST, CONFIG, METRICS, SCORED, TRIALS, WEIGHTS
 from petscale.splits import split_cases
 from petscale.training import worker
+from petscale.training.planning import fitted
 from petscale.training.progress import read_metrics
 from petscale.tuning import search as searching
 from petscale.tuning import sweep as sweeps
@@ -493,6 +494,16 @@ def test_mistakes_are_refused_before_any_trial(
     chosen = ["--recipe", "s3pet", "--spaces", "masking", "--set", *S3PET]
     assert refused("tune", cohort, "--study", tmp_path / "sweep", *chosen, *words).startswith(told)
     assert not (tmp_path / "sweep" / TRIALS).exists()
+
+
+def test_what_is_left_to_the_voxel_size_is_settled_before_a_space_is_asked(cohort: Path) -> None:
+    practice = configs.from_json(
+        {"recipe": {"name": "s3pet", "defaults": "practice"}, "feed": {"source": ["low_drf4"]}}
+    )
+    with pytest.raises(InputError, match="CFG_RANGE space 'tokens' of s3pet: '0' not in"):
+        sweeps._joined(practice, ("tokens",))
+    _, first = sweeps._joined(fitted(open_cohort(cohort), practice), ("tokens",))
+    assert first["recipe.patch_size"] == 4
 
 
 def test_a_system_without_a_space_is_refused(
