@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from storage.patches import PatchLocation, Shape, grid
 
 
+PLANES = 8  # that a tile is weighted and added by: they stay in the processor's cache
+
+
 def window(edge: int, overlap: int) -> NDArray[np.float32]:
     """Weights along one axis of a tile: 1 inside, a linear ramp over the overlap, never 0."""
     ramp = np.minimum(np.arange(edge) + 1, np.arange(edge, 0, -1)) / (overlap + 1)
@@ -48,9 +51,9 @@ def stitch(
     depth, height, width = tile
     wz, wy, wx = (window(n, shared) for n, shared in zip(tile, overlap, strict=True))
     of_tile = wz[:, None, None] * wy[:, None] * wx
-    weighted = np.empty(tile, dtype=np.float32)
+    weighted = np.empty((PLANES, height, width), dtype=np.float32)
     weight = [_axis_weight(*axis) for axis in zip(shape, tile, overlap, strict=True)]
-    plane = weight[1][:, None] * weight[2]
+    of_plane = weight[1][:, None] * weight[2]
     open_slab = np.zeros((depth, *shape[1:]), dtype=np.float32)
     rows: dict[int, list[PatchLocation]] = {}
     for location in grid(shape, tile, overlap):
@@ -61,12 +64,16 @@ def stitch(
             group = rows[row][first : first + batch]
             for location, values in zip(group, synthesize(group), strict=True):
                 _, y, x = location.start
-                np.multiply(values, of_tile, out=weighted)
                 target = open_slab[:, y : y + height, x : x + width]
-                target += weighted[:, : target.shape[1], : target.shape[2]]
+                _, rows_inside, columns_inside = target.shape
+                for z in range(0, depth, PLANES):
+                    some = slice(z, z + PLANES)
+                    part = np.multiply(values[some], of_tile[some], out=weighted[: min(PLANES, depth - z)])
+                    target[some] += part[:, :rows_inside, :columns_inside]
         done = min(following, shape[0]) - row
-        collected = weight[0][row : row + done, None, None] * plane
-        write(row, np.divide(open_slab[:done], collected, dtype=np.float32))
-        kept = open_slab[done:].copy()
-        open_slab[: len(kept)] = kept
-        open_slab[len(kept) :] = 0
+        finished = np.empty((done, *shape[1:]), dtype=np.float32)
+        for z in range(done):
+            np.divide(open_slab[z], weight[0][row + z] * of_plane, out=finished[z])
+        write(row, finished)
+        open_slab[:-done] = open_slab[done:]
+        open_slab[-done:] = 0
