@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from storage.patches import PatchLocation, Shape, grid
 
-
 PLANES = 8  # that a tile is weighted and added by: they stay in the processor's cache
 
 
