@@ -32,6 +32,7 @@ CHUNK = 32
 SHARD_BYTES = 64 * 2**20
 OVERVIEW = 64  # edge of the stored overview of every PET, SGSGAN's published input size
 CASES, CATALOG, STAGING = "cases", "CATALOG.json", ".staging"
+RUN = "config.json"  # by which the folder of a training is told from that of a cohort, where they are mixed up
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 CASE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 TAKEN = ("aids", "body", "zarr.json")  # names that petscale itself writes

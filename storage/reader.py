@@ -272,16 +272,7 @@ def open_cohort(folder: Path) -> Cohort:
     """
     about = attributes(folder).get("petscale", {}) if (folder / "zarr.json").is_file() else {}
     if "schema" not in about:
-        raise InputError(
-            "STORE_NONE",
-            where=folder.name or str(folder),
-            found="a file, and no folder of a cohort"
-            if folder.is_file()
-            else "no petscale cohort in this folder"
-            if folder.exists()
-            else "no such folder",
-            remedy="make one with `petscale ingest`, `petscale phantom` or `petscale simulate`",
-        )
+        raise _no_cohort(folder)
     if not isinstance(about["schema"], int):
         raise _no_metadata(folder)
     if about["schema"] > layout.SCHEMA:
@@ -292,6 +283,20 @@ def open_cohort(folder: Path) -> Cohort:
             remedy="install a newer petscale",
         )
     return Cohort(folder)
+
+
+def _no_cohort(folder: Path) -> InputError:
+    found = "no petscale cohort in this folder"
+    remedy = "make one with `petscale ingest`, `petscale phantom` or `petscale simulate`"
+    if folder.is_file():
+        found = "a file, and no folder of a cohort"
+    elif not folder.exists():
+        found = "no such folder"
+    elif (folder / layout.RUN).is_file():
+        found, remedy = "a run, and no cohort", "name a cohort; where a command takes both, the run comes first"
+    elif around := next((one for one in folder.absolute().parents if (one / layout.CATALOG).is_file()), None):
+        found, remedy = "a folder inside a cohort", f"name the cohort's own: {around.name}"
+    return InputError("STORE_NONE", where=folder.name or str(folder), found=found, remedy=remedy)
 
 
 def attributes(folder: Path | str) -> dict[str, Any]:

@@ -15,11 +15,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from petscale import config as configs
 from petscale.calibrations import NOT_CALIBRATED, Kept
 from petscale.calibrations import read as read_calibration
 from petscale.config import RunConfig
 from petscale.console import console
-from petscale.folders import FOLDS, SYNTHESIS
+from petscale.folders import FOLDS, SYNTHESIS, WEIGHTS
 from petscale.inference import (
     CALIBRATED,
     Estimate,
@@ -363,6 +364,8 @@ def names_of(folders: Sequence[Path]) -> list[str]:
 
 
 def _member(folder: Path, name: str) -> Member:
+    if not (folder / WEIGHTS).is_file():
+        configs.require_run(folder)
     try:
         trained: Trained = open_run(folder)
     except InputError as error:

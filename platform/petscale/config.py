@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from petscale.folders import CONFIG, FOLD, FOLDS, ROLES, TRIALS
 from petscale.plain_values import bad_value, build, read_file, unknown
 from petscale.splits import SplitConfig
 from storage.errors import InputError
@@ -312,6 +313,29 @@ def read(path: Path) -> RunConfig:
     content = read_file(path)
     record = isinstance(content, dict) and isinstance(content.get("config"), dict)
     return from_json(content["config"] if record else content)
+
+
+def require_run(run: Path) -> None:
+    """Refuse a folder in which no training has begun, and say what it holds instead.
+
+    Raises:
+        InputError: CFG_RUN_FOLDER.
+    """
+    if (run / CONFIG).is_file():
+        return
+    found, remedy = "no run in this folder", "name the folder that `petscale train` wrote, or train first"
+    if not run.exists():
+        found = "no such folder"
+    elif not run.is_dir():
+        found = "a file, and no folder of a run"
+    elif (run / FOLDS).is_file():
+        found, remedy = "the folds of several runs", f"name one run in it: {FOLD.format(0)}"
+    elif (run / ROLES).is_file():
+        found, remedy = "a study, and no run", f"name the run of one of its trials: {TRIALS}/0"
+    elif (run / "zarr.json").is_file():
+        found = "a cohort, and no run"
+        remedy = "name the folder of a run; where a command takes both, the run comes first"
+    raise InputError("CFG_RUN_FOLDER", where=run.name or str(run), found=found, remedy=remedy)
 
 
 def read_record(path: Path) -> dict[str, Any]:

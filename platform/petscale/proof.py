@@ -78,6 +78,8 @@ def read_proven(run: Path, file: str = WEIGHTS) -> Weights:
     Raises:
         InputError: CKPT_NONE, CKPT_DAMAGED, CKPT_CONFIG; CKPT_PROOF, CKPT_LEAK, CKPT_FOREIGN; CFG_JSON, CFG_RUN_FOLDER.
     """
+    if not (run / file).is_file():
+        configs.require_run(run)
     tensors, facts = checkpoint.read_weights(run / file)
     record = configs.read_record(run / CONFIG) if (run / CONFIG).is_file() else {}
     if not {checkpoint.DIGEST, TRAINED_ON, COHORT} <= facts.keys():

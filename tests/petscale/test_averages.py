@@ -219,7 +219,7 @@ def test_what_cannot_be_averaged_or_written_is_refused_and_leaves_nothing(
     suv = scans / "suv.nii.gz"
     for asked, told in (
         (words([runs[0], ct], suv, out), "SET_RUNS_DIFFER ct: starts from HU, one SUVbw"),
-        (words([runs[0], empty], suv, out), "CKPT_NONE run empty, weights.safetensors"),
+        (words([runs[0], empty], suv, out), "CFG_RUN_FOLDER empty: no run in this folder"),
         (["synthesize", runs[0], suv, "--output", out, "--runs", "s3://bucket/run"], "CLU_URL s3://bucket/run"),
         (words(runs, suv, out, "--deviation", out), "CFG_OUTPUT --deviation"),
         (words(runs, suv, out, "--deviation", there), "DISK_EXISTS there.nii"),

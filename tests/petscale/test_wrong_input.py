@@ -541,6 +541,61 @@ def test_train_without_a_cohort(tmp_path: Path, refused: Refused) -> None:
     assert not (tmp_path / "run").exists()
 
 
+OF_RUNS: dict[str, Callable[[Path, Path, Path], list[object]]] = {
+    "synthesize": lambda run, cohort, new: [run, cohort],
+    "evaluate": lambda run, cohort, new: [run, cohort],
+    "report": lambda run, cohort, new: [run, cohort],
+    "calibrate": lambda run, cohort, new: [run, cohort, "--flips", "x"],
+    "card": lambda run, cohort, new: [run, new / "new.safetensors"],
+    "track": lambda run, cohort, new: [run, new / "store", "--tool", "mlflow"],
+}
+
+
+@pytest.mark.parametrize("command", OF_RUNS)
+def test_another_folder_in_the_place_of_a_run_is_told_for_what_it_is(
+    command: str, cohort: Path, tmp_path: Path, refused: Refused
+) -> None:
+    for kind, mark in (("study", "roles.json"), ("folds", "folds.json"), ("empty", "")):
+        (tmp_path / kind).mkdir()
+        if mark:
+            (tmp_path / kind / mark).write_text("{}")
+    (tmp_path / "scan.nii.gz").write_bytes(b"")
+    told = {
+        tmp_path / "typo": "typo: no such folder; name the folder that `petscale train` wrote",
+        tmp_path / "empty": "empty: no run in this folder; name the folder that `petscale train` wrote",
+        tmp_path / "scan.nii.gz": "scan.nii.gz: a file, and no folder of a run",
+        cohort: f"{cohort.name}: a cohort, and no run; name the folder of a run",
+        tmp_path / "study": "study: a study, and no run; name the run of one of its trials: trials/0",
+    }
+    if command in ("card", "track"):  # the others take folds
+        told[tmp_path / "folds"] = "folds: the folds of several runs; name one run in it: fold-0"
+    for folder, words in told.items():
+        line = refused(command, *OF_RUNS[command](folder, cohort, tmp_path))
+        assert line.startswith("CFG_RUN_FOLDER "), line
+        assert words in line
+
+
+def test_another_folder_in_the_place_of_a_cohort_is_told_for_what_it_is(
+    cohort: Path, tmp_path: Path, refused: Refused
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_text("{}")
+    inside = cohort / "cases" / "phantom-000"
+    for words in (["inspect"], ["verify"], ["train", "--run", tmp_path / "new"], ["tune", "--study", tmp_path / "new"]):
+        line = refused(*words, tmp_path / "run")
+        assert line.startswith("STORE_NONE run: a run, and no cohort; name a cohort"), line
+        for folder in (cohort / "cases", inside / "full"):
+            line = refused(*words, folder)
+            assert line.startswith(
+                f"STORE_NONE {folder.name}: a folder inside a cohort; name the cohort's own: {cohort.name}"
+            )
+    assert refused("train", cohort, "--run", tmp_path / "run/config.json").startswith(
+        "CFG_RUN_FOLDER config.json: a file"
+    )
+    assert refused("train", cohort, "--run", cohort).startswith(f"CFG_RUN_FOLDER {cohort.name}: ")
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_run_of_other_settings(
     cohort: Path, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -566,7 +621,7 @@ def test_a_run_folder_that_holds_other_files(cohort: Path, tmp_path: Path, refus
     (run / "thesis.tex").write_text("years of work")
     assert refused("train", cohort, "--run", run, *SMALL).startswith("CFG_RUN_FOLDER run")
     assert [p.name for p in run.iterdir()] == ["thesis.tex"]
-    assert refused("train", cohort, "--run", run / "thesis.tex", *SMALL).startswith("DISK_")
+    assert refused("train", cohort, "--run", run / "thesis.tex", *SMALL).startswith("CFG_RUN_FOLDER thesis.tex: a file")
 
 
 # -- synthesize and evaluate ------------------------------------------------------------------------------------------
@@ -575,9 +630,9 @@ def test_a_run_folder_that_holds_other_files(cohort: Path, tmp_path: Path, refus
 def test_no_run(tmp_path: Path, scans: Path, cohort: Path, refused: Refused) -> None:
     absent = tmp_path / "absent"
     out = tmp_path / "out.nii.gz"
-    assert refused("synthesize", absent, scans / "suv.nii.gz", "--output", out).startswith("CKPT_NONE")
-    assert refused("evaluate", absent, cohort).startswith("CFG_NO_FILE")
-    assert refused("report", absent, cohort).startswith("CFG_NO_FILE")
+    assert refused("synthesize", absent, scans / "suv.nii.gz", "--output", out).startswith("CFG_RUN_FOLDER absent")
+    assert refused("evaluate", absent, cohort).startswith("CFG_RUN_FOLDER absent")
+    assert refused("report", absent, cohort).startswith("CFG_RUN_FOLDER absent")
     assert refused("verify", absent).startswith("STORE_NONE absent")
     assert not list(tmp_path.iterdir())
 

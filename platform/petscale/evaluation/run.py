@@ -51,6 +51,7 @@ def run_facts(run: Path) -> tuple[RunConfig, dict[str, Any]]:
     Raises:
         InputError: CFG_RUN_FOLDER.
     """
+    configs.require_run(run)
     config, facts = configs.read(run / CONFIG), configs.read_record(run / CONFIG)
     if not {"config", "command", "train", "test", "cases"} <= facts.keys():
         raise InputError(

@@ -371,10 +371,10 @@ def _check_run(run: Path, identity: Mapping[str, Any]) -> None:
         facts = configs.read_record(run / CONFIG)
         held = {"files": facts.get("files", {}), "cases": facts.get("cases", {})}
         checkpoint.check_same_run({**found, **held}, identity)
-    elif run.exists() and any(path.name != ".lock" for path in run.iterdir()):
+    elif run.is_file() or (run.exists() and any(path.name != ".lock" for path in run.iterdir())):
         raise InputError(
             "CFG_RUN_FOLDER",
             where=run.name,
-            found="the folder holds files that are not a run",
+            found="a file, and no folder" if run.is_file() else "the folder holds files that are not a run",
             remedy="choose a new or empty folder for --run",
         )

@@ -125,9 +125,9 @@ def test_scores_of_other_weights_are_left_out(named: Path, capsys: pytest.Captur
 def test_what_is_no_finished_run_is_refused(named: Path, clinic: Path, tmp_path: Path, refused: Refused) -> None:
     new = tmp_path / "new.safetensors"
     assert refused("card", named, tmp_path / "card.bin").startswith("CFG_OUTPUT card.bin")
-    assert refused("card", tmp_path / "absent", new).startswith("CFG_NO_FILE")
+    assert refused("card", tmp_path / "absent", new).startswith("CFG_RUN_FOLDER absent: no such folder")
     assert refused("card", named, named / WEIGHTS).startswith("DISK_EXISTS weights.safetensors")
-    assert refused("card", clinic, new).startswith("CFG_NO_FILE")
+    assert refused("card", clinic, new).startswith("CFG_RUN_FOLDER")
     scores = named / EVALUATION / "low_drf4" / "scores.json"
     whole = scores.read_text()
     scores.write_text(whole.replace("36.0", "46.0"))

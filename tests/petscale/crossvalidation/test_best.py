@@ -170,6 +170,6 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, cohort: Path, refuse
         ([crossed, turned], "SET_RUNS_DIFFER turned: keeps other patients apart than crossed"),
         ([crossed, turned, "--cohort", cohort], "CFG_NO_EFFECT --cohort"),
         ([one, other, "--cohort", cohort], "SET_NO_VALIDATION run one"),
-        ([one, tmp_path / "absent"], "CFG_NO_FILE"),
+        ([one, tmp_path / "absent"], "CFG_RUN_FOLDER absent: no such folder"),
     ):
         assert refused("best", *words).startswith(told)
