@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from storage import dicom_words
+from storage import dicom_words, layout
 from storage.dicom_frames import distinct, frames_of, lacking_frames, places_of, told_frames
 from storage.dicom_header import (
     Header,
@@ -168,6 +168,10 @@ def find_series(folder: Path, *, modality: Modality) -> tuple[Series, ...]:
         _refuse_format(folder)
     if not groups:
         broken = beside["broken_links"]
+        for mark, kind in ((layout.CATALOG, "a cohort"), (layout.RUN, "a run")):
+            if (folder / mark).is_file():
+                remedy = "it needs no ingest; petscale export writes its images as DICOM or NIfTI"
+                raise InputError("DCM_NONE", where=folder.name, found=f"{kind} of petscale, and no scan", remedy=remedy)
         raise InputError(
             "DCM_NONE",
             where=folder.name,

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import yaml
 
+from petscale.folders import CONFIG
 from storage.errors import InputError
 
 
@@ -21,8 +22,10 @@ def read_file(path: Path) -> Any:
         InputError: CFG_NO_FILE, CFG_JSON.
     """
     if not path.is_file():
-        where = path.name or str(path)
-        raise InputError("CFG_NO_FILE", where=where, found="no such file", remedy="name an existing configuration")
+        found, remedy = "no such file", "name an existing configuration"
+        if path.is_dir():
+            found, remedy = "a folder", f"name a file; a run's configuration is {path.name or path}/{CONFIG}"
+        raise InputError("CFG_NO_FILE", where=path.name or str(path), found=found, remedy=remedy)
     is_yaml = path.suffix.lower() in (".yaml", ".yml")
     try:
         return yaml.safe_load(path.read_bytes()) if is_yaml else json.loads(path.read_bytes())

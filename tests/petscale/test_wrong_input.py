@@ -493,7 +493,7 @@ CYCLE_GAN = ["--recipe", "cycle_gan", "--set", "recipe.patch=1,24,24", "feed.sou
         ([*S3PET, "recipe.encoders=absent.safetensors"], "CKPT_NONE absent.safetensors"),
         (["--recipe", "s3pet", "--set", "feed.source=low_drf4"], "IMG_TOO_SMALL case phantom-"),
         (["--config", "absent.json"], "CFG_NO_FILE absent.json"),
-        (["--config", "."], "CFG_NO_FILE .: no such file"),
+        (["--config", "."], "CFG_NO_FILE .: a folder; name a file; a run's configuration is ./config.json"),
     ],
 )
 def test_train(
@@ -593,6 +593,9 @@ def test_another_folder_in_the_place_of_a_cohort_is_told_for_what_it_is(
         "CFG_RUN_FOLDER config.json: a file"
     )
     assert refused("train", cohort, "--run", cohort).startswith(f"CFG_RUN_FOLDER {cohort.name}: ")
+    for folder, kind in ((cohort, "a cohort"), (tmp_path / "run", "a run")):
+        line = refused("ingest", folder, tmp_path / "new")
+        assert line.startswith(f"DCM_NONE {folder.name}: {kind} of petscale, and no scan"), line
     assert not (tmp_path / "new").exists()
 
 
