@@ -197,7 +197,7 @@ def test_a_configuration_starts_from_a_file_a_value_or_a_system(tmp_path: Path) 
         assert made.cluster.workers == 2
     assert petscale.configure(defaults="paper") == petscale.RunConfig()
     assert petscale.configure() == configs.from_json({"recipe": {"name": "sgsgan", "defaults": "practice"}})
-    assert petscale.configure(recipe="s3pet") == configs.from_json({"recipe": "s3pet"})
+    assert petscale.configure(recipe="red_cnn") == configs.from_json({"recipe": "red_cnn"})
     with pytest.raises(petscale.InputError, match="CFG_NO_EFFECT defaults"):
         petscale.configure(config=petscale.RunConfig(), defaults="practice")
 
