@@ -21,6 +21,7 @@ CG_3DSRGAN = [
 S3PET = [
     "recipe.window=32",
     "recipe.slices=2",
+    "recipe.patch_size=8",  # the paper's also on coarse phantoms
     "recipe.dim=16",
     "recipe.blocks=1",
     "recipe.heads=2",
