@@ -34,7 +34,7 @@ from storage.lowdose import LowDoseConfig, LowDoseSource
 from storage.source import ArraySource, Grid, ImageSource
 
 ROOT = Path(__file__).parents[1]
-SHAPE, SPACING_MM = (160, 80, 96), (6.25, 5.0, 5.0)  # as the phantoms of `petscale demo`
+SHAPE, SPACING_MM = (160, 80, 96), (6.25, 5.0, 5.0)  # as the phantoms of `petscale demo` when these were measured
 PHANTOM = phantom.PhantomConfig(shape=SHAPE, spacing_mm=SPACING_MM)
 SCAN = LowDoseConfig(drf=20.0, million_prompts_per_bed=100.0)
 REFERENCE, UNLIKE = 28, 8  # phantoms

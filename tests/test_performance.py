@@ -127,6 +127,7 @@ def test_a_worse_demo_closes_the_gate() -> None:
 
 def test_the_figures_of_a_demo_are_means_over_its_patients(tmp_path: Path) -> None:
     values = {("in", 0): (30.0, 20.0), ("filter", 0): (35.0, 24.0), ("net", 0): (36.0, 22.0)}
+    values |= {("narrow filter", 0): (33.0, 25.0)}
     values |= {(name, 1): (body + 1, lesion + 3) for (name, _), (body, lesion) in values.items()}
     rows = [
         Score(case=f"p{case}", image=name, region=region, kind=kind, definition=rule, value=value)
@@ -137,13 +138,13 @@ def test_the_figures_of_a_demo_are_means_over_its_patients(tmp_path: Path) -> No
             ("lesion 2", "lesion", LESION_PSNR, lesion + 1),
         )
     ]
-    Evaluation(tuple(rows), ("in", "filter", "net"), ("p0", "p1")).write(tmp_path)
+    Evaluation(tuple(rows), ("in", "filter", "narrow filter", "net"), ("p0", "p1")).write(tmp_path)
     assert of_run(tmp_path) == {
-        "best_baseline": "filter",
+        "best_baselines": {"body": "filter", "lesions": "narrow filter"},
         "psnr_db": {
             "restore, body": 36.5,
             "restore, lesions": 23.5,
             "best baseline, body": 35.5,
-            "best baseline, lesions": 25.5,
+            "best baseline, lesions": 26.5,
         },
     }

@@ -76,7 +76,8 @@ def _accuracy(found: Mapping[str, Any]) -> list[str]:
     return [
         "## Accuracy of the demo",
         "",
-        f"PSNR of the two test patients of `make demo`, mean; the best baseline is the {found['best_baseline']}.",
+        f"PSNR of the two test patients of `make demo`, mean; the best baseline is the {found['best_baselines']['body']}",
+        f"in the body, and the {found['best_baselines']['lesions']} in lesions.",
         f"Commit {found['commit']}, {found['hardware']}.",
         "",
         "| image, region | PSNR [dB] |",

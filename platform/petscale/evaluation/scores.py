@@ -71,9 +71,13 @@ class Evaluation:
     @cached_property
     def best_baseline(self) -> str:
         """The image without a network whose mean PSNR inside the body is best over the scored cases."""
+        return self.best_by(BODY_PSNR, "body")
+
+    def best_by(self, rule: ScoreDefinition, region: str) -> str:
+        """Return the image without a network whose mean of one score is highest over the scored cases."""
         means = {}
         for name in self.images[:-1]:
-            if values := self.values(name, BODY_PSNR, "body"):
+            if values := self.values(name, rule, region):
                 means[name] = float(np.mean(list(values.values())))
         return max(means, key=lambda name: means[name]) if means else self.images[0]
 

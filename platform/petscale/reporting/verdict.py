@@ -72,12 +72,13 @@ def compared(gain: Gain) -> str:
 
 
 def _lesion_sentences(evaluation: Evaluation, best: str) -> list[str]:
-    """Say how lesions fare against the best baseline, which PSNR inside the body does not show."""
-    gain = evaluation.gain(best, LESION_PSNR, "lesions")
+    """Say how lesions fare, which PSNR inside the body does not show: PSNR against the baseline that is best there."""
+    there = evaluation.best_by(LESION_PSNR, "lesions")
+    gain = evaluation.gain(there, LESION_PSNR, "lesions")
     if gain is None:
         return []
-    found = compared(gain)
-    sentences = [f"In lesions: {found} {best} in PSNR, {gain_sentence(gain)}"]
+    named = there if there == best else f"the baseline that is best in them ({there})"
+    sentences = [f"In lesions: {compared(gain)} {named} in PSNR, {gain_sentence(gain)}"]
     for quantity in ("SUVmax", "SUVmean"):
         sizes: Mapping[str, float] = {
             name: float(np.nanmean(values))
