@@ -1,8 +1,8 @@
 """How good the images of `make demo` are, kept and compared beside the speeds: a faster way that is worse is no gain.
 
 One machine gives the same bits again.  Another processor sums in another order: its last digits differ, and a training
-carries them on, by 0.1 dB in the body between an AMD EPYC and an Intel Xeon: the gate compares with figures of the same kind of
-processor.  ``TOLERANCE_DB`` is below what ``restore`` gains over the best baseline in the body and in lesions.
+carries them on, by 0.1 dB in the body between an AMD EPYC and an Intel Xeon: the gate compares with figures of the same
+kind of processor.  ``TOLERANCE_DB`` is below what ``restore`` gains over the best baseline in the body and in lesions.
 """
 
 import os

@@ -72,12 +72,13 @@ def page(results: Mapping[str, Any]) -> str:
 
 
 def _accuracy(found: Mapping[str, Any]) -> list[str]:
+    best = found["best_baselines"]
     within = " and ".join(f"{db:g} dB ({region})" for region, db in TOLERANCE_DB.items())
     return [
         "## Accuracy of the demo",
         "",
-        f"PSNR of the two test patients of `make demo`, mean; the best baseline is the {found['best_baselines']['body']}",
-        f"in the body, and the {found['best_baselines']['lesions']} in lesions.",
+        f"PSNR of the two test patients of `make demo`, mean; the best baseline is the {best['body']}",
+        f"in the body, and the {best['lesions']} in lesions.",
         f"Commit {found['commit']}, {found['hardware']}.",
         "",
         "| image, region | PSNR [dB] |",
