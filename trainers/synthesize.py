@@ -111,6 +111,59 @@ class Mirrored:
         return PatchLocation((z, y, x), box.shape)
 
 
+class Rows:
+    """The windows of a case's tiles, from a slab that is as deep as a window: neighbours share most of their voxels.
+
+    A voxel is read and decoded once, not once for every window that holds it, which with halves that overlap are eight.
+
+    Args:
+        read: reads one box (images, z, y, x), which may pass the volume; what it gives at a place is always the same.
+        covered: voxels (z, y, x) that the tiles cover.
+        tile: edges of a tile.
+        halo: what a window holds on either side of its tile.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[PatchLocation], NDArray[np.float32]],
+        covered: tuple[int, int, int],
+        tile: tuple[int, int, int],
+        halo: tuple[int, int, int],
+    ) -> None:
+        self._read, self._halo = read, halo
+        _, height, width = (max(pair) for pair in zip(covered, tile, strict=True))
+        self._across = PatchLocation((0, 0, 0), (tile[0], height, width)).grown(halo)
+        self._start: int | None = None
+        self._slab = np.empty((0, 0, 0, 0), np.float32)
+
+    def window(self, tile: PatchLocation) -> NDArray[np.float32]:
+        """Return the window (images, z, y, x) of one tile, which the next call may overwrite.
+
+        Args:
+            tile: of the volume's rows in order, each as deep as all.
+        """
+        box = tile.grown(self._halo)
+        start, stop = box.start[0], box.stop[0]
+        if self._start != start:
+            self._move(start, stop)
+        _, y0, x0 = (a - b for a, b in zip(box.start, self._across.start, strict=True))
+        return self._slab[:, :, y0 : y0 + box.shape[1], x0 : x0 + box.shape[2]]
+
+    def _move(self, start: int, stop: int) -> None:
+        """Bring the slab to another depth; what it holds already is moved, not read again."""
+        _, y, x = self._across.start
+        _, height, width = self._across.shape
+        depth = stop - start
+        kept = 0 if self._start is None else max(0, depth - (start - self._start))
+        new = self._read(PatchLocation((start + kept, y, x), (depth - kept, height, width)))
+        if not kept:
+            self._slab = new
+        else:
+            self._slab[:, :kept] = self._slab[:, -kept:].copy() if 2 * kept > depth else self._slab[:, -kept:]
+            self._slab[:, kept:] = new
+        self._start = start
+
+
 @torch.no_grad()
 def synthesize(
     synthesizer: Synthesizer,
@@ -142,20 +195,19 @@ def synthesize(
     synthesizer = for_scan(synthesizer, source.image)
     seen = [Mirrored(one, mirrored) for one in images_of(synthesizer, case, image)]
 
-    def patches(boxes: list[PatchLocation], halo: tuple[int, int, int]) -> torch.Tensor:
-        return torch.from_numpy(np.stack([window(synthesizer, seen, box.grown(halo)) for box in boxes])).to(device)
-
     context = case_context(synthesizer, case, image, device=device, seed=seed, mirrored=mirrored)
     if isinstance(synthesizer, ScanAware) and (remark := synthesizer.remark(context)):
         told(remark)
-    tiling = synthesizer.tiling
+    tiling, shape = synthesizer.tiling, case.image(image).grid.shape
+    covered, tile = fitted(tiling, shape)
+    rows = Rows(lambda box: window(synthesizer, seen, box), covered, tile, tiling.halo)
 
     def tiles(boxes: list[PatchLocation]) -> Iterator[NDArray[np.float32]]:
-        output = synthesizer(patches(boxes, tiling.halo), context).float().cpu().numpy()
+        windows = torch.from_numpy(np.stack([rows.window(box) for box in boxes])).to(device)
+        output = synthesizer(windows, context).float().cpu().numpy()
         progress(len(boxes))
         yield from output[:, 0]
 
-    shape = case.image(image).grid.shape
     depth, height, width = shape
 
     def write_inside(z0: int, slab: NDArray[np.float32]) -> None:
@@ -164,7 +216,6 @@ def synthesize(
             z, _, _ = source.across(PatchLocation((z0, 0, 0), (len(inside), height, width))).start
             write(z, np.ascontiguousarray(np.flip(inside, mirrored)))
 
-    covered, tile = fitted(tiling, shape)
     stitch(covered, tile, tiling.overlap, tiles, write_inside, batch=batch)
 
 

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from storage.ingest import CasePlan, ingest
-from storage.patches import PatchLocation
+from storage.patches import PatchLocation, grid
 from storage.reader import Case, open_cohort
 from storage.source import HU, SUV, ArraySource
 from trainers.engine import plain_engine
 from trainers.recipe import BatchSpec, Tiling
-from trainers.synthesize import InSuv, Mirrored, case_context, fitted, mirrors, synthesize
+from trainers.synthesize import InSuv, Mirrored, Rows, case_context, fitted, mirrors, synthesize
 from trainers.systems import sgsgan
 
 CPU = torch.device("cpu")
@@ -74,6 +74,35 @@ def case(cohort: Path) -> Case:
 def test_an_identity_network_returns_the_input(case: Case, tiling: Tiling, batch: int) -> None:
     low = case.image("low_drf4").read(0, case.image("low_drf4").grid.shape[0])
     np.testing.assert_allclose(volume(Identity(tiling), case, batch=batch), low, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("beyond", ["air", "mirror", "mirror_any"])
+@pytest.mark.parametrize("image", ["low_drf4", "ct"])
+@pytest.mark.parametrize(
+    ("tile", "halo", "overlap"),
+    [
+        ((16, 24, 32), (0, 0, 0), (8, 12, 16)),
+        ((10, 16, 16), (4, 3, 2), (0, 0, 0)),
+        ((9, 16, 16), (0, 0, 0), (7, 0, 5)),  # most of a slab is kept
+        ((96, 96, 96), (70, 60, 80), (0, 0, 0)),  # one window passes the volume on every side, by more than it is long
+    ],
+)
+def test_windows_cut_from_rows_are_those_read_one_by_one(
+    case: Case, image: str, beyond: Any, tile: Any, halo: Any, overlap: Any
+) -> None:
+    stored, decoded = case.image(image), 0
+
+    def read(box: PatchLocation) -> NDArray[np.float32]:
+        nonlocal decoded
+        decoded += box.shape[0]
+        return stored.patch(box, beyond)[None]
+
+    rows = Rows(read, stored.grid.shape, tile, halo)
+    boxes = list(grid(stored.grid.shape, tile, overlap))
+    for box in boxes:
+        np.testing.assert_array_equal(rows.window(box)[0], stored.patch(box.grown(halo), beyond))
+    # No plane of voxels is read twice.
+    assert decoded == max(stored.grid.shape[0], tile[0]) + 2 * halo[0]
 
 
 @given(st.tuples(*[st.integers(1, 90)] * 3), st.sampled_from([1, 8, 32]), st.integers(1, 3))
