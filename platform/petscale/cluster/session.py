@@ -10,8 +10,8 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from petscale.cluster.installation import check_alike, code
 from petscale.cluster.nodes import SILENT, joined, on_every_node
 from petscale.cluster.placement import machines_for
 from petscale.cluster.shared_storage import check_shared
+from petscale.cluster.watchdog import ending_with, vital_of
 from petscale.config import RunConfig
 from storage import integrity, remote
 from storage.errors import InputError, printable
@@ -117,8 +118,10 @@ def session(config: RunConfig, cpus: int, folder: Path, *read: Path, dashboard: 
                 found="no Ray cluster answers there",
                 remedy="start it, or unset the variable to work on this machine alone",
             ) from None
+        watched = nullcontext()  # the job's own end says that the cluster is gone
     else:
-        started, temporary = _start_private(environment, cpus, dashboard)
+        started, temporary, vital = _start_private(environment, cpus, dashboard)
+        watched = _watched(vital)
     logging.getLogger("ray").setLevel(logging.ERROR)
     if dashboard and not address:
         (Path(temporary) / TOKEN).touch(0o600)
@@ -128,7 +131,7 @@ def session(config: RunConfig, cpus: int, folder: Path, *read: Path, dashboard: 
     keep = True
     worker = {"CPU": config.cluster.cpus_per_worker} | ({"GPU": 1} if config.cluster.device == "cuda" else {})
     try:
-        with machines_for([worker] * config.cluster.workers):
+        with watched, machines_for([worker] * config.cluster.workers):
             require_resources(ray.cluster_resources(), config)
             if address:
                 check_alike()
@@ -149,8 +152,8 @@ def session(config: RunConfig, cpus: int, folder: Path, *read: Path, dashboard: 
         _forget_killed(Path(temporary).parent)
 
 
-def _start_private(environment: Mapping[str, Any], cpus: int, dashboard: bool) -> tuple[Any, str]:
-    """Start Ray on this machine; returns its context, and the folder that it works in.
+def _start_private(environment: Mapping[str, Any], cpus: int, dashboard: bool) -> tuple[Any, str, list[psutil.Process]]:
+    """Start Ray on this machine; returns its context, the folder that it works in, and the processes it rests on.
 
     One of its processes may not come up where memory or time is short for a moment, so it is tried twice.
 
@@ -183,7 +186,7 @@ def _start_private(environment: Mapping[str, Any], cpus: int, dashboard: bool) -
                     left.kill()
             _remove(temporary)
         else:
-            return started, temporary
+            return started, temporary, vital_of(set(psutil.Process().children(recursive=True)) - ours)
     raise InputError(
         "CLU_START",
         where="this machine",
@@ -274,6 +277,25 @@ def _remove(folder: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     if folder in _claims:
         os.close(_claims.pop(folder))
+
+
+@contextmanager
+def _watched(vital: Sequence[psutil.Process]) -> Iterator[None]:
+    """End with one line where Ray loses a process that it rests on; what Ray prints of its own processes, pages of
+    their logs among it, is not shown."""
+    module = importlib.import_module("ray._private.worker")
+    said = internal(module, "print_to_stdstream", "ray")
+    module.print_to_stdstream = lambda *_, **__: None  # type: ignore[attr-defined]
+    try:
+        with ending_with(vital, _remove_all):
+            yield
+    finally:
+        module.print_to_stdstream = said  # type: ignore[attr-defined]
+
+
+def _remove_all() -> None:
+    for folder in [*_claims]:
+        _remove(folder)
 
 
 def _forget_killed(place: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -305,6 +306,29 @@ def test_a_run_with_every_habit_exports_its_best_weights(cohort: Path, habitual:
     assert saved
     weights, _ = checkpoint.read_weights(habitual / "weights.safetensors")
     assert all(torch.equal(value, saved.state["validation"][f"weight/{name}"]) for name, value in weights.items())
+
+
+def test_a_training_whose_ray_is_lost_says_so_and_resumes_bit_equal(
+    cohort: Path, habitual: Path, tmp_path: Path
+) -> None:
+    """Ray alone waits without an end for its node process, and aborts a minute after its head."""
+    run = tmp_path / "run"
+    for step, name in ((6, "raylet"), (13, "gcs_server")):
+        process = start(words("red_cnn", HABITS, cohort, run))
+        wait_for_step(process, run, step)
+        family = psutil.Process(process.pid).children(recursive=True)
+        (vital,) = (one for one in family if one.name() == name)
+        vital.kill()
+        said, told = process.communicate(timeout=120)
+        assert process.returncode == 2, told
+        assert f"petscale: CLU_LOST this machine: Ray lost its {'node' if name == 'raylet' else 'head'} process" in told
+        assert "Traceback" not in told
+        assert "state-dump" not in said + told
+        assert not list(Path(tempfile.gettempdir()).glob(f"petscale-ray-{process.pid}-*"))
+        _, alive = psutil.wait_procs(family, timeout=60)
+        assert not alive, "the lost cluster left processes behind"
+    finish(start(words("red_cnn", HABITS, cohort, run)))
+    assert_same_end(run, habitual)
 
 
 def test_a_killed_worker_is_replaced_and_a_killed_driver_resumes_bit_equal(

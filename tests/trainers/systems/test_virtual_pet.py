@@ -809,3 +809,11 @@ def test_tiles_of_windows_take_their_part_of_the_table() -> None:
     assert table is not None
     suv = table[hu_table.ranges(low[:, :, config.halo : -config.halo])].clamp(0, config.suv_max)
     torch.testing.assert_close(recipe.synthesizer()(low, {}), suv, atol=1e-5, rtol=1e-5)
+
+
+def test_weights_for_an_fcn_that_is_left_out_are_refused() -> None:
+    """Settings of practice train the generator alone: whoever names VGG16's weights wants the FCN."""
+    config = replace(Config(), networks="cgan", fcn_weights="vgg16.safetensors")
+    with pytest.raises(InputError, match=r"CFG_CONTRADICTION recipe\.fcn_weights: .*--recipe\.networks both"):
+        virtual_pet.check(config, virtual_pet.FEED, {})
+    virtual_pet.check(replace(config, networks="both"), virtual_pet.FEED, {})

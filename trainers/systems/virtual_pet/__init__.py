@@ -61,6 +61,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from storage.errors import InputError
 from storage.patches import grid
 from storage.ranges import Range
 from storage.source import HU
@@ -82,6 +83,7 @@ PRACTICE = (
     Departure("feed.scaling", 0.15, "changes of scale"),
     Departure("recipe.suv_curve", "sqrt", "the square root of SUV"),
     Departure("recipe.residual", "hu", "a residual on the mean SUV of every HU"),
+    Departure("recipe.networks", "cgan", "the generator alone, without the FCN's hot places"),
 )
 LATER = frozenset({"rois", "fcn_skips", "lambda_adversarial", "suv_curve", "residual", "table_samples"})
 PHASES = ("fcn", "cgan")
@@ -654,12 +656,19 @@ def _volumes(slices: Sequence[Float[Tensor, "1 1 y x"]], volumes: int) -> Float[
 
 
 def check(config: Config, feed: FeedConfig, doses: Doses) -> None:
-    """Refuse a scale beside the recipe's own, and several images to start from.
+    """Refuse a scale beside the recipe's own, several images to start from, and weights for an FCN that is left out.
 
     Raises:
-        InputError: CFG_SCALE, CFG_INPUTS.
+        InputError: CFG_SCALE, CFG_INPUTS, CFG_CONTRADICTION.
     """
     assembly.check_ct_to_suv(feed)
+    if config.fcn_weights and not config.trains("fcn"):
+        raise InputError(
+            "CFG_CONTRADICTION",
+            where="recipe.fcn_weights",
+            found=f"weights for the FCN, where recipe.networks={config.networks} trains none",
+            remedy="add --recipe.networks both, or leave the weights out",
+        )
 
 
 def files(config: Config) -> dict[str, Path]:
