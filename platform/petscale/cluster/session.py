@@ -118,10 +118,9 @@ def session(config: RunConfig, cpus: int, folder: Path, *read: Path, dashboard: 
                 found="no Ray cluster answers there",
                 remedy="start it, or unset the variable to work on this machine alone",
             ) from None
-        watched = nullcontext()  # the job's own end says that the cluster is gone
+        vital: list[psutil.Process] = []  # the job's own end says that its cluster is gone
     else:
         started, temporary, vital = _start_private(environment, cpus, dashboard)
-        watched = _watched(vital)
     logging.getLogger("ray").setLevel(logging.ERROR)
     if dashboard and not address:
         (Path(temporary) / TOKEN).touch(0o600)
@@ -131,7 +130,7 @@ def session(config: RunConfig, cpus: int, folder: Path, *read: Path, dashboard: 
     keep = True
     worker = {"CPU": config.cluster.cpus_per_worker} | ({"GPU": 1} if config.cluster.device == "cuda" else {})
     try:
-        with watched, machines_for([worker] * config.cluster.workers):
+        with _watched(vital) if vital else nullcontext(), machines_for([worker] * config.cluster.workers):
             require_resources(ray.cluster_resources(), config)
             if address:
                 check_alike()

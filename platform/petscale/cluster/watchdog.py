@@ -67,7 +67,7 @@ def ending_with(vital: Sequence[psutil.Process], tidy: Callable[[], object]) -> 
 def _alive(process: psutil.Process) -> bool:
     """Whether it runs: a child that nobody has waited for is still in the table of processes."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 
