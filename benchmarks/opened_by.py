@@ -59,11 +59,9 @@ def outputs(folder: Path) -> dict[str, tuple[Path, np.ndarray[Any, Any]]]:
     made = {}
     for image, voxels in (("full", suv), ("ct", hu), ("labels", labels)):
         for ending in (".nii.gz", ".mha", ".zarr", ""):
-            if image == "labels" and not ending:
-                continue
             place = folder / f"{image}{ending}"
             export_image(folder / "cohort", "p01", place, image)
-            made[f"{image} as {ending or 'DICOM'}"] = (place, voxels)
+            made[f"{image} as {ending or ('DICOM SEG' if image == 'labels' else 'DICOM')}"] = (place, voxels)
     write_series(folder / "scan", images["full"])
     template = open_series(folder / "scan", modality="PT")
     write_derived_series(folder / "restored", template, lambda a, b: suv[a:b], description="restore", weights="0" * 64)
@@ -89,12 +87,40 @@ def by_simpleitk(place: Path) -> Found:
 
 
 def by_pydicom(place: Path) -> Found:
+    if kind_of(place) == "SEG":
+        return by_pydicom_of_segments(place)
     slices = sorted((pydicom.dcmread(file) for file in place.iterdir()), key=lambda ds: ds.ImagePositionPatient[2])
     voxels = np.stack([ds.pixel_array * np.float32(ds.RescaleSlope) + np.float32(ds.RescaleIntercept) for ds in slices])
     (dy, dx), turn = slices[0].PixelSpacing, np.array(slices[0].ImageOrientationPatient, float)
     across = turn[:3] * dx * LAST[0] + turn[3:] * dy * LAST[1]
     first, last = (np.array(ds.ImagePositionPatient, float) for ds in (slices[0], slices[-1]))
     return voxels, LPS @ first, LPS @ (last + across)
+
+
+def by_pydicom_of_segments(place: Path) -> Found:
+    """Frames by the segment and the position that each states."""
+    (file,) = place.iterdir()
+    ds = pydicom.dcmread(file)
+    shared = ds.SharedFunctionalGroupsSequence[0]
+    spacing = shared.PixelMeasuresSequence[0]
+    slices: dict[float, tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]] = {}
+    for frame, about in zip(ds.pixel_array, ds.PerFrameFunctionalGroupsSequence, strict=True):
+        at = np.array(about.PlanePositionSequence[0].ImagePositionPatient, float)
+        held = slices.setdefault(at[2], (at, np.zeros(frame.shape)))[1]
+        held[frame > 0] = about.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+    (first, _), (last, _) = slices[min(slices)], slices[max(slices)]
+    (dy, dx), turn = spacing.PixelSpacing, np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, float)
+    across = turn[:3] * dx * LAST[0] + turn[3:] * dy * LAST[1]
+    return np.stack([slices[z][1] for z in sorted(slices)]), LPS @ first, LPS @ (last + across)
+
+
+def by_highdicom(place: Path) -> Found:
+    import highdicom
+
+    (file,) = place.iterdir()
+    volume = highdicom.seg.segread(file).get_volume(combine_segments=True).to_patient_orientation("HPL")
+    first, last = volume.map_indices_to_reference(np.array([(0, 0, 0), LAST[::-1]]))
+    return volume.array, LPS @ first, LPS @ last
 
 
 def by_dcm2niix(place: Path) -> Found:
@@ -129,11 +155,17 @@ def by_ngff_zarr(place: Path) -> Found:
 
 def checked(place: Path, wanted: np.ndarray[Any, Any], tool: Callable[[Path], Found]) -> str:
     voxels, first, last = tool(place)
-    step = 1e-4 * wanted.max() if place.is_dir() and place.suffix != ".zarr" else 0
+    step = 1e-4 * wanted.max() if kind_of(place) == "DICOM" else 0
     same = voxels.shape == wanted.shape and float(np.abs(voxels - wanted).max()) <= step
     ends = [nibabel.affines.apply_affine(AFFINE, at) for at in ((0, 0, 0), LAST)]
     gap = max(float(np.abs(np.asarray(found) - end).max()) for found, end in zip((first, last), ends, strict=True))
     return "values, place" if same and gap < 0.01 else f"**values {'yes' if same else 'no'}, {gap:.2g} mm**"
+
+
+def kind_of(place: Path) -> str:
+    if place.is_file() or place.suffix == ".zarr":
+        return "".join(place.suffixes)
+    return "SEG" if place.name == "labels" else "DICOM"
 
 
 def by_dciodvfy(place: Path) -> str:
@@ -149,7 +181,8 @@ def main() -> None:
     readers: dict[str, tuple[Callable[[Path], Found], str]] = {
         "nibabel": (by_nibabel, ".nii.gz"),
         "SimpleITK": (by_simpleitk, ".nii.gz .mha DICOM"),
-        "pydicom": (by_pydicom, "DICOM"),
+        "pydicom": (by_pydicom, "DICOM SEG"),
+        "highdicom": (by_highdicom, "SEG"),
         "dcm2niix": (by_dcm2niix, "DICOM"),
         "zarr": (by_zarr, ".zarr"),
         "ngff-zarr": (by_ngff_zarr, ".zarr"),
@@ -163,14 +196,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         lines = [f"| output | {' | '.join(readers)} | dciodvfy |", "|---" * (len(readers) + 2) + "|"]
         for name, (place, wanted) in outputs(Path(folder)).items():
-            kind = "DICOM" if place.is_dir() and place.suffix != ".zarr" else "".join(place.suffixes)
+            kind = kind_of(place)
             cells = [
                 ("not installed" if not there[tool] else checked(place, wanted, reader))
                 if kind in kinds.split()
                 else ""
                 for tool, (reader, kinds) in readers.items()
             ]
-            verified = "" if kind != "DICOM" else by_dciodvfy(place) if shutil.which("dciodvfy") else "not installed"
+            verified = ""
+            if kind in ("DICOM", "SEG"):
+                verified = by_dciodvfy(place) if shutil.which("dciodvfy") else "not installed"
             lines.append(f"| {name} | {' | '.join(cells)} | {verified} |")
             print(lines[-1], flush=True)
     versions = {name: getattr(sys.modules.get(name.replace("-", "_")), "__version__", "") for name in readers}

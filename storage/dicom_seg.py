@@ -1,4 +1,4 @@
-"""DICOM segmentations (SEG): segments rasterised by highdicom as one label map, and names by their coded meaning.
+"""DICOM segmentations (SEG): segments rasterised by highdicom as one label map, and names by their codes.
 
 Binary, fractional and label-map objects are read.  The voxels are held in memory as uint16: highdicom unpacks whole
 segments, and one volume of labels is half the size of its PET.
@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from storage.dicom_header import Header, items_of, text_of
 from storage.errors import InputError
-from storage.label_names import known_name, listed
+from storage.label_codes import names_of
+from storage.label_names import DRAWN, known_name, listed
 from storage.source import LABEL, Grid
 
 if TYPE_CHECKING:  # highdicom takes a second to import, and only a SEG needs it
@@ -32,7 +33,8 @@ MAX_VOXELS = 1 << 30
 class SegSource:
     """A SEG as an ``ImageSource``: values are segment numbers.
 
-    ``names`` holds a name for every segment, also for an empty one.  ``frame_of_reference`` is only to be compared.
+    ``names`` holds a name for every segment, also for an empty one, and ``drawn`` one of the words ``DRAWN`` where the
+    file says how it was drawn.  ``frame_of_reference`` is only to be compared.
     """
 
     grid: Grid
@@ -40,6 +42,7 @@ class SegSource:
     names: Mapping[int, str]
     notes: tuple[str, ...]
     frame_of_reference: str = field(repr=False)
+    drawn: Mapping[int, str]
     units: str = LABEL
     provenance: Mapping[str, object] = field(default_factory=lambda: {"format": "dicom seg"})
 
@@ -52,8 +55,9 @@ def open_seg(path: Path, *, wanted: Mapping[int, str] | None = None) -> SegSourc
     """Read a SEG as a label map.
 
     Where segments overlap the smaller one keeps the voxel, so that a lesion inside an organ is seen; a note says how
-    many voxels that was.  A segment is named by the coded meaning of its type and the side that modifies it; where the
-    type is only a tissue or an organ, by its label, if that is made of words of anatomy; else ``segment_<number>``.
+    many voxels that was.  A segment is named by the code of its type and the side that modifies it: as
+    ``label_codes`` does, else by their meanings; where the type is only a tissue or an organ, by its label, if that is
+    made of words of anatomy; else ``segment_<number>``.
 
     Args:
         wanted: segment number -> name; names that stand instead of the file's, other segments are left out.
@@ -107,7 +111,9 @@ def _read(path: Path, wanted: Mapping[int, str] | None) -> SegSource:
         notes.append(f"segments overlap: {shared} voxels went to the smaller segment")
     if str(seg.SegmentationType) == "FRACTIONAL":
         notes.append(f"fractional segments: {FRACTION:g} of the highest value and more is inside")
-    return SegSource(grid, voxels, names, tuple(notes), text_of(seg, "FrameOfReferenceUID"))
+    said = {int(item.SegmentNumber): text_of(item, "SegmentAlgorithmType") for item in seg.SegmentSequence}
+    drawn = {number: said[number] for number in names if said[number] in DRAWN}
+    return SegSource(grid, voxels, names, tuple(notes), text_of(seg, "FrameOfReferenceUID"), drawn)
 
 
 def _masks(seg: "Segmentation", numbers: list[int]) -> Iterator[tuple[int, NDArray[np.bool_]]]:
@@ -135,10 +141,19 @@ def _names(seg: "Segmentation") -> dict[int, str]:
 
 
 def _coded_name(segment: Header) -> str:
-    """``kidney_right`` of the type Kidney, modified by Right."""
+    """``kidney_right`` of the type Kidney, modified by Right.
+
+    Of several names of one code the segment's label chooses, then the meaning: Bladder is ``bladder`` as well as
+    ``urinary_bladder``.
+    """
     for kind in items_of(segment, "SegmentedPropertyTypeCodeSequence"):
         sides = items_of(kind, "SegmentedPropertyTypeModifierCodeSequence")
-        return known_name(" ".join(text_of(code, "CodeMeaning") for code in (kind, *sides)))
+        meant = known_name(" ".join(text_of(code, "CodeMeaning") for code in (kind, *sides)))
+        value = text_of(kind, "CodeValue") or text_of(kind, "LongCodeValue")
+        side = " ".join(text_of(code, "CodeValue") for code in sides)
+        names = names_of(text_of(kind, "CodingSchemeDesignator"), value, side)
+        preferred = (text_of(segment, "SegmentLabel"), meant)
+        return next((name for name in preferred if name in names), names[0] if names else meant)
     return ""
 
 

@@ -7,6 +7,7 @@ import datetime
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -37,6 +38,8 @@ from storage.suv import (
 OURS = "PETSCALE"  # third value of ImageType; the second is PRIMARY in every PET (PS3.3 C.8.9.4.1.1)
 SLAB = 16  # slices held in memory
 INT16_MAX = 32767
+UNKNOWN_DATE, UNKNOWN_TIME = "19000101", "000000"  # of an image of a cohort, which keeps no date
+NO_HEADER = "petscale: no header is kept"
 
 # fmt: off
 # What any series made of another keeps of it: patient, study, frame of reference.
@@ -166,13 +169,13 @@ def _write_result(
             ds.BurnedInAnnotation = "NO"
             ds.SeriesNumber = 9000
             ds.SeriesInstanceUID, ds.SOPInstanceUID = series_uid, generate_uid()
-            ds.SeriesDescription = f"petscale {description}"[:39] + " (not for clinical use)"
+            ds.SeriesDescription = series_description(description)
             ds.DerivationDescription = f"petscale: {description}. Research only, not for clinical use."[:1024]
             if comment:
                 ds.ImageComments = comment.encode("ascii", "replace").decode()[:10240]
             ds.InstanceNumber, ds.ImageIndex, ds.NumberOfSlices = z + 1, z + 1, shape[0]
             _put_pixels(ds, suv / np.float32(factor))
-            _save(ds, partial / f"{z + 1:05d}.dcm")
+            save_instance(ds, partial / f"{z + 1:05d}.dcm")
 
 
 def _petscale(description: str, weights: str) -> Dataset:
@@ -228,57 +231,90 @@ def write_series(
                 _put_pixels(ds, values, slope=1.0)
             if edit is not None:
                 edit(z, ds)
-            _save(ds, partial / f"{z + 1:05d}.dcm")
+            save_instance(ds, partial / f"{z + 1:05d}.dcm")
 
 
-def write_stored_series(
-    folder: Path, source: ImageSource, *, patient_id: str, name: str, scan: str, description: str
-) -> None:
-    """Write an image of a cohort as a series: SUVbw as PT in SUV (Units GML, SUVType BW), HU as CT in whole HU.
+@dataclass(frozen=True, eq=False)
+class StoredSeries:
+    """An image of a cohort as a DICOM series; equal arguments give equal identifiers and files.
 
     A cohort keeps no header, so there is no dose, tracer, date or scanner in it.  Series with one ``scan`` share study
-    and frame of reference.  A grid whose z axis runs against the slice normal (left-handed in LPS) is read back with
-    its slices in the opposite order.
+    and frame of reference.
 
     Args:
-        folder: to be created; it appears only when the series is whole.
         source: in SUVbw or HU.
         patient_id: a hash, or what else identifies nobody.
         name: put in place of the patient's name: that of the case.
         scan: what all images of one scan have in common, for instance the case's fingerprint.
+        content: what tells the image from all others, for instance a digest; its identifiers are made of it.
         description: what the image is, a few words.
 
     Raises:
-        InputError: ``DISK_EXISTS``, ``IMG_NONFINITE``.
         ValueError: the source is neither SUVbw nor HU.
     """
-    modality = {SUV: "PT", HU: "CT"}.get(source.units)
-    if modality is None:
-        raise ValueError(f"no DICOM series is written in {source.units}")
-    series_uid = generate_uid()
+
+    source: ImageSource
+    patient_id: str
+    name: str
+    scan: str
+    content: str
+    description: str
+
+    def __post_init__(self) -> None:
+        if self.source.units not in (SUV, HU):
+            raise ValueError(f"no DICOM series is written in {self.source.units}")
+
+    def header(self, z: int) -> Dataset:
+        """Return what slice ``z`` states, without its voxels."""
+        pet = self.source.units == SUV
+        slices, rows, columns = self.source.grid.shape
+        ds = _phantom_slice(self.source, z, "PT" if pet else "CT", self.patient_id, 1)
+        ds.PatientName, ds.PatientSex, ds.PatientPosition = self.name, "", ""
+        ds.PatientIdentityRemoved, ds.DeidentificationMethod = "YES", NO_HEADER
+        for part in ("Study", "Series", "Acquisition", "Content"):  # a series must have them, and they are unknown
+            setattr(ds, f"{part}Date", UNKNOWN_DATE)
+            setattr(ds, f"{part}Time", UNKNOWN_TIME)
+        ds.ImageType, ds.BurnedInAnnotation = ["DERIVED", "PRIMARY", OURS], "NO"
+        ds.StudyInstanceUID = generate_uid(entropy_srcs=[self.scan, "study"])
+        ds.FrameOfReferenceUID = generate_uid(entropy_srcs=[self.scan, "frame of reference"])
+        # Not at random: a segmentation refers to these slices, whether they were written before it or after it.
+        ds.SeriesInstanceUID = generate_uid(entropy_srcs=[self.scan, self.content, "series"])
+        ds.SOPInstanceUID = generate_uid(entropy_srcs=[self.scan, self.content, f"slice {z}"])
+        ds.SeriesDescription = series_description(self.description)
+        ds.DerivationDescription = f"petscale: {self.description}. Research only, not for clinical use."[:1024]
+        ds.Rows, ds.Columns = rows, columns
+        if pet:
+            _add_estimate(ds)
+            ds.NumberOfSlices, ds.ImageIndex = slices, z + 1
+        else:
+            ds.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]
+            ds.KVP, ds.RescaleType, ds.AcquisitionNumber = "", "HU", ""
+        return ds
+
+
+def write_stored_series(folder: Path, series: StoredSeries) -> None:
+    """Write an image of a cohort as a series: SUVbw as PT in SUV (Units GML, SUVType BW), HU as CT in whole HU.
+
+    A grid whose z axis runs against the slice normal (left-handed in LPS) is read back with its slices in the opposite
+    order.
+
+    Args:
+        folder: to be created; it appears only when the series is whole.
+
+    Raises:
+        InputError: ``DISK_EXISTS``, ``IMG_NONFINITE``.
+    """
+    source = series.source
     with whole_folder(folder) as partial:
         for z, values in _slices(source.read, source.grid.shape, folder.name):
-            ds = _phantom_slice(source, z, modality, patient_id, 1)
-            ds.PatientName, ds.PatientSex, ds.PatientPosition = name, "", ""
-            ds.PatientIdentityRemoved, ds.DeidentificationMethod = "YES", "petscale: no header is kept"
-            for part in ("Study", "Series", "Acquisition", "Content"):  # a series must have them, and they are unknown
-                setattr(ds, f"{part}Date", "19000101")
-                setattr(ds, f"{part}Time", "000000")
-            ds.ImageType, ds.BurnedInAnnotation = ["DERIVED", "PRIMARY", OURS], "NO"
-            ds.StudyInstanceUID = generate_uid(entropy_srcs=[scan, "study"])
-            ds.FrameOfReferenceUID = generate_uid(entropy_srcs=[scan, "frame of reference"])
-            ds.SeriesInstanceUID, ds.SOPInstanceUID = series_uid, generate_uid()
-            ds.SeriesDescription = f"petscale {description}"[:39] + " (not for clinical use)"
-            ds.DerivationDescription = f"petscale: {description}. Research only, not for clinical use."[:1024]
-            if modality == "PT":
-                _add_estimate(ds)
-                ds.NumberOfSlices, ds.ImageIndex = source.grid.shape[0], z + 1
-                _put_pixels(ds, values)
-            else:
-                ds.ImageType = ["DERIVED", "SECONDARY", "AXIAL"]
-                ds.KVP, ds.RescaleType, ds.AcquisitionNumber = "", "HU", ""
-                _put_pixels(ds, values, slope=1.0)
-            _save(ds, partial / f"{z + 1:05d}.dcm")
+            ds = series.header(z)
+            _put_pixels(ds, values, slope=None if source.units == SUV else 1.0)
+            save_instance(ds, partial / f"{z + 1:05d}.dcm")
+
+
+def series_description(description: str) -> str:
+    """Return the words of a Series Description, which hold 64 characters."""
+    return f"petscale {description}"[:39] + " (not for clinical use)"
 
 
 def _slices(
@@ -448,6 +484,8 @@ def _complete(ds: Dataset) -> None:
 
     How the patient lay a PET says by codes, and never by PatientPosition beside them (PS3.3 C.8.4.6).
     """
+    if ds.Modality == "SEG":  # its segments have sides
+        return
     if "Laterality" not in ds:
         ds.Laterality = ""  # of no paired body part
     if ds.Modality != "PT":
@@ -474,7 +512,8 @@ def _snomed(value: str, meaning: str) -> Dataset:
     return code
 
 
-def _save(ds: Dataset, path: Path) -> None:
+def save_instance(ds: Dataset, path: Path) -> None:
+    """Write one object uncompressed, with what its kind must state and it does not; durable when this returns."""
     with disable_value_validation():
         _complete(ds)
     ds.file_meta = FileMetaDataset()

@@ -89,12 +89,13 @@ class Labels:
 
 @dataclass(frozen=True, eq=False)
 class _Layer:
-    """One file on its own voxels: where these lie in the grid, and what its values are called."""
+    """One file on its own voxels: where these lie in the grid, what its values are called and how they were drawn."""
 
     source: ImageSource
     place: Placement
     names: Mapping[int, str]
     notes: tuple[str, ...]
+    drawn: Mapping[int, str] = field(default_factory=dict)
 
 
 def open_labels(files: Sequence[LabelFile], *, grid: Grid, workdir: Path, frame_of_reference: str = "") -> Labels:
@@ -146,8 +147,11 @@ def open_labels(files: Sequence[LabelFile], *, grid: Grid, workdir: Path, frame_
         notes.append(f"{over_organs} voxels of both an organ and a lesion are lesion")
     if over_others:
         notes.append(f"{over_others} voxels that two files name differently are what the later file says")
-    formats = [str(layer.source.provenance["format"]) for layer in layers]
-    return Labels(LabelImage(grid, path, {"format": "labels", "files": formats, "notes": notes}), names, tuple(notes))
+    facts: dict[str, object] = {"format": "labels", "notes": notes}
+    facts["files"] = [str(layer.source.provenance["format"]) for layer in layers]
+    if drawn := _drawn(layers):
+        facts["drawn"] = drawn
+    return Labels(LabelImage(grid, path, facts), names, tuple(notes))
 
 
 # -- one file ---------------------------------------------------------------------------------------------------------
@@ -170,7 +174,8 @@ def _open(file: LabelFile, grid: Grid, workdir: Path, frame_of_reference: str) -
         taken = [f"{name} ({number})" for number, name in source.names.items()]
         several = (f"all of these are taken for lesions: {listed(taken)}",) if len(taken) > 1 else ()
         empty = () if counts else (EMPTY,)
-        return _Layer(source, placement, dict.fromkeys(source.names, LESION), (*source.notes, *several, *empty))
+        notes = [*source.notes, *several, *empty]
+        return _Layer(source, placement, dict.fromkeys(source.names, LESION), tuple(notes), source.drawn)
     names, notes = _named(path, counts, source.names if file.names is None else file.names)
     unknown = [number for number, name in source.names.items() if name in (f"segment_{number}", f"structure_{number}")]
     if file.names is None and unknown:
@@ -181,7 +186,7 @@ def _open(file: LabelFile, grid: Grid, workdir: Path, frame_of_reference: str) -
             numbers = [number for number, other in source.names.items() if other == name]
             if len(numbers) > 1:
                 notes.append(f"numbers {listed(numbers)} are all called {name} and are one label")
-    return _Layer(source, placement, names, (*source.notes, *notes))
+    return _Layer(source, placement, names, (*source.notes, *notes), source.drawn)
 
 
 def _segments(path: Path, file: LabelFile, frame_of_reference: str) -> dicom_seg.SegSource:
@@ -376,6 +381,15 @@ def _slabs(shape: tuple[int, int, int]) -> Iterator[tuple[int, int]]:
 
 
 # -- the merged image -------------------------------------------------------------------------------------------------
+
+
+def _drawn(layers: Sequence[_Layer]) -> dict[str, str]:
+    """Name -> how it was drawn, where all that has this name says the same."""
+    said: dict[str, set[str]] = {}
+    for layer in layers:
+        for value, name in layer.names.items():
+            said.setdefault(name, set()).add(layer.drawn.get(value, ""))
+    return {name: min(words) for name, words in said.items() if len(words) == 1 and words != {""}}
 
 
 def _numbered(files: Sequence[LabelFile], layers: Sequence[_Layer]) -> dict[int, str]:

@@ -15,6 +15,7 @@ LABEL_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 LESION = "lesion"
 HIGHEST = 65535  # label maps are stored as uint16
 LISTED = 8  # values or names in one sentence
+DRAWN = ("MANUAL", "SEMIAUTOMATIC", "AUTOMATIC")  # how, as a SEG and an RTSTRUCT say it (PS3.3 C.8.20.4, C.8.8.5)
 
 _VERTEBRAE = ["S1", *(f"L{n}" for n in range(5, 0, -1)), *(f"T{n}" for n in range(12, 0, -1))]
 _VERTEBRAE += [f"C{n}" for n in range(7, 0, -1)]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from storage.dicom_header import Header, items_of, text_of
 from storage.errors import InputError
 from storage.geometry import index_map
-from storage.label_names import HIGHEST, known_name, listed
+from storage.label_names import DRAWN, HIGHEST, known_name, listed
 from storage.source import LABEL, Grid
 
 CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
@@ -35,6 +35,7 @@ class Structure:
         no_lesion: whether the file states that it is something else: an organ, the outline of the body, a margin.
         contours: closed ones, (n, 3) points in LPS mm.
         passed_by: whether it has points or open contours too.
+        drawn: one of the words ``DRAWN`` where the file says how, else empty.
     """
 
     name: str
@@ -42,11 +43,12 @@ class Structure:
     frame_of_reference: str = field(repr=False)
     contours: Sequence[NDArray[np.float64]] = field(repr=False)
     passed_by: bool
+    drawn: str = ""
 
 
 @dataclass(frozen=True, eq=False)
 class StructureSource:
-    """Structures on a grid as an ``ImageSource``: values are their numbers.
+    """Structures on a grid as an ``ImageSource``: values are their numbers; ``drawn`` is how, where the file says it.
 
     The voxels are held as uint16 in memory: where structures overlap, all of one must be known to choose.
     """
@@ -55,6 +57,7 @@ class StructureSource:
     voxels: NDArray[np.uint16] = field(repr=False)
     names: Mapping[int, str]
     notes: tuple[str, ...]
+    drawn: Mapping[int, str]
     units: str = LABEL
     provenance: Mapping[str, object] = field(default_factory=lambda: {"format": "dicom rtstruct"})
 
@@ -97,6 +100,7 @@ def read_structures(path: Path) -> dict[int, Structure]:
                 frame_of_reference=text_of(roi, "ReferencedFrameOfReferenceUID"),
                 contours=[_points(data) for kind, data in drawn.get(number, ()) if kind in CLOSED],
                 passed_by=any(kind not in CLOSED for kind, _ in drawn.get(number, ())),
+                drawn=said if (said := text_of(roi, "ROIGenerationAlgorithm")) in DRAWN else "",
             )
     except Exception:  # a damaged file can end in any error of the parser
         raise _error("LBL_STRUCTURES", path, "a structure set that cannot be read", "export it again") from None
@@ -147,7 +151,8 @@ def rasterise(
     off = max((abs(place - round(place)) for f in flat.values() for place in f.planes), default=0.0)
     if off > FLAT:
         notes.append(f"contours lie up to {off:.2f} slices beside the slices of the grid")
-    return StructureSource(grid, voxels, {n: s.name for n, s in structures.items()}, tuple(notes))
+    drawn = {n: s.drawn for n, s in structures.items() if s.drawn}
+    return StructureSource(grid, voxels, {n: s.name for n, s in structures.items()}, tuple(notes), drawn)
 
 
 def even_odd(contours: Sequence[NDArray[np.float64]], shape: tuple[int, int]) -> NDArray[np.bool_]:

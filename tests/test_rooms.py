@@ -116,10 +116,10 @@ def test_no_path_of_a_machine() -> None:
             "pydicom",
             {
                 *(f"storage/dicom_{part}.py" for part in ("dynamic", "header", "seg", "series", "slice", "write")),
-                *("storage/dicom.py", "storage/enhanced.py", "storage/rtstruct.py"),
+                *("storage/dicom_seg_write.py", "storage/dicom.py", "storage/enhanced.py", "storage/rtstruct.py"),
             },
         ),
-        ("highdicom", {"storage/dicom_seg.py"}),
+        ("highdicom", {"storage/dicom_seg.py", "storage/dicom_seg_write.py"}),
         (
             "nibabel",
             {

@@ -390,7 +390,7 @@ def export(
         folder: a cohort or a run, or a file of petscale card, or the name of weights that come with petscale.
         case: name of the case; after a card, a new .onnx file.
         file: a new .nii or .nii.gz, beside which a JSON file states the unit, a new .mha or .zarr, or a new folder for
-            DICOM.
+            DICOM: a series, of labels a segmentation (SEG) over the series of full.
         image: name of the image; without it full, or the only one there is.
         tile: edges (z y x) of a graph's tiles in voxels, along axes where the system leaves them free.
     """

@@ -162,6 +162,48 @@ def test_the_side_is_part_of_the_name(tmp_path: Path, pet: Path, segments: NDArr
     assert opened(tmp_path, pet, LabelMap(path)).names == {1: "kidney_right"}
 
 
+@pytest.mark.parametrize(
+    ("kind", "side", "label", "name"),
+    [
+        (KIDNEY, codes.SCT.Bilateral, "Doe^Jane", "kidneys"),
+        (codes.SCT.UpperLobeOfLung, codes.SCT.Left, "Doe^Jane", "lung_upper_lobe_left"),
+        (codes.SCT.T12Vertebra, None, "Doe^Jane", "vertebrae_t12"),
+        (codes.SCT.SmallIntestine, None, "Doe^Jane", "small_bowel"),
+        (codes.SCT.Bladder, None, "Doe^Jane", "bladder"),  # of two names of one code: as its meaning says
+        (codes.SCT.Bladder, None, "urinary_bladder", "urinary_bladder"),  # or its label
+        (Code("89837001", "SCT", "Harnblase"), None, "Doe^Jane", "urinary_bladder"),  # the code counts in any language
+        (codes.SCT.Liver, None, "spleen", "liver"),
+        (Code("89837001", "99DOE", "Doe, Jane"), None, "Doe^Jane", "segment_1"),  # a number of another scheme
+        (Code("my_part_3", "99PETSCALE", "my part 3"), None, "Doe^Jane", "my_part_3"),
+        (Code("Doe Jane", "99PETSCALE", "Doe, Jane"), None, "Doe^Jane", "segment_1"),
+    ],
+)
+def test_a_code_has_one_name_whatever_else_is_said(
+    tmp_path: Path, pet: Path, segments: NDArray[Any], kind: Code, side: Code | None, label: str, name: str
+) -> None:
+    path = save(tmp_path / "s.dcm", pet, segments[..., :1], (kind,), side=side)
+    ds = pydicom.dcmread(path)
+    ds.SegmentSequence[0].SegmentLabel = label
+    ds.save_as(path)
+    assert opened(tmp_path, pet, LabelMap(path)).names == {1: name}
+
+
+def test_how_labels_were_drawn_is_kept_where_all_of_a_name_agree(
+    tmp_path: Path, pet: Path, segments: NDArray[Any]
+) -> None:
+    path = save(tmp_path / "s.dcm", pet, segments)
+    ds = pydicom.dcmread(path)
+    for item, said in zip(ds.SegmentSequence, ("MANUAL", "AUTOMATIC", "DOE JANE"), strict=True):
+        item.SegmentAlgorithmType = said
+    ds.save_as(path)
+    labels = opened(tmp_path, pet, LabelMap(path))
+    assert labels.image.provenance["drawn"] == {"liver": "MANUAL", "kidney": "AUTOMATIC"}
+    assert opened(tmp_path, pet, LabelMap(path, {1: "liver", 2: "liver"})).image.provenance.get("drawn") is None
+    assert "drawn" not in opened(tmp_path, pet, LesionMask(path)).image.provenance
+    twice = opened(tmp_path, pet, LabelMap(path, {1: "lesion"}), LesionMask(path))
+    assert "drawn" not in twice.image.provenance
+
+
 def test_what_is_only_tissue_is_called_by_its_label_if_that_is_anatomy(
     tmp_path: Path, pet: Path, segments: NDArray[Any]
 ) -> None:

@@ -16,7 +16,13 @@ from numpy.typing import NDArray
 
 from storage.dicom import DicomSource, open_series
 from storage.dicom_pairs import check_pair
-from storage.dicom_write import write_derived_series, write_series, write_stored_series, write_synthetic_pet
+from storage.dicom_write import (
+    StoredSeries,
+    write_derived_series,
+    write_series,
+    write_stored_series,
+    write_synthetic_pet,
+)
 from storage.errors import InputError
 from storage.source import HU, LABEL, SUV, ArraySource, Grid
 from storage.suv import Overrides
@@ -164,7 +170,7 @@ def every_kind(folder: Path) -> dict[str, Path]:
     write_series(made["bare"], pet, patient_id="BARE", edit=bare)
     write_series(made["ct"], ct)
     for source, name in ((pet, "stored_pet"), (ct, "stored_ct")):
-        write_stored_series(made[name], source, patient_id="ab12", name="p01", scan="s", description="image")
+        write_stored_series(made[name], StoredSeries(source, "ab12", "p01", "scan", name, "image"))
     for name, of in (("restored", "pet"), ("again", "bare")):
         template = open_series(made[of], modality="PT")
         write_derived_series(made[name], template, template.read, description="restore", weights="0" * 64)

@@ -104,6 +104,17 @@ def refused(tmp_path: Path, *files: LabelFile) -> InputError:
     return error.value
 
 
+def test_how_a_structure_was_drawn_is_kept_where_the_file_says_it(tmp_path: Path) -> None:
+    path = save(
+        tmp_path / "s.dcm", {name: [(z, circle(10, 10, 4))] for z, name in enumerate(("liver", "brain", "heart"))}
+    )
+    ds = pydicom.dcmread(path)
+    for roi, said in zip(ds.StructureSetROISequence, ("SEMIAUTOMATIC", "", "SMITH JANE"), strict=True):
+        roi.ROIGenerationAlgorithm = said
+    ds.save_as(path)
+    assert opened(tmp_path, LabelMap(path)).image.provenance["drawn"] == {"liver": "SEMIAUTOMATIC"}
+
+
 def centres(shape: tuple[int, int], row: float, column: float, radius: float) -> NDArray[Any]:
     rows, columns = np.indices(shape)
     inside: NDArray[Any] = (rows - row) ** 2 + (columns - column) ** 2 < radius**2

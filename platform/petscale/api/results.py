@@ -396,7 +396,7 @@ def export(
             come with petscale.
         case: name of the case; after a card, a new ``.onnx`` file, and nothing else but ``tile``.
         file: a new ``.nii`` or ``.nii.gz``, beside which a JSON file states the unit, a new ``.mha`` or ``.zarr``, or a
-            new folder for DICOM.
+            new folder for DICOM: a series, of labels a segmentation (SEG) over the series of ``full``.
         image: name of the image; empty for ``full``, or the only one there is.
         tile: edges (z, y, x) of a graph's tiles in voxels, along axes where the system leaves them free.
 
@@ -404,8 +404,8 @@ def export(
         What was written.
 
     Raises:
-        InputError: SET_NO_CASE, SET_NO_IMAGE, IMG_FORMAT, DISK_EXISTS, STORE_NONE; DISK_FULL and its kin; CFG_ARGUMENT,
-            CFG_NO_EFFECT; those of ``cards.graph.export_graph``.
+        InputError: SET_NO_CASE, SET_NO_IMAGE, IMG_FORMAT, LBL_VALUES, DISK_EXISTS, STORE_NONE; DISK_FULL and its kin;
+            CFG_ARGUMENT, CFG_NO_EFFECT; those of ``cards.graph.export_graph``.
 
     >>> petscale.export("cohort", "phantom-001", "ct.nii.gz", "ct")
     (PosixPath('ct.nii.gz'), PosixPath('ct.json'))

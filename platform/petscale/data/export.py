@@ -1,28 +1,31 @@
 """``petscale export``: one image of a case, of a cohort or of a run's results, as NIfTI, MHA, OME-Zarr or DICOM."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from petscale.data.ingest import is_nifti
 from petscale.data.sidecars import sidecar_of
 from petscale.folders import CONFIG, SYNTHESIS
-from storage import dicom_write, layout, mha, nifti, ome_zarr
+from storage import dicom_seg_write, layout, mha, nifti, ome_zarr
+from storage.dicom_write import StoredSeries, write_stored_series
 from storage.errors import InputError
-from storage.integrity import check_new, disk_errors, write_json
+from storage.integrity import check_new, disk_errors, manifest, write_json
 from storage.reader import Case, open_cohort
-from storage.source import LABEL
+from storage.source import HU, LABEL, SUV
 
 DEFAULT = "full"
 LABELS = "labels"
 MHA, ZARR = ".mha", ".zarr"
 BODY = "body"  # every case has one; it is exported when it is named
+PETSCALE = "petscale"
 
 
 def export_image(folder: Path, case: str, file: Path, image: str = "") -> tuple[Path, ...]:
     """Write one image of a case in its own unit and on its own grid; nothing is resampled.
 
     A NIfTI file holds no unit: a JSON file beside it states it, and the names of labels.  An OME-Zarr holds the
-    labels of the case as well.
+    labels of the case as well.  As DICOM labels are one segmentation (SEG), which refers to the slices of the case's
+    ``full``, or of its first PET or CT, as they are written here.
 
     Args:
         folder: of a cohort, or of a run, for what it has synthesized.
@@ -34,8 +37,8 @@ def export_image(folder: Path, case: str, file: Path, image: str = "") -> tuple[
         What was written.
 
     Raises:
-        InputError: SET_NO_CASE, SET_NO_IMAGE; IMG_FORMAT for another ending, and for a label map as DICOM; DISK_EXISTS;
-            STORE_NONE, STORE_DAMAGED; DISK_FULL and its kin.
+        InputError: SET_NO_CASE, SET_NO_IMAGE; IMG_FORMAT for another ending; LBL_VALUES for a SEG of nothing;
+            DISK_EXISTS; STORE_NONE, STORE_DAMAGED; DISK_FULL and its kin.
     """
     beside = sidecar_of(file) if is_nifti(file) else None
     if beside is None and file.suffix.lower() not in ("", MHA, ZARR):
@@ -65,15 +68,43 @@ def export_image(folder: Path, case: str, file: Path, image: str = "") -> tuple[
         with disk_errors(file):
             ome_zarr.write_ome_zarr(file, name, stored, marked, held.labels if marked else labels)
         return (file,)
-    if stored.units == LABEL:
-        raise InputError(
-            "IMG_FORMAT", where=name, found="a label map, which no DICOM series holds", remedy="name a .nii.gz file"
-        )
-    scan = f"{held.subject} {held.name}"  # also of what a run has made of it
-    dicom_write.write_stored_series(
-        file, stored, patient_id=held.subject, name=held.name, scan=scan, description=f"image {name}"
-    )
+    with disk_errors(file):
+        if stored.units == LABEL:
+            dicom_seg_write.write_seg(file, _marked(held, name), _series(held, _beneath(held)))
+        else:
+            write_stored_series(file, _series(held, name))
     return (file,)
+
+
+def _series(held: Case, image: str) -> StoredSeries:
+    """An image as a series of the case's study, also one that a run has made."""
+    scan = f"{held.subject} {held.name}"
+    return StoredSeries(held.image(image), held.subject, held.name, scan, _content(held, image), f"image {image}")
+
+
+def _marked(held: Case, image: str) -> dicom_seg_write.StoredLabels:
+    stored = held.image(image)
+    names = held.labels if image == LABELS else {1: BODY} if image == BODY else {}
+    ours = image == BODY or "phantom" in str(stored.provenance.get("kind", ""))
+    drawn = stored.provenance.get("drawn")
+    return dicom_seg_write.StoredLabels(
+        stored,
+        names,
+        _content(held, image),
+        f"image {image}",
+        PETSCALE if ours else dicom_seg_write.NOT_KNOWN,
+        drawn if isinstance(drawn, Mapping) else {},
+    )
+
+
+def _content(held: Case, image: str) -> str:
+    return f"{manifest(held.folder)['root']} {image}"
+
+
+def _beneath(held: Case) -> str:
+    """The image over which labels are shown."""
+    by_unit = [name for unit in (SUV, HU) for name in held.images if held.image(name).units == unit]
+    return DEFAULT if DEFAULT in by_unit else by_unit[0]
 
 
 def _cases(folder: Path, case: str) -> Iterator[Case]:

@@ -1,5 +1,6 @@
 """``petscale export``: read back by others, an image has the same values, place and unit; mistakes are named."""
 
+import csv
 import json
 import shutil
 from collections.abc import Callable
@@ -18,7 +19,10 @@ from petscale.cli import main
 from petscale.data.sidecars import units_beside
 from petscale.folders import CONFIG
 from storage import dicom, nifti
+from storage.dicom_seg import open_seg
 from storage.ingest import CasePlan, ingest
+from storage.label_maps import LabelMap, open_labels
+from storage.reader import open_cohort
 from storage.source import HU, LABEL, SUV, ArraySource, Grid
 
 Refused = Callable[..., str]
@@ -104,6 +108,76 @@ def test_images_of_one_scan_share_study_and_place(small: Path, tmp_path: Path) -
     full, ct = (pydicom.dcmread(next((tmp_path / image).iterdir())) for image in ("full", "ct"))
     assert (full.StudyInstanceUID, full.FrameOfReferenceUID) == (ct.StudyInstanceUID, ct.FrameOfReferenceUID)
     assert full.SeriesInstanceUID != ct.SeriesInstanceUID
+
+
+def test_a_series_is_the_same_whenever_it_is_exported(small: Path, tmp_path: Path) -> None:
+    """A viewer that has it takes the second for the first, and labels refer to either."""
+    for name in ("one", "two"):
+        petscale.export(small, "p01", tmp_path / name)
+    assert [file.read_bytes() for file in sorted((tmp_path / "one").iterdir())] == [
+        file.read_bytes() for file in sorted((tmp_path / "two").iterdir())
+    ]
+
+
+@pytest.mark.parametrize("image", ["full", "ct"])
+def test_labels_are_a_segmentation_over_the_series_of_the_case(image: str, tmp_path: Path) -> None:
+    """Over the full dose, or over a CT alone; who drew labels that were given is not known."""
+    images = {name: ArraySource(VOXELS[name], GRID, UNITS[name]) for name in (image, "labels")}
+    cohort = stored(tmp_path / "cohort", images)
+    main(["export", str(cohort), "p01", str(tmp_path / "seg"), "--image", "labels"])
+    petscale.export(cohort, "p01", tmp_path / "series", image)
+    (seg,) = (pydicom.dcmread(path) for path in (tmp_path / "seg").iterdir())
+    slices = [pydicom.dcmread(path) for path in (tmp_path / "series").iterdir()]
+    (referred,) = seg.ReferencedSeriesSequence
+    assert (seg.Modality, seg.SegmentationType) == ("SEG", "BINARY")
+    assert {(one.SeriesInstanceUID, one.StudyInstanceUID, one.FrameOfReferenceUID) for one in slices} == {
+        (referred.SeriesInstanceUID, seg.StudyInstanceUID, seg.FrameOfReferenceUID)
+    }
+    named = {one.ReferencedSOPInstanceUID for one in referred.ReferencedInstanceSequence}
+    assert named == {one.SOPInstanceUID for one in slices}
+    assert (str(seg.PatientID), str(seg.PatientName)) == ("0123456789abcdef", "p01")
+    assert {one.SegmentAlgorithmName for one in seg.SegmentSequence} == {"not known: labels were given"}
+    found = open_labels([LabelMap(tmp_path / "seg")], grid=GRID, workdir=tmp_path / "work")
+    assert found.names == {1: "liver", 2: "spleen"}
+    np.testing.assert_array_equal(found.image.read(0, SHAPE[0]), VOXELS["labels"])
+
+
+def test_the_outline_is_a_segment_that_petscale_drew(small: Path, tmp_path: Path) -> None:
+    (folder,) = petscale.export(small, "p01", tmp_path / "outline", "body")
+    (file,) = folder.iterdir()
+    (segment,) = pydicom.dcmread(file).SegmentSequence
+    assert (segment.SegmentAlgorithmType, segment.SegmentAlgorithmName) == ("AUTOMATIC", "petscale")
+    found = open_seg(file)
+    assert found.names == {1: "body"}
+    drawn = open_cohort(small).case("p01").image("body").read(0, SHAPE[0])
+    labels = open_labels([LabelMap(file)], grid=GRID, workdir=tmp_path / "work")
+    np.testing.assert_array_equal(labels.image.read(0, SHAPE[0]), drawn)
+
+
+def test_exported_labels_are_ingested_and_scored_as_the_files_they_came_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names and voxels pass from a NIfTI map to a cohort, a SEG and another cohort; scores are those of NIfTI."""
+    monkeypatch.chdir(tmp_path)
+    main(["phantom", "cohort", "--cases", "1", "--drf", "20", "--workers", "1", "--body.spacing-mm", "16", "16", "16"])
+    for image, place in (("full", "full/p"), ("low_drf20", "tool/p"), ("labels", "labels/p")):
+        (tmp_path / place).parent.mkdir()
+        main(["export", "cohort", "phantom-000", place, "--image", image])
+    main(["ingest", "full/p", "again", "--labels", "labels/p", "--case", "p01"])
+    before, after = open_cohort(tmp_path / "cohort").case("phantom-000"), open_cohort(tmp_path / "again").case("p01")
+    assert after.labels == before.labels
+    wanted, found = (case.image("labels") for case in (before, after))
+    voxels = found.read(0, found.grid.shape[0])
+    in_order = wanted.grid.matches(found.grid)
+    np.testing.assert_array_equal(voxels if in_order else voxels[::-1], wanted.read(0, wanted.grid.shape[0]))
+    (tmp_path / "nifti").mkdir()
+    main(["export", "cohort", "phantom-000", "nifti/p.nii.gz", "--image", "labels"])
+    names = ",".join(f"{value}={name}" for value, name in before.labels.items())
+    main(["score", "full", "tool", "--labels", "labels", "--output", "by_seg"])
+    main(["score", "full", "tool", "--labels", "nifti", "--names", names, "--output", "by_nifti"])
+    scores = (tmp_path / "by_seg/scores.csv").read_text()
+    assert scores == (tmp_path / "by_nifti/scores.csv").read_text()
+    assert {"body", "bladder", "lesion 1"} <= {row["region"] for row in csv.DictReader(scores.splitlines())}
 
 
 @pytest.fixture
@@ -213,7 +287,9 @@ def test_what_cannot_be_exported_is_refused_by_name(small: Path, tmp_path: Path,
         (("p01", tmp_path / "there.zarr"), "DISK_EXISTS there.zarr"),
         (("p01", tmp_path / "there.mha"), "DISK_EXISTS there.mha"),
         (("p01", tmp_path / "a.nrrd"), "IMG_FORMAT a.nrrd: no format that is written ends in .nrrd"),
-        (("p01", tmp_path / "series", "--image", "labels"), "IMG_FORMAT labels: a label map"),
+        (("p01", tmp_path / "there.zarr", "--image", "labels"), "DISK_EXISTS there.zarr"),
+        (("p01", tmp_path / "labels.dcm", "--image", "labels"), "IMG_FORMAT labels.dcm: no format that is written"),
+        (("p01", tmp_path / "series", "--image", "organs"), "SET_NO_IMAGE case p01: no image 'organs'"),
     ):
         assert refused("export", small, *words).startswith(said)
     assert refused("export", tmp_path, "p01", tmp_path / "a.nii.gz").startswith("STORE_NONE")
