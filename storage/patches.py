@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,14 +75,35 @@ def _starts(length: int, edge: int, overlap: int) -> list[int]:
     return [*range(0, length - edge, edge - overlap), length - edge]
 
 
+@dataclass(frozen=True)
+class Centre:
+    """Where a patch is centred, before a case is known.
+
+    Args:
+        share: of the sum of all cells' weights, 0 to 1; the centre's cell is the first, in the order of the array, up
+            to which the weights sum to more.
+        voxel: of that cell (z, y, x), each below ``CELL``.
+    """
+
+    share: float
+    voxel: Shape
+
+
+def _drawn(rng: np.random.Generator) -> Centre:
+    share = rng.random()
+    z, y, x = (int(rng.integers(CELL)) for _ in range(3))
+    return Centre(share, (z, y, x))
+
+
 def _centred(maps: SamplingMaps, shape: Shape, weight: NDArray[np.float32], rng: np.random.Generator) -> PatchLocation:
     """Draw a cell by its weight, a voxel uniformly in it, and centre the patch there as far as the volume allows."""
     total = np.cumsum(weight, dtype=np.float64)
     if total[-1] <= 0:
         return uniform(maps, shape, rng)
-    flat = int(np.searchsorted(total, rng.random() * total[-1], side="right"))
+    drawn = _drawn(rng)
+    flat = int(np.searchsorted(total, drawn.share * total[-1], side="right"))
     cell = np.unravel_index(min(flat, weight.size - 1), weight.shape)
-    centre = [int(c) * CELL + int(rng.integers(CELL)) for c in cell]
+    centre = [int(c) * CELL + voxel for c, voxel in zip(cell, drawn.voxel, strict=True)]
     z, y, x = (
         int(np.clip(c - n // 2, 0, max(0, size - n))) for c, n, size in zip(centre, shape, maps.shape, strict=True)
     )
@@ -123,6 +145,7 @@ def _in_roi(maps: SamplingMaps, shape: Shape, names: Sequence[str], rng: np.rand
 
 Sampler = Callable[[SamplingMaps, Shape, np.random.Generator], PatchLocation]
 SAMPLERS: dict[str, Sampler] = {"uniform": uniform, "body": body, "uptake": uptake, "roi": roi, "lesion": lesion}
+BODY = MappingProxyType({"body": 1.0})  # patches of the body alone
 
 
 def draw(maps: SamplingMaps, shape: Shape, samplers: Mapping[str, float], rng: np.random.Generator) -> PatchLocation:
@@ -130,6 +153,18 @@ def draw(maps: SamplingMaps, shape: Shape, samplers: Mapping[str, float], rng: n
 
     A patch longer than the volume along an axis starts at its first voxel there and passes its end.
     """
+    return SAMPLERS[_chosen(samplers, rng)](maps, shape, rng)
+
+
+def _chosen(samplers: Mapping[str, float], rng: np.random.Generator) -> str:
     names = sorted(samplers)
-    chosen = names[int(rng.choice(len(names), p=np.array([samplers[name] for name in names]) / sum(samplers.values())))]
-    return SAMPLERS[chosen](maps, shape, rng)
+    return names[int(rng.choice(len(names), p=np.array([samplers[name] for name in names]) / sum(samplers.values())))]
+
+
+def body_centres(count: int, rng: np.random.Generator) -> list[Centre]:
+    """Return where ``count`` calls of ``draw`` by ``BODY`` centre their patches in any case that has a body."""
+    found = []
+    for _ in range(count):
+        _chosen(BODY, rng)  # takes a number too
+        found.append(_drawn(rng))
+    return found

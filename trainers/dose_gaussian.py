@@ -5,7 +5,7 @@ the logarithm of the dose reduction factor, and a dose beyond those of the train
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,6 +20,7 @@ from trainers.recipe import Batch, Scan
 FWHMS_MM = (2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0, 15.0)
 REACH = 6  # voxels that a Gaussian has on either side at least; it ends with the halo where that is longer
 UNFITTED_MM = 5.0  # until a patch was seen
+FACTS, UNKNOWN = ("spacing_mm", "drf"), ("drf",)  # of ``GraphedInContext`` of a network that adds to a Gaussian
 NO_SCAN = Scan((4.0, 4.0, 4.0), math.nan, 0.0)  # until ``ScanAware.for_scan`` has told which
 
 
@@ -38,9 +39,14 @@ def smoothed(
         halo: voxels that the result does not have.
         fwhms_mm: of the m Gaussians, full width at half maximum.
     """
+    padded, margin = _reaching(source, halo)
+    return filter_bank.members(padded, spacing_mm, (margin,) * 3, fwhms_mm)[:, 1:]
+
+
+def _reaching(source: Tensor, halo: int) -> tuple[Tensor, int]:
+    """Return images with ``REACH`` voxels on every side at least, and how many these are."""
     lacking = max(0, REACH - halo)
-    padded = F.pad(source, (lacking,) * 6, mode="replicate") if lacking else source
-    return filter_bank.members(padded, spacing_mm, (halo + lacking,) * 3, fwhms_mm)[:, 1:]
+    return F.pad(source, (lacking,) * 6, mode="replicate") if lacking else source, halo + lacking
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +70,32 @@ class Widths:
             return float(self.fwhm_mm.median())
         doses, widths = self.drf[known].double().log().cpu().numpy(), self.fwhm_mm[known].cpu().numpy()
         return float(np.interp(math.log(drf), doses, widths))
+
+    def graphed(self) -> Callable[[Tensor, int, Tensor, Tensor], Tensor]:
+        """Return ``smooth_scan`` of a source, a halo, voxel edges (3,) and a dose reduction factor (), or NaN.
+
+        No value of a tensor is read, so that ``torch.export`` can follow.
+        """
+        known = self.drf.isfinite()
+        other = (self.fwhm_mm.median() if bool(known.all()) else self.fwhm_mm[-1]).double()
+        doses, widths = self.drf[known].double().log(), self.fwhm_mm[known].double()
+        steps, lowest, rises = doses.diff(), doses[:-1], widths.diff()
+        some, several = len(doses) > 0, len(doses) > 1
+
+        def at(drf: Tensor) -> Tensor:
+            if not some:
+                return other
+            width = widths[0]
+            if several:
+                shares = ((drf.double().log() - lowest) / steps).clamp(0, 1)  # of every step between doses, its part
+                width = width + (shares * rises).sum()
+            return torch.where(drf.isnan(), other, width)
+
+        def smooth(source: Tensor, halo: int, spacing_mm: Tensor, drf: Tensor) -> Tensor:
+            padded, margin = _reaching(source, halo)
+            return filter_bank.smoothed_in_graph(padded, spacing_mm, (margin,) * 3, at(drf))
+
+        return smooth
 
     def smooth(
         self,

@@ -110,8 +110,7 @@ def members_in_graph(
     fwhms_mm: tuple[float, ...] = FWHMS_MM,
 ) -> Float[Tensor, "1 m z y x"]:
     """Return ``members`` of one image; no value of ``spacing_mm`` is read, so that ``torch.export`` can follow."""
-    steps = (spacing_mm.double() * 1e4).round() / 1e4
-    axes = zip(steps.unbind(), image.shape[2:], margin, strict=True)
+    axes = zip(_rounded(spacing_mm), image.shape[2:], margin, strict=True)
     along = [gaussians(fwhms_mm, step, length, edge).to(image) for step, length, edge in axes]
     return _with_members(image, _smoothed(image[0, 0], along)[None], margin)
 
@@ -122,6 +121,23 @@ def _smoothed(image: Float[Tensor, "zm ym xm"], along: Sequence[Tensor]) -> Floa
     rows = torch.einsum("gij,jyx->giyx", z, image)
     columns = torch.einsum("gij,gzjx->gzix", y, rows)
     return columns @ x.mT[:, None]
+
+
+def smoothed_in_graph(
+    images: Float[Tensor, "b 1 zm ym xm"],
+    spacing_mm: Float[Tensor, "3"],
+    margin: tuple[int, int, int],
+    fwhm_mm: Float[Tensor, ""],
+) -> Float[Tensor, "b 1 z y x"]:
+    """Return what one Gaussian makes of images of one scan; no value is read, and edges of images may be symbols."""
+    axes = zip(_rounded(spacing_mm), images.shape[2:], margin, strict=True)
+    z, y, x = (gaussians((fwhm_mm.double(),), step, length, edge)[0].to(images) for step, length, edge in axes)
+    rows = torch.einsum("ij,bcjyx->bciyx", z, images)
+    return torch.einsum("ij,bczjx->bczix", y, rows) @ x.mT
+
+
+def _rounded(spacing_mm: Float[Tensor, "3"]) -> tuple[Tensor, ...]:
+    return ((spacing_mm.double() * 1e4).round() / 1e4).unbind()
 
 
 def _with_members(image: Tensor, smoothed: Tensor, margin: tuple[int, int, int]) -> Tensor:
@@ -136,7 +152,7 @@ def _weights(fwhms_mm: tuple[float, ...], spacing_mm: float, length: int, margin
 
 
 def gaussians(
-    fwhms_mm: tuple[float, ...], spacing_mm: Float[Tensor, ""], length: int, margin: int
+    fwhms_mm: Sequence[float | Tensor], spacing_mm: Float[Tensor, ""], length: int, margin: int
 ) -> Float[Tensor, "g n length"]:
     """Return the matrix of every Gaussian along one axis, for n = length - 2 margin voxels.
 

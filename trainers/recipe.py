@@ -241,6 +241,42 @@ class Graphed(Protocol):
 
 
 @runtime_checkable
+class GraphedInContext(Protocol):
+    """What a synthesizer offers besides whose tiles follow from a context and from facts of the scan as tensors.
+
+    One exported graph then serves every scan; it makes the context as well (``trainers.graph``).  A context's tensors
+    are as many and as large for every scan.
+    """
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """Names of the fields of ``Scan`` that context and tiles depend on, in the order of their arguments."""
+        ...
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Those of them that may be NaN, for a scan of which they are not known."""
+        ...
+
+    @property
+    def short_patches(self) -> Literal["cut", "filled"]:
+        """What a context takes where a volume is shorter than a patch: less, or a patch that is filled up with 0."""
+        ...
+
+    def graphed_context(self) -> Callable[..., Mapping[str, Tensor]]:
+        """Return what makes the context of an overview (1, 1, o, o, o), of patches (n, 1 + k, zh, yh, xh) and of facts.
+
+        It does what ``context`` does and reads no value of a tensor on the way; edges of patches may be symbols where
+        they are cut.  Facts are as for ``Graphed.graphed``.
+        """
+        ...
+
+    def graphed_tile(self) -> Callable[..., Tensor]:
+        """Return what makes a tile (1, 1, z, y, x) of a window (1, 1 + k, zh, yh, xh), a context and the facts."""
+        ...
+
+
+@runtime_checkable
 class Illustrated(Protocol):
     """What a synthesizer offers besides while a recipe trains something else than what restores."""
 

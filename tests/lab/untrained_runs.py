@@ -1,10 +1,11 @@
 """Runs that nobody trained, small enough to synthesize from in a test: folders as ``petscale train`` leaves them."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -98,6 +99,48 @@ def cgan_3d(folder: Path, seed: int) -> Path:
     torch.manual_seed(seed)
     fresh = spec.build(model, make_engine=plain_engine, patches_per_step=1).weights()
     return _written(folder, config, seed, None, (), {name: 3 * value for name, value in fresh.items()})
+
+
+def unet_3d(folder: Path, seed: int) -> Path:
+    """Write a run of the 3D-UNet, whose norms are over patches of the scan."""
+    spec = RECIPES["unet_3d"]
+    model = spec.Config(channels=2, critic_channels=2, patch=(32, 32, 32), patches_per_case=2, context_patches=5)
+    config = configs.RunConfig(recipe="unet_3d", model=model, feed=spec.FEED)
+    return _written(folder, config, seed, None, (), None)
+
+
+def sgsgan(folder: Path, seed: int, *, residual: Literal["none", "gaussian"]) -> Path:
+    """Write a run of SGSGAN, whose style is of the whole scan and whose norms are over patches of it."""
+    spec = RECIPES["sgsgan"]
+    small = {"growth": 2, "style_dim": 4, "critic_channels": 2, "segmenter_channels": 2, "patch": (24, 24, 24)}
+    model = spec.Config(**small, patches_per_case=2, context_patches=3, residual=residual)
+    config = configs.RunConfig(recipe="sgsgan", model=model, feed=spec.FEED)
+    return _written(folder, config, seed, None, (), _of_gaussians(config, seed))
+
+
+def cg_3dsrgan(folder: Path, seed: int) -> Path:
+    """Write a run of CG-3DSRGAN with a residual, whose noise is that of patches of the scan."""
+    spec = RECIPES["cg_3dsrgan"]
+    small = {"mlnet_channels": 2, "head_hidden": 4, "contextual_channels": 2, "discriminator_channels": 2}
+    model = spec.Config(**small, doses=(4.0, 20.0), patch=(32, 32, 32), residual="gaussian", perceptual="masked")
+    config = configs.RunConfig(recipe="cg_3dsrgan", model=model, feed=spec.FEED)
+    return _written(folder, config, seed, None, (), _of_gaussians(config, seed))
+
+
+def _of_gaussians(config: configs.RunConfig, seed: int) -> dict[str, Tensor]:
+    """Weights of a fresh network, those that are 0 moved, and where it adds to Gaussians three of these."""
+    torch.manual_seed(seed)
+    fresh = RECIPES[config.recipe].build(config.model, make_engine=plain_engine, patches_per_step=2).weights()
+    weights = {
+        name: value if not value.is_floating_point() or value.any() else 0.1 * torch.randn(value.shape)
+        for name, value in fresh.items()
+    }
+    if config.model.residual == "gaussian":
+        weights |= {
+            "gaussian.drf": torch.tensor([4.0, 20.0, math.nan]),
+            "gaussian.fwhm_mm": torch.tensor([15.0, 40.0, 25.0]),  # of voxels as wide as these runs are tried on
+        }
+    return weights
 
 
 def _written(

@@ -105,6 +105,17 @@ def test_body_follows_the_mask() -> None:
     agree(frequencies(known, "body"), known.body)
 
 
+def test_centres_that_are_drawn_before_a_case_are_those_of_its_patches() -> None:
+    """So that another program, which has the centres and a body, reads the same patches."""
+    known = sampling_maps((64, 48, 40))
+    centres, rng = patches.body_centres(20, generator(3)), generator(3)
+    total = np.cumsum(known.body, dtype=np.float64)
+    for centre in centres:
+        cell = np.unravel_index(np.argmax(total > centre.share * total[-1]), known.body.shape)
+        z, y, x = (int(c) * CELL + v for c, v in zip(cell, centre.voxel, strict=True))
+        assert patches.draw(known, ONE, patches.BODY, rng) == PatchLocation((z, y, x), ONE)
+
+
 def test_uptake_follows_the_root_of_the_suv_in_the_body() -> None:
     known = sampling_maps((32, 24, 16), uptake=np.linspace(0, 25, 24, dtype=np.float32).reshape(4, 3, 2))
     known.body[0] = 0

@@ -53,7 +53,7 @@ Not the paper's, off by default (it names residual estimation as its future work
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -669,14 +669,51 @@ class ResidualSynthesizer:
     @torch.no_grad()
     def context(self, overview: Tensor, low: Float[Tensor, "n 1 zh yh xh"]) -> dict[str, Float[Tensor, "1 1 1 1 1"]]:
         """Freeze the noise of a case, which its context patches show."""
-        lacking = cropped(low, (AROUND,) * 3) - self.widths.smooth_scan(low, self.scan, AROUND)
-        return {"noise": dose_gaussian.noise(lacking, 1)[:1]}
+        return _noise_of(low, self.widths.smooth_scan(low, self.scan, AROUND))
 
     @torch.no_grad()
     def __call__(self, low: Float[Tensor, "b 1 zh yh xh"], context: Mapping[str, Tensor]) -> Float[Tensor, "b 1 z y x"]:
         """Synthesize tiles; negatives are left in, to be clipped on export."""
         start = self.widths.smooth_scan(cropped(low, (HALO - REACH - AROUND,) * 3), self.scan, AROUND)
         return self.generator.eval().synthesize(low, HALO, start, context["noise"])
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """What the Gaussian depends on."""
+        return dose_gaussian.FACTS
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """The dose need not be known."""
+        return dose_gaussian.UNKNOWN
+
+    @property
+    def short_patches(self) -> Literal["cut", "filled"]:
+        """Beyond a volume there is no noise."""
+        return "cut"
+
+    def graphed_context(self) -> Callable[..., dict[str, Tensor]]:
+        """Return what freezes the noise of a case."""
+        smooth = self.widths.graphed()
+
+        def context(overview: Tensor, low: Tensor, *facts: Tensor) -> dict[str, Tensor]:
+            return _noise_of(low, smooth(low, AROUND, *facts))
+
+        return context
+
+    def graphed_tile(self) -> Callable[..., Tensor]:
+        """Return what synthesizes one tile."""
+        smooth, G = self.widths.graphed(), self.generator.eval()
+
+        def tile(low: Tensor, context: Mapping[str, Tensor], *facts: Tensor) -> Tensor:
+            start = smooth(cropped(low, (HALO - REACH - AROUND,) * 3), AROUND, *facts)
+            return G.synthesize(low, HALO, start, context["noise"])
+
+        return tile
+
+
+def _noise_of(low: Tensor, start: Tensor) -> dict[str, Tensor]:
+    return {"noise": dose_gaussian.noise(cropped(low, (AROUND,) * 3) - start, 1)[:1]}
 
 
 def residual_of(G: Generator, config: Config, widths: Widths) -> ResidualSynthesizer:

@@ -2,16 +2,19 @@
 
 import importlib.util
 import json
+import math
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
 import torch
-from untrained_runs import cgan_3d, restore
+from untrained_runs import cg_3dsrgan, cgan_3d, restore, sgsgan, unet_3d
 
 from petscale.cards import graph
 from petscale.cards.making import make_card
@@ -26,6 +29,7 @@ from trainers.systems import RECIPES
 
 Refused = Callable[..., str]
 ROOT = Path(__file__).parents[3]
+onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 
 
@@ -48,7 +52,7 @@ def of_doses(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "card.safetensors"
 
 
-def exported(card: Path, file: Path, *words: str) -> tuple[object, dict[str, str]]:
+def exported(card: Path, file: Path, *words: str) -> tuple[Any, dict[str, str]]:
     main(["export", str(card), str(file), *words])
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     return session, session.get_modelmeta().custom_metadata_map
@@ -104,6 +108,79 @@ def test_blended_tiles_are_those_of_apply(script: ModuleType, tmp_path: Path) ->
     assert json.loads(told["facts"]) == []
     np.testing.assert_allclose(script.synthesize(session, [low], {}), wanted, atol=1e-4)
     assert wanted.std() > 0.01
+
+
+def body_in_air(shape: tuple[int, int, int], seed: int) -> np.ndarray:
+    """Noise in an off-centre ellipsoid with a hole, above a lower noise in air."""
+    rng = np.random.default_rng(seed)
+    places = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+    radius = sum((place / axis) ** 2 for place, axis in zip(places, (1.1, 0.6, 0.7), strict=True))
+    level = np.where(radius < 1, 1.0 + places[0], 0.004) * np.where(radius < 0.1, 0.01, 1)
+    return (level * rng.gamma(4.0, 0.25, shape)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("made", "shape", "drf"),
+    [
+        (unet_3d, (40, 50, 36), None),
+        (unet_3d, (20, 70, 66), None),
+        (partial(sgsgan, residual="none"), (40, 50, 70), None),
+        (partial(sgsgan, residual="gaussian"), (20, 40, 66), 9.0),
+        (cg_3dsrgan, (40, 33, 70), 9.0),
+        (cg_3dsrgan, (20, 40, 33), math.nan),
+    ],
+    ids=["unet_3d", "unet_3d-short", "sgsgan", "sgsgan-residual-short", "cg_3dsrgan", "cg_3dsrgan-short-no-dose"],
+)
+def test_tiles_that_share_statistics_of_the_scan_are_those_of_apply(
+    made: Callable[[Path, int], Path],
+    shape: tuple[int, int, int],
+    drf: float | None,
+    script: ModuleType,
+    tmp_path: Path,
+) -> None:
+    """Of volumes longer than a patch, and shorter along an axis; with a dose, and with one that is not known."""
+    spacing_mm = (10.0, 9.0, 8.0)
+    make_card(made(tmp_path / "run", 2), tmp_path / "card.safetensors")
+    low = body_in_air(shape, 0)
+    nibabel.save(nibabel.Nifti1Image(low.T, np.diag([*spacing_mm[::-1], 1.0])), tmp_path / "low.nii.gz")
+    words = [str(tmp_path / "low.nii.gz"), "--units", "SUVbw", "--output", str(tmp_path / "out")]
+    words += [] if drf is None or math.isnan(drf) else ["--drf", str(drf)]
+    main(["apply", str(tmp_path / "card.safetensors"), *words])
+    wanted = np.asarray(nibabel.load(tmp_path / "out/low.nii.gz").dataobj).T
+    session, told = exported(tmp_path / "card.safetensors", tmp_path / "model.onnx")
+    onnx.checker.check_model(tmp_path / "model.onnx", full_check=True)
+    assert json.loads(told["facts"]) == ([] if drf is None else ["spacing_mm", "drf"])
+    assert json.loads(told["unknown"]) == ([] if drf is None else ["drf"])
+    found = script.synthesize(session, [low], {"spacing_mm": spacing_mm, "drf": drf})
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    assert wanted.std() > 0.01
+
+    def tile(patches_of: np.ndarray) -> np.ndarray:
+        context, channels = json.loads(told["context"]), json.loads(told["channels"])
+        of_scan = script.of_whole_scan(context, [patches_of], channels, spacing_mm)
+        known = {} if drf is None else {"spacing_mm": spacing_mm, "drf": drf}
+        facts = {name: np.array(value, np.float32) for name, value in known.items()}
+        return np.asarray(session.run(["tile"], {"window": window, **of_scan, **facts})[0])
+
+    window = np.ones(session.get_inputs()[0].shape, np.float32)
+    assert np.abs(tile(low) - tile(low[::-1] ** 2)).max() > 1e-3, "another scan has another context"
+
+
+@pytest.mark.parametrize("spacing_mm", [(3.0, 2.0, 2.0), (6.0, 4.1, 4.1), (0.8, 0.4, 0.3)])
+def test_the_script_outlines_a_body_as_petscale_does(
+    spacing_mm: tuple[float, float, float], script: ModuleType, tmp_path: Path
+) -> None:
+    """And draws patches in it at the same places."""
+    low = body_in_air((37, 90, 81), 3)
+    low[-5:, :9, -8:] = 2.0  # a piece of its own
+    image = ArraySource(low, Grid(low.shape, np.diag([*spacing_mm[::-1], 1.0])), SUV)
+    ingest(tmp_path, {"p01": lambda _: CasePlan({"low": image}, "s", "f")}, strict=True, workers=1)
+    case = open_cohort(tmp_path).case("p01")
+    wanted = case.image("body").read(0, 37) > 0
+    found = script.body(low, spacing_mm)
+    assert 0.05 < wanted.mean() < 0.7
+    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_allclose(script.resized(low, 64), case.overview("low"), atol=1e-5)
 
 
 @pytest.mark.parametrize("units", [SUV, HU])

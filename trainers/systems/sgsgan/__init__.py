@@ -481,6 +481,45 @@ class StyleSynthesizer:
         """Synthesize tiles of any size; negatives are left in, to be clipped on export."""
         return self.generator.eval().synthesize(low, context, self._start(low))
 
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """What the Gaussian depends on; nothing where there is none."""
+        return dose_gaussian.FACTS if self.widths else ()
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """The dose need not be known."""
+        return dose_gaussian.UNKNOWN if self.widths else ()
+
+    @property
+    def short_patches(self) -> Literal["cut", "filled"]:
+        """As ``context`` has it."""
+        return "filled" if isinstance(self.generator.synthesis, UNet3D) else "cut"
+
+    def graphed_context(self) -> Callable[..., dict[str, Tensor]]:
+        """Return what freezes W and the statistics of a case."""
+        start, G = self._graphed_start(), self.generator.eval()
+
+        def context(overview: Tensor, low: Tensor, *facts: Tensor) -> dict[str, Tensor]:
+            return G.context(low, overview, start(low, *facts))
+
+        return context
+
+    def graphed_tile(self) -> Callable[..., Tensor]:
+        """Return what synthesizes one tile."""
+        start, G = self._graphed_start(), self.generator.eval()
+
+        def tile(low: Tensor, context: Mapping[str, Tensor], *facts: Tensor) -> Tensor:
+            return G.synthesize(low, context, start(low, *facts))
+
+        return tile
+
+    def _graphed_start(self) -> Callable[..., Tensor | None]:
+        if self.widths is None:
+            return lambda low: None
+        smooth, halo = self.widths.graphed(), self.tiling.halo[0]
+        return lambda low, *facts: smooth(low, halo, *facts)
+
     def _start(self, low: Tensor) -> Tensor | None:
         if self.widths is None:
             return None
