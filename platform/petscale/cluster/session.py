@@ -10,6 +10,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
@@ -31,6 +32,8 @@ from storage.internals import internal
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray for the driver of a submitted job
 
 SOCKET_BYTES = 107  # that Linux takes as the path of a socket
+
+START_PAUSES_S = (0.0, 2.0, 10.0)  # before each try to start Ray on this machine
 
 SESSION, DASHBOARD, TOKEN = "petscale-ray-", "dashboard.json", "token"  # a private cluster's folder, and files in it
 # Folder -> the handle that claims it: the number of a process means nothing in another container that shares /tmp.
@@ -154,7 +157,8 @@ def session(config: RunConfig, cpus: int, folder: Path, *read: Path, dashboard: 
 def _start_private(environment: Mapping[str, Any], cpus: int, dashboard: bool) -> tuple[Any, str, list[psutil.Process]]:
     """Start Ray on this machine; returns its context, the folder that it works in, and the processes it rests on.
 
-    One of its processes may not come up where memory or time is short for a moment, so it is tried twice.
+    One of its processes may not come up where memory or time is short for a moment, as it is just after a cluster was
+    killed, so it is tried again after a pause.
 
     Raises:
         InputError: CLU_START; CLU_SOCKET_PATH.
@@ -162,7 +166,8 @@ def _start_private(environment: Mapping[str, Any], cpus: int, dashboard: bool) -
     import ray
 
     told = ""
-    for _ in range(2):
+    for pause_s in START_PAUSES_S:
+        time.sleep(pause_s)
         temporary = own_folder()
         ours = set(psutil.Process().children(recursive=True))
         try:

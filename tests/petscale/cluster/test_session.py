@@ -79,14 +79,16 @@ def test_no_room_anywhere_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         session.own_folder()
 
 
-@pytest.mark.parametrize("failures", [1, 2])
-def test_ray_is_started_a_second_time_and_then_it_is_told(
+@pytest.mark.parametrize("failures", [1, 2, 3])
+def test_ray_is_started_again_after_a_pause_and_then_it_is_told(
     failures: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What Ray raises when one of its own processes does not come up; nothing stays of the attempt."""
     import ray
 
     folders: list[Path] = []
+    pauses_s: list[float] = []
+    monkeypatch.setattr(session.time, "sleep", pauses_s.append)
 
     def init(**words: object) -> str:
         folders.append(Path(str(words["_temp_dir"])).parent)
@@ -96,9 +98,10 @@ def test_ray_is_started_a_second_time_and_then_it_is_told(
 
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    if failures == 1:
-        assert session._start_private({}, 1, dashboard=True) == ("started", str(folders[1]))
-        assert [folder.exists() for folder in folders] == [False, True]
+    if failures < 3:
+        assert session._start_private({}, 1, dashboard=True) == ("started", str(folders[-1]), [])
+        assert [folder.exists() for folder in folders] == [False] * failures + [True]
+        assert pauses_s == sorted({*pauses_s})
         return
     with pytest.raises(InputError, match=r"CLU_START this machine: Ray did not start \(Module MetricsHead failed"):
         session._start_private({}, 1, dashboard=True)
