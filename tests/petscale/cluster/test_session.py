@@ -88,7 +88,7 @@ def test_ray_is_started_again_after_a_pause_and_then_it_is_told(
 
     folders: list[Path] = []
     pauses_s: list[float] = []
-    monkeypatch.setattr(session.time, "sleep", pauses_s.append)
+    monkeypatch.setattr("time.sleep", pauses_s.append)
 
     def init(**words: object) -> str:
         folders.append(Path(str(words["_temp_dir"])).parent)
