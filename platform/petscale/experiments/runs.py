@@ -38,8 +38,8 @@ def demo_scan(seed: int = 0) -> LowDoseConfig:
 def demo(seed: int = 0) -> RunConfig:
     """restore on the demo's phantoms: a minute of training on two cores.
 
-    Expected: 0.4 to 0.6 dB PSNR over the best of all filters inside the body, and 0.2 to 0.5 dB in lesions.  A lesion
-    weighs twice as much as by default: 0.2 dB more in lesions for as much less in the body.
+    Expected: 0.5 to 0.6 dB PSNR over the best of all filters inside the body, and 0.4 to 0.6 dB in lesions (two
+    seeds).  A lesion weighs twice as much as by default: 0.2 dB more in lesions for 0.1 to 0.2 less in the body.
     """
     return RunConfig(
         recipe="restore",

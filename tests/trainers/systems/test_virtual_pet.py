@@ -818,3 +818,14 @@ def test_weights_for_an_fcn_that_is_left_out_are_refused() -> None:
     with pytest.raises(InputError, match=r"CFG_CONTRADICTION recipe\.fcn_weights: .*--recipe\.networks both"):
         virtual_pet.check(config, virtual_pet.FEED, {})
     virtual_pet.check(replace(config, networks="both"), virtual_pet.FEED, {})
+
+
+def test_settings_of_an_fcn_that_is_left_out_are_told() -> None:
+    alone = replace(Config(), networks="cgan")
+    assert virtual_pet.remarks(alone, (4.0, 4.0, 4.0)) == ()
+    given = replace(alone, blend_levels=2, fcn_lr=1e-3, suv_weight_gamma=0.5)
+    (told,) = virtual_pet.remarks(given, (4.0, 4.0, 4.0))
+    assert told.startswith("no effect: recipe.suv_weight_gamma, recipe.fcn_lr, recipe.blend_levels; ")
+    (told,) = virtual_pet.remarks(replace(given, cgan_suv_weighted=True), (4.0, 4.0, 4.0))
+    assert "suv_weight_gamma" not in told
+    assert virtual_pet.remarks(replace(given, networks="both"), (4.0, 4.0, 4.0)) == ()

@@ -51,7 +51,7 @@ Not the paper's, off by default, both for G:
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -669,6 +669,22 @@ def check(config: Config, feed: FeedConfig, doses: Doses) -> None:
             found=f"weights for the FCN, where recipe.networks={config.networks} trains none",
             remedy="add --recipe.networks both, or leave the weights out",
         )
+
+
+def remarks(config: Config, spacing_mm: tuple[float, float, float]) -> tuple[str, ...]:
+    """Say which settings have no effect, because the network that they are of is left out."""
+    if config.networks != "cgan":
+        return ()
+    of_fcn = ("fcn_", "blend") if config.cgan_suv_weighted else ("fcn_", "blend", "suv_weight_")
+    idle = [
+        one.name
+        for one in fields(config)
+        if one.name.startswith(of_fcn) and getattr(config, one.name) != getattr(Config(), one.name)
+    ]
+    if not idle:
+        return ()
+    named = ", ".join(f"recipe.{name}" for name in idle)
+    return (f"no effect: {named}; recipe.networks=cgan trains no FCN, --recipe.networks both does",)
 
 
 def files(config: Config) -> dict[str, Path]:
