@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests/lab"))
-from hosts import CHECKOUT, Laboratory, laboratory  # noqa: E402
+from hosts import Laboratory, laboratory  # noqa: E402
 
 EXIT_DOCTOR = 2
 PAGE = ROOT / "docs/how-to-cluster.md"
@@ -93,22 +93,6 @@ def lines() -> list[str]:
     return [line for block in blocks for line in block.splitlines() if line.strip()]
 
 
-def fill_in(lab: Laboratory) -> None:
-    """The four marked places of ``cluster.yaml``; and trainings are not nicer than whatever else runs here."""
-    place = lab.folder / f"laptop{CHECKOUT}/cluster.yaml"
-    text = place.read_text()
-    head, *workers = (host.address for host in lab.hosts)
-    for blank, ours in (
-        ("192.0.2.10", head),
-        ("[192.0.2.11, 192.0.2.12]", f"[{', '.join(workers)}]"),
-        ("ssh_user: petscale", "ssh_user: root"),
-        ("PETSCALE_STORAGE=/srv/petscale", f"PETSCALE_STORAGE={lab.shared}"),
-    ):
-        assert blank in text, blank
-        text = text.replace(blank, ours)
-    place.write_text(text)
-
-
 def steps_of(run: Path) -> int:
     """Steps that a run has logged."""
     path = run / "metrics.jsonl"
@@ -144,7 +128,7 @@ def _plain(laptop: Laptop, line: str) -> None:
 
 
 def _up(laptop: Laptop, line: str) -> None:
-    fill_in(laptop.lab)
+    laptop.lab.fill_in(str(laptop.lab.shared))
     laptop.run(line, typed="y\n")
 
 

@@ -93,15 +93,12 @@ def here(folder: Path, steps: int) -> Iterator[dict[str, Callable[[Path], list[s
 @contextmanager
 def hosts(folder: Path, steps: int) -> Iterator[dict[str, Callable[[Path], list[subprocess.Popen[bytes]]]]]:
     """Two hosts, a worker on each."""
-    from hosts import CHECKOUT, laboratory
+    from hosts import laboratory
 
     cores = os.cpu_count() or 1
     with laboratory(2) as lab:
-        first, second = (host.address for host in lab.hosts)
-        path = lab.folder / f"laptop{CHECKOUT}/cluster.yaml"
-        filled = path.read_text().replace("192.0.2.10", first).replace("[192.0.2.11, 192.0.2.12]", f"[{second}]")
-        filled = filled.replace("ssh_user: petscale", "ssh_user: root")
-        path.write_text(filled.replace("PETSCALE_STORAGE=/srv/petscale", f"PETSCALE_STORAGE={folder}"))
+        lab.fill_in(str(folder))
+        first, _ = (host.address for host in lab.hosts)
         done = lab.launch("sh", "-c", "umask 077; ray get-auth-token --generate; exec ray up --yes cluster.yaml")
         assert done.returncode == 0, done.stderr
         deadline = time.monotonic() + 180

@@ -120,6 +120,25 @@ class Laboratory:
         quiet = {"RAY_AUTH_MODE": "token", **SILENT}
         return {**base, **quiet, "LANG": "C.UTF-8", "COLUMNS": "200", **(more or {})}
 
+    def fill_in(self, storage: str) -> None:
+        """Fill in the four marked places of the laptop's ``cluster.yaml``; the first host is the head.
+
+        Args:
+            storage: the folder that all hosts mount; further variables of the hosts' shells may follow.
+        """
+        place = self.folder / f"laptop{CHECKOUT}/cluster.yaml"
+        text = place.read_text()
+        head, *workers = (host.address for host in self.hosts)
+        for blank, ours in (
+            ("192.0.2.10", head),
+            ("[192.0.2.11, 192.0.2.12]", f"[{', '.join(workers)}]"),
+            ("ssh_user: petscale", "ssh_user: root"),
+            ("PETSCALE_STORAGE=/srv/petscale", f"PETSCALE_STORAGE={storage}"),
+        ):
+            assert blank in text, blank
+            text = text.replace(blank, ours)
+        place.write_text(text)
+
     def link(self, host: Host, state: str) -> None:
         """Plug a host's cable in (``up``) or out (``down``)."""
         _ip("-n", f"{self.tag}lan", "link", "set", f"to-{host.name}", state)

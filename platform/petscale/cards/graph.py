@@ -356,11 +356,13 @@ def _translations() -> dict[Any, Callable[..., Any]]:
         return found if keepdim else op.Squeeze(found, list(dim))
 
     def var_mean(values: Any, dim: Sequence[int], correction: float = 1.0, keepdim: bool = False) -> Any:
-        if correction != 0:
-            raise NotImplementedError("a variance that is not biased")
         middle = axis_by_axis(values, dim)
         from_middle = op.Sub(values, middle)
-        found = axis_by_axis(op.Mul(from_middle, from_middle), dim), middle
+        spread = axis_by_axis(op.Mul(from_middle, from_middle), dim)
+        if correction:
+            count = op.CastLike(op.ReduceProd(op.Gather(op.Shape(values), list(dim)), keepdims=0), values)
+            spread = op.Mul(spread, op.Div(count, op.Sub(count, op.CastLike(float(correction), values))))
+        found = spread, middle
         return found if keepdim else tuple(op.Squeeze(one, list(dim)) for one in found)
 
     def var(values: Any, dim: Sequence[int], correction: float = 1.0, keepdim: bool = False) -> Any:

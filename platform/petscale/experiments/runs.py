@@ -17,7 +17,7 @@ DEMO_DRFS = (20.0,)
 
 
 def demo_phantom(seed: int = 0) -> PhantomConfig:
-    """A stylised adult from pelvis to neck, with a dozen lesions: few patients have to teach what one is.
+    """A stylised adult from pelvis to lower head, with a dozen lesions: few patients have to teach what one is.
 
     The voxels are fine enough for the smallest lesion, of 10 mm, to hold a dozen of them.
     """

@@ -250,3 +250,20 @@ def test_single_voxels_may_fall_between_classes_and_no_more(
     else:
         with pytest.raises(InputError, match=r"CKPT_GRAPH card: .* differs from torch's by 0\.2 SUV"):
             graph._compared(b"", {}, wanted, "card")
+
+
+@pytest.mark.parametrize("correction", [0, 1])
+def test_means_and_variances_of_a_graph_are_as_exact_as_torchs(correction: int) -> None:
+    """They are taken axis by axis, the variance with torch's correction or without."""
+
+    class Statistics(torch.nn.Module):
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            axes = (0, 2, 3, 4)
+            mean, var = values.mean(axes), values.var(axes, correction=correction)
+            return torch.cat([mean, var])
+
+    values = 3 + torch.rand(2, 2, 4, 3, 5, generator=torch.Generator().manual_seed(0))
+    content = graph._model(Statistics(), ("values",), {"values": values}, "found", "a test").SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"values": values.numpy()})
+    np.testing.assert_allclose(found, Statistics()(values).numpy(), rtol=1e-6)

@@ -139,17 +139,7 @@ def alone(*words: str, cwd: Path) -> None:
 def cluster() -> Iterator[Cluster]:
     with laboratory() as lab:
         home = lab.folder / f"laptop{CHECKOUT}"
-        filled = (home / "cluster.yaml").read_text()
-        head, *workers = (host.address for host in lab.hosts)
-        for blank, ours in (
-            ("192.0.2.10", head),
-            ("[192.0.2.11, 192.0.2.12]", f"[{', '.join(workers)}]"),
-            ("ssh_user: petscale", "ssh_user: root"),
-            ("PETSCALE_STORAGE=/srv/petscale", f"PETSCALE_STORAGE={lab.shared} {' '.join([*STORE, NOT_NICE])}"),
-        ):
-            assert blank in filled
-            filled = filled.replace(blank, ours)
-        (home / "cluster.yaml").write_text(filled)
+        lab.fill_in(f"{lab.shared} {' '.join([*STORE, NOT_NICE])}")
         package = home / "platform/petscale/__init__.py"
         package.write_text(f'{package.read_text()}\nprint("{OUR_WORDS}")\n')
         secrets = "umask 077; ray get-auth-token --generate; mkdir -p ~/.config/petscale && head -c 32 /dev/urandom"
