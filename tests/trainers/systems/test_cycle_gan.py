@@ -99,7 +99,7 @@ def test_the_rate_falls_to_0_over_the_last_half() -> None:
 
 def test_it_learns_two_images() -> None:
     """What comes back after both directions is soon what was given, and real images are told from generated ones."""
-    # With the paper's weight of 10 the losses rise and fall from step to step, and which step is low is the processor's.
+    # At the paper's weight of 10 losses rise and fall from step to step, and which step is low is the processor's.
     recipe = build(width=4, critic_width=4, lr=5e-3, samples=300, pool=0, lambda_cycle=30.0)
     given = batch(0)
     first, *_, last = [recipe.step(given, step) for step in range(20)]
