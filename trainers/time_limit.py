@@ -52,3 +52,38 @@ class TimeLimit:
     def near(self) -> bool:
         """Whether another step would leave too little time to write a checkpoint and to end."""
         return self.left_s < SPARE * (self._save_s + self._step_s) + END_S
+
+
+class OutOfTimeError(Exception):
+    """Work ended between two of its pieces, to keep a time limit; the pieces that were made are kept."""
+
+
+class Pieces:
+    """Work that keeps every piece that it has made, such as the scores of a case: it ends before a piece that might
+    not be ready in time.
+
+    Args:
+        limit: of all the work; None for no limit.
+        made: whether this command has made anything yet.  The first piece of a command is always made, so that every
+            command gets on.
+    """
+
+    def __init__(self, limit: TimeLimit | None, *, made: bool = False) -> None:
+        self.made = made
+        self._limit, self._longest_s = limit, UNMEASURED_SAVE_S
+        self._began_at: float | None = None
+
+    def begin(self) -> None:
+        """Begin a piece, which ends where the next begins.
+
+        Raises:
+            OutOfTimeError: it might not be ready in time, if it takes as long as the longest one before.
+        """
+        if self._limit is not None:
+            now = self._limit.clock()
+            if self._began_at is not None:
+                self._longest_s = max(self._longest_s, now - self._began_at)
+            if self.made and self._limit.left_s < SPARE * self._longest_s + END_S:
+                raise OutOfTimeError
+            self._began_at = now
+        self.made = True

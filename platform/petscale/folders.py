@@ -11,6 +11,7 @@ EVENTS = "tb"  # TensorBoard's copy of them
 PICTURES = "pictures"  # of a held-out patch, during training
 SYNTHESIS = "synthesis"  # per source image: a cohort of synthesized volumes
 EVALUATION = "evaluation"  # per source image: scores and baselines
+CASES = "cases"  # per source image, and in a trial's run per budget: scores of single cases, until all are there
 PATIENTS = "patients.json"  # in it: who the run's patients are, as keyed hashes, and their nuclides
 CALIBRATION = "calibration"  # per mean of images: of its standard deviation, and how well it holds
 EXTERNAL = "external"  # per other cohort: what synthesis, evaluation and the report are for the run's own

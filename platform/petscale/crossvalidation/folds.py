@@ -25,7 +25,7 @@ from storage import integrity
 from storage.errors import InputError
 from storage.reader import Cases
 from trainers import checkpoint
-from trainers.time_limit import TimeLimit
+from trainers.time_limit import OutOfTimeError, Pieces, TimeLimit
 
 FOLDS_BY_DEFAULT = 5
 
@@ -48,8 +48,8 @@ def train_folds(
         k: number of folds; None for that of the split, of the cohort's own folds (``split.fold_tag``), or 5.
         command: what the user typed, for the record.
         others: further cohorts, read as one with the first.
-        time_limit_s: seconds from now in which to end: the fold that is trained then stops, with a checkpoint, and no
-            other begins; None for no limit.
+        time_limit_s: seconds from now in which to end: the fold that is trained then stops, with a checkpoint, and
+            scoring after a case; no other fold begins.  None for no limit.
 
     Returns:
         Image that the runs start from -> scores of all patients, each by the run that never saw him or her; empty where
@@ -68,16 +68,16 @@ def train_folds(
         if not (folder / FOLDS).is_file():
             integrity.write_json(folder / FOLDS, {**_record(plans), "command": command})
         found = []
-        begun = False
+        pieces = Pieces(limit)  # one at least is trained for a step at least, so that every command gets on
         for number, (plan, one) in enumerate(zip(plans, splits, strict=True), 1):
             run = folder / plan.run.name
             there = (run / WEIGHTS).is_file()
-            if not there and begun and limit and limit.near:
+            if not there and pieces.made and limit and limit.near:
                 return _stopped(f"before fold {number} of {len(plans)}")
             said = "trained already" if there else f"{len(plan.job.roles.train)} cases to train on"
             console.print(f"fold {number} of {len(plans)}: {run.name}, {said}", markup=False, soft_wrap=True)
             if not there:
-                begun = True  # one at least is trained for a step at least, so that every command gets on
+                pieces.made = True
                 told = replace(config, split=one)
                 left_s = limit.left_s if limit else None
                 roles = plan.job.roles
@@ -86,7 +86,10 @@ def train_folds(
                     return {}  # the training has said so
                 if limit and limit.near:
                     return _stopped(f"before the scores of fold {number} of {len(plans)}")
-            found.append(read_evaluations(run, cohort, others=others))
+            try:
+                found.append(read_evaluations(run, cohort, others=others, pieces=pieces))
+            except OutOfTimeError:
+                return _stopped(f"in the scores of fold {number} of {len(plans)}")
         return _gathered(folder, found, plans)
 
 

@@ -1,6 +1,8 @@
 """``petscale evaluate``: synthesize a run's test cases and score them beside the baselines."""
 
+import hashlib
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +21,10 @@ from petscale.evaluation.current import OF_WEIGHTS, is_current, pictured
 from petscale.evaluation.detection import PRESET, as_json, detect_case, search_case, table
 from petscale.evaluation.external import DIGESTS, SEEN, Chosen, check_unchanged, choose_cases, keep_patients, statement
 from petscale.evaluation.fitting import anatomy_of, baseline_from_json, fit_baseline, suited
+from petscale.evaluation.kept_cases import CaseScores, keep, kept
 from petscale.evaluation.scores import SYNTHESIZED, Evaluation, read_evaluation
 from petscale.evaluation.scoring import presets_of, score_stored_case
-from petscale.folders import CONFIG, EVALUATION, GUIDE, SEGMENTER, SYNTHESIS
+from petscale.folders import CASES, CONFIG, EVALUATION, GUIDE, SEGMENTER, SYNTHESIS
 from petscale.inference import Trained, open_run, synthesize_case, tell_notes
 from petscale.plausibility import check_scan, tell, unlike
 from storage import integrity
@@ -41,6 +44,7 @@ from trainers.organ_segmenter import (
     train_segmenter,
 )
 from trainers.systems import RECIPES, sgsgan
+from trainers.time_limit import Pieces
 
 BASELINE = "baseline.json"
 
@@ -206,6 +210,7 @@ def evaluate_run(
     presets: Sequence[str] = (),
     baselines: Path | None = None,
     known: Mapping[str, Evaluation] = MappingProxyType({}),
+    pieces: Pieces | None = None,
 ) -> dict[str, Evaluation]:
     """Score a run from every image fed; tables to the terminal, CSV and JSON to the run's folder.
 
@@ -223,8 +228,11 @@ def evaluate_run(
         baselines: where what needs no network is kept for runs of the same training cases; default: in the run.
         known: image that the run starts from -> scores of the same cases by the same rules and segmenter, from
             another run; those of images that no network made are taken from there.
+        pieces: ends the work between two cases where its time is over; the cases that were scored are kept, and the
+            next call goes on with the others.
 
     Raises:
+        OutOfTimeError: only with ``pieces``.
         InputError: SET_NO_TEST, SET_NO_LABELS, CFG_CHOICE, CKPT_NONE, STORE_DAMAGED and their kin; for another cohort
             SET_COHORT_NAME, and what is wrong with the first case where no case of it can be scored.
     """
@@ -249,8 +257,13 @@ def evaluate_run(
         chosen.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         integrity.write_json(chosen.folder / DIGESTS, {"cases": dict(chosen.digests)})
     results = {}
+    pieces = pieces or Pieces(None)
+    # What the scores of a case depend on is then its voxels, the weights, the baselines and the presets alone.
+    alone = lesions is None and segmenter is None and guide is None and not known
     for source, start in started.items():
         folder = chosen.folder / EVALUATION / source
+        if not (folder / BASELINE).is_file():
+            pieces.begin()
         if chosen.cohort:
             cases = [opened.case(name) for name in start.cases]
             baseline = external_baseline(run, folder.parent, cases, source, config.feed.target, baselines)
@@ -267,6 +280,10 @@ def evaluate_run(
             case = opened.case(name)
             if not chosen.cohort:
                 check_unchanged(opened, name, facts)
+            made_of = _made_of(case, trained, baseline, used)
+            before = kept(folder, name, made_of) if alone else None
+            if before is None:
+                pieces.begin()
             into, differences = chosen.folder / SYNTHESIS, start.differences.get(name, ())
             made = synthesize_case(trained, run, case, source, into=into, differences=differences)
             candidates = candidates_of(case, source, baseline, made)
@@ -274,23 +291,18 @@ def evaluate_run(
             if lesions is not None:
                 scans.append(detect_case(case, case.image(config.feed.target), candidates, lesions))
                 rows += detection.scores(scans[-1], lesions)
-            before = known.get(source)
-            ceilings += ceiling.ceiling_rows(case, source, config.feed.target, *_unscored(before, name, candidates))
-            held = _known(before, name, images)
-            for image in {row.image for row in held}:
-                del candidates[image]
-            with bar("evaluate", 1) as advance:
-                advance(0, f"{name} {source}")
-                rows += held + score_stored_case(
-                    case, config.feed.target, candidates, presets=used, segmenter=segmenter
-                )
-                told, measured = spectra.measure_stored(case, config.feed.target, candidates)
-                rows += told
-                curves.append(measured)
-                if guide is not None:
-                    marks = case.image("labels")
-                    rows += unet_scores(guide, name, {SYNTHESIZED: made}, marks, case.labels)
-                advance(1, f"{name} {source}")
+            if before is None:
+                with bar("evaluate", 1) as advance:
+                    advance(0, f"{name} {source}")
+                    before = _measured(
+                        case, source, config.feed.target, candidates, used, segmenter, guide, known.get(source)
+                    )
+                    advance(1, f"{name} {source}")
+                if alone:
+                    keep(folder, name, images, before, made_of)
+            rows += before.rows
+            ceilings += before.ceilings
+            curves.append(before.spectra or {})
         about: dict[str, Any] = {"source": source, "baseline": baseline.rule, OF_WEIGHTS: [trained.weights]}
         if chosen.cohort:
             about["external"] = _external_facts(opened, chosen, start)
@@ -306,6 +318,7 @@ def evaluate_run(
         results[source] = scored
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         results[source].write(folder)
+        shutil.rmtree(folder / CASES, ignore_errors=True)
         console.print(results[source].table())
         unet, guided = (results[source].unet_table(metric) for metric in (UNET, GUIDED))
         for found in (unet, guided, ceiling.table(results[source])):
@@ -316,6 +329,37 @@ def evaluate_run(
         if put_in is not None:
             console.print(task.table(about["task"]))
     return results
+
+
+def _measured(
+    case: Case,
+    source: str,
+    target: str,
+    candidates: Mapping[str, ImageSource],
+    presets: Sequence[str],
+    segmenter: OrganSegmenter | None,
+    guide: OrganSegmenter | None,
+    known: Evaluation | None,
+) -> CaseScores:
+    """Measure all images of a case, but for those that another run's evaluation holds."""
+    ceilings = ceiling.ceiling_rows(case, source, target, *_unscored(known, case.name, candidates))
+    held = _known(known, case.name, tuple(candidates))
+    there = {row.image for row in held}
+    others = {name: image for name, image in candidates.items() if name not in there}
+    rows = held + score_stored_case(case, target, others, presets=presets, segmenter=segmenter)
+    told, spectra_of = spectra.measure_stored(case, target, others)
+    rows += told
+    if guide is not None:
+        made = {SYNTHESIZED: candidates[SYNTHESIZED]}
+        rows += unet_scores(guide, case.name, made, case.image("labels"), case.labels)
+    return CaseScores(rows=rows, ceilings=ceilings, spectra=spectra_of)
+
+
+def _made_of(case: Case, trained: Trained, baseline: Baseline, presets: Sequence[str]) -> dict[str, str]:
+    """All that the scores of a case depend on where nothing but its images is measured."""
+    fitted = hashlib.sha256(integrity.json_bytes(baseline.to_json())).hexdigest()
+    voxels = str(integrity.manifest(case.folder)["root"])
+    return {"case": voxels, "weights": trained.weights, "baseline": fitted, "presets": " ".join(presets)}
 
 
 @dataclass(frozen=True)
@@ -433,21 +477,24 @@ def _unscored(
     return {name: image for name, image in candidates.items() if name not in there}, rows
 
 
-def read_evaluations(run: Path, cohort: Path, *, others: Sequence[Path] = ()) -> dict[str, Evaluation]:
+def read_evaluations(
+    run: Path, cohort: Path, *, others: Sequence[Path] = (), pieces: Pieces | None = None
+) -> dict[str, Evaluation]:
     """Read what ``evaluate_run`` wrote of these cohorts for the run's present weights, or evaluate it now.
 
     Raises:
+        OutOfTimeError: as ``evaluate_run``, with ``pieces``.
         InputError: those of ``proof.read_proven`` and of ``evaluate_run``.
     """
     config, facts = run_facts(run)
     opened = open_cohorts([cohort, *others])
     chosen = choose_cases(run, facts, opened)
     if chosen.cohort:
-        return read_external(run, cohort, others=others) or evaluate_run(run, cohort, others=others)
+        return read_external(run, cohort, others=others) or evaluate_run(run, cohort, others=others, pieces=pieces)
     found = {source: _fresh(run, run, source, opened) for source in config.feed.source}
     whole = {source: evaluation for source, evaluation in found.items() if evaluation is not None}
     if len(whole) < len(found):
-        return evaluate_run(run, cohort, others=others)
+        return evaluate_run(run, cohort, others=others, pieces=pieces)
     tell_notes(run.name, proof.read_proven(run).notes)
     return whole
 

@@ -128,6 +128,10 @@ class Evaluation:
     def write(self, folder: Path) -> None:
         """Write ``scores.csv`` and ``scores.json`` into an existing folder, each whole or not at all."""
         write_bytes(folder / "scores.csv", self.csv().encode())
+        self.write_json(folder)
+
+    def write_json(self, folder: Path) -> None:
+        """Write ``scores.json`` alone, from which ``read_evaluation`` reads all of it."""
         content = self.json()
         write_json(folder / "scores.json", content | {DIGEST: _digest(content)})
 

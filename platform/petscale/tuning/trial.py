@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -13,9 +14,10 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 
 from petscale import config as configs
+from petscale.evaluation.kept_cases import CaseScores, keep, kept
 from petscale.evaluation.scores import SYNTHESIZED
 from petscale.evaluation.scoring import presets_of, score_stored_case
-from petscale.folders import SCORED, STOPPED
+from petscale.folders import CASES, SCORED, STOPPED
 from petscale.inference import open_run
 from petscale.splits import Roles
 from petscale.training import driver, metrics_export
@@ -30,7 +32,7 @@ from storage.source import SUV, ArraySource
 from trainers.metrics.definitions import Score
 from trainers.synthesize import synthesize
 from trainers.systems import RECIPES
-from trainers.time_limit import TimeLimit
+from trainers.time_limit import OutOfTimeError, Pieces, TimeLimit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,14 +123,32 @@ def _join_alone() -> None:
         )
 
 
-def validation_scores(run: Path, cohort: Cases, cases: Sequence[str]) -> list[Score]:
-    """Synthesize and score the validation patients of a run; a whole volume is held in memory."""
+def validation_scores(
+    run: Path, cohort: Cases, cases: Sequence[str], *, folder: Path | None = None, pieces: Pieces | None = None
+) -> list[Score]:
+    """Synthesize and score the validation patients of a run; a whole volume is held in memory.
+
+    Args:
+        folder: where the scores of single cases are kept until the caller has those of all; None to keep none.
+        pieces: ends the work between two images where its time is over; the next call goes on with those that are left.
+
+    Raises:
+        OutOfTimeError: only with ``pieces``.
+    """
     trained = open_run(run)
     config = trained.config
-    rows = []
+    presets = presets_of(RECIPES[config.recipe].PRESET)
+    rows: list[Score] = []
     for name in cases:
         case = cohort.case(name)
+        made_of = {"case": str(integrity.manifest(case.folder)["root"]), "weights": trained.weights}
         for source in config.feed.source:
+            before = kept(folder / source, name, made_of) if folder else None
+            if before is not None:
+                rows += before.rows
+                continue
+            if pieces is not None:
+                pieces.begin()
             grid = case.image(source).grid
             volume = np.empty(grid.shape, dtype=np.float32)
 
@@ -136,13 +156,11 @@ def validation_scores(run: Path, cohort: Cases, cases: Sequence[str]) -> list[Sc
                 volume[z0 : z0 + len(slab)] = np.maximum(slab, 0)  # noqa: B023
 
             synthesize(trained.synthesizer, case, source, put, device=trained.device)
-            rows += score_stored_case(
-                case,
-                config.feed.target,
-                {SYNTHESIZED: ArraySource(volume, grid, SUV)},
-                presets=presets_of(RECIPES[config.recipe].PRESET),
-                alias=f"{name} {source}",
-            )
+            made = {SYNTHESIZED: ArraySource(volume, grid, SUV)}
+            scored = score_stored_case(case, config.feed.target, made, presets=presets, alias=f"{name} {source}")
+            if folder is not None:
+                keep(folder / source, name, [SYNTHESIZED], CaseScores(rows=scored), made_of)
+            rows += scored
     return rows
 
 
@@ -173,12 +191,16 @@ def train_and_score(job: TrialJob, rung: int) -> dict[str, float] | None:
         waiting = _stopped_at(run) == until  # for its scores alone: made at once, so that every command gets on
         if not train_until(plan, until, limit):
             return None
-        if limit and limit.near and not waiting:
+        opened, place = open_cohorts([Path(job.cohort), *others]), run / CASES / str(rung)
+        try:
+            pieces = Pieces(limit, made=not waiting)
+            rows = validation_scores(run, opened, plan.facts["validation"], folder=place, pieces=pieces)
+        except OutOfTimeError:
             integrity.write_json(run / STOPPED, {"step": until, "steps": plan.num_steps})
             return None
-        rows = validation_scores(run, open_cohorts([Path(job.cohort), *others]), plan.facts["validation"])
         wanted = [objective(name) for name in job.objectives]
         scored[str(rung)] = {o.name: value_of(o, rows, SYNTHESIZED) for o in wanted}
         integrity.write_json(run / SCORED, scored)
+        shutil.rmtree(run / CASES, ignore_errors=True)
         metrics_export.send_scores(run, config.recipe, scored[str(rung)])
     return scored[str(rung)]

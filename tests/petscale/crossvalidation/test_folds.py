@@ -34,6 +34,7 @@ from trainers import checkpoint, time_limit
 from trainers.engine import plain_engine, plain_engines
 from trainers.metrics.presets import BODY_PSNR
 from trainers.systems import RECIPES
+from trainers.time_limit import Pieces
 
 OPTIONS = [
     "--recipe",
@@ -193,7 +194,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         worker.train_worker(replace(plan.job, stop_in_s=left_s, told_at=time.time()).to_json())
         driver.raise_refusal(plan.run)
 
-    def read(run: Path, cohort: Path, *, others: Sequence[Path]) -> dict[str, Any]:
+    def read(run: Path, cohort: Path, *, others: Sequence[Path], pieces: Pieces) -> dict[str, Any]:
         assert (run / WEIGHTS).is_file()
         asked.append(run.name)
         return {}
@@ -240,7 +241,7 @@ def test_near_its_time_limit_no_other_fold_begins(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def read(run: Path, cohort: Path, *, others: Sequence[Path]) -> dict[str, Any]:
+    def read(run: Path, cohort: Path, *, others: Sequence[Path], pieces: Pieces) -> dict[str, Any]:
         scored.append(run.name)
         monkeypatch.setattr(time_limit, "END_S", 1e9)  # the time is over now
         return {}
@@ -252,6 +253,37 @@ def test_near_its_time_limit_no_other_fold_begins(
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == "stopped in time before fold 2 of 2; the same command continues"
     assert not (tmp_path / "cv" / "fold-1").exists()
+
+
+def test_scores_that_are_not_ready_in_time_are_gone_on_with(
+    cohort: Path,
+    tmp_path: Path,
+    scored: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    left = 2
+
+    def read(run: Path, cohort: Path, *, others: Sequence[Path], pieces: Pieces) -> dict[str, Any]:
+        nonlocal left
+        while left:
+            pieces.begin()
+            left -= 1
+            scored.append(run.name)
+            monkeypatch.setattr(time_limit, "END_S", 1e9)  # the time is over now
+        return {}
+
+    monkeypatch.setattr(crossvalidation, "read_evaluations", read)
+    short = ["--k", "2", "--recipe.samples", "8", "--loop.picture-every", "0"]
+    main(folds(cohort, tmp_path / "cv", *short, "--time-limit", "1d"))
+    assert scored == ["fold-0"]
+    assert not (tmp_path / "cv" / "fold-1").exists()
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "stopped in time in the scores of fold 1 of 2; the same command continues"
+    main(folds(cohort, tmp_path / "cv", *short, "--time-limit", "1d"))
+    assert scored == ["fold-0"] * 2, "one case at least in every command"
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "stopped in time before fold 2 of 2; the same command continues"
 
 
 class Tagged:

@@ -1,6 +1,7 @@
 """A run against its test cases: what no network made is scored once, the Unet-score's U-Net is made once."""
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,19 +13,20 @@ from untrained_runs import prove
 
 from petscale import proof
 from petscale.evaluation import run as evaluating
-from petscale.evaluation import task
+from petscale.evaluation import scoring, task
 from petscale.evaluation.scores import REFERENCE
 from petscale.folders import CONFIG, EVALUATION, GUIDE, WEIGHTS
 from storage import integrity
 from storage.errors import InputError
 from storage.ingest import CasePlan, ingest
-from storage.reader import open_cohort
+from storage.reader import Case, open_cohort
 from storage.source import ImageSource
 from trainers import checkpoint
 from trainers.metrics import streaming
 from trainers.metrics.definitions import Score
 from trainers.organ_segmenter import OrganSegmenterConfig
 from trainers.systems.sgsgan.networks import Segmenter
+from trainers.time_limit import OutOfTimeError, Pieces, TimeLimit
 
 
 @pytest.fixture
@@ -57,6 +59,39 @@ def test_scores_of_untrained_images_are_taken_over_and_not_made_again(
     assert asked == [["synthesized"]]
     assert again.images == whole["low_drf4"].images
     assert sorted(map(repr, again.rows)) == sorted(map(repr, whole["low_drf4"].rows))
+
+
+def test_scoring_that_is_broken_off_after_any_case_goes_on_and_ends_as_without(
+    tested: Path, cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = open_cohort(cohort).cases
+    facts = json.loads((tested / CONFIG).read_bytes()) | {"train": names[2:], "test": names[:2]}
+    (tested / CONFIG).write_text(json.dumps(facts))
+    prove(tested)
+    straight = tmp_path / "straight"
+    shutil.copytree(tested, straight)
+    expected = evaluating.evaluate_run(straight, cohort)["low_drf4"]
+    asked: list[str] = []
+    real = scoring.score_stored_case
+
+    def watched(case: Case, *rest: Any, **options: Any) -> list[Score]:
+        asked.append(case.name)
+        return real(case, *rest, **options)
+
+    monkeypatch.setattr(evaluating, "score_stored_case", watched)
+    folder = tested / EVALUATION / "low_drf4"
+    done: tuple[tuple[str, ...], ...] = ((), names[:1])
+    for scored in done:  # the baselines are the first piece of work
+        with pytest.raises(OutOfTimeError):
+            evaluating.read_evaluations(tested, cohort, pieces=Pieces(TimeLimit(0.0)))
+        assert asked == list(scored)
+        assert not (folder / "scores.json").exists()
+    found = evaluating.read_evaluations(tested, cohort, pieces=Pieces(TimeLimit(0.0)))["low_drf4"]
+    assert asked == list(names[:2]), "every case is scored once"
+    assert found.json() == expected.json()
+    ours, theirs = (place / EVALUATION / "low_drf4" for place in (tested, straight))
+    assert sorted(path.name for path in ours.iterdir()) == sorted(path.name for path in theirs.iterdir())
+    assert (ours / "scores.json").read_bytes() == (theirs / "scores.json").read_bytes()
 
 
 def test_a_gaussian_of_another_width_is_scored_anew(tested: Path, cohort: Path) -> None:

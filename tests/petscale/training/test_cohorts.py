@@ -138,7 +138,7 @@ def test_a_search_takes_several(cohort: Path, make: Make, tmp_path: Path, monkey
 
     monkeypatch.setattr(trial, "train_until", train_until)
 
-    def validation_scores(run: Path, found: Cases, cases: Sequence[str]) -> list[Score]:
+    def validation_scores(run: Path, found: Cases, cases: Sequence[str], **_: object) -> list[Score]:
         scored.append(found.cases)
         return []
 
