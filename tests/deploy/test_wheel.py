@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tomllib
 import venv
 import zipfile
@@ -42,6 +43,8 @@ MODULES = {"storage", "storage.suv", "storage.remote", "storage.remote.store", "
 CODE = {".py", ".j2", ".js", ".safetensors"}
 BESIDE = (
     "storage/patients.xlsx",
+    "deploy/supply/key.txt",
+    "patients.csv",
     "storage/pet/IM0001",
     "trainers/weights.safetensors",
     "platform/petscale/scan.nii.gz",
@@ -61,8 +64,8 @@ def hook() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """The wheel that hatchling makes of a copy of this checkout in which more lies than code."""
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of this checkout in which more lies than code."""
     copy = tmp_path_factory.mktemp("checkout")
     target = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]
     for name in target["packages"]:
@@ -74,11 +77,35 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     for name in BESIDE:
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).touch()
-    words = [sys.executable, "-m", "hatchling", "build", "-t", "wheel"]
-    done = subprocess.run(words, cwd=copy, capture_output=True, text=True)
+    return copy
+
+
+def built(kind: str, folder: Path) -> Path:
+    """The wheel or sdist that hatchling makes of a folder."""
+    words = [sys.executable, "-m", "hatchling", "build", "-t", kind]
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    (path,) = (copy / "dist").iterdir()
-    return zipfile.ZipFile(path)
+    (path,) = (folder / "dist").glob("*.whl" if kind == "wheel" else "*.tar.gz")
+    return path
+
+
+@pytest.fixture(scope="module")
+def wheel(checkout: Path) -> zipfile.ZipFile:
+    return zipfile.ZipFile(built("wheel", checkout))
+
+
+def test_an_sdist_holds_code_alone_and_gives_the_same_wheel(
+    checkout: Path, wheel: zipfile.ZipFile, tmp_path: Path
+) -> None:
+    with tarfile.open(built("sdist", checkout)) as archive:
+        names = {PurePosixPath(name).relative_to(f"petscale-{VERSION}") for name in archive.getnames()}
+        archive.extractall(tmp_path, filter="data")
+    beside = {str(name) for name in names if name.suffix not in CODE}
+    assert beside <= {"LICENSE", "PKG-INFO", "README.md", "pyproject.toml", ".gitignore"}
+    assert not {str(name) for name in names} & set(BESIDE)
+    again = zipfile.ZipFile(built("wheel", tmp_path / f"petscale-{VERSION}"))
+    assert again.namelist() == wheel.namelist()
+    assert all(again.read(name) == wheel.read(name) for name in wheel.namelist())
 
 
 class Installed:
