@@ -1,12 +1,17 @@
 """The lines of docs/how-to-cluster.md as they stand there, on three hosts of this machine (tests/lab/hosts.py).
 
     python benchmarks/cluster_as_printed.py
+    python benchmarks/cluster_as_printed.py --certificates
+
+With ``--certificates`` the cluster is started as docs/security.md says of certificates for Ray: the page's line makes
+them, and ``cluster.yaml`` copies them.  Ray's head must then answer who has them, and nobody else.
 
 What the page says to fill in is filled in; the first line, which clones and installs, is replaced by a copy of this
 checkout and its environment.  The page's trainings and its sweep take hours on two cores: each is given up by the lines
 that the page has for it once it has logged a step, or a trial its first, and its job must then be gone from every host.
 """
 
+import argparse
 import json
 import os
 import re
@@ -21,10 +26,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests/lab"))
-from hosts import Laboratory, laboratory  # noqa: E402
+from hosts import CHECKOUT, Laboratory, laboratory  # noqa: E402
 
 EXIT_DOCTOR = 2
 PAGE = ROOT / "docs/how-to-cluster.md"
+SECURITY = ROOT / "docs/security.md"
+TLS_LINE = '  # "~/.config/petscale/tls"'  # of cluster.yaml, to be uncommented
 
 
 @dataclass
@@ -32,6 +39,7 @@ class Laptop:
     """The shell of the page: what was exported stays; every line that ran is a row of the table."""
 
     lab: Laboratory
+    certificates: bool = False
     exported: list[str] = field(default_factory=list)
     rows: list[tuple[str, str, float]] = field(default_factory=list)
 
@@ -87,9 +95,9 @@ class Laptop:
         print(f"{self.rows[-1][2]:6.0f} s  {line}: {what}", file=sys.stderr, flush=True)
 
 
-def lines() -> list[str]:
-    """The page's lines, in order."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", PAGE.read_text(), flags=re.DOTALL | re.MULTILINE)
+def lines(page: Path) -> list[str]:
+    """A page's lines, in order."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     return [line for block in blocks for line in block.splitlines() if line.strip()]
 
 
@@ -129,7 +137,50 @@ def _plain(laptop: Laptop, line: str) -> None:
 
 def _up(laptop: Laptop, line: str) -> None:
     laptop.lab.fill_in(str(laptop.lab.shared))
+    if laptop.certificates:
+        _certified(laptop)
     laptop.run(line, typed="y\n")
+    if laptop.certificates:
+        wait_for(lambda: _cores(laptop.run(STATUS)) == len(laptop.lab.hosts) * (os.cpu_count() or 1), 180, "all hosts")
+        _encrypted(laptop)
+
+
+STATUS = "ray exec cluster.yaml 'ray status'"
+
+
+def _certified(laptop: Laptop) -> None:
+    """Make the certificates by the page's line, with the hosts' addresses, and let ``cluster.yaml`` copy them."""
+    (line,) = [line for line in lines(SECURITY) if line.startswith("petscale certificates")]
+    words = line[: line.index("--hosts")]
+    laptop.run(f"{words}--hosts {' '.join(host.address for host in laptop.lab.hosts)}")
+    place = laptop.lab.folder / f"laptop{CHECKOUT}/cluster.yaml"
+    text = place.read_text()
+    assert TLS_LINE in text
+    place.write_text(text.replace(TLS_LINE, TLS_LINE.replace("# ", "")))
+
+
+def _encrypted(laptop: Laptop) -> None:
+    """Ask Ray's head with a certificate, without one, and without encryption."""
+    head = laptop.lab.hosts[0]
+    ask = f"openssl s_client -connect {head.address}:6379 -verify_return_error -CAfile {TLS}/authority.crt"
+    ours = f"-cert {TLS}/cluster.crt -key {TLS}/cluster.key"
+    for options, answered, what in (
+        (f"{ours} -alpn h2", True, "answers with its certificate"),
+        ("-alpn h2", False, "refuses who has none"),
+    ):
+        line = f"(sleep 2) | timeout 20 {ask} {options} 2>&1; true"
+        said = laptop.run(line)
+        assert "Verify return code: 0 (ok)" in said, said
+        assert ("alert certificate required" in said) is not answered, said
+        laptop.rows[-1] = (f"openssl s_client -connect HEAD:6379 {options.split()[0]}", what, laptop.rows[-1][2])
+    plain = f"unset RAY_USE_TLS; timeout 60 ray status --address {head.address}:6379"
+    began = time.monotonic()
+    said = head.run(plain)
+    assert said.returncode != 0, said.stdout + said.stderr
+    laptop.seen("ray status, without encryption", "refused", began)
+
+
+TLS = "~/.config/petscale/tls"
 
 
 def _down(laptop: Laptop, line: str) -> None:
@@ -221,13 +272,16 @@ def wait_for(met: Callable[[], bool], seconds: float, what: str) -> None:
 
 def main() -> None:
     """Follow the page, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--certificates", action="store_true", help="encrypt Ray's traffic")
+    certificates = parser.parse_args().certificates
     signal.signal(signal.SIGINT, signal.default_int_handler)  # else Ctrl-C does nothing to what a job of a shell starts
-    printed = lines()
+    printed = lines(PAGE)
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.strip()
     with laboratory() as lab:
-        laptop = Laptop(lab)
+        laptop = Laptop(lab, certificates)
         try:
             follow(laptop, printed)
             time.sleep(100)  # the workers notice the head's end within a minute and a half
