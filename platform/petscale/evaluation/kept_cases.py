@@ -3,11 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from petscale.environment import commit
 from petscale.evaluation import ceiling
 from petscale.evaluation.scores import Evaluation, read_evaluation
 from petscale.folders import CASES
@@ -40,13 +43,13 @@ def keep(folder: Path, case: str, images: Sequence[str], scored: CaseScores, mad
         folder: of the scores of all cases; it is made where it is not there.
         case: its name.
         images: the scored ones.
-        made_of: what the scores depend on, name -> digest or name.
+        made_of: what the scores depend on beside petscale's code, name -> digest or name.
     """
     if any(math.isinf(value) for row in scored.rows for value in (row.value, row.range_value) if value is not None):
         return
     place = folder / CASES / case
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
-    about: dict[str, Any] = {MADE_OF: dict(made_of), CEILINGS: list(scored.ceilings)}
+    about: dict[str, Any] = {MADE_OF: {**made_of, "code": _code()}, CEILINGS: list(scored.ceilings)}
     if scored.spectra is not None:
         about[SPECTRA] = {name: _spectra_json(one) for name, one in scored.spectra.items()}
     Evaluation(tuple(scored.rows), tuple(images), (case,), about).write_json(place)
@@ -57,13 +60,19 @@ def kept(folder: Path, case: str, made_of: Mapping[str, str]) -> CaseScores | No
     try:
         found = read_evaluation(folder / CASES / case)
         about: Any = found.metadata
-        if about[MADE_OF] != dict(made_of):
+        if about[MADE_OF] != {**made_of, "code": _code()}:
             return None
         spectra = about.get(SPECTRA)
         curves = None if spectra is None else {name: _spectra(one) for name, one in spectra.items()}
         return CaseScores(rows=found.rows, ceilings=about[CEILINGS], spectra=curves)
     except (InputError, KeyError, TypeError, ValueError, AttributeError):
         return None  # whatever it is, the case is scored anew
+
+
+@cache
+def _code() -> str:
+    """Version of petscale, and its commit where it runs from a checkout: other code may score otherwise."""
+    return f"{version('petscale')} {commit()}".rstrip()
 
 
 def _spectra_json(spectra: Spectra) -> dict[str, Any]:

@@ -284,6 +284,8 @@ def evaluate_run(
             before = kept(folder, name, made_of) if alone else None
             if before is None:
                 pieces.begin()
+            else:
+                console.print(f"evaluate: {name} {source} was scored before", markup=False, soft_wrap=True)
             into, differences = chosen.folder / SYNTHESIS, start.differences.get(name, ())
             made = synthesize_case(trained, run, case, source, into=into, differences=differences)
             candidates = candidates_of(case, source, baseline, made)
@@ -318,7 +320,6 @@ def evaluate_run(
         results[source] = scored
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         results[source].write(folder)
-        shutil.rmtree(folder / CASES, ignore_errors=True)
         console.print(results[source].table())
         unet, guided = (results[source].unet_table(metric) for metric in (UNET, GUIDED))
         for found in (unet, guided, ceiling.table(results[source])):
@@ -328,6 +329,8 @@ def evaluate_run(
             console.print(table(about["detection"]))
         if put_in is not None:
             console.print(task.table(about["task"]))
+    for source in started:  # not before all are written: the next call begins with the first again
+        shutil.rmtree(chosen.folder / EVALUATION / source / CASES, ignore_errors=True)
     return results
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from petscale.evaluation import kept_cases
 from petscale.evaluation.kept_cases import CaseScores, keep, kept
 from petscale.folders import CASES
 from trainers.metrics.definitions import Score
@@ -55,6 +56,12 @@ def test_damaged_scores_are_made_anew(tmp_path: Path, old: bytes, new: bytes) ->
     content = path.read_bytes()
     assert old in content
     path.write_bytes(content.replace(old, new))
+    assert kept(tmp_path, "one", MADE_OF) is None
+
+
+def test_scores_by_other_code_are_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep(tmp_path, "one", ["low"], CaseScores(rows=ROWS), MADE_OF)
+    monkeypatch.setattr(kept_cases, "_code", lambda: "0.2.0")
     assert kept(tmp_path, "one", MADE_OF) is None
 
 

@@ -15,7 +15,7 @@ from petscale import proof
 from petscale.evaluation import run as evaluating
 from petscale.evaluation import scoring, task
 from petscale.evaluation.scores import REFERENCE
-from petscale.folders import CONFIG, EVALUATION, GUIDE, WEIGHTS
+from petscale.folders import CASES, CONFIG, EVALUATION, GUIDE, WEIGHTS
 from storage import integrity
 from storage.errors import InputError
 from storage.ingest import CasePlan, ingest
@@ -62,7 +62,11 @@ def test_scores_of_untrained_images_are_taken_over_and_not_made_again(
 
 
 def test_scoring_that_is_broken_off_after_any_case_goes_on_and_ends_as_without(
-    tested: Path, cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tested: Path,
+    cohort: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     names = open_cohort(cohort).cases
     facts = json.loads((tested / CONFIG).read_bytes()) | {"train": names[2:], "test": names[:2]}
@@ -88,10 +92,32 @@ def test_scoring_that_is_broken_off_after_any_case_goes_on_and_ends_as_without(
         assert not (folder / "scores.json").exists()
     found = evaluating.read_evaluations(tested, cohort, pieces=Pieces(TimeLimit(0.0)))["low_drf4"]
     assert asked == list(names[:2]), "every case is scored once"
+    assert f"evaluate: {names[0]} low_drf4 was scored before\n" in capsys.readouterr().err
     assert found.json() == expected.json()
     ours, theirs = (place / EVALUATION / "low_drf4" for place in (tested, straight))
     assert sorted(path.name for path in ours.iterdir()) == sorted(path.name for path in theirs.iterdir())
     assert (ours / "scores.json").read_bytes() == (theirs / "scores.json").read_bytes()
+
+
+def test_with_two_images_to_start_from_every_case_is_scored_once(
+    tested: Path, cohort: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    real = scoring.score_stored_case
+
+    def watched(case: Case, target: str, candidates: Mapping[str, ImageSource], **options: Any) -> list[Score]:
+        asked.append(next(iter(candidates)))
+        return real(case, target, candidates, **options)
+
+    monkeypatch.setattr(evaluating, "score_stored_case", watched)
+    sources = ("low_drf4", "full")  # each has its baselines and one case to score
+    for _ in range(3):
+        with pytest.raises(OutOfTimeError):
+            evaluating.evaluate_run(tested, cohort, sources=sources, pieces=Pieces(TimeLimit(0.0)))
+    found = evaluating.evaluate_run(tested, cohort, sources=sources, pieces=Pieces(TimeLimit(0.0)))
+    assert tuple(found) == sources
+    assert len(asked) == 2
+    assert not list((tested / EVALUATION).glob(f"*/{CASES}"))
 
 
 def test_a_gaussian_of_another_width_is_scored_anew(tested: Path, cohort: Path) -> None:
