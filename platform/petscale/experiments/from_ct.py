@@ -124,8 +124,8 @@ def virtual_pet_rows(size: Size) -> Experiment:
     lesions = DetectionConfig(organs=("liver", "cyst"))
     shown: dict[str, Any] = {"region": "liver and cyst", "preset": "detection"}
     columns = (
-        Column(label="TPR", metric=TPR, mask=lesions.text(), **shown),
-        Column(label="false positives", metric=FALSE, mask=lesions.text(), **shown),
+        Column(label="TPR", metric=TPR, mask=lesions.key, **shown),
+        Column(label="false positives", metric=FALSE, mask=lesions.key, **shown),
         Column(label="gradient energy", metric=SHARPNESS, **shown),
         Column(label="PSNR body", metric="PSNR", region="body", preset="native", mask=INSIDE),
         Column(label="MAE lesions", metric="MAE", region="lesions", preset="native", mask=INSIDE),

@@ -3,19 +3,23 @@
 import dataclasses
 from collections.abc import Mapping
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from petscale import config as configs
 from petscale.commands import experiment as command
 from petscale.evaluation.baselines import BY_HU, INPUT
-from petscale.evaluation.detection import PRESET
+from petscale.evaluation.detection import PRESET, scores
 from petscale.experiments import EXPERIMENTS
 from petscale.experiments.design import CONTENT, Experiment, PhantomCohort, Published, Row
 from petscale.experiments.digests import digest_of
 from petscale.experiments.rows import Size
 from petscale.experiments.runner import presets_in
 from storage.phantom import LABEL_NAMES, facts_of
+from trainers.metrics.definitions import Score
+from trainers.metrics.detection import DetectionConfig
 from trainers.metrics.presets import PRESETS
 from trainers.metrics.slices import CHECKERBOARDS, ms_ssim_definition
 from trainers.systems import RECIPES
@@ -125,6 +129,14 @@ def _patch(row: Row) -> tuple[int, ...]:
     return (1, model.window, model.window) if hasattr(model, "window") else model.patch
 
 
+def detected(lesions: DetectionConfig) -> list[Score]:
+    """The scores of one image in which a lesion was found, as an evaluation keeps them."""
+    found = SimpleNamespace(at=SimpleNamespace(found=lambda matching: [True], false=lambda matching: 0))
+    real = SimpleNamespace(gradient_energy_ratio=1.0, high_frequency_ratio=1.0)
+    scan: Any = SimpleNamespace(case="one", founds={"low": found}, realism={"low": real})
+    return scores(scan, lesions)
+
+
 def test_columns_are_scores_that_are_computed(made: Experiment) -> None:
     own = {RECIPES[row.config.recipe].PRESET for row in made.rows}
     presets = {"native", *presets_in(made)}
@@ -136,8 +148,13 @@ def test_columns_are_scores_that_are_computed(made: Experiment) -> None:
     for column in made.columns:
         if column.preset == PRESET:
             assert made.lesions is not None
-            assert column.region == " and ".join(made.lesions.organs)
-            assert column.mask in ("", made.lesions.text())
+            found = [
+                row
+                for row in detected(made.lesions)
+                if (row.definition.metric, row.region) == (column.metric, column.region)
+                and column.mask in ("", row.definition.mask)
+            ]
+            assert len(found) == 1, column.label
         elif column.metric == CONTENT:
             assert any("CD" in caveat and "VGG-16" in caveat for caveat in made.caveats)
         elif not column.metric.startswith("Unet-score"):
