@@ -165,6 +165,8 @@ def markdown(experiment: Experiment, scores: Scores, facts: Mapping[str, Any], n
     for column in experiment.columns:
         units = f" [{column.units}]" if column.units else ""
         text += [f"## {column.label}{units}, {'higher' if column.sign > 0 else 'lower'} is better", ""]
+        if done and not any(columns.get(column.label) for columns in scores.values()):
+            text += ["**No image has this score: it was not computed.**", ""]
         header = ("row", "ours", "paper", "gain", "over", "p", *(["gain by network", "p"] if seeded else []))
         text += [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
         for line in _lines(experiment, scores):

@@ -234,6 +234,9 @@ def test_folds_within_a_time_limit_go_on_and_end_as_without(
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
+SHORT = ["--k", "2", "--recipe.samples", "8", "--loop.picture-every", "0", "--time-limit", "1d"]
+
+
 def test_near_its_time_limit_no_other_fold_begins(
     cohort: Path,
     tmp_path: Path,
@@ -247,8 +250,7 @@ def test_near_its_time_limit_no_other_fold_begins(
         return {}
 
     monkeypatch.setattr(crossvalidation, "read_evaluations", read)
-    short = ["--k", "2", "--recipe.samples", "8", "--loop.picture-every", "0"]
-    main(folds(cohort, tmp_path / "cv", *short, "--time-limit", "1d"))
+    main(folds(cohort, tmp_path / "cv", *SHORT))
     assert scored == ["fold-0"]
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == "stopped in time before fold 2 of 2; the same command continues"
@@ -274,13 +276,12 @@ def test_scores_that_are_not_ready_in_time_are_gone_on_with(
         return {}
 
     monkeypatch.setattr(crossvalidation, "read_evaluations", read)
-    short = ["--k", "2", "--recipe.samples", "8", "--loop.picture-every", "0"]
-    main(folds(cohort, tmp_path / "cv", *short, "--time-limit", "1d"))
+    main(folds(cohort, tmp_path / "cv", *SHORT))
     assert scored == ["fold-0"]
     assert not (tmp_path / "cv" / "fold-1").exists()
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == "stopped in time in the scores of fold 1 of 2; the same command continues"
-    main(folds(cohort, tmp_path / "cv", *short, "--time-limit", "1d"))
+    main(folds(cohort, tmp_path / "cv", *SHORT))
     assert scored == ["fold-0"] * 2, "one case at least in every command"
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == "stopped in time before fold 2 of 2; the same command continues"

@@ -17,6 +17,7 @@ from petscale.experiments.design import CONTENT, Experiment, PhantomCohort, Publ
 from petscale.experiments.digests import digest_of
 from petscale.experiments.rows import Size
 from petscale.experiments.runner import presets_in
+from petscale.experiments.table import markdown
 from storage.phantom import LABEL_NAMES, facts_of
 from trainers.metrics.definitions import Score
 from trainers.metrics.detection import DetectionConfig
@@ -370,3 +371,13 @@ def test_published_numbers() -> None:
     assert paper(deep, "10 stages") == {"SSIM": (0.9245, None), "PSNR": (28.9168, None), "MAE": (0.0097, None)}
     assert paper(deep, "dense cascade")["PSNR"] == (28.763, None)
     assert paper(virtual, "blended") == {"TPR": (0.923, None), "false positives": (0.25, None)}
+
+
+def test_a_column_that_no_image_has_is_said_to_be_missing() -> None:
+    made = EXPERIMENTS["cascade_table4"]("small")
+    first, *others = made.columns
+    scores = {row.name: {column.label: {"one": 1.0} for column in others} for row in made.rows}
+    text = markdown(made, scores, {"command": "petscale experiment cascade_table4"}, {})
+    _, after = text.split(f"## {first.label}", 1)
+    assert "**No image has this score: it was not computed.**" in after.split("## ", 1)[0]
+    assert text.count("No image has this score") == 1
